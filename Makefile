@@ -1,0 +1,26 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types unit clean
+
+demo: .venv/installed
+	$(BIN)/qrdali demo --out demo
+
+test: lint types unit
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+unit: .venv/installed
+	$(BIN)/pytest
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info demo

@@ -1,0 +1,108 @@
+"""`qrdali data`: generate, index and look at data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def data() -> None:
+    """Make and look at data sets.
+
+    \b
+    Example:
+      qrdali data shapes images
+      qrdali data index images --out data
+      qrdali data info data
+    """
+
+
+@data.command()
+@click.argument("root", type=click.Path())
+@click.option("--classes", default=20, show_default=True)
+@click.option("--train", default=50, show_default=True, help="Pictures per class.")
+@click.option("--val", default=10, show_default=True, help="Pictures per class.")
+@click.option("--test", default=10, show_default=True, help="Pictures per class.")
+@click.option("--size", default="500x375", show_default=True, help="WIDTHxHEIGHT; half of the pictures stand upright.")
+@click.option("--seed", default=0, show_default=True)
+def shapes(root: str, classes: int, train: int, val: int, test: int, size: str, seed: int) -> None:
+    """Generate JPEG pictures of coloured, textured shapes on cluttered backgrounds into ROOT.
+
+    \b
+    Example: qrdali data shapes images --classes 20 --train 50
+    """
+    from qrdali.cli.terminal import Bar, say
+    from qrdali.data.shapes import ShapesSpec, generate
+
+    width, cross, height = size.partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal() and len(size) < 12):
+        raise click.UsageError(f"--size is {size!r}: give WIDTHxHEIGHT such as 500x375")
+    spec = ShapesSpec(classes, train, val, test, (int(width), int(height)), seed)
+    with Bar("generate", spec.total, "files") as bar:
+        files = generate(Path(root), spec, progress=bar.advance)
+    say(f"{files} files of {classes} classes in {root}; next: qrdali data index {root} --out DATASET")
+
+
+@data.command()
+@click.argument("root", type=click.Path())
+@click.option("--out", required=True, type=click.Path(), help="New folder for the data set.")
+@click.option("--no-verify", is_flag=True, help="Read headers only; broken files are found in training then.")
+@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
+def index(root: str, out: str, no_verify: bool, threads: int | None) -> None:
+    """Index ROOT/train, val, test (any of them, each with class folders) into the data set OUT. Images stay in place.
+
+    Every file is decoded once; what fails is listed with its reason in OUT/rejected.tsv and never enters the index.
+
+    \b
+    Example: qrdali data index images --out data
+    """
+    from qrdali.cli.terminal import Bar, say
+    from qrdali.data.scan import build, count
+
+    with Bar("index", count(Path(root)), "files") as bar:
+        summary = build(Path(root), Path(out), verify=not no_verify, threads=threads,
+                        progress=lambda split, files: bar.advance(files, split))
+    say(f"{', '.join(f'{split} {images}' for split, images in summary.images.items())} images of "
+        f"{len(summary.classes)} classes in {out}" + (f"; {summary.rejected} rejected, see {out}/rejected.tsv" if summary.rejected else ""))
+
+
+@data.command()
+@click.argument("dataset", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def info(dataset: str, as_json: bool) -> None:
+    """Classes, images and sizes of a data set.
+
+    \b
+    Example: qrdali data info data --json
+    """
+    import numpy as np
+
+    from qrdali.cli.terminal import emit, say
+    from qrdali.data.index import Dataset
+
+    opened = Dataset.open(Path(dataset))
+    splits = {}
+    for split in opened.splits:
+        rows = opened.index(split)
+        every = np.arange(len(rows))
+        labels, sizes = np.bincount(rows.labels(every), minlength=len(opened.classes)), rows.sizes(every)
+        splits[split] = {
+            "images": len(rows), "per_class_min": int(labels.min()), "per_class_max": int(labels.max()),
+            "width": [int(f(sizes[:, 1])) for f in (np.min, np.median, np.max)],
+            "height": [int(f(sizes[:, 0])) for f in (np.min, np.median, np.max)]}
+    rejected_file = opened.folder / "rejected.tsv"
+    rejected = 0
+    if rejected_file.exists():
+        with open(rejected_file, encoding="utf-8") as lines:
+            rejected = sum(1 for _ in lines) - 1
+    if as_json:
+        emit({"classes": list(opened.classes), "splits": splits, "rejected": rejected})
+        return
+    say(f"{len(opened.classes)} classes: {', '.join(opened.classes[:5])}{', …' if len(opened.classes) > 5 else ''}")
+    for split, row in splits.items():
+        w, h = row["width"], row["height"]
+        say(f"{split:5}  {row['images']:>9,} images, {row['per_class_min']}–{row['per_class_max']} per class, "
+            f"width {w[0]}–{w[2]} (median {w[1]}), height {h[0]}–{h[2]} (median {h[1]})")  # type: ignore[index]
+    say(f"rejected files: {rejected}")

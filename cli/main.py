@@ -1,0 +1,74 @@
+"""The `qrdali` group, and one line for every failure."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from qrdali import __version__
+from qrdali.errors import InputError, RunError, printable
+
+COMMANDS = {
+    "demo": "Generate pictures, index, train shared and baseline: minutes on a CPU.",
+    "models": "Names, parameters, cost and input size of networks.",
+    "preview": "A contact sheet of one image: every reduction at every level.",
+    "data": "Make and look at data sets.",
+    "train": "Train a classifier by one of the methods.",
+    "evaluate": "Accuracy of a run on a split.",
+    "bench": "Measure speed.",
+}
+
+
+class _Lazy(click.Group):
+    """Imports a command's file when the command is asked for, so that --help answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"qrdali.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="qrdali")
+def cli() -> None:
+    """Train image classifiers on quality-reduced images and ask how little information they need.
+
+    \b
+    Begin with:  qrdali demo
+    """
+
+
+def main() -> None:
+    """The entry point. Exit status: 2 for usage, 1 for a failed run, 130 and 143 after SIGINT and SIGTERM."""
+    try:
+        status = cli.main(prog_name="qrdali", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(2)
+    except click.UsageError as error:
+        hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
+        _fail(error.format_message() + hint, 2)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except InputError as error:
+        _fail(str(error), 2)
+    except (RunError, OSError) as error:
+        _fail(str(error), 1)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", 130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"qrdali: error: {printable(message)}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,83 @@
+"""`qrdali preview`: a contact sheet of one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+ROWS = ("color", "crop", "resolution", "combination")
+COLUMNS = 8
+_CELL, _GAP, _CAPTION, _MARGIN = 176, 12, 20, 116
+
+
+@click.command()
+@click.argument("image", type=click.Path())
+@click.option("--out", required=True, type=click.Path(), help="PNG file to write.")
+@click.option("--step", default=0.25, show_default=True, help="Grid of qualities, 1/n.")
+def preview(image: str, out: str, step: float) -> None:
+    """A contact sheet: a row per reduction, a column per level, the entropy quotient under each picture.
+
+    \b
+    Example: qrdali preview cat.jpg --out sheet.png
+    """
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    from qrdali.cli.terminal import say
+    from qrdali.data.scan import examine
+    from qrdali.entropy import encoder, entropy
+    from qrdali.errors import InputError, printable
+    from qrdali.pipelines.graphs import Engine, reduced_images
+    from qrdali.pipelines.source import arrays
+    from qrdali.quality import REDUCTIONS, parameters, steps
+    from qrdali.view import view
+
+    n = steps(step)
+    path = Path(image).absolute()
+    if not path.is_file():
+        raise InputError(f"{printable(image)} is not a file")
+    if Path(out).suffix.lower() != ".png":
+        raise InputError(f"--out is {printable(out)}: the sheet is a PNG, end the name in .png")
+    try:
+        width, height = examine(str(path), verify=True)
+    except Exception as error:  # Pillow's decoders raise many types
+        raise InputError(f"{printable(image)} cannot be decoded: {printable(error)}") from None
+    levels = sorted({round(i * (n - 1) / (min(n, COLUMNS) - 1)) for i in range(min(n, COLUMNS))})
+    grid = np.array([[level if moves else 0 for moves in REDUCTIONS[row]] for row in ROWS for level in levels], np.uint8)
+    count = len(grid)
+    reduction = parameters(grid, np.tile(np.array([height, width], np.int32), (count, 1)), np.full((count, 2), 0.5), n)
+    name = np.frombuffer(str(path).encode(), np.uint8)
+    emitted = iter([arrays([name] * count, np.zeros(count, np.int64), np.arange(count), reduction,
+                           view(reduction.size, "whole", 1.0))])
+    images, _ = reduced_images(lambda: next(emitted), Engine(depth=1), count).run()
+    pictures = [np.asarray(images.at(i)) for i in range(count)]
+    full = entropy(pictures[0])
+
+    scale = _CELL / max(width, height)
+    cell = max(1, round(width * scale)), max(1, round(height * scale))
+    font, small = ImageFont.load_default(15), ImageFont.load_default(13)
+    sheet = Image.new("RGB", (_MARGIN + len(levels) * (cell[0] + _GAP) + _GAP,
+                              36 + len(ROWS) * (cell[1] + _CAPTION + _GAP) + 26), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, level in enumerate(levels):
+        left = _MARGIN + column * (cell[0] + _GAP)
+        draw.text((left + cell[0] / 2, 18), f"quality {(n - level) / n:.2f}", "black", font, anchor="mm")
+    for i, picture in enumerate(pictures):
+        row, column = divmod(i, len(levels))
+        left, top = _MARGIN + column * (cell[0] + _GAP), 36 + row * (cell[1] + _CAPTION + _GAP)
+        if column == 0:
+            draw.text((_MARGIN - 10, top + cell[1] / 2), ROWS[row], "black", font, anchor="rm")
+        y, x, h, w = (float(v) * scale for v in reduction.window[i])
+        draw.rectangle((left, top, left + cell[0] - 1, top + cell[1] - 1), "#e4e4e4")
+        shown = max(1, round(w)), max(1, round(h))
+        # Enlarging repeats pixels, so that a low resolution is seen for what it is.
+        enlarged = picture.shape[1] < shown[0]
+        tile = Image.fromarray(picture).resize(shown, Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX)
+        sheet.paste(tile, (left + round(x), top + round(y)))
+        draw.text((left + cell[0] / 2, top + cell[1] + _CAPTION / 2), f"{entropy(picture) / full:.1%}", "black", small, anchor="mm")
+    draw.text((10, sheet.height - 16), f"{width}x{height}, {full:,} bytes of PNG = 100% ({encoder()})", "#555555", small, anchor="lm")
+    partial = Path(out).with_suffix(".partial")
+    sheet.save(partial, "PNG", optimize=True)
+    partial.rename(out)
+    say(f"{out}: {len(ROWS)} reductions at {len(levels)} qualities")

@@ -1,0 +1,71 @@
+"""What a person sees: lines and bars on stderr, JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from qrdali.errors import printable
+
+_PLAIN_SECONDS = 10.0
+
+
+def say(text: str) -> None:
+    """One line on stderr, control characters replaced."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """One line on stderr that says it is a warning."""
+    say(f"warning: {text}")
+
+
+def emit(value: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value), flush=True)
+
+
+class Bar:
+    """Progress with rate and time left: a bar on a terminal, elsewhere a line every ten seconds and one at the end."""
+
+    def __init__(self, description: str, total: int, unit: str = "images") -> None:
+        self._description, self._total, self._unit = printable(description), total, unit
+        self._done, self._note, self._progress = 0, "", None
+        self._begun = self._told = time.monotonic()
+
+    def __enter__(self) -> Bar:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}", markup=False), BarColumn(None), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+                TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", markup=False), console=Console(stderr=True), transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task(self._description, total=self._total, rate="", note="")
+        return self
+
+    def advance(self, n: int, note: str = "") -> None:
+        """`n` more units are done; a `note` stays until the next."""
+        self._done += n
+        self._note = printable(note) or self._note
+        if self._progress is not None:
+            self._progress.update(self._task, advance=n, rate=self._rate(), note=self._note)
+        elif time.monotonic() - self._told >= _PLAIN_SECONDS:
+            self._told = time.monotonic()
+            say(self._line())
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        elif self._told != self._begun:
+            say(self._line())
+
+    def _rate(self) -> str:
+        return f"{self._done / max(time.monotonic() - self._begun, 1e-9):,.0f} {self._unit}/s"
+
+    def _line(self) -> str:
+        return f"{self._description}: {self._done:,}/{self._total:,} {self._unit}, {self._rate()} {self._note}".rstrip()

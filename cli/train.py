@@ -1,0 +1,250 @@
+"""`qrdali train`: one subcommand per method, one function that runs any of them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from qrdali.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+HARMLESS = ("threads", "save_every")  # settings that may change between a run and its continuation
+
+
+@click.group()
+def train() -> None:
+    """Train a classifier: shared first, then the other methods from it.
+
+    \b
+    Example:
+      qrdali train shared   --data data --run runs/shared --model resnet10t --input-size 96 --epochs 20
+      qrdali train baseline --data data --run runs/baseline --init runs/shared
+      qrdali train fixed    --data data --run runs/fixed --init runs/shared --reduction crop --quality 0.5
+    """
+
+
+def _common(command: F) -> F:
+    options = [
+        click.option("--data", required=True, type=click.Path(), help="Data set made by `qrdali data index`."),
+        click.option("--run", required=True, type=click.Path(), help="Folder for this run."),
+        click.option("--model", help="Name from `qrdali models`.  [default: squeezenet1_1, or that of --init]"),
+        click.option("--init", type=click.Path(), help="Start from the best/ of this run."),
+        click.option("--pretrained", is_flag=True, default=None, help="Start from published weights."),
+        click.option("--batch-size", type=int, help="Images per step.  [default: 32]"),
+        click.option("--lr", type=float, help="Learning rate.  [default: one at which the model learns from scratch]"),
+        click.option("--optimizer", help="Any optimizer of timm.  [default: adamw]"),
+        click.option("--weight-decay", type=float, help="[default: 0.05]"),
+        click.option("--label-smoothing", type=float, help="[default: 0]"),
+        click.option("--input-size", type=int, help="Side of the network's input.  [default: the model's]"),
+        click.option("--fit", type=click.Choice(["whole", "center"]), help="What of an image is seen.  [default: whole]"),
+        click.option("--augment", type=click.Choice(["flip", "rrc", "none"]), help="[default: flip]"),
+        click.option("--save-every", help="Save within an epoch: N steps, or Nm minutes."),
+        click.option("--seed", type=int, help="[default: 0]"),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]"),
+        click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), help="[default: auto]"),
+        click.option("--threads", type=int, help="Decoding threads.  [default: all cores]"),
+        click.option("--config", type=click.Path(), help="TOML file of these options; the command line wins."),
+        click.option("--resume", is_flag=True, help="Continue this run; starts it if it has not begun."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _patience(command: F) -> F:
+    for option in (
+        click.option("--no-restore-best", "restore_best", flag_value=False, default=None, type=bool,
+                     help="Keep the last weights instead of the best when patience ends."),
+        click.option("--max-epochs", type=int, help="Bound of the whole run.  [default: 300]"),
+        click.option("--patience", type=int, help="Units without improvement before the end.  [default: 3]"),
+    ):
+        command = option(command)
+    return command
+
+
+@train.command()
+@_common
+@click.option("--epochs", type=int, help="Number of epochs.  [default: 10]")
+def shared(**options: Any) -> None:
+    """A set number of full-quality epochs: the common start of all methods.
+
+    \b
+    Example: qrdali train shared --data data --run runs/shared --model resnet10t --input-size 96 --epochs 20
+    """
+    _run("shared", options)
+
+
+@train.command()
+@_common
+@_patience
+def baseline(**options: Any) -> None:
+    """Full-quality epochs until patience ends them.
+
+    \b
+    Example: qrdali train baseline --data data --run runs/baseline --init runs/shared
+    """
+    _run("baseline", options)
+
+
+@train.command()
+@_common
+@_patience
+@click.option("--reduction", type=click.Choice(["color", "crop", "resolution", "combination", "none"]),
+              help="What R epochs reduce; none is the sham control.  [default: combination]")
+@click.option("--quality", type=float, help="Quality of R epochs, a level of --step.  [default: 0.5]")
+@click.option("--step", type=float, help="Grid of qualities, 1/n.  [default: 0.25]")
+@click.option("--sequence", help="paired-epochs or a pattern such as CCCCCCCR.  [default: paired-epochs]")
+def fixed(**options: Any) -> None:
+    """R epochs at one quality among C epochs.
+
+    \b
+    Example: qrdali train fixed --data data --run runs/fixed --init runs/shared --reduction crop --quality 0.5
+    """
+    options["reduction"] = options["reduction"] or "combination"
+    options["sequence"] = options["sequence"] or "paired-epochs"
+    _run("fixed", options)
+
+
+def _run(method: str, options: dict[str, Any]) -> None:
+    from qrdali import settings as settings_file
+
+    run, resume, config = Path(options.pop("run")), options.pop("resume"), options.pop("config")
+    values = settings_file.read(Path(config)) if config else {}
+    values.update({key: value for key, value in options.items() if value is not None}, method=method)
+    run_training(settings_file.validated(values), run, resume)
+
+
+class _Stop:
+    """Remembers a signal for the trainer to see at the next step; a second one acts as if this were not here."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+
+    def __call__(self) -> int:
+        return self.signum
+
+    def __enter__(self) -> _Stop:
+        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, signum: int, _: FrameType | None) -> None:
+        self.signum = signum
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class TerminalWatcher:
+    """Shows a trainer's work: a bar per pass, a line per epoch."""
+
+    def __init__(self) -> None:
+        from qrdali.cli.terminal import Bar
+
+        self._make, self._bar = Bar, None
+
+    def begin(self, what: str, images: int) -> None:
+        self._bar = self._make(what, images).__enter__()  # type: ignore[func-returns-value, assignment]
+        self._count = 0
+
+    def advance(self, images: int, note: Callable[[], str]) -> None:
+        self._count += 1
+        # The note reads figures off the device: now and then only.
+        if self._bar is not None:
+            self._bar.advance(images, note() if self._count % 20 == 0 else "")
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+    def line(self, text: str) -> None:
+        from qrdali.cli.terminal import say
+
+        say(text)
+
+    def warn(self, text: str) -> None:
+        from qrdali.cli.terminal import warn
+
+        warn(text)
+
+
+def run_training(settings: Settings, run: Path, resume: bool) -> None:
+    """Trains as `settings` say in the folder `run`. Raises InputError or RunError before anything is written where it can."""
+    import os
+
+    import torch
+
+    from qrdali import checkpoint, models, runs
+    from qrdali import settings as settings_file
+    from qrdali.cli.terminal import say
+    from qrdali.data.index import Dataset
+    from qrdali.errors import InputError
+    from qrdali.pipelines.graphs import Engine
+    from qrdali.pipelines.loader import DaliLoader
+    from qrdali.trainer import Interrupted, Trainer, device_of, rule_of
+
+    rule_of(settings)
+    if runs.holds_run(run) and not resume:
+        raise InputError(f"{run} already holds a run: continue it with --resume, or choose another --run")
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run} is a file: choose another --run")
+    every = settings.save_every
+    if every and not every.removesuffix("m").isdecimal() or every in ("0", "0m"):
+        raise InputError(f"--save-every is {every!r}: give a number of steps such as 500, or minutes such as 10m")
+    dataset = Dataset.open(Path(settings.data))
+    train_index, val_index = dataset.index("train"), dataset.index("val")
+    device = device_of(settings.device)
+    torch.manual_seed(settings.seed)
+    if settings.init:
+        model, start = runs.load_best(Path(settings.init))
+        dataset.require_classes(start.classes, f"the run {settings.init}")
+        if "model" in settings.model_fields_set and settings.model != start.model:
+            raise InputError(f"--model is {settings.model}, but {settings.init} trained {start.model}: leave --model out")
+        name, pre = start.model, start.preprocessing
+        fit = settings.fit if "fit" in settings.model_fields_set else pre.fit
+        pre = models.preprocessing(name, settings.input_size or pre.input_size, fit)
+    else:
+        name = settings.model
+        pre = models.preprocessing(name, settings.input_size or None, settings.fit)
+        model = models.create(name, len(dataset.classes), pretrained=settings.pretrained)
+    settings = settings.model_copy(update={
+        "model": name, "lr": settings.lr or models.learning_rate(name), "input_size": pre.input_size, "fit": pre.fit,
+        "data": str(Path(settings.data).absolute()), "init": str(Path(settings.init).absolute()) if settings.init else ""})
+
+    if runs.holds_run(run):
+        before = settings_file.read(run / "config.toml")
+        now = settings.model_dump()
+        changed = [f"{key} {before.get(key)!r} → {now.get(key)!r}" for key in sorted({*before, *now} - {*HARMLESS})
+                   if before.get(key) != now.get(key)]
+        if changed:
+            raise InputError(f"{run} was begun with other settings: {'; '.join(changed)}. Give the same, or another --run")
+        if (run / "last").exists() and checkpoint.load(run / "last")[0].get("schedule", {}).get("ended"):
+            say(f"{run} is finished; nothing to do")
+            return
+    engine = Engine(device.index if device.type == "cuda" else None, settings.threads or os.cpu_count() or 1)
+    loaders = [DaliLoader(index, pre, settings.batch_size, engine) for index in (train_index, val_index)]
+    run.mkdir(parents=True, exist_ok=True)
+    settings_file.write(run / "config.toml", settings)
+    say(f"{settings.method} {name} at {pre.input_size} px, {len(train_index)} training and {len(val_index)} validation images, "
+        f"{len(dataset.classes)} classes, {'CPU' if device.type == 'cpu' else torch.cuda.get_device_name(device)}")
+    watcher = TerminalWatcher()
+    with _Stop() as stop:
+        trainer = Trainer(settings, run, model, pre, dataset.classes, (loaders[0], train_index), (loaders[1], val_index),
+                          device, watcher, stop)
+        try:
+            trainer.fit(resume)
+        except Interrupted as interruption:
+            say(str(interruption))
+            raise SystemExit(128 + interruption.signum) from None
+        finally:
+            watcher.end()
+    say(f"run folder: {run}")

@@ -1,0 +1,96 @@
+"""The DALI graphs. Nothing here is random: every number comes from the source, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.pipeline import do_not_convert
+
+from qrdali.models import Preprocessing
+from qrdali.pipelines import ops
+
+INTERPOLATION = {"nearest": types.INTERP_NN, "bilinear": types.INTERP_TRIANGULAR, "bicubic": types.INTERP_CUBIC,
+                 "lanczos": types.INTERP_LANCZOS3}
+
+# The arrays a source emits per batch, in this order; [N, …] unless said otherwise.
+INPUTS = (
+    "path",  # list of N uint8 [length]
+    "sample",  # int64
+    "start",  # int32 [2] top, left
+    "shape",  # int32 [2] height, width of the window
+    "size",  # float32 [2] height, width after the resolution reduction
+    "resized",  # bool: size differs from shape
+    "bin_width",  # float32
+    "mask",  # uint8 256 - d where d is a power of two
+    "half",  # uint8 d / 2
+    "binned",  # uint8: 0 for d = 1, 1 for a power of two, 2 otherwise
+    "label",  # int64
+    "region",  # float32 [4] top, left, bottom, right of the reduced image that the network sees
+    "flip",  # int32
+)
+REDUCED_INPUTS = INPUTS[:INPUTS.index("label")]  # what a reduced image needs
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where and how a graph runs. device_id None is the CPU; `whole_decode` avoids region-of-interest decoding."""
+
+    device_id: int | None = None
+    threads: int = 2
+    depth: int = 2
+    whole_decode: bool = False
+
+    @property
+    def decode_device(self) -> str:
+        return "cpu" if self.device_id is None else "mixed"
+
+
+def _reduced(inputs: dict[str, Any], engine: Engine) -> Any:
+    """Crop, resolution and colour, each only for the samples that need it."""
+    image = ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode)
+    if inputs["resized"]:
+        image = ops.resolution(image, inputs["size"])
+    if inputs["binned"] == 1:
+        image = ops.color_power_of_two(image, inputs["mask"], inputs["half"])
+    elif inputs["binned"] == 2:
+        image = ops.color_any(image, inputs["bin_width"])
+    return image
+
+
+def network_input(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing) -> Any:
+    """A pipeline of (images float32 HWC, labels, samples), built at its first run."""
+
+    @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
+    def graph() -> Any:
+        inputs = _inputs(source, INPUTS)
+        image = _reduced(inputs, engine)
+        image = ops.prepare(image, inputs["region"], inputs["flip"], preprocessing.input_size,
+                            INTERPOLATION[preprocessing.interpolation], [255 * m for m in preprocessing.mean],
+                            [255 * s for s in preprocessing.std])
+        return image, inputs["label"], inputs["sample"]
+
+    return _instance(graph, engine, batch_size)
+
+
+def reduced_images(source: Callable[[], Any], engine: Engine, batch_size: int) -> Any:
+    """A pipeline of (reduced images uint8 HWC of their own sizes, samples)."""
+
+    @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
+    def graph() -> Any:
+        inputs = _inputs(lambda: source()[:len(REDUCED_INPUTS)], REDUCED_INPUTS)
+        return _reduced(inputs, engine), inputs["sample"]
+
+    return _instance(graph, engine, batch_size)
+
+
+@do_not_convert  # type: ignore[untyped-decorator]
+def _inputs(source: Callable[[], Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return dict(zip(names, fn.external_source(source, num_outputs=len(names), batch=True), strict=True))
+
+
+def _instance(graph: Any, engine: Engine, batch_size: int) -> Any:
+    return graph(batch_size=batch_size, num_threads=engine.threads, device_id=engine.device_id,
+                 prefetch_queue_depth=engine.depth)

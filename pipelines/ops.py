@@ -1,0 +1,61 @@
+"""The reductions as short functions of DALI operators. A reduced image is produced by this file everywhere.
+
+All take and return uint8 HWC RGB images, per sample, and hold neither randomness nor state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvidia.dali import fn, types
+
+Node = Any  # DALI's DataNode; its stubs stand in the wheel for editors only
+
+RESOLUTION_FILTER = types.INTERP_TRIANGULAR  # antialiased linear; the definition's one filter
+
+
+def read(path: Node, start: Node, shape: Node, device: str, whole: bool) -> Node:
+    """Reads and decodes the window `start`, `shape` (int32 [2], height and width, upright pixels) of an image file.
+
+    path: uint8 [length], the file's name as UTF-8. `device`: "cpu" or "mixed". `whole` decodes the whole image and
+    slices it, for decoders whose region-of-interest path cannot be trusted; the pixels are the same.
+    """
+    encoded = fn.io.file.read(path)
+    if whole:
+        image = fn.decoders.image(encoded, device=device, output_type=types.RGB)
+        return fn.slice(image, start=start, shape=shape, axis_names="HW")
+    return fn.decoders.image_slice(encoded, start=start, shape=shape, axis_names="HW", device=device,
+                                   output_type=types.RGB)
+
+
+def resolution(image: Node, size: Node) -> Node:
+    """Resizes to `size` (float32 [2], whole numbers: height and width)."""
+    return fn.resize(image, size=size, interp_type=RESOLUTION_FILTER, antialias=True, dtype=types.UINT8)
+
+
+def color_power_of_two(image: Node, mask: Node, half: Node) -> Node:
+    """Bins of a width d that is a power of two: mask = 256 - d and half = d / 2, uint8 scalars. Cannot overflow."""
+    return (image & mask) + half
+
+
+def color_any(image: Node, bin_width: Node) -> Node:
+    """Bins of any integer width d from 1 to 128 (float32 scalar): min(255, floor(v / d)·d + floor(d / 2)).
+
+    Two saturating linear maps, a tenth of the cost of arithmetic in floats: the first rounds (v - (d - 1) / 2) / d to
+    the nearest integer, which is floor(v / d); the second multiplies and adds.
+    """
+    index = fn.brightness_contrast(image, brightness=1.0 / bin_width,
+                                   brightness_shift=-(bin_width - 1.0) / 2.0 / bin_width / 255.0, dtype=types.UINT8)
+    return fn.brightness_contrast(index, brightness=bin_width, brightness_shift=fn.cast(
+        fn.cast(bin_width, dtype=types.INT32) // 2, dtype=types.FLOAT) / 255.0, dtype=types.UINT8)
+
+
+def prepare(image: Node, region: Node, flip: Node, side: int, interpolation: int, mean: list[float],
+            std: list[float]) -> Node:
+    """The network's input: float32 HWC [side, side, 3] of `region` (float32 [4]: top, left, bottom, right), normalised.
+
+    mean, std: in 0..255. flip: int32 scalar, 1 mirrors.
+    """
+    square = fn.resize(image, size=[side, side], roi_start=region[0:2], roi_end=region[2:4], interp_type=interpolation,
+                       antialias=True, dtype=types.UINT8)
+    return fn.crop_mirror_normalize(square, dtype=types.FLOAT, output_layout="HWC", mirror=flip, mean=mean, std=std)

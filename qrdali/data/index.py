@@ -1,0 +1,157 @@
+"""A data set on disk: memory-mapped Arrow files of paths, labels and upright sizes. The images stay where they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from qrdali.errors import InputError, RunError, printable
+
+Samples = npt.NDArray[np.int64]
+
+SPLITS = ("train", "val", "test")
+SCHEMA = pa.schema([("path", pa.string()), ("label", pa.int32()), ("width", pa.int32()), ("height", pa.int32())])
+ROWS = 65_536  # of a record batch
+
+
+class Index:
+    """One split. Sample numbers are rows; nothing is held in memory but views of the mapped file."""
+
+    def __init__(self, file: Path, classes: int) -> None:
+        """Raises RunError for a file that is not such an index, or whose labels or sizes cannot be."""
+        self.file = file
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(file)))
+            if reader.schema != SCHEMA:
+                raise RunError(f"{file} has columns {printable(reader.schema.names)}, not {SCHEMA.names}: index it again")
+            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            for batch in batches:
+                batch.validate()
+        except (pa.ArrowException, OSError) as error:
+            raise RunError(f"{file} is not a readable index ({printable(error)}): run `qrdali data index` again") from None
+        self._columns = [_Columns(batch) for batch in batches if batch.num_rows]
+        self._starts = np.cumsum([0, *(len(c.label) for c in self._columns)])
+        for columns in self._columns:
+            if columns.label.min() < 0 or columns.label.max() >= classes or columns.size.min() < 1:
+                raise RunError(f"{file} holds labels outside 0..{classes - 1} or sizes below 1: index it again")
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def labels(self, samples: Samples) -> Samples:
+        """Labels int64 [N]."""
+        return np.array([self._at(s)[0].label[self._at(s)[1]] for s in samples.tolist()], np.int64)
+
+    def sizes(self, samples: Samples) -> npt.NDArray[np.int32]:
+        """Upright (height, width) in pixels, int32 [N, 2]."""
+        rows = [columns.size[row] for columns, row in map(self._at, samples.tolist())]
+        return np.array(rows, np.int32).reshape(-1, 2)
+
+    def path_bytes(self, samples: Samples) -> list[npt.NDArray[np.uint8]]:
+        """Each path as UTF-8 bytes, uint8 [length]: views of the mapped file."""
+        return [columns.path(row) for columns, row in map(self._at, samples.tolist())]
+
+    def paths(self, samples: Samples) -> list[str]:
+        """Each path as text."""
+        return [path.tobytes().decode() for path in self.path_bytes(samples)]
+
+    def _at(self, sample: int) -> tuple[_Columns, int]:
+        if not 0 <= sample < len(self):
+            raise IndexError(f"sample {sample} is outside 0..{len(self) - 1}")
+        batch = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return self._columns[batch], sample - int(self._starts[batch])
+
+
+class _Columns:
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        _, offsets, text = batch.column(0).buffers()
+        shift = batch.column(0).offset
+        self._offsets = np.frombuffer(offsets, np.int32)[shift:shift + batch.num_rows + 1]
+        self._text = np.frombuffer(text or b"", np.uint8)
+        self.label = batch.column(1).to_numpy()
+        self.size = np.stack([batch.column(3).to_numpy(), batch.column(2).to_numpy()], axis=1)
+
+    def path(self, row: int) -> npt.NDArray[np.uint8]:
+        return self._text[self._offsets[row]:self._offsets[row + 1]]
+
+
+class Writer:
+    """Writes one split's Arrow file row by row in bounded memory."""
+
+    def __init__(self, file: Path) -> None:
+        self._writer = pa.ipc.new_file(str(file), SCHEMA)
+        self._rows: list[tuple[str, int, int, int]] = []
+        self.count = 0
+
+    def add(self, path: str, label: int, width: int, height: int) -> None:
+        self._rows.append((path, label, width, height))
+        self.count += 1
+        if len(self._rows) == ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = [pa.array(column, field.type) for column, field in zip(zip(*self._rows, strict=True), SCHEMA, strict=True)]
+            self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+            self._rows.clear()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An indexed data set: its folder, its class names in label order, and the splits it has."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    splits: tuple[str, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> Dataset:
+        """Raises InputError if `folder` is no data set."""
+        listing = folder / "classes.tsv"
+        if not listing.is_file():
+            hint = "it looks like a folder of images: run `qrdali data index` on it" if any(
+                (folder / split).is_dir() for split in SPLITS) else "`qrdali data index ROOT --out DATASET` makes one"
+            raise InputError(f"{printable(folder)} holds no data set (no classes.tsv); {hint}")
+        classes: list[str] = []
+        try:
+            rows = listing.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"{listing} cannot be read: {printable(error)}") from None
+        for row in rows[1:]:
+            label, tab, name = row.partition("\t")
+            if not tab or label != str(len(classes)):
+                raise RunError(f"{listing} line {len(classes) + 2} is {printable(row)!r}, not '{len(classes)}<TAB>name'")
+            classes.append(name)
+        return cls(folder, tuple(classes), tuple(s for s in SPLITS if (folder / f"{s}.arrow").exists()))
+
+    def index(self, split: str) -> Index:
+        """Raises InputError for a split the data set does not have or that is empty."""
+        if split not in self.splits:
+            raise InputError(f"{self.folder} has no split {printable(split)!r}: it has {', '.join(self.splits)}")
+        index = Index(self.folder / f"{split}.arrow", len(self.classes))
+        if not len(index):
+            raise InputError(f"{self.folder}: the split {split!r} holds no image")
+        return index
+
+    def require_classes(self, classes: tuple[str, ...], whose: str) -> None:
+        """Raises InputError showing the difference unless the class names and their order are `classes`."""
+        if self.classes == classes:
+            return
+        here, there = set(self.classes), set(classes)
+        parts = [f"{word} {', '.join(map(printable, sorted(names)[:3]))}{', …' if len(names) > 3 else ''}"
+                 for word, names in (("only here:", here - there), (f"only in {whose}:", there - here)) if names]
+        raise InputError(f"{self.folder} has {len(self.classes)} classes, {whose} has {len(classes)}; "
+                         + ("; ".join(parts) or "the same names in another order"))
+
+
+def write_classes(folder: Path, classes: list[str]) -> None:
+    rows = "".join(f"{label}\t{name}\n" for label, name in enumerate(classes))
+    (folder / "classes.tsv").write_text("label\tname\n" + rows, "utf-8")

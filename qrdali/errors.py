@@ -1,0 +1,18 @@
+"""The two ways a command can fail, and how a hostile name is shown."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+class InputError(ValueError):
+    """An option, a name or a value that cannot be used (exit status 2). The message is one line."""
+
+
+class RunError(RuntimeError):
+    """Work that could not be done although it was asked for rightly (exit status 1). The message is one line."""
+
+
+def printable(text: object) -> str:
+    """`text` on one line, with control characters, surrogates and bidirectional overrides replaced by `?`."""
+    return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(text))

@@ -1,0 +1,76 @@
+"""Per-image predictions: every image once, every figure computed from the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from qrdali.batch import Loader
+from qrdali.data.index import Index
+from qrdali.plan import Plan
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One row per image in sample order: samples, labels, predictions int64 [N]; confidence float32 [N], the
+    probability of the prediction."""
+
+    samples: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    predictions: npt.NDArray[np.int64]
+    confidence: npt.NDArray[np.float32]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose prediction is the label."""
+        return float((self.labels == self.predictions).mean())
+
+    @property
+    def constant_class(self) -> int | None:
+        """The one class predicted for every image although several are there, or None."""
+        same = len(set(self.predictions.tolist())) == 1 and len(set(self.labels.tolist())) > 1
+        return int(self.predictions[0]) if same else None
+
+
+def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[], AbstractContextManager[object]],
+             progress: Callable[[int], None] = lambda images: None) -> Rows:
+    """Classifies every image of `plan` in evaluation mode; the model is left in the mode it was in."""
+    training = model.training
+    model.eval()
+    columns: list[tuple[torch.Tensor, ...]] = []
+    with torch.inference_mode():
+        for batch in loader.epoch(plan):
+            with autocast():
+                logits = model(batch.images)
+            confidence, prediction = logits.float().softmax(1).max(1)
+            columns.append((batch.samples, batch.labels, prediction, confidence))
+            progress(len(batch.labels))
+    model.train(training)
+    samples, labels, predictions, confidences = (torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True))
+    order = np.argsort(samples, kind="stable")
+    return Rows(samples[order], labels[order], predictions[order], confidences[order])
+
+
+def write_rows(file: Path, rows: Rows, index: Index) -> None:
+    """Writes Parquet columns sample, path, label, prediction, correct, confidence; whole or not at all."""
+    table = pa.table({
+        "sample": rows.samples,
+        "path": index.paths(rows.samples),
+        "label": rows.labels.astype(np.int32),
+        "prediction": rows.predictions.astype(np.int32),
+        "correct": rows.labels == rows.predictions,
+        "confidence": rows.confidence,
+    })
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    pq.write_table(table, partial)
+    partial.rename(file)

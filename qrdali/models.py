@@ -1,0 +1,156 @@
+"""Networks by name, from timm and torchvision, with the preprocessing that belongs to them."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from qrdali.errors import InputError, RunError, printable
+
+THESIS = ("squeezenet1_1", "resnet152", "efficientnet_b3")
+SMALL = ("resnet10t", "test_resnet")  # batch-norm and few layers: for demos and tests on a CPU
+FITS = ("whole", "center")
+
+# SqueezeNet ends in a ReLU and dies at the rates that suit networks with batch-norm: it then answers one constant class.
+LEARNING_RATE = {"squeezenet1_0": 1e-4, "squeezenet1_1": 1e-4, "alexnet": 1e-4, "vgg16": 1e-4}
+DEFAULT_LEARNING_RATE = 1e-3  # of AdamW
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a reduced image becomes a network's input.
+
+    input_size: side of the square in pixels. fit: "whole" or "center". crop_share: share of the shorter side that
+    "center" shows. interpolation: "bilinear" or "bicubic" (antialiased). mean, std: per channel, in 0..1.
+    """
+
+    input_size: int
+    fit: str
+    crop_share: float
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """parameters: their number with 1000 classes. gmacs: 10^9 multiply-adds of one image, what the literature calls
+    GFLOP. input_size: side in pixels."""
+
+    name: str
+    parameters: int
+    gmacs: float
+    input_size: int
+
+
+@lru_cache
+def known() -> tuple[str, ...]:
+    """Every name `create` takes without a prefix, sorted."""
+    import timm
+    import torchvision
+
+    return tuple(sorted({*timm.list_models(), *torchvision.models.list_models(module=torchvision.models)}))
+
+
+def _library(name: str) -> tuple[str, str]:
+    """("timm" or "torchvision", bare name). timm's is taken where both have it; a prefix `torchvision/` decides."""
+    import timm
+    import torchvision
+
+    prefix, slash, bare = name.rpartition("/")
+    choices = {"timm": timm.is_model, "torchvision": set(torchvision.models.list_models(module=torchvision.models)).__contains__}
+    if not slash or prefix in choices:
+        for library, has in choices.items():
+            if (not slash or prefix == library) and has(bare):
+                return library, bare
+    near = difflib.get_close_matches(bare, known(), 3, 0.5)
+    raise InputError(f"no model is called {printable(name)!r}; "
+                     + (f"near it: {', '.join(near)}" if near else "`qrdali models '*'` lists them"))
+
+
+def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
+    """A network with `classes` outputs; [N, 3, S, S] float32 in, logits [N, classes] out.
+
+    Raises InputError for an unknown name, RunError if published weights cannot be had.
+    """
+    library, bare = _library(name)
+    try:
+        if library == "timm":
+            import timm
+
+            model: nn.Module = timm.create_model(bare, num_classes=classes, pretrained=pretrained)
+            return model
+        import torchvision
+
+        if not pretrained:
+            model = torchvision.models.get_model(bare, weights=None, num_classes=classes)
+            return model
+        model = torchvision.models.get_model(bare, weights="DEFAULT")
+    except InputError:
+        raise
+    except Exception as error:  # download errors have many types; the message is what matters
+        if not pretrained:
+            raise RunError(f"{bare} cannot be built: {printable(error)}") from None
+        raise RunError(f"the published weights of {bare} cannot be loaded ({printable(error)[:120]}): connect to the network "
+                       "once so that they are cached, or train from scratch without --pretrained") from None
+    _replace_head(model, classes)
+    return model
+
+
+def _replace_head(model: nn.Module, classes: int) -> None:
+    """Puts a fresh last layer of `classes` outputs on a torchvision network with 1000."""
+    for name, module in reversed(list(model.named_modules())):
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, nn.Linear):
+            setattr(parent, name.rpartition(".")[2], nn.Linear(module.in_features, classes))
+            return
+        if isinstance(module, nn.Conv2d):
+            setattr(parent, name.rpartition(".")[2], nn.Conv2d(module.in_channels, classes, module.kernel_size[0]))
+            return
+    raise InputError("--pretrained: this network has no last layer to replace; train it from scratch")
+
+
+def preprocessing(name: str, input_size: int | None = None, fit: str = "whole") -> Preprocessing:
+    """The published preprocessing of `name`, at `input_size` if given. Raises InputError for an unknown name or size."""
+    library, bare = _library(name)
+    if library == "timm":
+        from timm.data import resolve_model_data_config
+        from timm.models import get_pretrained_cfg
+
+        config: dict[str, Any] = resolve_model_data_config(None, pretrained_cfg=get_pretrained_cfg(bare).to_dict())
+        side, share = int(config["input_size"][-1]), float(config["crop_pct"])
+        interpolation, mean, std = config["interpolation"], config["mean"], config["std"]
+    else:
+        import torchvision
+
+        transform = torchvision.models.get_model_weights(bare).DEFAULT.transforms()
+        side = int(transform.crop_size[0])
+        share = side / int(transform.resize_size[0])
+        interpolation, mean, std = transform.interpolation.value, transform.mean, transform.std
+    if input_size is not None and not 8 <= input_size <= 4096:
+        raise InputError(f"--input-size is {input_size}: choose 8 to 4096 pixels")
+    if interpolation not in ("bilinear", "bicubic"):
+        interpolation = "bicubic"
+    return Preprocessing(input_size or side, fit, share, interpolation, tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def learning_rate(name: str) -> float:
+    """A rate at which AdamW trains `name` from scratch."""
+    return LEARNING_RATE.get(name.rpartition("/")[2], DEFAULT_LEARNING_RATE)
+
+
+def describe(name: str) -> Description:
+    """Size and cost of `name` with 1000 classes, counted on the meta device: nothing is allocated or downloaded."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    side = preprocessing(name).input_size
+    with torch.device("meta"):
+        model = create(name, 1000).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.empty(1, 3, side, side))
+    return Description(name, sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9, side)

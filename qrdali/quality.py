@@ -1,0 +1,101 @@
+"""Quality, levels, and the integers each level gives: window, size and bin width.
+
+A level k of a step 1/n keeps the quality q = (n - k) / n of one dimension's information (pixels times bits). The
+definition is qrdali's own: the thesis names the reductions but does not fix the operators. See docs/definitions.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qrdali.errors import InputError
+
+Int32 = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float64]
+Levels = npt.NDArray[np.uint8]
+
+DIMENSIONS = ("color", "crop", "resolution")
+REDUCTIONS: dict[str, tuple[bool, bool, bool]] = {
+    "color": (True, False, False),
+    "crop": (False, True, False),
+    "resolution": (False, False, True),
+    "combination": (True, True, True),
+    "none": (False, False, False),
+}
+CENTER = (0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the pipelines apply to N images, all int32.
+
+    window [N, 4]: top, left, height, width in the upright original.
+    size [N, 2]: height and width the window is resized to.
+    bin_width [N]: width d of a colour bin, 1 to 128; 1 changes nothing.
+    """
+
+    window: Int32
+    size: Int32
+    bin_width: Int32
+
+
+def steps(step: float) -> int:
+    """n of a step 1/n. Raises InputError unless `step` is 1/n within 1e-9 with n from 2 to 255."""
+    n = round(1 / step) if 0 < step <= 1 else 0
+    if not 2 <= n <= 255 or abs(step - 1 / n) > 1e-9:
+        raise InputError(f"step {step:g} is not 1/n for a whole n from 2 to 255: use 0.25, 0.2, 0.1 or 0.05, say")
+    return n
+
+
+def level_of(quality: float, n: int) -> int:
+    """The level whose quality is `quality`. Raises InputError outside (0, 1] or off the grid of the step 1/n."""
+    if not 0 < quality <= 1:
+        raise InputError(f"quality {quality:g} is outside (0, 1]: 1 is the untouched image")
+    level = round((1 - quality) * n)
+    if abs((n - level) / n - quality) > 1e-9:
+        below, above = (np.floor(quality * n) / n, np.ceil(quality * n) / n)
+        raise InputError(f"quality {quality:g} is no level of step {1 / n:g}: use {above:g}"
+                         + (f" or {below:g}" if below > 0 else "") + ", or a finer --step")
+    return level
+
+
+def quality(levels: npt.NDArray[np.integer], n: int) -> Floats:
+    """q = (n - k) / n for levels k of the step 1/n, any shape. Raises ValueError for a level outside 0..n-1."""
+    if levels.size and not 0 <= int(levels.min()) <= int(levels.max()) < n:
+        raise ValueError(f"levels {levels.min()}..{levels.max()} are outside 0..{n - 1} of step 1/{n}")
+    return (n - levels.astype(np.float64)) / n
+
+
+def rounded(x: Floats) -> npt.NDArray[np.int64]:
+    """floor(x + 0.5), the only rounding of the definitions (numpy's own rounds halves to even)."""
+    return np.floor(x + 0.5).astype(np.int64)
+
+
+def bin_width(color_levels: npt.NDArray[np.integer], n: int) -> Int32:
+    """d = min(128, round(256^(1 - q))) for levels of any shape; 1 to 128."""
+    return np.minimum(128, rounded(256.0 ** (1 - quality(color_levels, n)))).astype(np.int32)
+
+
+def shrunk(sizes: npt.NDArray[np.integer], levels: npt.NDArray[np.integer], n: int) -> Int32:
+    """max(1, round(side · √q)) for sizes [N, 2] and levels [N]: the area keeps the share q."""
+    share = np.sqrt(quality(levels, n))[:, None]
+    return np.maximum(1, rounded(sizes * share)).astype(np.int32)
+
+
+def placed(outer: npt.NDArray[np.integer], inner: npt.NDArray[np.integer], anchors: Floats) -> Int32:
+    """round(a · (outer - inner)): where windows of size `inner` [N, 2] lie within `outer` [N, 2], by anchors [N, 2]."""
+    return rounded(anchors * (outer.astype(np.int64) - inner)).astype(np.int32)
+
+
+def parameters(levels: Levels, sizes: npt.NDArray[np.integer], anchors: Floats, n: int) -> Parameters:
+    """Integers for N images.
+
+    levels: uint8 [N, 3] (color, crop, resolution). sizes: [N, 2] upright height and width in pixels, at least 1.
+    anchors: float64 [N, 2] (a_y, a_x) in [0, 1]. Raises ValueError for levels outside 0..n-1.
+    """
+    window_size = shrunk(sizes, levels[:, 1], n)
+    window = np.concatenate([placed(sizes, window_size, anchors), window_size], axis=1)
+    return Parameters(window, shrunk(window_size, levels[:, 2], n), bin_width(levels[:, 0], n))

@@ -1,0 +1,77 @@
+"""Everything a training run is told, validated once and written to config.toml."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qrdali.errors import InputError, printable
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Method = Literal["shared", "baseline", "fixed"]
+
+
+class Settings(BaseModel):
+    """One run. Paths as text; `quality` and `reduction` matter to methods with R epochs; `lr` 0 is the network's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    method: Method
+    data: str
+    model: str = "squeezenet1_1"
+    init: str = ""
+    pretrained: bool = False
+    reduction: Literal["color", "crop", "resolution", "combination", "none"] = "none"
+    quality: float = Field(0.5, gt=0, le=1)
+    step: float = Field(0.25, gt=0, le=0.5)
+    sequence: str = "C"
+    patience: int = Field(3, ge=1)
+    epochs: int = Field(10, ge=1)
+    max_epochs: int = Field(300, ge=1)
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(0.0, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False)
+    optimizer: str = "adamw"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    input_size: int = Field(0, ge=0, le=4096)
+    fit: Literal["whole", "center"] = "whole"
+    augment: Literal["flip", "rrc", "none"] = "flip"
+    restore_best: bool = True
+    save_every: str = ""
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    threads: int = Field(0, ge=0, le=1024)
+
+
+def validated(values: dict[str, Any]) -> Settings:
+    """Settings from plain values. Raises InputError naming the first key that is wrong, its value and the rule."""
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"{printable(key)} = {printable(first['input'])!r:.80}: {first['msg']}") from None
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The keys of a TOML file. Raises InputError if it is not TOML."""
+    try:
+        if file.stat().st_size > 1_000_000:
+            raise InputError(f"{printable(file)} is larger than 1 MB: that is no configuration")
+        return tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"{printable(file)} cannot be read as TOML: {printable(error)}") from None
+
+
+def write(file: Path, settings: Settings) -> None:
+    """Writes every setting, defaults included."""
+    file.write_text(tomli_w.dumps(settings.model_dump()), "utf-8")

@@ -1,0 +1,172 @@
+"""Reduced images against Pillow and integer formulas, with the tolerances of docs/definitions.md."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageOps
+
+from qrdali.data.scan import examine
+from qrdali.models import Preprocessing
+from qrdali.pipelines.graphs import Engine, network_input, reduced_images
+from qrdali.pipelines.source import arrays
+from qrdali.quality import parameters
+from qrdali.view import view
+
+Pixels = npt.NDArray[np.uint8]
+PRE = Preprocessing(64, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
+
+
+def picture(height: int, width: int, seed: int = 0) -> Pixels:
+    """Smooth, natural-looking pixels."""
+    rng = np.random.default_rng((height, width, seed))
+    small = rng.integers(0, 256, (max(2, height // 12), max(2, width // 12), 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def reduce(paths: list[Path], levels: tuple[int, int, int], n: int = 4, anchor: tuple[float, float] = (.5, .5)) -> list[Pixels]:
+    count = len(paths)
+    sizes = np.array([examine(str(p), True)[::-1] for p in paths], np.int32)
+    reduction = parameters(np.tile(np.array([levels], np.uint8), (count, 1)), sizes, np.tile([anchor], (count, 1)), n)
+    batch = iter([arrays([np.frombuffer(str(p).encode(), np.uint8) for p in paths], np.zeros(count, np.int64),
+                         np.arange(count), reduction, view(reduction.size, "whole", 1))])
+    images, samples = reduced_images(lambda: next(batch), Engine(depth=1), count).run()
+    assert np.array(samples.as_array()).tolist() == list(range(count))
+    return [np.array(images.at(i)) for i in range(count)]
+
+
+def pillow(path: Path) -> Image.Image:
+    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+
+
+def half_up(x: float) -> int:
+    return math.floor(x + .5)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("files")
+    paths = []
+    for height, width in [(1, 1), (1, 57), (43, 1), (31, 45), (375, 500), (500, 375), (101, 77), (3000, 4000)]:
+        paths.append(folder / f"{height}x{width}.jpg")
+        Image.fromarray(picture(height, width)).save(paths[-1], quality=93)
+    base = Image.fromarray(picture(90, 121))
+    for mode in ("L", "CMYK"):
+        paths.append(folder / f"{mode}.jpg")
+        base.convert(mode).save(paths[-1], "JPEG")
+    for orientation in (3, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        paths.append(folder / f"exif{orientation}.jpg")
+        base.save(paths[-1], "JPEG", exif=exif)
+    paths.append(folder / "png-named.JPEG")
+    base.save(paths[-1], "PNG")
+    paths.append(folder / "progressive.jpg")
+    base.save(paths[-1], "JPEG", progressive=True)
+    return paths
+
+
+def test_quality_1_is_pillows_decode(files: list[Path]) -> None:
+    for path, image in zip(files, reduce(files, (0, 0, 0)), strict=True):
+        assert np.array_equal(image, np.asarray(pillow(path))), path.name
+
+
+@pytest.mark.parametrize("anchor", [(.5, .5), (0, 1), (1, 0), (.3, .8)])
+@pytest.mark.parametrize("level", [1, 3])
+def test_crop_is_decode_then_slice(files: list[Path], level: int, anchor: tuple[float, float]) -> None:
+    root = math.sqrt(1 - level / 4)
+    for path, image in zip(files, reduce(files, (0, level, 0), anchor=anchor), strict=True):
+        full = np.asarray(pillow(path))
+        h, w = (max(1, half_up(side * root)) for side in full.shape[:2])
+        top, left = half_up(anchor[0] * (full.shape[0] - h)), half_up(anchor[1] * (full.shape[1] - w))
+        assert np.array_equal(image, full[top:top + h, left:left + w]), path.name
+
+
+@pytest.mark.parametrize(("n", "level"), [(4, 1), (4, 2), (4, 3), (20, 19)])
+def test_resolution_is_pillows_bilinear_within_tolerance(files: list[Path], n: int, level: int) -> None:
+    root = math.sqrt((n - level) / n)
+    for path, image in zip(files, reduce(files, (0, 0, level), n), strict=True):
+        full = pillow(path)
+        size = max(1, half_up(full.width * root)), max(1, half_up(full.height * root))
+        expected = np.asarray(full.resize(size, Image.Resampling.BILINEAR))
+        assert image.shape == expected.shape
+        difference = np.abs(image.astype(int) - expected)
+        assert difference.max() <= 6, path.name
+        if difference.size > 3000:
+            assert difference.mean() <= .25, path.name
+            assert (difference > 2).mean() <= .001, path.name
+
+
+def test_resolution_of_noise(tmp_path: Path) -> None:
+    path = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(path)
+    for level in (1, 2, 3):
+        image = reduce([path], (0, 0, level))[0]
+        expected = np.asarray(pillow(path).resize(image.shape[1::-1], Image.Resampling.BILINEAR))
+        assert np.abs(image.astype(int) - expected).max() <= 16
+
+
+@pytest.mark.parametrize(("n", "level"), [(4, 1), (4, 2), (4, 3), *((20, k) for k in range(20))])
+def test_colour_is_the_integer_formula(tmp_path: Path, n: int, level: int) -> None:
+    path = tmp_path / "all.png"
+    values = np.arange(256, dtype=np.uint8)
+    Image.fromarray(np.stack([np.tile(values, (2, 1)), np.tile(values[::-1], (2, 1)), np.tile(values, (2, 1))], -1)).save(path)
+    image = reduce([path], (level, 0, 0), n)[0]
+    d = min(128, half_up(256 ** (level / n)))
+    full = np.asarray(pillow(path)).astype(int)
+    assert np.array_equal(image, np.minimum(255, full // d * d + d // 2))
+    if n == 4 and level:
+        assert len(np.unique(image)) == {1: 64, 2: 16, 3: 4}[level]
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_combination_is_crop_then_resolution_then_colour(files: list[Path], level: int) -> None:
+    """No value off by more than one bin beyond the resize's own difference, at most 12% by more than 1."""
+    d, together, before = {1: 4, 2: 16, 3: 64}[level], reduce(files, (level,) * 3), reduce(files, (0, level, level))
+    root = math.sqrt(1 - level / 4)
+    for path, image, resized in zip(files, together, before, strict=True):
+        assert np.array_equal(image, np.minimum(255, resized.astype(int) // d * d + d // 2)), path.name
+        full = pillow(path)
+        w, h = (max(1, half_up(side * root)) for side in full.size)
+        left, top = half_up((full.width - w) / 2), half_up((full.height - h) / 2)
+        size = max(1, half_up(w * root)), max(1, half_up(h * root))
+        own = np.asarray(full.crop((left, top, left + w, top + h)).resize(size, Image.Resampling.BILINEAR)).astype(int)
+        difference = np.abs(image.astype(int) - np.minimum(255, own // d * d + d // 2))
+        assert difference.max() <= max(d, 8)
+        if difference.size > 3000:
+            assert (difference > 1).mean() <= .12, path.name
+
+
+def test_network_input_at_quality_1_is_the_plain_pipelines(files: list[Path]) -> None:
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
+    def plain(path: bytes) -> object:
+        image = fn.decoders.image(fn.io.file.read(np.frombuffer(path, np.uint8)), device="cpu")
+        image = fn.resize(image, size=[64, 64], interp_type=types.INTERP_TRIANGULAR, antialias=True)
+        return fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="HWC", mean=[255 * m for m in PRE.mean],
+                                        std=[255 * s for s in PRE.std])
+
+    for path in files:
+        sizes = np.array([examine(str(path), True)[::-1]], np.int32)
+        reduction = parameters(np.zeros((1, 3), np.uint8), sizes, np.array([[.5, .5]]), 4)
+        batch = iter([arrays([np.frombuffer(str(path).encode(), np.uint8)], np.zeros(1, np.int64), np.zeros(1, np.int64),
+                             reduction, view(reduction.size, "whole", 1))])
+        ours = network_input(lambda emitted=batch: next(emitted), Engine(depth=1), 1, PRE).run()[0]
+        assert np.array_equal(np.array(ours.at(0)), np.array(plain(str(path).encode()).run()[0].at(0))), path.name
+
+
+def test_center_is_resize_and_centre_crop(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(picture(300, 400)).save(path, quality=95)
+    reduction = parameters(np.zeros((1, 3), np.uint8), np.array([[300, 400]]), np.array([[.5, .5]]), 4)
+    batch = iter([arrays([np.frombuffer(str(path).encode(), np.uint8)], np.zeros(1, np.int64), np.zeros(1, np.int64),
+                         reduction, view(reduction.size, "center", .875))])
+    ours = np.array(network_input(lambda: next(batch), Engine(depth=1), 1, PRE).run()[0].at(0))
+    pixels = ours * np.array(PRE.std) * 255 + np.array(PRE.mean) * 255
+    resized = pillow(path).resize((round(73 * 4 / 3), 73), Image.Resampling.BILINEAR)  # 64 / .875 = 73
+    left, top = (resized.width - 64) // 2, (73 - 64) // 2
+    expected = np.asarray(resized.crop((left, top, left + 64, top + 64))).astype(int)
+    assert np.abs(pixels - expected).mean() < 4  # half a pixel of placement

@@ -1,0 +1,87 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from qrdali.levels import FULL
+from qrdali.plan import CROP, Plan, permuted, philox, uniform
+
+
+@pytest.mark.parametrize(("key", "counter", "words"), [
+    (0, (0, 0, 0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    (2**64 - 1, (2**32 - 1,) * 4, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    (0x299F31D0A4093822, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), "d16cfe09 94fdcceb 5001e420 24126ea1"),
+])
+def test_philox_known_answers_of_random123(key: int, counter: tuple[int, int, int, int], words: str) -> None:
+    assert " ".join(f"{int(word):08x}" for word in philox(key, counter)) == words
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 17, 4096, 4097, 10007])
+def test_a_shuffle_is_a_bijection(count: int) -> None:
+    order = permuted(np.arange(count), count, 5, 1)
+    assert sorted(order.tolist()) == list(range(count))
+    if count > 16:
+        assert (order != np.arange(count)).mean() > .9
+        assert (order != permuted(np.arange(count), count, 5, 2)).mean() > .9
+        assert (order != permuted(np.arange(count), count, 6, 1)).mean() > .9
+
+
+def test_every_place_of_a_shuffle_is_as_likely_for_a_sample() -> None:
+    places = np.array([np.flatnonzero(permuted(np.arange(6), 6, seed, 1) == 2)[0] for seed in range(3000)])
+    expected = 500
+    assert ((np.bincount(places, minlength=6) - expected) ** 2 / expected).sum() < 20.5  # chi-square, 5 df, p = .001
+
+
+def stream(count: int, batch_size: int, world: int, first: int = 0) -> list[int]:
+    plans = [Plan(count, batch_size, FULL, seed=9, epoch=4, training=True, rank=rank, world=world) for rank in range(world)]
+    return [s for b in range(first, plans[0].batches) for plan in plans for s in plan.batch(b).tolist()]
+
+
+@pytest.mark.parametrize("count", [1, 31, 64, 4096 * 2 + 77])
+def test_the_stream_depends_on_neither_batch_size_nor_ranks(count: int) -> None:
+    reference = stream(count, 32, 1)
+    assert sorted(reference) == list(range(count))
+    for batch_size in (7, 32):
+        for world in (1, 2, 3):
+            assert stream(count, batch_size, world) == reference
+    assert stream(count, 7, 2, first=3) == reference[21:]
+
+
+def test_the_last_batch_is_partial() -> None:
+    plan = Plan(65, 32, FULL)
+    assert [len(plan.batch(b)) for b in range(plan.batches)] == [32, 32, 1]
+    assert plan.batch(2).tolist() == [64]
+
+
+def test_ten_to_the_eight_samples_start_in_bounded_memory() -> None:
+    tracemalloc.start()
+    batch = Plan(10**8, 32, FULL, training=True).batch(10**6)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(set(batch.tolist())) == 32
+    assert batch.max() > 2**24
+    assert peak < 20e6
+
+
+def test_draws_belong_to_seed_epoch_sample_and_purpose() -> None:
+    samples = np.arange(100)
+    draws = uniform(1, 2, samples, CROP)
+    assert np.array_equal(draws[[7, 3]], uniform(1, 2, np.array([7, 3]), CROP))
+    for other in (uniform(2, 2, samples, CROP), uniform(1, 3, samples, CROP), uniform(1, 2, samples, CROP + 1),
+                  uniform(1, 2, samples + 1, CROP), uniform(1, 2, samples, CROP, 1)):
+        assert (draws == other).mean() < .01
+    assert 0 <= draws.min()
+    assert draws.max() < 1
+    assert abs(draws.mean() - .5) < .05
+
+
+@pytest.mark.parametrize("augment", ["flip", "rrc", "none"])
+def test_views_stay_inside(augment: str) -> None:
+    sizes = np.array([[1, 1], [1, 50], [50, 1], [37, 91]] * 25, np.int32)
+    plan = Plan(100, 100, FULL, training=True, augment=augment)
+    view = plan.view(np.arange(100), sizes, "whole", 1)
+    assert (view.region[:, :2] >= 0).all()
+    assert (view.region[:, 2:] <= sizes).all()
+    assert (view.region[:, 2:] > view.region[:, :2]).all()
+    assert (augment == "none") == (not view.flip.any())
+    assert (augment == "rrc") == bool((view.region[:, 2:] - view.region[:, :2] < sizes).any())
