@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -65,7 +66,8 @@ def index(root: str, out: str, no_verify: bool, threads: int | None) -> None:
         summary = build(Path(root), Path(out), verify=not no_verify, threads=threads,
                         progress=lambda split, files: bar.advance(files, split))
     say(f"{', '.join(f'{split} {images}' for split, images in summary.images.items())} images of "
-        f"{len(summary.classes)} classes in {out}" + (f"; {summary.rejected} rejected, see {out}/rejected.tsv" if summary.rejected else ""))
+        f"{len(summary.classes)} classes in {out}"
+        + (f"; {summary.rejected} rejected, see {out}/rejected.tsv" if summary.rejected else ""))
 
 
 @data.command()
@@ -80,12 +82,15 @@ def info(dataset: str, as_json: bool) -> None:
     import numpy as np
 
     from qrdali.cli.terminal import emit, say
-    from qrdali.data.index import Dataset
+    from qrdali.data.index import Dataset, Index
 
     opened = Dataset.open(Path(dataset))
-    splits = {}
+    splits: dict[str, dict[str, Any]] = {}
     for split in opened.splits:
-        rows = opened.index(split)
+        rows = Index(opened.folder / f"{split}.arrow", len(opened.classes))
+        if not len(rows):  # a split folder without a class folder
+            splits[split] = {"images": 0, "per_class_min": 0, "per_class_max": 0, "width": [0] * 3, "height": [0] * 3}
+            continue
         every = np.arange(len(rows))
         labels, sizes = np.bincount(rows.labels(every), minlength=len(opened.classes)), rows.sizes(every)
         splits[split] = {
@@ -104,5 +109,5 @@ def info(dataset: str, as_json: bool) -> None:
     for split, row in splits.items():
         w, h = row["width"], row["height"]
         say(f"{split:5}  {row['images']:>9,} images, {row['per_class_min']}–{row['per_class_max']} per class, "
-            f"width {w[0]}–{w[2]} (median {w[1]}), height {h[0]}–{h[2]} (median {h[1]})")  # type: ignore[index]
+            f"width {w[0]}–{w[2]} (median {w[1]}), height {h[0]}–{h[2]} (median {h[1]})")
     say(f"rejected files: {rejected}")

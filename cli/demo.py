@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-MODEL, INPUT_SIZE, EPOCHS = "resnet10t", 96, 16
+MODEL, INPUT_SIZE, EPOCHS = "test_resnet", 96, 18
 
 
 @click.command()
@@ -37,10 +37,10 @@ def demo(out: str) -> None:
     with Bar("index", spec.total, "files") as bar:
         build(folder / "images", data, progress=lambda split, files: bar.advance(files, split))
     # The CPU even where there is a GPU: the demo shows the same figures everywhere.
-    common = {"data": str(data), "model": MODEL, "input_size": INPUT_SIZE, "device": "cpu"}
+    common = {"data": str(data), "model": MODEL, "input_size": INPUT_SIZE, "device": "cpu", "batch_size": 16}
     shared, baseline = folder / "runs" / "shared", folder / "runs" / "baseline"
-    run_training(Settings(method="shared", epochs=EPOCHS, **common), shared, False)  # type: ignore[arg-type]
-    run_training(Settings(method="baseline", init=str(shared), max_epochs=6, lr=3e-4, **common), baseline, False)  # type: ignore[arg-type]
+    run_training(Settings(method="shared", epochs=EPOCHS, lr=2e-3, **common), shared, False)  # type: ignore[arg-type]
+    run_training(Settings(method="baseline", init=str(shared), max_epochs=6, lr=5e-4, **common), baseline, False)  # type: ignore[arg-type]
     for run in (shared, baseline):
         result = evaluate_run(run, data, "test", device="cpu")
         say(f"{run}: test accuracy {result['accuracy']:.3f} ({result['correct']} of {result['images']})")

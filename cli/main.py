@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
 
@@ -64,11 +65,13 @@ def main() -> None:
         _fail(str(error), 2)
     except (RunError, OSError) as error:
         _fail(str(error), 1)
+    except ImportError as error:
+        _fail(f"{error}: the installation is incomplete, install qrdali again", 1)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     print(f"qrdali: error: {printable(message)}", file=sys.stderr)
     sys.exit(status)

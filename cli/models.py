@@ -43,4 +43,5 @@ def models(pattern: str, as_json: bool) -> None:
         table.add_row(row.name, f"{row.parameters / 1e6:.2f} M", f"{row.gmacs:.2f}", f"{row.input_size} px")
     console = Console(stderr=True)
     console.print(table)
-    console.print("Parameters with 1000 classes; GFLOP counts a multiply-add once, as the literature does.", highlight=False)
+    console.print(
+        "Parameters with 1000 classes; GFLOP counts a multiply-add once, as the literature does.", highlight=False, soft_wrap=True)

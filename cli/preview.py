@@ -9,6 +9,7 @@ import click
 ROWS = ("color", "crop", "resolution", "combination")
 COLUMNS = 8
 _CELL, _GAP, _CAPTION, _MARGIN = 176, 12, 20, 116
+_COLUMN = 92  # least width of a column: its heading
 
 
 @click.command()
@@ -27,7 +28,7 @@ def preview(image: str, out: str, step: float) -> None:
     from qrdali.cli.terminal import say
     from qrdali.data.scan import examine
     from qrdali.entropy import encoder, entropy
-    from qrdali.errors import InputError, printable
+    from qrdali.errors import InputError, RunError, printable
     from qrdali.pipelines.graphs import Engine, reduced_images
     from qrdali.pipelines.source import arrays
     from qrdali.quality import REDUCTIONS, parameters, steps
@@ -39,33 +40,44 @@ def preview(image: str, out: str, step: float) -> None:
         raise InputError(f"{printable(image)} is not a file")
     if Path(out).suffix.lower() != ".png":
         raise InputError(f"--out is {printable(out)}: the sheet is a PNG, end the name in .png")
+    if not Path(out).parent.is_dir():
+        raise InputError(f"--out is {printable(out)}: {printable(Path(out).parent)} is not a folder")
+    try:
+        encoded = str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{printable(image)} is not UTF-8: rename it") from None
     try:
         width, height = examine(str(path), verify=True)
     except Exception as error:  # Pillow's decoders raise many types
         raise InputError(f"{printable(image)} cannot be decoded: {printable(error)}") from None
     levels = sorted({round(i * (n - 1) / (min(n, COLUMNS) - 1)) for i in range(min(n, COLUMNS))})
-    grid = np.array([[level if moves else 0 for moves in REDUCTIONS[row]] for row in ROWS for level in levels], np.uint8)
+    grid = np.array([[level if moves else 0 for moves in REDUCTIONS[row]] for row in ROWS for level in levels],
+                    np.uint8)
     count = len(grid)
     reduction = parameters(grid, np.tile(np.array([height, width], np.int32), (count, 1)), np.full((count, 2), 0.5), n)
-    name = np.frombuffer(str(path).encode(), np.uint8)
+    name = np.frombuffer(encoded, np.uint8)
     emitted = iter([arrays([name] * count, np.zeros(count, np.int64), np.arange(count), reduction,
                            view(reduction.size, "whole", 1.0))])
-    images, _ = reduced_images(lambda: next(emitted), Engine(depth=1), count).run()
+    try:
+        images, _ = reduced_images(lambda: next(emitted), Engine(depth=1), count).run()
+    except RuntimeError as error:  # what Pillow decodes and DALI does not
+        raise RunError(f"{printable(image)} cannot be decoded: {printable(error)[:200]}") from None
     pictures = [np.asarray(images.at(i)) for i in range(count)]
     full = entropy(pictures[0])
 
     scale = _CELL / max(width, height)
     cell = max(1, round(width * scale)), max(1, round(height * scale))
+    pitch, indent = max(cell[0], _COLUMN) + _GAP, max(0, _COLUMN - cell[0]) // 2
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
-    sheet = Image.new("RGB", (_MARGIN + len(levels) * (cell[0] + _GAP) + _GAP,
+    sheet = Image.new("RGB", (_MARGIN + len(levels) * pitch + _GAP,
                               36 + len(ROWS) * (cell[1] + _CAPTION + _GAP) + 26), "white")
     draw = ImageDraw.Draw(sheet)
     for column, level in enumerate(levels):
-        left = _MARGIN + column * (cell[0] + _GAP)
+        left = _MARGIN + column * pitch + indent
         draw.text((left + cell[0] / 2, 18), f"quality {(n - level) / n:.2f}", "black", font, anchor="mm")
     for i, picture in enumerate(pictures):
         row, column = divmod(i, len(levels))
-        left, top = _MARGIN + column * (cell[0] + _GAP), 36 + row * (cell[1] + _CAPTION + _GAP)
+        left, top = _MARGIN + column * pitch + indent, 36 + row * (cell[1] + _CAPTION + _GAP)
         if column == 0:
             draw.text((_MARGIN - 10, top + cell[1] / 2), ROWS[row], "black", font, anchor="rm")
         y, x, h, w = (float(v) * scale for v in reduction.window[i])
@@ -75,9 +87,15 @@ def preview(image: str, out: str, step: float) -> None:
         enlarged = picture.shape[1] < shown[0]
         tile = Image.fromarray(picture).resize(shown, Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX)
         sheet.paste(tile, (left + round(x), top + round(y)))
-        draw.text((left + cell[0] / 2, top + cell[1] + _CAPTION / 2), f"{entropy(picture) / full:.1%}", "black", small, anchor="mm")
-    draw.text((10, sheet.height - 16), f"{width}x{height}, {full:,} bytes of PNG = 100% ({encoder()})", "#555555", small, anchor="lm")
-    partial = Path(out).with_suffix(".partial")
-    sheet.save(partial, "PNG", optimize=True)
-    partial.rename(out)
+        draw.text((left + cell[0] / 2, top + cell[1] + _CAPTION / 2), f"{entropy(picture) / full:.1%}", "black", small,
+                  anchor="mm")
+    draw.text((10, sheet.height - 16), f"{width}x{height}, {full:,} bytes of PNG = 100% ({encoder()})", "#555555",
+              small, anchor="lm")
+    partial = Path(f"{out}.partial")
+    try:
+        sheet.save(partial, "PNG", optimize=True)
+        partial.rename(out)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     say(f"{out}: {len(ROWS)} reductions at {len(levels)} qualities")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qrdali.errors import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _PLAIN_SECONDS = 10.0
 
@@ -28,11 +31,15 @@ def emit(value: dict[str, Any]) -> None:
 
 
 class Bar:
-    """Progress with rate and time left: a bar on a terminal, elsewhere a line every ten seconds and one at the end."""
+    """Progress with rate and time left: a bar on a terminal, elsewhere a line every ten seconds and one at the end.
+
+    Work that takes less than ten seconds says nothing there.
+    """
 
     def __init__(self, description: str, total: int, unit: str = "images") -> None:
         self._description, self._total, self._unit = printable(description), total, unit
-        self._done, self._note, self._progress = 0, "", None
+        self._done, self._note = 0, ""
+        self._progress: Progress | None = None
         self._begun = self._told = time.monotonic()
 
     def __enter__(self) -> Bar:
@@ -41,7 +48,8 @@ class Bar:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._progress = Progress(
-                TextColumn("{task.description}", markup=False), BarColumn(None), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+                TextColumn("{task.description}", markup=False), BarColumn(None),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
                 TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}", markup=False), console=Console(stderr=True), transient=True)
             self._progress.start()

@@ -149,10 +149,11 @@ class TerminalWatcher:
     def __init__(self) -> None:
         from qrdali.cli.terminal import Bar
 
-        self._make, self._bar = Bar, None
+        self._make = Bar
+        self._bar: Bar | None = None
 
     def begin(self, what: str, images: int) -> None:
-        self._bar = self._make(what, images).__enter__()  # type: ignore[func-returns-value, assignment]
+        self._bar = self._make(what, images).__enter__()
         self._count = 0
 
     def advance(self, images: int, note: Callable[[], str]) -> None:
@@ -198,7 +199,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file: choose another --run")
     every = settings.save_every
-    if every and not every.removesuffix("m").isdecimal() or every in ("0", "0m"):
+    if (every and not every.removesuffix("m").isdecimal()) or every in ("0", "0m"):
         raise InputError(f"--save-every is {every!r}: give a number of steps such as 500, or minutes such as 10m")
     dataset = Dataset.open(Path(settings.data))
     train_index, val_index = dataset.index("train"), dataset.index("val")

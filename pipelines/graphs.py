@@ -63,7 +63,7 @@ def _reduced(inputs: dict[str, Any], engine: Engine) -> Any:
 def network_input(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing) -> Any:
     """A pipeline of (images float32 HWC, labels, samples), built at its first run."""
 
-    @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
+    @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         inputs = _inputs(source, INPUTS)
         image = _reduced(inputs, engine)
@@ -78,7 +78,7 @@ def network_input(source: Callable[[], Any], engine: Engine, batch_size: int, pr
 def reduced_images(source: Callable[[], Any], engine: Engine, batch_size: int) -> Any:
     """A pipeline of (reduced images uint8 HWC of their own sizes, samples)."""
 
-    @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
+    @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         inputs = _inputs(lambda: source()[:len(REDUCED_INPUTS)], REDUCED_INPUTS)
         return _reduced(inputs, engine), inputs["sample"]
@@ -86,7 +86,7 @@ def reduced_images(source: Callable[[], Any], engine: Engine, batch_size: int) -
     return _instance(graph, engine, batch_size)
 
 
-@do_not_convert  # type: ignore[untyped-decorator]
+@do_not_convert
 def _inputs(source: Callable[[], Any], names: tuple[str, ...]) -> dict[str, Any]:
     return dict(zip(names, fn.external_source(source, num_outputs=len(names), batch=True), strict=True))
 

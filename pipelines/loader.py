@@ -60,13 +60,13 @@ class DaliLoader:
         dtype = torch.float32 if tensor.dtype.name == "FLOAT" else torch.int64
         device_id = self._engine.device_id
         on_gpu = type(tensor).__name__.endswith("GPU")
-        result = torch.empty(tensor.shape(), dtype=dtype, device=torch.device("cuda", device_id) if on_gpu else "cpu")
+        result = torch.empty(tensor.shape(), dtype=dtype, device=f"cuda:{device_id}" if on_gpu else "cpu")
         if on_gpu:
             feed_ndarray(tensor, result, cuda_stream=torch.cuda.current_stream(device_id))
             return result
         feed_ndarray(tensor, result)
         # Labels and samples are made on the host; pinned memory would not pay for a few hundred bytes.
-        return result if device_id is None else result.to(torch.device("cuda", device_id))
+        return result if device_id is None else result.to(f"cuda:{device_id}")
 
     def _drain(self) -> None:
         """Runs out what is in flight: DALI resets only a pipeline that has reached its end."""

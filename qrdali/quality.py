@@ -82,7 +82,7 @@ def bin_width(color_levels: npt.NDArray[np.integer], n: int) -> Int32:
 def shrunk(sizes: npt.NDArray[np.integer], levels: npt.NDArray[np.integer], n: int) -> Int32:
     """max(1, round(side · √q)) for sizes [N, 2] and levels [N]: the area keeps the share q."""
     share = np.sqrt(quality(levels, n))[:, None]
-    return np.maximum(1, rounded(sizes * share)).astype(np.int32)
+    return np.maximum(1, rounded(sizes.astype(np.float64) * share)).astype(np.int32)
 
 
 def placed(outer: npt.NDArray[np.integer], inner: npt.NDArray[np.integer], anchors: Floats) -> Int32:

@@ -59,7 +59,8 @@ class State:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> State:
         """The inverse of `as_dict`. Raises TypeError for other keys."""
-        return cls(**{key: NEVER if value is None else value for key, value in data.items()})
+        values: dict[str, Any] = {key: NEVER if value is None else value for key, value in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)

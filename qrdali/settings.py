@@ -67,7 +67,8 @@ def read(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > 1_000_000:
             raise InputError(f"{printable(file)} is larger than 1 MB: that is no configuration")
-        return tomllib.loads(file.read_text("utf-8"))
+        values: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
+        return values
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{printable(file)} cannot be read as TOML: {printable(error)}") from None
 

@@ -143,8 +143,8 @@ class Trainer:
         self._save(self.run / "last", state, None)
         wait = "" if self.rule.patience is None else f"  patience left {self.rule.patience - state.wait}"
         moved = [q for q in shown.values() if q < 1]
-        self.watcher.line(f"epoch {number:3d}  {letter} quality {moved[0] if moved else 1:.2f}  loss {mean_loss:.4f}  train {accuracy:.4f}  "
-                          f"val {rows.accuracy:.4f}{'*' if event.run_improved else ' '} {rate:6.0f} img/s  "
+        self.watcher.line(f"epoch {number:3d}  {letter} quality {moved[0] if moved else 1:.2f}  loss {mean_loss:.4f}  "
+                          f"train {accuracy:.4f}  val {rows.accuracy:.4f}{'*' if event.run_improved else ' '} {rate:6.0f} img/s  "
                           f"wait {epoch.waited / max(epoch.seconds, 1e-9):4.0%}{wait}")
         if rows.constant_class is not None:
             self.watcher.warn(f"the network answers {self.classes[rows.constant_class]!r} for every validation image: "
@@ -211,7 +211,8 @@ class Trainer:
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
-        data: dict[str, Any] = {"schedule": state.as_dict(), "optimizer": rest, "scaler": self.scaler.state_dict(), "epoch": None}
+        data: dict[str, Any] = {"schedule": state.as_dict(), "optimizer": rest, "scaler": self.scaler.state_dict(),
+                                "epoch": None}
         if epoch is not None:
             data["epoch"] = {"step": epoch.step, "images": epoch.images, "loss": float(epoch.loss),
                              "correct": int(epoch.correct), "seconds": epoch.seconds, "waited": epoch.waited}

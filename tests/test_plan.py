@@ -70,7 +70,7 @@ def test_draws_belong_to_seed_epoch_sample_and_purpose() -> None:
     for other in (uniform(2, 2, samples, CROP), uniform(1, 3, samples, CROP), uniform(1, 2, samples, CROP + 1),
                   uniform(1, 2, samples + 1, CROP), uniform(1, 2, samples, CROP, 1)):
         assert (draws == other).mean() < .01
-    assert 0 <= draws.min()
+    assert draws.min() >= 0
     assert draws.max() < 1
     assert abs(draws.mean() - .5) < .05
 

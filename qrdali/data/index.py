@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,8 @@ from qrdali.errors import InputError, RunError, printable
 Samples = npt.NDArray[np.int64]
 
 SPLITS = ("train", "val", "test")
-SCHEMA = pa.schema([("path", pa.string()), ("label", pa.int32()), ("width", pa.int32()), ("height", pa.int32())])
+_FIELDS: list[Any] = [("path", pa.string()), ("label", pa.int32()), ("width", pa.int32()), ("height", pa.int32())]
+SCHEMA = pa.schema(_FIELDS)
 ROWS = 65_536  # of a record batch
 
 
@@ -68,10 +70,11 @@ class Index:
 
 class _Columns:
     def __init__(self, batch: pa.RecordBatch) -> None:
-        _, offsets, text = batch.column(0).buffers()
+        buffers: list[Any] = batch.column(0).buffers()
+        offsets, text = buffers[1], buffers[2] or b""
         shift = batch.column(0).offset
         self._offsets = np.frombuffer(offsets, np.int32)[shift:shift + batch.num_rows + 1]
-        self._text = np.frombuffer(text or b"", np.uint8)
+        self._text = np.frombuffer(text, np.uint8)
         self.label = batch.column(1).to_numpy()
         self.size = np.stack([batch.column(3).to_numpy(), batch.column(2).to_numpy()], axis=1)
 

@@ -52,10 +52,10 @@ def examine(path: str, verify: bool) -> tuple[int, int]:
         if image.format == "WEBP" and getattr(image, "is_animated", False):
             raise ValueError("animated")
         turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        size = image.size[::-1] if turned else image.size
+        width, height = image.size
         if verify:
             image.load()
-    return size
+    return (height, width) if turned else (width, height)
 
 
 def build(root: Path, out: Path, *, verify: bool = True, threads: int | None = None,

@@ -110,7 +110,7 @@ def picture(name: str, key: tuple[int, ...], size: tuple[int, int]) -> bytes:
     color, texture, shape = name.split("-")
     width, height = size if rng.random() < 0.5 else size[::-1]
     canvas = _background(rng, height, width)
-    for _ in range(int(rng.integers(5, 11))):
+    for _ in range(int(rng.integers(4, 9))):
         _clutter(rng, canvas)
     _object(rng, canvas, COLORS[color], texture, shape)
     canvas *= _noise(rng, height, width, cells=3, channels=1) * 0.16 + 1.0  # uneven light
@@ -156,7 +156,7 @@ def _clutter(rng: np.random.Generator, canvas: Floats) -> None:
 
 def _object(rng: np.random.Generator, canvas: Floats, hue: float, texture: str, shape: str) -> None:
     short = min(canvas.shape[:2])
-    radius = float(rng.uniform(0.17, 0.36)) * short
+    radius = float(rng.uniform(0.2, 0.38)) * short
     _paint(rng, canvas, _outline(shape), radius, hue + float(rng.normal(0, 5)), texture, saturation=(0.45, 0.75),
            inside=True)
 
@@ -187,13 +187,13 @@ def _paint(rng: np.random.Generator, canvas: Floats, polygons: list[npt.NDArray[
            hue: float, texture: str, *, saturation: tuple[float, float], inside: bool) -> None:
     """Draws the union of `polygons`, turned and scaled to `radius` pixels, at a random place, shaded and textured.
 
-    `inside` keeps the whole circle of that radius within the picture where it fits.
+    `inside`: for the object. It stands nearly upright, and the circle of that radius lies within the picture if it fits.
     """
     height, width, _ = canvas.shape
     margin = radius + 2 if inside else 0.0
     cx = float(rng.uniform(min(margin, width / 2), max(width - margin, width / 2)))
     cy = float(rng.uniform(min(margin, height / 2), max(height - margin, height / 2)))
-    turn = float(rng.uniform(0, 2 * math.pi))
+    turn = float(rng.normal(0, 0.25) if inside else rng.uniform(0, 2 * math.pi))
     left, top = max(0, int(cx - radius) - 1), max(0, int(cy - radius) - 1)
     right, bottom = min(width, int(cx + radius) + 2), min(height, int(cy + radius) + 2)
 

@@ -1,0 +1,66 @@
+"""`qrdali bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed on this machine, beside peers in the same run.
+
+    \b
+    Example: qrdali bench loader --json
+    """
+
+
+@bench.command()
+@click.option("--data", type=click.Path(), help="Data set whose train split is read.  [default: 512 generated JPEGs]")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
+@click.option("--input-size", type=click.IntRange(8, 4096), default=224, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def loader(data: str | None, rounds: int, threads: int | None, input_size: int, batch_size: int, as_json: bool) -> None:
+    """Images per second of the loader at full and reduced quality, of torchvision's and of a plain DALI graph.
+
+    \b
+    Example: qrdali bench loader --rounds 5 --json > loader.json
+    """
+    import os
+    import tempfile
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from qrdali.cli.bench_loader import measure
+    from qrdali.cli.terminal import Bar, emit
+    from qrdali.data.index import Dataset
+    from qrdali.data.scan import build
+    from qrdali.data.shapes import ShapesSpec, generate
+
+    with tempfile.TemporaryDirectory() as folder:
+        if data is None:
+            spec = ShapesSpec(classes=16, train=32, val=0, test=0)
+            with Bar("generate", spec.total, "files") as bar:
+                generate(Path(folder) / "images", spec, progress=bar.advance)
+            build(Path(folder) / "images", Path(folder) / "data")
+        index = Dataset.open(Path(data) if data else Path(folder) / "data").index("train")
+        with Bar("measure", (rounds + 1) * 9, "runs") as bar:
+            result = measure(index, rounds=rounds, side=input_size, threads=threads or os.cpu_count() or 1,
+                             batch_size=batch_size, progress=lambda name: bar.advance(1, name))
+    result["command"] = (f"qrdali bench loader --rounds {rounds} --threads {result['threads']} --input-size {input_size} "
+                         f"--batch-size {batch_size} --json")
+    if as_json:
+        emit(result)
+        return
+    table = Table("loader", "images/s", "min", "max")
+    for name, rate in result["images_per_second"].items():
+        table.add_row(name, *(f"{rate[key]:,.0f}" for key in ("median", "min", "max")))
+    console = Console(stderr=True)
+    console.print(table)
+    for title in ("speed_ratio", "time_reduced_over_full"):
+        for name, value in result[title].items():
+            console.print(f"{title.replace('_', ' ')}: {name} {value:.2f}", highlight=False)
