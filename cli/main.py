@@ -25,6 +25,12 @@ COMMANDS = {
 class _Lazy(click.Group):
     """Imports a command's file when the command is asked for, so that --help answers at once."""
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # click would print an empty line before ours
+            raise click.Abort() from None
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 

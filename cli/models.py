@@ -44,4 +44,5 @@ def models(pattern: str, as_json: bool) -> None:
     console = Console(stderr=True)
     console.print(table)
     console.print(
-        "Parameters with 1000 classes; GFLOP counts a multiply-add once, as the literature does.", highlight=False, soft_wrap=True)
+        "Parameters with 1000 classes; GFLOP counts a multiply-add once, as the literature does.",
+        highlight=False, soft_wrap=True)
