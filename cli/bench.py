@@ -17,7 +17,7 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--data", type=click.Path(), help="Data set whose train split is read.  [default: 512 generated JPEGs]")
+@click.option("--data", type=click.Path(), help="Data set whose train split is read.  [default: 2,048 generated JPEGs]")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
 @click.option("--input-size", type=click.IntRange(8, 4096), default=224, show_default=True)
@@ -43,7 +43,7 @@ def loader(data: str | None, rounds: int, threads: int | None, input_size: int, 
 
     with tempfile.TemporaryDirectory() as folder:
         if data is None:
-            spec = ShapesSpec(classes=16, train=32, val=0, test=0)
+            spec = ShapesSpec(classes=16, train=128, val=0, test=0)
             with Bar("generate", spec.total, "files") as bar:
                 generate(Path(folder) / "images", spec, progress=bar.advance)
             build(Path(folder) / "images", Path(folder) / "data")

@@ -29,16 +29,20 @@ REDUCED = {name: constant(moving, 2) for name, moving in REDUCTIONS.items() if a
 
 
 class _Files(torch.utils.data.Dataset[Any]):
-    """Peers written as users write them: one file per item."""
+    """Peers written as users write them: one file per item, torchvision's transforms as in PyTorch's ImageNet example."""
 
     def __init__(self, paths: list[str], side: int, pillow: bool) -> None:
+        from torchvision import transforms
         from torchvision.transforms import v2
 
         self.paths, self.pillow = paths, pillow
-        resize = v2.Resize((side, side), antialias=True)
-        normalise = v2.Normalize(MEAN, STD)
-        tail = [v2.ToDtype(torch.float32, scale=True), normalise]
-        self.transform = v2.Compose([resize, v2.ToImage(), *tail] if pillow else [resize, *tail])
+        self.transform: Any
+        if pillow:
+            self.transform = transforms.Compose([transforms.Resize((side, side)), transforms.RandomHorizontalFlip(),
+                                                 transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+        else:
+            self.transform = v2.Compose([v2.Resize((side, side), antialias=True), v2.RandomHorizontalFlip(),
+                                         v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -68,7 +72,7 @@ def _plain_dali(paths: list[str], side: int, batch: int, engine: Engine, decode_
             return image, label
         image = fn.resize(image, size=[side, side], interp_type=types.INTERP_TRIANGULAR, antialias=True)
         return fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="HWC", mean=[255 * m for m in MEAN],
-                                        std=[255 * s for s in STD]), label
+                                        std=[255 * s for s in STD], mirror=fn.random.coin_flip()), label
 
     pipe = graph()
 

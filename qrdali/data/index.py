@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ SPLITS = ("train", "val", "test")
 _FIELDS: list[Any] = [("path", pa.string()), ("label", pa.int32()), ("width", pa.int32()), ("height", pa.int32())]
 SCHEMA = pa.schema(_FIELDS)
 ROWS = 65_536  # of a record batch
+_NO_PATH = np.empty(0, np.uint8)
 
 
 class Index:
@@ -46,26 +48,38 @@ class Index:
 
     def labels(self, samples: Samples) -> Samples:
         """Labels int64 [N]."""
-        return np.array([self._at(s)[0].label[self._at(s)[1]] for s in samples.tolist()], np.int64)
+        result = np.empty(len(samples), np.int64)
+        for columns, rows, places in self._located(samples):
+            result[places] = columns.label[rows]
+        return result
 
     def sizes(self, samples: Samples) -> npt.NDArray[np.int32]:
         """Upright (height, width) in pixels, int32 [N, 2]."""
-        rows = [columns.size[row] for columns, row in map(self._at, samples.tolist())]
-        return np.array(rows, np.int32).reshape(-1, 2)
+        result = np.empty((len(samples), 2), np.int32)
+        for columns, rows, places in self._located(samples):
+            result[places] = columns.size[rows]
+        return result
 
     def path_bytes(self, samples: Samples) -> list[npt.NDArray[np.uint8]]:
         """Each path as UTF-8 bytes, uint8 [length]: views of the mapped file."""
-        return [columns.path(row) for columns, row in map(self._at, samples.tolist())]
+        result: list[npt.NDArray[np.uint8]] = [_NO_PATH] * len(samples)
+        for columns, rows, places in self._located(samples):
+            for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+                result[place] = columns.path(row)
+        return result
 
     def paths(self, samples: Samples) -> list[str]:
         """Each path as text."""
         return [path.tobytes().decode() for path in self.path_bytes(samples)]
 
-    def _at(self, sample: int) -> tuple[_Columns, int]:
-        if not 0 <= sample < len(self):
-            raise IndexError(f"sample {sample} is outside 0..{len(self) - 1}")
-        batch = int(np.searchsorted(self._starts, sample, side="right")) - 1
-        return self._columns[batch], sample - int(self._starts[batch])
+    def _located(self, samples: Samples) -> Iterator[tuple[_Columns, Samples, Samples]]:
+        """Each record batch that holds some of `samples`: its columns, the rows wanted, and their places in `samples`."""
+        if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < len(self):
+            raise IndexError(f"samples {samples.min()}..{samples.max()} are outside 0..{len(self) - 1}")
+        batch = np.searchsorted(self._starts, samples, side="right") - 1
+        for number in np.unique(batch).tolist():
+            places = np.flatnonzero(batch == number)
+            yield self._columns[number], samples[places] - self._starts[number], places
 
 
 class _Columns:
