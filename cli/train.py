@@ -50,6 +50,7 @@ def _common(command: F) -> F:
         click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), help="[default: auto]"),
         click.option("--threads", type=int, help="Decoding threads.  [default: all cores]"),
         click.option("--config", type=click.Path(), help="TOML file of these options; the command line wins."),
+        click.option("--dry-run", is_flag=True, help="Print the epochs that would run at most; no data is touched."),
         click.option("--resume", is_flag=True, help="Continue this run; starts it if it has not begun."),
     ]
     for option in reversed(options):
@@ -61,8 +62,22 @@ def _patience(command: F) -> F:
     for option in (
         click.option("--no-restore-best", "restore_best", flag_value=False, default=None, type=bool,
                      help="Keep the last weights instead of the best when patience ends."),
+        click.option("--monitor", type=click.Choice(["full", "phase"]),
+                     help="Validate on full quality, or on that of the epoch.  [default: full]"),
         click.option("--max-epochs", type=int, help="Bound of the whole run.  [default: 300]"),
         click.option("--patience", type=int, help="Units without improvement before the end.  [default: 3]"),
+    ):
+        command = option(command)
+    return command
+
+
+def _reduced(command: F) -> F:
+    for option in (
+        click.option("--same-order", is_flag=True, default=None, help="The epochs of a pair differ in reductions only."),
+        click.option("--sequence", help="paired-epochs, paired-rounds or a pattern such as CCCCCCCR.  [default: paired-epochs]"),
+        click.option("--step", type=float, help="Grid of qualities, 1/n.  [default: 0.25]"),
+        click.option("--reduction", type=click.Choice(["color", "crop", "resolution", "combination", "none"]),
+                     help="What R epochs reduce; none is the sham control.  [default: combination]"),
     ):
         command = option(command)
     return command
@@ -83,6 +98,7 @@ def shared(**options: Any) -> None:
 @train.command()
 @_common
 @_patience
+@click.option("--match", type=click.Path(), help="Take as many optimizer steps as this run took, without patience.")
 def baseline(**options: Any) -> None:
     """Full-quality epochs until patience ends them.
 
@@ -95,29 +111,105 @@ def baseline(**options: Any) -> None:
 @train.command()
 @_common
 @_patience
-@click.option("--reduction", type=click.Choice(["color", "crop", "resolution", "combination", "none"]),
-              help="What R epochs reduce; none is the sham control.  [default: combination]")
+@_reduced
 @click.option("--quality", type=float, help="Quality of R epochs, a level of --step.  [default: 0.5]")
-@click.option("--step", type=float, help="Grid of qualities, 1/n.  [default: 0.25]")
-@click.option("--sequence", help="paired-epochs or a pattern such as CCCCCCCR.  [default: paired-epochs]")
 def fixed(**options: Any) -> None:
     """R epochs at one quality among C epochs.
 
     \b
     Example: qrdali train fixed --data data --run runs/fixed --init runs/shared --reduction crop --quality 0.5
     """
-    options["reduction"] = options["reduction"] or "combination"
-    options["sequence"] = options["sequence"] or "paired-epochs"
     _run("fixed", options)
+
+
+@train.command()
+@_common
+@_patience
+@_reduced
+@click.option("--direction", type=click.Choice(["down", "up"]), help="From the first level down, or from the lowest up.  [default: down]")
+def linear(**options: Any) -> None:
+    """R epochs whose quality falls by one step per stage, the same for every image.
+
+    \b
+    Example: qrdali train linear --data data --run runs/linear --init runs/shared --reduction crop --sequence paired-rounds
+    """
+    _run("linear", options)
+
+
+@train.command()
+@_common
+@_patience
+@_reduced
+@click.option("--feedback", type=click.Choice(["probe", "online"]),
+              help="Ask the network about every neighbour, or use its training predictions.  [default: probe]")
+@click.option("--prefer", type=click.Choice(["confidence", "entropy"]), help="Which correct neighbour is taken.  [default: confidence]")
+@click.option("--windows", type=click.Choice(["5", "9"]), help="Candidate windows of a crop.  [default: 5]")
+@click.option("--probe-batch-size", type=int, help="Candidates per forward pass of a probe.  [default: twice --batch-size]")
+def adaptive(**options: Any) -> None:
+    """R epochs in which each image has its own level: one step down per stage where the classifier is still right.
+
+    \b
+    Example: qrdali train adaptive --data data --run runs/adaptive --init runs/shared --reduction crop --sequence paired-rounds
+    """
+    if options["windows"] is not None:
+        options["windows"] = int(options["windows"])
+    _run("adaptive", options)
+
+
+@train.command()
+@_common
+@_patience
+@_reduced
+@click.option("--low", type=float, help="Lowest quality, a level of --step.  [default: 0.25]")
+@click.option("--high", type=float, help="Highest quality.  [default: 1]")
+def random(**options: Any) -> None:
+    """The control: R epochs whose quality is drawn per image and epoch, which is plain augmentation.
+
+    \b
+    Example: qrdali train random --data data --run runs/random --init runs/shared --reduction color --low 0.25 --high 1
+    """
+    _run("random", options)
 
 
 def _run(method: str, options: dict[str, Any]) -> None:
     from qrdali import settings as settings_file
 
-    run, resume, config = Path(options.pop("run")), options.pop("resume"), options.pop("config")
+    run, resume, config, dry = Path(options.pop("run")), options.pop("resume"), options.pop("config"), options.pop("dry_run")
     values = settings_file.read(Path(config)) if config else {}
     values.update({key: value for key, value in options.items() if value is not None}, method=method)
-    run_training(settings_file.validated(values), run, resume)
+    settings = settings_file.validated(values)
+    if dry:
+        _show_sequence(settings)
+    else:
+        run_training(settings, run, resume)
+
+
+def _show_sequence(settings: Settings) -> None:
+    """What would run at most, epoch by epoch, on stdout."""
+    import numpy as np
+
+    from qrdali.methods import check, reduced_levels, rule_of
+    from qrdali.quality import DIMENSIONS, quality, steps
+    from qrdali.schedule import longest
+
+    check(settings)
+    rule, n = rule_of(settings), steps(settings.step)
+    for epoch, stage, letter in longest(rule):
+        if letter == "C":
+            what = "full quality"
+        elif settings.method == "adaptive":
+            what = f"{settings.reduction}, each image at its own level"
+        elif settings.method == "random":
+            what = f"{settings.reduction}, quality {settings.low:g} to {settings.high:g}, drawn per image"
+        else:
+            q = quality(reduced_levels(settings, stage, epoch).of(np.zeros(1, np.int64))[0], n)
+            what = ", ".join(f"{d} {v:.2f}" for d, v in zip(DIMENSIONS, q, strict=True) if v < 1) or "full quality (sham)"
+        click.echo(f"epoch {epoch:3d}  stage {stage}  {letter}  {what}")
+    if rule.patience is None:
+        return
+    more = "; stages follow one another until no image moves" if rule.stages is None else ""
+    click.echo(f"# the longest: each {'round' if rule.rounds else 'stage'} may end earlier, after {rule.patience} "
+               f"{'epochs' if rule.rounds or len(rule.sequence) == 1 else f'repetitions of {rule.sequence}'} without improvement{more}")
 
 
 class _Stop:
@@ -189,11 +281,12 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     from qrdali.cli.terminal import say
     from qrdali.data.index import Dataset
     from qrdali.errors import InputError
+    from qrdali.methods import check
     from qrdali.pipelines.graphs import Engine
     from qrdali.pipelines.loader import DaliLoader
-    from qrdali.trainer import Interrupted, Trainer, device_of, rule_of
+    from qrdali.trainer import Interrupted, Trainer, device_of
 
-    rule_of(settings)
+    check(settings)
     if runs.holds_run(run) and not resume:
         raise InputError(f"{run} already holds a run: continue it with --resume, or choose another --run")
     if run.exists() and not run.is_dir():
@@ -220,6 +313,12 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     settings = settings.model_copy(update={
         "model": name, "lr": settings.lr or models.learning_rate(name), "input_size": pre.input_size, "fit": pre.fit,
         "data": str(Path(settings.data).absolute()), "init": str(Path(settings.init).absolute()) if settings.init else ""})
+
+    if settings.match and not settings.match_steps:
+        taken = runs.optimizer_steps(Path(settings.match))
+        settings = settings.model_copy(update={"match": str(Path(settings.match).absolute()), "match_steps": taken,
+                                               "max_epochs": -(-taken // -(-len(train_index) // settings.batch_size))})
+        check(settings)
 
     if runs.holds_run(run):
         before = settings_file.read(run / "config.toml")

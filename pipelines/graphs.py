@@ -9,6 +9,7 @@ from typing import Any
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
 
+from qrdali.descent import CROP
 from qrdali.models import Preprocessing
 from qrdali.pipelines import ops
 
@@ -16,9 +17,7 @@ INTERPOLATION = {"nearest": types.INTERP_NN, "bilinear": types.INTERP_TRIANGULAR
                  "lanczos": types.INTERP_LANCZOS3}
 
 # The arrays a source emits per batch, in this order; [N, …] unless said otherwise.
-INPUTS = (
-    "path",  # list of N uint8 [length]
-    "sample",  # int64
+REDUCTION = (
     "start",  # int32 [2] top, left
     "shape",  # int32 [2] height, width of the window
     "size",  # float32 [2] height, width after the resolution reduction
@@ -27,6 +26,11 @@ INPUTS = (
     "mask",  # uint8 256 - d where d is a power of two
     "half",  # uint8 d / 2
     "binned",  # uint8: 0 for d = 1, 1 for a power of two, 2 otherwise
+)
+INPUTS = (
+    "path",  # list of N uint8 [length]
+    "sample",  # int64
+    *REDUCTION,
     "label",  # int64
     "region",  # float32 [4] top, left, bottom, right of the reduced image that the network sees
     "flip",  # int32
@@ -51,6 +55,10 @@ class Engine:
 def _reduced(inputs: dict[str, Any], engine: Engine) -> Any:
     """Crop, resolution and colour, each only for the samples that need it."""
     image = ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode)
+    return _shrunk_and_binned(image, inputs)
+
+
+def _shrunk_and_binned(image: Any, inputs: dict[str, Any]) -> Any:
     if inputs["resized"]:
         image = ops.resolution(image, inputs["size"])
     if inputs["binned"] == 1:
@@ -84,6 +92,47 @@ def reduced_images(source: Callable[[], Any], engine: Engine, batch_size: int) -
         return _reduced(inputs, engine), inputs["sample"]
 
     return _instance(graph, engine, batch_size)
+
+
+def _column_inputs(dimension: int) -> tuple[str, ...]:
+    return (*REDUCTION[0 if dimension == CROP else 2:], "region")  # start and shape are a crop's own
+
+
+def asked_inputs(dimensions: tuple[int, ...]) -> tuple[str, ...]:
+    """The arrays of `candidates`: the window to decode, then the reduction and region of each column."""
+    return ("path", "start", "shape", *(f"{name}{k}" for k, d in enumerate(dimensions) for name in _column_inputs(d)))
+
+
+def candidates(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing,
+               dimensions: tuple[int, ...], pictures: bool) -> Any:
+    """A pipeline of network inputs, one output per column; with `pictures`, then the reduced images, one output per column.
+
+    Each image is decoded once; `dimensions` says what each column moves, and only crops (1) cut the decoded window.
+    """
+    mean, std = [255 * m for m in preprocessing.mean], [255 * s for s in preprocessing.std]
+
+    @pipeline_def(enable_conditionals=True)
+    def graph() -> Any:
+        inputs = _inputs(source, asked_inputs(dimensions))
+        decoded = ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode)
+        seen, reduced = [], []
+        for k, dimension in enumerate(dimensions):
+            own = _column(inputs, k, dimension)
+            image = decoded
+            if dimension == CROP:
+                image = ops.cut(image, own["start"], own["shape"])
+            image = _shrunk_and_binned(image, own)
+            reduced.append(image)
+            seen.append(ops.prepare(image, own["region"], 0, preprocessing.input_size,
+                                    INTERPOLATION[preprocessing.interpolation], mean, std))
+        return tuple(seen + reduced if pictures else seen)
+
+    return _instance(graph, engine, batch_size)
+
+
+@do_not_convert
+def _column(inputs: dict[str, Any], k: int, dimension: int) -> dict[str, Any]:
+    return {name: inputs[f"{name}{k}"] for name in _column_inputs(dimension)}
 
 
 @do_not_convert

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
-from qrdali.batch import Batch
+from qrdali.batch import Ask, Batch, Shown
 from qrdali.data.index import Index
 from qrdali.data.scan import examine
 from qrdali.errors import RunError, printable
 from qrdali.models import Preprocessing
-from qrdali.pipelines.graphs import Engine, network_input
-from qrdali.pipelines.source import Source
+from qrdali.pipelines.graphs import Engine, candidates, network_input
+from qrdali.pipelines.source import Source, asked_arrays
 from qrdali.plan import Plan
 
 
@@ -54,6 +56,47 @@ class DaliLoader:
                 raise RunError(self._explain(error)) from None
             # HWC in memory seen as CHW is torch's channels_last: no transposition anywhere.
             yield Batch(self._tensor(images).permute(0, 3, 1, 2), self._tensor(labels), self._tensor(samples))
+
+    def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
+        """See `Loader.candidates`."""
+        flying: deque[Ask] = deque()
+
+        def emit() -> tuple[Any, ...]:
+            ask = next(asked)
+            self._source.recent.append(ask.samples)
+            flying.append(ask)
+            return asked_arrays(self._index.path_bytes(ask.samples), ask, dimensions, self._preprocessing.fit,
+                                self._preprocessing.crop_share)
+
+        # A pass is long and rare: a pipeline of its own leaves no state behind.
+        pipe = candidates(emit, self._engine, most, self._preprocessing, dimensions, pictures)
+        side = self._preprocessing.input_size
+        while True:
+            try:
+                outputs = pipe.run()
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise RunError(self._explain(error)) from None
+            ask = flying.popleft()
+            images = torch.empty((len(dimensions), len(ask.samples), side, side, 3), device=self._device)
+            for k in range(len(dimensions)):
+                self._copy(outputs[k].as_tensor(), images[k])
+            reduced = None
+            if pictures:
+                reduced = [[np.asarray(out.at(i)) for i in range(len(ask.samples))]
+                           for out in (o.as_cpu() for o in outputs[len(dimensions):])]
+            yield Shown(ask, images.permute(0, 1, 4, 2, 3), reduced)
+
+    @property
+    def _device(self) -> str:
+        return "cpu" if self._engine.device_id is None else f"cuda:{self._engine.device_id}"
+
+    def _copy(self, source: Any, target: torch.Tensor) -> None:
+        if self._engine.device_id is None:
+            feed_ndarray(source, target)
+        else:
+            feed_ndarray(source, target, cuda_stream=torch.cuda.current_stream(self._engine.device_id))
 
     def _tensor(self, output: Any) -> torch.Tensor:
         tensor = output.as_tensor()

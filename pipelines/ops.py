@@ -23,9 +23,14 @@ def read(path: Node, start: Node, shape: Node, device: str, whole: bool) -> Node
     encoded = fn.io.file.read(path)
     if whole:
         image = fn.decoders.image(encoded, device=device, output_type=types.RGB)
-        return fn.slice(image, start=start, shape=shape, axis_names="HW")
+        return cut(image, start, shape)
     return fn.decoders.image_slice(encoded, start=start, shape=shape, axis_names="HW", device=device,
                                    output_type=types.RGB)
+
+
+def cut(image: Node, start: Node, shape: Node) -> Node:
+    """The window `start`, `shape` (int32 [2], pixels) of a decoded image."""
+    return fn.slice(image, start=start, shape=shape, axis_names="HW")
 
 
 def resolution(image: Node, size: Node) -> Node:

@@ -9,29 +9,54 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qrdali.batch import Ask
 from qrdali.data.index import Index
+from qrdali.descent import CROP
 from qrdali.plan import Plan
 from qrdali.quality import Parameters
-from qrdali.view import View
+from qrdali.view import View, view
+
+
+def reduction_arrays(start: npt.NDArray[np.int32], shape: npt.NDArray[np.int32], size: npt.NDArray[np.int32],
+                     d: npt.NDArray[np.int32]) -> tuple[Any, ...]:
+    """What the reductions of one batch need, in the order of `graphs.REDUCTION`."""
+    power = d & (d - 1) == 0
+    return (
+        np.ascontiguousarray(start),
+        np.ascontiguousarray(shape),
+        size.astype(np.float32),
+        (size != shape).any(axis=1),
+        d.astype(np.float32),
+        np.where(power, 256 - d, 0).astype(np.uint8),  # d = 1 is never masked
+        (d // 2).astype(np.uint8),
+        np.where(d == 1, 0, np.where(power, 1, 2)).astype(np.uint8),
+    )
+
+
+def asked_arrays(paths: list[npt.NDArray[np.uint8]], ask: Ask, dimensions: tuple[int, ...], fit: str,
+                 crop_share: float) -> tuple[Any, ...]:
+    """One batch of states in the order of `graphs.asked_inputs`: the window to decode, then each column's reduction."""
+    window, found = ask.window, ask.candidates
+    result: list[Any] = [paths, np.ascontiguousarray(window[:, :2]), np.ascontiguousarray(window[:, 2:])]
+    for k, dimension in enumerate(dimensions):
+        there = found.exists[:, k, None]
+        # What does not exist costs one pixel.
+        start = np.where(there, found.window[:, k, :2] - window[:, :2], 0).astype(np.int32)
+        one = np.ones_like(start)
+        shape, size = np.where(there, found.window[:, k, 2:], one), np.where(there, found.size[:, k], one)
+        d = np.where(there[:, 0], found.bin_width[:, k], 1).astype(np.int32)
+        values = reduction_arrays(start, shape, size, d)
+        result += [*(values if dimension == CROP else values[2:]), view(size, fit, crop_share).region]
+    return tuple(result)
 
 
 def arrays(paths: list[npt.NDArray[np.uint8]], labels: npt.NDArray[np.int64], samples: npt.NDArray[np.int64],
            reduction: Parameters, seen: View) -> tuple[Any, ...]:
     """One batch in the order of `graphs.INPUTS`."""
-    d = reduction.bin_width
-    power = d & (d - 1) == 0
-    shape = np.ascontiguousarray(reduction.window[:, 2:])
     return (
         paths,
         samples,
-        np.ascontiguousarray(reduction.window[:, :2]),
-        shape,
-        reduction.size.astype(np.float32),
-        (reduction.size != shape).any(axis=1),
-        d.astype(np.float32),
-        np.where(power, 256 - d, 0).astype(np.uint8),  # d = 1 is never masked
-        (d // 2).astype(np.uint8),
-        np.where(d == 1, 0, np.where(power, 1, 2)).astype(np.uint8),
+        *reduction_arrays(reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width),
         labels,
         seen.region,
         seen.flip.astype(np.int32),

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 if TYPE_CHECKING:
     import torch
 
+    from qrdali.descent import Candidates
     from qrdali.plan import Plan
 
 
@@ -22,9 +26,33 @@ class Batch:
     samples: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Ask:
+    """States whose neighbours are to be shown to a network. samples: int64 [N]. window: int32 [N, 4], the windows of the
+    states; the candidates' lie within."""
+
+    samples: npt.NDArray[np.int64]
+    window: npt.NDArray[np.int32]
+    candidates: Candidates
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What was asked, as network inputs. images: float32 [K, N, 3, S, S], as `Batch.images`; those that do not exist are
+    of no use. pictures: the reduced images uint8 HWC, K lists of N, or None where they were not wanted."""
+
+    ask: Ask
+    images: torch.Tensor
+    pictures: list[list[npt.NDArray[np.uint8]]] | None
+
+
 class Loader(Protocol):
     """Decodes, reduces and prepares the images of one split. The core knows the DALI loader only by this."""
 
     def epoch(self, plan: Plan) -> Iterator[Batch]:
         """The batches of `plan` from `plan.first_batch` on. Raises RunError naming the file that cannot be read."""
+        ...
+
+    def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
+        """The neighbours of states, each image decoded once. `most`: the largest N. `dimensions`: of the K columns."""
         ...

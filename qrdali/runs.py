@@ -59,6 +59,18 @@ def load_best(folder: Path) -> tuple[nn.Module, Trained]:
     return model, trained
 
 
+def optimizer_steps(folder: Path) -> int:
+    """How many optimizer steps a run has taken. Raises InputError if `folder` holds no run with an epoch."""
+    file = folder / "metrics.jsonl"
+    try:
+        taken = [int(row["optimizer_steps"]) for row in map(json.loads, file.read_text("utf-8").splitlines()) if row["epoch"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{printable(file)} does not tell optimizer steps ({printable(error)}): is it a run folder?") from None
+    if not taken:
+        raise InputError(f"{printable(folder)} has trained no epoch yet")
+    return taken[-1]
+
+
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     """Adds one line to metrics.jsonl."""
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:

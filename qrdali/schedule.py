@@ -1,50 +1,78 @@
 """The epoch scheduler: a pure state machine over plain data. It imports neither torch nor DALI nor a clock.
 
-A C epoch trains on full quality, an R epoch on reduced images. `start` gives a state, `phase` the letter of the epoch
-to come, `update` the state after it and what happened. The trainer asks; the scheduler never asks back.
+A C epoch trains on full quality, an R epoch on reduced images; a stage is a span in which the reduction does not change.
+`start` gives a state, `phase` the letter of the epoch to come, `begin_stage` says that a stage's levels are set, `update`
+gives the state after an epoch and what happened. The trainer asks; the scheduler never asks back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qrdali.errors import InputError
 
 NEVER = float("-inf")
+ROUNDS = "paired-rounds"
 NAMED_PATTERNS = {"paired-epochs": "RC"}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """pattern: letters R and C, repeated; one repetition is the unit of patience. patience: units without improvement
-    that end the run, None for a set number of epochs. max_epochs: bound of the whole run."""
+    """What a run does.
 
-    pattern: str
+    sequence: "paired-rounds" (an R round, then a C round, in each stage) or a pattern of the letters R and C, repeated
+    within each stage. patience: units without improvement that end a stage (pattern) or a round, None for a set number
+    of epochs. max_epochs: bound of the whole run. stages: their number; None goes on until `begin_stage` reports that
+    nothing moved. Raises InputError for anything else.
+    """
+
+    sequence: str
     patience: int | None
     max_epochs: int
+    stages: int | None = 1
 
     def __post_init__(self) -> None:
-        if not self.pattern or set(self.pattern) - {"R", "C"}:
-            raise InputError(f"sequence {self.pattern!r} is neither paired-epochs nor a pattern of R and C such as CCCCCCCR")
+        if self.sequence != ROUNDS and (not self.sequence or set(self.sequence) - {"R", "C"}):
+            raise InputError(f"sequence {self.sequence!r} is neither paired-epochs nor paired-rounds nor a pattern of R and C "
+                             "such as CCCCCCCR")
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience {self.patience} ends before the first epoch: use 1 or more")
         if self.max_epochs < 1:
             raise InputError(f"{self.max_epochs} epochs train nothing: use 1 or more")
 
     @property
-    def judged(self) -> int:
-        """Position within the pattern whose accuracy judges it: the last C, or the last of a pattern without C."""
-        return self.pattern.rindex("C") if "C" in self.pattern else len(self.pattern) - 1
+    def rounds(self) -> bool:
+        return self.sequence == ROUNDS
+
+    def pattern(self, round_: str) -> str:
+        """The letters of a unit of patience, in the round "R" or "C" of paired-rounds."""
+        return round_ if self.rounds else self.sequence
+
+
+def judged(pattern: str) -> int:
+    """Position within `pattern` whose accuracy judges it: the last C, or the last of a pattern without C."""
+    return pattern.rindex("C") if "C" in pattern else len(pattern) - 1
 
 
 @dataclass(frozen=True)
 class State:
-    """epoch: epochs finished. unit_accuracy: the judged accuracy of the unit in hand. best, best_epoch, wait: of the
-    patience, which starts at minus infinity. run_best, run_best_epoch: of the whole run, its start (epoch 0) included."""
+    """Plain data.
+
+    epoch: epochs finished. stage: the one in hand, from 1; begun: its levels are set; final: it is the last. round:
+    "R" or "C", of paired-rounds. position: epochs of the unit in hand that are done. unit_accuracy: the judged accuracy
+    of that unit. best, best_epoch, wait: of the stage's or round's patience, which starts at minus infinity. run_best,
+    run_best_epoch: of the whole run, its start (epoch 0) included. ended: why the run ended, or empty.
+    """
 
     run_best: float
     epoch: int = 0
+    stage: int = 1
+    begun: bool = False
+    final: bool = False
+    round: str = "R"
+    position: int = 0
     unit_accuracy: float = NEVER
     best: float = NEVER
     best_epoch: int = 0
@@ -65,11 +93,13 @@ class State:
 
 @dataclass(frozen=True)
 class Event:
-    """What an epoch brought: a new best of the run, a new best of the patience, the end and its reason."""
+    """What an epoch brought. run_improved: a new best of the run. unit_improved: a new best of the patience, whose
+    training state must be kept. closed: why a round or stage ended by patience, or empty: the best unit's training state
+    is to be restored."""
 
     run_improved: bool
     unit_improved: bool
-    ended: str
+    closed: str
 
 
 def start(accuracy: float) -> State:
@@ -77,32 +107,78 @@ def start(accuracy: float) -> State:
     return State(run_best=accuracy)
 
 
+def begin_stage(rule: Rule, state: State, moved: int | None = None) -> State:
+    """The stage in hand has its levels. moved: images that a descent step changed; None where levels are not per image.
+
+    A run ends after a stage before which no image moved.
+    """
+    final = moved == 0 if rule.stages is None else state.stage >= rule.stages
+    return replace(state, begun=True, final=final)
+
+
 def phase(rule: Rule, state: State) -> str | None:
     """The letter of the epoch to come, or None when the run has ended."""
-    return None if state.ended else rule.pattern[state.epoch % len(rule.pattern)]
+    return None if state.ended else rule.pattern(state.round)[state.position]
 
 
 def update(rule: Rule, state: State, accuracy: float) -> tuple[State, Event]:
-    """The state after an epoch with the monitored `accuracy`; improving means strictly greater."""
-    position = state.epoch % len(rule.pattern)
+    """The state after an epoch with the monitored `accuracy`; improving means strictly greater.
+
+    Raises ValueError if the stage has not begun or the run has ended.
+    """
+    if not state.begun or state.ended:
+        raise ValueError("no epoch is due: " + (state.ended or f"stage {state.stage} has not begun"))
+    pattern = rule.pattern(state.round)
     epoch = state.epoch + 1
     run_improved = accuracy > state.run_best
     if run_improved:
         state = replace(state, run_best=accuracy, run_best_epoch=epoch)
-    if position == rule.judged:
+    if state.position == judged(pattern):
         state = replace(state, unit_accuracy=accuracy)
     unit_improved = False
-    if position == len(rule.pattern) - 1:
+    position = state.position + 1
+    if position == len(pattern):
+        position = 0
         unit_improved = state.unit_accuracy > state.best
         if unit_improved:
             state = replace(state, best=state.unit_accuracy, best_epoch=epoch, wait=0)
         else:
             state = replace(state, wait=state.wait + 1)
         state = replace(state, unit_accuracy=NEVER)
-    ended = ""
+    state = replace(state, epoch=epoch, position=position)
+    closed = ""
     if rule.patience is not None and state.wait >= rule.patience:
-        unit = "epoch" if len(rule.pattern) == 1 else f"{rule.pattern} repetition"
-        ended = f"patience: {state.wait} {unit}s did not exceed {state.best:.4f} of epoch {state.best_epoch}"
-    elif epoch >= rule.max_epochs:
-        ended = f"the set number of {epoch} epochs" if rule.patience is None else f"--max-epochs {epoch}"
-    return replace(state, epoch=epoch, ended=ended), Event(run_improved, unit_improved, ended)
+        unit = "epoch" if len(pattern) == 1 else f"{pattern} repetition"
+        closed = (f"patience: {state.wait} {unit}{'s' if state.wait > 1 else ''} did not exceed {state.best:.4f} "
+                  f"of epoch {state.best_epoch}")
+        state = _closed(rule, state, closed)
+    if not state.ended and epoch >= rule.max_epochs:
+        state = replace(state, ended=f"the set number of {epoch} epochs" if rule.patience is None else f"--max-epochs {epoch}")
+    return state, Event(run_improved, unit_improved, closed)
+
+
+def _closed(rule: Rule, state: State, reason: str) -> State:
+    """After a round's or stage's last epoch: the next round, the next stage or the end."""
+    if rule.rounds and state.round == "R":
+        return replace(state, round="C", best=NEVER, best_epoch=0, wait=0)
+    if state.final:
+        return replace(state, ended=reason)
+    return replace(state, stage=state.stage + 1, begun=False, round="R", best=NEVER, best_epoch=0, wait=0)
+
+
+def longest(rule: Rule) -> Iterator[tuple[int, int, str]]:
+    """(epoch, stage, letter) of the run in which every unit improves until only as many epochs are left as the later
+    rounds and stages need at the least: the longest that still visits them all. Adaptive runs have at most as many
+    stages as `rule.stages` says; None counts as one."""
+    epoch = 0
+    parts = [(stage, rule.pattern(letter)) for stage in range(1, (rule.stages or 1) + 1)
+             for letter in (("R", "C") if rule.rounds else ("R",))]
+    # The first unit always improves on minus infinity, then patience runs out.
+    least = [len(pattern) * ((rule.patience or 0) + 1) for _, pattern in parts]
+    for number, (stage, pattern) in enumerate(parts):
+        room = max(least[number], rule.max_epochs - epoch - sum(least[number + 1:]))
+        for i in range(room // len(pattern) * len(pattern) if number + 1 < len(parts) else room):
+            if epoch >= rule.max_epochs:
+                return
+            epoch += 1
+            yield epoch, stage, pattern[i % len(pattern)]

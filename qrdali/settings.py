@@ -16,7 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Method = Literal["shared", "baseline", "fixed"]
+Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
 
 
 class Settings(BaseModel):
@@ -33,9 +33,20 @@ class Settings(BaseModel):
     quality: float = Field(0.5, gt=0, le=1)
     step: float = Field(0.25, gt=0, le=0.5)
     sequence: str = "C"
+    same_order: bool = False
+    direction: Literal["down", "up"] = "down"
+    low: float = Field(0.25, gt=0, le=1)
+    high: float = Field(1.0, gt=0, le=1)
+    feedback: Literal["probe", "online"] = "probe"
+    prefer: Literal["confidence", "entropy"] = "confidence"
+    windows: Literal[5, 9] = 5
+    probe_batch_size: int = Field(0, ge=0)
+    monitor: Literal["full", "phase"] = "full"
     patience: int = Field(3, ge=1)
     epochs: int = Field(10, ge=1)
     max_epochs: int = Field(300, ge=1)
+    match: str = ""
+    match_steps: int = Field(0, ge=0)
     batch_size: int = Field(32, ge=1)
     lr: float = Field(0.0, ge=0, allow_inf_nan=False)
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False)
@@ -53,7 +64,12 @@ class Settings(BaseModel):
 
 
 def validated(values: dict[str, Any]) -> Settings:
-    """Settings from plain values. Raises InputError naming the first key that is wrong, its value and the rule."""
+    """Settings from plain values. Raises InputError naming the first key that is wrong, its value and the rule.
+
+    Methods with reductions default to the combination in paired epochs.
+    """
+    if values.get("method") in ("fixed", "linear", "adaptive", "random"):
+        values = {"reduction": "combination", "sequence": "paired-epochs", **values}
     try:
         return Settings(**values)
     except ValidationError as error:

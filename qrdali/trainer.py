@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
@@ -19,10 +20,12 @@ from qrdali.batch import Loader
 from qrdali.data.index import Index
 from qrdali.errors import RunError
 from qrdali.evaluate import Rows, evaluate, write_rows
-from qrdali.levels import FULL, Constant, constant
+from qrdali.levels import FULL, Constant, Levels, PerImage, histogram
+from qrdali.methods import descent_of, reduced_levels, rule_of, stage_level
 from qrdali.models import Preprocessing
 from qrdali.plan import Plan
-from qrdali.quality import DIMENSIONS, REDUCTIONS, level_of, quality, steps
+from qrdali.probe import Moved, online_step, step
+from qrdali.quality import DIMENSIONS, quality, steps
 from qrdali.settings import Settings
 
 
@@ -54,6 +57,16 @@ class Epoch:
     correct: torch.Tensor
     seconds: float = 0.0
     waited: float = 0.0
+
+
+@dataclass
+class Totals:
+    """Of the whole run. forward_images: images the network saw, in training, validation and probes. seconds: of training
+    and probes."""
+
+    optimizer_steps: int = 0
+    forward_images: int = 0
+    seconds: float = 0.0
 
 
 def device_of(choice: str) -> torch.device:
@@ -93,7 +106,12 @@ class Trainer:
         self.loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
         self.n = steps(settings.step)
         self.rule = rule_of(settings)
-        self.reduced = constant(REDUCTIONS[settings.reduction], level_of(settings.quality, self.n))
+        self.descent = descent_of(settings)
+        self.images: PerImage | None = None  # an adaptive run's levels
+        self.totals = Totals()
+        self.stage_row: dict[str, float] = {}  # what the stage's first epoch reports of its beginning
+        self.stage_shown = False
+        self.feedback = torch.zeros(len(self.train_index) if self._online else 0, dtype=torch.uint8, device=device)
         every = settings.save_every
         self.save_seconds = 60 * float(every[:-1]) if every.endswith("m") else None
         self.save_steps = int(every) if every and self.save_seconds is None else None
@@ -105,58 +123,159 @@ class Trainer:
             state, epoch = self._restore()
         else:
             runs.keep_metrics(self.run, -1)
-            rows = self._validate("start")
+            rows = self._validate("start", FULL)
             state = schedule.start(rows.accuracy)
             self._save_best(state.run_best, 0, rows)
             runs.append_metrics(self.run, {"epoch": 0, "phase": "start", "stage": 1, "quality": dict.fromkeys(DIMENSIONS, 1.0),
                                            "val_accuracy": rows.accuracy})
-            self.watcher.line(f"epoch   0  start weights          val {rows.accuracy:.4f}")
-        while letter := schedule.phase(self.rule, state):
+            self.watcher.line(f"epoch   0  start weights, val {rows.accuracy:.4f}")
+        while not state.ended:
+            if not state.begun:
+                state = self._begin_stage(state)
+            letter = schedule.phase(self.rule, state)
+            assert letter is not None
             state = self._epoch(state, letter, epoch)
             epoch = None
         self.watcher.line(f"ended by {state.ended}; best is epoch {state.run_best_epoch} with val {state.run_best:.4f}")
         return state
 
+    def _begin_stage(self, state: schedule.State) -> schedule.State:
+        """Sets the levels of the stage in hand: for adaptive runs, one descent step of every training image."""
+        moved = None
+        self.stage_row = {}
+        if self.settings.method == "adaptive":
+            begun = time.perf_counter()
+            states = self.images or PerImage.begin(len(self.train_index), self.descent.moving[1], self._online)
+            if self._online:
+                correct = self.feedback.cpu().numpy() if state.stage > 1 else None
+                states, done = online_step(self.train_index, states, correct, self.descent, self.settings.seed)
+            else:
+                states, done = self._probe(state, states)
+            states.save(self.run / "levels", state.stage)
+            self.images = self._stage_images(state.stage)
+            moved = done.images
+            seconds = time.perf_counter() - begun
+            self.totals.forward_images += done.candidates
+            self.totals.seconds += seconds
+            self.stage_row = {"moved": done.images / len(self.train_index), "probe_seconds": round(seconds, 3),
+                              "probe_candidates": done.candidates}
+            self.watcher.line(f"stage {state.stage}: {done.images} of {len(self.train_index)} images take a step down"
+                              + (f" ({done.candidates} candidates shown in {seconds:.1f} s)" if not self._online else "")
+                              + ("; this stage is the last" if moved == 0 else ""))
+        elif self.rule.stages != 1:
+            q = quality(np.array([stage_level(self.settings, state.stage)]), self.n)[0]
+            self.watcher.line(f"stage {state.stage} of {self.rule.stages}: quality {q:.2f}")
+        state = schedule.begin_stage(self.rule, state, moved)
+        if self.settings.method == "adaptive":
+            self._save(self.run / "last", state, None)  # a probe is long: it is not done twice
+        return state
+
+    def _probe(self, state: schedule.State, states: PerImage) -> tuple[PerImage, Moved]:
+        s = self.settings
+        self.watcher.begin(f"probe {state.stage}", len(self.train_index))
+        begun, shown = time.perf_counter(), 0
+
+        def progress(images: int, candidates: int) -> None:
+            nonlocal shown
+            shown += candidates
+            self.watcher.advance(images, lambda: f"{shown / max(time.perf_counter() - begun, 1e-9):,.0f} candidates/s")
+
+        def stop() -> None:
+            if signum := self.stop():
+                self.watcher.end()
+                raise Interrupted(f"stopped in the probe before stage {state.stage}: the same command with --resume repeats it",
+                                  signum)
+
+        result = step(self.model, self.train_loader, self.train_index, states, self.descent, s.probe_batch_size or 2 * s.batch_size,
+                      self.autocast, progress, stop)
+        self.watcher.end()
+        return result
+
+    @property
+    def _online(self) -> bool:
+        return self.settings.method == "adaptive" and self.settings.feedback == "online"
+
+    def _stage_images(self, stage: int) -> PerImage:
+        return PerImage.load(self.run / "levels", stage, len(self.train_index), self.n, self.descent.moving[1], self._online)
+
+    def _levels(self, state: schedule.State, letter: str) -> Levels:
+        if letter == "C":
+            return FULL
+        if self.images is not None:
+            return self.images
+        return reduced_levels(self.settings, state.stage, state.epoch + 1)
+
     def _epoch(self, state: schedule.State, letter: str, resumed: Epoch | None) -> schedule.State:
-        number = state.epoch + 1
-        levels = self.reduced if letter == "R" else FULL
+        number, stage, first = state.epoch + 1, state.stage, not self.stage_shown
+        levels = self._levels(state, letter)
         epoch = self._train(state, letter, levels, resumed)
-        rows = self._validate(f"epoch {number} val")
-        state, event = schedule.update(self.rule, state, rows.accuracy)
-        if event.run_improved:
-            self._save_best(rows.accuracy, number, rows)
-        if event.unit_improved and self.rule.patience is not None and self.settings.restore_best:
-            self._save(self.run / "unit", state, None)
-        if state.ended.startswith("patience") and self.settings.restore_best:
-            self._load_weights(self.run / "unit")
         mean_loss = float(epoch.loss) / epoch.images
         if not np.isfinite(mean_loss):
             raise RunError(f"the loss of epoch {number} is {mean_loss}: lower --lr; last/ still holds the epoch before")
+        counts = histogram(levels, len(self.train_index), self.n)
+        shown = dict(zip(DIMENSIONS, (counts @ quality(np.arange(self.n), self.n) / len(self.train_index)).tolist(), strict=True))
+        watched = self._watched(levels, counts, letter)
+        rows = self._validate(f"epoch {number} val", watched)
+        before = state
+        state, event = schedule.update(self.rule, state, rows.accuracy)
+        if self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps:
+            state = replace(state, ended=f"the {self.settings.match_steps} optimizer steps of {self.settings.match}")
+        if event.run_improved:
+            self._save_best(rows.accuracy, number, rows if watched is FULL else None)
+        if event.unit_improved and self.rule.patience is not None and self.settings.restore_best:
+            self._save(self.run / "unit", state, None)
+        if event.closed and self.settings.restore_best:
+            self._load_weights(self.run / "unit")
         accuracy = int(epoch.correct) / epoch.images
-        shown = dict(zip(DIMENSIONS, quality(levels.of(np.zeros(1, np.int64))[0], self.n).tolist(), strict=True))
         rate = (epoch.images) / max(epoch.seconds, 1e-9)
-        runs.append_metrics(self.run, {
-            "epoch": number, "phase": "reduced" if letter == "R" else "full", "stage": 1, "quality": shown,
+        self.totals.seconds += epoch.seconds
+        row = {
+            "epoch": number, "phase": "reduced" if letter == "R" else "full", "stage": stage, "quality": shown,
             "train_loss": mean_loss, "train_accuracy": accuracy, "val_accuracy": rows.accuracy,
             "seconds": round(epoch.seconds, 3), "images_per_second": round(rate, 1),
-            "data_wait_seconds": round(epoch.waited, 3)})
+            "data_wait_seconds": round(epoch.waited, 3), "optimizer_steps": self.totals.optimizer_steps,
+            "forward_images": self.totals.forward_images, "total_seconds": round(self.totals.seconds, 3)}
+        if self.settings.method == "adaptive":
+            row["levels"] = {name: counts[i].tolist() for i, name in enumerate(DIMENSIONS)}
+        if first:
+            row |= self.stage_row
+        self.stage_shown = not event.closed or state.stage == stage
+        runs.append_metrics(self.run, row)
         self._save(self.run / "last", state, None)
-        wait = "" if self.rule.patience is None else f"  patience left {self.rule.patience - state.wait}"
+        wait = ""
+        if self.rule.patience is not None:
+            wait = f"  patience left {0 if event.closed else self.rule.patience - state.wait}"
         moved = [q for q in shown.values() if q < 1]
-        self.watcher.line(f"epoch {number:3d}  {letter} quality {moved[0] if moved else 1:.2f}  loss {mean_loss:.4f}  "
-                          f"train {accuracy:.4f}  val {rows.accuracy:.4f}{'*' if event.run_improved else ' '} {rate:6.0f} img/s  "
-                          f"wait {epoch.waited / max(epoch.seconds, 1e-9):4.0%}{wait}")
+        stage_text = "" if self.rule.stages == 1 else f" stage {stage}"
+        self.watcher.line(f"epoch {number:3d}  {letter}{stage_text} quality {sum(moved) / len(moved) if moved else 1:.2f}  "
+                          f"loss {mean_loss:.4f}  train {accuracy:.4f}  val {rows.accuracy:.4f}{'*' if event.run_improved else ' '} "
+                          f"{rate:6.0f} img/s  wait {epoch.waited / max(epoch.seconds, 1e-9):4.0%}{wait}")
+        if event.closed:
+            what = f"{before.round} round of stage {stage}" if self.rule.rounds else f"stage {stage}"
+            self.watcher.line(f"{what} ended by {event.closed}"
+                              + (f"; back to epoch {before.best_epoch}" if self.settings.restore_best else ""))
         if rows.constant_class is not None:
             self.watcher.warn(f"the network answers {self.classes[rows.constant_class]!r} for every validation image: "
                               "if that lasts, lower --lr")
         return state
 
-    def _plan(self, state: schedule.State, levels: Constant, first_batch: int) -> Plan:
+    def _watched(self, levels: Levels, counts: npt.NDArray[np.int64], letter: str) -> Levels:
+        """The validation images' levels: full, or with --monitor phase those of the epoch. Where the training images have
+        their own, every validation image gets their mean, rounded."""
+        if self.settings.monitor == "full" or letter == "C":
+            return FULL
+        if isinstance(levels, PerImage):
+            mean = np.floor(counts @ np.arange(self.n) / len(self.train_index) + 0.5).astype(int)
+            return Constant(*mean.tolist())
+        return levels
+
+    def _plan(self, state: schedule.State, levels: Levels, first_batch: int) -> Plan:
         s = self.settings
-        return Plan(len(self.train_index), s.batch_size, levels, self.n, s.seed, state.epoch + 1, True, s.augment,
+        order = state.epoch + 1 - (state.position if s.same_order else 0)
+        return Plan(len(self.train_index), s.batch_size, levels, self.n, s.seed, order, True, s.augment,
                     first_batch=first_batch)
 
-    def _train(self, state: schedule.State, letter: str, levels: Constant, resumed: Epoch | None) -> Epoch:
+    def _train(self, state: schedule.State, letter: str, levels: Levels, resumed: Epoch | None) -> Epoch:
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         epoch = resumed or Epoch(0, 0, zero, zero.clone().long())
         plan = self._plan(state, levels, epoch.step)
@@ -167,18 +286,29 @@ class Trainer:
         for batch in self.train_loader.epoch(plan):
             epoch.waited += time.perf_counter() - asked
             with self.autocast():
-                logits = self.model(batch.images)
+                try:
+                    logits = self.model(batch.images)
+                except ValueError as error:
+                    if "more than 1 value per channel" not in str(error):
+                        raise
+                    raise RunError(f"batch norm cannot train on the {len(batch.labels)} image of step {epoch.step + 1}: choose a "
+                                   f"--batch-size that does not leave one of {plan.samples} images over") from None
                 loss = self.loss(logits, batch.labels)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             with torch.no_grad():
+                right = logits.argmax(1) == batch.labels
                 epoch.loss += loss.double() * len(batch.labels)
-                epoch.correct += (logits.argmax(1) == batch.labels).sum()
+                epoch.correct += right.sum()
+                if self._online and letter == "R":
+                    self.feedback[batch.samples] = right.to(torch.uint8)
             epoch.step += 1
             epoch.images += len(batch.labels)
             epoch.seconds = before + time.perf_counter() - begun
+            self.totals.optimizer_steps += 1
+            self.totals.forward_images += len(batch.labels)
             self.watcher.advance(len(batch.labels), lambda: f"train {int(epoch.correct) / epoch.images:.3f}")
             due = (self.save_steps and epoch.step % self.save_steps == 0) or (
                 self.save_seconds and time.monotonic() - saved >= self.save_seconds)
@@ -190,21 +320,25 @@ class Trainer:
                 self.watcher.end()
                 raise Interrupted(f"stopped in epoch {state.epoch + 1} after step {epoch.step}, saved: the same command "
                                   "with --resume continues", signum)
+            if self.totals.optimizer_steps == self.settings.match_steps:
+                break
             asked = time.perf_counter()
         self.watcher.end()
         return epoch
 
-    def _validate(self, what: str) -> Rows:
-        plan = Plan(len(self.val_index), self.settings.batch_size, FULL, self.n)
+    def _validate(self, what: str, levels: Levels) -> Rows:
+        plan = Plan(len(self.val_index), self.settings.batch_size, levels, self.n, self.settings.seed)
         self.watcher.begin(what, plan.samples)
         rows = evaluate(self.model, self.val_loader, plan, self.autocast, lambda images: self.watcher.advance(images, str))
         self.watcher.end()
+        self.totals.forward_images += plan.samples
         return rows
 
-    def _save_best(self, accuracy: float, epoch: int, rows: Rows) -> None:
+    def _save_best(self, accuracy: float, epoch: int, rows: Rows | None) -> None:
         trained = runs.Trained(self.settings.model, self.classes, self.preprocessing, epoch, accuracy)
         checkpoint.save(self.run / "best", trained.as_dict(), model=self.model.state_dict())
-        write_rows(self.run / "predictions" / "val.parquet", rows, self.val_index)
+        if rows is not None:
+            write_rows(self.run / "predictions" / "val.parquet", rows, self.val_index)
 
     def _save(self, folder: Path, state: schedule.State, epoch: Epoch | None) -> None:
         tensors, rest = checkpoint.flatten(self.optimizer.state_dict())
@@ -212,10 +346,13 @@ class Trainer:
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         data: dict[str, Any] = {"schedule": state.as_dict(), "optimizer": rest, "scaler": self.scaler.state_dict(),
-                                "epoch": None}
+                                "epoch": None, "totals": asdict(self.totals), "stage_row": self.stage_row,
+                                "stage_shown": self.stage_shown, "data": self.train_index.fingerprint}
         if epoch is not None:
             data["epoch"] = {"step": epoch.step, "images": epoch.images, "loss": float(epoch.loss),
                              "correct": int(epoch.correct), "seconds": epoch.seconds, "waited": epoch.waited}
+        if self._online:
+            random["feedback"] = self.feedback
         checkpoint.save(folder, data, model=self.model.state_dict(), optimizer=tensors, random=random)
 
     def _load_weights(self, folder: Path) -> dict[str, Any]:
@@ -233,11 +370,22 @@ class Trainer:
     def _restore(self) -> tuple[schedule.State, Epoch | None]:
         folder = self.run / "last"
         data = self._load_weights(folder)
+        if data.get("data") != self.train_index.fingerprint:
+            raise RunError(f"{self.train_index.file} has changed since this run was saved: restore it, or train anew in another --run")
         _, (random,) = checkpoint.load(folder, "random")
         torch.set_rng_state(random["cpu"])
         if self.device.type == "cuda" and "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"], self.device)
-        state = schedule.State.from_dict(data["schedule"])
+        try:
+            state = schedule.State.from_dict(data["schedule"])
+            self.totals = Totals(**data["totals"])
+            self.stage_row, self.stage_shown = dict(data["stage_row"]), bool(data["stage_shown"])
+            if self._online:
+                self.feedback.copy_(random["feedback"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(f"{folder} does not fit this run: {str(error).splitlines()[0][:160]}") from None
+        if self.settings.method == "adaptive" and (state.begun or state.stage > 1):
+            self.images = self._stage_images(state.stage if state.begun else state.stage - 1)
         runs.keep_metrics(self.run, state.epoch)
         epoch = None
         if data["epoch"] is not None:
@@ -247,11 +395,3 @@ class Trainer:
                           sums["seconds"], sums["waited"])
         self.watcher.line(f"continuing after epoch {state.epoch}" + (f", step {epoch.step}" if epoch else ""))
         return state, epoch
-
-
-def rule_of(settings: Settings) -> schedule.Rule:
-    """The scheduler's rule: `shared` trains a set number of C epochs, the others until patience ends them."""
-    if settings.method == "shared":
-        return schedule.Rule("C", None, settings.epochs)
-    pattern = "C" if settings.method == "baseline" else schedule.NAMED_PATTERNS.get(settings.sequence, settings.sequence)
-    return schedule.Rule(pattern, settings.patience, settings.max_epochs)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from qrdali.levels import FULL
-from qrdali.plan import CROP, Plan, permuted, philox, uniform
+from qrdali.philox import CROP, philox, uniform
+from qrdali.plan import Plan, permuted
 
 
 @pytest.mark.parametrize(("key", "counter", "words"), [

@@ -1,0 +1,64 @@
+"""The training methods: what each asks of the scheduler, and the levels of its R epochs."""
+
+from __future__ import annotations
+
+from qrdali.errors import InputError
+from qrdali.levels import Constant, Drawn, Levels, constant
+from qrdali.probe import Descent
+from qrdali.quality import REDUCTIONS, level_of, steps
+from qrdali.schedule import NAMED_PATTERNS, Rule
+from qrdali.settings import Settings
+
+
+def check(settings: Settings) -> None:
+    """Raises InputError for settings that are right one by one and wrong together."""
+    rule = rule_of(settings)
+    n = steps(settings.step)
+    if settings.method == "fixed":
+        level_of(settings.quality, n)
+    if settings.method == "random":
+        if settings.low > settings.high:
+            raise InputError(f"--low {settings.low:g} is above --high {settings.high:g}")
+        level_of(settings.low, n)
+        level_of(settings.high, n)
+    if settings.method in ("fixed", "linear", "adaptive", "random") and settings.reduction != "none" \
+            and not rule.rounds and "R" not in rule.sequence:
+        raise InputError(f"sequence {settings.sequence!r} has no R epoch: nothing would be reduced; add an R, or use "
+                         "--reduction none for the sham control")
+    if settings.same_order and rule.rounds:
+        raise InputError("--same-order is for patterns such as RC: rounds have no pairs of epochs")
+    if settings.match_steps and settings.method != "baseline":
+        raise InputError(f"--match is for baseline, not {settings.method}")
+
+
+def rule_of(settings: Settings) -> Rule:
+    """`shared` trains a set number of C epochs, a matched baseline a set number of steps, the others until patience ends them."""
+    if settings.method == "shared":
+        return Rule("C", None, settings.epochs)
+    if settings.match_steps:
+        return Rule("C", None, settings.max_epochs)
+    sequence = "C" if settings.method == "baseline" else NAMED_PATTERNS.get(settings.sequence, settings.sequence)
+    stages = {"linear": steps(settings.step) - 1, "adaptive": None}.get(settings.method, 1)
+    return Rule(sequence, settings.patience, settings.max_epochs, stages)
+
+
+def stage_level(settings: Settings, stage: int) -> int:
+    """The level of `linear` in a stage: down from 1, or up from the lowest."""
+    return stage if settings.direction == "down" else steps(settings.step) - stage
+
+
+def reduced_levels(settings: Settings, stage: int, epoch: int) -> Levels:
+    """The levels of an R epoch of any method but adaptive, whose levels are its images' own."""
+    moving, n = REDUCTIONS[settings.reduction], steps(settings.step)
+    if settings.method == "linear":
+        return constant(moving, stage_level(settings, stage))
+    if settings.method == "random":
+        return Drawn(moving, level_of(settings.high, n), level_of(settings.low, n), settings.seed, epoch)
+    if settings.method == "fixed":
+        return constant(moving, level_of(settings.quality, n))
+    return Constant()
+
+
+def descent_of(settings: Settings) -> Descent:
+    return Descent(REDUCTIONS[settings.reduction], steps(settings.step), settings.windows, settings.prefer)
+

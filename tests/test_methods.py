@@ -1,0 +1,323 @@
+"""Every method, sequence and reduction, trained briefly on the CPU; the probe against a slow reference."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from qrdali import descent, probe
+from qrdali.cli.train import run_training
+from qrdali.data.index import Dataset
+from qrdali.data.scan import build
+from qrdali.data.shapes import ShapesSpec, generate
+from qrdali.entropy import entropy
+from qrdali.errors import InputError, RunError
+from qrdali.levels import Constant, PerImage
+from qrdali.models import Preprocessing
+from qrdali.pipelines.graphs import Engine
+from qrdali.pipelines.loader import DaliLoader
+from qrdali.plan import Plan
+from qrdali.settings import Settings, validated
+from qrdali.trainer import autocast_for
+
+REDUCTIONS = ("color", "crop", "resolution", "combination")
+SMALL: dict[str, Any] = {"model": "test_resnet", "input_size": 32, "batch_size": 8, "device": "cpu", "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def data(dataset: Dataset) -> str:
+    return str(dataset.folder)
+
+
+@pytest.fixture(scope="module")
+def shared(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("shared") / "run"
+    run_training(validated({"method": "shared", "data": data, "epochs": 3, **SMALL}), run, False)
+    return run
+
+
+def trained(run: Path, data: str, shared: Path, method: str, **values: Any) -> list[dict[str, Any]]:
+    base: dict[str, Any] = {"method": method, "data": data, "init": str(shared), "patience": 1, "batch_size": 8, "device": "cpu",
+                            "threads": 1, "max_epochs": 12}
+    run_training(validated({**base, **values}), run, False)
+    return rows_of(run)
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("sequence", ["paired-epochs", "paired-rounds"])
+@pytest.mark.parametrize("method", ["fixed", "linear", "adaptive", "online", "random"])
+def test_trains(data: str, shared: Path, tmp_path: Path, method: str, sequence: str, reduction: str) -> None:
+    values = {"feedback": "online"} if method == "online" else {}
+    rows = trained(tmp_path / "run", data, shared, "adaptive" if method == "online" else method, sequence=sequence,
+                   reduction=reduction, max_epochs=6, **values)[1:]
+    moving = ["color", "crop", "resolution"] if reduction == "combination" else [reduction]
+    for row in rows:
+        for dimension, q in row["quality"].items():
+            if row["phase"] == "full" or dimension not in moving:
+                assert q == 1
+            elif method == "fixed":
+                assert q == .5
+            elif method == "linear":
+                assert q == 1 - .25 * row["stage"]
+            elif method == "random":
+                assert .25 < q < 1
+        if method in ("adaptive", "online"):
+            assert all(sum(counts) == 24 for counts in row["levels"].values())
+    first = rows[0]
+    assert first["phase"] == "reduced"
+    assert first["optimizer_steps"] == 3
+    expected = 12 + 24 + 12  # the start's validation, an epoch, its validation
+    if method == "adaptive":
+        columns = 5 * ("crop" in moving) + ("color" in moving) + ("resolution" in moving)
+        assert first["probe_candidates"] == 24 * columns
+        assert first["probe_seconds"] > 0
+        expected += 24 * columns
+        assert sum(first["levels"][moving[0]][1:]) <= round(24 * first["moved"])
+    if method == "online":
+        assert first["moved"] == 1
+        assert first["probe_candidates"] == 0
+    assert first["forward_images"] == expected
+    if sequence == "paired-epochs":
+        assert [r["phase"] for r in rows[:2]] == ["reduced", "full"]
+
+
+def test_sham_is_the_baseline_bit_for_bit(data: str, shared: Path, tmp_path: Path) -> None:
+    a, b = tmp_path / "sham", tmp_path / "baseline"
+    sham = trained(a, data, shared, "fixed", reduction="none", sequence="C", patience=2)
+    baseline = trained(b, data, shared, "baseline", patience=2)
+    same = [{k: v for k, v in row.items() if "second" not in k} for row in sham]
+    assert same == [{k: v for k, v in row.items() if "second" not in k} for row in baseline]
+    for folder in ("best", "last"):
+        one, two = weights(a / folder), weights(b / folder)
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    # Its R epochs are the baseline's epochs too; only the patience counts pairs.
+    pairs = trained(tmp_path / "pairs", data, shared, "fixed", reduction="none", sequence="RC", patience=2)
+    common = min(len(pairs), len(baseline))
+    assert [row["val_accuracy"] for row in pairs[:common]] == [row["val_accuracy"] for row in baseline[:common]]
+    assert pairs[1]["phase"] == "reduced"
+
+
+def test_a_matched_baseline_takes_as_many_steps(data: str, shared: Path, tmp_path: Path) -> None:
+    fixed = trained(tmp_path / "f", data, shared, "fixed", reduction="crop", patience=1)
+    run_training(validated({"method": "baseline", "data": data, "init": str(shared), "match": str(tmp_path / "f"), **SMALL}
+                           | {"batch_size": 5}), tmp_path / "m", False)
+    rows = rows_of(tmp_path / "m")
+    assert rows[-1]["optimizer_steps"] == fixed[-1]["optimizer_steps"] > 0
+    with pytest.raises(InputError, match="is it a run folder"):
+        run_training(validated({"method": "baseline", "data": data, "match": str(tmp_path / "nothing"), **SMALL}), tmp_path / "x", False)
+
+
+def test_linear_up_and_all_its_stages(data: str, shared: Path, tmp_path: Path) -> None:
+    rows = trained(tmp_path / "up", data, shared, "linear", direction="up", reduction="color", max_epochs=300)[1:]
+    stages = {row["stage"]: row["quality"]["color"] for row in rows if row["phase"] == "reduced"}
+    assert stages == {1: .25, 2: .5, 3: .75}
+
+
+def test_monitor_phase_validates_under_the_epochs_quality(data: str, shared: Path, tmp_path: Path) -> None:
+    full = trained(tmp_path / "full", data, shared, "fixed", reduction="crop", quality=.25, max_epochs=2, patience=9)
+    phase = trained(tmp_path / "phase", data, shared, "fixed", reduction="crop", quality=.25, max_epochs=2, patience=9, monitor="phase")
+    assert full[1]["train_loss"] == phase[1]["train_loss"]
+    assert full[1]["val_accuracy"] != phase[1]["val_accuracy"]
+    assert full[2]["val_accuracy"] == phase[2]["val_accuracy"]
+
+
+def test_same_order_pairs_differ_in_reductions_only(data: str, shared: Path, tmp_path: Path) -> None:
+    """Without any reduction a pair of the same order sees the same batches: with no learning its losses are equal."""
+    for same in (True, False):
+        rows = trained(tmp_path / str(same), data, shared, "fixed", reduction="none", same_order=same, max_epochs=2, lr=1e-30,
+                       patience=9)
+        assert (rows[1]["train_loss"] == rows[2]["train_loss"]) is same
+    with pytest.raises(InputError, match="same-order"):
+        trained(tmp_path / "x", data, shared, "fixed", reduction="crop", same_order=True, sequence="paired-rounds")
+
+
+def test_adaptive_stopped_anywhere_resumes_to_the_same(data: str, shared: Path, tmp_path: Path) -> None:
+    for feedback in ("probe", "online"):
+        values = {"reduction": "combination", "sequence": "paired-rounds", "max_epochs": 9, "feedback": feedback}
+        once = trained(tmp_path / f"{feedback}1", data, shared, "adaptive", **values)
+        run = tmp_path / f"{feedback}2"
+        settings = validated({"method": "adaptive", "data": data, "init": str(shared), "patience": 1, "batch_size": 8,
+                              "device": "cpu", "threads": 1, **values})
+        _stop_now_and_then(settings, run)
+        drop = [{k: v for k, v in row.items() if "second" not in k} for row in rows_of(run)]
+        assert drop == [{k: v for k, v in row.items() if "second" not in k} for row in once]
+        one, two = weights(tmp_path / f"{feedback}1" / "last"), weights(run / "last")
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    (run / "last" / "state.json").write_text((run / "last" / "state.json").read_text().replace('"ended": "', '"ended": ""  , "x": "'))
+    with pytest.raises(RunError, match="does not fit this run"):
+        run_training(settings, run, True)
+
+
+def _stop_now_and_then(settings: Settings, run: Path) -> None:
+    """Interrupts ever later, up to past a whole probe, until the run ends by itself."""
+    import qrdali.cli.train as command
+
+    class Impatient(command._Stop):
+        def __call__(self) -> int:
+            self.asked = getattr(self, "asked", 0) + 1
+            return 15 if self.asked == 3 + stops % 13 else 0
+
+    kept, command._Stop = command._Stop, Impatient  # type: ignore[misc]
+    stops = 0
+    try:
+        while stops < 200:
+            try:
+                return run_training(settings, run, True)
+            except SystemExit as stop:
+                stops += 1 if stop.code == 143 else 1000
+    finally:
+        command._Stop = kept  # type: ignore[misc]
+    raise AssertionError("does not end")
+
+
+def test_a_changed_data_set_is_refused(shared: Path, tmp_path: Path) -> None:
+    generate(tmp_path / "images", ShapesSpec(classes=4, train=4, val=2, test=0, size=(64, 48)), workers=1)
+    build(tmp_path / "images", tmp_path / "data")
+    settings = validated({"method": "adaptive", "data": str(tmp_path / "data"), "reduction": "color", "sequence": "RC",
+                          "max_epochs": 3, **SMALL})
+    run = tmp_path / "run"
+    run_training(settings, run, False)
+    (run / "last" / "state.json").write_text((run / "last" / "state.json").read_text().replace('"ended": "--max-epochs 3"', '"ended": ""'))
+    victim = next((tmp_path / "images" / "train").rglob("*.jpg"))
+    victim.unlink()
+    for file in ("train.arrow", "val.arrow", "classes.tsv", "rejected.tsv"):
+        (tmp_path / "data" / file).unlink(missing_ok=True)
+    (tmp_path / "data").rmdir()
+    build(tmp_path / "images", tmp_path / "data")
+    with pytest.raises(RunError, match="changed since"):
+        run_training(settings, run, True)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"step": .3}, "not 1/n"), ({"quality": 0}, "greater than 0"), ({"sequence": "RXC"}, "neither"), ({"sequence": "CC"}, "no R epoch"),
+    ({"patience": 0}, "patience"), ({"quality": .6}, "no level of step"), ({"reduction": "blur"}, "reduction"),
+])
+def test_refusals_write_nothing(data: str, shared: Path, tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        trained(tmp_path / "x", data, shared, "fixed", **{"reduction": "crop", "sequence": "RC"} | values)
+    assert not (tmp_path / "x").exists()
+
+
+class ByColor(nn.Module):
+    """Sure of class 0 the brighter the middle of an image is: depends on every reduction."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        value = images[:, 0, 8:24, 8:24].mean((1, 2)) * 5
+        return torch.stack([value, -value, value * .5, -value * .5], dim=1)
+
+
+@pytest.mark.parametrize("prefer", ["confidence", "entropy"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_probe_equals_one_image_and_candidate_at_a_time(dataset: Dataset, reduction: str, prefer: str) -> None:
+    index = dataset.index("train")
+    pre = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
+    loader = DaliLoader(index, pre, 8, Engine(threads=2))
+    rule = probe.Descent(descent_moving(reduction), 4, 5, prefer)
+    states, model = PerImage.begin(len(index), rule.moving[1], False), ByColor()
+    seen: list[int] = []
+    for _ in range(2):  # the second step starts from states that differ
+        after, moved = probe.step(model, loader, index, states, rule, 16, autocast_for("off", torch.device("cpu"))[0],
+                                  lambda images, candidates: seen.append(images))
+        expected = _slow_step(model, index, pre, states, rule)
+        every = np.arange(len(index))
+        assert after.of(every).tolist() == [e[0] for e in expected]
+        assert after.window_places(every).tolist() == [e[1] for e in expected]
+        changed = (after.of(every) != states.of(every)).any(axis=1).sum()
+        assert 0 < changed == moved.images
+        states = after
+    assert sum(seen) == 2 * len(index)
+    assert model.training
+
+
+def descent_moving(reduction: str) -> tuple[bool, bool, bool]:
+    from qrdali.quality import REDUCTIONS as MOVING
+    return MOVING[reduction]
+
+
+def _slow_step(model: nn.Module, index: Any, pre: Preprocessing, states: PerImage,
+               rule: probe.Descent) -> list[tuple[list[int], list[int]]]:
+    """Every candidate as an image of its own through the ordinary loader."""
+    every, result = np.arange(len(index)), []
+    sizes, labels = index.sizes(every), index.labels(every)
+    window = descent.window_of(states.of(every), states.window_places(every), sizes, rule.n)
+    found = descent.neighbours(states.of(every), window, sizes, rule.moving, rule.n, rule.windows)
+    k = found.exists.shape[1]
+    right, confidence, size = np.zeros((len(every), k), bool), np.zeros((len(every), k)), np.zeros((len(every), k), int)
+    for column in range(k):
+        levels = PerImage(found.levels[:, column], np.ascontiguousarray(found.window[:, column, :2]), None)
+        for batch in DaliLoader(index, pre, 8, Engine(threads=1)).epoch(Plan(len(index), 8, levels)):
+            with torch.inference_mode():
+                p = model(batch.images).softmax(1)
+            for s, row in zip(batch.samples.tolist(), p, strict=True):
+                right[s, column] = row.argmax() == labels[s]
+                confidence[s, column] = row[labels[s]]
+        if rule.prefer == "entropy":
+            for s in every.tolist():
+                size[s, column] = entropy(_reduced(index, s, found, column))
+    choice = descent.choose(right & found.exists, confidence.astype(np.float32), size if rule.prefer == "entropy" else None)
+    levels, window = descent.accept(states.of(every), window, found, choice)
+    for s in every.tolist():
+        result.append((levels[s].tolist(), window[s, :2].tolist() if rule.moving[1] else [0, 0]))
+    return result
+
+
+def _reduced(index: Any, sample: int, found: descent.Candidates, column: int) -> np.ndarray:
+    from qrdali.pipelines.graphs import reduced_images
+    from qrdali.pipelines.source import arrays
+    from qrdali.quality import Parameters
+    from qrdali.view import view
+
+    p = Parameters(found.window[sample:sample + 1, column], found.size[sample:sample + 1, column],
+                   found.bin_width[sample:sample + 1, column])
+    emitted = arrays(index.path_bytes(np.array([sample])), np.zeros(1, np.int64), np.array([sample]), p, view(p.size, "whole", 1.0))
+    (images, _) = reduced_images(lambda: emitted, Engine(depth=1), 1).run()
+    return np.asarray(images.at(0))
+
+
+def test_online_feedback_steps_down_where_right_and_undoes_where_wrong(dataset: Dataset) -> None:
+    index = dataset.index("train")
+    rule = probe.Descent((True, True, True), 4)
+    states, moved = probe.online_step(index, PerImage.begin(len(index), True, True), None, rule, 5)
+    every = np.arange(len(index))
+    assert moved.images == len(index)
+    assert states.of(every).tolist() == [[1, 0, 0]] * len(index)
+    right = (every % 2 == 0).astype(np.uint8)
+    states, _ = probe.online_step(index, states, right, rule, 5)
+    assert states.of(every).tolist() == [[1, 0, 1] if r else [0, 0, 0] for r in right]
+    deeper, _ = probe.online_step(index, states, np.ones(len(index), np.uint8), rule, 5)
+    assert deeper.of(every).tolist() == [[1, 1, 1] if r else [1, 0, 0] for r in right]
+    undone, _ = probe.online_step(index, deeper, np.zeros(len(index), np.uint8), rule, 5)
+    assert undone.of(every).tolist() == states.of(every).tolist()
+    assert undone.window_places(every).tolist() == states.window_places(every).tolist()
+
+
+def test_validation_rows_stay_at_full_quality(data: str, shared: Path, tmp_path: Path) -> None:
+    trained(tmp_path / "r", data, shared, "fixed", reduction="crop", quality=.25, max_epochs=1, monitor="phase", patience=9)
+    table = pq.read_table(tmp_path / "r" / "predictions" / "val.parquet")
+    full = pq.read_table(shared / "predictions" / "val.parquet")
+    assert table["prediction"].to_pylist() == full["prediction"].to_pylist()
+
+
+def test_levels_of_a_plan_keep_their_windows(dataset: Dataset) -> None:
+    index = dataset.index("train")
+    places = np.tile(np.array([[3, 5]], np.int32), (len(index), 1))
+    images = PerImage(np.tile(np.array([[0, 2, 0]], np.uint8), (len(index), 1)), places, None)
+    samples = np.arange(4)
+    plan = Plan(len(index), 4, images, training=True, epoch=3)
+    assert plan.parameters(samples, index.sizes(samples)).window[:, :2].tolist() == [[3, 5]] * 4
+    free = Plan(len(index), 4, Constant(0, 2, 0), training=True, epoch=3).parameters(samples, index.sizes(samples)).window[:, :2]
+    assert len({tuple(place) for place in free.tolist()}) > 1
