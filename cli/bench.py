@@ -64,3 +64,54 @@ def loader(data: str | None, rounds: int, threads: int | None, input_size: int, 
     for title in ("speed_ratio", "time_reduced_over_full"):
         for name, value in result[title].items():
             console.print(f"{title.replace('_', ' ')}: {name} {value:.2f}", highlight=False)
+
+
+@bench.command()
+@click.option("--data", type=click.Path(), help="Data set whose train split is used.  [default: generated JPEGs]")
+@click.option("--model", "name", default="squeezenet1_1", show_default=True)
+@click.option("--images", type=click.IntRange(2), default=256, show_default=True, help="Images of an epoch.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
+@click.option("--input-size", type=click.IntRange(8, 4096), help="[default: the model's]")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def train(data: str | None, name: str, images: int, rounds: int, threads: int | None, input_size: int | None, batch_size: int,
+          as_json: bool) -> None:
+    """Seconds of a full epoch, of reduced ones and of adaptive probes, and their ratios, beside the thesis'.
+
+    \b
+    Example: qrdali bench train --model squeezenet1_1 --json > train.json
+    """
+    import os
+    import tempfile
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from qrdali.cli.bench_train import measure
+    from qrdali.cli.terminal import Bar, emit
+    from qrdali.data.index import Dataset
+    from qrdali.data.scan import build
+    from qrdali.data.shapes import ShapesSpec, generate
+
+    with tempfile.TemporaryDirectory() as folder:
+        if data is None:
+            spec = ShapesSpec(classes=16, train=-(-images // 16), val=0, test=0)
+            with Bar("generate", spec.total, "files") as bar:
+                generate(Path(folder) / "images", spec, progress=bar.advance)
+            build(Path(folder) / "images", Path(folder) / "data")
+        dataset = Dataset.open(Path(data) if data else Path(folder) / "data")
+        with Bar("measure", (rounds + 1) * 10, "runs") as bar:
+            result = measure(dataset.index("train"), len(dataset.classes), name=name, rounds=rounds, side=input_size,
+                             threads=threads or os.cpu_count() or 1, batch_size=batch_size, images=images,
+                             progress=lambda what: bar.advance(1, what))
+    result["command"] = (f"qrdali bench train --model {name} --images {result['images']} --rounds {rounds} --threads "
+                         f"{result['threads']} --input-size {result['input_size']} --batch-size {batch_size} --json")
+    if as_json:
+        emit(result)
+        return
+    table = Table("epoch or probe", "seconds", "÷ full", "thesis ÷ full")
+    for what, taken in result["seconds"].items():
+        ours, theirs = (result[key].get(what) for key in ("over_full", "thesis_over_full"))
+        table.add_row(what, f"{taken['median']:.2f}", *("" if v is None else f"{v:.2f}" for v in (ours, theirs)))
+    Console(stderr=True).print(table)

@@ -128,8 +128,7 @@ def measure(index: Index, *, rounds: int, side: int, threads: int, batch_size: i
         return round(statistics.median(x / y for x, y in zip(rates[a], rates[b], strict=True)), 3)
 
     return {
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": torch.cuda.get_device_name() if device_id is not None else None,
-                    "python": platform.python_version(), "torch": torch.__version__, "dali": _version("nvidia.dali")},
+        "machine": machine(),
         "images": len(index), "rounds": rounds, "threads": threads, "input_size": side, "batch_size": batch_size,
         "images_per_second": {name: {"median": round(median[name], 1), "min": round(min(v), 1), "max": round(max(v), 1)}
                               for name, v in rates.items()},
@@ -137,6 +136,12 @@ def measure(index: Index, *, rounds: int, side: int, threads: int, batch_size: i
                         for peer in ("torchvision, Pillow", "torchvision.io", "plain DALI")},
         "time_reduced_over_full": {name: ratio("qrdali full", f"qrdali {name}") for name in REDUCED},
     }
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on: processor, GPU, versions."""
+    return {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "python": platform.python_version(), "torch": torch.__version__, "dali": _version("nvidia.dali")}
 
 
 def _version(module: str) -> str:

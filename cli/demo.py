@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-MODEL, INPUT_SIZE, EPOCHS = "test_resnet", 96, 18
+MODEL, INPUT_SIZE, EPOCHS = "test_resnet", 96, 15
 
 
 @click.command()
 @click.option("--out", default="demo", show_default=True, type=click.Path(), help="Folder for data and runs.")
 def demo(out: str) -> None:
-    """Generate pictures, index them, train shared and then baseline from it; minutes on two cores.
+    """Generate pictures, index them, train shared, then baseline, linear and adaptive from it; minutes on two cores.
 
     \b
     Example: qrdali demo --out demo
@@ -25,7 +26,7 @@ def demo(out: str) -> None:
     from qrdali.data.scan import build
     from qrdali.data.shapes import ShapesSpec, generate
     from qrdali.errors import InputError
-    from qrdali.settings import Settings
+    from qrdali.settings import validated
 
     folder, begun = Path(out), time.monotonic()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -38,10 +39,18 @@ def demo(out: str) -> None:
         build(folder / "images", data, progress=lambda split, files: bar.advance(files, split))
     # The CPU even where there is a GPU: the demo shows the same figures everywhere.
     common = {"data": str(data), "model": MODEL, "input_size": INPUT_SIZE, "device": "cpu", "batch_size": 16}
-    shared, baseline = folder / "runs" / "shared", folder / "runs" / "baseline"
-    run_training(Settings(method="shared", epochs=EPOCHS, lr=2e-3, **common), shared, False)  # type: ignore[arg-type]
-    run_training(Settings(method="baseline", init=str(shared), max_epochs=6, lr=5e-4, **common), baseline, False)  # type: ignore[arg-type]
-    for run in (shared, baseline):
-        result = evaluate_run(run, data, "test", device="cpu")
-        say(f"{run}: test accuracy {result['accuracy']:.3f} ({result['correct']} of {result['images']})")
-    say(f"done in {time.monotonic() - begun:.0f} s; run folders: {shared} and {baseline}")
+    runs = folder / "runs"
+    after: dict[str, Any] = {"init": str(runs / "shared"), "max_epochs": 4, "lr": 5e-4, "patience": 1}
+    plans: dict[str, dict[str, Any]] = {
+        "shared": {"epochs": EPOCHS, "lr": 2e-3},
+        "baseline": after,
+        "linear": {**after, "reduction": "combination", "sequence": "paired-epochs"},
+        "adaptive": {**after, "reduction": "crop", "sequence": "paired-rounds"},
+    }
+    for method, values in plans.items():
+        say(f"--- {method}")
+        run_training(validated({"method": method, **common, **values}), runs / method, False)
+    for method in plans:
+        result = evaluate_run(runs / method, data, "test", device="cpu")
+        say(f"{runs / method}: test accuracy {result['accuracy']:.3f} ({result['correct']} of {result['images']})")
+    say(f"done in {time.monotonic() - begun:.0f} s; run folders in {runs}: {', '.join(plans)}")

@@ -1,0 +1,138 @@
+"""Trains and evaluates the table of methods on generated pictures and writes it: rows.jsonl, table.md and table.json.
+
+    python benchmarks/experiment.py --out experiment --seeds 0 1 2
+
+Every run is one `qrdali train` function call with the settings shown in its config.toml. Runs that are done are kept, so the same
+command goes on where it was stopped. Nothing is chosen by its result: each run's best/ (by full-quality validation) is evaluated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qrdali import runs
+from qrdali.cli.bench_loader import machine
+from qrdali.cli.train import run_training
+from qrdali.data.index import Dataset
+from qrdali.data.scan import build
+from qrdali.data.shapes import ShapesSpec, generate
+from qrdali.evaluate import evaluate
+from qrdali.levels import FULL, constant
+from qrdali.pipelines.graphs import Engine
+from qrdali.pipelines.loader import DaliLoader
+from qrdali.plan import Plan
+from qrdali.quality import REDUCTIONS
+from qrdali.settings import validated
+from qrdali.trainer import autocast_for
+
+REDUCED = ("color", "crop", "resolution", "combination")
+
+
+def table(seed: int, folder: Path, data: Path, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Settings of every run of one seed, in the order in which they must run."""
+    common = {"data": str(data), "device": "cpu", "batch_size": args.batch_size, "seed": seed}
+    later = {**common, "init": str(folder / "shared"), "patience": args.patience, "max_epochs": args.max_epochs, "lr": args.lr}
+    result: dict[str, dict[str, Any]] = {"shared": {**common, "method": "shared", "model": args.model, "input_size": args.input_size,
+                                                    "epochs": args.epochs, "lr": args.shared_lr}}
+    result["baseline"] = {**later, "method": "baseline"}
+    for sequence in ("paired-epochs", "paired-rounds"):
+        short = sequence.removeprefix("paired-")
+        result[f"sham {short}"] = {**later, "method": "fixed", "reduction": "none", "sequence": sequence}
+        for reduction in REDUCED:
+            for method in ("random", "fixed", "linear", "adaptive"):
+                result[f"{method} {short} {reduction}"] = {**later, "method": method, "reduction": reduction, "sequence": sequence}
+    result["baseline matched"] = {**common, "method": "baseline", "init": str(folder / "shared"), "lr": args.lr,
+                                  "match": str(folder / args.matched.replace(" ", "-"))}
+    return result
+
+
+def accuracies(run: Path, dataset: Dataset) -> dict[str, float]:
+    """Accuracy of best/ on val, test and test reduced to quality .5 in each way (centre crops)."""
+    model, trained = runs.load_best(run)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    result = {}
+    sets = {"val": ("val", FULL), "test": ("test", FULL)} | {f"test {r} .5": ("test", constant(REDUCTIONS[r], 2)) for r in REDUCED}
+    for name, (split, levels) in sets.items():
+        index = dataset.index(split)
+        loader = DaliLoader(index, trained.preprocessing, 50, Engine())
+        result[name] = evaluate(model, loader, Plan(len(index), 50, levels), autocast_for("off", torch.device("cpu"))[0]).accuracy
+    return result
+
+
+def write(out: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Mean ± standard deviation over the seeds that are done."""
+    names = list(dict.fromkeys(row["run"] for row in rows))
+    columns = [c for c in rows[0] if c not in ("run", "seed", "seconds")]
+    lines = ["| run | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    summary = {}
+    for name in names:
+        own = [row for row in rows if row["run"] == name]
+        cells = []
+        summary[name] = {"seeds": len(own)}
+        for column in columns:
+            values = [row[column] for row in own]
+            mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+            summary[name][column] = {"mean": round(mean, 4), "sd": round(spread, 4)}
+            cells.append(f"{mean:,.0f}" if column in ("epochs", "optimizer steps", "forward images") else f"{mean:.3f} ± {spread:.3f}")
+        lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
+    (out / "table.md").write_text("\n".join(lines) + "\n")
+    (out / "table.json").write_text(json.dumps({"machine": machine(), "settings": {k: str(v) for k, v in vars(args).items() if k != "out"},
+                                                "runs": summary}, indent=1) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--model", default="test_resnet")
+    parser.add_argument("--input-size", type=int, default=64)
+    parser.add_argument("--size", default="160x120")
+    parser.add_argument("--train", type=int, default=50, help="pictures per class")
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--max-epochs", type=int, default=16)
+    parser.add_argument("--patience", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--shared-lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--matched", default="fixed epochs combination", help="the run whose optimizer steps are matched")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after this time")
+    args = parser.parse_args()
+    begun = time.monotonic()
+    images, data = args.out / "images", args.out / "data"
+    width, height = map(int, args.size.split("x"))
+    if not (data / "classes.tsv").exists():
+        generate(images, ShapesSpec(train=args.train, val=20, test=50, size=(width, height)))
+        build(images, data)
+    dataset = Dataset.open(data)
+    done = args.out / "rows.jsonl"
+    rows = [json.loads(line) for line in done.read_text().splitlines()] if done.exists() else []
+    for seed in args.seeds:
+        folder = args.out / f"seed-{seed}"
+        for name, values in table(seed, folder, data, args).items():
+            if any(row["run"] == name and row["seed"] == seed for row in rows):
+                continue
+            if time.monotonic() - begun > args.minutes * 60:
+                print("time is up: the same command goes on", file=sys.stderr)
+                return 0
+            run = folder / name.replace(" ", "-")
+            run_training(validated(values), run, True)
+            last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+            row = {"run": name, "seed": seed, **accuracies(run, dataset), "epochs": last["epoch"],
+                   "optimizer steps": last["optimizer_steps"], "forward images": last["forward_images"], "seconds": last["total_seconds"]}
+            rows.append(row)
+            with open(done, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            write(args.out, rows, args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
