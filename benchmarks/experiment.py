@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from qrdali import runs
 from qrdali.cli.bench_loader import machine
 from qrdali.cli.train import run_training
-from qrdali.data.index import Dataset
+from qrdali.data.index import Dataset, Writer
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.evaluate import evaluate
@@ -85,7 +87,37 @@ def write(out: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> No
         lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
     (out / "table.md").write_text("\n".join(lines) + "\n")
     (out / "table.json").write_text(json.dumps({"machine": machine(), "settings": {k: str(v) for k, v in vars(args).items() if k != "out"},
-                                                "runs": summary}, indent=1) + "\n")
+                                                "pairs": pairs(out), "runs": summary}, indent=1) + "\n")
+
+
+def pairs(out: Path) -> dict[str, Any]:
+    """Over all pairs of paired-epochs runs with a reduction: how often validation after the C epoch lies above that after the R
+    epoch before it, with the sign test's one-sided p (ties left out)."""
+    from scipy.stats import binomtest
+
+    above = below = 0
+    for file in sorted(out.glob("seed-*/*-epochs-*/metrics.jsonl")):
+        rows = [json.loads(line) for line in file.read_text().splitlines()][1:]
+        for reduced, full in zip(rows[::2], rows[1::2], strict=False):
+            above += full["val_accuracy"] > reduced["val_accuracy"]
+            below += full["val_accuracy"] < reduced["val_accuracy"]
+    return {"C above R": above, "C below R": below,
+            "p_value": float(binomtest(above, above + below, alternative="greater").pvalue) if above + below else None}
+
+
+def shuffle_labels(data: Path, seed: int = 0) -> None:
+    """Gives every image of every split a label drawn without regard to its content: the labels of its split, permuted."""
+    dataset = Dataset.open(data)
+    for split in dataset.splits:
+        index = dataset.index(split)
+        every = np.arange(len(index))
+        labels = np.random.default_rng(seed).permutation(index.labels(every))
+        rows = list(zip(index.paths(every), labels.tolist(), index.sizes(every).tolist(), strict=True))
+        writer = Writer(data / f"{split}.partial")
+        for path, label, (height, width) in rows:
+            writer.add(path, label, width, height)
+        writer.close()
+        (data / f"{split}.partial").rename(data / f"{split}.arrow")
 
 
 def main() -> int:
@@ -96,6 +128,8 @@ def main() -> int:
     parser.add_argument("--input-size", type=int, default=64)
     parser.add_argument("--size", default="160x120")
     parser.add_argument("--train", type=int, default=50, help="pictures per class")
+    parser.add_argument("--val", type=int, default=20)
+    parser.add_argument("--test", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--max-epochs", type=int, default=16)
     parser.add_argument("--patience", type=int, default=3)
@@ -104,19 +138,25 @@ def main() -> int:
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--matched", default="fixed epochs combination", help="the run whose optimizer steps are matched")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after this time")
+    parser.add_argument("--shuffled", action="store_true", help="permute all labels: no method may beat chance on test")
+    parser.add_argument("--only", default="", help="regular expression of runs; shared always runs")
     args = parser.parse_args()
     begun = time.monotonic()
     images, data = args.out / "images", args.out / "data"
     width, height = map(int, args.size.split("x"))
     if not (data / "classes.tsv").exists():
-        generate(images, ShapesSpec(train=args.train, val=20, test=50, size=(width, height)))
+        generate(images, ShapesSpec(train=args.train, val=args.val, test=args.test, size=(width, height)))
         build(images, data)
+        if args.shuffled:
+            shuffle_labels(data)
     dataset = Dataset.open(data)
     done = args.out / "rows.jsonl"
     rows = [json.loads(line) for line in done.read_text().splitlines()] if done.exists() else []
     for seed in args.seeds:
         folder = args.out / f"seed-{seed}"
         for name, values in table(seed, folder, data, args).items():
+            if name != "shared" and not re.search(args.only, name):
+                continue
             if any(row["run"] == name and row["seed"] == seed for row in rows):
                 continue
             if time.monotonic() - begun > args.minutes * 60:

@@ -40,7 +40,7 @@ def demo(out: str) -> None:
     # The CPU even where there is a GPU: the demo shows the same figures everywhere.
     common = {"data": str(data), "model": MODEL, "input_size": INPUT_SIZE, "device": "cpu", "batch_size": 16}
     runs = folder / "runs"
-    after: dict[str, Any] = {"init": str(runs / "shared"), "max_epochs": 4, "lr": 5e-4, "patience": 1}
+    after: dict[str, Any] = {"init": str(runs / "shared"), "max_epochs": 8, "lr": 5e-4, "patience": 1}
     plans: dict[str, dict[str, Any]] = {
         "shared": {"epochs": EPOCHS, "lr": 2e-3},
         "baseline": after,

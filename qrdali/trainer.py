@@ -136,7 +136,8 @@ class Trainer:
             assert letter is not None
             state = self._epoch(state, letter, epoch)
             epoch = None
-        self.watcher.line(f"ended by {state.ended}; best is epoch {state.run_best_epoch} with val {state.run_best:.4f}")
+        why = "" if state.ended.startswith("patience") else f" by {state.ended}"  # patience has just said so
+        self.watcher.line(f"run ended{why}; best is epoch {state.run_best_epoch} with val {state.run_best:.4f}")
         return state
 
     def _begin_stage(self, state: schedule.State) -> schedule.State:
