@@ -15,4 +15,11 @@ step roi-decode 90 "$python" -m pytest -q -m gpu -k 'gpu_is_close_to_cpu and Fal
 step whole-decode 90 "$python" -m pytest -q -m gpu -k 'gpu_is_close_to_cpu and True' tests/test_loader.py
 step pytest 200 "$python" -m pytest -q -m gpu
 step loader-gpu.json 200 "$python" -m qrdali bench loader --json
+# At HumaNet's size: 20 classes, 25,000 pictures, generated once.
+[ -e /tmp/humanet/data/classes.tsv ] || { step generate 400 "$python" -m qrdali data shapes /tmp/humanet/images --train 1250 --val 25 --test 50
+  step index 200 "$python" -m qrdali data index /tmp/humanet/images --out /tmp/humanet/data --no-verify; }
+for model in squeezenet1_1 efficientnet_b3 resnet152; do
+  step "train-$model-gpu.json" "${LIMIT:-400}" "$python" -m qrdali bench train --data /tmp/humanet/data --model "$model" \
+    --images "${IMAGES:-25000}" --rounds 1 --json
+done
 exit 0

@@ -12,6 +12,7 @@ from PIL import Image
 
 from qrdali.cli.main import main
 from qrdali.cli.terminal import say
+from qrdali.data.index import Dataset
 from qrdali.data.shapes import class_names
 from qrdali.entropy import entropy, png_bytes
 
@@ -226,3 +227,44 @@ def test_entropy_is_the_size_of_pillows_png(tmp_path: Path) -> None:
     assert png_bytes(pixels) == (tmp_path / "a.png").read_bytes()
     assert entropy(pixels) == (tmp_path / "a.png").stat().st_size
     assert entropy(pixels // 64 * 64) < entropy(pixels)
+
+
+def test_a_dry_run_prints_every_epoch_and_touches_nothing(run: Run, tmp_path: Path) -> None:
+    result = run("train", "linear", "--data", tmp_path / "no", "--run", tmp_path / "run", "--sequence", "paired-rounds", "--patience", 1,
+                 "--max-epochs", 14, "--reduction", "crop", "--dry-run")
+    lines = result.out.splitlines()
+    assert result.status == 0
+    assert [line.split()[1:] for line in lines[:5]] == [[str(i), "stage", "1", *what] for i, what in enumerate(
+        [["R", "crop", "0.75"]] * 4 + [["C", "full", "quality"]], 1)]
+    assert lines[13].split()[:5] == ["epoch", "14", "stage", "3", "C"]
+    assert lines[14].startswith("#")
+    assert len(lines) == 15
+    assert not list(tmp_path.iterdir())
+    up = run("train", "linear", "--data", "x", "--run", "y", "--direction", "up", "--max-epochs", 20, "--dry-run")
+    assert "color 0.25, crop 0.25, resolution 0.25" in up.out.splitlines()[0]
+    sham = run("train", "fixed", "--data", "x", "--run", "y", "--reduction", "none", "--sequence", "C", "--max-epochs", 3, "--dry-run")
+    assert sham.out.count("full quality") == 3
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("fixed", "--step", .3), "not 1/n"),
+    (("fixed", "--quality", 0), "quality"),
+    (("fixed", "--quality", 1.2), "quality"),
+    (("linear", "--sequence", "RCX"), "neither paired-epochs nor paired-rounds"),
+    (("adaptive", "--sequence", "CCC"), "no R epoch"),
+    (("adaptive", "--patience", 0), "patience"),
+    (("random", "--low", .75, "--high", .5), "above --high"),
+    (("linear", "--same-order", "--sequence", "paired-rounds"), "--same-order"),
+    (("adaptive", "--windows", 7), "--windows"),
+    (("baseline", "--match", "nowhere"), "is it a run folder"),
+])
+def test_methods_refuse_what_cannot_be(run: Run, dataset: Dataset, tmp_path: Path, words: tuple[object, ...], message: str) -> None:
+    refused(run("train", *words, "--data", dataset.folder, "--run", tmp_path / "run", "--model", "test_resnet"), 2, message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_last_batch_of_one_that_batch_norm_cannot_take_is_explained(run: Run, dataset: Dataset, tmp_path: Path) -> None:
+    result = run("train", "shared", "--data", dataset.folder, "--run", tmp_path / "run", "--model", "test_resnet", "--input-size", 16,
+                 "--batch-size", 23, "--epochs", 1, "--device", "cpu", "--threads", 1)
+    assert result.status == 1
+    assert "choose a --batch-size that does not leave one of 24 images over" in result.err.splitlines()[-1]

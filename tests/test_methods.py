@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from qrdali import descent, probe
+from qrdali.batch import Ask
 from qrdali.cli.train import run_training
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build
@@ -321,3 +322,22 @@ def test_levels_of_a_plan_keep_their_windows(dataset: Dataset) -> None:
     assert plan.parameters(samples, index.sizes(samples)).window[:, :2].tolist() == [[3, 5]] * 4
     free = Plan(len(index), 4, Constant(0, 2, 0), training=True, epoch=3).parameters(samples, index.sizes(samples)).window[:, :2]
     assert len({tuple(place) for place in free.tolist()}) > 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("whole", [True, False])
+def test_candidates_on_the_gpu_are_close_to_the_cpus(dataset: Dataset, whole: bool) -> None:
+    index = dataset.index("train")
+    pre = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
+    every = np.arange(8)
+    sizes, levels = index.sizes(every), np.zeros((8, 3), np.uint8)
+    window = descent.window_of(levels, np.zeros((8, 2), np.int32), sizes, 4)
+    ask = Ask(every, window, descent.neighbours(levels, window, sizes, (True, True, True), 4))
+    dimensions = descent.column_dimensions((True, True, True))
+    cpu, gpu = (next(DaliLoader(index, pre, 8, engine).candidates(iter([ask]), 8, dimensions, True))
+                for engine in (Engine(), Engine(0, 2, 2, whole)))
+    assert (cpu.images - gpu.images.cpu()).abs().mean() * 255 * .226 < 3
+    assert cpu.pictures is not None
+    assert gpu.pictures is not None
+    assert [[p.shape for p in column] for column in cpu.pictures] == [[p.shape for p in column] for column in gpu.pictures]
