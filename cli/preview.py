@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 ROWS = ("color", "crop", "resolution", "combination")
 COLUMNS = 8
 _CELL, _GAP, _CAPTION, _MARGIN = 176, 12, 20, 116
+_DETAIL, _SEEN, _LEAST = 0.48, 0.14, 16  # the inset's side by the cell's, the share of the shorter side it shows, its least pixels
 _COLUMN = 92  # least width of a column: its heading
+
+
+def liveliest(picture: npt.NDArray[np.uint8], side: int) -> tuple[int, int]:
+    """Top and left of the square of `side` pixels with the most contrast in the middle of a uint8 [H, W, 3] picture."""
+    places = [(top, left) for top in _grid(picture.shape[0], side) for left in _grid(picture.shape[1], side)]
+    return max(places, key=lambda at: float(picture[at[0]:at[0] + side, at[1]:at[1] + side].std(axis=(0, 1)).sum()))
+
+
+def _grid(length: int, side: int) -> range:
+    """Starts of squares within the middle half, which every level of a centred crop at quality 0.25 still holds."""
+    return range(length // 4, max(length // 4, length * 3 // 4 - side) + 1, max(1, side // 4))
+
+
+def detail(picture: npt.NDArray[np.uint8], window: npt.NDArray[np.int32], at: tuple[int, int], side: int) -> npt.NDArray[np.uint8]:
+    """What a reduced picture of `window` shows of the square `at` in the original; at least one pixel."""
+    scale = picture.shape[0] / window[2], picture.shape[1] / window[3]
+    start = [min(max(0, round((at[i] - int(window[i])) * scale[i])), picture.shape[i] - 1) for i in range(2)]
+    extent = [max(1, round(side * scale[i])) for i in range(2)]
+    return picture[start[0]:start[0] + extent[0], start[1]:start[1] + extent[1]]
 
 
 @click.command()
@@ -27,6 +52,7 @@ def preview(image: str, out: str, step: float) -> None:
 
     from qrdali.cli.terminal import say
     from qrdali.data.scan import examine
+    from qrdali.descent import RESOLUTION
     from qrdali.entropy import encoder, entropy
     from qrdali.errors import InputError, RunError, printable
     from qrdali.pipelines.graphs import Engine, reduced_images
@@ -64,6 +90,8 @@ def preview(image: str, out: str, step: float) -> None:
         raise RunError(f"{printable(image)} cannot be decoded: {printable(error)[:200]}") from None
     pictures = [np.asarray(images.at(i)) for i in range(count)]
     full = entropy(pictures[0])
+    spot_side = max(1, round(min(width, height) * _SEEN))
+    spot = liveliest(pictures[0], spot_side)
 
     scale = _CELL / max(width, height)
     cell = max(1, round(width * scale)), max(1, round(height * scale))
@@ -87,6 +115,14 @@ def preview(image: str, out: str, step: float) -> None:
         enlarged = picture.shape[1] < shown[0]
         tile = Image.fromarray(picture).resize(shown, Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX)
         sheet.paste(tile, (left + round(x), top + round(y)))
+        side = round(_DETAIL * min(cell))
+        if REDUCTIONS[ROWS[row]][RESOLUTION] and side >= _LEAST:
+            # A cell has fewer pixels than most levels: a magnified detail shows what the cell cannot.
+            part = detail(picture, reduction.window[i], spot, spot_side)
+            inset = Image.fromarray(part).resize((side, side), Image.Resampling.NEAREST)
+            corner = left + cell[0] - side - 4, top + cell[1] - side - 4
+            draw.rectangle((corner[0] - 2, corner[1] - 2, corner[0] + side + 1, corner[1] + side + 1), "white")
+            sheet.paste(inset, corner)
         draw.text((left + cell[0] / 2, top + cell[1] + _CAPTION / 2), f"{entropy(picture) / full:.1%}", "black", small,
                   anchor="mm")
     draw.text((10, sheet.height - 16), f"{width}x{height}, {full:,} bytes of PNG = 100% ({encoder()})", "#555555",

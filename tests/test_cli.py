@@ -198,6 +198,13 @@ def test_preview_layout(run: Run, size: tuple[int, int], tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4.png", "8.png", "image.png"]
 
 
+@pytest.mark.parametrize("size", [(1, 1), (900, 7), (3, 400)])
+def test_preview_of_odd_sizes(run: Run, size: tuple[int, int], tmp_path: Path) -> None:
+    picture(tmp_path / "image.png", size)
+    assert run("preview", tmp_path / "image.png", "--out", tmp_path / "sheet.png").status == 0
+    assert max(Image.open(tmp_path / "sheet.png").size) > 300
+
+
 def runs(mask: np.ndarray, least: int) -> list[tuple[int, int]]:
     """(start, end) of the runs of True at least `least` long; holes of up to two are part of a run."""
     found: list[tuple[int, int]] = []
