@@ -101,7 +101,7 @@ def train(data: str | None, name: str, images: int, rounds: int, threads: int | 
                 generate(Path(folder) / "images", spec, progress=bar.advance)
             build(Path(folder) / "images", Path(folder) / "data")
         dataset = Dataset.open(Path(data) if data else Path(folder) / "data")
-        with Bar("measure", (rounds + 1) * 10, "runs") as bar:
+        with Bar("measure", (rounds + 1) * 11, "runs") as bar:
             result = measure(dataset.index("train"), len(dataset.classes), name=name, rounds=rounds, side=input_size,
                              threads=threads or os.cpu_count() or 1, batch_size=batch_size, images=images,
                              progress=lambda what: bar.advance(1, what))

@@ -76,12 +76,22 @@ def measure(index: Index, classes: int, *, name: str, rounds: int, side: int | N
         probe.step(model, loader, part, PerImage.begin(len(part), rule.moving[1], False), rule, 2 * batch_size, autocast,
                    lambda done, candidates: None)
 
+    def ask_one_by_one() -> None:
+        """The crop probe's forward passes with every image decoded once per candidate window."""
+        model.eval()
+        with torch.inference_mode():
+            for _ in range(5):
+                for batch in loader.epoch(Plan(len(part), batch_size, constant(REDUCTIONS["crop"], 1))):
+                    with autocast():
+                        model(batch.images).softmax(1)
+
     work: dict[str, Callable[[], None]] = {"full": lambda: train(FULL)}
     for reduction in REDUCED:
         work[reduction] = lambda reduction=reduction: train(constant(REDUCTIONS[reduction], 2))  # type: ignore[misc]
     work["online combination"] = lambda: train(constant(REDUCTIONS["combination"], 2), feedback=True)
     for reduction in REDUCED:
         work[f"probe {reduction}"] = lambda reduction=reduction: ask(reduction)  # type: ignore[misc]
+    work["probe crop, a decode per candidate"] = ask_one_by_one
     seconds: dict[str, list[float]] = {what: [] for what in work}
     for turn in range(rounds + 1):
         for what, run in work.items():
