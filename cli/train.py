@@ -297,9 +297,8 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     dataset = Dataset.open(Path(settings.data))
     train_index, val_index = dataset.index("train"), dataset.index("val")
     device = device_of(settings.device)
-    torch.manual_seed(settings.seed)
     if settings.init:
-        model, start = runs.load_best(Path(settings.init))
+        start = runs.describe_best(Path(settings.init))
         dataset.require_classes(start.classes, f"the run {settings.init}")
         if "model" in settings.model_fields_set and settings.model != start.model:
             raise InputError(f"--model is {settings.model}, but {settings.init} trained {start.model}: leave --model out")
@@ -309,7 +308,6 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     else:
         name = settings.model
         pre = models.preprocessing(name, settings.input_size or None, settings.fit)
-        model = models.create(name, len(dataset.classes), pretrained=settings.pretrained)
     settings = settings.model_copy(update={
         "model": name, "lr": settings.lr or models.learning_rate(name), "input_size": pre.input_size, "fit": pre.fit,
         "data": str(Path(settings.data).absolute()), "init": str(Path(settings.init).absolute()) if settings.init else ""})
@@ -330,6 +328,9 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
         if (run / "last").exists() and checkpoint.load(run / "last")[0].get("schedule", {}).get("ended"):
             say(f"{run} is finished; nothing to do")
             return
+    torch.manual_seed(settings.seed)
+    model = runs.load_best(Path(settings.init))[0] if settings.init else models.create(
+        name, len(dataset.classes), pretrained=settings.pretrained)
     engine = Engine(device.index if device.type == "cuda" else None, settings.threads or os.cpu_count() or 1)
     loaders = [DaliLoader(index, pre, settings.batch_size, engine) for index in (train_index, val_index)]
     run.mkdir(parents=True, exist_ok=True)

@@ -43,14 +43,19 @@ def holds_run(folder: Path) -> bool:
     return (folder / "config.toml").exists()
 
 
-def load_best(folder: Path) -> tuple[nn.Module, Trained]:
-    """The network of a run's `best/` on the CPU. Raises InputError if there is no run, RunError if it is damaged."""
+def describe_best(folder: Path) -> Trained:
+    """What a run's `best/` says of itself. Raises InputError if there is no run, RunError if it is damaged."""
     if not holds_run(folder):
         raise InputError(f"{printable(folder)} holds no run (no config.toml)")
     if not (folder / "best").exists() and not (folder / "best.old").exists():
         raise RunError(f"{printable(folder)} has no best/ yet: continue it with --resume")
-    state, (weights,) = checkpoint.load(folder / "best", "model")
-    trained = Trained.from_dict(state, folder / "best" / "state.json")
+    return Trained.from_dict(checkpoint.load(folder / "best")[0], folder / "best" / "state.json")
+
+
+def load_best(folder: Path) -> tuple[nn.Module, Trained]:
+    """The network of a run's `best/` on the CPU. Raises as `describe_best`, and RunError for weights of another network."""
+    trained = describe_best(folder)
+    _, (weights,) = checkpoint.load(folder / "best", "model")
     model = create(trained.model, len(trained.classes))
     try:
         model.load_state_dict(weights)
