@@ -131,8 +131,8 @@ def main() -> int:
     parser.add_argument("--val", type=int, default=20)
     parser.add_argument("--test", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--max-epochs", type=int, default=16)
-    parser.add_argument("--patience", type=int, default=3)
+    parser.add_argument("--max-epochs", type=int, default=40)
+    parser.add_argument("--patience", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--shared-lr", type=float, default=2e-3)
     parser.add_argument("--lr", type=float, default=5e-4)
@@ -171,6 +171,8 @@ def main() -> int:
             with open(done, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             write(args.out, rows, args)
+    if rows:
+        write(args.out, rows, args)
     return 0
 
 
