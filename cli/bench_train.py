@@ -73,7 +73,8 @@ def measure(index: Index, classes: int, *, name: str, rounds: int, side: int | N
 
     def ask(reduction: str) -> None:
         rule = probe.Descent(REDUCTIONS[reduction], 4)
-        probe.step(model, loader, part, PerImage.begin(len(part), rule.moving[1], False), rule, 2 * batch_size, autocast,
+        probe.step(model, loader, part, PerImage.begin(len(part), rule.moving[1], False), rule,
+                   probe.candidates_at_once(device, batch_size), autocast,
                    lambda done, candidates: None)
 
     def ask_one_by_one() -> None:

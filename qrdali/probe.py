@@ -38,6 +38,12 @@ class Moved:
     candidates: int
 
 
+def candidates_at_once(device: torch.device, batch_size: int) -> int:
+    """Candidates per forward pass: many on a GPU; on a CPU few, whose activations stay in its caches (SqueezeNet at 224 px
+    took a third less time at 16 than at 64)."""
+    return 2 * batch_size if device.type == "cuda" else 16
+
+
 def step(model: nn.Module, loader: Loader, index: Index, states: PerImage, rule: Descent, batch_size: int,
          autocast: Callable[[], AbstractContextManager[object]], progress: Callable[[int, int], None],
          stop: Callable[[], None] = lambda: None) -> tuple[PerImage, Moved]:

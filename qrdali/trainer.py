@@ -24,7 +24,7 @@ from qrdali.levels import FULL, Constant, Levels, PerImage, histogram
 from qrdali.methods import descent_of, reduced_levels, rule_of, stage_level
 from qrdali.models import Preprocessing
 from qrdali.plan import Plan
-from qrdali.probe import Moved, online_step, step
+from qrdali.probe import Moved, candidates_at_once, online_step, step
 from qrdali.quality import DIMENSIONS, quality, steps
 from qrdali.settings import Settings
 
@@ -187,7 +187,7 @@ class Trainer:
                 raise Interrupted(f"stopped in the probe before stage {state.stage}: the same command with --resume repeats it",
                                   signum)
 
-        result = step(self.model, self.train_loader, self.train_index, states, self.descent, s.probe_batch_size or 2 * s.batch_size,
+        result = step(self.model, self.train_loader, self.train_index, states, self.descent, s.probe_batch_size or candidates_at_once(self.device, s.batch_size),
                       self.autocast, progress, stop)
         self.watcher.end()
         return result
