@@ -144,7 +144,8 @@ def linear(**options: Any) -> None:
               help="Ask the network about every neighbour, or use its training predictions.  [default: probe]")
 @click.option("--prefer", type=click.Choice(["confidence", "entropy"]), help="Which correct neighbour is taken.  [default: confidence]")
 @click.option("--windows", type=click.Choice(["5", "9"]), help="Candidate windows of a crop.  [default: 5]")
-@click.option("--probe-batch-size", type=int, help="Candidates per forward pass of a probe.  [default: 16 on a CPU, twice --batch-size on a GPU]")
+@click.option("--probe-batch-size", type=int,
+              help="Candidates per forward pass of a probe.  [default: 16 on a CPU, twice --batch-size on a GPU]")
 def adaptive(**options: Any) -> None:
     """R epochs in which each image has its own level: one step down per stage where the classifier is still right.
 

@@ -187,7 +187,8 @@ class Trainer:
                 raise Interrupted(f"stopped in the probe before stage {state.stage}: the same command with --resume repeats it",
                                   signum)
 
-        result = step(self.model, self.train_loader, self.train_index, states, self.descent, s.probe_batch_size or candidates_at_once(self.device, s.batch_size),
+        at_once = s.probe_batch_size or candidates_at_once(self.device, s.batch_size)
+        result = step(self.model, self.train_loader, self.train_index, states, self.descent, at_once,
                       self.autocast, progress, stop)
         self.watcher.end()
         return result
