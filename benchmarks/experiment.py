@@ -29,7 +29,7 @@ from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.evaluate import evaluate
 from qrdali.levels import FULL, constant
 from qrdali.pipelines.graphs import Engine
-from qrdali.pipelines.loader import DaliLoader
+from qrdali.pipelines.loader import open_loader
 from qrdali.plan import Plan
 from qrdali.quality import REDUCTIONS
 from qrdali.settings import validated
@@ -64,7 +64,7 @@ def accuracies(run: Path, dataset: Dataset) -> dict[str, float]:
     sets = {"val": ("val", FULL), "test": ("test", FULL)} | {f"test {r} .5": ("test", constant(REDUCTIONS[r], 2)) for r in REDUCED}
     for name, (split, levels) in sets.items():
         index = dataset.index(split)
-        loader = DaliLoader(index, trained.preprocessing, 50, Engine())
+        loader = open_loader(index, trained.preprocessing, 50, Engine())
         result[name] = evaluate(model, loader, Plan(len(index), 50, levels), autocast_for("off", torch.device("cpu"))[0]).accuracy
     return result
 

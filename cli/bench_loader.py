@@ -20,7 +20,7 @@ from qrdali.data.index import Index
 from qrdali.levels import FULL, Constant, constant
 from qrdali.models import Preprocessing
 from qrdali.pipelines.graphs import Engine
-from qrdali.pipelines.loader import DaliLoader
+from qrdali.pipelines.loader import open_loader
 from qrdali.plan import Plan
 from qrdali.quality import REDUCTIONS
 
@@ -92,7 +92,7 @@ def _plain_dali(paths: list[str], side: int, batch: int, engine: Engine, decode_
 
 
 def _ours(index: Index, side: int, batch: int, engine: Engine, levels: dict[str, Constant]) -> dict[str, Callable[[], int]]:
-    loader = DaliLoader(index, Preprocessing(side, "whole", 1.0, "bilinear", MEAN, STD), batch, engine)
+    loader = open_loader(index, Preprocessing(side, "whole", 1.0, "bilinear", MEAN, STD), batch, engine)
     epochs = iter(range(1, 10**6))
 
     def run(level: Constant) -> int:

@@ -48,7 +48,7 @@ def evaluate_run(run: Path, data: Path, split: str, batch_size: int = 32, device
     from qrdali.evaluate import write_rows
     from qrdali.levels import FULL
     from qrdali.pipelines.graphs import Engine
-    from qrdali.pipelines.loader import DaliLoader
+    from qrdali.pipelines.loader import open_loader
     from qrdali.plan import Plan
     from qrdali.trainer import autocast_for, device_of
 
@@ -58,7 +58,7 @@ def evaluate_run(run: Path, data: Path, split: str, batch_size: int = 32, device
     index = dataset.index(split)
     where = device_of(device)
     model = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loader = DaliLoader(index, trained.preprocessing, batch_size,
+    loader = open_loader(index, trained.preprocessing, batch_size,
                         Engine(where.index if where.type == "cuda" else None, threads or os.cpu_count() or 1))
     with Bar(f"evaluate {split}", len(index)) as bar:
         rows = predict(model, loader, Plan(len(index), batch_size, FULL), autocast_for(amp, where)[0], bar.advance)

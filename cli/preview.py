@@ -55,10 +55,10 @@ def preview(image: str, out: str, step: float) -> None:
     from qrdali.descent import RESOLUTION
     from qrdali.entropy import encoder, entropy
     from qrdali.errors import InputError, RunError, printable
-    from qrdali.pipelines.graphs import Engine, reduced_images
-    from qrdali.pipelines.source import arrays
+    from qrdali.pipelines import host
+    from qrdali.pipelines.graphs import Engine, windows
+    from qrdali.pipelines.source import window_arrays
     from qrdali.quality import REDUCTIONS, parameters, steps
-    from qrdali.view import view
 
     n = steps(step)
     path = Path(image).absolute()
@@ -82,13 +82,12 @@ def preview(image: str, out: str, step: float) -> None:
     count = len(grid)
     reduction = parameters(grid, np.tile(np.array([height, width], np.int32), (count, 1)), np.full((count, 2), 0.5), n)
     name = np.frombuffer(encoded, np.uint8)
-    emitted = iter([arrays([name] * count, np.zeros(count, np.int64), np.arange(count), reduction,
-                           view(reduction.size, "whole", 1.0))])
+    emitted = iter([window_arrays([name] * count, reduction.window)])
     try:
-        images, _ = reduced_images(lambda: next(emitted), Engine(depth=1), count).run()
+        (decoded,) = windows(lambda: next(emitted), Engine(depth=1), count).run()
     except RuntimeError as error:  # what Pillow decodes and DALI does not
         raise RunError(f"{printable(image)} cannot be decoded: {printable(error)[:200]}") from None
-    pictures = [np.asarray(images.at(i)) for i in range(count)]
+    pictures = [host.reduce(np.asarray(decoded.at(i)), reduction.size[i], int(reduction.bin_width[i])) for i in range(count)]
     full = entropy(pictures[0])
     spot_side = max(1, round(min(width, height) * _SEEN))
     spot = liveliest(pictures[0], spot_side)

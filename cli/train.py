@@ -284,7 +284,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     from qrdali.errors import InputError
     from qrdali.methods import check
     from qrdali.pipelines.graphs import Engine
-    from qrdali.pipelines.loader import DaliLoader
+    from qrdali.pipelines.loader import open_loader
     from qrdali.trainer import Interrupted, Trainer, device_of
 
     check(settings)
@@ -333,7 +333,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     model = runs.load_best(Path(settings.init))[0] if settings.init else models.create(
         name, len(dataset.classes), pretrained=settings.pretrained)
     engine = Engine(device.index if device.type == "cuda" else None, settings.threads or os.cpu_count() or 1)
-    loaders = [DaliLoader(index, pre, settings.batch_size, engine) for index in (train_index, val_index)]
+    loaders = [open_loader(index, pre, settings.batch_size, engine) for index in (train_index, val_index)]
     run.mkdir(parents=True, exist_ok=True)
     settings_file.write(run / "config.toml", settings)
     say(f"{settings.method} {name} at {pre.input_size} px, {len(train_index)} training and {len(val_index)} validation images, "

@@ -36,16 +36,24 @@ INPUTS = (
     "flip",  # int32
 )
 REDUCED_INPUTS = INPUTS[:INPUTS.index("label")]  # what a reduced image needs
+WINDOW_INPUTS = ("path", "start", "shape")
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where and how a graph runs. device_id None is the CPU; `whole_decode` avoids region-of-interest decoding."""
+    """Where and how images are made. device_id None is the CPU; `whole_decode` avoids region-of-interest decoding;
+    `whole_graph` leaves everything to DALI on a CPU too, as on a GPU, instead of the decoding alone."""
 
     device_id: int | None = None
     threads: int = 2
-    depth: int = 2
+    depth: int = 3
     whole_decode: bool = False
+    whole_graph: bool = False
+
+    @property
+    def host(self) -> bool:
+        """Whether DALI decodes and `host.py` does the rest."""
+        return self.device_id is None and not self.whole_graph
 
     @property
     def decode_device(self) -> str:
@@ -79,6 +87,17 @@ def network_input(source: Callable[[], Any], engine: Engine, batch_size: int, pr
                             INTERPOLATION[preprocessing.interpolation], [255 * m for m in preprocessing.mean],
                             [255 * s for s in preprocessing.std])
         return image, inputs["label"], inputs["sample"]
+
+    return _instance(graph, engine, batch_size)
+
+
+def windows(source: Callable[[], Any], engine: Engine, batch_size: int) -> Any:
+    """A pipeline of decoded windows, uint8 HWC of their own sizes."""
+
+    @pipeline_def
+    def graph() -> Any:
+        inputs = _inputs(source, WINDOW_INPUTS)
+        return ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode)
 
     return _instance(graph, engine, batch_size)
 

@@ -1,41 +1,65 @@
-"""The loader: one DALI pipeline per split, one plan per epoch."""
+"""The loaders: one DALI pipeline per split, one plan per epoch."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
-from qrdali.batch import Ask, Batch, Shown
+from qrdali.batch import Ask, Batch, Loader, Shown
 from qrdali.data.index import Index
 from qrdali.data.scan import examine
+from qrdali.descent import CROP
 from qrdali.errors import RunError, printable
 from qrdali.models import Preprocessing
-from qrdali.pipelines.graphs import Engine, candidates, network_input
-from qrdali.pipelines.source import Source, asked_arrays
+from qrdali.pipelines import graphs, host
+from qrdali.pipelines.graphs import Engine
+from qrdali.pipelines.source import Prepared, Source, asked_arrays, graph_arrays, window_arrays
 from qrdali.plan import Plan
+from qrdali.view import view
+
+Samples = npt.NDArray[np.int64]
 
 
-class DaliLoader:
-    """Implements `qrdali.batch.Loader` for one split. `batch_size` is the largest batch a plan may ask for."""
+def open_loader(index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> Loader:
+    """A loader of one split. `batch_size` is the largest batch a plan may ask for."""
+    return (HostLoader if engine.host else GraphLoader)(index, preprocessing, batch_size, engine)
+
+
+class _Loader(ABC):
+    """Implements `qrdali.batch.Loader`: the protocol of epochs, and what a failure means."""
 
     def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
         self._index, self._preprocessing, self._batch_size, self._engine = index, preprocessing, batch_size, engine
-        self._source = Source(index, preprocessing.fit, preprocessing.crop_share, keep=engine.depth + 3)
+        self._source = Source(index, preprocessing.fit, preprocessing.crop_share, self._form)
         self._pipe: Any = None
         self._clean = True  # whether the last epoch was read to its end
+
+    @staticmethod
+    @abstractmethod
+    def _form(paths: list[npt.NDArray[np.uint8]], batch: Prepared) -> tuple[Any, ...]: ...
+
+    @abstractmethod
+    def _graph(self) -> Any: ...
+
+    @abstractmethod
+    def _batches(self) -> Iterator[Batch]: ...
 
     def epoch(self, plan: Plan) -> Iterator[Batch]:
         """See `Loader.epoch`. A second call abandons an epoch that was not read to its end."""
         if plan.samples != len(self._index):
             raise ValueError(f"the plan has {plan.samples} samples, {self._index.file} has {len(self._index)}")
         if self._pipe is None:
-            self._pipe = network_input(self._source, self._engine, self._batch_size, self._preprocessing)
+            self._pipe = self._graph()
         elif not self._clean:
             self._drain()
         # The plan first, then the reset: the pipeline reads ahead from the moment it is reset.
@@ -44,48 +68,90 @@ class DaliLoader:
         self._clean = False
         return self._batches()
 
-    def _batches(self) -> Iterator[Batch]:
+    def _outputs(self) -> Iterator[tuple[Prepared, tuple[Any, ...]]]:
+        """Each batch's numbers and the graph's outputs, which last until the next is asked for."""
         while True:
             try:
-                images, labels, samples = self._pipe.run()
+                outputs = self._pipe.run()
             except StopIteration:
                 self._clean = True
                 return
             except RuntimeError as error:
                 self._pipe, self._clean = None, True  # DALI's pipelines do not survive an error
-                raise RunError(self._explain(error)) from None
-            # HWC in memory seen as CHW is torch's channels_last: no transposition anywhere.
-            yield Batch(self._tensor(images).permute(0, 3, 1, 2), self._tensor(labels), self._tensor(samples))
+                raise RunError(self._explain(error, (batch.samples for batch in self._source.flying))) from None
+            yield self._source.flying.popleft(), outputs
 
-    def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
-        """See `Loader.candidates`."""
-        flying: deque[Ask] = deque()
-
-        def emit() -> tuple[Any, ...]:
-            ask = next(asked)
-            self._source.recent.append(ask.samples)
-            flying.append(ask)
-            return asked_arrays(self._index.path_bytes(ask.samples), ask, dimensions, self._preprocessing.fit,
-                                self._preprocessing.crop_share)
-
-        # A pass is long and rare: a pipeline of its own leaves no state behind.
-        pipe = candidates(emit, self._engine, most, self._preprocessing, dimensions, pictures)
-        side = self._preprocessing.input_size
+    def _asked(self, pipe: Any, flying: deque[Ask]) -> Iterator[tuple[Ask, tuple[Any, ...]]]:
+        """The same for a pass over states, whose pipeline is its own: such passes are long and rare."""
         while True:
             try:
                 outputs = pipe.run()
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise RunError(self._explain(error)) from None
-            ask = flying.popleft()
-            images = torch.empty((len(dimensions), len(ask.samples), side, side, 3), device=self._device)
-            for k in range(len(dimensions)):
+                raise RunError(self._explain(error, (ask.samples for ask in flying))) from None
+            yield flying.popleft(), outputs
+
+    def _drain(self) -> None:
+        """Runs out what is in flight: DALI resets only a pipeline that has reached its end."""
+        self._source.stop()
+        try:
+            while True:
+                self._pipe.run()
+        except StopIteration:
+            self._clean = True
+        except RuntimeError:
+            self._pipe, self._clean = self._graph(), True
+
+    def _explain(self, error: RuntimeError, flying: Iterable[Samples]) -> str:
+        """DALI's message seldom names the file: look at those in flight."""
+        for samples in flying:
+            for sample, path in zip(samples.tolist(), self._index.paths(samples), strict=True):
+                if not os.path.exists(path):
+                    return f"sample {sample}, {printable(path)}, is gone since it was indexed: restore it or index again"
+                try:
+                    size = examine(path, verify=True)
+                except Exception as reason:  # whatever Pillow raises is the explanation
+                    return f"sample {sample}, {printable(path)}, cannot be decoded: {printable(reason)}"
+                height, width = self._index.sizes(samples[samples == sample])[0]
+                if size != (width, height):
+                    return (f"sample {sample}, {printable(path)}, is {size[0]}x{size[1]} pixels, was indexed as "
+                            f"{width}x{height}: index again")
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return f"the image pipeline failed: {printable(' '.join(lines)[:400])}"
+
+
+class GraphLoader(_Loader):
+    """Everything in one DALI graph: on a GPU, or on a CPU where it is to be compared."""
+
+    _form = staticmethod(graph_arrays)
+
+    def _graph(self) -> Any:
+        return graphs.network_input(self._source, self._engine, self._batch_size, self._preprocessing)
+
+    def _batches(self) -> Iterator[Batch]:
+        for _, (images, labels, samples) in self._outputs():
+            # HWC in memory seen as CHW is torch's channels_last: no transposition anywhere.
+            yield Batch(self._tensor(images).permute(0, 3, 1, 2), self._tensor(labels), self._tensor(samples))
+
+    def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
+        """See `Loader.candidates`."""
+        flying: deque[Ask] = deque()
+        pre, count = self._preprocessing, len(dimensions)
+
+        def emit() -> tuple[Any, ...]:
+            ask = next(asked)
+            flying.append(ask)
+            return asked_arrays(self._index.path_bytes(ask.samples), ask, dimensions, pre.fit, pre.crop_share)
+
+        pipe = graphs.candidates(emit, self._engine, most, pre, dimensions, pictures)
+        for ask, outputs in self._asked(pipe, flying):
+            images = torch.empty((count, len(ask.samples), pre.input_size, pre.input_size, 3), device=self._device)
+            for k in range(count):
                 self._copy(outputs[k].as_tensor(), images[k])
             reduced = None
             if pictures:
-                reduced = [[np.asarray(out.at(i)) for i in range(len(ask.samples))]
-                           for out in (o.as_cpu() for o in outputs[len(dimensions):])]
+                reduced = [[np.asarray(out.at(i)) for i in range(len(ask.samples))] for out in (o.as_cpu() for o in outputs[count:])]
             yield Shown(ask, images.permute(0, 1, 4, 2, 3), reduced)
 
     @property
@@ -101,41 +167,105 @@ class DaliLoader:
     def _tensor(self, output: Any) -> torch.Tensor:
         tensor = output.as_tensor()
         dtype = torch.float32 if tensor.dtype.name == "FLOAT" else torch.int64
-        device_id = self._engine.device_id
         on_gpu = type(tensor).__name__.endswith("GPU")
-        result = torch.empty(tensor.shape(), dtype=dtype, device=f"cuda:{device_id}" if on_gpu else "cpu")
+        result = torch.empty(tensor.shape(), dtype=dtype, device=self._device if on_gpu else "cpu")
         if on_gpu:
-            feed_ndarray(tensor, result, cuda_stream=torch.cuda.current_stream(device_id))
+            self._copy(tensor, result)
             return result
         feed_ndarray(tensor, result)
         # Labels and samples are made on the host; pinned memory would not pay for a few hundred bytes.
-        return result if device_id is None else result.to(f"cuda:{device_id}")
+        return result.to(self._device)
 
-    def _drain(self) -> None:
-        """Runs out what is in flight: DALI resets only a pipeline that has reached its end."""
-        self._source.stop()
+
+class HostLoader(_Loader):
+    """DALI reads and decodes windows; `host.py` reduces and prepares them in as many threads."""
+
+    def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
+        super().__init__(index, preprocessing, batch_size, engine)
+        self._pool = ThreadPoolExecutor(engine.threads, "prepare")
+
+    @staticmethod
+    def _form(paths: list[npt.NDArray[np.uint8]], batch: Prepared) -> tuple[Any, ...]:
+        return window_arrays(paths, batch.reduction.window)
+
+    def _graph(self) -> Any:
+        return graphs.windows(self._source, self._engine, self._batch_size)
+
+    def _batches(self) -> Iterator[Batch]:
+        ahead: tuple[Prepared, torch.Tensor, list[Future[None]]] | None = None
         try:
-            while True:
-                self._pipe.run()
-        except StopIteration:
-            self._clean = True
-        except RuntimeError:
-            self._pipe, self._clean = network_input(self._source, self._engine, self._batch_size,
-                                                    self._preprocessing), True
+            # One batch is prepared while whoever asked works on the one before.
+            for batch, (windows,) in self._outputs():
+                before, ahead = ahead, (batch, *self._prepared(batch, windows))
+                if before is not None:
+                    yield self._batch(before[0], before[1])
+                _finish(ahead[2])  # before the graph's outputs go
+            if ahead is not None:
+                yield self._batch(ahead[0], ahead[1])
+        finally:
+            if ahead is not None:
+                wait(ahead[2])
 
-    def _explain(self, error: RuntimeError) -> str:
-        """DALI's message seldom names the file: look at those in flight."""
-        for samples in list(self._source.recent):
-            for sample, path in zip(samples.tolist(), self._index.paths(samples), strict=True):
-                if not os.path.exists(path):
-                    return f"sample {sample}, {printable(path)}, is gone since it was indexed: restore it or index again"
-                try:
-                    size = examine(path, verify=True)
-                except Exception as reason:  # whatever Pillow raises is the explanation
-                    return f"sample {sample}, {printable(path)}, cannot be decoded: {printable(reason)}"
-                height, width = self._index.sizes(samples[samples == sample])[0]
-                if size != (width, height):
-                    return (f"sample {sample}, {printable(path)}, is {size[0]}x{size[1]} pixels, was indexed as "
-                            f"{width}x{height}: index again")
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return f"the image pipeline failed: {printable(' '.join(lines)[:400])}"
+    def _prepared(self, batch: Prepared, windows: Any) -> tuple[torch.Tensor, list[Future[None]]]:
+        count, pre, seen = len(batch.samples), self._preprocessing, batch.seen
+        images = torch.empty((count, pre.input_size, pre.input_size, 3))
+        target = images.numpy()
+
+        def work(first: int, last: int) -> None:
+            for i in range(first, last):
+                image = host.reduce(np.asarray(windows.at(i)), batch.reduction.size[i], int(batch.reduction.bin_width[i]))
+                host.prepare(image, seen.region[i], bool(seen.flip[i]), pre, target[i])
+
+        return images, self._spread(work, count)
+
+    def _spread(self, work: Any, count: int) -> list[Future[None]]:
+        """`work(first, last)` over 0..count-1, a part for each thread."""
+        threads = self._engine.threads
+        edges = [count * i // threads for i in range(threads + 1)]
+        return [self._pool.submit(work, a, b) for a, b in pairwise(edges) if a < b]
+
+    @staticmethod
+    def _batch(batch: Prepared, images: torch.Tensor) -> Batch:
+        return Batch(images.permute(0, 3, 1, 2), torch.from_numpy(batch.labels), torch.from_numpy(batch.samples))
+
+    def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
+        """See `Loader.candidates`."""
+        flying: deque[Ask] = deque()
+
+        def emit() -> tuple[Any, ...]:
+            ask = next(asked)
+            flying.append(ask)
+            return window_arrays(self._index.path_bytes(ask.samples), ask.window)
+
+        for ask, (windows,) in self._asked(graphs.windows(emit, self._engine, most), flying):
+            yield self._shown(ask, windows, dimensions, pictures)
+
+    def _shown(self, ask: Ask, windows: Any, dimensions: tuple[int, ...], pictures: bool) -> Shown:
+        pre, found = self._preprocessing, ask.candidates
+        count, side = len(ask.samples), pre.input_size
+        images = torch.zeros((len(dimensions), count, side, side, 3))
+        target = images.numpy()
+        none = np.zeros((1, 1, 3), np.uint8)
+        reduced = [[none] * count for _ in dimensions] if pictures else None
+
+        def work(first: int, last: int) -> None:
+            for i in range(first, last):
+                decoded = np.asarray(windows.at(i))
+                for k, dimension in enumerate(dimensions):
+                    if not found.exists[i, k]:
+                        continue
+                    own = found.window[i, k]
+                    image = host.cut(decoded, own[:2] - ask.window[i, :2], own[2:]) if dimension == CROP else decoded
+                    image = host.reduce(image, found.size[i, k], int(found.bin_width[i, k]))
+                    region = view(found.size[i, k][None], pre.fit, pre.crop_share).region[0]
+                    host.prepare(image, region, False, pre, target[k, i])
+                    if reduced is not None:
+                        reduced[k][i] = image.copy() if np.may_share_memory(image, decoded) else image
+
+        _finish(self._spread(work, count))
+        return Shown(ask, images.permute(0, 1, 4, 2, 3), reduced)
+
+
+def _finish(work: list[Future[None]]) -> None:
+    for future in work:
+        future.result()

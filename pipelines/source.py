@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,28 +51,31 @@ def asked_arrays(paths: list[npt.NDArray[np.uint8]], ask: Ask, dimensions: tuple
     return tuple(result)
 
 
-def arrays(paths: list[npt.NDArray[np.uint8]], labels: npt.NDArray[np.int64], samples: npt.NDArray[np.int64],
-           reduction: Parameters, seen: View) -> tuple[Any, ...]:
-    """One batch in the order of `graphs.INPUTS`."""
-    return (
-        paths,
-        samples,
-        *reduction_arrays(reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width),
-        labels,
-        seen.region,
-        seen.flip.astype(np.int32),
-    )
+@dataclass(frozen=True)
+class Prepared:
+    """One batch's numbers: samples, labels int64 [N], and what becomes of each image."""
+
+    samples: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    reduction: Parameters
+    seen: View
 
 
 class Source:
-    """A callable that DALI asks for one batch at a time. Set a plan before the pipeline is reset: DALI reads ahead."""
+    """A callable that DALI asks for one batch at a time. Set a plan before the pipeline is reset: DALI reads ahead.
 
-    def __init__(self, index: Index, fit: str, crop_share: float, keep: int) -> None:
-        self._index, self._fit, self._crop_share = index, fit, crop_share
+    form: makes a graph's arrays of the paths and numbers of a batch. flying: the batches emitted and not yet taken off by
+    whoever gets the graph's outputs, oldest first.
+    """
+
+    def __init__(self, index: Index, fit: str, crop_share: float,
+                 form: Callable[[list[npt.NDArray[np.uint8]], Prepared], tuple[Any, ...]]) -> None:
+        self._index, self._fit, self._crop_share, self._form = index, fit, crop_share, form
         self._batches: Iterator[tuple[Any, ...]] = iter(())
-        self.recent: deque[npt.NDArray[np.int64]] = deque(maxlen=keep)  # samples in flight, to name one that fails
+        self.flying: deque[Prepared] = deque()
 
     def set(self, plan: Plan) -> None:
+        self.flying.clear()
         self._batches = self._emit(plan)
 
     def stop(self) -> None:
@@ -85,7 +89,26 @@ class Source:
             samples = plan.batch(number)
             if not len(samples):
                 continue
-            self.recent.append(samples)
             reduction = plan.parameters(samples, self._index.sizes(samples))
             seen = plan.view(samples, reduction.size, self._fit, self._crop_share)
-            yield arrays(self._index.path_bytes(samples), self._index.labels(samples), samples, reduction, seen)
+            prepared = Prepared(samples, self._index.labels(samples), reduction, seen)
+            self.flying.append(prepared)
+            yield self._form(self._index.path_bytes(samples), prepared)
+
+
+def graph_arrays(paths: list[npt.NDArray[np.uint8]], batch: Prepared) -> tuple[Any, ...]:
+    """One batch in the order of `graphs.INPUTS`."""
+    reduction = batch.reduction
+    return (
+        paths,
+        batch.samples,
+        *reduction_arrays(reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width),
+        batch.labels,
+        batch.seen.region,
+        batch.seen.flip.astype(np.int32),
+    )
+
+
+def window_arrays(paths: list[npt.NDArray[np.uint8]], window: npt.NDArray[np.int32]) -> tuple[Any, ...]:
+    """One batch in the order of `graphs.WINDOW_INPUTS`: only the windows [N, 4] are wanted."""
+    return paths, np.ascontiguousarray(window[:, :2]), np.ascontiguousarray(window[:, 2:])

@@ -22,7 +22,7 @@ from qrdali.errors import InputError, RunError
 from qrdali.levels import Constant, PerImage
 from qrdali.models import Preprocessing
 from qrdali.pipelines.graphs import Engine
-from qrdali.pipelines.loader import DaliLoader
+from qrdali.pipelines.loader import open_loader
 from qrdali.plan import Plan
 from qrdali.settings import Settings, validated
 from qrdali.trainer import autocast_for
@@ -221,12 +221,35 @@ class ByColor(nn.Module):
         return torch.stack([value, -value, value * .5, -value * .5], dim=1)
 
 
+@pytest.mark.parametrize("windows", [5, 9])
+def test_both_makers_show_the_same_candidates(dataset: Dataset, windows: int) -> None:
+    index = dataset.index("train")
+    pre = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
+    every = np.arange(8)
+    sizes, levels = index.sizes(every), np.zeros((8, 3), np.uint8)
+    levels[1] = (3, 3, 3)  # has no neighbours
+    places = np.array([[0, 0], [5, 3], *[[0, 0]] * 6], np.int32)
+    window = descent.window_of(levels, places, sizes, 4)
+    ask = Ask(every, window, descent.neighbours(levels, window, sizes, (True, True, True), 4, windows))
+    dimensions = descent.column_dimensions((True, True, True), windows)
+    host, graph = (next(open_loader(index, pre, 8, Engine(whole_graph=g)).candidates(iter([ask]), 8, dimensions, True))
+                   for g in (False, True))
+    exists = torch.from_numpy(ask.candidates.exists.T)
+    assert host.images.shape == (windows + 2, 8, 3, 32, 32)
+    assert ((host.images - graph.images)[exists].abs() * 255 * .226).mean() < .35
+    assert host.pictures is not None
+    assert graph.pictures is not None
+    for k, i in zip(*np.nonzero(ask.candidates.exists.T), strict=True):
+        assert host.pictures[k][i].shape == graph.pictures[k][i].shape == (*ask.candidates.size[i, k], 3)
+        assert np.abs(host.pictures[k][i].astype(int) - graph.pictures[k][i]).mean() < .6
+
+
 @pytest.mark.parametrize("prefer", ["confidence", "entropy"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_a_probe_equals_one_image_and_candidate_at_a_time(dataset: Dataset, reduction: str, prefer: str) -> None:
     index = dataset.index("train")
     pre = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
-    loader = DaliLoader(index, pre, 8, Engine(threads=2))
+    loader = open_loader(index, pre, 8, Engine(threads=2))
     rule = probe.Descent(descent_moving(reduction), 4, 5, prefer)
     states, model = PerImage.begin(len(index), rule.moving[1], False), ByColor()
     seen: list[int] = []
@@ -260,7 +283,7 @@ def _slow_step(model: nn.Module, index: Any, pre: Preprocessing, states: PerImag
     right, confidence, size = np.zeros((len(every), k), bool), np.zeros((len(every), k)), np.zeros((len(every), k), int)
     for column in range(k):
         levels = PerImage(found.levels[:, column], np.ascontiguousarray(found.window[:, column, :2]), None)
-        for batch in DaliLoader(index, pre, 8, Engine(threads=1)).epoch(Plan(len(index), 8, levels)):
+        for batch in open_loader(index, pre, 8, Engine(threads=1)).epoch(Plan(len(index), 8, levels)):
             with torch.inference_mode():
                 p = model(batch.images).softmax(1)
             for s, row in zip(batch.samples.tolist(), p, strict=True):
@@ -277,16 +300,13 @@ def _slow_step(model: nn.Module, index: Any, pre: Preprocessing, states: PerImag
 
 
 def _reduced(index: Any, sample: int, found: descent.Candidates, column: int) -> np.ndarray:
-    from qrdali.pipelines.graphs import reduced_images
-    from qrdali.pipelines.source import arrays
-    from qrdali.quality import Parameters
-    from qrdali.view import view
+    from qrdali.pipelines import host
+    from qrdali.pipelines.graphs import windows
+    from qrdali.pipelines.source import window_arrays
 
-    p = Parameters(found.window[sample:sample + 1, column], found.size[sample:sample + 1, column],
-                   found.bin_width[sample:sample + 1, column])
-    emitted = arrays(index.path_bytes(np.array([sample])), np.zeros(1, np.int64), np.array([sample]), p, view(p.size, "whole", 1.0))
-    (images, _) = reduced_images(lambda: emitted, Engine(depth=1), 1).run()
-    return np.asarray(images.at(0))
+    (pixels,) = windows(lambda: window_arrays(index.path_bytes(np.array([sample])), found.window[sample, column][None]),
+                        Engine(depth=1), 1).run()
+    return host.reduce(np.array(pixels.at(0)), found.size[sample, column], int(found.bin_width[sample, column]))
 
 
 def test_online_feedback_steps_down_where_right_and_undoes_where_wrong(dataset: Dataset) -> None:
@@ -335,8 +355,8 @@ def test_candidates_on_the_gpu_are_close_to_the_cpus(dataset: Dataset, whole: bo
     window = descent.window_of(levels, np.zeros((8, 2), np.int32), sizes, 4)
     ask = Ask(every, window, descent.neighbours(levels, window, sizes, (True, True, True), 4))
     dimensions = descent.column_dimensions((True, True, True))
-    cpu, gpu = (next(DaliLoader(index, pre, 8, engine).candidates(iter([ask]), 8, dimensions, True))
-                for engine in (Engine(), Engine(0, 2, 2, whole)))
+    cpu, gpu = (next(open_loader(index, pre, 8, engine).candidates(iter([ask]), 8, dimensions, True))
+                for engine in (Engine(whole_graph=True), Engine(0, 2, 2, whole)))
     assert (cpu.images - gpu.images.cpu()).abs().mean() * 255 * .226 < 3
     assert cpu.pictures is not None
     assert gpu.pictures is not None

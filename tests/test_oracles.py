@@ -1,7 +1,6 @@
 """Reduced images against Pillow and integer formulas, with the tolerances of docs/definitions.md."""
 
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,9 @@ from PIL import Image, ImageOps
 
 from qrdali.data.scan import examine
 from qrdali.models import Preprocessing
-from qrdali.pipelines.graphs import Engine, network_input, reduced_images
-from qrdali.pipelines.source import arrays
+from qrdali.pipelines import host
+from qrdali.pipelines.graphs import Engine, network_input, reduced_images, windows
+from qrdali.pipelines.source import Prepared, graph_arrays, window_arrays
 from qrdali.quality import parameters
 from qrdali.view import view
 
@@ -27,23 +27,48 @@ def picture(height: int, width: int, seed: int = 0) -> Pixels:
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
 
+@pytest.fixture(params=["graph", "host"], autouse=True)
+def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every oracle holds for the whole DALI graph and for decoding in DALI and reductions on the host."""
+    name: str = request.param
+    monkeypatch.setitem(MAKER, "name", name)
+    return name
+
+
+MAKER = {"name": "graph"}
+
+
 def reduce(paths: list[Path], levels: tuple[int, int, int], n: int = 4, anchor: tuple[float, float] = (.5, .5)) -> list[Pixels]:
     count = len(paths)
     sizes = np.array([examine(str(p), True)[::-1] for p in paths], np.int32)
     reduction = parameters(np.tile(np.array([levels], np.uint8), (count, 1)), sizes, np.tile([anchor], (count, 1)), n)
-    batch = iter([arrays([np.frombuffer(str(p).encode(), np.uint8) for p in paths], np.zeros(count, np.int64),
-                         np.arange(count), reduction, view(reduction.size, "whole", 1))])
-    images, samples = reduced_images(lambda: next(batch), Engine(depth=1), count).run()
+    names = [np.frombuffer(str(p).encode(), np.uint8) for p in paths]
+    batch = Prepared(np.arange(count), np.zeros(count, np.int64), reduction, view(reduction.size, "whole", 1))
+    if MAKER["name"] == "host":
+        (decoded,) = windows(lambda: window_arrays(names, reduction.window), Engine(depth=1), count).run()
+        return [host.reduce(np.array(decoded.at(i)), reduction.size[i], int(reduction.bin_width[i])) for i in range(count)]
+    images, samples = reduced_images(lambda: graph_arrays(names, batch), Engine(depth=1), count).run()
     assert np.array(samples.as_array()).tolist() == list(range(count))
     return [np.array(images.at(i)) for i in range(count)]
 
 
+def network_pixels(path: Path, fit: str) -> npt.NDArray[np.float32]:
+    """What the network gets of a file at full quality, float32 [64, 64, 3]."""
+    sizes = np.array([examine(str(path), True)[::-1]], np.int32)
+    reduction = parameters(np.zeros((1, 3), np.uint8), sizes, np.array([[.5, .5]]), 4)
+    seen = view(reduction.size, fit, .875)
+    name = [np.frombuffer(str(path).encode(), np.uint8)]
+    if MAKER["name"] == "host":
+        (decoded,) = windows(lambda: window_arrays(name, reduction.window), Engine(depth=1), 1).run()
+        out = np.empty((64, 64, 3), np.float32)
+        host.prepare(np.array(decoded.at(0)), seen.region[0], False, PRE, out)
+        return out
+    batch = Prepared(np.zeros(1, np.int64), np.zeros(1, np.int64), reduction, seen)
+    return np.array(network_input(lambda: graph_arrays(name, batch), Engine(depth=1), 1, PRE).run()[0].at(0))
+
+
 def pillow(path: Path) -> Image.Image:
     return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-
-
-def feed(batches: Iterator[object]) -> Callable[[], object]:
-    return lambda: next(batches)
 
 
 def half_up(x: float) -> int:
@@ -144,8 +169,9 @@ def test_combination_is_crop_then_resolution_then_colour(files: list[Path], leve
             assert (difference > 1).mean() <= .12, path.name
 
 
-def test_network_input_at_quality_1_is_the_plain_pipelines(files: list[Path]) -> None:
+def test_network_input_at_quality_1_is_the_plain_pipelines(files: list[Path], maker: str) -> None:
     from nvidia.dali import fn, pipeline_def, types
+    from torchvision.transforms.functional import normalize, pil_to_tensor
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=None)
     def plain(path: bytes) -> object:
@@ -155,22 +181,31 @@ def test_network_input_at_quality_1_is_the_plain_pipelines(files: list[Path]) ->
                                         std=[255 * s for s in PRE.std])
 
     for path in files:
-        sizes = np.array([examine(str(path), True)[::-1]], np.int32)
-        reduction = parameters(np.zeros((1, 3), np.uint8), sizes, np.array([[.5, .5]]), 4)
-        batch = iter([arrays([np.frombuffer(str(path).encode(), np.uint8)], np.zeros(1, np.int64), np.zeros(1, np.int64),
-                             reduction, view(reduction.size, "whole", 1))])
-        ours = network_input(feed(batch), Engine(depth=1), 1, PRE).run()[0]
-        assert np.array_equal(np.array(ours.at(0)), np.array(plain(str(path).encode()).run()[0].at(0))), path.name
+        ours = network_pixels(path, "whole")
+        if maker == "graph":
+            assert np.array_equal(ours, np.array(plain(str(path).encode()).run()[0].at(0))), path.name
+            continue
+        pixels = pil_to_tensor(pillow(path).resize((64, 64), Image.Resampling.BILINEAR)).float() / 255
+        published = normalize(pixels, PRE.mean, PRE.std).permute(1, 2, 0).numpy()
+        assert np.abs(ours - published).max() * 255 * min(PRE.std) < 1.01, path.name  # a level apart at most
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_host_resizes_as_pillow_does(interpolation: str) -> None:
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    image, apart = picture(211, 317), {"bilinear": 1, "bicubic": 2}[interpolation]
+    for height, width in [(64, 64), (211, 317), (300, 500), (1, 1), (7, 300)]:
+        expected = np.asarray(Image.fromarray(image).resize((width, height), filters[interpolation])).astype(int)
+        assert np.abs(host.resize(image, height, width, interpolation) - expected).max() <= apart
+        window = image[10:140, 20:200]
+        expected = np.asarray(Image.fromarray(window).resize((width, height), filters[interpolation])).astype(int)
+        assert np.abs(host.resize(window, height, width, interpolation) - expected).max() <= apart
 
 
 def test_center_is_resize_and_centre_crop(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(picture(300, 400)).save(path, quality=95)
-    reduction = parameters(np.zeros((1, 3), np.uint8), np.array([[300, 400]]), np.array([[.5, .5]]), 4)
-    batch = iter([arrays([np.frombuffer(str(path).encode(), np.uint8)], np.zeros(1, np.int64), np.zeros(1, np.int64),
-                         reduction, view(reduction.size, "center", .875))])
-    ours = np.array(network_input(lambda: next(batch), Engine(depth=1), 1, PRE).run()[0].at(0))
-    pixels = ours * np.array(PRE.std) * 255 + np.array(PRE.mean) * 255
+    pixels = network_pixels(path, "center") * np.array(PRE.std) * 255 + np.array(PRE.mean) * 255
     side = 300 * .875
     box = (200 - side / 2, 150 - side / 2, 200 + side / 2, 150 + side / 2)
     expected = np.asarray(pillow(path).resize((64, 64), Image.Resampling.BILINEAR, box=box)).astype(int)

@@ -1,0 +1,96 @@
+"""The reductions of decoded pixels in host memory: what `ops.py` does in a graph, for machines without a GPU.
+
+DALI's antialiased resize takes about ten times as long on a CPU as torch's of uint8, and lies further from the definition's
+oracle (Pillow: here at most 1 apart, bicubic 2), so that on a CPU DALI decodes and these functions do the rest. All take uint8 HWC RGB.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from qrdali.models import Preprocessing
+
+Pixels = npt.NDArray[np.uint8]
+
+RESOLUTION_FILTER = "bilinear"  # with antialiasing: the triangle filter of the definition
+
+
+def cut(image: Pixels, start: npt.NDArray[np.integer], shape: npt.NDArray[np.integer]) -> Pixels:
+    """The window `start`, `shape` (top, left; height, width; pixels) of an image: a view."""
+    top, left, height, width = int(start[0]), int(start[1]), int(shape[0]), int(shape[1])
+    return image[top:top + height, left:left + width]
+
+
+def resize(image: Pixels, height: int, width: int, interpolation: str) -> Pixels:
+    """`image` at `height` x `width`, antialiased; interpolation: "bilinear" or "bicubic"."""
+    import torch
+
+    # One image seen as channels-last NCHW. Contiguous: views of a window take torch's slow path.
+    planes = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(planes, size=(height, width), mode=interpolation, antialias=True)
+    pixels: Pixels = resized[0].permute(1, 2, 0).contiguous().numpy()
+    return pixels
+
+
+def color(image: Pixels, bin_width: int) -> Pixels:
+    """min(255, floor(v / d)·d + floor(d / 2)) for bins of `bin_width` d, 1 to 128."""
+    if bin_width == 1:
+        return image
+    d, half = np.uint8(bin_width), np.uint8(bin_width // 2)
+    if bin_width & (bin_width - 1) == 0:
+        masked: Pixels = (image & np.uint8(256 - bin_width)) + half
+        return masked
+    # uint8 arithmetic: bounded before the sum, which would wrap.
+    binned: Pixels = np.minimum(image // d * d, np.uint8(255 - half)) + half
+    return binned
+
+
+def reduce(image: Pixels, size: npt.NDArray[np.integer], bin_width: int) -> Pixels:
+    """The reduced image of a window's pixels: resolution, then color. `size`: height and width. May be `image` itself."""
+    height, width = int(size[0]), int(size[1])
+    if image.shape[:2] != (height, width):
+        image = resize(image, height, width, RESOLUTION_FILTER)
+    return color(image, bin_width)
+
+
+def square(image: Pixels, region: npt.NDArray[np.float32], side: int, interpolation: str) -> Pixels:
+    """What a network of input size `side` sees: uint8 [side, side, 3] of `region` (top, left, bottom, right in pixels)."""
+    top, left, bottom, right = map(float, region)
+    whole = all(edge.is_integer() for edge in (top, left, bottom, right))
+    if whole:
+        return resize(image[int(top):int(bottom), int(left):int(right)], side, side, interpolation)
+    # torch cannot begin between two pixels; Pillow's filter is the same one.
+    from PIL import Image
+
+    method = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(image).resize((side, side), method, box=(left, top, right, bottom)))
+
+
+def prepare(image: Pixels, region: npt.NDArray[np.float32], flip: bool, preprocessing: Preprocessing, out: npt.NDArray[np.float32]) -> None:
+    """Writes a network's input into `out`, float32 [S, S, 3]: `region` as `square` makes it, mirrored if `flip`, normalised."""
+    side = preprocessing.input_size
+    mean, scale = _rows(preprocessing)
+    # Rows of S·3 values: numpy is slow along an axis of three. It also keeps to one thread, which torch would not.
+    rows = square(image, region, side, preprocessing.interpolation).reshape(side, side * 3)
+    target = out.reshape(side, side * 3)
+    if flip:
+        for channel in range(3):
+            target[:, channel::3] = rows[:, side * 3 - 3 + channel::-3]
+    else:
+        target[...] = rows
+    target -= mean
+    target *= scale
+
+
+@lru_cache(maxsize=8)
+def _rows(preprocessing: Preprocessing) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Mean and reciprocal standard deviation, in 0..255, of each value of a row."""
+    side = preprocessing.input_size
+    mean = np.tile(np.array(preprocessing.mean, np.float64) * 255, side)
+    std = np.tile(np.array(preprocessing.std, np.float64) * 255, side)
+    return mean.astype(np.float32), (1 / std).astype(np.float32)
