@@ -20,7 +20,7 @@ def demo(out: str) -> None:
     """
     import time
 
-    from qrdali.cli.evaluate import evaluate_run
+    from qrdali.cli.evaluate import Evaluator
     from qrdali.cli.terminal import Bar, say
     from qrdali.cli.train import run_training
     from qrdali.data.scan import build
@@ -51,6 +51,6 @@ def demo(out: str) -> None:
         say(f"--- {method}")
         run_training(validated({"method": method, **common, **values}), runs / method, False)
     for method in plans:
-        result = evaluate_run(runs / method, data, "test", device="cpu")
+        result = Evaluator(runs / method, device="cpu").split(data, "test")
         say(f"{runs / method}: test accuracy {result['accuracy']:.3f} ({result['correct']} of {result['images']})")
     say(f"done in {time.monotonic() - begun:.0f} s; run folders in {runs}: {', '.join(plans)}")

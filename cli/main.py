@@ -17,9 +17,13 @@ COMMANDS = {
     "preview": "A contact sheet of one image: every reduction at every level.",
     "data": "Make and look at data sets.",
     "train": "Train a classifier by one of the methods.",
-    "evaluate": "Accuracy of a run on a split.",
+    "evaluate": "Accuracy of a run on a split and on folders.",
+    "build-mepi": "Minimal-entropy positive images of a run.",
     "bench": "Measure speed.",
 }
+
+
+_LONGEST = 1000  # characters of an error's line: a name may be of any length
 
 
 class _Lazy(click.Group):
@@ -37,7 +41,8 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"qrdali.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f"qrdali.cli.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -79,5 +84,6 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"qrdali: error: {printable(message)}", file=sys.stderr)
+    line = printable(message)
+    print(f"qrdali: error: {line if len(line) <= _LONGEST else line[:_LONGEST] + '…'}", file=sys.stderr)
     sys.exit(status)

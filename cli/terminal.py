@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from qrdali.errors import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.progress import Progress
 
 _PLAIN_SECONDS = 10.0
@@ -77,3 +79,31 @@ class Bar:
 
     def _line(self) -> str:
         return f"{self._description}: {self._done:,}/{self._total:,} {self._unit}, {self._rate()} {self._note}".rstrip()
+
+
+class TerminalWatcher:
+    """Shows long work: a bar per pass, lines for what has happened."""
+
+    def __init__(self) -> None:
+        self._bar: Bar | None = None
+
+    def begin(self, what: str, images: int) -> None:
+        self._bar = Bar(what, images).__enter__()
+        self._count = 0
+
+    def advance(self, images: int, note: Callable[[], str]) -> None:
+        self._count += 1
+        # The note reads figures off the device: now and then only.
+        if self._bar is not None:
+            self._bar.advance(images, note() if self._count % 20 == 0 else "")
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+    def line(self, text: str) -> None:
+        say(text)
+
+    def warn(self, text: str) -> None:
+        warn(text)

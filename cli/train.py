@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -213,64 +211,6 @@ def _show_sequence(settings: Settings) -> None:
                f"{'epochs' if rule.rounds or len(rule.sequence) == 1 else f'repetitions of {rule.sequence}'} without improvement{more}")
 
 
-class _Stop:
-    """Remembers a signal for the trainer to see at the next step; a second one acts as if this were not here."""
-
-    def __init__(self) -> None:
-        self.signum = 0
-
-    def __call__(self) -> int:
-        return self.signum
-
-    def __enter__(self) -> _Stop:
-        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, signum: int, _: FrameType | None) -> None:
-        self.signum = signum
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-class TerminalWatcher:
-    """Shows a trainer's work: a bar per pass, a line per epoch."""
-
-    def __init__(self) -> None:
-        from qrdali.cli.terminal import Bar
-
-        self._make = Bar
-        self._bar: Bar | None = None
-
-    def begin(self, what: str, images: int) -> None:
-        self._bar = self._make(what, images).__enter__()
-        self._count = 0
-
-    def advance(self, images: int, note: Callable[[], str]) -> None:
-        self._count += 1
-        # The note reads figures off the device: now and then only.
-        if self._bar is not None:
-            self._bar.advance(images, note() if self._count % 20 == 0 else "")
-
-    def end(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None
-
-    def line(self, text: str) -> None:
-        from qrdali.cli.terminal import say
-
-        say(text)
-
-    def warn(self, text: str) -> None:
-        from qrdali.cli.terminal import warn
-
-        warn(text)
-
-
 def run_training(settings: Settings, run: Path, resume: bool) -> None:
     """Trains as `settings` say in the folder `run`. Raises InputError or RunError before anything is written where it can."""
     import os
@@ -279,7 +219,8 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
 
     from qrdali import checkpoint, models, runs
     from qrdali import settings as settings_file
-    from qrdali.cli.terminal import say
+    from qrdali.cli.signals import Stop
+    from qrdali.cli.terminal import TerminalWatcher, say
     from qrdali.data.index import Dataset
     from qrdali.errors import InputError
     from qrdali.methods import check
@@ -339,7 +280,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     say(f"{settings.method} {name} at {pre.input_size} px, {len(train_index)} training and {len(val_index)} validation images, "
         f"{len(dataset.classes)} classes, {'CPU' if device.type == 'cpu' else torch.cuda.get_device_name(device)}")
     watcher = TerminalWatcher()
-    with _Stop() as stop:
+    with Stop() as stop:
         trainer = Trainer(settings, run, model, pre, dataset.classes, (loaders[0], train_index), (loaders[1], val_index),
                           device, watcher, stop)
         try:

@@ -37,6 +37,7 @@ INPUTS = (
 )
 REDUCED_INPUTS = INPUTS[:INPUTS.index("label")]  # what a reduced image needs
 WINDOW_INPUTS = ("path", "start", "shape")
+KEPT_INPUTS = (*REDUCTION, "region")
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,25 @@ def candidates(source: Callable[[], Any], engine: Engine, batch_size: int, prepr
         return tuple(seen + reduced if pictures else seen)
 
     return _instance(graph, engine, batch_size)
+
+
+def kept(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing | None) -> Any:
+    """A pipeline over decoded originals instead of files: network inputs float32 HWC, or without `preprocessing` the
+    reduced images uint8 HWC. The source gives one batch at each run: pixels uint8 HWC, then `KEPT_INPUTS`."""
+    device = "cpu" if engine.device_id is None else "gpu"
+
+    @pipeline_def(enable_conditionals=True)
+    def graph() -> Any:
+        pixels = fn.external_source(lambda: source()[0], batch=True, device=device, layout="HWC")
+        inputs = _inputs(lambda: source()[1:], KEPT_INPUTS)
+        image = _shrunk_and_binned(ops.cut(pixels, inputs["start"], inputs["shape"]), inputs)
+        if preprocessing is None:
+            return image
+        return ops.prepare(image, inputs["region"], 0, preprocessing.input_size, INTERPOLATION[preprocessing.interpolation],
+                           [255 * m for m in preprocessing.mean], [255 * s for s in preprocessing.std])
+
+    return graph(batch_size=batch_size, num_threads=engine.threads, device_id=engine.device_id, prefetch_queue_depth=1,
+                 exec_async=False, exec_pipelined=False)
 
 
 @do_not_convert

@@ -106,19 +106,32 @@ class _Loader(ABC):
     def _explain(self, error: RuntimeError, flying: Iterable[Samples]) -> str:
         """DALI's message seldom names the file: look at those in flight."""
         for samples in flying:
-            for sample, path in zip(samples.tolist(), self._index.paths(samples), strict=True):
-                if not os.path.exists(path):
-                    return f"sample {sample}, {printable(path)}, is gone since it was indexed: restore it or index again"
-                try:
-                    size = examine(path, verify=True)
-                except Exception as reason:  # whatever Pillow raises is the explanation
-                    return f"sample {sample}, {printable(path)}, cannot be decoded: {printable(reason)}"
-                height, width = self._index.sizes(samples[samples == sample])[0]
-                if size != (width, height):
-                    return (f"sample {sample}, {printable(path)}, is {size[0]}x{size[1]} pixels, was indexed as "
-                            f"{width}x{height}: index again")
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return f"the image pipeline failed: {printable(' '.join(lines)[:400])}"
+            for sample in samples.tolist():
+                if reason := problem(self._index, sample):
+                    return reason
+        return failure(error)
+
+
+def problem(index: Index, sample: int) -> str | None:
+    """Why an indexed image cannot be read any more, naming it, or None if it can."""
+    number = np.array([sample])
+    path = index.paths(number)[0]
+    if not os.path.exists(path):
+        return f"sample {sample}, {printable(path)}, is gone since it was indexed: restore it or index again"
+    try:
+        size = examine(path, verify=True)
+    except Exception as reason:  # whatever Pillow raises is the explanation
+        return f"sample {sample}, {printable(path)}, cannot be decoded: {printable(reason)}"
+    height, width = index.sizes(number)[0]
+    if size != (width, height):
+        return f"sample {sample}, {printable(path)}, is {size[0]}x{size[1]} pixels, was indexed as {width}x{height}: index again"
+    return None
+
+
+def failure(error: RuntimeError) -> str:
+    """A pipeline's error on one line."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"the image pipeline failed: {printable(' '.join(lines)[:400])}"
 
 
 class GraphLoader(_Loader):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from qrdali.descent import Candidates
     from qrdali.plan import Plan
+    from qrdali.quality import Parameters
 
 
 @dataclass(frozen=True)
@@ -55,4 +56,21 @@ class Loader(Protocol):
 
     def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
         """The neighbours of states, each image decoded once. `most`: the largest N. `dimensions`: of the K columns."""
+        ...
+
+
+class Maker(Protocol):
+    """Decodes originals that a search keeps, and makes reduced images of them: the same bytes as a loader's."""
+
+    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None]) -> Iterator[tuple[int, Any]]:
+        """(sample, pixels) of each image in order, decoded ahead. Pixels are uint8 HWC, where the maker wants them: host
+        arrays or tensors on its GPU. Images that cannot be read are left out and told to `unreadable` with the reason."""
+        ...
+
+    def inputs(self, pixels: list[Any], reduction: Parameters) -> torch.Tensor:
+        """Network inputs, as `Batch.images`, of M originals reduced by `reduction`, on the maker's device."""
+        ...
+
+    def pictures(self, pixels: list[Any], reduction: Parameters) -> list[npt.NDArray[np.uint8]]:
+        """The reduced images uint8 HWC of M originals, in host memory."""
         ...

@@ -24,6 +24,41 @@ def entropy(image: npt.NDArray[np.uint8]) -> int:
     return len(png_bytes(image))
 
 
+def entropy_within(image: npt.NDArray[np.uint8], bound: int) -> int | None:
+    """`entropy` of an image if it is at most `bound` bytes, else None, found out as early as the encoder tells.
+
+    Exact: an encoder only adds to what it has written, so that a file that is longer than the bound halfway is so at its end.
+    """
+    from PIL import Image
+
+    counter = _Counter(bound)
+    try:
+        Image.fromarray(image, "RGB").save(counter, "PNG", compress_level=PNG_LEVEL, optimize=False)  # type: ignore[arg-type]
+    except _Exceeded:
+        return None
+    return counter.total
+
+
+class _Exceeded(Exception):
+    pass
+
+
+class _Counter:
+    """A file that keeps nothing but its length, and ends the writing beyond `bound`."""
+
+    def __init__(self, bound: int) -> None:
+        self.total, self._bound = 0, bound
+
+    def write(self, data: bytes) -> int:
+        self.total += len(data)
+        if self.total > self._bound:
+            raise _Exceeded
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
 def encoder() -> str:
     """The encoder's name and version and the zlib it was built with."""
     import PIL

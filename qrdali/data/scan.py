@@ -89,6 +89,37 @@ def build(root: Path, out: Path, *, verify: bool = True, threads: int | None = N
     return summary
 
 
+def index_folder(root: Path, classes: tuple[str, ...], file: Path, verify: bool, threads: int | None = None,
+                 progress: Callable[[int], None] = lambda files: None) -> list[tuple[str, str]]:
+    """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`; returns (path, reason) of files left out.
+
+    In the order of the classes, then of the names. Raises InputError for a folder that is no class or where nothing can be
+    read.
+    """
+    if not root.is_dir():
+        raise InputError(f"{printable(root)} is no folder: a set holds class folders of images")
+    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    unknown = sorted(set(found) - set(classes))
+    if unknown:
+        raise InputError(f"{printable(root)} has the folder {printable(unknown[0])!r}, which is no class of the run ({len(unknown)} such)")
+    rejected, writer = [], Writer(file)
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        for label, name in enumerate(classes):
+            files = _files((root / name).absolute())
+            while chunk := list(islice(files, _CHUNK)):
+                for image in pool.map(lambda path: _look(path, verify), chunk):
+                    if image.reason:
+                        rejected.append((image.path, image.reason))
+                    else:
+                        writer.add(image.path, label, image.width, image.height)
+                progress(len(chunk))
+    writer.close()
+    if not writer.count:
+        first = f"; {printable(rejected[0][0])}: {rejected[0][1]}" if rejected else ""
+        raise InputError(f"{printable(root)} holds no readable image in a class folder{first}")
+    return rejected
+
+
 def _classes(root: Path, splits: list[str]) -> list[str]:
     listed = {split: sorted(entry.name for entry in os.scandir(root / split) if entry.is_dir()) for split in splits}
     classes = listed[splits[0]]

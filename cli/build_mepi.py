@@ -1,0 +1,171 @@
+"""`qrdali build-mepi`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from qrdali.mepi_set import MepiSet
+
+REDUCTIONS = ("color", "crop", "resolution", "combination")
+
+
+@click.command("build-mepi")
+@click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ classifies.")
+@click.option("--data", required=True, type=click.Path(), help="Data set made by `qrdali data index`.")
+@click.option("--out", required=True, type=click.Path(), help="Folder for the MEPIs.")
+@click.option("--split", default="val", show_default=True, help="train, val or test.")
+@click.option("--reduction", type=click.Choice([*REDUCTIONS, "all"]), default="all", show_default=True)
+@click.option("--step", default=0.05, show_default=True, help="Grid of qualities, 1/n.")
+@click.option("--windows", type=click.Choice(["5", "9"]), default="5", show_default=True, help="Candidate windows of a crop.")
+@click.option("--prefer", type=click.Choice(["confidence", "entropy"]), default="confidence", show_default=True,
+              help="Which correct neighbour is taken.")
+@click.option("--search", type=click.Choice(["descend", "exhaustive"]), default="descend", show_default=True,
+              help="Step by step, or try every level (color and resolution).")
+@click.option("--limit", type=click.IntRange(1), help="Search this many images, spread evenly over the split.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="As of `evaluate`, for reading back.")
+@click.option("--search-batch-size", type=click.IntRange(1), help="Candidates per forward pass.  [default: 16 on a CPU, 256 on a GPU]")
+@click.option("--memory", type=click.IntRange(1), default=1024, show_default=True, help="MiB of decoded originals kept.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Decoding and encoding threads.  [default: all cores]")
+@click.option("--resume", is_flag=True, help="Continue this folder; starts it if it has not begun.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on stdout.")
+def build_mepi(as_json: bool, **options: Any) -> None:
+    """For each image the run classifies correctly, the reduced image of least entropy that it still gets right.
+
+    Writes REDUCTION/CLASS/SAMPLE.png, manifest.parquet, summary.json and a contact sheet per reduction.
+
+    \b
+    Example: qrdali build-mepi --run runs/baseline --data data --split val --reduction crop --out mepi
+    """
+    from qrdali.cli.terminal import emit
+
+    summaries = build(**options)
+    if as_json:
+        emit(summaries)
+
+
+def build(*, run: str, data: str, out: str, split: str = "val", reduction: str = "all", step: float = 0.05, windows: str = "5",
+          prefer: str = "confidence", search: str = "descend", limit: int | None = None, batch_size: int = 32,
+          search_batch_size: int | None = None, memory: int = 1024, device: str = "auto", amp: str = "auto",
+          threads: int | None = None, resume: bool = False) -> dict[str, Any]:
+    """The command; returns summaries by reduction. Raises InputError or RunError before anything is written where it can."""
+    import numpy as np
+
+    from qrdali import quality
+    from qrdali.cli.evaluate import Evaluator
+    from qrdali.cli.signals import Stop
+    from qrdali.cli.terminal import TerminalWatcher, say
+    from qrdali.data.index import Dataset
+    from qrdali.errors import InputError, printable
+    from qrdali.mepi import Rule, Search
+    from qrdali.mepi_build import Builder
+    from qrdali.mepi_set import MepiSet
+    from qrdali.pipelines.maker import open_maker
+    from qrdali.probe import Descent, candidates_at_once
+    from qrdali.trainer import Interrupted
+
+    n = quality.steps(step)
+    wanted = REDUCTIONS if reduction == "all" else (reduction,)
+    rules = {r: Rule(Descent(quality.REDUCTIONS[r], n, int(windows), prefer), search == "exhaustive") for r in wanted}
+    evaluator = Evaluator(Path(run), batch_size, device, amp, threads)
+    trained, where = evaluator.trained, evaluator.device
+    dataset = Dataset.open(Path(data))
+    dataset.require_classes(trained.classes, f"the run {run}")
+    index = dataset.index(split)
+    count = min(limit or len(index), len(index))
+    samples = [i * len(index) // count for i in range(count)]
+    at_once = search_batch_size or candidates_at_once(where, 128)
+    options = {"run": str(Path(run).absolute()), "weights": _hash(Path(run)), "data": index.fingerprint, "split": split, "step": 1 / n,
+               "windows": int(windows), "prefer": prefer, "search": search, "limit": limit, "batch_size": batch_size,
+               "search_batch_size": at_once, "device": where.type, "amp": amp}
+    mepis = MepiSet.open(Path(out), index, trained.classes, n, options, resume)
+    maker = open_maker(index, trained.preprocessing, evaluator.engine)
+    watcher = TerminalWatcher()
+    say(f"MEPIs of {count} {split} images, {trained.model} at {trained.preprocessing.input_size} px, step {1 / n:g}, "
+        f"{'CPU' if where.type == 'cpu' else 'GPU'}")
+    with Stop() as stop:
+        for name in wanted:
+            if name in mepis.summaries():
+                say(f"{name} is finished; nothing to do")
+                continue
+            searching = Search(evaluator.model, maker, rules[name], at_once, memory << 20, evaluator.engine.threads, evaluator.autocast)
+            builder = Builder(mepis, name, searching, evaluator.engine.threads, lambda name=name: _wrong(evaluator, mepis, name),  # type: ignore[misc]
+                              watcher, stop)
+            try:
+                row = builder.build(samples)
+            except Interrupted as interruption:
+                say(str(interruption))
+                raise SystemExit(128 + interruption.signum) from None
+            _draw(mepis, name)
+            say(_line(name, row))
+    summaries = mepis.summaries()
+    if all(summaries[name]["images"] == summaries[name]["unreadable"] for name in wanted):
+        raise InputError(f"no image of {printable(data)} could be read: see the lines above")
+    done = {name: summaries[name] for name in wanted}
+    if np.all([row["mean_quotient"] is None for row in done.values()]):
+        say("the run classifies none of these images correctly: there are no MEPIs")
+    say(f"MEPI set: {out}")
+    return done
+
+
+def _wrong(evaluator: Any, mepis: MepiSet, reduction: str) -> list[int]:
+    """Samples whose written MEPI is not classified correctly, exactly as `qrdali evaluate --set` would."""
+    from tempfile import TemporaryDirectory
+
+    import numpy as np
+
+    from qrdali.data.index import Index
+    from qrdali.data.scan import index_folder
+
+    if not any(True for _ in mepis.journal(reduction).mepis()):
+        return []
+    with TemporaryDirectory() as scratch:
+        file = Path(scratch) / "set.arrow"
+        index_folder(mepis.folder / reduction, mepis.classes, file, verify=False)
+        index = Index(file, len(mepis.classes))
+        rows = evaluator.rows(f"{reduction}, read back", index)
+        bad = rows.samples[rows.labels != rows.predictions]
+        return [int(Path(path).stem) for path in index.paths(bad.astype(np.int64))]
+
+
+def _draw(mepis: MepiSet, reduction: str) -> None:
+    from qrdali.cli.mepi_sheet import draw
+
+    draw(mepis, reduction, mepis.folder / f"{reduction}.png")
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    if row["mean_quotient"] is None:
+        return f"{name}: none of {row['images']} images has a MEPI"
+    text = (f"{name}: mean quotient {row['mean_quotient']:.4f} of {row['images'] - row['without_mepi'] - row['unreadable']} MEPIs; "
+            f"{row['without_mepi']} images wrong at full quality")
+    if row["unreadable"]:
+        text += f", {row['unreadable']} unreadable"
+    text += f"; {row['lowest_state_share']:.1%} at the lowest state"
+    if "near_void_class" in row:
+        text += f" (which looks like {row['near_void_class']!r} in {row['near_void_class_share']:.0%})"
+    if row["returned"]:
+        text += f"; {row['returned']} sent on after reading back"
+    return text + f"; {row['images_per_second']:.1f} images/s"
+
+
+def _hash(run: Path) -> str:
+    """SHA-256 of the run's weights."""
+    import hashlib
+
+    from qrdali.errors import RunError, printable
+
+    file = run / "best" / "model.safetensors"
+    digest = hashlib.sha256()
+    try:
+        with open(file, "rb") as weights:
+            while part := weights.read(1 << 20):
+                digest.update(part)
+        return digest.hexdigest()
+    except OSError as error:
+        raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None

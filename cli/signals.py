@@ -1,0 +1,29 @@
+"""Signals that ask to stop, remembered until the work can."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+class Stop:
+    """Remembers a signal for whoever works to see at the next step; a second one acts as if this were not here."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+
+    def __call__(self) -> int:
+        return self.signum
+
+    def __enter__(self) -> Stop:
+        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, signum: int, _: FrameType | None) -> None:
+        self.signum = signum
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,157 @@
+"""Originals decoded once and kept, and the reduced images that a search asks of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from nvidia.dali.plugin.pytorch import feed_ndarray
+
+from qrdali.batch import Maker
+from qrdali.data.index import Index
+from qrdali.errors import RunError
+from qrdali.models import Preprocessing
+from qrdali.pipelines import graphs, host
+from qrdali.pipelines.graphs import Engine
+from qrdali.pipelines.loader import failure, problem
+from qrdali.pipelines.source import reduction_arrays, window_arrays
+from qrdali.quality import Parameters
+from qrdali.view import view
+
+_TOGETHER = 8  # files a decoding pipeline reads at once
+
+
+def open_maker(index: Index, preprocessing: Preprocessing, engine: Engine) -> Maker:
+    """A maker of one split's images."""
+    return (HostMaker if engine.host else GraphMaker)(index, preprocessing, engine)
+
+
+class _Maker(ABC):
+    def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
+        self._index, self._preprocessing, self._engine = index, preprocessing, engine
+
+    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None]) -> Iterator[tuple[int, Any]]:
+        """See `Maker.originals`."""
+        again: deque[list[int]] = deque()  # what was in flight when a file failed, less that file
+        while True:
+            flying: deque[list[int]] = deque()
+            pipe = self._decoding(samples, again, flying)
+            try:
+                while True:
+                    (windows,) = pipe.run()
+                    yield from [(sample, self._own(windows, i)) for i, sample in enumerate(flying.popleft())]
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                bad = {sample: reason for chunk in flying for sample in chunk if (reason := problem(self._index, sample))}
+                if not bad:
+                    raise RunError(failure(error)) from None
+                for sample, reason in bad.items():
+                    unreadable(sample, reason)
+                again = deque(left for chunk in flying if (left := [s for s in chunk if s not in bad]))
+
+    def _decoding(self, samples: Iterator[int], again: deque[list[int]], flying: deque[list[int]]) -> Any:
+        """A pipeline that decodes `again`, then `samples`, and notes in `flying` what it has been given."""
+
+        def emit() -> tuple[Any, ...]:
+            chunk = again.popleft() if again else list(islice(samples, _TOGETHER))
+            if not chunk:
+                raise StopIteration
+            flying.append(chunk)
+            numbers = np.array(chunk)
+            sizes = self._index.sizes(numbers)
+            return window_arrays(self._index.path_bytes(numbers), np.concatenate([np.zeros_like(sizes), sizes], axis=1))
+
+        return graphs.windows(emit, self._engine, _TOGETHER)
+
+    @abstractmethod
+    def _own(self, windows: Any, i: int) -> Any:
+        """Image `i` of a pipeline's output, in memory of its own."""
+
+
+class HostMaker(_Maker):
+    """DALI decodes; `host.py` makes the reduced images in threads."""
+
+    def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
+        super().__init__(index, preprocessing, engine)
+        self._pool = ThreadPoolExecutor(engine.threads, "make")
+
+    def _own(self, windows: Any, i: int) -> npt.NDArray[np.uint8]:
+        return np.array(windows.at(i))
+
+    def inputs(self, pixels: list[Any], reduction: Parameters) -> torch.Tensor:
+        """See `Maker.inputs`."""
+        pre = self._preprocessing
+        images = torch.empty((len(pixels), pre.input_size, pre.input_size, 3))
+        target, region = images.numpy(), view(reduction.size, pre.fit, pre.crop_share).region
+
+        def one(i: int) -> None:
+            host.prepare(_reduced(pixels[i], reduction, i), region[i], False, pre, target[i])
+
+        list(self._pool.map(one, range(len(pixels))))
+        return images.permute(0, 3, 1, 2)
+
+    def pictures(self, pixels: list[Any], reduction: Parameters) -> list[npt.NDArray[np.uint8]]:
+        """See `Maker.pictures`."""
+        return [np.ascontiguousarray(_reduced(p, reduction, i)) for i, p in enumerate(pixels)]
+
+
+def _reduced(pixels: npt.NDArray[np.uint8], reduction: Parameters, i: int) -> npt.NDArray[np.uint8]:
+    window = host.cut(pixels, reduction.window[i, :2], reduction.window[i, 2:])
+    return host.reduce(window, reduction.size[i], int(reduction.bin_width[i]))
+
+
+class GraphMaker(_Maker):
+    """Everything in DALI: on a GPU, or on a CPU where it is to be compared."""
+
+    def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
+        super().__init__(index, preprocessing, engine)
+        self._pipes: dict[bool, tuple[Any, int]] = {}  # by whether they show the network's inputs; and their largest batch
+        self._asked: tuple[Any, ...] = ()
+
+    @property
+    def _device(self) -> str:
+        return "cpu" if self._engine.device_id is None else f"cuda:{self._engine.device_id}"
+
+    def _copy(self, source: Any, target: torch.Tensor) -> torch.Tensor:
+        stream = None if self._engine.device_id is None else torch.cuda.current_stream(self._engine.device_id)
+        feed_ndarray(source, target, cuda_stream=stream)
+        return target
+
+    def _own(self, windows: Any, i: int) -> torch.Tensor:
+        image = windows[i]
+        return self._copy(image, torch.empty(image.shape(), dtype=torch.uint8, device=self._device))
+
+    def inputs(self, pixels: list[Any], reduction: Parameters) -> torch.Tensor:
+        """See `Maker.inputs`."""
+        (images,) = self._run(True, pixels, reduction)
+        side = self._preprocessing.input_size
+        target = torch.empty((len(pixels), side, side, 3), device=self._device)
+        return self._copy(images.as_tensor(), target).permute(0, 3, 1, 2)
+
+    def pictures(self, pixels: list[Any], reduction: Parameters) -> list[npt.NDArray[np.uint8]]:
+        """See `Maker.pictures`."""
+        (images,) = self._run(False, pixels, reduction)
+        images = images.as_cpu()
+        return [np.array(images.at(i)) for i in range(len(pixels))]
+
+    def _run(self, seen: bool, pixels: list[Any], reduction: Parameters) -> Any:
+        pipe, most = self._pipes.get(seen, (None, 0))
+        if len(pixels) > most:
+            most = len(pixels)
+            pipe = graphs.kept(lambda: self._asked, self._engine, most, self._preprocessing if seen else None)
+            self._pipes[seen] = pipe, most
+        pre = self._preprocessing
+        self._asked = (pixels, *reduction_arrays(reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width),
+                       view(reduction.size, pre.fit, pre.crop_share).region)
+        try:
+            return pipe.run()
+        except RuntimeError as error:
+            raise RunError(failure(error)) from None
