@@ -46,16 +46,17 @@ def draw(mepis: MepiSet, reduction: str, out: Path) -> None:
         with Image.open(mepis.png(reduction, entry.sample)) as file:
             mepi = file.convert("RGB")
         cell = max(1, round(width * scale)), max(1, round(height * scale))
+        below, right = top, left + _CELL + _GAP
+        top += (_CELL - cell[1]) // 2
         sheet.paste(original.resize(cell, Image.Resampling.BOX), (left, top))
-        right = left + _CELL + _GAP
         pen.rectangle((right, top, right + cell[0] - 1, top + cell[1] - 1), "#e4e4e4")
         y, x, h, w = (v * scale for v in window)
         shown = max(1, round(w)), max(1, round(h))
         # Enlarging repeats pixels, so that a low resolution is seen for what it is.
         method = Image.Resampling.NEAREST if mepi.width < shown[0] else Image.Resampling.BOX
         sheet.paste(mepi.resize(shown, method), (right + round(x), top + round(y)))
-        pen.text((left, top + _CELL + _CAPTION / 2), printable(mepis.classes[label])[:24], "black", small, anchor="lm")
-        pen.text((right, top + _CELL + _CAPTION / 2), f"{entry.mepi / entry.full:.2%}  {mepi.width}x{mepi.height}", "black", small,
+        pen.text((left, below + _CELL + _CAPTION / 2), printable(mepis.classes[label])[:24], "black", small, anchor="lm")
+        pen.text((right, below + _CELL + _CAPTION / 2), f"{entry.mepi / entry.full:.2%}  {mepi.width}x{mepi.height}", "black", small,
                  anchor="lm")
     partial = out.with_name(f".{out.name}.partial")
     sheet.save(partial, "PNG", optimize=True)

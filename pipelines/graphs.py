@@ -154,11 +154,12 @@ def kept(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessi
     """A pipeline over decoded originals instead of files: network inputs float32 HWC, or without `preprocessing` the
     reduced images uint8 HWC. The source gives one batch at each run: pixels uint8 HWC, then `KEPT_INPUTS`."""
     device = "cpu" if engine.device_id is None else "gpu"
+    names = REDUCTION if preprocessing is None else KEPT_INPUTS
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         pixels = fn.external_source(lambda: source()[0], batch=True, device=device, layout="HWC")
-        inputs = _inputs(lambda: source()[1:], KEPT_INPUTS)
+        inputs = _inputs(lambda: source()[1:1 + len(names)], names)
         image = _shrunk_and_binned(ops.cut(pixels, inputs["start"], inputs["shape"]), inputs)
         if preprocessing is None:
             return image

@@ -125,7 +125,9 @@ class GraphMaker(_Maker):
         feed_ndarray(source, target, cuda_stream=stream)
         return target
 
-    def _own(self, windows: Any, i: int) -> torch.Tensor:
+    def _own(self, windows: Any, i: int) -> Any:
+        if self._engine.device_id is None:
+            return np.array(windows.at(i))
         image = windows[i]
         return self._copy(image, torch.empty(image.shape(), dtype=torch.uint8, device=self._device))
 

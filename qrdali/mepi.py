@@ -163,8 +163,11 @@ class Search:
         with torch.inference_mode():
             images = self.maker.inputs([j.pixels for j, _ in batch], _reduction(batch))
             truth = torch.tensor([j.label for j, _ in batch], device=images.device)
+            # Always of one size: libraries choose their arithmetic by it, and a search that was stopped must end the same.
+            padded = images.new_zeros((self.batch_size, *images.shape[1:])).to(memory_format=_layout(images))
+            padded[:len(images)] = images
             with self.autocast():
-                logits = self.model(images)
+                logits = self.model(padded)[:len(images)]
             sure = logits.float().softmax(1).gather(1, truth[:, None])[:, 0]
             return batch, logits.argmax(1) == truth, sure
 
@@ -258,6 +261,10 @@ def _reduction(batch: list[tuple[Journey, int]]) -> Parameters:
     asked = [(j._asked, column) for j, column in batch]
     return Parameters(np.stack([a.window[0, c] for a, c in asked if a]), np.stack([a.size[0, c] for a, c in asked if a]),
                       np.array([a.bin_width[0, c] for a, c in asked if a], np.int32))
+
+
+def _layout(images: torch.Tensor) -> torch.memory_format:
+    return torch.channels_last if images.ndim == 4 else torch.contiguous_format
 
 
 def _bytes(pixels: Any) -> int:

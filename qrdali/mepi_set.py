@@ -167,7 +167,7 @@ class MepiSet:
                 raise InputError(f"{printable(folder)} already holds MEPIs: continue them with --resume, or choose another --out")
             try:
                 before = json.loads(file.read_text("utf-8"))
-                changed = [f"{key} {printable(before.get(key))!r} → {printable(options.get(key))!r}"
+                changed = [f"{key} {printable(before.get(key))} → {printable(options.get(key))}"
                            for key in sorted({*before, *options}) if before.get(key) != options.get(key)]
             except (OSError, ValueError, RecursionError, AttributeError) as error:
                 raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
