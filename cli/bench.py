@@ -115,3 +115,55 @@ def train(data: str | None, name: str, images: int, rounds: int, threads: int | 
         ours, theirs = (result[key].get(what) for key in ("over_full", "thesis_over_full"))
         table.add_row(what, f"{taken['median']:.2f}", *("" if v is None else f"{v:.2f}" for v in (ours, theirs)))
     Console(stderr=True).print(table)
+
+
+@bench.command()
+@click.option("--data", type=click.Path(), help="Data set whose train split is used.  [default: generated JPEGs]")
+@click.option("--model", "name", default="squeezenet1_1", show_default=True)
+@click.option("--images", type=click.IntRange(1), default=32, show_default=True, help="Images searched by ours.")
+@click.option("--naive-images", type=click.IntRange(1), default=8, show_default=True, help="Of them, searched by the naive reference.")
+@click.option("--step", default=0.05, show_default=True, help="Grid of qualities, 1/n.")
+@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
+@click.option("--input-size", type=click.IntRange(8, 4096), help="[default: the model's]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def mepi(data: str | None, name: str, images: int, naive_images: int, step: float, rounds: int, threads: int | None,
+         input_size: int | None, as_json: bool) -> None:
+    """Images per second of build-mepi and of a naive search, per reduction. Needs a checkout: the reference is in benchmarks/.
+
+    \b
+    Example: qrdali bench mepi --model squeezenet1_1 --json > mepi.json
+    """
+    import os
+    import tempfile
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from qrdali.cli.bench_mepi import measure, naive_module
+    from qrdali.cli.terminal import Bar, emit
+    from qrdali.data.index import Dataset
+    from qrdali.data.scan import build
+    from qrdali.data.shapes import ShapesSpec, generate
+
+    naive_module()
+    with tempfile.TemporaryDirectory() as folder:
+        if data is None:
+            spec = ShapesSpec(classes=16, train=-(-images // 16), val=0, test=0)
+            with Bar("generate", spec.total, "files") as bar:
+                generate(Path(folder) / "images", spec, progress=bar.advance)
+            build(Path(folder) / "images", Path(folder) / "data")
+        index = Dataset.open(Path(data) if data else Path(folder) / "data").index("train")
+        with Bar("measure", rounds * 8, "runs") as bar:
+            result = measure(index, name=name, side=input_size, threads=threads or os.cpu_count() or 1, images=images,
+                             naive_images=naive_images, step=step, rounds=rounds, progress=lambda what: bar.advance(1, what))
+    result["command"] = (f"qrdali bench mepi --model {name} --images {result['images']} --naive-images {result['naive_images']} --step "
+                         f"{step:g} --rounds {rounds} --threads {result['threads']} --input-size {result['input_size']} --json")
+    if as_json:
+        emit(result)
+        return
+    table = Table("reduction", "images/s", "naive", "ratio", "÷ forward alone", "evaluations", "same answer")
+    for what, row in result["reductions"].items():
+        table.add_row(what, *(str(row[key]) for key in ("images_per_second", "naive_images_per_second", "ratio", "over_forward_alone",
+                                                        "evaluations_per_image", "same_answer")))
+    Console(stderr=True).print(table)

@@ -8,18 +8,20 @@ from typing import Any
 import click
 
 MODEL, INPUT_SIZE, EPOCHS = "test_resnet", 96, 15
+SEARCHED, IMAGES = ("baseline", "linear"), 24  # runs whose MEPIs are compared, and on how many validation images
 
 
 @click.command()
 @click.option("--out", default="demo", show_default=True, type=click.Path(), help="Folder for data and runs.")
 def demo(out: str) -> None:
-    """Generate pictures, index them, train shared, then baseline, linear and adaptive from it; minutes on two cores.
+    """Generate pictures, index them, train shared, then baseline, linear and adaptive from it, build MEPIs; minutes on two cores.
 
     \b
     Example: qrdali demo --out demo
     """
     import time
 
+    from qrdali.cli.build_mepi import build as build_mepi
     from qrdali.cli.evaluate import Evaluator
     from qrdali.cli.terminal import Bar, say
     from qrdali.cli.train import run_training
@@ -53,4 +55,13 @@ def demo(out: str) -> None:
     for method in plans:
         result = Evaluator(runs / method, device="cpu").split(data, "test")
         say(f"{runs / method}: test accuracy {result['accuracy']:.3f} ({result['correct']} of {result['images']})")
+    sets = {}
+    for method in SEARCHED:
+        say(f"--- MEPIs of {method}")
+        sets[method] = build_mepi(run=str(runs / method), data=str(data), out=str(folder / "mepi" / method), limit=IMAGES, device="cpu")
+    say("mean entropy quotient of MEPIs: " + ", ".join(SEARCHED))
+    for reduction in sets[SEARCHED[0]]:
+        quotients = [sets[method][reduction]["mean_quotient"] for method in SEARCHED]
+        say(f"  {reduction:12s}" + "".join("    none" if q is None else f"  {q:.4f}" for q in quotients))
+    say(f"contact sheets: {', '.join(str(folder / 'mepi' / method) for method in SEARCHED)}")
     say(f"done in {time.monotonic() - begun:.0f} s; run folders in {runs}: {', '.join(plans)}")

@@ -367,3 +367,36 @@ def test_hostile_class_names_make_no_folder(run: Path, data: str, tmp_path: Path
         with pytest.raises(InputError, match="cannot be a folder's"):
             mepi_set.MepiSet.open(tmp_path / "set", dataset.index("train"), ("fine", name), 4, {}, False)
     assert not (tmp_path / "set").exists()
+
+
+def test_the_naive_reference_gives_the_same_answers(run: Path, built: Path) -> None:
+    """Up to what the resize filters may tip."""
+    from qrdali.cli.bench_mepi import naive_module
+
+    model, trained = runs.load_best(run)
+    pre = trained.preprocessing
+    naive = naive_module().Naive(model.eval(), "cpu", pre.input_size, pre.mean, pre.std, pre.interpolation)
+    same = Counter[bool]()
+    for row in rows(built)[::3]:
+        state, quotient = naive.search(row["path"], row["label"], REDUCTIONS[row["reduction"]], 10)
+        own = tuple(row[k] for k in ("color_level", "crop_level", "resolution_level", "top", "left"))
+        same[state == own] += 1
+        if state == own and not row["resolution_level"]:
+            assert quotient == row["quotient"]
+    assert same.total() > 15
+    assert same[True] >= .85 * same.total(), same
+
+
+def test_bench_mepi_measures_both(data: str) -> None:
+    from qrdali.cli.bench_mepi import measure
+
+    seen: list[str] = []
+    result = measure(Dataset.open(Path(data)).index("train"), name="test_resnet", side=32, threads=2, images=5, naive_images=2, step=.25,
+                     rounds=1, reductions=("color", "combination"), progress=seen.append)
+    assert seen == ["color, ours", "color, naive", "combination, ours", "combination, naive"]
+    assert result["images"] == 5
+    assert result["naive_images"] == 2
+    for row in result["reductions"].values():
+        assert row["ratio"] == pytest.approx(row["images_per_second"] / row["naive_images_per_second"], rel=.05)
+        assert row["evaluations_per_image"] >= 2
+        assert 0 < row["mean_quotient"] <= 1

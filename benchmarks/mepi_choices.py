@@ -1,0 +1,114 @@
+"""What the choices of the MEPI search are worth, for one run on one data set; JSON on stdout.
+
+    python benchmarks/mepi_choices.py --run RUN --data DATASET --images 40 > choices.json
+
+Per reduction: the mean quotient with --prefer confidence (the default) and entropy, and for color and resolution of the exhaustive
+search. For the combination at step 0.25: the descent's mean quotient beside the true minimum over every state that nested candidate
+windows can reach, on the first images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from qrdali.cli.bench_loader import machine
+from qrdali.cli.build_mepi import build
+from qrdali.cli.evaluate import Evaluator
+from qrdali.data.index import Dataset
+from qrdali.descent import ANCHORS
+from qrdali.entropy import encoder, entropy, entropy_within
+from qrdali.mepi import FULL, State, reduction_of
+from qrdali.mepi_set import SEARCHED
+from qrdali.pipelines.maker import open_maker
+from qrdali.quality import placed, shrunk
+
+N = 4  # of the step at which everything is tried
+
+
+def reachable(height: int, width: int) -> list[State]:
+    """Every state of the combination at step 0.25."""
+    places = {0: {(0, 0)}}
+    for level in range(1, N):
+        outer, inner = (shrunk(np.array([[height, width]]), np.array([k]), N) for k in (level - 1, level))
+        places[level] = {(top + y, left + x) for top, left in places[level - 1]
+                         for y, x in placed(np.repeat(outer, 5, 0), np.repeat(inner, 5, 0), ANCHORS[5]).tolist()}
+    return [(color, crop, resolution, *place) for color, crop, resolution in product(range(N), repeat=3) for place in sorted(places[crop])]
+
+
+def minimum(evaluator: Evaluator, maker: Any, pixels: Any, label: int) -> int:
+    """Fewest PNG bytes among all states that are classified correctly."""
+    height, width = pixels.shape[:2]
+    states, right = reachable(height, width), []
+    for start in range(0, len(states), 64):
+        part = states[start:start + 64]
+        reduction = reduction_of(part, np.tile(np.array([[height, width]], np.int32), (len(part), 1)), N)
+        with torch.inference_mode(), evaluator.autocast():
+            good = evaluator.model(maker.inputs([pixels] * len(part), reduction)).argmax(1) == label
+        right += [(int(np.prod(reduction.size[i])) * (8 - float(np.log2(reduction.bin_width[i]))), state)
+                  for i, state in enumerate(part) if good[i]]
+    best = 1 << 60
+    for _, state in sorted(right):
+        picture = maker.pictures([pixels], reduction_of([state], np.array([[height, width]], np.int32), N))[0]
+        best = entropy_within(picture, best) or best
+    return best
+
+
+def gap(run: Path, data: Path, split: str, images: int) -> dict[str, Any]:
+    """Descent (both preferences) against the true minimum of the combination at step 0.25."""
+    evaluator = Evaluator(run, device="cpu")
+    index = Dataset.open(data).index(split)
+    maker = open_maker(index, evaluator.trained.preprocessing, evaluator.engine)
+    with TemporaryDirectory() as folder:
+        found = {}
+        for prefer in ("confidence", "entropy"):
+            out = Path(folder) / prefer
+            build(run=str(run), data=str(data), out=str(out), split=split, reduction="combination", step=1 / N, prefer=prefer, limit=images,
+                  device="cpu")
+            lines = (out / ".progress" / "combination.jsonl").read_text().splitlines()
+            rows = [json.loads(line) for line in lines]
+            found[prefer] = {r["sample"]: r["mepi"] / r["full"] for r in rows if r.get("outcome") == "mepi"}
+        best = {}
+        for sample, pixels in maker.originals(iter(sorted(found["confidence"])), lambda sample, reason: None):
+            label = int(index.labels(np.array([sample]))[0])
+            whole = maker.pictures([pixels], reduction_of([FULL], np.array([pixels.shape[:2]], np.int32), N))[0]
+            best[sample] = minimum(evaluator, maker, pixels, label) / entropy(whole)
+            print(f"{len(best)} of {len(found['confidence'])}", file=sys.stderr)
+    result = {"images": len(best), "true minimum": statistics.mean(best.values())}
+    for prefer, quotients in found.items():
+        result[prefer] = statistics.mean(quotients.values())
+        result[f"{prefer} at the minimum"] = statistics.mean(quotients[s] <= best[s] * (1 + 1e-12) for s in best)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--gap-images", type=int, default=12)
+    args = parser.parse_args()
+    result: dict[str, Any] = {"machine": machine(), "encoder": encoder(), "images": args.images, "step": 0.05, "mean_quotient": {}}
+    with TemporaryDirectory() as folder:
+        for name, values in {"confidence": {}, "entropy": {"prefer": "entropy"}, "exhaustive": {"search": "exhaustive"}}.items():
+            for reduction in SEARCHED if name != "exhaustive" else ("color", "resolution"):
+                row = build(run=str(args.run), data=str(args.data), out=str(Path(folder) / f"{name}-{reduction}"), split=args.split,
+                            reduction=reduction, limit=args.images, device="cpu", **values)[reduction]
+                result["mean_quotient"].setdefault(reduction, {})[name] = row["mean_quotient"]
+                result["mean_quotient"][reduction][f"{name}, images/s"] = row["images_per_second"]
+    result["combination at step 0.25"] = gap(args.run, args.data, args.split, args.gap_images)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
