@@ -22,4 +22,8 @@ for model in squeezenet1_1 efficientnet_b3 resnet152; do
   step "train-$model-gpu.json" "${LIMIT:-400}" "$python" -m qrdali bench train --data /tmp/humanet/data --model "$model" \
     --images "${IMAGES:-25000}" --rounds 1 --json
 done
+for model in squeezenet1_1 efficientnet_b3 resnet152; do
+  step "mepi-$model-gpu.json" "${LIMIT:-400}" "$python" -m qrdali bench mepi --data /tmp/humanet/data --model "$model" \
+    --images "${MEPI_IMAGES:-500}" --naive-images 4 --json
+done
 exit 0

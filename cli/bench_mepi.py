@@ -121,8 +121,8 @@ def measure(index: Index, *, name: str, side: int | None, threads: int, images: 
                 answers = [reference.search(path, label, moving, n) for path, label in zip(paths, labels, strict=True)]
                 theirs.append(len(few) / (time.perf_counter() - begun))
                 progress(f"{reduction}, naive")
-                entries = mepis.journal(reduction).entries
-                same = sum(entries[s].state == answer[0] for s, answer in zip(few, answers, strict=True) if entries[s].outcome == "mepi")
+                states = mepis.journal(reduction).rows["state"]
+                same = sum(tuple(states[s].tolist()) == answer[0] for s, answer in zip(few, answers, strict=True))
             result[reduction] = {
                 "images_per_second": round(float(np.median(ours)), 3), "naive_images_per_second": round(float(np.median(theirs)), 3),
                 "ratio": round(float(np.median(np.divide(ours, theirs))), 2), "over_forward_alone": round(float(np.median(over)), 3),

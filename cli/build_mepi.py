@@ -122,7 +122,7 @@ def _wrong(evaluator: Any, mepis: MepiSet, reduction: str) -> list[int]:
     from qrdali.data.index import Index
     from qrdali.data.scan import index_folder
 
-    if not any(True for _ in mepis.journal(reduction).mepis()):
+    if not len(mepis.journal(reduction).with_mepi()):
         return []
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "set.arrow"

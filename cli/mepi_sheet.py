@@ -21,29 +21,29 @@ def draw(mepis: MepiSet, reduction: str, out: Path) -> None:
     from qrdali.errors import printable
     from qrdali.mepi import reduction_of
 
-    entries = list(mepis.journal(reduction).mepis())
-    if not entries:
+    found = mepis.journal(reduction).with_mepi()
+    if not len(found):
         out.unlink(missing_ok=True)
         return
-    some = [entries[i] for i in np.unique(np.linspace(0, len(entries) - 1, min(PAIRS, len(entries))).astype(int))]
-    samples = np.array([e.sample for e in some])
+    samples = found[np.unique(np.linspace(0, len(found) - 1, min(PAIRS, len(found))).astype(int))]
+    some = mepis.journal(reduction).rows[samples]
     sizes, paths, labels = mepis.index.sizes(samples), mepis.index.paths(samples), mepis.index.labels(samples)
-    windows = reduction_of((e.state for e in some), sizes, mepis.n).window
+    windows = reduction_of(some["state"], sizes, mepis.n).window
     columns = min(COLUMNS, len(some))
     rows = -(-len(some) // columns)
     pitch, line = 2 * _CELL + 3 * _GAP, _CELL + _CAPTION + _GAP
     sheet = Image.new("RGB", (columns * pitch + _GAP, _TITLE + rows * line + _GAP), "white")
     pen, title, small = ImageDraw.Draw(sheet), ImageFont.load_default(15), ImageFont.load_default(12)
-    mean = sum(e.mepi / e.full for e in entries) / len(entries)
-    pen.text((_GAP, _TITLE / 2), f"{reduction}: original and MEPI of {len(some)} of {len(entries)} images, mean quotient {mean:.4f}",
+    mean = mepis.journal(reduction).mean_quotient()
+    pen.text((_GAP, _TITLE / 2), f"{reduction}: original and MEPI of {len(some)} of {len(found)} images, mean quotient {mean:.4f}",
              "black", title, anchor="lm")
-    for i, (entry, path, label, window) in enumerate(zip(some, paths, labels.tolist(), windows.tolist(), strict=True)):
+    for i, (row, path, label, window) in enumerate(zip(some, paths, labels.tolist(), windows.tolist(), strict=True)):
         left, top = _GAP + i % columns * pitch, _TITLE + i // columns * line
         height, width = sizes[i].tolist()
         scale = _CELL / max(height, width)
         with Image.open(path) as file:
             original = ImageOps.exif_transpose(file).convert("RGB")
-        with Image.open(mepis.png(reduction, entry.sample)) as file:
+        with Image.open(mepis.png(reduction, int(samples[i]))) as file:
             mepi = file.convert("RGB")
         cell = max(1, round(width * scale)), max(1, round(height * scale))
         below, right = top, left + _CELL + _GAP
@@ -56,7 +56,7 @@ def draw(mepis: MepiSet, reduction: str, out: Path) -> None:
         method = Image.Resampling.NEAREST if mepi.width < shown[0] else Image.Resampling.BOX
         sheet.paste(mepi.resize(shown, method), (right + round(x), top + round(y)))
         pen.text((left, below + _CELL + _CAPTION / 2), printable(mepis.classes[label])[:24], "black", small, anchor="lm")
-        pen.text((right, below + _CELL + _CAPTION / 2), f"{entry.mepi / entry.full:.2%}  {mepi.width}x{mepi.height}", "black", small,
+        pen.text((right, below + _CELL + _CAPTION / 2), f"{row['mepi'] / row['full']:.2%}  {mepi.width}x{mepi.height}", "black", small,
                  anchor="lm")
     partial = out.with_name(f".{out.name}.partial")
     sheet.save(partial, "PNG", optimize=True)

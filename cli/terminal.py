@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-_PLAIN_SECONDS = 10.0
+_PLAIN_SECONDS, _NOTE_SECONDS = 10.0, 0.5
 
 
 def say(text: str) -> None:
@@ -89,13 +89,14 @@ class TerminalWatcher:
 
     def begin(self, what: str, images: int) -> None:
         self._bar = Bar(what, images).__enter__()
-        self._count = 0
+        self._noted = time.monotonic()
 
     def advance(self, images: int, note: Callable[[], str]) -> None:
-        self._count += 1
-        # The note reads figures off the device: now and then only.
         if self._bar is not None:
-            self._bar.advance(images, note() if self._count % 20 == 0 else "")
+            # The note reads figures off the device: now and then only.
+            due = time.monotonic() - self._noted >= _NOTE_SECONDS
+            self._noted = time.monotonic() if due else self._noted
+            self._bar.advance(images, note() if due else "")
 
     def end(self) -> None:
         if self._bar is not None:

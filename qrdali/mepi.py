@@ -7,7 +7,7 @@ journeys as they arrive, keeps no more originals than its memory allows, and giv
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -77,9 +77,9 @@ class Journey:
         return True
 
 
-def reduction_of(states: Iterable[State], sizes: npt.NDArray[np.integer], n: int) -> Parameters:
-    """The integers of `states`, one for each of `sizes` [N, 2] (upright height, width)."""
-    values = np.array(list(states), np.int64).reshape(-1, 5)
+def reduction_of(states: list[State] | npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], n: int) -> Parameters:
+    """The integers of `states` [N, 5], one for each of `sizes` [N, 2] (upright height, width)."""
+    values = np.asarray(states, np.int64).reshape(-1, 5)
     levels = values[:, :3].astype(np.uint8)
     window = descent.window_of(levels, values[:, 3:].astype(np.int32), sizes, n)
     return Parameters(window.astype(np.int32), shrunk(window[:, 2:], levels[:, descent.RESOLUTION], n), bin_width(levels[:, 0], n))
@@ -163,11 +163,11 @@ class Search:
         with torch.inference_mode():
             images = self.maker.inputs([j.pixels for j, _ in batch], _reduction(batch))
             truth = torch.tensor([j.label for j, _ in batch], device=images.device)
-            # Always of one size: libraries choose their arithmetic by it, and a search that was stopped must end the same.
-            padded = images.new_zeros((self.batch_size, *images.shape[1:])).to(memory_format=_layout(images))
-            padded[:len(images)] = images
+            if missing := self.batch_size - len(batch):
+                # Always of one size: libraries choose their arithmetic by it, and a search that was stopped must end the same.
+                images = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
             with self.autocast():
-                logits = self.model(padded)[:len(images)]
+                logits = self.model(images)[:len(batch)]
             sure = logits.float().softmax(1).gather(1, truth[:, None])[:, 0]
             return batch, logits.argmax(1) == truth, sure
 
@@ -261,10 +261,6 @@ def _reduction(batch: list[tuple[Journey, int]]) -> Parameters:
     asked = [(j._asked, column) for j, column in batch]
     return Parameters(np.stack([a.window[0, c] for a, c in asked if a]), np.stack([a.size[0, c] for a, c in asked if a]),
                       np.array([a.bin_width[0, c] for a, c in asked if a], np.int32))
-
-
-def _layout(images: torch.Tensor) -> torch.memory_format:
-    return torch.channels_last if images.ndim == 4 else torch.contiguous_format
 
 
 def _bytes(pixels: Any) -> int:

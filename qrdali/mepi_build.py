@@ -32,9 +32,9 @@ class Builder:
         self.journal = mepis.journal(reduction)
         self._pool, self._threads = ThreadPoolExecutor(threads, "encode"), threads
         self._writing: deque[tuple[Journey, Future[tuple[bytes, int]]]] = deque()
-        self._full: dict[int, int] = {}
+        self._full = np.zeros(0, np.int64)
         self._begun = time.perf_counter()
-        self._sum = self._count = 0.0
+        self._sum, self._count = 0.0, 0  # of quotients so far
 
     def build(self, samples: list[int]) -> dict[str, Any]:
         """Searches those of `samples` that have no entry yet and returns the reduction's row of the summary.
@@ -42,9 +42,9 @@ class Builder:
         Raises Interrupted after a signal and RunError where files cannot be written; what is complete is kept.
         """
         self._full = self.mepis.entropies()
-        todo = list(self.mepis.missing(self.reduction, iter(samples)))
-        for entry in self.journal.mepis():
-            self._tell(entry)
+        todo = list(self.mepis.missing(self.reduction, samples))
+        self._count = len(self.journal.with_mepi())
+        self._sum = (self.journal.mean_quotient() or 0.0) * self._count
         self.journal.begin()
         try:
             self.watcher.begin(self.reduction, len(todo))
@@ -57,7 +57,7 @@ class Builder:
             self.journal.session = self._seconds
             return self.mepis.finish(self.reduction, self._void(samples))
         except OSError as error:
-            raise RunError(f"{printable(error)}: stopped. The {len(self.journal.entries)} images that are complete are kept: once the "
+            raise RunError(f"{printable(error)}: stopped. The {self.journal.complete} images that are complete are kept: once the "
                            "cause is removed, the same command with --resume goes on") from None
         finally:
             self.watcher.end()
@@ -70,22 +70,19 @@ class Builder:
     def _note(self) -> str:
         return f"quotient {self._sum / self._count:.4f}" if self._count else ""
 
-    def _tell(self, entry: Entry) -> None:
-        self._sum += entry.mepi / entry.full
-        self._count += 1
-
     def _arriving(self, todo: list[int]) -> Iterator[Journey]:
-        labels = dict(zip(todo, self.mepis.index.labels(np.array(todo, np.int64)).tolist(), strict=True))
         for sample, pixels in self.search.maker.originals(iter(todo), self._unreadable):
-            yield Journey(sample, labels[sample], pixels, (int(pixels.shape[0]), int(pixels.shape[1])))
+            yield Journey(sample, self._label(sample), pixels, (int(pixels.shape[0]), int(pixels.shape[1])))
+
+    def _label(self, sample: int) -> int:
+        return int(self.mepis.index.labels(np.array([sample]))[0])
 
     def _again(self, wrong: list[int]) -> Iterator[Journey]:
         """Journeys from the parents of states that were wrong when read back, those states struck out."""
         journeys: dict[int, Journey] = {}
-        labels = self.mepis.index.labels(np.array(wrong, np.int64)).tolist()
-        for sample, label in zip(wrong, labels, strict=True):
-            e = self.journal.entries[sample]
-            journey = Journey(sample, label, None, (0, 0), list(e.path), list(e.confidence), set(e.struck), e.evaluations)
+        for sample in wrong:
+            e = self.journal.entry(sample)
+            journey = Journey(sample, self._label(sample), None, (0, 0), list(e.path), list(e.confidence), set(e.struck), e.evaluations)
             if journey.retreat():
                 journeys[sample] = journey
             else:
@@ -111,7 +108,7 @@ class Builder:
             if signum := self.stop():
                 self._write(0)
                 self.watcher.end()
-                raise Interrupted(f"stopped in {self.reduction} with {len(self.journal.entries)} images complete: the same command "
+                raise Interrupted(f"stopped in {self.reduction} with {self.journal.complete} images complete: the same command "
                                   "with --resume continues", signum)
         self._write(0)
 
@@ -120,7 +117,7 @@ class Builder:
         n = self.search.rule.descent.n
         here, whole = self.search.maker.pictures([journey.pixels] * 2, reduction_of([journey.state, FULL], sizes, n))
         png = png_bytes(here)
-        return png, self._full.get(journey.sample) or (len(png) if journey.state == FULL else entropy(whole))
+        return png, int(self._full[journey.sample]) or (len(png) if journey.state == FULL else entropy(whole))
 
     def _write(self, most: int) -> None:
         """Writes what is encoded, in order, until at most `most` are under way."""
@@ -129,7 +126,8 @@ class Builder:
             png, full = future.result()
             entry = entry_of(journey, full, len(png))
             self.mepis.keep(self.reduction, entry, png, self._seconds)
-            self._tell(entry)
+            self._sum += entry.mepi / entry.full
+            self._count += 1
 
     def _void(self, samples: list[int]) -> dict[str, Any]:
         """How many MEPIs stand at the lowest state, and the class that images at that state fall into: those say nothing
@@ -146,7 +144,7 @@ class Builder:
             with torch.inference_mode(), self.search.autocast():
                 logits = self.search.model(self.search.maker.inputs([pixels], reduction_of([state], size, rule.n)))
             predictions[int(logits.argmax())] += 1
-        mepis = sum(1 for _ in self.journal.mepis())
+        mepis = len(self.journal.with_mepi())
         result: dict[str, Any] = {"lowest_state": lowest, "lowest_state_share": lowest / mepis if mepis else None}
         if predictions:
             label, count = predictions.most_common(1)[0]

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qrdali import descent
 from qrdali.checkpoint import sync
-from qrdali.data.index import Index
+from qrdali.data.index import Index, Samples
 from qrdali.entropy import encoder
 from qrdali.errors import InputError, RunError, printable
+from qrdali.levels import CHUNK
 from qrdali.mepi import FULL, Journey, State, reduction_of
 from qrdali.quality import REDUCTIONS
 
@@ -82,56 +84,92 @@ def _whole(value: Any) -> int:
     return value
 
 
+_OUTCOMES = ("", "mepi", "wrong", "unreadable")  # by number in `Journal.rows`
+_LONGEST = 1 << 20  # bytes of a line; a step takes about 30
+ROW = np.dtype([("outcome", np.uint8), ("state", np.int32, 5), ("confidence", np.float64), ("evaluations", np.int64),
+                ("full", np.int64), ("mepi", np.int64), ("place", np.int64)])
+
+
 class Journal:
-    """One reduction's entries, a line of JSON each; the newest of a sample counts. session: seconds of the one in hand."""
+    """One reduction's entries, a line of JSON each; the newest of a sample counts.
+
+    rows: `ROW` [images], what the manifest needs of each, so that memory is 61 bytes an image; the rest is read from the file
+    again. returned: images that have more than one entry. session: seconds of the one in hand.
+    """
 
     def __init__(self, file: Path, count: int, n: int) -> None:
         """Reads what is there; a last line cut short is dropped. Raises RunError for a damaged one."""
-        self.file, self.entries, self.returned, self.session = file, dict[int, Entry](), 0, 0.0
-        self._before = 0.0  # seconds of the sessions before
-        self._out: TextIO | None = None
-        data = file.read_bytes() if file.exists() else b""
-        whole = data.rfind(b"\n") + 1
-        self._whole = whole
-        for number, line in enumerate(data[:whole].splitlines(), 1):
-            try:
-                values = json.loads(line)
-                if "begin" in values:
-                    self._before, self.session = self._before + self.session, 0.0
-                    continue
-                self.session = float(values.pop("seconds"))
-                if not math.isfinite(self.session) or self.session < 0:
-                    raise ValueError("seconds")
-                self._add(_entry(values, count, n))
-            except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
-                raise RunError(f"{printable(file)} line {number} is damaged ({printable(error)[:120]}): remove the file to search "
-                               "this reduction anew") from None
+        self.file, self.rows, self.returned, self.session = file, np.zeros(count, ROW), 0, 0.0
+        self._n, self._before, self._end = n, 0.0, 0  # seconds of the sessions before; bytes of whole lines
+        self._out: BinaryIO | None = None
+        if not file.exists():
+            return
+        with open(file, "rb") as lines:
+            for number, line in enumerate(iter(lambda: lines.readline(_LONGEST), b""), 1):
+                if not line.endswith(b"\n") and len(line) < _LONGEST:
+                    break
+                try:
+                    self._read(line)
+                except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+                    raise RunError(f"{printable(file)} line {number} is damaged ({printable(error)[:120]}): remove the file to "
+                                   "search this reduction anew") from None
+                self._end += len(line)
         self._before, self.session = self._before + self.session, 0.0
+
+    def _read(self, line: bytes) -> None:
+        values = json.loads(line)
+        if "begin" in values:
+            self._before, self.session = self._before + self.session, 0.0
+            return
+        self.session = float(values.pop("seconds"))
+        if not math.isfinite(self.session) or self.session < 0:
+            raise ValueError("seconds")
+        self._add(_entry(values, len(self.rows), self._n))
 
     @property
     def seconds(self) -> float:
         """Of all sessions, up to the last entry or to what the builder said."""
         return self._before + self.session
 
+    @property
+    def complete(self) -> int:
+        """Images that have an entry."""
+        return int((self.rows["outcome"] > 0).sum())
+
     def _add(self, entry: Entry) -> None:
-        before = self.entries.get(entry.sample)
-        self.returned += before is not None
-        self.entries[entry.sample] = entry
+        row = self.rows[entry.sample]
+        self.returned += bool(row["outcome"])
+        self.rows[entry.sample] = (_OUTCOMES.index(entry.outcome), entry.state, entry.confidence[-1] if entry.confidence else 0.0,
+                                   entry.evaluations, entry.full, entry.mepi, self._end)
+
+    def entry(self, sample: int) -> Entry:
+        """A sample's newest entry, from the file. Raises KeyError if it has none."""
+        if not self.rows[sample]["outcome"]:
+            raise KeyError(sample)
+        with open(self.file, "rb") as lines:
+            lines.seek(int(self.rows[sample]["place"]))
+            values = json.loads(lines.readline())
+        values.pop("seconds")
+        return _entry(values, len(self.rows), self._n)
 
     def begin(self) -> None:
         """Opens the journal for a session."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._out = open(self.file, "a", encoding="utf-8")  # noqa: SIM115
-        self._out.truncate(self._whole)
-        self._out.write('{"begin": true}\n')
+        self._out = open(self.file, "ab")  # noqa: SIM115
+        self._out.truncate(self._end)
+        self._put(b'{"begin": true}\n')
 
     def append(self, entry: Entry, seconds: float) -> None:
         """Adds an entry; `seconds` of this session."""
-        assert self._out is not None
         self._add(entry)
         self.session = seconds
-        self._out.write(json.dumps({**asdict(entry), "seconds": round(seconds, 3)}) + "\n")
+        self._put(json.dumps({**asdict(entry), "seconds": round(seconds, 3)}).encode() + b"\n")
+
+    def _put(self, line: bytes) -> None:
+        assert self._out is not None
+        self._out.write(line)
         self._out.flush()
+        self._end += len(line)
 
     def close(self) -> None:
         if self._out is not None:
@@ -140,14 +178,22 @@ class Journal:
                 self._out.close()
             self._out = None
 
-    def mepis(self) -> Iterator[Entry]:
-        """Entries with a MEPI, by sample."""
-        return (self.entries[s] for s in sorted(self.entries) if self.entries[s].outcome == "mepi")
+    def with_mepi(self) -> Samples:
+        """Samples with a MEPI, ascending, int64."""
+        return np.flatnonzero(self.rows["outcome"] == _OUTCOMES.index("mepi"))
+
+    def count(self, outcome: str) -> int:
+        return int((self.rows["outcome"] == _OUTCOMES.index(outcome)).sum())
+
+    def mean_quotient(self) -> float | None:
+        """Of all MEPIs so far; None where there is none."""
+        rows = self.rows[self.with_mepi()]
+        return float((rows["mepi"] / rows["full"]).mean()) if len(rows) else None
 
 
 @dataclass
 class MepiSet:
-    """A folder for the MEPIs of one split by one run. n: of the step 1/n. `limit` samples at most have been searched."""
+    """A folder for the MEPIs of one split by one run. n: of the step 1/n."""
 
     folder: Path
     index: Index
@@ -202,30 +248,29 @@ class MepiSet:
         self.png(reduction, entry.sample).unlink(missing_ok=True)
         self.journal(reduction).append(entry, seconds)
 
-    def missing(self, reduction: str, samples: Iterator[int]) -> Iterator[int]:
+    def missing(self, reduction: str, samples: Iterable[int]) -> Iterator[int]:
         """Those of `samples` still to be searched: without an entry, or whose file is not what the entry says."""
-        entries = self.journal(reduction).entries
+        rows, mepi = self.journal(reduction).rows, _OUTCOMES.index("mepi")
         for sample in samples:
-            entry = entries.get(sample)
-            if entry is None or (entry.outcome == "mepi" and not _has_size(self.png(reduction, sample), entry.mepi)):
+            row = rows[sample]
+            if not row["outcome"] or (row["outcome"] == mepi and not _has_size(self.png(reduction, sample), int(row["mepi"]))):
                 yield sample
 
-    def entropies(self) -> dict[int, int]:
-        """PNG bytes of originals that any reduction has measured."""
-        return {e.sample: e.full for r in SEARCHED for e in self.journal(r).entries.values() if e.full}
+    def entropies(self) -> npt.NDArray[np.int64]:
+        """PNG bytes of originals that any reduction has measured, [images]; 0 where none has."""
+        found: npt.NDArray[np.int64] = np.max([self.journal(r).rows["full"] for r in SEARCHED], axis=0)
+        return found
 
     def finish(self, reduction: str, extra: dict[str, Any]) -> dict[str, Any]:
         """Writes the manifest of all finished reductions, this one among them, and its row of the summary, which it returns."""
         journal = self.journal(reduction)
         journal.close()
         summaries = self.summaries()
-        outcomes = [e.outcome for e in journal.entries.values()]
-        quotients = [e.mepi / e.full for e in journal.mepis()]
         row: dict[str, Any] = {
-            "images": len(outcomes), "without_mepi": outcomes.count("wrong"), "unreadable": outcomes.count("unreadable"),
-            "mean_quotient": math.fsum(quotients) / len(quotients) if quotients else None, "seconds": round(journal.seconds, 3),
-            "images_per_second": round(len(outcomes) / journal.seconds, 3) if journal.seconds else None,
-            "evaluations": sum(e.evaluations for e in journal.entries.values()), "returned": journal.returned,
+            "images": journal.complete, "without_mepi": journal.count("wrong"), "unreadable": journal.count("unreadable"),
+            "mean_quotient": journal.mean_quotient(), "seconds": round(journal.seconds, 3),
+            "images_per_second": round(journal.complete / journal.seconds, 3) if journal.seconds else None,
+            "evaluations": int(journal.rows["evaluations"].sum()), "returned": journal.returned,
             "encoder": encoder(), **extra}
         summaries[reduction] = row
         ordered = {r: summaries[r] for r in SEARCHED if r in summaries}
@@ -248,31 +293,28 @@ class MepiSet:
         partial = self.folder / f".{MANIFEST}.partial"
         with pq.ParquetWriter(partial, SCHEMA) as writer:
             for reduction in reductions:
-                entries = list(self.journal(reduction).mepis())
-                for start in range(0, len(entries), 65_536):
-                    writer.write_table(self._rows(reduction, entries[start:start + 65_536]))
+                samples = self.journal(reduction).with_mepi()
+                for start in range(0, len(samples), CHUNK):
+                    writer.write_table(self._rows(reduction, samples[start:start + CHUNK]))
         sync(partial)
         partial.rename(self.folder / MANIFEST)
 
-    def _rows(self, reduction: str, entries: list[Entry]) -> pa.Table:
-        samples = np.array([e.sample for e in entries], np.int64)
-        states = np.array([e.state for e in entries], np.int64).reshape(-1, 5)
-        window = reduction_of((e.state for e in entries), self.index.sizes(samples), self.n).window
-        columns = [samples, self.index.paths(samples), self.index.labels(samples), [reduction] * len(entries), [1 / self.n] * len(entries),
-                   *states[:, :3].T, *window.T, [e.full for e in entries], [e.mepi for e in entries], [e.mepi / e.full for e in entries],
-                   [e.evaluations for e in entries], [e.confidence[-1] for e in entries]]
+    def _rows(self, reduction: str, samples: Samples) -> pa.Table:
+        rows = self.journal(reduction).rows[samples]
+        window = reduction_of(rows["state"], self.index.sizes(samples), self.n).window
+        columns = [samples, self.index.paths(samples), self.index.labels(samples), [reduction] * len(rows), [1 / self.n] * len(rows),
+                   *rows["state"][:, :3].T, *window.T, rows["full"], rows["mepi"], rows["mepi"] / rows["full"], rows["evaluations"],
+                   rows["confidence"]]
         return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
     def lowest(self, reduction: str) -> int:
         """How many MEPIs stand at the lowest state: nothing that moves has a level left."""
-        moving = np.flatnonzero(REDUCTIONS[reduction])
-        total, entries = 0, list(self.journal(reduction).mepis())
-        for start in range(0, len(entries), 65_536):
-            part = entries[start:start + 65_536]
-            sizes = self.index.sizes(np.array([e.sample for e in part], np.int64))
-            levels = np.array([e.state[:3] for e in part], np.uint8).reshape(-1, 3)
-            window = reduction_of((e.state for e in part), sizes, self.n).window
-            total += int((descent.next_levels(levels, window, sizes, self.n)[:, moving] < 0).all(axis=1).sum())
+        moving, samples, total = np.flatnonzero(REDUCTIONS[reduction]), self.journal(reduction).with_mepi(), 0
+        for start in range(0, len(samples), CHUNK):
+            part = samples[start:start + CHUNK]
+            states, sizes = self.journal(reduction).rows[part]["state"], self.index.sizes(part)
+            window = reduction_of(states, sizes, self.n).window
+            total += int((descent.next_levels(states[:, :3].astype(np.uint8), window, sizes, self.n)[:, moving] < 0).all(axis=1).sum())
         return total
 
 

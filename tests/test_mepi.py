@@ -317,3 +317,20 @@ def test_unreadable_originals_are_left_out_and_told(tmp_path: Path) -> None:
         assert "is gone" in told[3]
         assert "cannot be decoded" in told[17]
         assert "was indexed as" in told[29]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_gpus_maker_is_close_to_a_cpus(states: tuple[Index, list[int], list[State]], whole: bool) -> None:
+    index, samples, wanted = states
+    numbers = reduction_of(wanted, index.sizes(np.array(samples)), 20)
+    made = []
+    for engine in (Engine(whole_graph=True), Engine(0, 2, 2, whole)):
+        maker = open_maker(index, PRE, engine)
+        pixels = dict(maker.originals(iter(samples), lambda sample, reason: None))
+        own = [pixels[s] for s in samples]
+        made.append((maker.inputs(own, numbers).cpu(), maker.pictures(own, numbers)))
+    (seen_a, a), (seen_b, b) = made
+    assert [x.shape for x in a] == [x.shape for x in b]
+    assert ((seen_a - seen_b).abs() * 255 * .226).mean() < 4

@@ -196,7 +196,7 @@ def test_an_image_wrong_when_read_back_at_full_quality_has_none(run: Path, data:
     real, victim = build_mepi._wrong, []
 
     def always(evaluator: Any, mepis: Any, reduction: str) -> list[int]:
-        alive = [e.sample for e in mepis.journal(reduction).mepis()]
+        alive = mepis.journal(reduction).with_mepi().tolist()
         victim[:] = victim or alive[:1]
         return victim if victim[0] in alive else real(evaluator, mepis, reduction)
 
@@ -295,7 +295,7 @@ def test_other_classes_are_refused(run: Path, images: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("line", [
-    b"\xff\xfe", b"[]", b'{"seconds": 1}', b'{"sample": 99999, "outcome": "wrong"}', b"[" * 100_000, b'{"sample": 1e999}',
+    b"\xff\xfe", b"[]", b'{"seconds": 1}', b'{"sample": 99999, "outcome": "wrong"}', b"[" * 100_000, b'{"sample": 1e999}', b" " * 2_000_000,
     json.dumps({"sample": 1, "outcome": "mepi", "path": [[99, 0, 0, 0, 0]], "confidence": [1, 1], "struck": [], "evaluations": 1, "full": 5,
                 "mepi": 1, "why": "", "seconds": 1}).encode(),
     json.dumps({"sample": 1, "outcome": "mepi", "path": [], "confidence": [1], "struck": [], "evaluations": 1, "full": 0,
