@@ -75,7 +75,8 @@ class Bar:
             say(self._line())
 
     def _rate(self) -> str:
-        return f"{self._done / max(time.monotonic() - self._begun, 1e-9):,.0f} {self._unit}/s"
+        rate = self._done / max(time.monotonic() - self._begun, 1e-9)
+        return f"{rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 2}f} {self._unit}/s"
 
     def _line(self) -> str:
         return f"{self._description}: {self._done:,}/{self._total:,} {self._unit}, {self._rate()} {self._note}".rstrip()

@@ -147,7 +147,8 @@ class Search:
             return
         journey._asked, journey._open = asked, len(columns)
         journey._good, journey._sure = np.zeros(asked.exists.shape[1], np.bool_), np.zeros(asked.exists.shape[1])
-        self._queue.extend((journey, column) for column in columns)
+        # Those under way before those that arrive: images end early, and few are kept at a time.
+        (self._queue.extendleft if journey.confidence else self._queue.extend)([(journey, column) for column in reversed(columns)])
 
     def _begin(self, journey: Journey) -> None:
         """Asks about full quality first; a journey that is known to be right there goes on from where it stands."""
