@@ -18,6 +18,7 @@ COMMANDS = {
     "data": "Make and look at data sets.",
     "train": "Train a classifier by one of the methods.",
     "evaluate": "Accuracy of a run on a split and on folders.",
+    "compare": "McNemar's test of two runs on the same images.",
     "build-mepi": "Minimal-entropy positive images of a run.",
     "bench": "Measure speed.",
 }

@@ -16,7 +16,11 @@ from torch import nn
 
 from qrdali.batch import Loader
 from qrdali.data.index import Index
+from qrdali.errors import InputError, RunError, printable
 from qrdali.plan import Plan
+
+_ROW: list[tuple[str, str]] = [("sample", "i8"), ("path", "O"), ("label", "i8"), ("prediction", "i8"), ("correct", "?"),
+                               ("confidence", "f4")]
 
 
 @dataclass(frozen=True)
@@ -74,3 +78,24 @@ def write_rows(file: Path, rows: Rows, index: Index) -> None:
     partial = file.with_suffix(".partial")
     pq.write_table(table, partial)
     partial.rename(file)
+
+
+def read_rows(run: Path, name: str) -> npt.NDArray[np.void]:
+    """The rows of a set, in sample order: a structured array of sample, path (text), label, prediction, correct, confidence.
+
+    Raises InputError if there are none, RunError if the file is damaged or its rows contradict themselves.
+    """
+    file = run / "predictions" / f"{name}.parquet"
+    if not file.exists():
+        raise InputError(f"{printable(run)} has no rows of {printable(name)!r}: make them with `qrdali evaluate --run {printable(run)}` "
+                         f"and --data and --split {printable(name)}, or --set {printable(name)}=FOLDER")
+    try:
+        table = pq.read_table(file, columns=[key for key, _ in _ROW])
+        rows = np.zeros(len(table), [(key, dtype) for key, dtype in _ROW])
+        for key, _ in _ROW:
+            rows[key] = table[key].to_numpy()
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
+    if not np.array_equal(rows["correct"], rows["label"] == rows["prediction"]) or (np.diff(rows["sample"]) <= 0).any() or not len(rows):
+        raise RunError(f"{printable(file)} contradicts itself: evaluate the run again")
+    return rows

@@ -79,7 +79,8 @@ def half_up(x: float) -> int:
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("files")
     paths = []
-    for height, width in [(1, 1), (1, 57), (43, 1), (31, 45), (375, 500), (500, 375), (101, 77), (3000, 4000)]:
+    drawn = np.random.default_rng(11).integers(1, 700, (6, 2)).tolist()
+    for height, width in [(1, 1), (1, 57), (43, 1), (31, 45), (375, 500), (500, 375), (101, 77), (3000, 4000), *drawn]:
         paths.append(folder / f"{height}x{width}.jpg")
         Image.fromarray(picture(height, width)).save(paths[-1], quality=93)
     base = Image.fromarray(picture(90, 121))

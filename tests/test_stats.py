@@ -1,0 +1,127 @@
+"""McNemar's test and Wilson's interval against published and hand-worked figures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from qrdali.cli.main import cli
+from qrdali.errors import InputError, RunError
+from qrdali.evaluate import read_rows
+from qrdali.stats import mcnemar, wilson
+
+
+def outcomes(a: int, b: int, c: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.array([True] * (a + b) + [False] * (c + d)), np.array([True] * a + [False] * b + [True] * c + [False] * d)
+    order = np.random.default_rng(0).permutation(len(first))
+    return first[order], second[order]
+
+
+@pytest.mark.parametrize(("table", "statistic", "p", "exact", "stars"), [
+    # Agresti, Categorical Data Analysis, approval ratings: 794, 150, 86, 570: z² = 17.36.
+    ((794, 150, 86, 570), 17.3559, 3.099e-5, 3.716e-5, "***"),
+    ((10, 10, 2, 5), 64 / 12, .020921, .038574, "*"),
+    ((0, 1, 0, 0), 1, .317311, 1, ""),
+    ((5, 0, 0, 5), 0, 1, 1, ""),
+    ((3, 7, 7, 3), 0, 1, 1, ""),
+    # Both sides of each bound of chi-square with one degree of freedom: 3.8415, 6.6349, 10.8276.
+    ((0, 100 + 14, 100, 0), 14**2 / 214, .3386, .3742, ""),
+    ((0, 1039, 950, 0), 89**2 / 1989, .04596, None, "*"),
+    ((0, 1036, 950, 0), 86**2 / 1986, .05363, None, ""),
+    ((0, 1065, 950, 0), 115**2 / 2015, .01041, None, "*"),
+    ((0, 1066, 950, 0), 116**2 / 2016, .00979, None, "**"),
+    ((0, 1097, 950, 0), 147**2 / 2047, .001158, None, "**"),
+    ((0, 1100, 950, 0), 150**2 / 2050, .000924, None, "***"),
+])
+def test_mcnemar(table: tuple[int, int, int, int], statistic: float, p: float, exact: float | None, stars: str) -> None:
+    result = mcnemar(*outcomes(*table))
+    assert (result.a, result.b, result.c, result.d) == table
+    assert result.statistic == pytest.approx(statistic, rel=1e-4)
+    assert result.p_value == pytest.approx(p, rel=2e-3)
+    if exact is not None:
+        assert result.exact_p_value == pytest.approx(exact, rel=2e-3)
+    assert result.stars == stars
+
+
+def test_mcnemar_is_symmetric_and_refuses_other_images() -> None:
+    first, second = outcomes(5, 9, 3, 4)
+    one, other = mcnemar(first, second), mcnemar(second, first)
+    assert (one.b, one.c) == (other.c, other.b)
+    assert one.p_value == other.p_value
+    with pytest.raises(ValueError, match="must be of the same images"):
+        mcnemar(first, second[1:])
+
+
+@pytest.mark.parametrize(("correct", "images", "low", "high"), [
+    (81, 263, .2553, .3662),  # Newcombe 1998, table I, method 3
+    (15, 148, .0624, .1605),
+    (0, 20, .0, .1611),
+    (1, 29, .0061, .1718),
+    (10, 10, .7225, 1.0),
+])
+def test_wilson(correct: int, images: int, low: float, high: float) -> None:
+    assert wilson(correct, images) == pytest.approx((low, high), abs=5e-5)
+
+
+def rows(run: Path, correct: list[bool], paths: str = "/p/{}", name: str = "test") -> None:
+    n = len(correct)
+    (run / "predictions").mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"sample": list(range(n)), "path": [paths.format(i) for i in range(n)], "label": [1] * n,
+                             "prediction": [int(c) for c in correct], "correct": correct, "confidence": [.5] * n}),
+                   run / "predictions" / f"{name}.parquet")
+
+
+def test_compare(tmp_path: Path) -> None:
+    rows(tmp_path / "a", [True] * 20 + [False] * 7)
+    rows(tmp_path / "b", [True] * 10 + [False] * 10 + [True] * 2 + [False] * 5)
+    found = json.loads(CliRunner().invoke(cli, ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]).stdout)
+    assert [found[key] for key in "abcd"] == [10, 10, 2, 5]
+    assert found["statistic"] == pytest.approx(5.3333, rel=1e-4)
+    assert found["stars"] == "*"
+    assert found["runs"][0]["accuracy"] == pytest.approx(20 / 27)
+    said = CliRunner().invoke(cli, ["compare", str(tmp_path / "a"), str(tmp_path / "b")]).stderr
+    assert "McNemar: statistic 5.3333, p = 0.0209 *; exact binomial p = 0.0386" in said
+    assert "20 of 27" in said
+
+
+def test_compare_refuses(tmp_path: Path) -> None:
+    def said(*words: str) -> str:
+        result = CliRunner().invoke(cli, ["compare", *words])
+        assert isinstance(result.exception, (InputError, RunError))
+        return str(result.exception)
+
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    rows(tmp_path / "a", [True, False])
+    assert "has no rows of 'test': make them with `qrdali evaluate --run" in said(a, b)
+    rows(tmp_path / "b", [True, False], "/q/{}")
+    assert "not of the same images" in said(a, b)
+    rows(tmp_path / "b", [True, False, True])
+    assert "has 2, " in said(a, b)
+    assert "give the name of a set" in said(a, b, "--set", "../../x")
+
+
+@pytest.mark.parametrize("damage", ["text", "half", "columns", "types", "contradiction", "empty", "order"])
+def test_damaged_rows_are_named(tmp_path: Path, damage: str) -> None:
+    rows(tmp_path, [True, False, True])
+    file = tmp_path / "predictions" / "test.parquet"
+    table = pq.read_table(file)
+    if damage == "text":
+        file.write_text("no parquet")
+    elif damage == "half":
+        file.write_bytes(file.read_bytes()[:400])
+    elif damage == "columns":
+        pq.write_table(table.drop_columns(["label"]), file)
+    elif damage == "types":
+        pq.write_table(table.set_column(0, "sample", pa.array(["a", "b", "c"])), file)
+    elif damage == "contradiction":
+        pq.write_table(table.set_column(4, "correct", pa.array([True, True, True])), file)
+    elif damage == "empty":
+        pq.write_table(table.slice(0, 0), file)
+    else:
+        pq.write_table(table.take([1, 0, 2]), file)
+    with pytest.raises(RunError, match=r"test.parquet (cannot be read|contradicts itself)"):
+        read_rows(tmp_path, "test")
