@@ -18,28 +18,33 @@ if TYPE_CHECKING:
 @click.option("--data", type=click.Path(), help="Data set made by `qrdali data index`.")
 @click.option("--split", default="test", show_default=True, help="train, val or test of --data.")
 @click.option("--set", "sets", multiple=True, metavar="NAME=FOLDER", help="A folder of class folders, such as mepi/crop; repeatable.")
+@click.option("--curve", is_flag=True, help="Also accuracy at every level of each reduction, into RUN/curves/.")
+@click.option("--step", default=0.25, show_default=True, help="Grid of qualities of --curve, 1/n.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Decoding threads.  [default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], batch_size: int, device: str, amp: str,
-             threads: int | None, as_json: bool) -> None:
+def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curve: bool, step: float, batch_size: int, device: str,
+             amp: str, threads: int | None, as_json: bool) -> None:
     """Accuracy of a run on a split and on named folders; one row per image goes into RUN/predictions/NAME.parquet.
 
     \b
     Examples: qrdali evaluate --run runs/baseline --data data --split test
               qrdali evaluate --run runs/baseline --set mepi-crop=mepi/crop
+              qrdali evaluate --run runs/baseline --data data --curve --step 0.05
     """
     from qrdali.cli.terminal import emit, say
     from qrdali.errors import InputError
+    from qrdali.quality import steps
 
     folders = dict(map(_named, sets))
     if len(folders) < len(sets):
         raise InputError("--set gives one NAME twice: every set needs a name of its own")
     if data is None and not sets:
         raise InputError("nothing to evaluate: give --data, --set NAME=FOLDER or both")
-    evaluator = Evaluator(Path(run), batch_size, device, amp, threads)
+    n = steps(step)
+    evaluator = Evaluator(Path(run), batch_size, device, amp, threads, n if curve else None)
     results = [evaluator.split(Path(data), split)] if data is not None else []
     results += [evaluator.folder(name, folder) for name, folder in folders.items()]
     if as_json:
@@ -49,6 +54,12 @@ def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], batc
         unreadable = f", {result['unreadable']} unreadable" if result["unreadable"] else ""
         say(f"{result['set']}: accuracy {result['accuracy']:.4f} ({result['correct']} of {result['images']}{unreadable}), "
             f"rows in {result['rows']}")
+        for reduction, found in result.get("curve", {}).items():
+            if isinstance(found, dict):
+                at = ", ".join(f"{q:g}: {a:.3f}" for q, a in zip(found["quality"], found["accuracy"], strict=True))
+                say(f"  {reduction:12s} area {found['area']:.3f}  {at}")
+        if "curve" in result:
+            say(f"curve: {result['curve']['files']}.png")
 
 
 def _named(text: str) -> tuple[str, Path]:
@@ -63,9 +74,11 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 class Evaluator:
-    """`best/` of a run, ready to classify. Results are dicts of set, images, correct, accuracy, unreadable and the rows' file."""
+    """`best/` of a run, ready to classify. Results are dicts of set, images, correct, accuracy, unreadable and the rows' file.
+    curve: n of the step 1/n at which accuracy is also measured as a function of quality, under "curve"."""
 
-    def __init__(self, run: Path, batch_size: int = 32, device: str = "auto", amp: str = "auto", threads: int | None = None) -> None:
+    def __init__(self, run: Path, batch_size: int = 32, device: str = "auto", amp: str = "auto", threads: int | None = None,
+                 curve: int | None = None) -> None:
         import os
 
         import torch
@@ -74,7 +87,7 @@ class Evaluator:
         from qrdali.pipelines.graphs import Engine
         from qrdali.trainer import autocast_for, device_of
 
-        self.run, self.batch_size = run, batch_size
+        self.run, self.batch_size, self.curve = run, batch_size, curve
         model, self.trained = runs.load_best(run)
         self.device = device_of(device)
         self.model: torch.nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -125,5 +138,10 @@ class Evaluator:
 
         file = self.run / "predictions" / f"{name}.parquet"
         write_rows(file, rows, index)
-        return {"set": name, "images": len(rows.labels), "correct": int((rows.labels == rows.predictions).sum()),
-                "accuracy": rows.accuracy, "unreadable": unreadable, "rows": str(file)}
+        result = {"set": name, "images": len(rows.labels), "correct": int((rows.labels == rows.predictions).sum()),
+                  "accuracy": rows.accuracy, "unreadable": unreadable, "rows": str(file)}
+        if self.curve is not None:
+            from qrdali.cli.curve import make
+
+            result["curve"] = make(self, name, index, self.curve)
+        return result

@@ -1,0 +1,105 @@
+"""Accuracy as a function of quality: every level of a step, one reduction at a time, in rows, a summary and a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from qrdali.cli.evaluate import Evaluator
+    from qrdali.data.index import Index
+
+COLORS = {"color": "#c2410c", "crop": "#1d4ed8", "resolution": "#047857", "combination": "#7e22ce"}
+MARKERS = {"color": "o", "crop": "s", "resolution": "^", "combination": "D"}
+
+
+def measure(evaluator: Evaluator, name: str, index: Index, n: int) -> pa.Table:
+    """A row per image and level: reduction, level, quality, sample, label, prediction, correct, confidence. Crops are centred."""
+    import pyarrow as pa
+
+    from qrdali.cli.terminal import Bar
+    from qrdali.evaluate import evaluate
+    from qrdali.levels import FULL, constant
+    from qrdali.pipelines.loader import open_loader
+    from qrdali.plan import Plan
+    from qrdali.quality import REDUCTIONS
+
+    loader = open_loader(index, evaluator.trained.preprocessing, evaluator.batch_size, evaluator.engine)
+    tables = []
+    with Bar(f"curve of {name}", len(index) * (1 + (n - 1) * len(COLORS))) as bar:
+        def rows(level: int, reduction: str) -> Any:
+            levels = constant(REDUCTIONS[reduction], level) if level else FULL
+            plan = Plan(len(index), evaluator.batch_size, levels, n)
+            return evaluate(evaluator.model, loader, plan, evaluator.autocast, lambda images: bar.advance(images, reduction))
+
+        full = rows(0, "color")
+        for reduction in COLORS:
+            for level in range(n):
+                found = rows(level, reduction) if level else full
+                count = len(found.samples)
+                tables.append(pa.table({
+                    "reduction": pa.array([reduction] * count), "level": pa.array([level] * count, pa.int32()),
+                    "quality": [(n - level) / n] * count, "sample": found.samples, "label": found.labels.astype(np.int32),
+                    "prediction": found.predictions.astype(np.int32), "correct": found.labels == found.predictions,
+                    "confidence": found.confidence}))
+    return pa.concat_tables(tables)
+
+
+def summary(rows: pa.Table) -> dict[str, Any]:
+    """Per reduction: quality and accuracy, from 1 down, and the area under the accuracy as a share of the range of qualities."""
+    result: dict[str, Any] = {}
+    found = {key: rows[key].to_numpy(zero_copy_only=False) for key in ("reduction", "quality", "correct")}
+    for reduction in COLORS:
+        own = found["reduction"] == reduction
+        quality = np.unique(found["quality"][own])
+        accuracy = np.array([found["correct"][own & (found["quality"] == q)].mean() for q in quality])
+        area = np.trapezoid(accuracy, quality) / (quality[-1] - quality[0])
+        result[reduction] = {"quality": quality[::-1].tolist(), "accuracy": accuracy[::-1].tolist(), "area": float(area)}
+    return result
+
+
+def draw(curves: dict[str, Any], title: str, chance: float, out: Path) -> None:
+    """Writes `out`.png and `out`.svg."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # Nothing in the files varies from run to run; text stays text.
+    with rc_context({"svg.hashsalt": "qrdali", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        for reduction, curve in curves.items():
+            axes.plot(curve["quality"], curve["accuracy"], color=COLORS[reduction], marker=MARKERS[reduction], markersize=4,
+                      label=f"{reduction} (area {curve['area']:.3f})")
+        axes.axhline(chance, color="#6b7280", linestyle=":", linewidth=1)
+        axes.annotate("chance", (1, chance), color="#6b7280", fontsize=8, xytext=(0, 3), textcoords="offset points")
+        axes.set(xlabel="quality", ylabel="accuracy", ylim=(0, 1.02), title=title)
+        axes.invert_xaxis()
+        axes.grid(color="#e5e7eb")
+        axes.legend(frameon=False)
+        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            partial = out.with_name(f".{out.name}.{kind}.partial")
+            figure.savefig(partial, format=kind, dpi=144, metadata=metadata)
+            partial.rename(out.with_name(f"{out.name}.{kind}"))
+
+
+def make(evaluator: Evaluator, name: str, index: Index, n: int) -> dict[str, Any]:
+    """Writes RUN/curves/NAME.parquet, .json, .png and .svg; returns the summary with the folder."""
+    import pyarrow.parquet as pq
+
+    folder = evaluator.run / "curves"
+    folder.mkdir(exist_ok=True)
+    rows = measure(evaluator, name, index, n)
+    pq.write_table(rows, folder / f".{name}.partial")
+    (folder / f".{name}.partial").rename(folder / f"{name}.parquet")
+    curves = summary(rows)
+    told = {"set": name, "images": len(index), "step": 1 / n, "curves": curves}
+    (folder / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+    trained = evaluator.trained
+    draw(curves, f"{evaluator.run.name}, {name}: {trained.model} at {trained.preprocessing.input_size} px", 1 / len(trained.classes),
+         folder / name)
+    return {"step": 1 / n, "files": str(folder / name), **curves}

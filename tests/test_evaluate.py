@@ -1,0 +1,131 @@
+"""`qrdali evaluate` on splits, on folders and along the qualities."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from qrdali.cli import curve
+from qrdali.cli.main import cli
+from qrdali.cli.train import run_training
+from qrdali.data.index import Dataset
+from qrdali.errors import InputError
+from qrdali.settings import validated
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    run_training(validated({"method": "shared", "data": str(dataset.folder), "epochs": 3, "model": "test_resnet", "input_size": 32,
+                            "batch_size": 8, "device": "cpu", "threads": 2}), folder, False)
+    return folder
+
+
+def evaluated(run: Path, *words: object) -> dict[str, Any]:
+    result = CliRunner().invoke(cli, ["evaluate", "--run", str(run), "--device", "cpu", *map(str, words), "--json"])
+    if result.exception:
+        raise result.exception
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+
+def test_a_split_copied_to_a_folder_gives_the_same_rows(run: Path, dataset: Dataset, images: Path) -> None:
+    found = evaluated(run, "--data", dataset.folder, "--split", "val", "--set", f"copy={images / 'val'}")
+    assert found["set"] == "val"
+    assert list(found["sets"]) == ["val", "copy"]
+    assert found["sets"]["copy"]["images"] == found["images"] == 12
+    assert found["sets"]["copy"]["accuracy"] == found["accuracy"]
+    one, other = (pq.read_table(run / "predictions" / f"{name}.parquet") for name in ("val", "copy"))
+    assert one["path"].to_pylist() == other["path"].to_pylist()
+    assert one["prediction"].equals(other["prediction"])
+
+
+def test_a_set_of_some_classes_with_files_that_cannot_be_read(run: Path, dataset: Dataset, images: Path, tmp_path: Path) -> None:
+    name = dataset.classes[2]
+    (tmp_path / "set" / name).mkdir(parents=True)
+    for i, path in enumerate(sorted((images / "val" / name).iterdir())):
+        with Image.open(path) as picture:
+            picture.resize((40 + i, 30)).save(tmp_path / "set" / name / f"{i}.PNG")
+    (tmp_path / "set" / name / "broken\x1b[31m.jpg").write_bytes(b"\xff\xd8no")
+    result = CliRunner().invoke(cli, ["evaluate", "--run", str(run), "--device", "cpu", "--set", f"human-color={tmp_path / 'set'}"])
+    assert result.exit_code == 0
+    assert "human-color: accuracy" in result.stderr
+    assert "of 3, 1 unreadable" in result.stderr
+    assert "broken?[31m.jpg" in result.stderr
+    assert "\x1b" not in result.stderr
+    assert pq.read_table(run / "predictions" / "human-color.parquet")["label"].to_pylist() == [2] * 3
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ((), "nothing to evaluate"),
+    (("--set", "x"), "give NAME=FOLDER"),
+    (("--set", "../x=here"), "give NAME=FOLDER"),
+    (("--set", "val=here"), "and not train, val, test"),
+    (("--set", ".x=here"), "give NAME=FOLDER"),
+    (("--set", "x=/nowhere"), "is no folder"),
+    (("--set", "x=a", "--set", "x=b"), "gives one NAME twice"),
+    (("--set", "x={tmp}/unknown"), "has the folder 'zebra', which is no class of the run"),
+    (("--set", "x={tmp}/empty"), "holds no readable image in a class folder"),
+    (("--set", "x=a", "--curve", "--step", "0.3"), "step 0.3 is not 1/n"),
+])
+def test_refusals(run: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    (tmp_path / "unknown" / "zebra").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    before = sorted(run.rglob("*"))
+    with pytest.raises(InputError, match=message):
+        evaluated(run, *(word.format(tmp=tmp_path) for word in words))
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_curve_is_the_accuracy_at_every_level(run: Path, dataset: Dataset) -> None:
+    found = evaluated(run, "--data", dataset.folder, "--split", "val", "--curve", "--step", ".25")
+    rows = pq.read_table(run / "curves" / "val.parquet").to_pylist()
+    assert len(rows) == 4 * 4 * 12
+    told = json.loads((run / "curves" / "val.json").read_text())
+    for reduction, own in told["curves"].items():
+        assert own["quality"] == [1, .75, .5, .25]
+        for q, accuracy in zip(own["quality"], own["accuracy"], strict=True):
+            correct = [r["label"] == r["prediction"] for r in rows if r["reduction"] == reduction and r["quality"] == q]
+            assert accuracy == pytest.approx(np.mean(correct))
+        assert own["accuracy"][0] == found["accuracy"]
+        assert found["curve"][reduction] == own
+    # A level is what a loader makes of it: the crop's curve at .25 is the accuracy of pictures cropped by Pillow.
+    assert {r["reduction"] for r in rows} == {"color", "crop", "resolution", "combination"}
+    for kind in ("png", "svg"):
+        assert (run / "curves" / f"val.{kind}").stat().st_size > 5000
+    first = (run / "curves" / "val.svg").read_bytes()
+    evaluated(run, "--data", dataset.folder, "--split", "val", "--curve", "--step", ".25")
+    assert (run / "curves" / "val.svg").read_bytes() == first
+
+
+def test_the_crop_of_a_curve_is_the_centred_window(run: Path, dataset: Dataset, images: Path, tmp_path: Path) -> None:
+    for path in sorted((images / "val").rglob("*.jpg")):
+        target = tmp_path / path.parent.name / f"{path.stem}.png"
+        target.parent.mkdir(exist_ok=True)
+        with Image.open(path) as picture:
+            w, h = picture.width // 2, picture.height // 2  # the square root of .25
+            left, top = (picture.width - w) // 2, (picture.height - h) // 2
+            picture.crop((left, top, left + w, top + h)).save(target)
+    found = evaluated(run, "--data", dataset.folder, "--split", "val", "--set", f"cropped={tmp_path}", "--curve", "--step", ".25")
+    assert found["curve"]["crop"]["accuracy"][3] == found["sets"]["cropped"]["accuracy"]
+    rows = [r for r in pq.read_table(run / "curves" / "val.parquet").to_pylist() if (r["reduction"], r["level"]) == ("crop", 3)]
+    cropped = pq.read_table(run / "predictions" / "cropped.parquet")["prediction"].to_pylist()
+    assert [r["prediction"] for r in rows] == cropped
+
+
+def test_the_area_is_the_mean_over_the_qualities() -> None:
+    rows = {"reduction": [], "quality": [], "correct": []}
+    for reduction in curve.COLORS:
+        for q, right in ((1., 4), (.5, 2), (.75, 4), (.25, 0)):
+            rows["reduction"] += [reduction] * 4
+            rows["quality"] += [q] * 4
+            rows["correct"] += [True] * right + [False] * (4 - right)
+    found = curve.summary(pa.table(rows))["crop"]
+    assert found["quality"] == [1, .75, .5, .25]
+    assert found["accuracy"] == [1, 1, .5, 0]
+    assert found["area"] == pytest.approx((1 + .75 + .25) / 3)
