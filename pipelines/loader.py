@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import Any
@@ -58,6 +58,7 @@ class _Loader(ABC):
         """See `Loader.epoch`. A second call abandons an epoch that was not read to its end."""
         if plan.samples != len(self._index):
             raise ValueError(f"the plan has {plan.samples} samples, {self._index.file} has {len(self._index)}")
+        self._settle()
         if self._pipe is None:
             self._pipe = self._graph()
         elif not self._clean:
@@ -91,6 +92,9 @@ class _Loader(ABC):
             except RuntimeError as error:
                 raise RunError(self._explain(error, (ask.samples for ask in flying))) from None
             yield flying.popleft(), outputs
+
+    def _settle(self) -> None:  # noqa: B027  most loaders leave nothing behind
+        """Waits for whatever still reads the graph's outputs."""
 
     def _drain(self) -> None:
         """Runs out what is in flight: DALI resets only a pipeline that has reached its end."""
@@ -196,6 +200,7 @@ class HostLoader(_Loader):
     def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
         super().__init__(index, preprocessing, batch_size, engine)
         self._pool = ThreadPoolExecutor(engine.threads, "prepare")
+        self._working: list[Future[None]] = []
 
     @staticmethod
     def _form(paths: list[npt.NDArray[np.uint8]], batch: Prepared) -> tuple[Any, ...]:
@@ -205,21 +210,23 @@ class HostLoader(_Loader):
         return graphs.windows(self._source, self._engine, self._batch_size)
 
     def _batches(self) -> Iterator[Batch]:
-        ahead: tuple[Prepared, torch.Tensor, list[Future[None]]] | None = None
-        try:
-            # One batch is prepared while whoever asked works on the one before.
-            for batch, (windows,) in self._outputs():
-                before, ahead = ahead, (batch, *self._prepared(batch, windows))
-                if before is not None:
-                    yield self._batch(before[0], before[1])
-                _finish(ahead[2])  # before the graph's outputs go
-            if ahead is not None:
-                yield self._batch(ahead[0], ahead[1])
-        finally:
-            if ahead is not None:
-                wait(ahead[2])
+        ahead: tuple[Prepared, torch.Tensor] | None = None
+        # One batch is prepared while whoever asked works on the one before.
+        for batch, (windows,) in self._outputs():
+            before, ahead = ahead, (batch, self._prepared(batch, windows))
+            if before is not None:
+                yield self._batch(*before)
+            self._settle()
+        if ahead is not None:
+            yield self._batch(*ahead)
 
-    def _prepared(self, batch: Prepared, windows: Any) -> tuple[torch.Tensor, list[Future[None]]]:
+    def _settle(self) -> None:
+        working, self._working = self._working, []
+        wait(working)
+        for future in working:
+            future.result()
+
+    def _prepared(self, batch: Prepared, windows: Any) -> torch.Tensor:
         count, pre, seen = len(batch.samples), self._preprocessing, batch.seen
         images = torch.empty((count, pre.input_size, pre.input_size, 3))
         target = images.numpy()
@@ -229,13 +236,14 @@ class HostLoader(_Loader):
                 image = host.reduce(np.asarray(windows.at(i)), batch.reduction.size[i], int(batch.reduction.bin_width[i]))
                 host.prepare(image, seen.region[i], bool(seen.flip[i]), pre, target[i])
 
-        return images, self._spread(work, count)
+        self._spread(work, count)
+        return images
 
-    def _spread(self, work: Any, count: int) -> list[Future[None]]:
-        """`work(first, last)` over 0..count-1, a part for each thread."""
+    def _spread(self, work: Callable[[int, int], None], count: int) -> None:
+        """Begins `work(first, last)` over 0..count-1, a part for each thread; `_settle` waits for it."""
         threads = self._engine.threads
         edges = [count * i // threads for i in range(threads + 1)]
-        return [self._pool.submit(work, a, b) for a, b in pairwise(edges) if a < b]
+        self._working = [self._pool.submit(work, a, b) for a, b in pairwise(edges) if a < b]
 
     @staticmethod
     def _batch(batch: Prepared, images: torch.Tensor) -> Batch:
@@ -250,6 +258,7 @@ class HostLoader(_Loader):
             flying.append(ask)
             return window_arrays(self._index.path_bytes(ask.samples), ask.window)
 
+        self._settle()
         for ask, (windows,) in self._asked(graphs.windows(emit, self._engine, most), flying):
             yield self._shown(ask, windows, dimensions, pictures)
 
@@ -275,10 +284,6 @@ class HostLoader(_Loader):
                     if reduced is not None:
                         reduced[k][i] = image.copy() if np.may_share_memory(image, decoded) else image
 
-        _finish(self._spread(work, count))
+        self._spread(work, count)
+        self._settle()
         return Shown(ask, images.permute(0, 1, 4, 2, 3), reduced)
-
-
-def _finish(work: list[Future[None]]) -> None:
-    for future in work:
-        future.result()
