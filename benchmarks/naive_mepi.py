@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -69,16 +71,16 @@ class Naive:
     """side: of the network's input; mean, std in 0..1; interpolation "bilinear" or "bicubic"."""
 
     def __init__(self, model: torch.nn.Module, device: Any, side: int, mean: tuple[float, ...], std: tuple[float, ...],
-                 interpolation: str) -> None:
+                 interpolation: str, autocast: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
         from torchvision import transforms
 
-        self.model, self.device = model, device
+        self.model, self.device, self.autocast = model, device, autocast
         method = transforms.InterpolationMode(interpolation)
         self.prepare = transforms.Compose([transforms.Resize((side, side), method), transforms.ToTensor(), transforms.Normalize(mean, std)])
 
     def judged(self, image: Image.Image, label: int) -> tuple[bool, float]:
         """Whether the network is right, and the true class's probability."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self.autocast():
             p = self.model(self.prepare(image)[None].to(self.device)).float().softmax(1)[0]
         return int(p.argmax()) == label, float(p[label])
 

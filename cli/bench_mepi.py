@@ -93,7 +93,7 @@ def measure(index: Index, *, name: str, side: int | None, threads: int, images: 
         samples = list(range(len(part)))
         few = [samples[i * len(samples) // min(naive_images, len(samples))] for i in range(min(naive_images, len(samples)))]
         paths, labels = part.paths(np.array(few)), part.labels(np.array(few)).tolist()
-        reference = naive.Naive(model, device, pre.input_size, pre.mean, pre.std, pre.interpolation)
+        reference = naive.Naive(model, device, pre.input_size, pre.mean, pre.std, pre.interpolation, autocast)
         forward = _forward_rate(model, at_once, pre.input_size, device, autocast)
         result: dict[str, Any] = {}
         for reduction in reductions:
@@ -105,7 +105,7 @@ def measure(index: Index, *, name: str, side: int | None, threads: int, images: 
                 mepis = MepiSet.open(out, part, classes, n, {}, False)
                 search = Search(model, open_maker(part, pre, engine), rule, at_once, 1 << 30, threads, autocast)
 
-                def read_back(mepis: MepiSet = mepis, out: Path = out, reduction: str = reduction) -> list[int]:
+                def read_back(check: Callable[[], None], mepis: MepiSet = mepis, out: Path = out, reduction: str = reduction) -> list[int]:
                     index_folder(out / reduction, classes, out / "set.arrow", verify=False)
                     rows = _classified(Index(out / "set.arrow", 20), model, pre, engine, autocast)
                     return [int(Path(p).stem) for p in Index(out / "set.arrow", 20).paths(rows.samples[rows.labels != rows.predictions])]

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qrdali.batch import Maker
+    from qrdali.cli.evaluate import Evaluator
     from qrdali.mepi_set import MepiSet
 
 REDUCTIONS = ("color", "crop", "resolution", "combination")
@@ -54,6 +58,10 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
           search_batch_size: int | None = None, memory: int = 1024, device: str = "auto", amp: str = "auto",
           threads: int | None = None, resume: bool = False) -> dict[str, Any]:
     """The command; returns summaries by reduction. Raises InputError or RunError before anything is written where it can."""
+    import json
+    from contextlib import closing
+    from dataclasses import asdict
+
     import numpy as np
 
     from qrdali import quality
@@ -61,7 +69,8 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
     from qrdali.cli.signals import Stop
     from qrdali.cli.terminal import TerminalWatcher, say
     from qrdali.data.index import Dataset
-    from qrdali.errors import InputError, printable
+    from qrdali.entropy import encoder
+    from qrdali.errors import RunError, printable
     from qrdali.mepi import Rule, Search
     from qrdali.mepi_build import Builder
     from qrdali.mepi_set import MepiSet
@@ -80,32 +89,39 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
     count = min(limit or len(index), len(index))
     samples = [i * len(index) // count for i in range(count)]
     at_once = search_batch_size or candidates_at_once(where, 128)
-    options = {"run": str(Path(run).absolute()), "weights": _hash(Path(run)), "data": index.fingerprint, "split": split, "step": 1 / n,
-               "windows": int(windows), "prefer": prefer, "search": search, "limit": limit, "batch_size": batch_size,
-               "search_batch_size": at_once, "device": where.type, "amp": amp}
+    seen = json.loads(json.dumps(asdict(trained.preprocessing)))
+    options = {"run": str(Path(run).absolute()), "weights": _hash(Path(run)), "preprocessing": seen, "data": index.fingerprint,
+               "split": split, "step": 1 / n, "windows": int(windows), "prefer": prefer, "search": search, "limit": limit,
+               "batch_size": batch_size, "search_batch_size": at_once, "device": where.type, "amp": amp, "encoder": encoder()}
     mepis = MepiSet.open(Path(out), index, trained.classes, n, options, resume)
     maker = open_maker(index, trained.preprocessing, evaluator.engine)
     watcher = TerminalWatcher()
     say(f"MEPIs of {count} {split} images, {trained.model} at {trained.preprocessing.input_size} px, step {1 / n:g}, "
         f"{'CPU' if where.type == 'cpu' else 'GPU'}")
-    with Stop() as stop:
+    with closing(mepis), Stop() as stop:
         for name in wanted:
-            if name in mepis.summaries():
+            if mepis.finished(name, samples):
                 say(f"{name} is finished; nothing to do")
+                if not (mepis.folder / f"{name}.png").exists():
+                    _draw(mepis, name, maker)
                 continue
             searching = Search(evaluator.model, maker, rules[name], at_once, memory << 20, evaluator.engine.threads, evaluator.autocast)
-            builder = Builder(mepis, name, searching, evaluator.engine.threads, lambda name=name: _wrong(evaluator, mepis, name),  # type: ignore[misc]
+            builder = Builder(mepis, name, searching, evaluator.engine.threads,
+                              lambda check, name=name: _wrong(evaluator, mepis, name, check),  # type: ignore[misc]
                               watcher, stop)
             try:
                 row = builder.build(samples)
             except Interrupted as interruption:
                 say(str(interruption))
                 raise SystemExit(128 + interruption.signum) from None
-            _draw(mepis, name)
+            _draw(mepis, name, maker)
             say(_line(name, row))
+            if stop() and name != wanted[-1]:
+                say(f"stopped after {name}: the same command with --resume continues")
+                raise SystemExit(128 + stop())
     summaries = mepis.summaries()
     if all(summaries[name]["images"] == summaries[name]["unreadable"] for name in wanted):
-        raise InputError(f"no image of {printable(data)} could be read: see the lines above")
+        raise RunError(f"no image of {printable(data)} could be read: see the lines above; --resume tries again")
     done = {name: summaries[name] for name in wanted}
     if np.all([row["mean_quotient"] is None for row in done.values()]):
         say("the run classifies none of these images correctly: there are no MEPIs")
@@ -113,30 +129,55 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
     return done
 
 
-def _wrong(evaluator: Any, mepis: MepiSet, reduction: str) -> list[int]:
-    """Samples whose written MEPI is not classified correctly, exactly as `qrdali evaluate --set` would."""
+def _wrong(evaluator: Evaluator, mepis: MepiSet, reduction: str, check: Callable[[], None]) -> list[int]:
+    """Samples whose written MEPI is not classified correctly, exactly as `qrdali evaluate --set` would.
+
+    Raises RunError if the folder holds anything but the set's own readable files: `evaluate` would count it.
+    """
     from tempfile import TemporaryDirectory
 
     import numpy as np
 
     from qrdali.data.index import Index
     from qrdali.data.scan import index_folder
+    from qrdali.errors import RunError, printable
 
-    if not len(mepis.journal(reduction).with_mepi()):
+    expected = {str(mepis.png(reduction, s).absolute()): s for s in mepis.journal(reduction).with_mepi().tolist()}
+    folder = mepis.folder / reduction
+    if not expected and not folder.exists():
         return []
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "set.arrow"
-        index_folder(mepis.folder / reduction, mepis.classes, file, verify=False)
-        index = Index(file, len(mepis.classes))
-        rows = evaluator.rows(f"{reduction}, read back", index)
+        rejected = dict(index_folder(folder, mepis.classes, file, verify=True)) if expected else {}
+        index = Index(file, len(mepis.classes)) if expected else None
+        found = set(index.paths(np.arange(len(index)))) if index is not None else {str(p.absolute()) for p in folder.rglob("*.*")}
+        strays = sorted(found.union(rejected) - expected.keys())
+        if strays:
+            raise RunError(f"{printable(strays[0])} is no file of this set ({len(strays)} such): remove it, then the same command with "
+                           "--resume goes on")
+        broken = sorted(expected.keys() - found)
+        if broken:
+            for path in broken:
+                Path(path).unlink(missing_ok=True)
+            raise RunError(f"{printable(broken[0])} was not as it had been written ({len(broken)} such): the same command with --resume "
+                           "makes it again")
+        if index is None:
+            return []
+        rows = evaluator.rows(f"{reduction}, read back", index, check)
         bad = rows.samples[rows.labels != rows.predictions]
-        return [int(Path(path).stem) for path in index.paths(bad.astype(np.int64))]
+        return [expected[path] for path in index.paths(bad.astype(np.int64))]
 
 
-def _draw(mepis: MepiSet, reduction: str) -> None:
+def _draw(mepis: MepiSet, reduction: str, maker: Maker) -> None:
+    """The contact sheet; what hinders it does not hinder the set."""
     from qrdali.cli.mepi_sheet import draw
+    from qrdali.cli.terminal import warn
+    from qrdali.errors import RunError
 
-    draw(mepis, reduction, mepis.folder / f"{reduction}.png")
+    try:
+        draw(mepis, reduction, maker, mepis.folder / f"{reduction}.png")
+    except (OSError, RunError) as error:
+        warn(f"no contact sheet of {reduction}: {error}")
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
@@ -158,9 +199,10 @@ def _hash(run: Path) -> str:
     """SHA-256 of the run's weights."""
     import hashlib
 
+    from qrdali.checkpoint import current
     from qrdali.errors import RunError, printable
 
-    file = run / "best" / "model.safetensors"
+    file = current(run / "best") / "model.safetensors"
     digest = hashlib.sha256()
     try:
         with open(file, "rb") as weights:

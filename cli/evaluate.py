@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qrdali.data.index import Index
     from qrdali.evaluate import Rows
 
@@ -121,8 +123,8 @@ class Evaluator:
             index = Index(file, len(self.trained.classes))
             return self._written(name, index, self.rows(name, index), len(rejected))
 
-    def rows(self, name: str, index: Index) -> Rows:
-        """One row per image of an index."""
+    def rows(self, name: str, index: Index, check: Callable[[], None] = lambda: None) -> Rows:
+        """One row per image of an index. `check` is called at every batch and may raise."""
         from qrdali.cli.terminal import Bar
         from qrdali.evaluate import evaluate as predict
         from qrdali.levels import FULL
@@ -131,7 +133,11 @@ class Evaluator:
 
         loader = open_loader(index, self.trained.preprocessing, self.batch_size, self.engine)
         with Bar(f"evaluate {name}", len(index)) as bar:
-            return predict(self.model, loader, Plan(len(index), self.batch_size, FULL), self.autocast, bar.advance)
+            def progress(images: int) -> None:
+                bar.advance(images)
+                check()
+
+            return predict(self.model, loader, Plan(len(index), self.batch_size, FULL), self.autocast, progress)
 
     def _written(self, name: str, index: Index, rows: Rows, unreadable: int) -> dict[str, Any]:
         from qrdali.evaluate import write_rows

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from qrdali.batch import Maker
     from qrdali.mepi_set import MepiSet
 
 PAIRS, COLUMNS = 24, 4
 _CELL, _GAP, _CAPTION, _TITLE = 150, 10, 18, 34
 
 
-def draw(mepis: MepiSet, reduction: str, out: Path) -> None:
+def draw(mepis: MepiSet, reduction: str, maker: Maker, out: Path) -> None:
     """Writes a PNG of up to 24 images spread evenly over the set: the original beside its MEPI, in its place and size."""
-    from PIL import Image, ImageDraw, ImageFont, ImageOps
+    from PIL import Image, ImageDraw, ImageFont
 
     from qrdali.errors import printable
-    from qrdali.mepi import reduction_of
+    from qrdali.mepi import FULL, reduction_of
 
     found = mepis.journal(reduction).with_mepi()
     if not len(found):
@@ -27,7 +28,7 @@ def draw(mepis: MepiSet, reduction: str, out: Path) -> None:
         return
     samples = found[np.unique(np.linspace(0, len(found) - 1, min(PAIRS, len(found))).astype(int))]
     some = mepis.journal(reduction).rows[samples]
-    sizes, paths, labels = mepis.index.sizes(samples), mepis.index.paths(samples), mepis.index.labels(samples)
+    sizes, labels = mepis.index.sizes(samples), mepis.index.labels(samples)
     windows = reduction_of(some["state"], sizes, mepis.n).window
     columns = min(COLUMNS, len(some))
     rows = -(-len(some) // columns)
@@ -37,13 +38,15 @@ def draw(mepis: MepiSet, reduction: str, out: Path) -> None:
     mean = mepis.journal(reduction).mean_quotient()
     pen.text((_GAP, _TITLE / 2), f"{reduction}: original and MEPI of {len(some)} of {len(found)} images, mean quotient {mean:.4f}",
              "black", title, anchor="lm")
-    for i, (row, path, label, window) in enumerate(zip(some, paths, labels.tolist(), windows.tolist(), strict=True)):
+    where = {int(sample): i for i, sample in enumerate(samples)}
+    for sample, pixels in maker.originals(iter(where), lambda sample, reason: None):
+        i = where[sample]
+        row, label, window = some[i], int(labels[i]), windows[i].tolist()
         left, top = _GAP + i % columns * pitch, _TITLE + i // columns * line
         height, width = sizes[i].tolist()
         scale = _CELL / max(height, width)
-        with Image.open(path) as file:
-            original = ImageOps.exif_transpose(file).convert("RGB")
-        with Image.open(mepis.png(reduction, int(samples[i]))) as file:
+        original = Image.fromarray(maker.pictures([pixels], reduction_of([FULL], sizes[i][None], mepis.n))[0])
+        with Image.open(mepis.png(reduction, sample)) as file:
             mepi = file.convert("RGB")
         cell = max(1, round(width * scale)), max(1, round(height * scale))
         below, right = top, left + _CELL + _GAP

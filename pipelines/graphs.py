@@ -35,7 +35,6 @@ INPUTS = (
     "region",  # float32 [4] top, left, bottom, right of the reduced image that the network sees
     "flip",  # int32
 )
-REDUCED_INPUTS = INPUTS[:INPUTS.index("label")]  # what a reduced image needs
 WINDOW_INPUTS = ("path", "start", "shape")
 KEPT_INPUTS = (*REDUCTION, "region")
 
@@ -99,17 +98,6 @@ def windows(source: Callable[[], Any], engine: Engine, batch_size: int) -> Any:
     def graph() -> Any:
         inputs = _inputs(source, WINDOW_INPUTS)
         return ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode)
-
-    return _instance(graph, engine, batch_size)
-
-
-def reduced_images(source: Callable[[], Any], engine: Engine, batch_size: int) -> Any:
-    """A pipeline of (reduced images uint8 HWC of their own sizes, samples)."""
-
-    @pipeline_def(enable_conditionals=True)
-    def graph() -> Any:
-        inputs = _inputs(lambda: source()[:len(REDUCED_INPUTS)], REDUCED_INPUTS)
-        return _reduced(inputs, engine), inputs["sample"]
 
     return _instance(graph, engine, batch_size)
 

@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from qrdali.pipelines.source import reduction_arrays, window_arrays
 from qrdali.quality import Parameters
 from qrdali.view import view
 
-_TOGETHER = 8  # files a decoding pipeline reads at once
+_TOGETHER, _PIXELS = 8, 16_000_000  # files and pixels that a decoding pipeline reads at once, though at least one file
 
 
 def open_maker(index: Index, preprocessing: Preprocessing, engine: Engine) -> Maker:
@@ -55,13 +57,13 @@ class _Maker(ABC):
                     raise RunError(failure(error)) from None
                 for sample, reason in bad.items():
                     unreadable(sample, reason)
-                again = deque(left for chunk in flying if (left := [s for s in chunk if s not in bad]))
+                again = deque([*(left for chunk in flying if (left := [s for s in chunk if s not in bad])), *again])
 
     def _decoding(self, samples: Iterator[int], again: deque[list[int]], flying: deque[list[int]]) -> Any:
         """A pipeline that decodes `again`, then `samples`, and notes in `flying` what it has been given."""
 
         def emit() -> tuple[Any, ...]:
-            chunk = again.popleft() if again else list(islice(samples, _TOGETHER))
+            chunk = again.popleft() if again else self._chunk(samples)
             if not chunk:
                 raise StopIteration
             flying.append(chunk)
@@ -69,7 +71,16 @@ class _Maker(ABC):
             sizes = self._index.sizes(numbers)
             return window_arrays(self._index.path_bytes(numbers), np.concatenate([np.zeros_like(sizes), sizes], axis=1))
 
-        return graphs.windows(emit, self._engine, _TOGETHER)
+        return graphs.windows(emit, replace(self._engine, depth=2), _TOGETHER)
+
+    def _chunk(self, samples: Iterator[int]) -> list[int]:
+        chunk, pixels = [], 0
+        for sample in islice(samples, _TOGETHER):
+            chunk.append(sample)
+            pixels += int(self._index.sizes(np.array([sample])).prod())
+            if pixels >= _PIXELS:
+                break
+        return chunk
 
     @abstractmethod
     def _own(self, windows: Any, i: int) -> Any:
@@ -109,12 +120,13 @@ def _reduced(pixels: npt.NDArray[np.uint8], reduction: Parameters, i: int) -> np
 
 
 class GraphMaker(_Maker):
-    """Everything in DALI: on a GPU, or on a CPU where it is to be compared."""
+    """Everything in DALI: on a GPU, or on a CPU where it is to be compared. Threads take turns."""
 
     def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
         super().__init__(index, preprocessing, engine)
         self._pipes: dict[bool, tuple[Any, int]] = {}  # by whether they show the network's inputs; and their largest batch
         self._asked: tuple[Any, ...] = ()
+        self._turn = Lock()  # a pipeline's outputs go when it is run again
 
     @property
     def _device(self) -> str:
@@ -133,16 +145,18 @@ class GraphMaker(_Maker):
 
     def inputs(self, pixels: list[Any], reduction: Parameters) -> torch.Tensor:
         """See `Maker.inputs`."""
-        (images,) = self._run(True, pixels, reduction)
         side = self._preprocessing.input_size
         target = torch.empty((len(pixels), side, side, 3), device=self._device)
-        return self._copy(images.as_tensor(), target).permute(0, 3, 1, 2)
+        with self._turn:
+            (images,) = self._run(True, pixels, reduction)
+            return self._copy(images.as_tensor(), target).permute(0, 3, 1, 2)
 
     def pictures(self, pixels: list[Any], reduction: Parameters) -> list[npt.NDArray[np.uint8]]:
         """See `Maker.pictures`."""
-        (images,) = self._run(False, pixels, reduction)
-        images = images.as_cpu()
-        return [np.array(images.at(i)) for i in range(len(pixels))]
+        with self._turn:
+            (images,) = self._run(False, pixels, reduction)
+            images = images.as_cpu()
+            return [np.array(images.at(i)) for i in range(len(pixels))]
 
     def _run(self, seen: bool, pixels: list[Any], reduction: Parameters) -> Any:
         pipe, most = self._pipes.get(seen, (None, 0))

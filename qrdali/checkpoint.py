@@ -38,13 +38,18 @@ def save(folder: Path, state: dict[str, Any], **tensors: Tensors) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def current(folder: Path) -> Path:
+    """`folder`, or the one before it if a save was cut short."""
+    old = folder.with_name(folder.name + ".old")
+    return old if not folder.exists() and old.exists() else folder
+
+
 def load(folder: Path, *names: str) -> tuple[dict[str, Any], list[Tensors]]:
     """`state.json` and the named tensor files of `folder`, or of the one before it if a save was cut short.
 
     Raises RunError naming the file that is missing or damaged.
     """
-    if not folder.exists() and folder.with_name(folder.name + ".old").exists():
-        folder = folder.with_name(folder.name + ".old")
+    folder = current(folder)
     path = folder / "state.json"
     try:
         state = json.loads(path.read_text("utf-8"))

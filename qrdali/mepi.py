@@ -98,8 +98,9 @@ class Search:
         self._ended: deque[Journey] = deque()
         self._kept = 0  # bytes of the originals under way
 
-    def finished(self, arriving: Iterator[Journey]) -> Iterator[Journey]:
-        """Each journey when it has ended: at its MEPI, or with `right` False if it is wrong at full quality."""
+    def finished(self, arriving: Iterator[Journey], check: Callable[[], None] = lambda: None) -> Iterator[Journey]:
+        """Each journey when it has ended: at its MEPI, or with `right` False if it is wrong at full quality. `check` is called
+        at every batch and may raise."""
         flying: tuple[list[tuple[Journey, int]], torch.Tensor, torch.Tensor] | None = None
         more = True
         while True:
@@ -113,6 +114,7 @@ class Search:
             # The network works on one batch while the choices after the one before are made.
             batch = [self._queue.popleft() for _ in range(min(self.batch_size, len(self._queue)))]
             before, flying = flying, self._shown(batch) if batch else None
+            check()
             if before is not None:
                 self._settle(*before)
             while self._ended:
@@ -167,6 +169,8 @@ class Search:
             if missing := self.batch_size - len(batch):
                 # Always of one size: libraries choose their arithmetic by it, and a search that was stopped must end the same.
                 images = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+                if images.ndim == 4:
+                    images = images.contiguous(memory_format=torch.channels_last)
             with self.autocast():
                 logits = self.model(images)[:len(batch)]
             sure = logits.float().softmax(1).gather(1, truth[:, None])[:, 0]

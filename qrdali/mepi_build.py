@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,18 @@ import torch
 from qrdali.entropy import entropy, png_bytes
 from qrdali.errors import RunError, printable
 from qrdali.mepi import FULL, Journey, Search, State, reduction_of
-from qrdali.mepi_set import Entry, MepiSet, entry_of
+from qrdali.mepi_set import READ_BACK, Entry, MepiSet, entry_of
 from qrdali.quality import CENTER, placed, shrunk
 from qrdali.trainer import Interrupted, Watcher
 
-_VOIDS = 256  # near-void images classified for the summary
+_VOIDS = 64  # near-void images classified for the summary
 
 
 class Builder:
     """One reduction of a set. `read_back` classifies the written files as `qrdali evaluate` does and gives the samples that
-    are wrong. `stop` gives the number of a signal that asked to stop, or 0."""
+    are wrong; it calls what it is given now and then. `stop` gives the number of a signal that asked to stop, or 0."""
 
-    def __init__(self, mepis: MepiSet, reduction: str, search: Search, threads: int, read_back: Callable[[], list[int]],
+    def __init__(self, mepis: MepiSet, reduction: str, search: Search, threads: int, read_back: Callable[[Callable[[], None]], list[int]],
                  watcher: Watcher, stop: Callable[[], int]) -> None:
         self.mepis, self.reduction, self.search = mepis, reduction, search
         self.read_back, self.watcher, self.stop = read_back, watcher, stop
@@ -50,12 +51,18 @@ class Builder:
             self.watcher.begin(self.reduction, len(todo))
             self._run(self._arriving(todo), lambda: self.watcher.advance(1, self._note))
             self.watcher.end()
-            while wrong := self.read_back():
+            while wrong := self.read_back(self._check):
                 self.watcher.begin(f"{self.reduction}, wrong when read back", len(wrong))
                 self._run(self._again(wrong), lambda: self.watcher.advance(1, self._note))
                 self.watcher.end()
+            void = self._void(samples)
             self.journal.session = self._seconds
-            return self.mepis.finish(self.reduction, self._void(samples))
+            if not self.mepis.complete(self.reduction, samples):
+                raise RunError(f"{self.reduction}: not every image was searched; the same command with --resume goes on")
+            return self.mepis.finish(self.reduction, void)
+        except torch.OutOfMemoryError:
+            raise RunError("the GPU's memory does not suffice: lower --search-batch-size or --memory, then the same command with "
+                           "--resume goes on") from None
         except OSError as error:
             raise RunError(f"{printable(error)}: stopped. The {self.journal.complete} images that are complete are kept: once the "
                            "cause is removed, the same command with --resume goes on") from None
@@ -86,8 +93,8 @@ class Builder:
             if journey.retreat():
                 journeys[sample] = journey
             else:
-                self.mepis.drop(self.reduction, Entry(sample, "wrong", evaluations=e.evaluations, full=e.full, why="read back wrong"),
-                                self._seconds)
+                gone = Entry(sample, "wrong", evaluations=e.evaluations, full=e.full, why=READ_BACK)
+                self.mepis.drop(self.reduction, gone, self._seconds)
         for sample, pixels in self.search.maker.originals(iter(list(journeys)), self._unreadable):
             journey = journeys[sample]
             journey.pixels, journey.size = pixels, (int(pixels.shape[0]), int(pixels.shape[1]))
@@ -96,20 +103,24 @@ class Builder:
     def _unreadable(self, sample: int, reason: str) -> None:
         self.watcher.warn(f"left out: {reason}")
         self.mepis.drop(self.reduction, Entry(sample, "unreadable", why=printable(reason)), self._seconds)
+        self._check()
+
+    def _check(self) -> None:
+        """Raises Interrupted after a signal, once what is encoded is written."""
+        if signum := self.stop():
+            self._write(0)
+            self.watcher.end()
+            raise Interrupted(f"stopped in {self.reduction} with {self.journal.complete} images complete: the same command with "
+                              "--resume continues", signum)
 
     def _run(self, arriving: Iterator[Journey], done: Callable[[], None]) -> None:
-        for journey in self.search.finished(arriving):
+        for journey in self.search.finished(arriving, self._check):
             if journey.right:
                 self._writing.append((journey, self._pool.submit(self._encoded, journey)))
-                self._write(4 * self._threads)
+                self._write(2 * self._threads)
             else:
-                self.journal.append(Entry(journey.sample, "wrong", evaluations=journey.evaluations), self._seconds)
+                self.mepis.drop(self.reduction, Entry(journey.sample, "wrong", evaluations=journey.evaluations), self._seconds)
             done()
-            if signum := self.stop():
-                self._write(0)
-                self.watcher.end()
-                raise Interrupted(f"stopped in {self.reduction} with {self.journal.complete} images complete: the same command "
-                                  "with --resume continues", signum)
         self._write(0)
 
     def _encoded(self, journey: Journey) -> tuple[bytes, int]:
@@ -136,14 +147,16 @@ class Builder:
         level = [rule.n - 1 if moves else 0 for moves in rule.moving]
         some = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, min(_VOIDS, len(samples))).astype(int))]
         predictions: Counter[int] = Counter()
-        for _, pixels in self.search.maker.originals(iter(some), lambda sample, reason: None):
-            size = np.array([pixels.shape[:2]], np.int32)
-            inner = shrunk(size, np.array([level[1]]), rule.n)
-            top, left = placed(size, inner, np.array([CENTER]))[0].tolist()
-            state: State = (level[0], level[1], level[2], top, left)
+        originals = self.search.maker.originals(iter(some), lambda sample, reason: None)
+        while part := [pixels for _, pixels in islice(originals, 8)]:
+            self._check()
+            sizes = np.array([pixels.shape[:2] for pixels in part], np.int32)
+            inner = shrunk(sizes, np.full(len(part), level[1]), rule.n)
+            states: list[State] = [(level[0], level[1], level[2], top, left)
+                                   for top, left in placed(sizes, inner, np.array([CENTER] * len(part))).tolist()]
             with torch.inference_mode(), self.search.autocast():
-                logits = self.search.model(self.search.maker.inputs([pixels], reduction_of([state], size, rule.n)))
-            predictions[int(logits.argmax())] += 1
+                logits = self.search.model(self.search.maker.inputs(part, reduction_of(states, sizes, rule.n)))
+            predictions.update(logits.argmax(1).tolist())
         mepis = len(self.journal.with_mepi())
         result: dict[str, Any] = {"lowest_state": lowest, "lowest_state_share": lowest / mepis if mepis else None}
         if predictions:

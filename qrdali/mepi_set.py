@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
+import platform
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +28,7 @@ from qrdali.mepi import FULL, Journey, State, reduction_of
 from qrdali.quality import REDUCTIONS
 
 SEARCHED = ("color", "crop", "resolution", "combination")
-OPTIONS, PROGRESS, MANIFEST, SUMMARY = "options.json", ".progress", "manifest.parquet", "summary.json"
+OPTIONS, PROGRESS, MANIFEST, SUMMARY, LOCK = "options.json", ".progress", "manifest.parquet", "summary.json", ".lock"
 
 _FIELDS: list[Any] = [
     ("sample", pa.int64()), ("path", pa.string()), ("label", pa.int32()), ("reduction", pa.string()), ("step", pa.float64()),
@@ -65,7 +67,7 @@ def _entry(data: dict[str, Any], count: int, n: int) -> Entry:
     """Raises ValueError, KeyError or TypeError for anything `asdict` of an Entry cannot have given."""
     def states(key: str) -> tuple[State, ...]:
         found = tuple(tuple(map(_whole, state)) for state in data[key])
-        if any(len(s) != 5 or max(s[:3]) >= n for s in found):
+        if any(len(s) != 5 or max(s[:3]) >= n or max(s) >= 1 << 31 for s in found):
             raise ValueError(f"{key} has states outside the step's levels")
         return found  # type: ignore[return-value]
 
@@ -84,22 +86,23 @@ def _whole(value: Any) -> int:
     return value
 
 
+READ_BACK = "wrong when read back"
 _OUTCOMES = ("", "mepi", "wrong", "unreadable")  # by number in `Journal.rows`
 _LONGEST = 1 << 20  # bytes of a line; a step takes about 30
 ROW = np.dtype([("outcome", np.uint8), ("state", np.int32, 5), ("confidence", np.float64), ("evaluations", np.int64),
-                ("full", np.int64), ("mepi", np.int64), ("place", np.int64)])
+                ("full", np.int64), ("mepi", np.int64), ("sent_on", np.bool_), ("place", np.int64)])
 
 
 class Journal:
     """One reduction's entries, a line of JSON each; the newest of a sample counts.
 
-    rows: `ROW` [images], what the manifest needs of each, so that memory is 61 bytes an image; the rest is read from the file
-    again. returned: images that have more than one entry. session: seconds of the one in hand.
+    rows: `ROW` [images], what the manifest needs of each, so that memory is 62 bytes an image; the rest is read from the file
+    again. sent_on: the image was wrong when read back. session: seconds of the one in hand.
     """
 
     def __init__(self, file: Path, count: int, n: int) -> None:
         """Reads what is there; a last line cut short is dropped. Raises RunError for a damaged one."""
-        self.file, self.rows, self.returned, self.session = file, np.zeros(count, ROW), 0, 0.0
+        self.file, self.rows, self.session = file, np.zeros(count, ROW), 0.0
         self._n, self._before, self._end = n, 0.0, 0  # seconds of the sessions before; bytes of whole lines
         self._out: BinaryIO | None = None
         if not file.exists():
@@ -124,7 +127,7 @@ class Journal:
         self.session = float(values.pop("seconds"))
         if not math.isfinite(self.session) or self.session < 0:
             raise ValueError("seconds")
-        self._add(_entry(values, len(self.rows), self._n))
+        self._add(_entry(values, len(self.rows), self._n), self._end)
 
     @property
     def seconds(self) -> float:
@@ -136,11 +139,9 @@ class Journal:
         """Images that have an entry."""
         return int((self.rows["outcome"] > 0).sum())
 
-    def _add(self, entry: Entry) -> None:
-        row = self.rows[entry.sample]
-        self.returned += bool(row["outcome"])
+    def _add(self, entry: Entry, place: int) -> None:
         self.rows[entry.sample] = (_OUTCOMES.index(entry.outcome), entry.state, entry.confidence[-1] if entry.confidence else 0.0,
-                                   entry.evaluations, entry.full, entry.mepi, self._end)
+                                   entry.evaluations, entry.full, entry.mepi, bool(entry.struck) or entry.why == READ_BACK, place)
 
     def entry(self, sample: int) -> Entry:
         """A sample's newest entry, from the file. Raises KeyError if it has none."""
@@ -161,9 +162,10 @@ class Journal:
 
     def append(self, entry: Entry, seconds: float) -> None:
         """Adds an entry; `seconds` of this session."""
-        self._add(entry)
-        self.session = seconds
+        place = self._end
         self._put(json.dumps({**asdict(entry), "seconds": round(seconds, 3)}).encode() + b"\n")
+        self._add(entry, place)
+        self.session = seconds
 
     def _put(self, line: bytes) -> None:
         assert self._out is not None
@@ -199,6 +201,7 @@ class MepiSet:
     index: Index
     classes: tuple[str, ...]
     n: int
+    _lock: TextIO
     _journals: dict[str, Journal] = field(default_factory=dict)
 
     @classmethod
@@ -207,30 +210,49 @@ class MepiSet:
         for name in classes:
             if name in ("", ".", "..") or "/" in name or "\0" in name:
                 raise InputError(f"the class name {printable(name)!r} cannot be a folder's")
-        file = folder / OPTIONS
+        lock, file = _locked(folder), folder / OPTIONS
         if file.exists():
             if not resume:
                 raise InputError(f"{printable(folder)} already holds MEPIs: continue them with --resume, or choose another --out")
             try:
                 before = json.loads(file.read_text("utf-8"))
+                if not isinstance(before, dict):
+                    raise ValueError("not a JSON object")
                 changed = [f"{key} {printable(before.get(key))} → {printable(options.get(key))}"
-                           for key in sorted({*before, *options}) if before.get(key) != options.get(key)]
+                           for key in sorted({*before, *options} - {"run"}) if before.get(key) != options.get(key)]
             except (OSError, ValueError, RecursionError, AttributeError) as error:
                 raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
             if changed:
                 raise InputError(f"{printable(folder)} was begun with other options: {'; '.join(changed)[:600]}. Give the same, or "
                                  "another --out")
         else:
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise InputError(f"{printable(folder)} exists and is no MEPI set: choose another --out")
-            folder.mkdir(parents=True, exist_ok=True)
             _write(file, (json.dumps(options, indent=1) + "\n").encode())
-        return cls(folder, index, classes, n)
+        return cls(folder, index, classes, n, lock)
+
+    def close(self) -> None:
+        """Lets another process have the folder."""
+        self._lock.close()
 
     def journal(self, reduction: str) -> Journal:
+        """Raises RunError for a damaged one."""
         if reduction not in self._journals:
-            self._journals[reduction] = Journal(self.folder / PROGRESS / f"{reduction}.jsonl", len(self.index), self.n)
+            journal = Journal(self.folder / PROGRESS / f"{reduction}.jsonl", len(self.index), self.n)
+            samples = journal.with_mepi()
+            sizes, states = self.index.sizes(samples), journal.rows[samples]["state"]
+            window = reduction_of(states, sizes, self.n).window.astype(np.int64)
+            still = np.flatnonzero(~np.array(REDUCTIONS[reduction]))
+            if (window[:, :2] + window[:, 2:] > sizes).any() or states[:, still].any():
+                raise RunError(f"{printable(journal.file)} holds states that its images cannot have: remove the file to search this "
+                               "reduction anew")
+            self._journals[reduction] = journal
         return self._journals[reduction]
+
+    def finished(self, reduction: str, samples: Iterable[int]) -> bool:
+        """Whether the summary has the reduction and every one of `samples` what its entry says."""
+        return self._summed(reduction, self.summaries()) and next(self.missing(reduction, samples), None) is None
+
+    def _summed(self, reduction: str, summaries: dict[str, Any]) -> bool:
+        return reduction in summaries and summaries[reduction]["images"] == self.journal(reduction).complete
 
     def png(self, reduction: str, sample: int) -> Path:
         label = int(self.index.labels(np.array([sample]))[0])
@@ -249,12 +271,17 @@ class MepiSet:
         self.journal(reduction).append(entry, seconds)
 
     def missing(self, reduction: str, samples: Iterable[int]) -> Iterator[int]:
-        """Those of `samples` still to be searched: without an entry, or whose file is not what the entry says."""
-        rows, mepi = self.journal(reduction).rows, _OUTCOMES.index("mepi")
+        """Those of `samples` still to be searched: without an entry, unreadable so far, or whose file is not what the entry says."""
+        rows, mepi, unreadable = self.journal(reduction).rows, _OUTCOMES.index("mepi"), _OUTCOMES.index("unreadable")
         for sample in samples:
             row = rows[sample]
-            if not row["outcome"] or (row["outcome"] == mepi and not _has_size(self.png(reduction, sample), int(row["mepi"]))):
+            searched = row["outcome"] not in (0, unreadable)
+            if not searched or (row["outcome"] == mepi and not _has_size(self.png(reduction, sample), int(row["mepi"]))):
                 yield sample
+
+    def complete(self, reduction: str, samples: list[int]) -> bool:
+        """Whether every one of `samples` has an entry."""
+        return bool((self.journal(reduction).rows["outcome"][samples] > 0).all())
 
     def entropies(self) -> npt.NDArray[np.int64]:
         """PNG bytes of originals that any reduction has measured, [images]; 0 where none has."""
@@ -270,10 +297,11 @@ class MepiSet:
             "images": journal.complete, "without_mepi": journal.count("wrong"), "unreadable": journal.count("unreadable"),
             "mean_quotient": journal.mean_quotient(), "seconds": round(journal.seconds, 3),
             "images_per_second": round(journal.complete / journal.seconds, 3) if journal.seconds else None,
-            "evaluations": int(journal.rows["evaluations"].sum()), "returned": journal.returned,
+            "evaluations": int(journal.rows["evaluations"].sum()), "returned": int(journal.rows["sent_on"].sum()),
             "encoder": encoder(), **extra}
         summaries[reduction] = row
-        ordered = {r: summaries[r] for r in SEARCHED if r in summaries}
+        # One whose journal has been removed is not finished any more.
+        ordered = {r: summaries[r] for r in SEARCHED if self._summed(r, summaries)}
         self._write_manifest(list(ordered))
         _write(self.folder / SUMMARY, (json.dumps(ordered, indent=1) + "\n").encode())
         return row
@@ -283,8 +311,8 @@ class MepiSet:
         file = self.folder / SUMMARY
         try:
             found = json.loads(file.read_text("utf-8")) if file.exists() else {}
-            if not isinstance(found, dict) or not set(found) <= set(SEARCHED):
-                raise ValueError("not a summary of reductions")
+            if not isinstance(found, dict) or not set(found) <= set(SEARCHED) or not all(map(_is_summary, found.values())):
+                raise ValueError("not a summary of reductions: remove the file")
             return found
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
@@ -316,6 +344,35 @@ class MepiSet:
             window = reduction_of(states, sizes, self.n).window
             total += int((descent.next_levels(states[:, :3].astype(np.uint8), window, sizes, self.n)[:, moving] < 0).all(axis=1).sum())
         return total
+
+
+def _is_summary(row: Any) -> bool:
+    return isinstance(row, dict) and all(type(row.get(key)) is int for key in ("images", "without_mepi", "unreadable", "returned")) and all(
+        key in row and (row[key] is None or type(row[key]) is float)
+        for key in ("mean_quotient", "images_per_second", "lowest_state_share"))
+
+
+def _locked(folder: Path) -> TextIO:
+    """A lock that the process holds until it ends. Raises RunError if another process builds in `folder`."""
+    file = folder / LOCK
+    if folder.exists() and not (folder / OPTIONS).exists() and (not folder.is_dir() or any(
+            entry.name not in (LOCK, f".{OPTIONS}.partial") for entry in folder.iterdir())):
+        raise InputError(f"{printable(folder)} exists and is no MEPI set: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        who = printable(lock.read(200)) or "another process"
+        lock.close()
+        raise RunError(f"{printable(folder)} is being built by {who}: wait for it, or choose another --out") from None
+    except OSError:
+        return lock  # a file system without locks: nothing to hold
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.flush()
+    return lock
 
 
 def _has_size(file: Path, size: int) -> bool:

@@ -174,9 +174,9 @@ def test_an_image_wrong_when_read_back_goes_on_from_its_parent(run: Path, data: 
     victims = sorted(before)[:3]
     real, calls = build_mepi._wrong, []
 
-    def once(evaluator: Any, mepis: Any, reduction: str) -> list[int]:
+    def once(evaluator: Any, mepis: Any, reduction: str, check: Any) -> list[int]:
         calls.append(reduction)
-        return victims if len(calls) == 1 else real(evaluator, mepis, reduction)
+        return victims if len(calls) == 1 else real(evaluator, mepis, reduction, check)
 
     monkeypatch.setattr(build_mepi, "_wrong", once)
     summary = build(**options(run, data, tmp_path / "sent-on", step=.1, reduction="combination"))
@@ -195,10 +195,10 @@ def test_an_image_wrong_when_read_back_at_full_quality_has_none(run: Path, data:
     """Sent back again and again, it reaches full quality and is dropped."""
     real, victim = build_mepi._wrong, []
 
-    def always(evaluator: Any, mepis: Any, reduction: str) -> list[int]:
+    def always(evaluator: Any, mepis: Any, reduction: str, check: Any) -> list[int]:
         alive = mepis.journal(reduction).with_mepi().tolist()
         victim[:] = victim or alive[:1]
-        return victim if victim[0] in alive else real(evaluator, mepis, reduction)
+        return victim if victim[0] in alive else real(evaluator, mepis, reduction, check)
 
     monkeypatch.setattr(build_mepi, "_wrong", always)
     summary = build(**options(run, data, tmp_path / "set", step=.25, reduction="color"))
@@ -300,6 +300,8 @@ def test_other_classes_are_refused(run: Path, images: Path, tmp_path: Path) -> N
                 "mepi": 1, "why": "", "seconds": 1}).encode(),
     json.dumps({"sample": 1, "outcome": "mepi", "path": [], "confidence": [1], "struck": [], "evaluations": 1, "full": 0,
                 "mepi": 1, "why": "", "seconds": 1}).encode(),
+    json.dumps({"sample": 1, "outcome": "mepi", "path": [[0, 0, 0, 1 << 33, 0]], "confidence": [1, 1], "struck": [], "evaluations": 1,
+                "full": 5, "mepi": 1, "why": "", "seconds": 1}).encode(),
     json.dumps({"sample": True, "outcome": "wrong", "path": [], "confidence": [], "struck": [], "evaluations": 1, "full": 0,
                 "mepi": 1, "why": "", "seconds": 1}).encode()])
 def test_a_damaged_journal_is_named(run: Path, data: str, tmp_path: Path, line: bytes) -> None:
@@ -400,3 +402,106 @@ def test_bench_mepi_measures_both(data: str) -> None:
         assert row["ratio"] == pytest.approx(row["images_per_second"] / row["naive_images_per_second"], rel=.05)
         assert row["evaluations_per_image"] >= 2
         assert 0 < row["mean_quotient"] <= 1
+
+
+def test_a_graphs_maker_builds_the_same_from_many_threads(run: Path, dataset: Dataset, tmp_path: Path) -> None:
+    """As on a GPU: one pipeline, several threads that want its pictures."""
+    from contextlib import nullcontext
+
+    from qrdali.cli.bench_mepi import _Quiet
+    from qrdali.mepi import Rule, Search, reduction_of
+    from qrdali.mepi_build import Builder
+    from qrdali.pipelines.graphs import Engine
+    from qrdali.pipelines.maker import open_maker
+    from qrdali.probe import Descent
+
+    model, trained = runs.load_best(run)
+    index = dataset.index("train")
+    mepis = mepi_set.MepiSet.open(tmp_path / "set", index, dataset.classes, 4, {}, False)
+    maker = open_maker(index, trained.preprocessing, Engine(whole_graph=True))
+    search = Search(model, maker, Rule(Descent((True, True, True), 4, 5, "entropy")), 16, 1 << 30, 4, nullcontext)
+    Builder(mepis, "combination", search, 4, lambda check: [], _Quiet(), lambda: 0).build(list(range(24)))
+    journal = mepis.journal("combination")
+    pixels = dict(maker.originals(iter(range(24)), lambda sample, reason: None))
+    assert len(journal.with_mepi()) > 12
+    for sample in journal.with_mepi().tolist():
+        state = journal.entry(sample).state
+        (picture,) = maker.pictures([pixels[sample]], reduction_of([state], index.sizes(np.array([sample])), 4))
+        assert mepis.png("combination", sample).read_bytes() == png_bytes(picture)
+        assert journal.rows[sample]["full"] == entropy(np.ascontiguousarray(pixels[sample]))
+
+
+@pytest.mark.parametrize("stray", ["copy.png", "99999.png", "7.png"])
+def test_a_stray_file_is_named(run: Path, data: str, tmp_path: Path, stray: str, dataset: Dataset) -> None:
+    out = tmp_path / "set"
+    build(**options(run, data, out, step=.25, reduction="color", limit=8))
+    (out / "summary.json").unlink()
+    Image.new("RGB", (9, 9)).save(out / "color" / dataset.classes[3] / stray)
+    with pytest.raises(RunError, match=f"{stray} is no file of this set"):
+        build(**options(run, data, out, step=.25, reduction="color", limit=8), resume=True)
+    (out / "color" / dataset.classes[3] / stray).unlink()
+    build(**options(run, data, out, step=.25, reduction="color", limit=8), resume=True)
+
+
+def test_a_damaged_or_removed_file_is_made_again(run: Path, data: str, tmp_path: Path) -> None:
+    out, words = tmp_path / "set", {"step": .25, "reduction": "color", "limit": 8}
+    build(**options(run, data, out, **words))
+    before, table = files(out), rows(out)
+    first, second = sorted(before)[:2]
+    (out / first).unlink()
+    build(**options(run, data, out, **words), resume=True)
+    assert files(out) == before
+    (out / second).write_bytes(b"\0" * len(before[second]))
+    (out / first).unlink()  # so that the reduction is not finished, and is read back
+    with pytest.raises(RunError, match="was not as it had been written"):
+        build(**options(run, data, out, **words), resume=True)
+    build(**options(run, data, out, **words), resume=True)
+    assert files(out) == before
+    assert rows(out) == table
+
+
+def test_what_was_unreadable_is_tried_again(run: Path, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "images")
+    index_images(tmp_path / "images", tmp_path / "data")
+    victim = Path(Dataset.open(tmp_path / "data").index("train").paths(np.array([4]))[0])
+    victim.rename(tmp_path / "away")
+    words = options(run, str(tmp_path / "data"), tmp_path / "set", step=.25, reduction="color")
+    assert build(**words)["color"]["unreadable"] == 1
+    (tmp_path / "away").rename(victim)
+    assert build(**words, resume=True)["color"]["unreadable"] == 0
+    assert 4 in {r["sample"] for r in rows(tmp_path / "set")}
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("options.json", "null"), ("options.json", "[[1]]"), ("options.json", "{"), ("options.json", "[" * 100_000), ("summary.json", "[1]"),
+    ("summary.json", '{"color": 5}'), ("summary.json", '{"color": {}}'), ("summary.json", '{"../x": {}}')])
+def test_damaged_files_are_named(run: Path, data: str, tmp_path: Path, name: str, content: str) -> None:
+    out = tmp_path / "set"
+    build(**options(run, data, out, step=.25, reduction="color", limit=4))
+    (out / name).write_text(content)
+    with pytest.raises(RunError, match=f"{name} cannot be read"):
+        build(**options(run, data, out, step=.25, reduction="color", limit=4), resume=True)
+
+
+def test_a_journal_that_was_removed_makes_its_reduction_unfinished(run: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    build(**options(run, data, out, step=.25, reduction="color", limit=4))
+    table = rows(out)
+    (out / ".progress" / "color.jsonl").unlink()
+    build(**options(run, data, out, step=.25, reduction="resolution", limit=4), resume=True)
+    assert list(json.loads((out / "summary.json").read_text())) == ["resolution"]
+    build(**options(run, data, out, step=.25, reduction="color", limit=4), resume=True)
+    assert [r for r in rows(out) if r["reduction"] == "color"] == table
+
+
+def test_two_builders_do_not_share_a_folder(run: Path, data: str, tmp_path: Path, dataset: Dataset) -> None:
+    held = mepi_set.MepiSet.open(tmp_path / "set", dataset.index("train"), dataset.classes, 4, {}, False)
+    with pytest.raises(RunError, match=f"is being built by process {os.getpid()} on "):
+        build(**options(run, data, tmp_path / "set"), resume=True)
+    held.close()
+
+
+def test_a_moved_run_goes_on(run: Path, data: str, tmp_path: Path) -> None:
+    build(**options(run, data, tmp_path / "set", step=.25, reduction="color", limit=4))
+    shutil.copytree(run, tmp_path / "moved")
+    build(**options(tmp_path / "moved", data, tmp_path / "set", step=.25, reduction="resolution", limit=4), resume=True)

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from qrdali.data.scan import examine
 from qrdali.models import Preprocessing
 from qrdali.pipelines import host
-from qrdali.pipelines.graphs import Engine, network_input, reduced_images, windows
-from qrdali.pipelines.source import Prepared, graph_arrays, window_arrays
+from qrdali.pipelines.graphs import Engine, kept, network_input, windows
+from qrdali.pipelines.source import Prepared, graph_arrays, reduction_arrays, window_arrays
 from qrdali.quality import parameters
 from qrdali.view import view
 
@@ -43,12 +43,14 @@ def reduce(paths: list[Path], levels: tuple[int, int, int], n: int = 4, anchor: 
     sizes = np.array([examine(str(p), True)[::-1] for p in paths], np.int32)
     reduction = parameters(np.tile(np.array([levels], np.uint8), (count, 1)), sizes, np.tile([anchor], (count, 1)), n)
     names = [np.frombuffer(str(p).encode(), np.uint8) for p in paths]
-    batch = Prepared(np.arange(count), np.zeros(count, np.int64), reduction, view(reduction.size, "whole", 1))
     if MAKER["name"] == "host":
         (decoded,) = windows(lambda: window_arrays(names, reduction.window), Engine(depth=1), count).run()
         return [host.reduce(np.array(decoded.at(i)), reduction.size[i], int(reduction.bin_width[i])) for i in range(count)]
-    images, samples = reduced_images(lambda: graph_arrays(names, batch), Engine(depth=1), count).run()
-    assert np.array(samples.as_array()).tolist() == list(range(count))
+    whole = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+    (decoded,) = windows(lambda: window_arrays(names, whole), Engine(depth=1), count).run()
+    numbers = reduction_arrays(reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width)
+    asked = ([np.array(decoded.at(i)) for i in range(count)], *numbers)
+    (images,) = kept(lambda: asked, Engine(), count, None).run()
     return [np.array(images.at(i)) for i in range(count)]
 
 

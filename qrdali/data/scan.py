@@ -105,6 +105,8 @@ def index_folder(root: Path, classes: tuple[str, ...], file: Path, verify: bool,
     rejected, writer = [], Writer(file)
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for label, name in enumerate(classes):
+            if name not in found:  # a run's class names need not be a folder's
+                continue
             files = _files((root / name).absolute())
             while chunk := list(islice(files, _CHUNK)):
                 for image in pool.map(lambda path: _look(path, verify), chunk):
