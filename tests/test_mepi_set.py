@@ -505,3 +505,34 @@ def test_a_moved_run_goes_on(run: Path, data: str, tmp_path: Path) -> None:
     build(**options(run, data, tmp_path / "set", step=.25, reduction="color", limit=4))
     shutil.copytree(run, tmp_path / "moved")
     build(**options(tmp_path / "moved", data, tmp_path / "set", step=.25, reduction="resolution", limit=4), resume=True)
+
+
+def test_reading_back_finds_what_the_network_gets_wrong(run: Path, data: str, tmp_path: Path, dataset: Dataset) -> None:
+    """Files that have changed places hold pictures of another class."""
+    out = tmp_path / "set"
+    build(**options(run, data, out, step=.25, reduction="crop"))
+    before = rows(out)
+    first, second = next((a, b) for a in before for b in before if a["label"] != b["label"])
+    places = [out / "crop" / dataset.classes[r["label"]] / f"{r['sample']}.png" for r in (first, second)]
+    contents = [place.read_bytes() for place in places]
+    for place, content in zip(places, reversed(contents), strict=True):
+        place.write_bytes(content)
+    evaluator, index = Evaluator(run, 8, "cpu", "auto", 2), dataset.index("train")
+    settings = json.loads((out / "options.json").read_text())
+    held = mepi_set.MepiSet.open(out, index, dataset.classes, 4, settings, True)
+    checked: list[None] = []
+    assert build_mepi._wrong(evaluator, held, "crop", lambda: checked.append(None)) == sorted([first["sample"], second["sample"]])
+    assert checked
+    held.close()
+
+
+def test_a_class_name_that_leaves_the_folder_is_not_followed(tmp_path: Path) -> None:
+    from qrdali.data.index import Index
+    from qrdali.data.scan import index_folder
+
+    for folder in ("set/a", "outside"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / folder / "1.png")
+    index_folder(tmp_path / "set", ("../outside", str(tmp_path / "outside"), "a"), tmp_path / "set.arrow", verify=False)
+    assert Index(tmp_path / "set.arrow", 3).paths(np.arange(1)) == [str(tmp_path / "set" / "a" / "1.png")]
+    assert len(Index(tmp_path / "set.arrow", 3)) == 1
