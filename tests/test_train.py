@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from qrdali import checkpoint
-from qrdali.cli.evaluate import evaluate_run
+from qrdali.cli.evaluate import Evaluator
 from qrdali.cli.train import run_training
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
@@ -56,7 +56,7 @@ def test_shared_leaves_a_whole_run(data: Path, shared: Path) -> None:
     assert table.column_names == ["sample", "path", "label", "prediction", "correct", "confidence"]
     assert sum(table["correct"].to_pylist()) / table.num_rows == rows[best]["val_accuracy"]
     assert read(shared / "config.toml")["lr"] == 1e-3
-    result = evaluate_run(shared, data, "test", device="cpu")
+    result = Evaluator(shared, device="cpu").split(Path(data), "test")
     assert result["images"] == 12
     assert pq.read_table(shared / "predictions" / "test.parquet")["sample"].to_pylist() == list(range(12))
 
@@ -128,7 +128,7 @@ def test_other_classes_are_shown(shared: Path, tmp_path: Path) -> None:
     generate(tmp_path / "images", ShapesSpec(classes=4, train=2, val=1, test=1, size=(40, 32)), workers=1)
     build(tmp_path / "images", tmp_path / "data")
     with pytest.raises(InputError, match="only here"):
-        evaluate_run(shared, tmp_path / "data", "test", device="cpu")
+        Evaluator(shared, device="cpu").split(tmp_path / "data", "test")
 
 
 def test_checkpoints_are_whole_or_named(tmp_path: Path) -> None:
