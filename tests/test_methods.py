@@ -165,14 +165,14 @@ def test_adaptive_stopped_anywhere_resumes_to_the_same(data: str, shared: Path, 
 
 def _stop_now_and_then(settings: Settings, run: Path) -> None:
     """Interrupts ever later, up to past a whole probe, until the run ends by itself."""
-    import qrdali.cli.train as command
+    import qrdali.cli.signals as command
 
-    class Impatient(command._Stop):
+    class Impatient(command.Stop):
         def __call__(self) -> int:
             self.asked = getattr(self, "asked", 0) + 1
             return 15 if self.asked == 3 + stops % 13 else 0
 
-    kept, command._Stop = command._Stop, Impatient  # type: ignore[misc]
+    kept, command.Stop = command.Stop, Impatient  # type: ignore[misc]
     stops = 0
     try:
         while stops < 200:
@@ -181,7 +181,7 @@ def _stop_now_and_then(settings: Settings, run: Path) -> None:
             except SystemExit as stop:
                 stops += 1 if stop.code == 143 else 1000
     finally:
-        command._Stop = kept  # type: ignore[misc]
+        command.Stop = kept  # type: ignore[misc]
     raise AssertionError("does not end")
 
 
