@@ -112,7 +112,9 @@ class Search:
                 self._kept += _bytes(journey.pixels)
                 self._begin(journey)
             # The network works on one batch while the choices after the one before are made.
-            batch = [self._queue.popleft() for _ in range(min(self.batch_size, len(self._queue)))]
+            # What does not fill a batch waits for those in the air, whose next candidates may fill it.
+            ready = len(self._queue) >= self.batch_size or flying is None
+            batch = [self._queue.popleft() for _ in range(min(self.batch_size, len(self._queue)))] if ready else []
             before, flying = flying, self._shown(batch) if batch else None
             check()
             if before is not None:
