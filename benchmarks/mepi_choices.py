@@ -66,6 +66,7 @@ def minimum(evaluator: Evaluator, maker: Any, pixels: Any, label: int) -> int:
 def gap(run: Path, data: Path, split: str, images: int) -> dict[str, Any]:
     """Descent (both preferences) against the true minimum of the combination at step 0.25."""
     evaluator = Evaluator(run, device="cpu")
+    evaluator.model.eval()
     index = Dataset.open(data).index(split)
     maker = open_maker(index, evaluator.trained.preprocessing, evaluator.engine)
     with TemporaryDirectory() as folder:
