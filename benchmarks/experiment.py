@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qrdali import runs
+from qrdali import checkpoint, runs
 from qrdali.cli.bench_loader import machine
 from qrdali.cli.train import run_training
 from qrdali.data.index import Dataset, Writer
@@ -56,6 +56,32 @@ def table(seed: int, folder: Path, data: Path, args: argparse.Namespace) -> dict
     return result
 
 
+def last_accuracy(run: Path, dataset: Dataset) -> float:
+    """Accuracy on test of the network as it was when training ended, which is not the best by validation."""
+    model, trained = runs.load_best(run)
+    model.load_state_dict(checkpoint.load(run / "last", "model")[1][0])
+    index = dataset.index("test")
+    loader = open_loader(index, trained.preprocessing, 50, Engine())
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return evaluate(model, loader, Plan(len(index), 50, FULL), autocast_for("off", torch.device("cpu"))[0]).accuracy
+
+
+def above_chance(rows: list[dict[str, Any]], images: int, classes: int) -> dict[str, Any]:
+    """How many runs lie above chance on test at p < .05, one-sided binomial, before and after Holm's correction, for the best and
+    for the last weights."""
+    from scipy.stats import binomtest
+
+    result: dict[str, Any] = {}
+    for column in ("test", "test last"):
+        p = sorted(float(binomtest(round(row[column] * images), images, 1 / classes, alternative="greater").pvalue) for row in rows)
+        holm = 0
+        while holm < len(p) and p[holm] * (len(p) - holm) < 0.05:
+            holm += 1
+        result[column] = {"runs": len(p), "p < .05": sum(x < 0.05 for x in p), "after Holm": holm, "smallest p": p[0],
+                          "highest": max(row[column] for row in rows), "mean": statistics.mean(row[column] for row in rows)}
+    return result
+
+
 def accuracies(run: Path, dataset: Dataset) -> dict[str, float]:
     """Accuracy of best/ on val, test and test reduced to quality .5 in each way (centre crops)."""
     model, trained = runs.load_best(run)
@@ -85,9 +111,10 @@ def write(out: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> No
             summary[name][column] = {"mean": round(mean, 4), "sd": round(spread, 4)}
             cells.append(f"{mean:,.0f}" if column in ("epochs", "optimizer steps", "forward images") else f"{mean:.3f} ± {spread:.3f}")
         lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
+    extra = {"above chance": above_chance(rows, args.test * 20, 20)} if args.shuffled else {}
     (out / "table.md").write_text("\n".join(lines) + "\n")
     (out / "table.json").write_text(json.dumps({"machine": machine(), "settings": {k: str(v) for k, v in vars(args).items() if k != "out"},
-                                                "pairs": pairs(out), "runs": summary}, indent=1) + "\n")
+                                                "pairs": pairs(out), **extra, "runs": summary}, indent=1) + "\n")
 
 
 def pairs(out: Path) -> dict[str, Any]:
@@ -167,6 +194,8 @@ def main() -> int:
             last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
             row = {"run": name, "seed": seed, **accuracies(run, dataset), "epochs": last["epoch"],
                    "optimizer steps": last["optimizer_steps"], "forward images": last["forward_images"], "seconds": last["total_seconds"]}
+            if args.shuffled:
+                row |= {"test last": last_accuracy(run, dataset), "train accuracy": last["train_accuracy"]}
             rows.append(row)
             with open(done, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
