@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit browser clean
 
 demo: .venv/installed
 	$(BIN)/qrdali demo --out demo
@@ -14,8 +14,11 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-unit: .venv/installed
+unit: .venv/installed browser
 	$(BIN)/pytest
+
+browser:
+	@tests/browser.sh
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from qrdali.mepi_set import SEARCHED
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from qrdali.cli.evaluate import Evaluator
     from qrdali.data.index import Index
-
-COLORS = {"color": "#c2410c", "crop": "#1d4ed8", "resolution": "#047857", "combination": "#7e22ce"}
-MARKERS = {"color": "o", "crop": "s", "resolution": "^", "combination": "D"}
 
 
 def measure(evaluator: Evaluator, name: str, index: Index, n: int) -> pa.Table:
@@ -31,14 +29,14 @@ def measure(evaluator: Evaluator, name: str, index: Index, n: int) -> pa.Table:
 
     loader = open_loader(index, evaluator.trained.preprocessing, evaluator.batch_size, evaluator.engine)
     tables = []
-    with Bar(f"curve of {name}", len(index) * (1 + (n - 1) * len(COLORS))) as bar:
+    with Bar(f"curve of {name}", len(index) * (1 + (n - 1) * len(SEARCHED))) as bar:
         def rows(level: int, reduction: str) -> Any:
             levels = constant(REDUCTIONS[reduction], level) if level else FULL
             plan = Plan(len(index), evaluator.batch_size, levels, n)
             return evaluate(evaluator.model, loader, plan, evaluator.autocast, lambda images: bar.advance(images, reduction))
 
         full = rows(0, "color")
-        for reduction in COLORS:
+        for reduction in SEARCHED:
             for level in range(n):
                 found = rows(level, reduction) if level else full
                 count = len(found.samples)
@@ -54,7 +52,7 @@ def summary(rows: pa.Table) -> dict[str, Any]:
     """Per reduction: quality and accuracy, from 1 down, and the area under the accuracy as a share of the range of qualities."""
     result: dict[str, Any] = {}
     found = {key: rows[key].to_numpy(zero_copy_only=False) for key in ("reduction", "quality", "correct")}
-    for reduction in COLORS:
+    for reduction in SEARCHED:
         own = found["reduction"] == reduction
         quality = np.unique(found["quality"][own])
         accuracy = np.array([found["correct"][own & (found["quality"] == q)].mean() for q in quality])
@@ -63,33 +61,11 @@ def summary(rows: pa.Table) -> dict[str, Any]:
     return result
 
 
-def draw(curves: dict[str, Any], title: str, chance: float, out: Path) -> None:
-    """Writes `out`.png and `out`.svg."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    # Nothing in the files varies from run to run; text stays text.
-    with rc_context({"svg.hashsalt": "qrdali", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7, 4.4), layout="constrained")
-        axes = figure.add_subplot()
-        for reduction, curve in curves.items():
-            axes.plot(curve["quality"], curve["accuracy"], color=COLORS[reduction], marker=MARKERS[reduction], markersize=4,
-                      label=f"{reduction} (area {curve['area']:.3f})")
-        axes.axhline(chance, color="#6b7280", linestyle=":", linewidth=1)
-        axes.annotate("chance", (1, chance), color="#6b7280", fontsize=8, xytext=(0, 3), textcoords="offset points")
-        axes.set(xlabel="quality", ylabel="accuracy", ylim=(0, 1.02), title=title)
-        axes.invert_xaxis()
-        axes.grid(color="#e5e7eb")
-        axes.legend(frameon=False)
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            partial = out.with_name(f".{out.name}.{kind}.partial")
-            figure.savefig(partial, format=kind, dpi=144, metadata=metadata)
-            partial.rename(out.with_name(f"{out.name}.{kind}"))
-
-
 def make(evaluator: Evaluator, name: str, index: Index, n: int) -> dict[str, Any]:
     """Writes RUN/curves/NAME.parquet, .json, .png and .svg; returns the summary with the folder."""
     import pyarrow.parquet as pq
+
+    from qrdali.report.plots import quality_curve
 
     folder = evaluator.run / "curves"
     folder.mkdir(exist_ok=True)
@@ -100,6 +76,10 @@ def make(evaluator: Evaluator, name: str, index: Index, n: int) -> dict[str, Any
     told = {"set": name, "images": len(index), "step": 1 / n, "curves": curves}
     (folder / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     trained = evaluator.trained
-    draw(curves, f"{evaluator.run.name}, {name}: {trained.model} at {trained.preprocessing.input_size} px", 1 / len(trained.classes),
-         folder / name)
+    title = f"{evaluator.run.name}, {name}: {trained.model} at {trained.preprocessing.input_size} px"
+    figure = quality_curve(curves, 1 / len(trained.classes), name, title, headed=True)
+    for kind in ("png", "svg"):
+        partial = folder / f".{name}.{kind}.partial"
+        partial.write_bytes(figure.render(kind))
+        partial.rename(folder / f"{name}.{kind}")
     return {"step": 1 / n, "files": str(folder / name), **curves}

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "Accuracy of a run on a split and on folders.",
     "compare": "McNemar's test of two runs on the same images.",
     "build-mepi": "Minimal-entropy positive images of a run.",
+    "report": "One page with tables and figures on runs and MEPI sets.",
     "bench": "Measure speed.",
 }
 

@@ -1,4 +1,4 @@
-"""Whether two classifiers differ on the same images: McNemar's test, and intervals of their accuracies."""
+"""Whether classifiers differ on the same images: McNemar, Holm, intervals, and paired measurements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest, chi2
+from scipy.stats import binomtest, bootstrap, chi2, wilcoxon
 
 STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
@@ -48,3 +48,47 @@ def wilson(correct: int, images: int, confidence: float = 0.95) -> tuple[float, 
     """Wilson's interval of an accuracy (Wilson, JASA 22, 1927). Raises ValueError unless 0 <= correct <= images, images >= 1."""
     interval = binomtest(correct, images).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p values of one family of tests, corrected by Holm's step-down method (Holm, Scand. J. Statist. 6, 1979), in their order."""
+    count, running, corrected = len(p_values), 0.0, [1.0] * len(p_values)
+    for rank, i in enumerate(sorted(range(count), key=p_values.__getitem__)):
+        running = max(running, min(1.0, (count - rank) * p_values[i]))
+        corrected[i] = running
+    return corrected
+
+
+_RESAMPLES, _AT_ONCE = 2000, 1 << 22  # bootstrap samples; values drawn at once, which bounds the memory
+
+
+def bootstrap_mean(values: npt.NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """95% interval of the mean of float64 [N], N >= 1: percentiles of 2,000 resamples (Efron & Tibshirani, 1993). One value, or all
+    the same, give that value twice."""
+    if (values == values[0]).all():
+        return float(values[0]), float(values[0])
+    found = bootstrap((values,), np.mean, n_resamples=_RESAMPLES, batch=max(1, _AT_ONCE // len(values)), method="percentile",
+                      rng=np.random.default_rng(seed))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The same images measured twice. difference: mean of second less first, with its paired bootstrap's 95% interval; p_value:
+    Wilcoxon's signed-rank test, two-sided, zeros left out; 1 where all are zero."""
+
+    images: int
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def paired(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> Paired:
+    """first, second: float64 [N] of the same images, N >= 1. Raises ValueError for other shapes."""
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        raise ValueError(f"the values have shapes {first.shape} and {second.shape}: they must be of the same images")
+    differences = second - first
+    low, high = bootstrap_mean(differences)
+    p = float(wilcoxon(differences, zero_method="wilcox").pvalue) if differences.any() else 1.0
+    return Paired(len(first), float(differences.mean()), low, high, p)

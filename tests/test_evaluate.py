@@ -120,7 +120,7 @@ def test_the_crop_of_a_curve_is_the_centred_window(run: Path, dataset: Dataset, 
 
 def test_the_area_is_the_mean_over_the_qualities() -> None:
     rows = {"reduction": [], "quality": [], "correct": []}
-    for reduction in curve.COLORS:
+    for reduction in curve.SEARCHED:
         for q, right in ((1., 4), (.5, 2), (.75, 4), (.25, 0)):
             rows["reduction"] += [reduction] * 4
             rows["quality"] += [q] * 4

@@ -1,0 +1,142 @@
+"""Accuracy of runs: the table of all, each comparison with the baseline, and the best five."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from qrdali.errors import printable
+from qrdali.report.groups import Configuration, Group, is_baseline
+from qrdali.report.read import Run
+from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
+from qrdali.stats import McNemar, holm, mcnemar, wilson
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run against its baseline on one set. a and b of `test` are the baseline's. holm: corrected over the group's runs."""
+
+    run: Run
+    name: str
+    test: McNemar
+    difference: float
+    holm: float
+
+
+def compare(group: Group, name: str) -> list[Comparison]:
+    """All runs of a group with a baseline whose rows of the set are of the same images."""
+    found = []
+    for run in group.runs:
+        base = group.baseline(run)
+        if is_baseline(run.settings) or base is None or name not in run.sets or name not in base.sets \
+                or run.sets[name].digest != base.sets[name].digest:
+            continue
+        found.append((run, mcnemar(base.sets[name].correct, run.sets[name].correct), run.sets[name].accuracy - base.sets[name].accuracy))
+    corrected = holm([test.p_value for _, test, _ in found])
+    return [Comparison(run, name, test, difference, p) for (run, test, difference), p in zip(found, corrected, strict=True)]
+
+
+def percent(configuration: Configuration, name: str, digits: int) -> Cell:
+    """Accuracy in percent, mean ± standard deviation over seeds."""
+    mean, sd = configuration.mean(lambda run: run.accuracy.get(name))
+    return NOTHING if mean is None else number(100 * mean, f".{digits}f", None if sd is None else 100 * sd)
+
+
+def digits(group: Group) -> int:
+    """Decimals of percentages: two where the largest set has 10,000 images or more."""
+    return 2 if max((len(rows.correct) for run in group.runs for rows in run.sets.values()), default=0) >= 10_000 else 1
+
+
+def table(group: Group, slug: str) -> Table:
+    """One line per configuration, in the order in which the runs were given."""
+    comparisons = compare(group, "test")
+    shown = digits(group)
+    rows = []
+    for configuration in group.configurations:
+        best, best_sd = configuration.mean(lambda run: run.trained.epoch)
+        epochs, epochs_sd = configuration.mean(lambda run: run.last.epoch)
+        rows.append((words(configuration.method), words(configuration.reduction), words(configuration.sequence),
+                     number(len(configuration.runs)), number(best, ".0f", best_sd), number(epochs, ".0f", epochs_sd),
+                     *(percent(configuration, name, shown) for name in group.sets),
+                     _against(configuration, [c for c in comparisons if c.run in configuration.runs])))
+    marked = frozenset(i for i, c in enumerate(group.configurations) if is_baseline(c.runs[0].settings))
+    notes = ["Accuracy in percent; several seeds as mean ± standard deviation. Best epoch: of this run by validation, 0 are its starting "
+             "weights. Against the baseline: difference on test in points, McNemar's test without continuity correction, "
+             "*** p < .001, ** < .01, * < .05, not corrected (the table of comparisons has Holm's correction)."]
+    columns = ("method", "reduction", "sequence", "seeds", "best epoch", "epochs", *group.sets, "test against baseline")
+    return Table(slug, "Accuracy", columns, tuple(rows), tuple(notes + missing(group)), marked)
+
+
+def _against(configuration: Configuration, own: list[Comparison]) -> Cell:
+    if not own:
+        return NOTHING
+    mean = 100 * sum(c.difference for c in own) / len(own)
+    if len(configuration.runs) == 1:
+        return Cell(f"{mean:+.2f} {own[0].test.stars or 'n.s.'}", mean)
+    return Cell(f"{mean:+.2f}, p < .05 in {sum(c.test.p_value < .05 for c in own)} of {len(own)}", mean)
+
+
+def missing(group: Group) -> list[str]:
+    """A note per set that some runs have no rows of, with the command that makes them."""
+    notes = []
+    for name in dict.fromkeys((*group.sets, "test")):
+        without = [run for run in group.runs if name not in run.sets]
+        if without and name != "val":
+            split = name.partition("-")[0] if name.partition("-")[0] in ("val", "test", "train") else ""
+            rest = f"--data {shlex.quote(without[0].settings.data)} --split {split}" if split else f"--set {shlex.quote(name)}=FOLDER"
+            rest += f" --reduced {name.rpartition('-')[2]}" if split and name != split else ""
+            notes.append(f"No rows of {name} for {', '.join(run.name for run in without[:6])}{' …' if len(without) > 6 else ''}: "
+                         f"qrdali evaluate --run {shlex.quote(str(without[0].folder))} {rest}")
+    for name in group.sets:
+        digests = {run.sets[name].digest for run in group.runs if name in run.sets}
+        if len(digests) > 1:
+            notes.append(f"The rows of {name} are not of the same images in all runs, and those are not compared: evaluate all on the "
+                         "same data.")
+    return [printable(note) for note in notes]
+
+
+def comparisons(group: Group, slug: str) -> Table | None:
+    """Every run and set with its interval and its comparison with the baseline; None without rows."""
+    found = {(c.run.name, c.name): c for name in group.sets for c in compare(group, name)}
+    rows: list[tuple[Cell, ...]] = []
+    marked, shown = set(), digits(group)
+    for name in group.sets:
+        for run in group.runs:
+            if name not in run.sets:
+                continue
+            correct = run.sets[name].correct
+            low, high = wilson(int(correct.sum()), len(correct))
+            if is_baseline(run.settings):
+                marked.add(len(rows))
+            cells = [words(name), words(run.name), number(len(correct)), number(100 * correct.mean(), f".{shown}f"),
+                     Cell(f"{100 * low:.{shown}f} to {100 * high:.{shown}f}", 100 * low)]
+            if c := found.get((run.name, name)):
+                t = c.test
+                cells += [number(100 * c.difference, "+.2f"), number(t.b), number(t.c), number(t.statistic, ".2f"),
+                          probability(t.p_value), probability(c.holm), probability(t.exact_p_value), words(t.stars or "n.s.")]
+            else:
+                cells += [NOTHING] * 8
+            rows.append(tuple(cells))
+    if not rows:
+        return None
+    return Table(slug, "Comparisons with the baseline", (
+        "set", "run", "images", "accuracy", "95% interval", "difference", "only baseline right", "only run right", "χ²", "p", "p (Holm)",
+        "p (exact)", "stars"), tuple(rows), (
+        "McNemar's test of each run and the baseline of its seed on the same images: χ² = (b − c)² ÷ (b + c) with one degree of freedom, "
+        "stars by its p. Holm's correction counts all comparisons on the same set. The exact p is the two-sided binomial's. "
+        "Intervals are Wilson's.",), frozenset(marked))
+
+
+def top(group: Group, by: str, slug: str) -> Table | None:
+    """The five best configurations but shared by mean accuracy on a set, and the baseline; None where fewer than two have it."""
+    ranked = [c for c in group.configurations if c.method != "shared" and c.mean(lambda run: run.accuracy.get(by))[0] is not None]
+    ranked.sort(key=lambda c: -(c.mean(lambda run: run.accuracy.get(by))[0] or 0))
+    if len(ranked) < 2:
+        return None
+    best = ranked[:5] + [c for c in ranked[5:] if is_baseline(c.runs[0].settings)]
+    rows = tuple((words(c.method), words(c.sequence), words(c.reduction), *(percent(c, name, digits(group)) for name in group.sets))
+                 for c in best)
+    marked = frozenset(i for i, c in enumerate(best) if is_baseline(c.runs[0].settings))
+    title = f"The best five by {'validation' if by == 'val' else by}"
+    note = "" if by == "val" else f"Chosen by {by} itself: descriptive, its figures are no estimate of what these runs reach on new images."
+    return Table(slug, title, ("method", "sequence", "reduction", *group.sets), rows, (note,) if note else (), marked)

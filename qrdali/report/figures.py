@@ -1,0 +1,75 @@
+"""Figures as SVG for a light and a dark page, and as PNG. Nothing in the files varies from run to run."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure as Canvas
+
+COLORS = {"color": "#c2410c", "crop": "#1d4ed8", "resolution": "#047857", "combination": "#7e22ce", "–": "#525252", "none": "#a16207"}
+MARKERS = {"color": "o", "crop": "s", "resolution": "^", "combination": "D", "–": "*", "none": "X"}
+_BRIGHT = {"color": "#fb923c", "crop": "#60a5fa", "resolution": "#34d399", "combination": "#c084fc", "–": "#d4d4d4", "none": "#facc15"}
+_LINES = ("#1d4ed8", "#c2410c", "#047857", "#7e22ce", "#0891b2", "#be185d", "#4d7c0f", "#525252")
+_BRIGHT_LINES = ("#60a5fa", "#fb923c", "#34d399", "#c084fc", "#22d3ee", "#f472b6", "#a3e635", "#d4d4d4")
+
+
+@dataclass(frozen=True)
+class Theme:
+    """colors: by reduction. lines: in turn, where reductions do not tell curves apart."""
+
+    ink: str
+    faint: str
+    grid: str
+    paper: str
+    colors: dict[str, str]
+    lines: tuple[str, ...]
+
+    def color(self, reduction: str) -> str:
+        return self.colors.get(reduction, self.ink)
+
+    def turn(self, count: int) -> list[str]:
+        return list(islice(cycle(self.lines), count))
+
+
+LIGHT = Theme("#1c1917", "#78716c", "#e7e5e4", "#ffffff", COLORS, _LINES)
+DARK = Theme("#f5f5f4", "#a8a29e", "#44403c", "#1c1917", _BRIGHT, _BRIGHT_LINES)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """slug names its files. alt: what it shows, for those who cannot see it. size: inches. draw: puts it on a canvas in a theme."""
+
+    slug: str
+    title: str
+    alt: str
+    draw: Callable[[Canvas, Theme], None]
+    size: tuple[float, float] = (5.0, 3.8)
+
+    def render(self, kind: str, theme: Theme = LIGHT) -> bytes:
+        """kind: "svg" or "png"."""
+        settings = {
+            # Names are shown as they are: a run called $\\frac$ is no formula. Text stays text.
+            "text.parse_math": False, "svg.hashsalt": "qrdali", "svg.fonttype": "none", "font.size": 10, "axes.titlesize": 10,
+            "text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.edgecolor": theme.faint, "xtick.color": theme.ink,
+            "ytick.color": theme.ink, "axes.facecolor": theme.paper, "figure.facecolor": theme.paper, "grid.color": theme.grid,
+            "axes.grid": True, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9}
+        with rc_context(settings), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)
+            canvas = Canvas(figsize=self.size, layout="constrained")
+            self.draw(canvas, theme)
+            out = io.BytesIO()
+            canvas.savefig(out, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        return out.getvalue()
+
+
+def legend_below(canvas: Canvas, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend under the plot, as many columns as its labels leave room for."""
+    longest = max(map(len, labels), default=1)
+    columns = max(1, min(4, int(canvas.get_figwidth() * 13 // (longest + 6))))
+    canvas.legend(handles, [label if len(label) <= 60 else label[:59] + "…" for label in labels], loc="outside lower center", ncols=columns)

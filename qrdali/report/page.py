@@ -1,0 +1,68 @@
+"""The page: one file that loads nothing, from a template that escapes everything."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from qrdali.report.gallery import Row
+from qrdali.report.tables import Table
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure as the page has it: SVG for light and for dark."""
+
+    slug: str
+    title: str
+    alt: str
+    light: bytes
+    dark: bytes
+
+    @property
+    def uris(self) -> tuple[str, str]:
+        first, second = ("data:image/svg+xml;base64," + base64.b64encode(svg).decode() for svg in (self.light, self.dark))
+        return first, second
+
+
+@dataclass(frozen=True)
+class Gallery:
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Shown in this order: text, figures, tables, galleries. folded: tables that are closed until asked for, by slug."""
+
+    slug: str
+    title: str
+    text: tuple[str, ...] = ()
+    figures: tuple[Drawn, ...] = ()
+    tables: tuple[Table, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
+    folded: frozenset[str] = frozenset()
+
+
+def page(title: str, facts: list[tuple[str, str]], sections: list[Section]) -> str:
+    """HTML. Its content security policy allows its own style, script and embedded pictures, and no connection."""
+    style, script = ((_TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True)
+    policy = (f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
+              "form-action 'none'")
+    values: dict[str, Any] = {"title": title, "facts": facts, "sections": sections, "policy": policy, "style": Markup(style),
+                              "script": Markup(script)}
+    return environment.get_template("report.html").render(values)
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,247 @@
+"""What the report's figures show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from qrdali.errors import printable
+from qrdali.mepi_set import SEARCHED
+from qrdali.report.figures import MARKERS, Figure, Theme, legend_below
+from qrdali.report.groups import Configuration, Group, is_baseline
+from qrdali.report.quotients import by_reduction, share_curve, thinned, values
+from qrdali.report.read import Mepis, Run
+
+_SHORT = 34  # characters of a name on an axis
+
+Spread = tuple[float, float | None]  # mean, and standard deviation over seeds
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHORT else text[:_SHORT - 1] + "…"
+
+
+def reduced_sets(group: Group) -> tuple[str, ...]:
+    return tuple(name for name in group.sets if name not in ("val", "test", "train"))
+
+
+def _log(axes: Axes) -> None:
+    """A logarithmic x axis with plain numbers: formulas are switched off."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / max(low, 1e-12) > 30 else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda x, position: f"{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _points(axes: Axes, theme: Theme, points: Sequence[tuple[Configuration, Spread, Spread]]) -> None:
+    for configuration, (x, x_sd), (y, y_sd) in points:
+        axes.errorbar(x, y, xerr=x_sd, yerr=y_sd, color=theme.color(configuration.reduction), marker=_marker(configuration),
+                      markersize=12 if configuration.method == "baseline" else 7, linestyle="none", capsize=2, elinewidth=1,
+                      markerfacecolor=theme.paper if configuration.sequence == "paired-rounds" else theme.color(configuration.reduction))
+
+
+def _marker(configuration: Configuration) -> str:
+    first = configuration.method.split(" ")[0]
+    return {"shared": "P", "baseline": "*", "fixed": "o", "linear": "s", "adaptive": "^", "random": "D", "sham": "X"}.get(first, "o")
+
+
+def _keys(canvas: Canvas, theme: Theme, configurations: Sequence[Configuration]) -> None:
+    """Marker by method, colour by reduction, open for paired rounds."""
+    methods = {c.method.split(" ")[0]: _marker(c) for c in configurations}
+    reductions = dict.fromkeys(c.reduction for c in configurations if c.reduction != "–")
+    handles = [Line2D([], [], color=theme.faint, marker=marker, linestyle="none") for marker in methods.values()]
+    handles += [Line2D([], [], color=theme.color(r), marker="o", linestyle="none") for r in reductions]
+    labels = [*methods, *reductions]
+    if any(c.sequence == "paired-rounds" for c in configurations):
+        handles.append(Line2D([], [], color=theme.faint, marker="o", markerfacecolor="none", linestyle="none"))
+        labels.append("open: paired-rounds")
+    legend_below(canvas, handles, labels)
+
+
+def joint(group: Group, slug: str) -> Figure | None:
+    """Accuracy on full test images against mean accuracy on the reduced sets. None where no run has both."""
+    names = reduced_sets(group)
+
+    def reduced(run: Run) -> float | None:
+        found = [run.accuracy[name] for name in names if name in run.accuracy]
+        return sum(found) / len(found) if found and len(found) == len(names) else None
+
+    points: list[tuple[Configuration, Spread, Spread]] = []
+    for c in group.configurations:
+        (x, x_sd), (y, y_sd) = c.mean(lambda run: run.accuracy.get("test")), c.mean(reduced)
+        if x is not None and y is not None:
+            points.append((c, (x, x_sd), (y, y_sd)))
+    if not points:
+        return None
+
+    def draw(canvas: Canvas, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        base = next((p for p in points if is_baseline(p[0].runs[0].settings)), None)
+        if base:
+            axes.axvline(base[1][0], color=theme.faint, linewidth=1, linestyle=":")
+            axes.axhline(base[2][0], color=theme.faint, linewidth=1, linestyle=":")
+        _points(axes, theme, points)
+        axes.set(xlabel="accuracy on test, full quality", ylabel=f"mean accuracy on {len(names)} reduced set{'s' * (len(names) > 1)}")
+        _keys(canvas, theme, [p[0] for p in points])
+
+    return Figure(slug, "Full against reduced images",
+                  f"{len(points)} configurations of {group.network}: accuracy on full test images across, mean accuracy on "
+                  f"{', '.join(names)} up; dotted lines at the baseline.", draw, (5.0, 4.3))
+
+
+def cost(group: Group, unit: str, slug: str) -> Figure | None:
+    """Accuracy on test against what it took. unit: "optimizer steps" or "seconds"."""
+    name = "test" if any("test" in run.sets for run in group.runs) else "val"
+
+    def spent(run: Run) -> float:
+        return run.last.total_seconds if unit == "seconds" else float(run.last.optimizer_steps)
+
+    points: list[tuple[Configuration, Spread, Spread]] = []
+    for c in (c for c in group.configurations if c.method != "shared"):
+        (x, x_sd), (y, y_sd) = c.mean(spent), c.mean(lambda run: run.accuracy.get(name))
+        if x and y is not None:
+            points.append((c, (x, x_sd), (y, y_sd)))
+    if not points:
+        return None
+
+    def draw(canvas: Canvas, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        _points(axes, theme, points)
+        axes.set(xlabel="optimizer steps" if unit != "seconds" else "seconds of training and probes", ylabel=f"accuracy on {name}",
+                 xlim=(0, None))
+        _keys(canvas, theme, [p[0] for p in points])
+
+    return Figure(slug, f"Accuracy against {unit}", f"Accuracy on {name} of {len(points)} configurations of {group.network} against "
+                  f"{unit}, without the shared run's.", draw, (5.0, 4.3))
+
+
+def evolution(group: Group, configuration: Configuration, slug: str) -> Figure:
+    """Validation accuracy per epoch: C epochs filled, R epochs open, stages shaded, the baseline as a line. All of a group but
+    shared have the same range of accuracy, so that they can be compared."""
+    shared = configuration.method == "shared"
+    every = [e.val_accuracy for run in group.runs if (run.settings.method == "shared") == shared for e in run.epochs]
+    room = .08 * max(max(every) - min(every), .02)
+
+    def draw(canvas: Canvas, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        color = theme.color(configuration.reduction)
+        best = [b.trained.val_accuracy for b in filter(None, map(group.baseline, configuration.runs))]
+        if best and not shared:
+            axes.axhline(float(np.mean(best)), color=theme.faint, linestyle="--", linewidth=1, label="baseline's best")
+        for run in configuration.runs:
+            axes.plot([e.epoch for e in run.epochs], [e.val_accuracy for e in run.epochs], color=color, linewidth=1,
+                      alpha=1 if len(configuration.runs) == 1 else .6)
+            for phase, (name, marker, face) in {"start": ("start", "s", theme.paper), "full": ("after C", "o", color),
+                                                "reduced": ("after R", "o", theme.paper)}.items():
+                own = [(e.epoch, e.val_accuracy) for e in run.epochs if e.phase == phase]
+                if own and len(run.epochs) <= 200:
+                    axes.plot(*zip(*own, strict=True), color=color, marker=marker, markersize=5, markerfacecolor=face, linestyle="none",
+                              label=name if run is configuration.runs[0] else None)
+        axes.set(xlabel="epoch", ylabel="validation accuracy", ylim=(min(every) - room, max(every) + 2 * room))
+        if len(configuration.runs) == 1:
+            _stages(axes, theme, configuration.runs[0])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend_below(canvas, *axes.get_legend_handles_labels())
+
+    return Figure(slug, configuration.label, f"Validation accuracy of {configuration.label} after each of its "
+                  f"{max(run.last.epoch for run in configuration.runs)} epochs, R epochs open, C epochs filled, stages shaded.", draw,
+                  (4.6, 3.4))
+
+
+def _stages(axes: Axes, theme: Theme, run: Run) -> None:
+    numbers = sorted({e.stage for e in run.epochs if e.epoch})
+    for stage in numbers:
+        own = [e.epoch for e in run.epochs if e.epoch and e.stage == stage]
+        if stage % 2 == 0:
+            axes.axvspan(min(own) - .5, max(own) + .5, color=theme.grid, linewidth=0, zorder=0)
+        if 1 < len(numbers) <= 12:
+            axes.annotate(f"stage {stage}" if stage == numbers[0] else str(stage), ((min(own) + max(own)) / 2, 1), (0, -10),
+                          xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", fontsize=8, color=theme.faint)
+
+
+def tracked(group: Group, name: str, slug: str) -> Figure | None:
+    """Accuracy on one set per epoch, of the runs that measured it: those of the set's own reduction where its name tells one."""
+    runs = [run for run in group.runs if sum(name in e.tracked for e in run.epochs) > 1]
+    own = [run for run in runs if run.settings.reduction == "none" or f"-{run.settings.reduction}-" in f"-{name}-"]
+    if any(run.settings.reduction != "none" for run in own):
+        runs = own
+    runs = [run for run in runs if run.settings.method != "shared"][:12]
+    if not runs:
+        return None
+
+    def draw(canvas: Canvas, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        for run, color in zip(runs, theme.turn(len(runs)), strict=True):
+            points = [(e.epoch, e.tracked[name]) for e in run.epochs if name in e.tracked]
+            axes.plot(*zip(*points, strict=True), color=theme.faint if is_baseline(run.settings) else color, linewidth=1.4, marker=".",
+                      linestyle="--" if is_baseline(run.settings) else "-", label=_cut(run.name))
+        axes.set(xlabel="epoch", ylabel=f"accuracy on {printable(name)}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend_below(canvas, *axes.get_legend_handles_labels())
+
+    return Figure(slug, f"On {name}, epoch by epoch", f"Accuracy on {name} after each epoch of {len(runs)} runs.", draw, (5.0, 4.4))
+
+
+def boxes(sets: list[Mepis], reduction: str, slug: str) -> Figure:
+    """Distribution of quotients per set, with the mean."""
+    def draw(canvas: Canvas, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        ink = {"color": theme.ink}
+        found = [values(mepis, reduction) for mepis in sets]
+        drawn = axes.boxplot(found, orientation="horizontal", showmeans=True, patch_artist=True, widths=.6,
+                             boxprops={"edgecolor": theme.ink}, whiskerprops=ink, capprops=ink, medianprops=ink,
+                             flierprops={"markeredgecolor": theme.faint, "markersize": 3},
+                             meanprops={"marker": "D", "markerfacecolor": theme.paper, "markeredgecolor": theme.ink, "markersize": 6})
+        for box in drawn["boxes"]:
+            box.set_facecolor(theme.color(reduction))
+        axes.set_yticks(range(1, len(sets) + 1), [_cut(mepis.name) for mepis in sets])
+        axes.invert_yaxis()
+        axes.set(xlabel=f"entropy quotient of {reduction} (diamond: mean)")
+        _log(axes)
+
+    return Figure(slug, f"Entropy quotients: {reduction}", f"Box plots of the entropy quotients of {reduction} for "
+                  f"{', '.join(mepis.name for mepis in sets)}.", draw, (5.0, 1.2 + .45 * len(sets)))
+
+
+def share(sets: list[Mepis], reduction: str, slug: str) -> Figure:
+    """Share of all images classified correctly with at most x of their entropy."""
+    def draw(canvas: Canvas, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        for mepis, color in zip(sets, theme.turn(len(sets)), strict=True):
+            x, y = thinned(share_curve(mepis, reduction))
+            axes.step([*x[1:], max(1.0, float(x[-1]))], [*y[1:], y[-1]], where="post", color=color, label=_cut(mepis.name))
+        axes.set(xlabel=f"entropy quotient of {reduction}, at most", ylabel="share of images classified correctly", ylim=(0, 1.02))
+        _log(axes)
+        legend_below(canvas, *axes.get_legend_handles_labels())
+
+    return Figure(slug, f"Images correct with little entropy: {reduction}", "For each set, the share of all images that are classified "
+                  f"correctly with at most a quotient of {reduction}.", draw, (5.0, 3.9))
+
+
+def mepi_figures(sets: list[Mepis]) -> list[Figure]:
+    found = list(by_reduction(sets))
+    return [boxes(own, r, f"quotients-{r}") for r, own in found] + [share(own, r, f"share-{r}") for r, own in found]
+
+
+def quality_curve(curves: dict[str, dict[str, Any]], chance: float, slug: str, title: str, *, headed: bool = False) -> Figure:
+    """Accuracy as a function of quality, one line per reduction: `evaluate --curve`. headed: the title stands in the picture."""
+    def draw(canvas: Canvas, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        for reduction in (r for r in SEARCHED if r in curves):
+            curve = curves[reduction]
+            axes.plot(curve["quality"], curve["accuracy"], color=theme.color(reduction), marker=MARKERS[reduction], markersize=4,
+                      label=f"{reduction} (area {curve['area']:.3f})")
+        axes.axhline(chance, color=theme.faint, linestyle=":", linewidth=1)
+        axes.annotate("chance", (1, chance), color=theme.faint, fontsize=8, xytext=(0, 3), textcoords="offset points")
+        axes.set(xlabel="quality", ylabel="accuracy", ylim=(0, 1.02), title=title if headed else "")
+        axes.invert_xaxis()
+        legend_below(canvas, *axes.get_legend_handles_labels())
+
+    return Figure(slug, title, f"Accuracy at each quality, {title}.", draw)

@@ -1,0 +1,165 @@
+"""Entropy quotients of MEPI sets: means with intervals, pairs of runs on the same images, and the search's own figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qrdali.errors import printable
+from qrdali.mepi_set import SEARCHED
+from qrdali.report.read import Mepis
+from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
+from qrdali.stats import bootstrap_mean, paired
+
+Floats = npt.NDArray[np.float64]
+_SAME = ("data", "split", "step", "windows", "prefer", "search")  # options in which sets must agree to be compared
+
+
+def values(mepis: Mepis, reduction: str) -> Floats:
+    return np.asarray(mepis.rows[reduction]["quotient"], np.float64)
+
+
+def by_reduction(sets: list[Mepis]) -> Iterator[tuple[str, list[Mepis]]]:
+    for reduction in SEARCHED:
+        own = [mepis for mepis in sets if reduction in mepis.rows and len(mepis.rows[reduction]["quotient"])]
+        if own:
+            yield reduction, own
+
+
+def class_name(mepis: Mepis, label: int, path: str) -> str:
+    """From the run where it is in the report, else the folder in which the original lay."""
+    if mepis.run is not None and 0 <= label < len(mepis.run.trained.classes):
+        return mepis.run.trained.classes[label]
+    return PurePath(path).parent.name
+
+
+def class_means(mepis: Mepis, reduction: str) -> dict[int, tuple[float, int]]:
+    """(mean quotient, images) of each class that has a MEPI."""
+    labels, quotients = mepis.rows[reduction]["label"], values(mepis, reduction)
+    return {int(label): (float(quotients[labels == label].mean()), int((labels == label).sum())) for label in np.unique(labels)}
+
+
+def _interval(low: float, high: float) -> Cell:
+    return Cell(f"{low:.4f} to {high:.4f}", low)
+
+
+def means(sets: list[Mepis], slug: str) -> Table | None:
+    """Mean over images and over classes, with bootstrap intervals."""
+    rows = []
+    for reduction, own in by_reduction(sets):
+        for mepis in own:
+            found = values(mepis, reduction)
+            per_class = np.array([mean for mean, _ in class_means(mepis, reduction).values()])
+            row = mepis.summary[reduction]
+            share, void = row.get("lowest_state_share"), row.get("near_void_class")
+            rows.append((words(reduction), words(mepis.name), number(mepis.tried(reduction)), number(len(found)),
+                         number(float(found.mean()), ".4f"), _interval(*bootstrap_mean(found)), number(float(np.median(found)), ".4f"),
+                         number(float(per_class.mean()), ".4f"), _interval(*bootstrap_mean(per_class)),
+                         number(100 * share, ".1f") if isinstance(share, float) else NOTHING, words(void) if void else NOTHING))
+    if not rows:
+        return None
+    return Table(slug, "Entropy quotients", (
+        "reduction", "set", "images", "with MEPI", "mean", "95% interval", "median", "mean over classes", "95% interval over classes",
+        "at the lowest state, %", "near-void class"), tuple(rows), (
+        "PNG bytes of the minimal image ÷ PNG bytes of the original, over images that have a MEPI: those classified correctly at full "
+        "quality. Intervals are percentiles of 2,000 bootstrap samples, of images and of classes. Images at the lowest state say nothing "
+        "about their object: the network takes nearly empty images for some class anyway.",))
+
+
+def per_class(sets: list[Mepis], slug: str) -> Table | None:
+    """Mean quotient of each class: a row per class and set, a column per reduction."""
+    rows = []
+    for mepis in sets:
+        found = {reduction: class_means(mepis, reduction) for reduction in mepis.rows}
+        names = {int(label): class_name(mepis, int(label), str(path)) for columns in mepis.rows.values()
+                 for label, path in zip(columns["label"], columns["path"], strict=True)}
+        for label, name in sorted(names.items()):
+            rows.append((words(name), words(mepis.name), number(max(found[r].get(label, (0, 0))[1] for r in found)),
+                         *(number(found[r][label][0], ".4f") if r in found and label in found[r] else NOTHING for r in SEARCHED)))
+    rows.sort(key=lambda row: row[0].text)
+    return Table(slug, "Entropy quotients by class", ("class", "set", "images", *SEARCHED), tuple(rows)) if rows else None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two MEPI sets of one reduction on the images that both have: float64 [N] each, in the same order."""
+
+    reduction: str
+    first: Mepis
+    second: Mepis
+    quotients: tuple[Floats, Floats]
+
+
+def pairs(sets: list[Mepis]) -> tuple[list[Pair], list[str]]:
+    """Every two sets that searched the same images alike, the baseline's first; and a note on those that did not."""
+    ordered = sorted(sets, key=lambda m: not (m.run is not None and m.run.settings.method == "baseline"))
+    found, notes = [], []
+    for first, second in combinations(ordered, 2):
+        differing = [key for key in _SAME if first.options.get(key) != second.options.get(key)]
+        if differing:
+            notes.append(printable(f"{first.name} and {second.name} are not compared: they differ in {', '.join(differing)}."))
+            continue
+        for reduction in first.rows:
+            if reduction not in second.rows:
+                continue
+            one, other = first.rows[reduction], second.rows[reduction]
+            _, i, j = np.intersect1d(one["sample"], other["sample"], return_indices=True)
+            if len(i) and (one["path"][i] == other["path"][j]).all():
+                found.append(Pair(reduction, first, second, (values(first, reduction)[i], values(second, reduction)[j])))
+    return found, notes
+
+
+def compared(sets: list[Mepis], slug: str) -> Table | None:
+    """Differences of mean quotients on the images that both runs classify correctly."""
+    rows: list[tuple[Cell, ...]] = []
+    found, notes = pairs(sets)
+    for pair in found:
+        result = paired(*pair.quotients)
+        one, other = (float(q.mean()) for q in pair.quotients)
+        rows.append((words(pair.reduction), words(pair.first.name), words(pair.second.name), number(result.images), number(one, ".4f"),
+                     number(other, ".4f"), number(result.difference, "+.4f"), _interval(result.low, result.high),
+                     number(100 * result.difference / one, "+.1f"), probability(result.p_value)))
+    if not rows:
+        return None
+    return Table(slug, "Two runs on the images that both classify correctly", (
+        "reduction", "first", "second", "images", "mean of first", "mean of second", "difference", "95% interval", "difference, %",
+        "Wilcoxon p"), tuple(rows), (
+        "Difference: second less first; below 0 the second needs less information. Paired bootstrap of 2,000 samples; Wilcoxon's "
+        "signed-rank test, two-sided, not corrected for several comparisons. Images that one of the two misclassifies at full quality "
+        "are left out here and count in the curves of shares.", *notes))
+
+
+def share_curve(mepis: Mepis, reduction: str) -> tuple[Floats, Floats]:
+    """(quotients ascending [N + 1], share of all images tried that are classified correctly with at most that quotient [N + 1]).
+    An image without MEPI never counts."""
+    found = np.sort(values(mepis, reduction))
+    return np.concatenate([[0.0], found]), np.arange(len(found) + 1) / max(mepis.tried(reduction), 1)
+
+
+def thinned(curve: tuple[Floats, Floats], points: int = 2000) -> tuple[Floats, Floats]:
+    """A curve of at most `points` points, first and last kept: no picture shows more."""
+    some: Any = np.unique(np.linspace(0, len(curve[0]) - 1, min(points, len(curve[0]))).astype(int))
+    return curve[0][some], curve[1][some]
+
+
+def shares(sets: list[Mepis], slug: str) -> Table | None:
+    """The curves of shares at some quotients."""
+    at = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    rows = []
+    for reduction, own in by_reduction(sets):
+        for mepis in own:
+            quotients, share = share_curve(mepis, reduction)
+            rows.append((words(reduction), words(mepis.name), number(mepis.tried(reduction)),
+                         *(number(100 * share[np.searchsorted(quotients, x, "right") - 1], ".1f") for x in at)))
+    if not rows:
+        return None
+    return Table(slug, "Images classified correctly with at most a share of their entropy", (
+        "reduction", "set", "images", *(f"≤ {x:g}" for x in at)), tuple(rows), (
+        "Percent of all images searched. An image without MEPI never counts as correct; at 1 every image that is correct at full quality "
+        "counts, unless its PNG grew.",))

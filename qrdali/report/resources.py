@@ -1,0 +1,166 @@
+"""What runs cost: networks, seconds by kind of epoch, adaptive generation, MEPI search, energy and money, beside the slides'."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from qrdali.mepi_set import SEARCHED
+from qrdali.report import thesis
+from qrdali.report.groups import Group
+from qrdali.report.read import Epoch, Mepis, Run
+from qrdali.report.tables import NOTHING, Cell, Table, number, words
+
+
+@dataclass(frozen=True)
+class Prices:
+    """usd_per_kwh: of electricity. watts: stated draw of the machine or card, used where no run measured its energy; None: not
+    stated."""
+
+    usd_per_kwh: float = thesis.USD_PER_KWH
+    watts: float | None = None
+
+
+def _trained(run: Run) -> tuple[Epoch, ...]:
+    return run.epochs[1:]
+
+
+def networks(groups: list[Group], slug: str) -> Table:
+    """Annex 1: cost of one image, parameters and memory."""
+    rows = []
+    for group in groups:
+        run = group.runs[0]
+        told = next((r.start.network for r in group.runs if r.start.network), None) or {}
+        memory = [(e.peak_memory_mb, e.memory_of or "") for r in group.runs for e in r.epochs if e.peak_memory_mb is not None]
+        peak = max(memory, default=None)
+        theirs = thesis.network(run.trained.model)
+        rows.append((words(group.network), words(group.data), _told(told, "gmacs", ".3f"), _told(told, "parameters", ",.0f"),
+                     number(peak[0], ",.0f") if peak else NOTHING, words(peak[1]) if peak and peak[1] else NOTHING,
+                     *((number(theirs.gflop, ".3f"), number(theirs.parameters), number(theirs.gpu_mb)) if theirs else [NOTHING] * 3)))
+    return Table(slug, "Networks", ("network", "data set", "GFLOP", "parameters", "peak memory, MB", "memory of", "slides: GFLOP",
+                                    "slides: parameters", "slides: GPU MB"), tuple(rows), (
+        "GFLOP of one image forward, a multiply-add counted once as in the slides, at this input size and with this data set's classes; "
+        "the slides' are for 1,000 classes at the published sizes and rounded. Memory: the whole GPU's, decoding included, or the "
+        "process'. "
+        "Accuracy and speed depend on more than these two figures.",))
+
+
+def _told(told: dict[str, object], key: str, form: str) -> Cell:
+    value = told.get(key)
+    return number(float(value), form) if isinstance(value, int | float) and not isinstance(value, bool) else NOTHING
+
+
+def epochs(groups: list[Group], slug: str) -> Table | None:
+    """Annex 1: seconds of a training epoch, full and reduced. Ratio: to the full epochs of the same runs."""
+    rows = []
+    for group in groups:
+        theirs = thesis.network(group.runs[0].trained.model)
+        full = [e.seconds for run in group.runs for e in _trained(run) if e.phase == "full" and e.seconds > 0]
+        kinds: dict[str, list[Epoch]] = {"full": [e for run in group.runs for e in _trained(run) if e.phase == "full"]}
+        for run in group.runs:
+            kinds.setdefault(run.settings.reduction, []).extend(e for e in _trained(run) if e.phase == "reduced")
+        for kind in ("full", *SEARCHED, "none"):
+            own = [e for e in kinds.get(kind, []) if e.seconds > 0]
+            if not own:
+                continue
+            seconds = statistics.median(e.seconds for e in own)
+            rates = [e.images_per_second for e in own if e.images_per_second]
+            slide = theirs.epoch_seconds.get(kind) if theirs else None
+            rows.append((words(group.network), words(group.data), words("sham" if kind == "none" else kind), number(len(own)),
+                         number(seconds, ",.2f"), number(statistics.median(rates) if rates else None, ",.0f"),
+                         number(seconds / statistics.median(full) if full else None, ".3f"), number(slide, ".1f"),
+                         number(slide / theirs.epoch_seconds["full"] if theirs and slide else None, ".3f")))
+    if not rows:
+        return None
+    return Table(slug, "Seconds of a training epoch", ("network", "data set", "epoch", "epochs", "median seconds", "images/s", "÷ full",
+                                                       "slides: seconds", "slides: ÷ full"), tuple(rows), (
+        f"Training only, without validation. The slides' seconds are of {thesis.HUMANET_IMAGES:,} images on one RTX 3090.",))
+
+
+def adaptive(groups: list[Group], slug: str) -> Table | None:
+    """Annex 8: seconds that a probe takes before a stage."""
+    rows = []
+    for group in groups:
+        theirs = thesis.network(group.runs[0].trained.model)
+        for reduction in SEARCHED:
+            probes = [e.probe_seconds for run in group.runs if run.settings.method == "adaptive" and run.settings.reduction == reduction
+                      for e in run.epochs if e.probe_seconds is not None]
+            if probes:
+                images = next((run.start.images.get("train") for run in group.runs if run.start.images), None)
+                rows.append((words(group.network), words(group.data), words(reduction), number(len(probes)),
+                             number(statistics.median(probes), ",.2f"),
+                             number(images / statistics.median(probes) if images and statistics.median(probes) > 0 else None, ",.0f"),
+                             number(theirs.adaptive_seconds[reduction] if theirs else None)))
+    if not rows:
+        return None
+    return Table(slug, "Adaptive generation", (
+        "network", "data set", "reduction", "probes", "median seconds", "images/s", "slides: seconds"), tuple(rows), (
+        "One probe shows every neighbour of every training image to the network, once per stage.",))
+
+
+def searches(sets: list[Mepis], slug: str) -> Table | None:
+    """Annex 1: time to build MEPIs."""
+    rows = []
+    for mepis in sets:
+        theirs = thesis.network(mepis.run.trained.model) if mepis.run else None
+        for reduction, row in mepis.summary.items():
+            images, seconds = int(row["images"]), float(row["seconds"])
+            evaluations = row.get("evaluations")
+            rows.append((words(mepis.name), words(reduction), number(images), number(seconds, ",.1f"),
+                         number(images / seconds if seconds > 0 else None, ",.2f"),
+                         number(evaluations / images if isinstance(evaluations, int) and images else None, ",.1f"),
+                         number(theirs.mepi_minutes[reduction] if theirs else None)))
+    if not rows:
+        return None
+    return Table(slug, "Time to build MEPIs", (
+        "set", "reduction", "images", "seconds", "images/s", "candidates per image", "slides: minutes"), tuple(rows), (
+        "The slides do not say of how many images their minutes on HumaNet are.",))
+
+
+def energy(groups: list[Group], prices: Prices, slug: str) -> Table:
+    """Energy and cost of every run: measured by its machine where it could be, else from the stated watts."""
+    rows = []
+    for group in groups:
+        for run in group.runs:
+            joules = [e.energy_joules for e in _trained(run)]
+            seconds = run.last.total_seconds
+            if joules and all(j is not None for j in joules):
+                kwh, source = sum(j for j in joules if j is not None) / 3.6e6, "measured"
+            elif prices.watts is not None:
+                kwh, source = prices.watts * seconds / 3.6e6, f"stated, {prices.watts:g} W"
+            else:
+                kwh, source = None, "–"
+            rows.append((words(run.name), words(group.network), number(run.last.epoch), number(run.last.optimizer_steps),
+                         number(run.last.forward_images), number(seconds, ",.1f"), number(kwh, ",.5f"), words(source),
+                         number(None if kwh is None else kwh * prices.usd_per_kwh, ",.5f"),
+                         *(number(seconds / 3600 * usd, ",.5f") for _, usd in thesis.CLOUD)))
+    return Table(slug, "Steps, time, energy and cost of each run", (
+        "run", "network", "epochs", "optimizer steps", "forward images", "seconds", "kWh", "energy", f"USD at {prices.usd_per_kwh:g}/kWh",
+        *(f"USD on a cloud {name}" for name, _ in thesis.CLOUD)), tuple(rows), (
+        "Training and probes of the run itself, without the shared run it starts from; forward images count validation and probes too. "
+        "Where no energy could be read, --watts states it. The cloud's columns take the same seconds at the slides' hourly prices, "
+        "whatever the speed of that card would be.",))
+
+
+def cards(prices: Prices, slug: str) -> Table:
+    """Annex 6: the slides' own cards."""
+    rows = tuple((words(name), number(watts), number(watts * 24 / 1000, ".1f"), number(watts * 24 / 1000 * prices.usd_per_kwh, ".3f"),
+                  number(watts * 24 / 1000 * thesis.USD_PER_KWH * thesis.CLP_PER_USD), number(price))
+                 for name, watts, price in thesis.CARDS)
+    return Table(slug, "The slides' comparison of costs: own cards", (
+        "card", "watts", "kWh a day", f"USD a day at {prices.usd_per_kwh:g}/kWh", f"slides: CLP a day at {thesis.USD_PER_KWH}/kWh",
+        "price, USD"), rows)
+
+
+def cloud(prices: Prices, slug: str) -> Table:
+    """Annex 6: the same cards rented, and after how many days of use buying one costs less."""
+    own = {name: (watts, price) for name, watts, price in thesis.CARDS}
+    rows = []
+    for name, usd in thesis.CLOUD:
+        watts, price = own[name]
+        saved = 24 * usd - watts * 24 / 1000 * prices.usd_per_kwh
+        rows.append((words(name), number(usd, ".2f"), number(24 * usd, ".2f"), number(24 * usd * thesis.CLP_PER_USD),
+                     number(price / saved if saved > 0 else None, ".1f")))
+    return Table(slug, "The slides' comparison of costs: cloud", (
+        "card", "USD an hour", "USD a day", "CLP a day", "days of use after which an own card costs less"), tuple(rows), (
+        "Electricity is counted for the own card, the rest of its machine is not.",))

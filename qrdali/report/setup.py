@@ -1,0 +1,69 @@
+"""What the figures depend on: definitions, data sets, settings and versions."""
+
+from __future__ import annotations
+
+from qrdali import __version__
+from qrdali.errors import printable
+from qrdali.report.groups import Group
+from qrdali.report.read import Mepis, Run
+from qrdali.report.tables import NOTHING, Table, number, words
+
+DEFINITIONS = (
+    "Quality q is the share of an image's raw information that one dimension keeps. crop keeps a window of share q of the area; "
+    "resolution resizes to share q of the pixels with an antialiased linear filter; color cuts each channel into bins of width "
+    "min(128, round(256^(1 − q))) and sets it to the bin's centre; combination does all three in this order. An R epoch trains on "
+    "reduced images, a C epoch on full ones; paired-epochs is RC repeated, paired-rounds an R round and a C round per stage, each ended "
+    "by patience. fixed keeps one quality, linear lowers it by a step per stage, adaptive lets each image take one step per stage while "
+    "the network is still right. The entropy of an image is the size of its PNG, the entropy quotient that of the reduced image divided "
+    "by the original's. The operators are qrdali's own definition: the thesis that these methods come from does not fix them.")
+
+_SHOWN = ("method", "reduction", "sequence", "quality", "step", "patience", "epochs", "max_epochs", "batch_size", "optimizer", "lr",
+          "weight_decay", "label_smoothing", "input_size", "fit", "augment", "monitor", "restore_best", "feedback", "prefer", "windows",
+          "amp", "device", "seed", "pretrained", "init")
+
+
+def facts(known: list[Run], sets: list[Mepis]) -> list[tuple[str, str]]:
+    """The line under the title."""
+    newest = known[-1].start.environment or {}
+    device = newest.get("gpu") or newest.get("cpu")
+    return [(name, printable(value)) for name, value in (
+        ("runs", len(known)), ("MEPI sets", len(sets)), ("classes", len(known[0].trained.classes)),
+        ("trained on", device or "not recorded"), ("made by", f"qrdali {__version__}"))]
+
+
+def data(found: list[Group], slug: str) -> Table:
+    rows = []
+    for group in found:
+        sizes = next((run.start.images for run in group.runs if run.start.images), None) or {}
+        counts = {name: len(run.sets[name].correct) for run in group.runs for name in run.sets}
+        rows.append((words(group.data), words(group.network), number(len(group.classes)), number(sizes.get("train")),
+                     number(sizes.get("val") or counts.get("val")), number(counts.get("test")),
+                     words(", ".join(f"{name}: {count:,}" for name, count in counts.items() if name not in ("val", "test")) or "–"),
+                     words(group.runs[0].settings.data)))
+    return Table(slug, "Data sets", ("data set", "network", "classes", "train", "val", "test", "other sets", "folder"), tuple(rows))
+
+
+def configurations(known: list[Run], slug: str) -> Table:
+    rows = []
+    for run in known:
+        told = run.settings.model_dump()
+        rows.append((words(run.name), *(NOTHING if told[key] in ("", None) else number(float(told[key]), "g")
+                     if isinstance(told[key], int | float) and not isinstance(told[key], bool) else words(told[key]) for key in _SHOWN)))
+    return Table(slug, "Settings of every run", ("run", *_SHOWN), tuple(rows), ("The whole of each is in its config.toml.",))
+
+
+def versions(known: list[Run], slug: str) -> Table | None:
+    keys = list(dict.fromkeys(key for run in known for key in run.start.environment or {}))
+    if not keys:
+        return None
+    rows = tuple((words(run.name), *(words(run.start.environment[key]) if run.start.environment.get(key) is not None else NOTHING
+                                     for key in keys)) for run in known if run.start.environment)
+    return Table(slug, "Versions and machine", ("run", *map(printable, keys)), rows, ("As recorded when each run began.",))
+
+
+def searches(sets: list[Mepis], slug: str) -> Table | None:
+    keys = ("split", "step", "windows", "prefer", "search", "limit", "batch_size", "device", "amp")
+    rows = tuple((words(mepis.name), words(mepis.run.name if mepis.run else mepis.options.get("run", "–")),
+                  *(NOTHING if mepis.options.get(key) is None else words(mepis.options[key]) for key in keys),
+                  words(next(iter(mepis.summary.values())).get("encoder", "–"))) for mepis in sets)
+    return Table(slug, "Settings of every MEPI set", ("set", "run", *keys, "encoder"), rows) if rows else None

@@ -1,0 +1,115 @@
+"""A table and its four forms: csv with full precision, Markdown, LaTeX, and the page's."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass, field
+
+from qrdali.errors import printable
+
+_LATEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+          "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "–": "--", "±": r"$\pm$", "×": r"$\times$", "÷": r"$\div$", "²": r"$^2$",
+          "≥": r"$\geq$", "≤": r"$\leq$", "<": r"\textless{}", ">": r"\textgreater{}", "−": r"$-$", "…": r"\ldots{}"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """text: what is shown. value: what sorts and goes into the csv. sd: standard deviation, where value is a mean of several."""
+
+    text: str
+    value: float | str | None = None
+    sd: float | None = None
+
+    @property
+    def numeric(self) -> bool:
+        return isinstance(self.value, int | float)
+
+
+NOTHING = Cell("–")
+
+
+def words(text: object) -> Cell:
+    """Text, control characters replaced."""
+    shown = printable(text)
+    return Cell(shown, shown)
+
+
+def number(value: float | None, form: str = ",.0f", sd: float | None = None, unit: str = "") -> Cell:
+    """A number in Python's `form`, with "± sd" if there is one; "–" for None and what is not finite."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    spread = f" ± {sd:{form}}" if sd is not None and math.isfinite(sd) else ""
+    return Cell(f"{value:{form}}{spread}{unit}", value, sd)
+
+
+def probability(p: float | None) -> Cell:
+    """A p value with two significant digits."""
+    return NOTHING if p is None else Cell(f"{p:.2g}" if p >= 1e-4 or p == 0 else f"{p:.1e}", p)
+
+
+@dataclass(frozen=True)
+class Table:
+    """slug names its files. Every row has a cell per column. marked: rows to be seen at once, such as the baseline's."""
+
+    slug: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+    marked: frozenset[int] = field(default_factory=frozenset)
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"a row of {self.slug} has not {len(self.columns)} cells")
+
+    def numeric(self, column: int) -> bool:
+        """Whether the column holds numbers, which are set flush right."""
+        filled = [row[column] for row in self.rows if row[column] != NOTHING]
+        return bool(filled) and all(cell.numeric for cell in filled)
+
+    def csv(self) -> str:
+        """RFC 4180. A column with deviations is followed by one of them. Text that a spreadsheet would take for a formula is quoted
+        by an apostrophe."""
+        spread = [any(row[i].sd is not None for row in self.rows) for i in range(len(self.columns))]
+        out = io.StringIO()
+        writer = csv.writer(out)
+        writer.writerow([_plain(name) for column, wide in zip(self.columns, spread, strict=True)
+                         for name in ([column, f"{column} sd"] if wide else [column])])
+        for row in self.rows:
+            writer.writerow([value for cell, wide in zip(row, spread, strict=True)
+                             for value in ([_raw(cell), "" if cell.sd is None else cell.sd] if wide else [_raw(cell)])])
+        return out.getvalue()
+
+    def markdown(self) -> str:
+        lines = ["| " + " | ".join(map(_md, self.columns)) + " |",
+                 "|" + "|".join("---:" if self.numeric(i) else "---" for i in range(len(self.columns))) + "|"]
+        lines += ["| " + " | ".join(_md(cell.text) for cell in row) + " |" for row in self.rows]
+        return f"### {_md(self.title)}\n\n" + "\n".join(lines) + "\n" + "".join(f"\n{_md(note)}\n" for note in self.notes)
+
+    def latex(self) -> str:
+        """A tabular with booktabs rules, to be put into a document by \\input."""
+        align = "".join("r" if self.numeric(i) else "l" for i in range(len(self.columns)))
+        lines = [" & ".join(map(_tex, self.columns)) + r" \\", r"\midrule"]
+        lines += [" & ".join(_tex(cell.text) for cell in row) + r" \\" for row in self.rows]
+        return (f"% {printable(self.title)}; needs booktabs\n\\begin{{tabular}}{{{align}}}\n\\toprule\n" + "\n".join(lines)
+                + "\n\\bottomrule\n\\end{tabular}\n")
+
+
+def _raw(cell: Cell) -> float | str:
+    return cell.value if isinstance(cell.value, int | float) else _plain(cell.value or "")
+
+
+def _plain(text: str) -> str:
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+def _md(text: str) -> str:
+    for sign in ("\\", "`", "*", "_", "[", "]", "<", ">", "|", "!", "#"):
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def _tex(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)

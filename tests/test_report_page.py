@@ -1,0 +1,149 @@
+"""The report's page in a real browser: `tests/browser.sh` installs one where it may."""
+
+import base64
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import made
+import numpy as np
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+
+from qrdali.report.build import build
+
+BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver: tests/browser.sh installs them")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("page")
+    draw = np.random.default_rng(0)
+    classes = ("<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "a" * 200, "dög")
+    sets = [{name: draw.random(40) < p for name in ("val", "test", "crop-0.5")} for p in (.5, .6, .9)]
+    told = {"tracked": {"crop-0.5": .5}}
+    base = made.run(root / "baseline", [.5, .6, .4], sets[0], classes=classes, extra=told)
+    runs = [base, made.run(root / "<b>linear", [.5, .4, .7, .5, .8], sets[1], classes=classes, letters="RC", method="linear",
+                           reduction="crop", extra=told),
+            made.run(root / "fixed", [.5, .4, .9], sets[2], classes=classes, letters="RC", method="fixed", reduction="color", extra=told)]
+    quotients = {r: {i: .1 * (i + 1) for i in range(8)} for r in ("color", "crop", "resolution", "combination")}
+    mepis = [made.mepis(root / f"mepi-{i}", run, quotients, 10, root / "images") for i, run in enumerate(runs[:2])]
+    build(runs, mepis, root / "out", title="A <report> & more")
+    return root / "out" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER or ""
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def opened(browser: webdriver.Chrome, page: Path, width: int, scheme: str) -> None:
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)  # what came before
+    browser.get(page.as_uri())
+    browser.execute_script("for (const image of document.images) image.loading = 'eager'")
+    browser.execute_async_script("Promise.all([...document.images].map(i => i.decode())).then(arguments[0], arguments[0])")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_page(browser: webdriver.Chrome, page: Path, width: int, scheme: str) -> None:
+    opened(browser, page, width, scheme)
+    assert browser.get_log("browser") == []
+    requests = [m["params"]["request"]["url"] for entry in browser.get_log("performance")
+                if (m := json.loads(entry["message"])["message"])["method"] == "Network.requestWillBeSent"]
+    assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
+    assert browser.title == "A <report> & more"
+    # No sideways scroll of the page, however wide its tables are.
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    seen = browser.execute_script("""return [...document.images].map(i => {
+        const box = i.getBoundingClientRect();
+        return [i.complete && i.naturalWidth, box.width, box.height, box.right, i.currentSrc.slice(0, 20), i.alt] })""")
+    assert len(seen) == len(list((page.parent / "figures").glob("*.svg"))) + 2 * 8 * 5
+    for natural, wide, high, edge, source, alt in seen:
+        assert natural > 0
+        assert wide > 40
+        assert high > 20
+        assert edge <= width
+        assert source.startswith("data:image/")
+        assert alt
+    background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(28, 25, 23)"}[scheme]
+    picture = browser.execute_script("return document.querySelector('#figure-joint-1 img').currentSrc")
+    svg = base64.b64decode(picture.split(",")[1]).decode()
+    assert ("#1c1917" in svg and "#ffffff" not in svg) == (scheme == "dark")
+
+
+def column(browser: webdriver.Chrome, table: str, number: int) -> list[str]:
+    found: list[str] = browser.execute_script(
+        "return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map(r => r.cells[arguments[1]].textContent)", f"#table-{table}",
+        number)
+    return found
+
+
+def test_tables_sort(browser: webdriver.Chrome, page: Path) -> None:
+    opened(browser, page, 1400, "light")
+    heads = [head.text for head in browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th")]
+    test, method = heads.index("test"), heads.index("method")
+    button = browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th button")[test]
+    before = column(browser, "accuracy-1", test)
+    button.click()
+    assert column(browser, "accuracy-1", test) == sorted(before, key=float, reverse=True)
+    button.click()
+    assert column(browser, "accuracy-1", test) == sorted(before, key=float) != before[::-1]
+    assert browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th")[test].get_attribute("aria-sort") == "ascending"
+    browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th button")[method].click()
+    assert column(browser, "accuracy-1", method) == ["baseline", "fixed 0.5", "linear"]
+    # Rows without a value stay last, whichever way.
+    against = browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th button")[-1]
+    for _ in range(2):
+        against.click()
+        assert column(browser, "accuracy-1", len(heads) - 1)[-1] == "–"
+
+
+def test_names_stay_text_and_nothing_else_runs(browser: webdriver.Chrome, page: Path) -> None:
+    opened(browser, page, 1400, "light")
+    assert browser.execute_script("return document.scripts.length") == 1
+    assert not browser.find_elements(By.CSS_SELECTOR, "b, img[src=x]")
+    assert "<img src=x onerror=alert(1)>" in browser.find_element(By.TAG_NAME, "main").text
+    # The page's policy refuses what somebody might put into it later.
+    browser.execute_script("""const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s);
+        const i = document.createElement('img'); i.src = 'http://127.0.0.1:9/x.png'; document.body.append(i)""")
+    assert browser.execute_script("return window.ran") is None
+    said = " ".join(entry["message"] for entry in browser.get_log("browser"))
+    assert "Content Security Policy" in said
+
+
+def test_it_prints_what_is_folded(browser: webdriver.Chrome, page: Path) -> None:
+    opened(browser, page, 1400, "dark")
+    browser.execute_script("""window.seen = 0;
+        window.addEventListener('beforeprint', () => { window.seen = document.querySelectorAll('details:not([open])').length + 1 })""")
+    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})["data"])
+    assert printed.startswith(b"%PDF")
+    assert len(printed) > 100_000
+    assert browser.execute_script("return window.seen") == 1
+    assert browser.execute_script("return document.querySelectorAll('details[open]').length") == 0
+
+
+def test_the_keyboard_reaches_tables(browser: webdriver.Chrome, page: Path) -> None:
+    opened(browser, page, 390, "light")
+    regions: list[Any] = browser.find_elements(By.CSS_SELECTOR, ".scroll")
+    assert regions
+    assert all(region.get_attribute("tabindex") == "0" and region.get_attribute("aria-label") for region in regions)
+    wide = [r for r in regions if browser.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", r)]
+    assert wide, "no table is wider than a phone: this test shows nothing"
