@@ -88,21 +88,22 @@ def test_the_files(four: dict[str, Path], tmp_path: Path) -> None:
 
 def test_seeds_of_one_configuration_are_one_line(tmp_path: Path) -> None:
     folders = []
-    for seed, count in ((0, 20), (1, 24), (2, 28)):
-        folders.append(made.run(tmp_path / f"b{seed}", [.5], {"val": right(20, 20), "test": right(20, 20)}, seed=seed))
+    for seed, base, count in ((0, 20, 20), (1, 18, 24), (2, 20, 28)):
+        folders.append(made.run(tmp_path / f"b{seed}", [.5], {"val": right(20, 20), "test": right(base, 40 - base)}, seed=seed))
         folders.append(made.run(tmp_path / f"f{seed}", [.5], {"val": right(20, 20), "test": right(count, 40 - count)}, seed=seed,
                                 method="fixed", reduction="color", quality=.5))
     folders.append(made.run(tmp_path / "other", [.5], {"val": right(20, 20), "test": right(20, 20)}, method="fixed", reduction="color",
                             quality=.5, lr=.5))
     told = build(folders, [], tmp_path / "out")
     rows = table(told, "accuracy-1")
-    assert [(row["method"], row["seeds"], row["test"]) for row in rows] == [
-        ("baseline", 3, 50), ("fixed 0.5 (lr=0.0)", 3, 60), ("fixed 0.5 (lr=0.5)", 1, 50)]
+    assert [(row["method"], row["seeds"]) for row in rows] == [("baseline", 3), ("fixed 0.5 (lr=0.0)", 3), ("fixed 0.5 (lr=0.5)", 1)]
+    assert [row["test"] for row in rows] == pytest.approx([145 / 3, 60, 50])
+    assert rows[1]["test against baseline"] == pytest.approx((0 + 15 + 20) / 3)  # each against the baseline of its seed
     text = (tmp_path / "out" / "tables" / "accuracy-1.csv").read_text()
     found = list(csv.DictReader(io.StringIO(text)))
     assert float(found[1]["test sd"]) == pytest.approx(10)  # of 50, 60 and 70
     assert "60.0 ± 10.0" in (tmp_path / "out" / "tables" / "accuracy-1.md").read_text()
-    # Each seed against its own baseline; 8 more right and none lost: χ² = 8.
+    # 6 and 8 more right and none lost: χ² = 6 and 8.
     assert "p &lt; .05 in 2 of 3" in (tmp_path / "out" / "report.html").read_text()
     # Of the run in another configuration the baseline is that of its seed.
     assert [row["p"] for row in table(told, "comparisons-1") if row["run"] == "other" and row["set"] == "test"] == [1]

@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = made.run(root / "baseline", [.5, .6, .4], sets[0], classes=classes, extra=told)
     runs = [base, made.run(root / "<b>linear", [.5, .4, .7, .5, .8], sets[1], classes=classes, letters="RC", method="linear",
                            reduction="crop", extra=told),
-            made.run(root / "fixed", [.5, .4, .9], sets[2], classes=classes, letters="RC", method="fixed", reduction="color", extra=told)]
+            made.run(root / "fixed", [.5, *[.4] * 11, .9], sets[2], classes=classes, letters="RC", method="fixed", reduction="color",
+                     extra=told)]
     quotients = {r: {i: .1 * (i + 1) for i in range(8)} for r in ("color", "crop", "resolution", "combination")}
     mepis = [made.mepis(root / f"mepi-{i}", run, quotients, 10, root / "images") for i, run in enumerate(runs[:2])]
     build(runs, mepis, root / "out", title="A <report> & more")
@@ -109,11 +111,18 @@ def test_tables_sort(browser: webdriver.Chrome, page: Path) -> None:
     assert browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th")[test].get_attribute("aria-sort") == "ascending"
     browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th button")[method].click()
     assert column(browser, "accuracy-1", method) == ["baseline", "fixed 0.5", "linear"]
+    # By number, not by text: 280, 560, 1,680.
+    heads = [head.text for head in browser.find_elements(By.CSS_SELECTOR, "#table-energy th")]
+    images = heads.index("forward images")
+    for expected in (["1,680", "560", "280"], ["280", "560", "1,680"]):
+        browser.execute_script("arguments[0].click()", browser.find_elements(By.CSS_SELECTOR, "#table-energy th button")[images])
+        assert column(browser, "energy", images) == expected
     # Rows without a value stay last, whichever way.
-    against = browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th button")[-1]
+    against, last = browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th button")[-1], len(column(browser, "accuracy-1", 0)) - 1
     for _ in range(2):
         against.click()
-        assert column(browser, "accuracy-1", len(heads) - 1)[-1] == "–"
+        assert browser.execute_script("return arguments[0].closest('table').tBodies[0].rows[arguments[1]].lastElementChild.textContent",
+                                      against, last) == "–"
 
 
 def test_names_stay_text_and_nothing_else_runs(browser: webdriver.Chrome, page: Path) -> None:
@@ -121,12 +130,16 @@ def test_names_stay_text_and_nothing_else_runs(browser: webdriver.Chrome, page: 
     assert browser.execute_script("return document.scripts.length") == 1
     assert not browser.find_elements(By.CSS_SELECTOR, "b, img[src=x]")
     assert "<img src=x onerror=alert(1)>" in browser.find_element(By.TAG_NAME, "main").text
-    # The page's policy refuses what somebody might put into it later.
-    browser.execute_script("""const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s);
-        const i = document.createElement('img'); i.src = 'http://127.0.0.1:9/x.png'; document.body.append(i)""")
+    # The page's policy refuses what somebody might put into it later: nobody knocks at this port.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(1)
+        browser.execute_script("""const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s);
+            const i = document.createElement('img'); i.src = 'http://127.0.0.1:' + arguments[0] + '/x.png'; document.body.append(i)""",
+                               server.getsockname()[1])
+        with pytest.raises(TimeoutError):
+            server.accept()
     assert browser.execute_script("return window.ran") is None
-    said = " ".join(entry["message"] for entry in browser.get_log("browser"))
-    assert "Content Security Policy" in said
+    assert "Content Security Policy" in " ".join(entry["message"] for entry in browser.get_log("browser"))
 
 
 def test_it_prints_what_is_folded(browser: webdriver.Chrome, page: Path) -> None:
