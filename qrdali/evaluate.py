@@ -69,18 +69,22 @@ def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[]
     return Rows(samples[order], labels[order], predictions[order], confidences[order])
 
 
-def named_set(text: str, option: str) -> tuple[str, Path]:
-    """(name, folder) of NAME=FOLDER. Raises InputError if the name cannot be a file's, or is a split's."""
-    name, equals, folder = text.partition("=")
-    if not equals or not folder or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or _RESERVED.fullmatch(name):
-        raise InputError(f"{option} is {printable(text)!r}: give NAME=FOLDER, NAME of letters, digits, '.', '_' and '-', and not "
+def check_set_name(name: str, option: str) -> None:
+    """Raises InputError if the name cannot be a file's, or is a split's."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or _RESERVED.fullmatch(name):
+        raise InputError(f"{option} has the name {printable(name)!r}: give NAME=FOLDER, NAME of letters, digits, '.', '_' and '-', and not "
                          f"{', '.join(SPLITS)} nor one of them reduced, such as test-crop-0.5")
-    return name, Path(folder)
 
 
 def named_sets(texts: tuple[str, ...], option: str) -> dict[str, Path]:
-    """The folders by name. Raises InputError as `named_set`, and for a name given twice."""
-    folders = dict(named_set(text, option) for text in texts)
+    """The folders of NAME=FOLDER texts by name. Raises InputError for a name that is given twice or cannot be."""
+    folders = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not equals or not folder:
+            raise InputError(f"{option} is {printable(text)!r}: give NAME=FOLDER")
+        check_set_name(name, option)
+        folders[name] = Path(folder)
     if len(folders) < len(texts):
         raise InputError(f"{option} gives one NAME twice: every set needs a name of its own")
     return folders

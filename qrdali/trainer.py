@@ -27,6 +27,7 @@ from qrdali.plan import Plan
 from qrdali.probe import Moved, candidates_at_once, online_step, step
 from qrdali.quality import DIMENSIONS, quality, steps
 from qrdali.settings import Settings
+from qrdali.track import Tracker, tracked_text
 
 
 class Watcher(Protocol):
@@ -62,7 +63,7 @@ class Epoch:
 @dataclass
 class Totals:
     """Of the whole run. forward_images: images the network saw, in training, validation and probes. seconds: of training
-    and probes."""
+    and probes. Tracked sets count in neither: they cost a run nothing that it needs."""
 
     optimizer_steps: int = 0
     forward_images: int = 0
@@ -88,15 +89,15 @@ def autocast_for(amp: str, device: torch.device) -> tuple[Callable[[], AbstractC
 
 
 class Trainer:
-    """Trains `model` in the run folder `run`. The loaders are of the train and val split."""
+    """Trains `model` in the run folder `run`. The loaders are of the train and val split; `tracker` has more sets to watch."""
 
     def __init__(self, settings: Settings, run: Path, model: nn.Module, preprocessing: Preprocessing,
                  classes: tuple[str, ...], train: tuple[Loader, Index], val: tuple[Loader, Index], device: torch.device,
-                 watcher: Watcher, stop: Callable[[], int]) -> None:
+                 watcher: Watcher, stop: Callable[[], int], tracker: Tracker) -> None:
         self.settings, self.run, self.preprocessing, self.classes = settings, run, preprocessing, classes
         self.train_loader, self.train_index = train
         self.val_loader, self.val_index = val
-        self.device, self.watcher, self.stop = device, watcher, stop
+        self.device, self.watcher, self.stop, self.tracker = device, watcher, stop, tracker
         torch.manual_seed(settings.seed)
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = create_optimizer_v2(self.model, settings.optimizer, lr=settings.lr,
@@ -126,9 +127,10 @@ class Trainer:
             rows = self._validate("start", FULL)
             state = schedule.start(rows.accuracy)
             self._save_best(state.run_best, 0, rows)
+            tracked = self._track("start")
             runs.append_metrics(self.run, {"epoch": 0, "phase": "start", "stage": 1, "quality": dict.fromkeys(DIMENSIONS, 1.0),
-                                           "val_accuracy": rows.accuracy})
-            self.watcher.line(f"epoch   0  start weights, val {rows.accuracy:.4f}")
+                                           "val_accuracy": rows.accuracy, **tracked})
+            self.watcher.line(f"epoch   0  start weights, val {rows.accuracy:.4f}{tracked_text(tracked)}")
         while not state.ended:
             if not state.begun:
                 state = self._begin_stage(state)
@@ -218,6 +220,7 @@ class Trainer:
         shown = dict(zip(DIMENSIONS, (counts @ quality(np.arange(self.n), self.n) / len(self.train_index)).tolist(), strict=True))
         watched = self._watched(levels, counts, letter)
         rows = self._validate(f"epoch {number} val", watched)
+        tracked = self._track(f"epoch {number}")  # before a restore may change the weights
         before = state
         state, event = schedule.update(self.rule, state, rows.accuracy)
         if self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps:
@@ -236,7 +239,7 @@ class Trainer:
             "train_loss": mean_loss, "train_accuracy": accuracy, "val_accuracy": rows.accuracy,
             "seconds": round(epoch.seconds, 3), "images_per_second": round(rate, 1),
             "data_wait_seconds": round(epoch.waited, 3), "optimizer_steps": self.totals.optimizer_steps,
-            "forward_images": self.totals.forward_images, "total_seconds": round(self.totals.seconds, 3)}
+            "forward_images": self.totals.forward_images, "total_seconds": round(self.totals.seconds, 3), **tracked}
         if self.settings.method == "adaptive":
             row["levels"] = {name: counts[i].tolist() for i, name in enumerate(DIMENSIONS)}
         if first:
@@ -251,7 +254,7 @@ class Trainer:
         stage_text = "" if self.rule.stages == 1 else f" stage {stage}"
         self.watcher.line(f"epoch {number:3d}  {letter}{stage_text} quality {sum(moved) / len(moved) if moved else 1:.2f}  "
                           f"loss {mean_loss:.4f}  train {accuracy:.4f}  val {rows.accuracy:.4f}{'*' if event.run_improved else ' '} "
-                          f"{rate:6.0f} img/s  wait {epoch.waited / max(epoch.seconds, 1e-9):4.0%}{wait}")
+                          f"{rate:6.0f} img/s  wait {epoch.waited / max(epoch.seconds, 1e-9):4.0%}{wait}{tracked_text(tracked)}")
         if event.closed:
             what = f"{before.round} round of stage {stage}" if self.rule.rounds else f"stage {stage}"
             self.watcher.line(f"{what} ended by {event.closed}"
@@ -335,6 +338,9 @@ class Trainer:
         self.watcher.end()
         self.totals.forward_images += plan.samples
         return rows
+
+    def _track(self, what: str) -> dict[str, Any]:
+        return self.tracker.measure(what, self.model, self.autocast, self.watcher)
 
     def _save_best(self, accuracy: float, epoch: int, rows: Rows | None) -> None:
         trained = runs.Trained(self.settings.model, self.classes, self.preprocessing, epoch, accuracy)
