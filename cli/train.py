@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    import torch
+
     from qrdali.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -281,6 +283,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
         if (run / "last").exists() and checkpoint.load(run / "last")[0].get("schedule", {}).get("ended"):
             say(f"{run} is finished; nothing to do")
             return
+    facts = _facts(name, pre.input_size, len(dataset.classes), device) | {"images": {"train": len(train_index), "val": len(val_index)}}
     torch.manual_seed(settings.seed)
     model = runs.load_best(Path(settings.init))[0] if settings.init else models.create(
         name, len(dataset.classes), pretrained=settings.pretrained)
@@ -298,7 +301,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     watcher = TerminalWatcher()
     with Stop() as stop:
         trainer = Trainer(settings, run, model, pre, dataset.classes, (loaders[0], train_index), (loaders[1], val_index),
-                          device, watcher, stop, Tracker(tracked, settings.batch_size, steps(settings.step)))
+                          device, watcher, stop, Tracker(tracked, settings.batch_size, steps(settings.step)), facts)
         try:
             trainer.fit(resume)
         except Interrupted as interruption:
@@ -307,3 +310,17 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
         finally:
             watcher.end()
     say(f"run folder: {run}")
+
+
+def _facts(name: str, input_size: int, classes: int, device: torch.device) -> dict[str, Any]:
+    """What a report wants to know of a run years later."""
+    from qrdali.environment import environment
+    from qrdali.models import describe
+
+    network: dict[str, Any] = {"model": name, "input_size": input_size, "parameters": None, "gmacs": None}
+    try:
+        counted = describe(name, classes, input_size)
+        network |= {"parameters": counted.parameters, "gmacs": counted.gmacs}
+    except Exception:  # some networks cannot be built on the meta device, in many ways: that is no reason not to train them
+        pass
+    return {"environment": environment(device), "network": network, "classes": classes}
