@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +13,14 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from qrdali.data.index import Index
+from qrdali.environment import environment
 from qrdali.levels import FULL, Constant, constant
 from qrdali.models import Preprocessing
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import open_loader
 from qrdali.plan import Plan
 from qrdali.quality import REDUCTIONS
+from qrdali.trainer import device_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 REDUCED = {name: constant(moving, 2) for name, moving in REDUCTIONS.items() if any(moving)}  # quality .5 of step .25
@@ -140,19 +138,5 @@ def measure(index: Index, *, rounds: int, side: int, threads: int, batch_size: i
 
 def machine() -> dict[str, Any]:
     """What a figure depends on: processor, GPU, versions."""
-    return {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "python": platform.python_version(), "torch": torch.__version__, "dali": _version("nvidia.dali")}
-
-
-def _version(module: str) -> str:
-    import importlib
-
-    return str(importlib.import_module(module).__version__)
-
-
-def _cpu() -> str:
-    for file in glob.glob("/proc/cpuinfo"):
-        for line in Path(file).read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    found = environment(device_of("auto"))
+    return {key: found[key] for key in ("cpu", "cores", "gpu", "python", "torch", "dali")}

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    import torch
+
     from qrdali.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
-HARMLESS = ("threads", "save_every")  # settings that may change between a run and its continuation
+HARMLESS = ("threads", "save_every", "track_sets", "track_reduced")  # settings that may change between a run and its continuation
 
 
 @click.group()
@@ -42,6 +44,10 @@ def _common(command: F) -> F:
         click.option("--input-size", type=int, help="Side of the network's input.  [default: the model's]"),
         click.option("--fit", type=click.Choice(["whole", "center"]), help="What of an image is seen.  [default: whole]"),
         click.option("--augment", type=click.Choice(["flip", "rrc", "none"]), help="[default: flip]"),
+        click.option("--track-set", "track_sets", multiple=True, metavar="NAME=FOLDER",
+                     help="A folder of class folders whose accuracy every epoch's line holds; repeatable."),
+        click.option("--track-reduced", type=float,
+                     help="Also that of the validation split at this quality of --step, in each reduction."),
         click.option("--save-every", help="Save within an epoch: N steps, or Nm minutes."),
         click.option("--seed", type=int, help="[default: 0]"),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]"),
@@ -172,7 +178,10 @@ def random(**options: Any) -> None:
 
 def _run(method: str, options: dict[str, Any]) -> None:
     from qrdali import settings as settings_file
+    from qrdali.evaluate import named_sets
 
+    sets = named_sets(options.pop("track_sets"), "--track-set")
+    options["track_sets"] = {name: str(folder) for name, folder in sets.items()} or None
     run, resume, config, dry = Path(options.pop("run")), options.pop("resume"), options.pop("config"), options.pop("dry_run")
     values = settings_file.read(Path(config)) if config else {}
     values.update({key: value for key, value in options.items() if value is not None}, method=method)
@@ -220,12 +229,15 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     from qrdali import checkpoint, models, runs
     from qrdali import settings as settings_file
     from qrdali.cli.signals import Stop
-    from qrdali.cli.terminal import TerminalWatcher, say
+    from qrdali.cli.terminal import TerminalWatcher, say, warn
     from qrdali.data.index import Dataset
     from qrdali.errors import InputError
+    from qrdali.levels import reduced_sets
     from qrdali.methods import check
     from qrdali.pipelines.graphs import Engine
     from qrdali.pipelines.loader import open_loader
+    from qrdali.quality import steps
+    from qrdali.track import Tracked, Tracker, index_sets
     from qrdali.trainer import Interrupted, Trainer, device_of
 
     check(settings)
@@ -252,6 +264,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
         pre = models.preprocessing(name, settings.input_size or None, settings.fit)
     settings = settings.model_copy(update={
         "model": name, "lr": settings.lr or models.learning_rate(name), "input_size": pre.input_size, "fit": pre.fit,
+        "track_sets": {name: str(Path(folder).absolute()) for name, folder in settings.track_sets.items()},
         "data": str(Path(settings.data).absolute()), "init": str(Path(settings.init).absolute()) if settings.init else ""})
 
     if settings.match and not settings.match_steps:
@@ -270,11 +283,17 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
         if (run / "last").exists() and checkpoint.load(run / "last")[0].get("schedule", {}).get("ended"):
             say(f"{run} is finished; nothing to do")
             return
+    facts = _facts(name, pre.input_size, len(dataset.classes), device) | {"images": {"train": len(train_index), "val": len(val_index)}}
     torch.manual_seed(settings.seed)
     model = runs.load_best(Path(settings.init))[0] if settings.init else models.create(
         name, len(dataset.classes), pretrained=settings.pretrained)
     engine = Engine(device.index if device.type == "cuda" else None, settings.threads or os.cpu_count() or 1)
     loaders = [open_loader(index, pre, settings.batch_size, engine) for index in (train_index, val_index)]
+    tracked = [Tracked(name, open_loader(index, pre, settings.batch_size, engine), len(index))
+               for name, index in index_sets(run, settings.track_sets, dataset.classes, warn).items()]
+    if settings.track_reduced:
+        tracked += [Tracked(name, loaders[1], len(val_index), levels)
+                    for name, levels in reduced_sets("val", settings.track_reduced, steps(settings.step)).values()]
     run.mkdir(parents=True, exist_ok=True)
     settings_file.write(run / "config.toml", settings)
     say(f"{settings.method} {name} at {pre.input_size} px, {len(train_index)} training and {len(val_index)} validation images, "
@@ -282,7 +301,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     watcher = TerminalWatcher()
     with Stop() as stop:
         trainer = Trainer(settings, run, model, pre, dataset.classes, (loaders[0], train_index), (loaders[1], val_index),
-                          device, watcher, stop)
+                          device, watcher, stop, Tracker(tracked, settings.batch_size, steps(settings.step)), facts)
         try:
             trainer.fit(resume)
         except Interrupted as interruption:
@@ -291,3 +310,17 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
         finally:
             watcher.end()
     say(f"run folder: {run}")
+
+
+def _facts(name: str, input_size: int, classes: int, device: torch.device) -> dict[str, Any]:
+    """What a report wants to know of a run years later."""
+    from qrdali.environment import environment
+    from qrdali.models import describe
+
+    network: dict[str, Any] = {"model": name, "input_size": input_size, "parameters": None, "gmacs": None}
+    try:
+        counted = describe(name, classes, input_size)
+        network |= {"parameters": counted.parameters, "gmacs": counted.gmacs}
+    except Exception:  # some networks cannot be built on the meta device, in many ways: that is no reason not to train them
+        pass
+    return {"environment": environment(device), "network": network, "classes": classes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,12 +16,16 @@ import torch
 from torch import nn
 
 from qrdali.batch import Loader
-from qrdali.data.index import Index
+from qrdali.data.index import SPLITS, Index
 from qrdali.errors import InputError, RunError, printable
 from qrdali.plan import Plan
+from qrdali.quality import REDUCTIONS
 
 _ROW: list[tuple[str, str]] = [("sample", "i8"), ("path", "O"), ("label", "i8"), ("prediction", "i8"), ("correct", "?"),
                                ("confidence", "f4")]
+
+
+_RESERVED = re.compile(rf"({'|'.join(SPLITS)})(-({'|'.join(REDUCTIONS)})-[0-9.e-]+)?")  # splits, whole and reduced
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,27 @@ def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[]
     return Rows(samples[order], labels[order], predictions[order], confidences[order])
 
 
+def check_set_name(name: str, option: str) -> None:
+    """Raises InputError if the name cannot be a file's, or is a split's."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or _RESERVED.fullmatch(name):
+        raise InputError(f"{option} has the name {printable(name)!r}: give NAME=FOLDER, NAME of letters, digits, '.', '_' and '-', and not "
+                         f"{', '.join(SPLITS)} nor one of them reduced, such as test-crop-0.5")
+
+
+def named_sets(texts: tuple[str, ...], option: str) -> dict[str, Path]:
+    """The folders of NAME=FOLDER texts by name. Raises InputError for a name that is given twice or cannot be."""
+    folders = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not equals or not folder:
+            raise InputError(f"{option} is {printable(text)!r}: give NAME=FOLDER")
+        check_set_name(name, option)
+        folders[name] = Path(folder)
+    if len(folders) < len(texts):
+        raise InputError(f"{option} gives one NAME twice: every set needs a name of its own")
+    return folders
+
+
 def write_rows(file: Path, rows: Rows, index: Index) -> None:
     """Writes Parquet columns sample, path, label, prediction, correct, confidence; whole or not at all."""
     table = pa.table({
@@ -80,6 +106,14 @@ def write_rows(file: Path, rows: Rows, index: Index) -> None:
     partial.rename(file)
 
 
+def _asked(name: str) -> str:
+    """The options of `qrdali evaluate` that make the rows of `name`."""
+    if not _RESERVED.fullmatch(name):
+        return f"--set {printable(name)}=FOLDER"
+    split, *reduced = name.split("-", 2)
+    return f"--data and --split {split}" + (f" --reduced {reduced[1]}" if reduced else "")
+
+
 def read_rows(run: Path, name: str) -> npt.NDArray[np.void]:
     """The rows of a set, in sample order: a structured array of sample, path (text), label, prediction, correct, confidence.
 
@@ -88,7 +122,7 @@ def read_rows(run: Path, name: str) -> npt.NDArray[np.void]:
     file = run / "predictions" / f"{name}.parquet"
     if not file.exists():
         raise InputError(f"{printable(run)} has no rows of {printable(name)!r}: make them with `qrdali evaluate --run {printable(run)}` "
-                         f"and --data and --split {printable(name)}, or --set {printable(name)}=FOLDER")
+                         f"and {_asked(name)}")
     try:
         table = pq.read_table(file, columns=[key for key, _ in _ROW])
         rows = np.zeros(len(table), [(key, dtype) for key, dtype in _ROW])

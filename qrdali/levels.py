@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qrdali.errors import RunError, printable
+from qrdali.errors import InputError, RunError, printable
 from qrdali.philox import LEVEL, uniform
+from qrdali.quality import REDUCTIONS, level_of
 
 Samples = npt.NDArray[np.int64]
 CHUNK = 65_536  # images looked at together where all are
@@ -49,6 +50,18 @@ FULL = Constant()
 def constant(moving: tuple[bool, bool, bool], level: int) -> Constant:
     """`level` in the dimensions that move, 0 in the others."""
     return Constant(*(level if moves else 0 for moves in moving))
+
+
+def reduced_sets(split: str, q: float, n: int) -> dict[str, tuple[str, Constant]]:
+    """By reduction: the name of a split at quality `q` of the step 1/n, such as test-crop-0.5, and its levels.
+
+    Raises InputError for a quality that is no level, or is 1.
+    """
+    level = level_of(q, n)
+    if not level:
+        raise InputError("quality 1 is the untouched image: give a quality below 1")
+    return {reduction: (f"{split}-{reduction}-{(n - level) / n:g}", constant(moving, level))
+            for reduction, moving in REDUCTIONS.items() if any(moving)}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qrdali.errors import InputError
-from qrdali.levels import Constant, Drawn, Levels, constant
+from qrdali.evaluate import check_set_name
+from qrdali.levels import Constant, Drawn, Levels, constant, reduced_sets
 from qrdali.probe import Descent
 from qrdali.quality import REDUCTIONS, level_of, steps
 from qrdali.schedule import NAMED_PATTERNS, Rule
@@ -29,6 +30,13 @@ def check(settings: Settings) -> None:
         raise InputError("--same-order is for patterns such as RC: rounds have no pairs of epochs")
     if settings.match_steps and settings.method != "baseline":
         raise InputError(f"--match is for baseline, not {settings.method}")
+    for name in settings.track_sets:
+        check_set_name(name, "--track-set")
+    if settings.track_reduced:
+        try:
+            reduced_sets("val", settings.track_reduced, n)
+        except InputError as error:
+            raise InputError(f"--track-reduced: {error}") from None
 
 
 def rule_of(settings: Settings) -> Rule:

@@ -39,8 +39,8 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Description:
-    """parameters: their number with 1000 classes. gmacs: 10^9 multiply-adds of one image, what the literature calls
-    GFLOP. input_size: side in pixels."""
+    """parameters: their number. gmacs: 10^9 multiply-adds of one image, what the literature calls GFLOP. input_size: side in
+    pixels."""
 
     name: str
     parameters: int
@@ -144,13 +144,13 @@ def learning_rate(name: str) -> float:
     return LEARNING_RATE.get(name.rpartition("/")[2], DEFAULT_LEARNING_RATE)
 
 
-def describe(name: str) -> Description:
-    """Size and cost of `name` with 1000 classes, counted on the meta device: nothing is allocated or downloaded."""
+def describe(name: str, classes: int = 1000, input_size: int | None = None) -> Description:
+    """Size and cost of `name`, at its own input size unless given, counted on the meta device: nothing is allocated or downloaded."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    side = preprocessing(name).input_size
+    side = input_size or preprocessing(name).input_size
     with torch.device("meta"):
-        model = create(name, 1000).eval()
+        model = create(name, classes).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.empty(1, 3, side, side))
     return Description(name, sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9, side)

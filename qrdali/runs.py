@@ -82,6 +82,12 @@ def append_metrics(folder: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def last_recorded(folder: Path, key: str) -> Any:
+    """The value of the last line of metrics.jsonl that has `key`, or None."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
+    return next((row[key] for row in reversed(list(rows)) if key in row), None)
+
+
 def keep_metrics(folder: Path, epochs: int) -> None:
     """Drops lines of epochs after `epochs`, and a last line cut short: a resumed run writes them again."""
     file = folder / "metrics.jsonl"

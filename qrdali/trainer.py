@@ -18,6 +18,7 @@ from torch import nn
 from qrdali import checkpoint, runs, schedule
 from qrdali.batch import Loader
 from qrdali.data.index import Index
+from qrdali.energy import Energy, peak_memory
 from qrdali.errors import RunError
 from qrdali.evaluate import Rows, evaluate, write_rows
 from qrdali.levels import FULL, Constant, Levels, PerImage, histogram
@@ -27,6 +28,7 @@ from qrdali.plan import Plan
 from qrdali.probe import Moved, candidates_at_once, online_step, step
 from qrdali.quality import DIMENSIONS, quality, steps
 from qrdali.settings import Settings
+from qrdali.track import Tracker, tracked_text
 
 
 class Watcher(Protocol):
@@ -49,7 +51,8 @@ class Interrupted(RunError):
 
 @dataclass
 class Epoch:
-    """Sums over the epoch in hand, kept on the device: reading them would wait for it. `step`: batches done."""
+    """Sums over the epoch in hand, kept on the device: reading them would wait for it. `step`: batches done. `joules`: used
+    before this process took the epoch on."""
 
     step: int
     images: int
@@ -57,12 +60,13 @@ class Epoch:
     correct: torch.Tensor
     seconds: float = 0.0
     waited: float = 0.0
+    joules: float | None = 0.0
 
 
 @dataclass
 class Totals:
     """Of the whole run. forward_images: images the network saw, in training, validation and probes. seconds: of training
-    and probes."""
+    and probes. Tracked sets count in neither: they cost a run nothing that it needs."""
 
     optimizer_steps: int = 0
     forward_images: int = 0
@@ -88,15 +92,19 @@ def autocast_for(amp: str, device: torch.device) -> tuple[Callable[[], AbstractC
 
 
 class Trainer:
-    """Trains `model` in the run folder `run`. The loaders are of the train and val split."""
+    """Trains `model` in the run folder `run`. The loaders are of the train and val split; `tracker` has more sets to watch.
+    `facts` go into the start row; their "environment" also into the first row after a change of it."""
 
     def __init__(self, settings: Settings, run: Path, model: nn.Module, preprocessing: Preprocessing,
                  classes: tuple[str, ...], train: tuple[Loader, Index], val: tuple[Loader, Index], device: torch.device,
-                 watcher: Watcher, stop: Callable[[], int]) -> None:
+                 watcher: Watcher, stop: Callable[[], int], tracker: Tracker,
+                 facts: dict[str, Any]) -> None:
         self.settings, self.run, self.preprocessing, self.classes = settings, run, preprocessing, classes
         self.train_loader, self.train_index = train
         self.val_loader, self.val_index = val
-        self.device, self.watcher, self.stop = device, watcher, stop
+        self.device, self.watcher, self.stop, self.tracker = device, watcher, stop, tracker
+        self.facts, self.energy = facts, Energy(device)
+        self.changed: dict[str, Any] = {}
         torch.manual_seed(settings.seed)
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = create_optimizer_v2(self.model, settings.optimizer, lr=settings.lr,
@@ -126,9 +134,10 @@ class Trainer:
             rows = self._validate("start", FULL)
             state = schedule.start(rows.accuracy)
             self._save_best(state.run_best, 0, rows)
+            tracked = self._track("start")
             runs.append_metrics(self.run, {"epoch": 0, "phase": "start", "stage": 1, "quality": dict.fromkeys(DIMENSIONS, 1.0),
-                                           "val_accuracy": rows.accuracy})
-            self.watcher.line(f"epoch   0  start weights, val {rows.accuracy:.4f}")
+                                           "val_accuracy": rows.accuracy, **tracked, **self.facts})
+            self.watcher.line(f"epoch   0  start weights, val {rows.accuracy:.4f}{tracked_text(tracked)}")
         while not state.ended:
             if not state.begun:
                 state = self._begin_stage(state)
@@ -146,6 +155,7 @@ class Trainer:
         self.stage_row = {}
         if self.settings.method == "adaptive":
             begun = time.perf_counter()
+            self.energy.begin()
             states = self.images or PerImage.begin(len(self.train_index), self.descent.moving[1], self._online)
             if self._online:
                 correct = self.feedback.cpu().numpy() if state.stage > 1 else None
@@ -159,7 +169,7 @@ class Trainer:
             self.totals.forward_images += done.candidates
             self.totals.seconds += seconds
             self.stage_row = {"moved": done.images / len(self.train_index), "probe_seconds": round(seconds, 3),
-                              "probe_candidates": done.candidates}
+                              "probe_candidates": done.candidates, **self._joules("probe_energy_joules")}
             self.watcher.line(f"stage {state.stage}: {done.images} of {len(self.train_index)} images take a step down"
                               + (f" ({done.candidates} candidates shown in {seconds:.1f} s)" if not self._online else "")
                               + ("; this stage is the last" if moved == 0 else ""))
@@ -179,6 +189,7 @@ class Trainer:
         def progress(images: int, candidates: int) -> None:
             nonlocal shown
             shown += candidates
+            self.energy.poll()
             self.watcher.advance(images, lambda: f"{shown / max(time.perf_counter() - begun, 1e-9):,.0f} candidates/s")
 
         def stop() -> None:
@@ -218,6 +229,8 @@ class Trainer:
         shown = dict(zip(DIMENSIONS, (counts @ quality(np.arange(self.n), self.n) / len(self.train_index)).tolist(), strict=True))
         watched = self._watched(levels, counts, letter)
         rows = self._validate(f"epoch {number} val", watched)
+        spent = peak_memory(self.device) | self._joules("energy_joules")
+        tracked = self._track(f"epoch {number}")  # before a restore may change the weights
         before = state
         state, event = schedule.update(self.rule, state, rows.accuracy)
         if self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps:
@@ -236,13 +249,15 @@ class Trainer:
             "train_loss": mean_loss, "train_accuracy": accuracy, "val_accuracy": rows.accuracy,
             "seconds": round(epoch.seconds, 3), "images_per_second": round(rate, 1),
             "data_wait_seconds": round(epoch.waited, 3), "optimizer_steps": self.totals.optimizer_steps,
-            "forward_images": self.totals.forward_images, "total_seconds": round(self.totals.seconds, 3)}
+            "forward_images": self.totals.forward_images, "total_seconds": round(self.totals.seconds, 3),
+            **spent, **tracked, **self.changed}
         if self.settings.method == "adaptive":
             row["levels"] = {name: counts[i].tolist() for i, name in enumerate(DIMENSIONS)}
         if first:
             row |= self.stage_row
         self.stage_shown = not event.closed or state.stage == stage
         runs.append_metrics(self.run, row)
+        self.changed = {}
         self._save(self.run / "last", state, None)
         wait = ""
         if self.rule.patience is not None:
@@ -251,7 +266,7 @@ class Trainer:
         stage_text = "" if self.rule.stages == 1 else f" stage {stage}"
         self.watcher.line(f"epoch {number:3d}  {letter}{stage_text} quality {sum(moved) / len(moved) if moved else 1:.2f}  "
                           f"loss {mean_loss:.4f}  train {accuracy:.4f}  val {rows.accuracy:.4f}{'*' if event.run_improved else ' '} "
-                          f"{rate:6.0f} img/s  wait {epoch.waited / max(epoch.seconds, 1e-9):4.0%}{wait}")
+                          f"{rate:6.0f} img/s  wait {epoch.waited / max(epoch.seconds, 1e-9):4.0%}{wait}{tracked_text(tracked)}")
         if event.closed:
             what = f"{before.round} round of stage {stage}" if self.rule.rounds else f"stage {stage}"
             self.watcher.line(f"{what} ended by {event.closed}"
@@ -282,6 +297,7 @@ class Trainer:
         epoch = resumed or Epoch(0, 0, zero, zero.clone().long())
         plan = self._plan(state, levels, epoch.step)
         self.model.train()
+        self.energy.begin(epoch.joules)
         before, saved = epoch.seconds, time.monotonic()
         begun = asked = time.perf_counter()
         self.watcher.begin(f"epoch {state.epoch + 1} {letter}", plan.samples - epoch.images)
@@ -311,6 +327,7 @@ class Trainer:
             epoch.seconds = before + time.perf_counter() - begun
             self.totals.optimizer_steps += 1
             self.totals.forward_images += len(batch.labels)
+            self.energy.poll()
             self.watcher.advance(len(batch.labels), lambda: f"train {int(epoch.correct) / epoch.images:.3f}")
             due = (self.save_steps and epoch.step % self.save_steps == 0) or (
                 self.save_seconds and time.monotonic() - saved >= self.save_seconds)
@@ -331,10 +348,21 @@ class Trainer:
     def _validate(self, what: str, levels: Levels) -> Rows:
         plan = Plan(len(self.val_index), self.settings.batch_size, levels, self.n, self.settings.seed)
         self.watcher.begin(what, plan.samples)
-        rows = evaluate(self.model, self.val_loader, plan, self.autocast, lambda images: self.watcher.advance(images, str))
+        rows = evaluate(self.model, self.val_loader, plan, self.autocast, self._advance)
         self.watcher.end()
         self.totals.forward_images += plan.samples
         return rows
+
+    def _advance(self, images: int) -> None:
+        self.energy.poll()
+        self.watcher.advance(images, str)
+
+    def _joules(self, key: str) -> dict[str, float]:
+        used = self.energy.used()
+        return {} if used is None else {key: round(used, 2)}
+
+    def _track(self, what: str) -> dict[str, Any]:
+        return self.tracker.measure(what, self.model, self.autocast, self.watcher)
 
     def _save_best(self, accuracy: float, epoch: int, rows: Rows | None) -> None:
         trained = runs.Trained(self.settings.model, self.classes, self.preprocessing, epoch, accuracy)
@@ -352,7 +380,8 @@ class Trainer:
                                 "stage_shown": self.stage_shown, "data": self.train_index.fingerprint}
         if epoch is not None:
             data["epoch"] = {"step": epoch.step, "images": epoch.images, "loss": float(epoch.loss),
-                             "correct": int(epoch.correct), "seconds": epoch.seconds, "waited": epoch.waited}
+                             "correct": int(epoch.correct), "seconds": epoch.seconds, "waited": epoch.waited,
+                             "joules": self.energy.used()}
         if self._online:
             random["feedback"] = self.feedback
         checkpoint.save(folder, data, model=self.model.state_dict(), optimizer=tensors, random=random)
@@ -389,11 +418,13 @@ class Trainer:
         if self.settings.method == "adaptive" and (state.begun or state.stage > 1):
             self.images = self._stage_images(state.stage if state.begun else state.stage - 1)
         runs.keep_metrics(self.run, state.epoch)
+        if runs.last_recorded(self.run, "environment") != self.facts["environment"]:
+            self.changed = {"environment": self.facts["environment"]}
         epoch = None
         if data["epoch"] is not None:
             sums = data["epoch"]
             loss = torch.tensor(sums["loss"], dtype=torch.float64, device=self.device)
             epoch = Epoch(sums["step"], sums["images"], loss, torch.tensor(sums["correct"], device=self.device),
-                          sums["seconds"], sums["waited"])
+                          sums["seconds"], sums["waited"], sums.get("joules"))
         self.watcher.line(f"continuing after epoch {state.epoch}" + (f", step {epoch.step}" if epoch else ""))
         return state, epoch

@@ -16,6 +16,7 @@ from qrdali.cli.main import cli
 from qrdali.cli.train import run_training
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError
+from qrdali.evaluate import read_rows
 from qrdali.settings import validated
 
 
@@ -72,6 +73,11 @@ def test_a_set_of_some_classes_with_files_that_cannot_be_read(run: Path, dataset
     (("--set", "x={tmp}/unknown"), "has the folder 'zebra', which is no class of the run"),
     (("--set", "x={tmp}/empty"), "holds no readable image in a class folder"),
     (("--set", "x=a", "--curve", "--step", "0.3"), "step 0.3 is not 1/n"),
+    (("--set", "test-crop-0.5=a"), "nor one of them reduced"),
+    (("--set", "x=a", "--reduced", ".5"), "--reduced is of a split"),
+    (("--data", "x", "--reduced", ".6"), "quality 0.6 is no level of step 0.25"),
+    (("--data", "x", "--reduced", "1"), "give a quality below 1"),
+    (("--data", "x", "--reduced", "nan"), "quality nan is outside"),
 ])
 def test_refusals(run: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     (tmp_path / "unknown" / "zebra").mkdir(parents=True)
@@ -101,6 +107,25 @@ def test_a_curve_is_the_accuracy_at_every_level(run: Path, dataset: Dataset) -> 
     first = (run / "curves" / "val.svg").read_bytes()
     evaluated(run, "--data", dataset.folder, "--split", "val", "--curve", "--step", ".25")
     assert (run / "curves" / "val.svg").read_bytes() == first
+
+
+def test_a_reduced_split_is_the_curves_level_and_can_be_compared(run: Path, dataset: Dataset) -> None:
+    found = evaluated(run, "--data", dataset.folder, "--split", "val", "--reduced", ".4", "--curve", "--step", ".2")
+    assert list(found["reduced"]) == ["color", "crop", "resolution", "combination"]
+    curves = pq.read_table(run / "curves" / "val.parquet").to_pylist()
+    for reduction, own in found["reduced"].items():
+        rows = read_rows(run, f"val-{reduction}-0.4")
+        expected = [r["prediction"] for r in curves if (r["reduction"], r["level"]) == (reduction, 3)]
+        assert rows["prediction"].tolist() == expected
+        assert own == {"set": f"val-{reduction}-0.4", "images": 12, "correct": int(rows["correct"].sum()),
+                       "accuracy": rows["correct"].mean(), "unreadable": 0, "quality": .4,
+                       "rows": str(run / "predictions" / f"val-{reduction}-0.4.parquet")}
+    assert len({tuple(read_rows(run, f"val-{r}-0.4")["confidence"].tolist()) for r in found["reduced"]}) == 4
+    said = CliRunner().invoke(cli, ["compare", str(run), str(run), "--set", "val-crop-0.4"])
+    assert said.exit_code == 0
+    assert f"val-crop-0.4 accuracy {found['reduced']['crop']['accuracy']:.4f}" in said.stderr
+    missing = CliRunner().invoke(cli, ["compare", str(run), str(run), "--set", "test-crop-0.5"])
+    assert "and --data and --split test --reduced 0.5" in str(missing.exception)
 
 
 def test_the_crop_of_a_curve_is_the_centred_window(run: Path, dataset: Dataset, images: Path, tmp_path: Path) -> None:

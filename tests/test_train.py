@@ -36,7 +36,7 @@ def settings(data: Path, method: str, **values: object) -> Settings:
 
 def metrics(run: Path) -> list[dict[str, object]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+    return [{k: v for k, v in row.items() if not any(measured in k for measured in ("second", "memory_mb", "energy"))} for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,53 @@
+"""Where a run is made: versions, machine and GPU, so that its figures can be told from those of another place."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qrdali import __version__
+
+# Name recorded and the distributions that may hold it.
+_PACKAGES = {"torch": ("torch",), "torchvision": ("torchvision",), "timm": ("timm",),
+             "dali": ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "nvidia-dali-cuda110"), "numpy": ("numpy",), "pillow": ("pillow",)}
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """qrdali, python, torch, torchvision, timm, dali, numpy, pillow: versions as text, None where not installed; platform, cpu, cores
+    (logical); gpu and driver: names of what `device` is, None on a CPU. Nothing is imported to find out."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"qrdali": __version__, "python": platform.python_version(), **{name: _version(names) for name, names in _PACKAGES.items()},
+            "platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count(), "gpu": gpu, "driver": _driver() if gpu else None}
+
+
+def _version(distributions: tuple[str, ...]) -> str | None:
+    for name in distributions:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _cpu() -> str:
+    file = Path("/proc/cpuinfo")
+    for line in file.read_text("utf-8", "replace").splitlines() if file.exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _driver() -> str | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+        return version.decode() if isinstance(version, bytes) else str(version)
+    except pynvml.NVMLError:
+        return None
