@@ -9,12 +9,15 @@ import click
 
 MODEL, INPUT_SIZE, EPOCHS = "test_resnet", 96, 15
 SEARCHED, IMAGES = ("baseline", "linear"), 24  # runs whose MEPIs are compared, and on how many validation images
+REDUCED = 0.5  # quality of the reduced test sets
 
 
 @click.command()
 @click.option("--out", default="demo", show_default=True, type=click.Path(), help="Folder for data and runs.")
 def demo(out: str) -> None:
-    """Generate pictures, index them, train shared, then baseline, linear and adaptive from it, build MEPIs; minutes on two cores.
+    """Generate pictures, index them, train shared, then baseline, linear and adaptive from it, evaluate, build MEPIs, write a report.
+
+    Takes minutes on two cores.
 
     \b
     Example: qrdali demo --out demo
@@ -23,6 +26,7 @@ def demo(out: str) -> None:
 
     from qrdali.cli.build_mepi import build as build_mepi
     from qrdali.cli.evaluate import Evaluator
+    from qrdali.cli.report import make
     from qrdali.cli.terminal import Bar, say
     from qrdali.cli.train import run_training
     from qrdali.data.scan import build
@@ -53,8 +57,10 @@ def demo(out: str) -> None:
         say(f"--- {method}")
         run_training(validated({"method": method, **common, **values}), runs / method, False)
     for method in plans:
-        result = Evaluator(runs / method, device="cpu").split(data, "test")
-        say(f"{runs / method}: test accuracy {result['accuracy']:.3f} ({result['correct']} of {result['images']})")
+        result = Evaluator(runs / method, device="cpu", reduced=REDUCED).split(data, "test")
+        at = ", ".join(f"{reduction} {found['accuracy']:.3f}" for reduction, found in result["reduced"].items())
+        say(f"{runs / method}: test accuracy {result['accuracy']:.3f} ({result['correct']} of {result['images']}); at quality "
+            f"{REDUCED:g}: {at}")
     sets = {}
     for method in SEARCHED:
         say(f"--- MEPIs of {method}")
@@ -63,5 +69,7 @@ def demo(out: str) -> None:
     for reduction in sets[SEARCHED[0]]:
         quotients = [sets[method][reduction]["mean_quotient"] for method in SEARCHED]
         say(f"  {reduction:12s}" + "".join("    none" if q is None else f"  {q:.4f}" for q in quotients))
+    page = make([runs / method for method in plans], [folder / "mepi" / method for method in SEARCHED], folder / "report")
     say(f"contact sheets: {', '.join(str(folder / 'mepi' / method) for method in SEARCHED)}")
     say(f"done in {time.monotonic() - begun:.0f} s; run folders in {runs}: {', '.join(plans)}")
+    say(str(page))

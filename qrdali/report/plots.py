@@ -168,7 +168,7 @@ def _stages(axes: Axes, theme: Theme, run: Run) -> None:
 
 def tracked(group: Group, name: str, slug: str) -> Figure | None:
     """Accuracy on one set per epoch, of the runs that measured it: those of the set's own reduction where its name tells one."""
-    runs = [run for run in group.runs if sum(name in e.tracked for e in run.epochs) > 1]
+    runs = [run for run in group.runs if sum(e.tracked.get(name) is not None for e in run.epochs) > 1]
     own = [run for run in runs if run.settings.reduction == "none" or f"-{run.settings.reduction}-" in f"-{name}-"]
     if any(run.settings.reduction != "none" for run in own):
         runs = own
@@ -179,7 +179,7 @@ def tracked(group: Group, name: str, slug: str) -> Figure | None:
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
         for run, color in zip(runs, theme.turn(len(runs)), strict=True):
-            points = [(e.epoch, e.tracked[name]) for e in run.epochs if name in e.tracked]
+            points = [(e.epoch, e.tracked[name]) for e in run.epochs if e.tracked.get(name) is not None]
             axes.plot(*zip(*points, strict=True), color=theme.faint if is_baseline(run.settings) else color, linewidth=1.4, marker=".",
                       linestyle="--" if is_baseline(run.settings) else "-", label=_cut(run.name))
         axes.set(xlabel="epoch", ylabel=f"accuracy on {printable(name)}")
