@@ -47,6 +47,7 @@ class Epoch(BaseModel):
     peak_memory_mb: float | None = None
     memory_of: str | None = None
     energy_joules: float | None = None
+    probe_energy_joules: float | None = None
     tracked: dict[str, float | None] = {}
     environment: dict[str, Any] | None = None
     network: dict[str, Any] | None = None

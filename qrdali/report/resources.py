@@ -125,7 +125,7 @@ def energy(groups: list[Group], prices: Prices, slug: str) -> Table:
             joules = [e.energy_joules for e in _trained(run)]
             seconds = run.last.total_seconds
             if joules and all(j is not None for j in joules):
-                kwh, source = sum(j for j in joules if j is not None) / 3.6e6, "measured"
+                kwh, source = sum(j or 0 for j in (*joules, *(e.probe_energy_joules for e in _trained(run)))) / 3.6e6, "measured"
             elif prices.watts is not None:
                 kwh, source = prices.watts * seconds / 3.6e6, f"stated, {prices.watts:g} W"
             else:
@@ -138,8 +138,8 @@ def energy(groups: list[Group], prices: Prices, slug: str) -> Table:
         "run", "network", "epochs", "optimizer steps", "forward images", "seconds", "kWh", "energy", f"USD at {prices.usd_per_kwh:g}/kWh",
         *(f"USD on a cloud {name}" for name, _ in thesis.CLOUD)), tuple(rows), (
         "Training and probes of the run itself, without the shared run it starts from; forward images count validation and probes too. "
-        "Where no energy could be read, --watts states it. The cloud's columns take the same seconds at the slides' hourly prices, "
-        "whatever the speed of that card would be.",))
+        "Measured energy is the device's, validation included; where none could be read, --watts states the power. The cloud's columns "
+        "take the same seconds at the slides' hourly prices, whatever the speed of that card would be.",))
 
 
 def cards(prices: Prices, slug: str) -> Table:
