@@ -33,7 +33,8 @@ def measure(evaluator: Evaluator, name: str, index: Index, n: int) -> pa.Table:
         def rows(level: int, reduction: str) -> Any:
             levels = constant(REDUCTIONS[reduction], level) if level else FULL
             plan = Plan(len(index), evaluator.batch_size, levels, n)
-            return evaluate(evaluator.model, loader, plan, evaluator.autocast, lambda images: bar.advance(images, reduction))
+            return evaluate(evaluator.model, loader, plan, evaluator.autocast, lambda images: bar.advance(images, reduction),
+                            evaluator.decide)
 
         full = rows(0, "color")
         for reduction in SEARCHED:
@@ -73,11 +74,12 @@ def make(evaluator: Evaluator, name: str, index: Index, n: int) -> dict[str, Any
     pq.write_table(rows, folder / f".{name}.partial")
     (folder / f".{name}.partial").rename(folder / f"{name}.parquet")
     curves = summary(rows)
-    told = {"set": name, "images": len(index), "step": 1 / n, "curves": curves}
+    chance = evaluator.class_map.chance if evaluator.class_map else 1 / len(evaluator.classes)
+    told = {"set": name, "images": len(index), "step": 1 / n, "chance": chance, "curves": curves, **(evaluator.told or {})}
     (folder / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     trained = evaluator.trained
     title = f"{evaluator.run.name}, {name}: {trained.model} at {trained.preprocessing.input_size} px"
-    figure = quality_curve(curves, 1 / len(trained.classes), name, title, headed=True)
+    figure = quality_curve(curves, chance, name, title, headed=True)
     for kind in ("png", "svg"):
         partial = folder / f".{name}.{kind}.partial"
         partial.write_bytes(figure.render(kind))

@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qrdali.class_map import ClassMap, Rule
     from qrdali.data.index import Index
     from qrdali.evaluate import Rows
     from qrdali.levels import Levels
@@ -23,13 +24,18 @@ if TYPE_CHECKING:
 @click.option("--curve", is_flag=True, help="Also accuracy at every level of each reduction, into RUN/curves/.")
 @click.option("--reduced", type=float, help="Also the split at this quality in each reduction, centre crops; such as 0.5.")
 @click.option("--step", default=0.25, show_default=True, help="Grid of qualities of --curve and --reduced, 1/n.")
+@click.option("--class-map", type=click.Path(), metavar="TSV",
+              help="For a run with other classes than the data: lines of its class, a tab, the data's class.")
+@click.option("--map-rule", type=click.Choice(["argmax", "sum"]),
+              help="The first choice, mapped; or the largest sum of probabilities.  [default: argmax]")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Decoding threads.  [default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curve: bool, reduced: float | None, step: float,
-             batch_size: int, device: str, amp: str, threads: int | None, as_json: bool) -> None:
+             class_map: str | None, map_rule: Rule | None, batch_size: int, device: str, amp: str, threads: int | None,
+             as_json: bool) -> None:
     """Accuracy of a run on a split and on named folders; one row per image goes into RUN/predictions/NAME.parquet.
 
     \b
@@ -37,6 +43,7 @@ def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curv
               qrdali evaluate --run runs/baseline --set mepi-crop=mepi/crop
               qrdali evaluate --run runs/baseline --data data --curve --step 0.05
               qrdali evaluate --run runs/baseline --data data --reduced 0.5
+              qrdali evaluate --run runs/imagenet --data humanet --class-map map.tsv --map-rule sum
     """
     from qrdali.cli.terminal import emit, say
     from qrdali.errors import InputError
@@ -48,8 +55,11 @@ def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curv
         raise InputError("nothing to evaluate: give --data, --set NAME=FOLDER or both")
     if reduced is not None and data is None:
         raise InputError("--reduced is of a split: give --data too")
+    if map_rule and class_map is None:
+        raise InputError("--map-rule is of a --class-map: give that too")
     n = steps(step)
-    evaluator = Evaluator(Path(run), batch_size, device, amp, threads, n if curve else None, reduced, n)
+    mapped = None if class_map is None else _mapped(Path(class_map), map_rule or "argmax", Path(run), data)
+    evaluator = Evaluator(Path(run), batch_size, device, amp, threads, n if curve else None, reduced, n, mapped)
     results = [evaluator.split(Path(data), split)] if data is not None else []
     results += [evaluator.folder(name, folder) for name, folder in folders.items()]
     if as_json:
@@ -67,26 +77,38 @@ def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curv
             say(f"curve: {result['curve']['files']}.png")
 
 
+def _mapped(file: Path, rule: Rule, run: Path, data: str | None) -> ClassMap:
+    from qrdali import runs
+    from qrdali.class_map import read
+    from qrdali.data.index import Dataset
+
+    return read(file, runs.describe_best(run).classes, None if data is None else Dataset.open(Path(data)).classes, rule)
+
+
 def _tell(result: dict[str, Any]) -> None:
     from qrdali.cli.terminal import say
 
-    unreadable = f", {result['unreadable']} unreadable" if result["unreadable"] else ""
-    say(f"{result['set']}: accuracy {result['accuracy']:.4f} ({result['correct']} of {result['images']}{unreadable}), "
+    notes = f", {result['unreadable']} unreadable" if result["unreadable"] else ""
+    if result.get("unmapped"):
+        notes += f", {result['unmapped']} of no class of the data"
+    say(f"{result['set']}: accuracy {result['accuracy']:.4f} ({result['correct']} of {result['images']}{notes}), "
         f"rows in {result['rows']}")
 
 
 class Evaluator:
     """`best/` of a run, ready to classify. Results are dicts of set, images, correct, accuracy, unreadable and the rows' file.
     curve: n of the step 1/n at which accuracy is also measured as a function of quality, under "curve". reduced: a quality of the
-    step 1/n at which splits are evaluated too, in each reduction, under "reduced"."""
+    step 1/n at which splits are evaluated too, in each reduction, under "reduced". class_map: for data of other classes; results then
+    have map_rule and unmapped, the number of predictions that are no class of the data."""
 
     def __init__(self, run: Path, batch_size: int = 32, device: str = "auto", amp: str = "auto", threads: int | None = None,
-                 curve: int | None = None, reduced: float | None = None, n: int = 4) -> None:
+                 curve: int | None = None, reduced: float | None = None, n: int = 4, class_map: ClassMap | None = None) -> None:
         import os
 
         import torch
 
         from qrdali import runs
+        from qrdali.evaluate import top1
         from qrdali.levels import reduced_sets
         from qrdali.pipelines.graphs import Engine
         from qrdali.trainer import autocast_for, device_of
@@ -95,6 +117,8 @@ class Evaluator:
         if reduced is not None:
             reduced_sets("", reduced, n)  # refused before the network is loaded
         model, self.trained = runs.load_best(run)
+        self.class_map, self.classes = class_map, class_map.classes if class_map else self.trained.classes
+        self.decide = class_map.decide if class_map else top1
         self.device = device_of(device)
         self.model: torch.nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autocast = autocast_for(amp, self.device)[0]
@@ -106,7 +130,7 @@ class Evaluator:
         from qrdali.levels import reduced_sets
 
         dataset = Dataset.open(data)
-        dataset.require_classes(self.trained.classes, f"the run {self.run}")
+        dataset.require_classes(self.classes, "the --class-map" if self.class_map else f"the run {self.run}")
         index = dataset.index(split)
         result = self._result(split, index, 0)
         if self.reduced is not None:
@@ -125,12 +149,12 @@ class Evaluator:
 
         with TemporaryDirectory() as scratch:
             file = Path(scratch) / "set.arrow"
-            rejected = index_folder(folder, self.trained.classes, file, verify=True)
+            rejected = index_folder(folder, self.classes, file, verify=True, whose="the --class-map" if self.class_map else "the run")
             for path, reason in rejected[:5]:
                 warn(f"left out: {path}: {reason}")
             if len(rejected) > 5:
                 warn(f"left out: {len(rejected) - 5} more files that cannot be read")
-            index = Index(file, len(self.trained.classes))
+            index = Index(file, len(self.classes))
             return self._result(name, index, len(rejected))
 
     def rows(self, name: str, index: Index, check: Callable[[], None] = lambda: None, levels: Levels | None = None) -> Rows:
@@ -147,7 +171,8 @@ class Evaluator:
                 bar.advance(images)
                 check()
 
-            return predict(self.model, loader, Plan(len(index), self.batch_size, levels or FULL, self.n), self.autocast, progress)
+            return predict(self.model, loader, Plan(len(index), self.batch_size, levels or FULL, self.n), self.autocast, progress,
+                           self.decide)
 
     def _result(self, name: str, index: Index, unreadable: int) -> dict[str, Any]:
         result = self._written(name, index, self.rows(name, index), unreadable)
@@ -161,6 +186,14 @@ class Evaluator:
         from qrdali.evaluate import write_rows
 
         file = self.run / "predictions" / f"{name}.parquet"
-        write_rows(file, rows, index)
-        return {"set": name, "images": len(rows.labels), "correct": int((rows.labels == rows.predictions).sum()),
-                "accuracy": rows.accuracy, "unreadable": unreadable, "rows": str(file)}
+        write_rows(file, rows, index, self.told)
+        result = {"set": name, "images": len(rows.labels), "correct": int((rows.labels == rows.predictions).sum()),
+                  "accuracy": rows.accuracy, "unreadable": unreadable, "rows": str(file)}
+        if self.class_map is not None:
+            result |= {"map_rule": self.class_map.rule, "unmapped": int((rows.predictions < 0).sum())}
+        return result
+
+    @property
+    def told(self) -> dict[str, Any] | None:
+        """What the rows of mapped classes say of their numbers."""
+        return {"classes": list(self.classes), "map_rule": self.class_map.rule} if self.class_map else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +33,7 @@ _RESERVED = re.compile(rf"({'|'.join(SPLITS)})(-({'|'.join(REDUCTIONS)})-[0-9.e-
 @dataclass(frozen=True)
 class Rows:
     """One row per image in sample order: samples, labels, predictions int64 [N]; confidence float32 [N], the
-    probability of the prediction."""
+    probability of the prediction. A prediction may be -1, none of the classes (see class_map.py)."""
 
     samples: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
@@ -50,9 +52,16 @@ class Rows:
         return int(self.predictions[0]) if same else None
 
 
+def top1(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(predictions int64 [N], their probabilities float32 [N]) of logits [N, classes]."""
+    confidence, prediction = logits.float().softmax(1).max(1)
+    return prediction, confidence
+
+
 def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[], AbstractContextManager[object]],
-             progress: Callable[[int], None] = lambda images: None) -> Rows:
-    """Classifies every image of `plan` in evaluation mode; the model is left in the mode it was in."""
+             progress: Callable[[int], None] = lambda images: None,
+             decide: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = top1) -> Rows:
+    """Classifies every image of `plan` in evaluation mode; the model is left in the mode it was in. `decide` as `top1`."""
     training = model.training
     model.eval()
     columns: list[tuple[torch.Tensor, ...]] = []
@@ -60,8 +69,7 @@ def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[]
         for batch in loader.epoch(plan):
             with autocast():
                 logits = model(batch.images)
-            confidence, prediction = logits.float().softmax(1).max(1)
-            columns.append((batch.samples, batch.labels, prediction, confidence))
+            columns.append((batch.samples, batch.labels, *decide(logits)))
             progress(len(batch.labels))
     model.train(training)
     samples, labels, predictions, confidences = (torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True))
@@ -90,8 +98,9 @@ def named_sets(texts: tuple[str, ...], option: str) -> dict[str, Path]:
     return folders
 
 
-def write_rows(file: Path, rows: Rows, index: Index) -> None:
-    """Writes Parquet columns sample, path, label, prediction, correct, confidence; whole or not at all."""
+def write_rows(file: Path, rows: Rows, index: Index, told: dict[str, Any] | None = None) -> None:
+    """Writes Parquet columns sample, path, label, prediction, correct, confidence; whole or not at all. `told` goes as JSON into the
+    schema's metadata, under "qrdali"."""
     table = pa.table({
         "sample": rows.samples,
         "path": index.paths(rows.samples),
@@ -100,6 +109,8 @@ def write_rows(file: Path, rows: Rows, index: Index) -> None:
         "correct": rows.labels == rows.predictions,
         "confidence": rows.confidence,
     })
+    if told:
+        table = table.replace_schema_metadata({"qrdali": json.dumps(told)})
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     pq.write_table(table, partial)
@@ -115,7 +126,8 @@ def _asked(name: str) -> str:
 
 
 def read_rows(run: Path, name: str) -> npt.NDArray[np.void]:
-    """The rows of a set, in sample order: a structured array of sample, path (text), label, prediction, correct, confidence.
+    """The rows of a set, in sample order: a structured array of sample, path (text), label, prediction (-1: none of the classes),
+    correct, confidence.
 
     Raises InputError if there are none, RunError if the file is damaged or its rows contradict themselves.
     """
@@ -130,6 +142,7 @@ def read_rows(run: Path, name: str) -> npt.NDArray[np.void]:
             rows[key] = table[key].to_numpy()
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
-    if not np.array_equal(rows["correct"], rows["label"] == rows["prediction"]) or (np.diff(rows["sample"]) <= 0).any() or not len(rows):
+    if not np.array_equal(rows["correct"], rows["label"] == rows["prediction"]) or (np.diff(rows["sample"]) <= 0).any() \
+            or not len(rows) or rows["label"].min() < 0 or rows["prediction"].min() < -1:
         raise RunError(f"{printable(file)} contradicts itself: evaluate the run again")
     return rows

@@ -90,7 +90,7 @@ def build(root: Path, out: Path, *, verify: bool = True, threads: int | None = N
 
 
 def index_folder(root: Path, classes: tuple[str, ...], file: Path, verify: bool, threads: int | None = None,
-                 progress: Callable[[int], None] = lambda files: None) -> list[tuple[str, str]]:
+                 progress: Callable[[int], None] = lambda files: None, whose: str = "the run") -> list[tuple[str, str]]:
     """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`; returns (path, reason) of files left out.
 
     In the order of the classes, then of the names. Raises InputError for a folder that is no class or where nothing can be
@@ -101,7 +101,7 @@ def index_folder(root: Path, classes: tuple[str, ...], file: Path, verify: bool,
     found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     unknown = sorted(set(found) - set(classes))
     if unknown:
-        raise InputError(f"{printable(root)} has the folder {printable(unknown[0])!r}, which is no class of the run ({len(unknown)} such)")
+        raise InputError(f"{printable(root)} has the folder {printable(unknown[0])!r}, which is no class of {whose} ({len(unknown)} such)")
     rejected, writer = [], Writer(file)
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for label, name in enumerate(classes):

@@ -143,8 +143,9 @@ def _results(group: Group, number: str, where: str) -> list[Part]:
     extra = list(dict.fromkeys(name for run in group.runs for e in run.epochs for name in e.tracked))
     lines = [plots.evolution(group, c, f"evolution-{number}-{i}") for i, c in enumerate(group.configurations, 1)
              if max(run.last.epoch for run in c.runs) > 0]
-    curves = [plots.quality_curve(curve, 1 / len(group.classes), f"curve-{number}-{i}-{j}", f"{run.name}, {name}")
-              for i, run in enumerate(group.runs, 1) for j, (name, curve) in enumerate(run.curves.items(), 1)]
+    curves = [plots.quality_curve(curve, 1 / len(group.classes) if chance is None else chance, f"curve-{number}-{i}-{j}",
+                                  f"{run.name}, {printable(name)}")
+              for i, run in enumerate(group.runs, 1) for j, (name, (curve, chance)) in enumerate(run.curves.items(), 1)]
     return [
         Part(f"accuracy-{number}", f"Accuracy{where}", (), (
             plots.joint(group, f"joint-{number}"), plots.cost(group, "optimizer steps", f"cost-steps-{number}"),

@@ -69,7 +69,7 @@ class SetRows:
 @dataclass(frozen=True)
 class Run:
     """A run folder. name: what tells it from the report's other runs. weights: SHA-256 of best/'s file. sets: by name, val first.
-    curves: by set name, what `evaluate --curve` summed up."""
+    curves: by set name, what `evaluate --curve` summed up, and the accuracy of chance."""
 
     folder: Path
     name: str
@@ -77,7 +77,7 @@ class Run:
     trained: runs.Trained
     epochs: tuple[Epoch, ...]
     sets: dict[str, SetRows]
-    curves: dict[str, dict[str, Any]]
+    curves: dict[str, tuple[dict[str, Any], float | None]]
     weights: str
 
     @property
@@ -166,8 +166,8 @@ def _sha256(file: Path) -> str:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None
 
 
-def _curves(folder: Path, warn: Warn) -> dict[str, dict[str, Any]]:
-    found = {}
+def _curves(folder: Path, warn: Warn) -> dict[str, tuple[dict[str, Any], float | None]]:
+    found: dict[str, tuple[dict[str, Any], float | None]] = {}
     for file in sorted(folder.glob("*.json")):
         try:
             told = read_object(file)
@@ -175,7 +175,7 @@ def _curves(folder: Path, warn: Warn) -> dict[str, dict[str, Any]]:
             if not all(r in SEARCHED and len(c["quality"]) == len(c["accuracy"]) and all(
                     0 <= float(x) <= 1 for x in (*c["quality"], *c["accuracy"], c["area"])) for r, c in curves.items()):
                 raise ValueError("no curve")
-            found[file.stem] = curves
+            found[file.stem] = curves, None if told.get("chance") is None else float(told["chance"])
         except (RunError, ValueError, KeyError, TypeError, AttributeError):
             warn(f"{printable(file)} is damaged and left out: `qrdali evaluate --curve` makes it again")
     return found
