@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -21,10 +22,12 @@ from qrdali.errors import InputError, RunError, printable
 from qrdali.evaluate import evaluate
 from qrdali.levels import FULL, Levels
 from qrdali.plan import Plan
+from qrdali.quality import REDUCTIONS
 
 if TYPE_CHECKING:
     from qrdali.trainer import Watcher
 
+_REDUCED = re.compile(rf"val-({'|'.join(REDUCTIONS)})-([0-9.e-]+)")  # no folder's name: see check_set_name
 _FEW = 6  # sets that a line on the terminal has room for
 
 
@@ -63,11 +66,18 @@ class Tracker:
 
 
 def tracked_text(row: dict[str, dict[str, float | None]]) -> str:
-    """The accuracies of `Tracker.measure` for a line on the terminal, if they are few."""
+    """The accuracies of `Tracker.measure` for a line on the terminal, if they are few: folders, then the reduced splits by quality."""
     found = row.get("tracked", {})
     if not 0 < len(found) <= _FEW:
         return ""
-    return "  tracked " + " ".join(f"{name} {'none' if a is None else format(a, '.3f')}" for name, a in found.items())
+    text, at = "", ""
+    for name, accuracy in found.items():
+        reduced = _REDUCED.fullmatch(name)
+        if reduced and reduced[2] != at:
+            at = reduced[2]
+            text += f" at {at}"
+        text += f" {reduced[1] if reduced else name} {'none' if accuracy is None else format(accuracy, '.3f')}"
+    return f"  tracked{text}"
 
 
 def index_sets(run: Path, sets: dict[str, str], classes: tuple[str, ...], warn: Callable[[str], None]) -> dict[str, Index]:

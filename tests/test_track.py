@@ -16,6 +16,7 @@ from qrdali.cli.train import run_training
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
 from qrdali.settings import Settings, read, validated
+from qrdali.track import tracked_text
 
 
 def settings(dataset: Dataset, **values: object) -> Settings:
@@ -63,7 +64,16 @@ def test_training_is_the_same_and_the_figures_are_those_of_evaluate(dataset: Dat
     assert [best["tracked"][name] for name in reduced] == [own["accuracy"] for own in found.values()]
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
     assert len(said) == 3
-    assert all(f"tracked mine {row['tracked']['mine']:.3f} val-color-0.25 " in line for row, line in zip(rows, said, strict=True))
+    for row, line in zip(rows, said, strict=True):
+        mine_is, *others = [f"{accuracy:.3f}" for accuracy in row["tracked"].values()]
+        assert line.endswith("  tracked mine {} at 0.25 color {} crop {} resolution {} combination {}".format(mine_is, *others))
+
+
+def test_many_sets_are_not_for_a_line() -> None:
+    assert tracked_text({}) == ""
+    assert tracked_text({"tracked": {"a": .5, "val-x": None}}) == "  tracked a 0.500 val-x none"
+    assert tracked_text({"tracked": {str(i): 0. for i in range(6)}}).count("0.000") == 6
+    assert tracked_text({"tracked": {str(i): 0. for i in range(7)}}) == ""
 
 
 def _go_on(run: Path) -> None:
