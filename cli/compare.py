@@ -22,6 +22,7 @@ def compare(run_a: str, run_b: str, name: str, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from qrdali import runs
     from qrdali.cli.terminal import emit, say
     from qrdali.errors import InputError, printable
     from qrdali.evaluate import read_rows
@@ -29,7 +30,8 @@ def compare(run_a: str, run_b: str, name: str, as_json: bool) -> None:
 
     if "/" in name or name in ("", ".", ".."):
         raise InputError(f"--set is {printable(name)!r}: give the name of a set, such as test")
-    rows = [read_rows(Path(run), name) for run in (run_a, run_b)]
+    folders = (Path(run_a), Path(run_b))
+    rows = [read_rows(run, name, runs.describe_best(run).epoch if runs.holds_run(run) else None) for run in folders]
     first, second = rows
     if len(first) != len(second) or any(not np.array_equal(first[key], second[key]) for key in ("sample", "path", "label")):
         paths = [set(r["path"].tolist()) for r in rows]

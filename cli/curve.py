@@ -75,7 +75,7 @@ def make(evaluator: Evaluator, name: str, index: Index, n: int) -> dict[str, Any
     (folder / f".{name}.partial").rename(folder / f"{name}.parquet")
     curves = summary(rows)
     chance = evaluator.class_map.chance if evaluator.class_map else 1 / len(evaluator.classes)
-    told = {"set": name, "images": len(index), "step": 1 / n, "chance": chance, "curves": curves, **(evaluator.told or {})}
+    told = {"set": name, "images": len(index), "step": 1 / n, "chance": chance, "curves": curves, **evaluator.told}
     (folder / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     trained = evaluator.trained
     title = f"{evaluator.run.name}, {name}: {trained.model} at {trained.preprocessing.input_size} px"

@@ -194,6 +194,7 @@ class Evaluator:
         return result
 
     @property
-    def told(self) -> dict[str, Any] | None:
-        """What the rows of mapped classes say of their numbers."""
-        return {"classes": list(self.classes), "map_rule": self.class_map.rule} if self.class_map else None
+    def told(self) -> dict[str, Any]:
+        """What rows say of themselves: the epoch of the weights; of mapped classes also their names and the rule."""
+        mapped = {"classes": list(self.classes), "map_rule": self.class_map.rule} if self.class_map else {}
+        return {"epoch": self.trained.epoch, **mapped}

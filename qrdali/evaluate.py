@@ -100,7 +100,7 @@ def named_sets(texts: tuple[str, ...], option: str) -> dict[str, Path]:
 
 def write_rows(file: Path, rows: Rows, index: Index, told: dict[str, Any] | None = None) -> None:
     """Writes Parquet columns sample, path, label, prediction, correct, confidence; whole or not at all. `told` goes as JSON into the
-    schema's metadata, under "qrdali"."""
+    schema's metadata, under "qrdali": the epoch of the weights, and what a class map did."""
     table = pa.table({
         "sample": rows.samples,
         "path": index.paths(rows.samples),
@@ -117,24 +117,44 @@ def write_rows(file: Path, rows: Rows, index: Index, told: dict[str, Any] | None
     partial.rename(file)
 
 
-def _asked(name: str) -> str:
+def asked(name: str, data: str = "DATASET") -> str:
     """The options of `qrdali evaluate` that make the rows of `name`."""
     if not _RESERVED.fullmatch(name):
         return f"--set {printable(name)}=FOLDER"
     split, *reduced = name.split("-", 2)
-    return f"--data and --split {split}" + (f" --reduced {reduced[1]}" if reduced else "")
+    return f"--data {data} --split {split}" + (f" --reduced {reduced[1]}{_step(float(reduced[1]))}" if reduced else "")
 
 
-def read_rows(run: Path, name: str) -> npt.NDArray[np.void]:
+def _step(quality: float) -> str:
+    """The option --step that has a quality on its grid; nothing if the default has."""
+    n = next((n for n in (4, 10, 20, 100, *range(2, 256)) if abs(quality * n - round(quality * n)) < 1e-6), 4)
+    return "" if n == 4 else f" --step {1 / n:.12g}"
+
+
+def told_of(run: Path, name: str) -> dict[str, Any]:
+    """What `write_rows` was told of a set: "epoch" of the weights, and for mapped classes "classes" and "map_rule". Empty if nothing."""
+    try:
+        metadata = pq.read_schema(run / "predictions" / f"{name}.parquet").metadata or {}
+        told = json.loads(metadata.get(b"qrdali", b"{}"))
+        return told if isinstance(told, dict) else {}
+    except (pa.ArrowException, OSError, ValueError, RecursionError):
+        return {}
+
+
+def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.void]:
     """The rows of a set, in sample order: a structured array of sample, path (text), label, prediction (-1: none of the classes),
     correct, confidence.
 
-    Raises InputError if there are none, RunError if the file is damaged or its rows contradict themselves.
+    epoch: that of the weights they must be of, where the file says. Raises InputError if there are none or of another epoch, RunError if
+    the file is damaged or its rows contradict themselves.
     """
     file = run / "predictions" / f"{name}.parquet"
-    if not file.exists():
-        raise InputError(f"{printable(run)} has no rows of {printable(name)!r}: make them with `qrdali evaluate --run {printable(run)}` "
-                         f"and {_asked(name)}")
+    again = f"make them with `qrdali evaluate --run {printable(run)} {asked(name)}`"
+    if not file.is_file():
+        raise InputError(f"{printable(run)} has no rows of {printable(name)!r}: {again}")
+    if epoch is not None and (made_at := told_of(run, name).get("epoch", epoch)) != epoch:
+        raise InputError(f"the rows of {printable(name)!r} of {printable(run)} are of epoch {printable(made_at)}, best/ is of epoch "
+                         f"{epoch}: {again}")
     try:
         table = pq.read_table(file, columns=[key for key, _ in _ROW])
         rows = np.zeros(len(table), [(key, dtype) for key, dtype in _ROW])

@@ -33,9 +33,11 @@ class Trained:
         try:
             pre = dict(data["preprocessing"])
             pre["mean"], pre["std"] = tuple(map(float, pre["mean"])), tuple(map(float, pre["std"]))
+            pre["input_size"], pre["crop_share"] = int(pre["input_size"]), float(pre["crop_share"])
+            pre["fit"], pre["interpolation"] = str(pre["fit"]), str(pre["interpolation"])
             return cls(str(data["model"]), tuple(map(str, data["classes"])), Preprocessing(**pre), int(data["epoch"]),
                        float(data["val_accuracy"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RunError(f"{printable(file)} does not describe a trained network: {printable(error)}") from None
 
 

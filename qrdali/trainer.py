@@ -368,7 +368,7 @@ class Trainer:
         trained = runs.Trained(self.settings.model, self.classes, self.preprocessing, epoch, accuracy)
         checkpoint.save(self.run / "best", trained.as_dict(), model=self.model.state_dict())
         if rows is not None:
-            write_rows(self.run / "predictions" / "val.parquet", rows, self.val_index)
+            write_rows(self.run / "predictions" / "val.parquet", rows, self.val_index, {"epoch": epoch})
 
     def _save(self, folder: Path, state: schedule.State, epoch: Epoch | None) -> None:
         tensors, rest = checkpoint.flatten(self.optimizer.state_dict())

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from qrdali.errors import printable
+from qrdali.evaluate import asked
 from qrdali.report.groups import Configuration, Group, is_baseline
 from qrdali.report.read import Run
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
@@ -17,6 +18,7 @@ class Comparison:
     """A run against its baseline on one set. a and b of `test` are the baseline's. holm: corrected over the group's runs."""
 
     run: Run
+    base: Run
     name: str
     test: McNemar
     difference: float
@@ -31,15 +33,21 @@ def compare(group: Group, name: str) -> list[Comparison]:
         if is_baseline(run.settings) or base is None or name not in run.sets or name not in base.sets \
                 or run.sets[name].digest != base.sets[name].digest:
             continue
-        found.append((run, mcnemar(base.sets[name].correct, run.sets[name].correct), run.sets[name].accuracy - base.sets[name].accuracy))
-    corrected = holm([test.p_value for _, test, _ in found])
-    return [Comparison(run, name, test, difference, p) for (run, test, difference), p in zip(found, corrected, strict=True)]
+        found.append((run, base, mcnemar(base.sets[name].correct, run.sets[name].correct),
+                      run.sets[name].accuracy - base.sets[name].accuracy))
+    corrected = holm([test.p_value for _, _, test, _ in found])
+    return [Comparison(run, base, name, test, difference, p) for (run, base, test, difference), p in zip(found, corrected, strict=True)]
 
 
 def percent(configuration: Configuration, name: str, digits: int) -> Cell:
-    """Accuracy in percent, mean ± standard deviation over seeds."""
+    """Accuracy in percent, mean ± standard deviation over seeds; of how many of them, where some have no rows."""
+    values = configuration.values(lambda run: run.accuracy.get(name))
     mean, sd = configuration.mean(lambda run: run.accuracy.get(name))
-    return NOTHING if mean is None else number(100 * mean, f".{digits}f", None if sd is None else 100 * sd)
+    if mean is None:
+        return NOTHING
+    cell = number(100 * mean, f".{digits}f", None if sd is None else 100 * sd)
+    few = len(values) < len(configuration.runs)
+    return Cell(f"{cell.text} ({len(values)} of {len(configuration.runs)})", cell.value, cell.sd) if few else cell
 
 
 def digits(group: Group) -> int:
@@ -77,22 +85,27 @@ def _against(configuration: Configuration, own: list[Comparison]) -> Cell:
 
 
 def missing(group: Group) -> list[str]:
-    """A note per set that some runs have no rows of, with the command that makes them."""
+    """A note per set that some runs have no rows of, with the command that makes them; on rows of other images; on runs without a
+    baseline."""
     notes = []
     for name in dict.fromkeys((*group.sets, "test")):
         without = [run for run in group.runs if name not in run.sets]
-        if without and name != "val":
-            split = name.partition("-")[0] if name.partition("-")[0] in ("val", "test", "train") else ""
-            rest = f"--data {shlex.quote(without[0].settings.data)} --split {split}" if split else f"--set {shlex.quote(name)}=FOLDER"
-            rest += f" --reduced {name.rpartition('-')[2]}" if split and name != split else ""
-            notes.append(f"No rows of {name} for {', '.join(run.name for run in without[:6])}{' …' if len(without) > 6 else ''}: "
-                         f"qrdali evaluate --run {shlex.quote(str(without[0].folder))} {rest}")
-    for name in group.sets:
-        digests = {run.sets[name].digest for run in group.runs if name in run.sets}
-        if len(digests) > 1:
+        if without and " (mapped" not in name:
+            notes.append(f"No rows of {name} for {_some(without)}: qrdali evaluate --run {shlex.quote(str(without[0].folder))} "
+                         f"{asked(name, shlex.quote(without[0].settings.data))}")
+        if len({run.sets[name].digest for run in group.runs if name in run.sets}) > 1:
             notes.append(f"The rows of {name} are not of the same images in all runs, and those are not compared: evaluate all on the "
                          "same data.")
+    alone = [run for run in group.runs if not is_baseline(run.settings) and group.baseline(run) is None]
+    if alone:
+        notes.append(f"No baseline of the same seed is here for {_some(alone)}: nothing to compare with.")
+    if any(run.settings.monitor == "phase" for run in group.runs):
+        notes.append("Runs with --monitor phase chose their best epoch by validation under each epoch's own quality.")
     return [printable(note) for note in notes]
+
+
+def _some(runs: list[Run]) -> str:
+    return ", ".join(run.name for run in runs[:6]) + (f" and {len(runs) - 6} more" if len(runs) > 6 else "")
 
 
 def comparisons(group: Group, slug: str) -> Table | None:
@@ -112,19 +125,20 @@ def comparisons(group: Group, slug: str) -> Table | None:
                      Cell(f"{100 * low:.{shown}f} to {100 * high:.{shown}f}", 100 * low)]
             if c := found.get((run.name, name)):
                 t = c.test
-                cells += [number(100 * c.difference, "+.2f"), number(t.b), number(t.c), number(t.statistic, ".2f"),
-                          probability(t.p_value), probability(c.holm), probability(t.exact_p_value), words(t.stars or "n.s.")]
+                cells += [words(c.base.name), number(100 * c.difference, "+.2f"), number(t.b), number(t.c), number(t.statistic, ".2f"),
+                          probability(t.p_value), probability(c.holm), probability(t.exact_p_value),
+                          words("descriptive" if name == "val" else t.stars or "n.s.")]
             else:
-                cells += [NOTHING] * 8
+                cells += [NOTHING] * 9
             rows.append(tuple(cells))
     if not rows:
         return None
     return Table(slug, "Comparisons with the baseline", (
-        "set", "run", "images", "accuracy", "95% interval", "difference", "only baseline right", "only run right", "χ²", "p", "p (Holm)",
-        "p (exact)", "stars"), tuple(rows), (
+        "set", "run", "images", "accuracy", "95% interval", "baseline", "difference", "only baseline right", "only run right", "χ²", "p",
+        "p (Holm)", "p (exact)", "stars"), tuple(rows), (
         "McNemar's test of each run and the baseline of its seed on the same images: χ² = (b − c)² ÷ (b + c) with one degree of freedom, "
         "stars by its p. Holm's correction counts all comparisons on the same set. The exact p is the two-sided binomial's. "
-        "Intervals are Wilson's.",), frozenset(marked))
+        "Intervals are Wilson's. On val the best epoch was chosen, so comparisons there are descriptive.",), frozenset(marked))
 
 
 def top(group: Group, by: str, slug: str) -> Table | None:
@@ -137,6 +151,6 @@ def top(group: Group, by: str, slug: str) -> Table | None:
     rows = tuple((words(c.method), words(c.sequence), words(c.reduction), *(percent(c, name, digits(group)) for name in group.sets))
                  for c in best)
     marked = frozenset(i for i, c in enumerate(best) if is_baseline(c.runs[0].settings))
-    title = f"The best five by {'validation' if by == 'val' else by}"
+    title = "The best five by validation" if by == "val" else f"The best five by {by} (descriptive)"
     note = "" if by == "val" else f"Chosen by {by} itself: descriptive, its figures are no estimate of what these runs reach on new images."
     return Table(slug, title, ("method", "sequence", "reduction", *group.sets), rows, (note,) if note else (), marked)

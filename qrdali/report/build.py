@@ -7,20 +7,22 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qrdali import __version__
 from qrdali.entropy import encoder
-from qrdali.errors import InputError, printable
-from qrdali.report import accuracy, gallery, groups, plots, quotients, resources, setup
+from qrdali.errors import InputError, RunError, printable
+from qrdali.report import accuracy, gallery, groups, plots, quotients, resources, setup, thesis
 from qrdali.report.figures import DARK, Figure
 from qrdali.report.groups import Group
 from qrdali.report.page import Drawn, Gallery, Section, page
-from qrdali.report.read import Mepis, Run, Warn, named, read_mepis, read_run
+from qrdali.report.read import Mepis, Run, Warn, named, read_mepis, read_object, read_run, weights_of
 from qrdali.report.resources import Prices
 from qrdali.report.tables import Table
 
 MARKER = "report.json"
+_CONTENT = ("report.html", MARKER, "tables", "figures")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ def build(run_folders: list[Path], mepi_folders: list[Path], out: Path, *, title
     they are still there. Raises InputError for folders that hold nothing to report or an `out` that is something else, RunError for
     damaged files; nothing is written then.
     """
+    out = out.resolve()
     check_out(out)
     if not run_folders:
         raise InputError("no run to report: give at least one run folder")
-    known = [read_run(folder, name, warn) for folder, name in zip(run_folders, named(run_folders), strict=True)]
-    sets = [read_mepis(folder, name, known) for folder, name in zip(mepi_folders, named(mepi_folders), strict=True)]
+    known = _readable(run_folders, lambda folder, name: read_run(folder, name, warn), warn)
+    digests = {run.name: weights_of(run) for run in known} if mepi_folders else {}
+    sets = _readable(mepi_folders, lambda folder, name: read_mepis(folder, name, known, digests), warn)
     for mepis in sets:
         if mepis.run is None:
             warn(f"{printable(mepis.folder)} was made with other weights than those of the runs given: it is shown by its folder's name")
@@ -80,9 +84,33 @@ def build(run_folders: list[Path], mepi_folders: list[Path], out: Path, *, title
     return told
 
 
+def _readable(folders: list[Path], read: Callable[[Path, str], T], warn: Warn) -> list[T]:
+    """What can be read; the rest is left out with a warning, unless nothing remains. A folder of another kind is an error."""
+    found: list[T] = []
+    damaged: RunError | None = None
+    for folder, name in zip(folders, named(folders), strict=True):
+        try:
+            found.append(read(folder, name))
+        except RunError as error:
+            damaged = error
+            warn(f"{error}: left out of the report")
+    if damaged is not None and not found:
+        raise damaged
+    return found
+
+
 def check_out(out: Path) -> None:
-    """Raises InputError unless `out` is new, empty, or holds a report, which may be made again."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).exists())):
+    """Raises InputError unless `out` is new, empty, or holds a report and nothing else, which may be made again."""
+    if not out.exists():
+        return
+    entries = {entry.name for entry in out.iterdir()} if out.is_dir() else {""}
+    if not entries:
+        return
+    try:
+        ours = entries <= set(_CONTENT) and "qrdali" in read_object(out / MARKER)
+    except RunError:
+        ours = False
+    if not ours:
         raise InputError(f"{printable(out)} exists and is no report: choose another --out")
 
 
@@ -92,7 +120,12 @@ def _swap(partial: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
-    partial.rename(out)
+    try:
+        partial.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -118,21 +151,24 @@ def contents(known: list[Run], sets: list[Mepis], prices: Prices, gallery_rows: 
     parts = []
     for i, group in enumerate(found, 1):
         parts += _results(group, f"{i}", f": {group.network} on {group.data}" if len(found) > 1 else "")
-    if sets:
-        pictures = tuple(Gallery(printable(mepis.name), tuple(gallery.rows(mepis, gallery_rows))) for mepis in sets) if gallery_rows else ()
-        parts.append(Part("quotients", "Entropy quotients", (
+    for i, (what, own) in enumerate(quotients.alike(sets), 1):
+        where = f": {what}" if what else ""
+        parts.append(Part(f"quotients-{i}", f"Entropy quotients{where}", (
             "How little of an image's entropy the network needs: the minimal-entropy positive image (MEPI) is the reduced image with least "
             "entropy that is still classified correctly, found by steps of which every further one is misclassified.",),
-            tuple(plots.mepi_figures(sets)), (quotients.means(sets, "quotients"), quotients.compared(sets, "quotient-pairs"),
-                                              quotients.shares(sets, "quotient-shares"), quotients.per_class(sets, "quotients-by-class")),
-            folded=frozenset({"quotients-by-class"})))
+            tuple(plots.mepi_figures(own, f"{i}")), (
+                quotients.means(own, f"quotients-{i}"), quotients.compared(own, f"quotient-pairs-{i}"),
+                quotients.shares(own, f"quotient-shares-{i}"), quotients.per_class(own, f"quotients-by-class-{i}")),
+            folded=frozenset({f"quotients-by-class-{i}"})))
+    if sets and gallery_rows:
+        pictures = (Gallery(printable(mepis.name), tuple(gallery.rows(mepis, gallery_rows))) for mepis in sets)
         parts.append(Part("gallery", "Minimal images", (
             "Original and MEPIs, each in its place and size within the original; under it its share of the original's entropy, and its "
             "size in pixels.",), galleries=tuple(g for g in pictures if g.rows)))
     parts.append(Part("resources", "Resources", (), (), (
         resources.networks(found, "networks"), resources.epochs(found, "epoch-seconds"), resources.adaptive(found, "adaptive-seconds"),
         resources.searches(sets, "mepi-seconds"), resources.energy(found, prices, "energy"), resources.cards(prices, "cards"),
-        resources.cloud(prices, "cloud")), folded=frozenset({"cards", "cloud"})))
+        resources.cloud(prices, "cloud"), thesis.accuracies("slides-accuracy")), folded=frozenset({"cards", "cloud", "slides-accuracy"})))
     parts.append(Part("setup", "Set-up", (setup.DEFINITIONS,), (), (
         setup.data(found, "data"), setup.configurations(known, "configurations"), setup.versions(known, "versions"),
         setup.searches(sets, "mepi-options")), folded=frozenset({"configurations", "versions", "mepi-options"})))
@@ -140,6 +176,7 @@ def contents(known: list[Run], sets: list[Mepis], prices: Prices, gallery_rows: 
 
 
 def _results(group: Group, number: str, where: str) -> list[Part]:
+    phase = any(run.settings.monitor == "phase" for run in group.runs)
     extra = list(dict.fromkeys(name for run in group.runs for e in run.epochs for name in e.tracked))
     lines = [plots.evolution(group, c, f"evolution-{number}-{i}") for i, c in enumerate(group.configurations, 1)
              if max(run.last.epoch for run in c.runs) > 0]
@@ -154,7 +191,8 @@ def _results(group: Group, number: str, where: str) -> list[Part]:
             accuracy.top(group, "test", f"top-test-{number}"), accuracy.comparisons(group, f"comparisons-{number}")),
             folded=frozenset({f"comparisons-{number}"})),
         Part(f"evolution-{number}", f"Epoch by epoch{where}", (
-            "Validation accuracy after each epoch at full quality: filled after a C epoch, open after an R epoch, stages shaded.",),
+            f"Validation accuracy after each epoch at {'the quality it was monitored at' if phase else 'full quality'}: filled after a C "
+            "epoch, open after an R epoch, stages shaded where there is one seed.",),
             (*lines, *(plots.tracked(group, name, f"tracked-{number}-{i}") for i, name in enumerate(extra, 1)))),
         Part(f"curves-{number}", f"Accuracy along the qualities{where}", (), tuple(curves)),
     ]

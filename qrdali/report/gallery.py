@@ -59,6 +59,7 @@ def rows(mepis: Mepis, most: int) -> list[Row]:
 def _row(mepis: Mepis, sample: int, label: int, path: str) -> Row:
     found = {r: {key: column[i] for key, column in mepis.rows[r].items()}
              for r in SEARCHED if r in mepis.rows for i in np.flatnonzero(mepis.rows[r]["sample"] == sample)[:1]}
+    named = class_name(mepis, label, path)
     original, size = _original(Path(path))
     # The window of a color or resolution MEPI is the whole image.
     whole = next(((int(found[r]["width"]), int(found[r]["height"])) for r in ("color", "resolution") if r in found), size)
@@ -67,8 +68,8 @@ def _row(mepis: Mepis, sample: int, label: int, path: str) -> Row:
         if reduction not in found:
             pictures.append(Picture("", f"{reduction}: no MEPI" if reduction in mepis.summary else f"{reduction}: not searched"))
             continue
-        pictures.append(_minimal(mepis.folder / reduction, sample, reduction, found[reduction], whole))
-    return Row(printable(class_name(mepis, label, path)), printable(Path(path).name), tuple(pictures))
+        pictures.append(_minimal(mepis.folder / reduction, named, sample, reduction, found[reduction], whole))
+    return Row(printable(named), printable(Path(path).name), tuple(pictures))
 
 
 def _open(file: Path) -> Image.Image | None:
@@ -98,9 +99,12 @@ def _cell(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _minimal(folder: Path, sample: int, reduction: str, row: dict[str, Any], whole: tuple[int, int] | None) -> Picture:
-    text = f"{reduction}: {100 * float(row['quotient']):.2g}%"
-    file = next(iter(sorted(folder.glob(f"*/{sample}.png"))), None)
+def _minimal(folder: Path, place: str, sample: int, reduction: str, row: dict[str, Any], whole: tuple[int, int] | None) -> Picture:
+    """place: the class's name, whose folder most likely holds the file."""
+    share = 100 * float(row["quotient"])
+    text = f"{reduction}: {share:.2g}%" if share < 9.95 else f"{reduction}: {share:.0f}%"
+    near = folder / place / f"{sample}.png" if place not in (".", "..") and "/" not in place else folder
+    file = near if near.is_file() else next(iter(sorted(folder.glob(f"*/{sample}.png"))), None)
     picture = _open(file) if file else None
     if picture is None:
         return Picture("", text)

@@ -12,7 +12,8 @@ from qrdali.report.read import Run
 from qrdali.settings import Settings
 
 # What does not make two runs different experiments.
-_ASIDE = frozenset({"seed", "init", "data", "device", "threads", "save_every", "match", "match_steps", "track_sets", "track_reduced"})
+_ASIDE = frozenset({"seed", "init", "data", "device", "threads", "save_every", "match", "match_steps", "track_sets", "track_reduced",
+                    "probe_batch_size"})
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,10 @@ class Group:
         return tuple(sorted(names, key=lambda name: (["val", "test"].index(name) if name in ("val", "test") else 2, name)))
 
     def baseline(self, run: Run) -> Run | None:
-        """The baseline that `run` is compared with: of the same seed, from the same start if there are several."""
+        """The baseline that `run` is compared with: of the same seed; of several the one that agrees in most settings."""
         own = [c for c in self.runs if is_baseline(c.settings) and c.settings.seed == run.settings.seed and c is not run]
-        return next((c for c in own if c.settings.init == run.settings.init), own[0] if own else None)
+        told = run.settings.model_dump()
+        return max(own, key=lambda c: sum(told[key] == value for key, value in c.settings.model_dump().items()), default=None)
 
 
 def is_baseline(settings: Settings) -> bool:
@@ -70,16 +72,20 @@ def group(known: list[Run]) -> list[Group]:
     """In the order in which data sets and networks first appear."""
     parts: dict[tuple[Any, ...], list[Run]] = {}
     for run in known:
-        key = run.sets["val"].digest if "val" in run.sets else run.settings.data
-        parts.setdefault((key, run.trained.classes, run.trained.model, run.trained.preprocessing), []).append(run)
+        parts.setdefault((run.images, run.trained.classes, run.trained.model, run.trained.preprocessing), []).append(run)
     names = [part[0].settings.data.rstrip("/").rpartition("/") for part in parts.values()]
     plain = {name[2] for name in names}
     # Two data sets may both end in /data: then the folder above tells them apart.
     short = len(plain) == len({(key[0], key[1]) for key in parts})
     return [Group(printable(name[2] if short or not name[0] else f"{name[0].rpartition('/')[2]}/{name[2]}"),
-                  f"{part[0].trained.model} at {part[0].trained.preprocessing.input_size} px", part[0].trained.classes,
+                  _network(part[0]), part[0].trained.classes,
                   tuple(_configurations(part)))
             for name, part in zip(names, parts.values(), strict=True)]
+
+
+def _network(run: Run) -> str:
+    pre = run.trained.preprocessing
+    return printable(f"{run.trained.model} at {pre.input_size} px" + ("" if pre.fit == "whole" else f", {pre.fit}"))
 
 
 def _configurations(part: list[Run]) -> list[Configuration]:
@@ -87,6 +93,7 @@ def _configurations(part: list[Run]) -> list[Configuration]:
     for run in part:
         left_out = _ASIDE | ({"max_epochs"} if run.settings.match_steps else set())
         told = run.settings.model_dump(exclude=set(left_out))
+        told["begins"] = "from a run" if run.settings.init else "published weights" if run.settings.pretrained else "from scratch"
         keys.setdefault((*_names(run.settings), *(f"{k}={v!r}" for k, v in told.items() if k not in ("model", "method"))), []).append(run)
     result = []
     for key, same in keys.items():

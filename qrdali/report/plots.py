@@ -28,7 +28,10 @@ def _cut(text: str) -> str:
 
 
 def reduced_sets(group: Group) -> tuple[str, ...]:
-    return tuple(name for name in group.sets if name not in ("val", "test", "train"))
+    """Sets beside the splits that every run with rows of test has rows of, of the same images."""
+    runs = [run for run in group.runs if "test" in run.sets]
+    return tuple(name for name in group.sets if name.partition("-")[0] not in ("val", "train") and name != "test"
+                 and all(name in run.sets for run in runs) and len({run.sets[name].digest for run in runs}) == 1)
 
 
 def _log(axes: Axes) -> None:
@@ -43,18 +46,22 @@ def _log(axes: Axes) -> None:
 def _points(axes: Axes, theme: Theme, points: Sequence[tuple[Configuration, Spread, Spread]]) -> None:
     for configuration, (x, x_sd), (y, y_sd) in points:
         axes.errorbar(x, y, xerr=x_sd, yerr=y_sd, color=theme.color(configuration.reduction), marker=_marker(configuration),
-                      markersize=12 if configuration.method == "baseline" else 7, linestyle="none", capsize=2, elinewidth=1,
+                      markersize=12 if is_baseline(configuration.runs[0].settings) else 7, linestyle="none", capsize=2, elinewidth=1,
                       markerfacecolor=theme.paper if configuration.sequence == "paired-rounds" else theme.color(configuration.reduction))
+        if configuration.reduction != "–":  # not by colour alone
+            axes.annotate(configuration.reduction, (x, y), (5, 4), textcoords="offset points", fontsize=7, color=theme.faint)
 
 
 def _marker(configuration: Configuration) -> str:
     first = configuration.method.split(" ")[0]
+    if first == "baseline" and not is_baseline(configuration.runs[0].settings):
+        return "d"
     return {"shared": "P", "baseline": "*", "fixed": "o", "linear": "s", "adaptive": "^", "random": "D", "sham": "X"}.get(first, "o")
 
 
 def _keys(canvas: Canvas, theme: Theme, configurations: Sequence[Configuration]) -> None:
     """Marker by method, colour by reduction, open for paired rounds."""
-    methods = {c.method.split(" ")[0]: _marker(c) for c in configurations}
+    methods = {"baseline matched" if _marker(c) == "d" else c.method.split(" ")[0]: _marker(c) for c in configurations}
     reductions = dict.fromkeys(c.reduction for c in configurations if c.reduction != "–")
     handles = [Line2D([], [], color=theme.faint, marker=marker, linestyle="none") for marker in methods.values()]
     handles += [Line2D([], [], color=theme.color(r), marker="o", linestyle="none") for r in reductions]
@@ -71,7 +78,7 @@ def joint(group: Group, slug: str) -> Figure | None:
 
     def reduced(run: Run) -> float | None:
         found = [run.accuracy[name] for name in names if name in run.accuracy]
-        return sum(found) / len(found) if found and len(found) == len(names) else None
+        return sum(found) / len(found) if found else None
 
     points: list[tuple[Configuration, Spread, Spread]] = []
     for c in group.configurations:
@@ -100,8 +107,8 @@ def cost(group: Group, unit: str, slug: str) -> Figure | None:
     """Accuracy on test against what it took. unit: "optimizer steps" or "seconds"."""
     name = "test" if any("test" in run.sets for run in group.runs) else "val"
 
-    def spent(run: Run) -> float:
-        return run.last.total_seconds if unit == "seconds" else float(run.last.optimizer_steps)
+    def spent(run: Run) -> float | None:
+        return run.last.total_seconds if unit == "seconds" else run.last.optimizer_steps
 
     points: list[tuple[Configuration, Spread, Spread]] = []
     for c in (c for c in group.configurations if c.method != "shared"):
@@ -141,8 +148,9 @@ def evolution(group: Group, configuration: Configuration, slug: str) -> Figure:
             for phase, (name, marker, face) in {"start": ("start", "s", theme.paper), "full": ("after C", "o", color),
                                                 "reduced": ("after R", "o", theme.paper)}.items():
                 own = [(e.epoch, e.val_accuracy) for e in run.epochs if e.phase == phase]
-                if own and len(run.epochs) <= 200:
-                    axes.plot(*zip(*own, strict=True), color=color, marker=marker, markersize=5, markerfacecolor=face, linestyle="none",
+                if own:
+                    axes.plot(*zip(*own, strict=True), color=color, marker=marker, markersize=5 if len(run.epochs) <= 60 else 3,
+                              markerfacecolor=face, linestyle="none",
                               label=name if run is configuration.runs[0] else None)
         axes.set(xlabel="epoch", ylabel="validation accuracy", ylim=(min(every) - room, max(every) + 2 * room))
         if len(configuration.runs) == 1:
@@ -151,8 +159,8 @@ def evolution(group: Group, configuration: Configuration, slug: str) -> Figure:
         legend_below(canvas, *axes.get_legend_handles_labels())
 
     return Figure(slug, configuration.label, f"Validation accuracy of {configuration.label} after each of its "
-                  f"{max(run.last.epoch for run in configuration.runs)} epochs, R epochs open, C epochs filled, stages shaded.", draw,
-                  (4.6, 3.4))
+                  f"{max(run.last.epoch for run in configuration.runs)} epochs, R epochs open, C epochs filled"
+                  f"{', stages shaded' if len(configuration.runs) == 1 else ''}.", draw, (4.6, 3.4))
 
 
 def _stages(axes: Axes, theme: Theme, run: Run) -> None:
@@ -172,21 +180,29 @@ def tracked(group: Group, name: str, slug: str) -> Figure | None:
     own = [run for run in runs if run.settings.reduction == "none" or f"-{run.settings.reduction}-" in f"-{name}-"]
     if any(run.settings.reduction != "none" for run in own):
         runs = own
-    runs = [run for run in runs if run.settings.method != "shared"][:12]
+    runs = [run for run in runs if run.settings.method != "shared"]
     if not runs:
         return None
+    shown = runs[:16]
 
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
-        for run, color in zip(runs, theme.turn(len(runs)), strict=True):
+        for run, (color, style) in zip(shown, _lines(theme, len(shown)), strict=True):
             points = [(e.epoch, e.tracked[name]) for e in run.epochs if e.tracked.get(name) is not None]
-            axes.plot(*zip(*points, strict=True), color=theme.faint if is_baseline(run.settings) else color, linewidth=1.4, marker=".",
-                      linestyle="--" if is_baseline(run.settings) else "-", label=_cut(run.name))
+            base = is_baseline(run.settings)
+            axes.plot(*zip(*points, strict=True), color=theme.faint if base else color, linewidth=1.4, marker=".",
+                      linestyle="--" if base else style, label=_cut(run.name))
         axes.set(xlabel="epoch", ylabel=f"accuracy on {printable(name)}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend_below(canvas, *axes.get_legend_handles_labels())
 
-    return Figure(slug, f"On {name}, epoch by epoch", f"Accuracy on {name} after each epoch of {len(runs)} runs.", draw, (5.0, 4.4))
+    which = f"the first {len(shown)} of {len(runs)} runs" if len(shown) < len(runs) else f"{len(runs)} runs"
+    return Figure(slug, f"On {name}, epoch by epoch: {which}", f"Accuracy on {name} after each epoch of {which}.", draw, (5.0, 4.4))
+
+
+def _lines(theme: Theme, count: int) -> list[tuple[str, str]]:
+    """(colour, style): no two of 32 lines look alike."""
+    return [(color, ("-", "--", "-.", ":")[i // len(theme.lines) % 4]) for i, color in enumerate(theme.turn(count))]
 
 
 def boxes(sets: list[Mepis], reduction: str, slug: str) -> Figure:
@@ -194,30 +210,31 @@ def boxes(sets: list[Mepis], reduction: str, slug: str) -> Figure:
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
         ink = {"color": theme.ink}
-        found = [values(mepis, reduction) for mepis in sets]
-        drawn = axes.boxplot(found, orientation="horizontal", showmeans=True, patch_artist=True, widths=.6,
-                             boxprops={"edgecolor": theme.ink}, whiskerprops=ink, capprops=ink, medianprops=ink,
-                             flierprops={"markeredgecolor": theme.faint, "markersize": 3},
+        drawn = axes.boxplot([values(mepis, reduction) for mepis in sets], orientation="horizontal", showmeans=True, patch_artist=True,
+                             widths=.6, whis=(5, 95), showfliers=False, boxprops={"edgecolor": theme.ink}, whiskerprops=ink,
+                             capprops=ink, medianprops=ink,
                              meanprops={"marker": "D", "markerfacecolor": theme.paper, "markeredgecolor": theme.ink, "markersize": 6})
         for box in drawn["boxes"]:
             box.set_facecolor(theme.color(reduction))
         axes.set_yticks(range(1, len(sets) + 1), [_cut(mepis.name) for mepis in sets])
         axes.invert_yaxis()
-        axes.set(xlabel=f"entropy quotient of {reduction} (diamond: mean)")
+        axes.set(xlabel=f"entropy quotient of {reduction}")
         _log(axes)
 
-    return Figure(slug, f"Entropy quotients: {reduction}", f"Box plots of the entropy quotients of {reduction} for "
-                  f"{', '.join(mepis.name for mepis in sets)}.", draw, (5.0, 1.2 + .45 * len(sets)))
+    return Figure(slug, f"Entropy quotients: {reduction}. Box: quartiles and median, whiskers: 5 to 95%, diamond: mean",
+                  f"Box plots of the entropy quotients of {reduction} for {', '.join(mepis.name for mepis in sets)}.", draw,
+                  (5.0, 1.2 + .45 * len(sets)))
 
 
 def share(sets: list[Mepis], reduction: str, slug: str) -> Figure:
-    """Share of all images classified correctly with at most x of their entropy."""
+    """Share of all images classified correctly with at most x of their entropy; a set without any MEPI is a line at 0."""
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
-        for mepis, color in zip(sets, theme.turn(len(sets)), strict=True):
+        for mepis, (color, style) in zip(sets, _lines(theme, len(sets)), strict=True):
             x, y = thinned(share_curve(mepis, reduction))
-            axes.step([*x[1:], max(1.0, float(x[-1]))], [*y[1:], y[-1]], where="post", color=color, label=_cut(mepis.name))
-        axes.set(xlabel=f"entropy quotient of {reduction}, at most", ylabel="share of images classified correctly", ylim=(0, 1.02))
+            x, y = (x[1:], y[1:]) if len(x) > 1 else (np.array([.01]), y)
+            axes.step([*x, max(1.0, float(x[-1]))], [*y, y[-1]], where="post", color=color, linestyle=style, label=_cut(mepis.name))
+        axes.set(xlabel=f"entropy quotient of {reduction}, at most", ylabel="share of images classified correctly", ylim=(-.01, 1.02))
         _log(axes)
         legend_below(canvas, *axes.get_legend_handles_labels())
 
@@ -225,9 +242,11 @@ def share(sets: list[Mepis], reduction: str, slug: str) -> Figure:
                   f"correctly with at most a quotient of {reduction}.", draw, (5.0, 3.9))
 
 
-def mepi_figures(sets: list[Mepis]) -> list[Figure]:
+def mepi_figures(sets: list[Mepis], number: str) -> list[Figure]:
     found = list(by_reduction(sets))
-    return [boxes(own, r, f"quotients-{r}") for r, own in found] + [share(own, r, f"share-{r}") for r, own in found]
+    some = [(reduction, [m for m in own if len(values(m, reduction))]) for reduction, own in found]
+    return [*(boxes(own, r, f"quotients-{number}-{r}") for r, own in some if own),
+            *(share(own, r, f"share-{number}-{r}") for r, own in found)]
 
 
 def quality_curve(curves: dict[str, dict[str, Any]], chance: float, slug: str, title: str, *, headed: bool = False) -> Figure:

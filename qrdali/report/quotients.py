@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,12 +14,14 @@ import numpy.typing as npt
 
 from qrdali.errors import printable
 from qrdali.mepi_set import SEARCHED
+from qrdali.report.groups import is_baseline
 from qrdali.report.read import Mepis
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
 from qrdali.stats import bootstrap_mean, paired
 
 Floats = npt.NDArray[np.float64]
-_SAME = ("data", "split", "step", "windows", "prefer", "search")  # options in which sets must agree to be compared
+_SAME = ("data", "split", "limit", "step", "windows", "prefer", "search")  # options in which sets must agree to be compared
+_MOST_PAIRS, _MOST_INTERVALS = 40, 4000  # comparisons of sets, and of intervals by class, beyond which only some are made
 
 
 def values(mepis: Mepis, reduction: str) -> Floats:
@@ -26,10 +29,21 @@ def values(mepis: Mepis, reduction: str) -> Floats:
 
 
 def by_reduction(sets: list[Mepis]) -> Iterator[tuple[str, list[Mepis]]]:
+    """Sets that searched it, those without any MEPI among them."""
     for reduction in SEARCHED:
-        own = [mepis for mepis in sets if reduction in mepis.rows and len(mepis.rows[reduction]["quotient"])]
+        own = [mepis for mepis in sets if reduction in mepis.rows]
         if own:
             yield reduction, own
+
+
+def alike(sets: list[Mepis]) -> list[tuple[str, list[Mepis]]]:
+    """Sets that searched the same images in the same way, with what tells them from the others: only those are compared and drawn
+    together."""
+    parts: dict[str, list[Mepis]] = {}
+    for mepis in sets:
+        parts.setdefault(json.dumps([mepis.options.get(key) for key in _SAME]), []).append(mepis)
+    differing = [key for key in _SAME if len({json.dumps(mepis.options.get(key)) for mepis in sets}) > 1]
+    return [(printable(", ".join(f"{key} {str(own[0].options.get(key))[:12]}" for key in differing)), own) for own in parts.values()]
 
 
 def class_name(mepis: Mepis, label: int, path: str) -> str:
@@ -58,9 +72,10 @@ def means(sets: list[Mepis], slug: str) -> Table | None:
             per_class = np.array([mean for mean, _ in class_means(mepis, reduction).values()])
             row = mepis.summary[reduction]
             share, void = row.get("lowest_state_share"), row.get("near_void_class")
-            rows.append((words(reduction), words(mepis.name), number(mepis.tried(reduction)), number(len(found)),
-                         number(float(found.mean()), ".4f"), _interval(*bootstrap_mean(found)), number(float(np.median(found)), ".4f"),
-                         number(float(per_class.mean()), ".4f"), _interval(*bootstrap_mean(per_class)),
+            means = [NOTHING] * 5 if not len(found) else [
+                number(float(found.mean()), ".4f"), _interval(*bootstrap_mean(found)), number(float(np.median(found)), ".4f"),
+                number(float(per_class.mean()), ".4f"), _interval(*bootstrap_mean(per_class))]
+            rows.append((words(reduction), words(mepis.name), number(mepis.tried(reduction)), number(len(found)), *means,
                          number(100 * share, ".1f") if isinstance(share, float) else NOTHING, words(void) if void else NOTHING))
     if not rows:
         return None
@@ -73,17 +88,27 @@ def means(sets: list[Mepis], slug: str) -> Table | None:
 
 
 def per_class(sets: list[Mepis], slug: str) -> Table | None:
-    """Mean quotient of each class: a row per class and set, a column per reduction."""
+    """Mean quotient of each class with its interval: a row per class and set, a column per reduction."""
     rows = []
-    for mepis in sets:
-        found = {reduction: class_means(mepis, reduction) for reduction in mepis.rows}
+    every = [(mepis, {reduction: class_means(mepis, reduction) for reduction in mepis.rows}) for mepis in sets]
+    with_intervals = sum(len(means) for _, found in every for means in found.values()) <= _MOST_INTERVALS
+
+    def cell(mepis: Mepis, reduction: str, label: int, mean: float, images: int) -> Cell:
+        if images < 2 or not with_intervals:
+            return number(mean, ".4f")
+        low, high = bootstrap_mean(values(mepis, reduction)[mepis.rows[reduction]["label"] == label])
+        return Cell(f"{mean:.4f} ({low:.4f} to {high:.4f})", mean)
+
+    for mepis, found in every:
         names = {int(label): class_name(mepis, int(label), str(path)) for columns in mepis.rows.values()
                  for label, path in zip(columns["label"], columns["path"], strict=True)}
         for label, name in sorted(names.items()):
             rows.append((words(name), words(mepis.name), number(max(found[r].get(label, (0, 0))[1] for r in found)),
-                         *(number(found[r][label][0], ".4f") if r in found and label in found[r] else NOTHING for r in SEARCHED)))
+                         *(cell(mepis, r, label, *found[r][label]) if r in found and label in found[r] else NOTHING for r in SEARCHED)))
     rows.sort(key=lambda row: row[0].text)
-    return Table(slug, "Entropy quotients by class", ("class", "set", "images", *SEARCHED), tuple(rows)) if rows else None
+    note = ("Means over a class's images, with their 95% bootstrap intervals where there are two or more." if with_intervals
+            else "So many classes and sets: the intervals of classes are left out.")
+    return Table(slug, "Entropy quotients by class", ("class", "set", "images", *SEARCHED), tuple(rows), (note,)) if rows else None
 
 
 @dataclass(frozen=True)
@@ -97,22 +122,24 @@ class Pair:
 
 
 def pairs(sets: list[Mepis]) -> tuple[list[Pair], list[str]]:
-    """Every two sets that searched the same images alike, the baseline's first; and a note on those that did not."""
-    ordered = sorted(sets, key=lambda m: not (m.run is not None and m.run.settings.method == "baseline"))
-    found, notes = [], []
-    for first, second in combinations(ordered, 2):
-        differing = [key for key in _SAME if first.options.get(key) != second.options.get(key)]
-        if differing:
-            notes.append(printable(f"{first.name} and {second.name} are not compared: they differ in {', '.join(differing)}."))
-            continue
-        for reduction in first.rows:
-            if reduction not in second.rows:
-                continue
+    """Every two of sets that are `alike`, the baseline's first; and notes on those left out. Where that would be many, each with the
+    baseline's only."""
+    ordered = sorted(sets, key=lambda m: not (m.run is not None and is_baseline(m.run.settings)))
+    every, found, notes = list(combinations(ordered, 2)), [], []
+    if len(every) > _MOST_PAIRS:
+        every = [(ordered[0], other) for other in ordered[1:]]
+        notes.append(f"So many sets: each is compared with {ordered[0].name} only.")
+    for first, second in every:
+        for reduction in (r for r in first.rows if r in second.rows):
             one, other = first.rows[reduction], second.rows[reduction]
             _, i, j = np.intersect1d(one["sample"], other["sample"], return_indices=True)
-            if len(i) and (one["path"][i] == other["path"][j]).all():
+            if not (one["path"][i] == other["path"][j]).all():
+                notes.append(f"{first.name} and {second.name} are not compared on {reduction}: their images lie elsewhere.")
+            elif len(i):
                 found.append(Pair(reduction, first, second, (values(first, reduction)[i], values(second, reduction)[j])))
-    return found, notes
+            else:
+                notes.append(f"{first.name} and {second.name} have no image with a MEPI of {reduction} in common.")
+    return found, [printable(note) for note in notes]
 
 
 def compared(sets: list[Mepis], slug: str) -> Table | None:

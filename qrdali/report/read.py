@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qrdali import checkpoint, runs
 from qrdali import settings as settings_file
 from qrdali.errors import InputError, RunError, printable
-from qrdali.evaluate import read_rows
+from qrdali.evaluate import read_rows, told_of
 from qrdali.mepi_set import MANIFEST, OPTIONS, SCHEMA, SEARCHED, SUMMARY
 from qrdali.settings import Settings
 
@@ -26,32 +26,43 @@ Warn = Callable[[str], None]
 _LONGEST = 1 << 20  # bytes of a line or a small file
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(ge=0, le=1e15)]
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
+
+
+class Network(BaseModel):
+    """Of metrics.jsonl's first line; parameters and gmacs are None where they could not be counted."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    parameters: Count | None = None
+    gmacs: Amount | None = None
+
+
 class Epoch(BaseModel):
     """A line of metrics.jsonl; what older runs did not record is None."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
-    epoch: int = Field(ge=0, lt=1 << 40)
+    epoch: Count
     phase: str
-    stage: int = 1
-    quality: dict[str, float] = {}
-    train_loss: float | None = None
-    train_accuracy: float | None = None
-    val_accuracy: float
-    seconds: float = 0.0
-    images_per_second: float | None = None
-    optimizer_steps: int = 0
-    forward_images: int = 0
-    total_seconds: float = 0.0
-    probe_seconds: float | None = None
-    peak_memory_mb: float | None = None
+    stage: Count = 1
+    val_accuracy: Share
+    seconds: Amount = 0.0
+    images_per_second: Amount | None = None
+    optimizer_steps: Count | None = None
+    forward_images: Count | None = None
+    total_seconds: Amount | None = None
+    probe_seconds: Amount | None = None
+    peak_memory_mb: Amount | None = None
     memory_of: str | None = None
-    energy_joules: float | None = None
-    probe_energy_joules: float | None = None
-    tracked: dict[str, float | None] = {}
-    environment: dict[str, Any] | None = None
-    network: dict[str, Any] | None = None
-    images: dict[str, int] | None = None
+    energy_joules: Amount | None = None
+    probe_energy_joules: Amount | None = None
+    tracked: dict[str, Share | None] = {}
+    environment: dict[str, str | int | float | None] | None = None
+    network: Network | None = None
+    images: dict[str, Count] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +79,9 @@ class SetRows:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. name: what tells it from the report's other runs. weights: SHA-256 of best/'s file. sets: by name, val first.
-    curves: by set name, what `evaluate --curve` summed up, and the accuracy of chance."""
+    """A run folder. name: what tells it from the report's other runs. sets: by name, val first, of the weights in best/. curves: by
+    set name, what `evaluate --curve` summed up, and the accuracy of chance. images: a digest of the validation images, which tells data
+    sets apart."""
 
     folder: Path
     name: str
@@ -78,7 +90,7 @@ class Run:
     epochs: tuple[Epoch, ...]
     sets: dict[str, SetRows]
     curves: dict[str, tuple[dict[str, Any], float | None]]
-    weights: str
+    images: str
 
     @property
     def start(self) -> Epoch:
@@ -90,8 +102,10 @@ class Run:
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """By set; val as training measured it where there are no rows."""
-        return {"val": self.trained.val_accuracy} | {name: rows.accuracy for name, rows in self.sets.items()}
+        """By set; val as training measured it where there are no rows, unless it did so on reduced images (--monitor phase)."""
+        best = next((e.phase for e in self.epochs if e.epoch == self.trained.epoch), "full")
+        watched = {} if self.settings.monitor == "phase" and best == "reduced" else {"val": self.trained.val_accuracy}
+        return watched | {name: rows.accuracy for name, rows in self.sets.items()}
 
 
 @dataclass(frozen=True)
@@ -131,25 +145,41 @@ def read_epochs(file: Path, warn: Warn) -> tuple[Epoch, ...]:
 
 
 def read_run(folder: Path, name: str, warn: Warn) -> Run:
-    """Raises InputError if `folder` holds no run, RunError if what it holds is damaged."""
+    """Raises InputError if `folder` holds no run, RunError if it has no weights or epochs yet or what it holds is damaged. Rows and
+    curves that are damaged or of other weights than best/ are left out with a warning."""
     trained = runs.describe_best(folder)
     values = settings_file.read(folder / "config.toml")
-    settings = settings_file.validated({key: value for key, value in values.items() if key in Settings.model_fields})
+    try:
+        settings = settings_file.validated({key: value for key, value in values.items() if key in Settings.model_fields})
+    except InputError as error:
+        raise RunError(f"{printable(folder / 'config.toml')}: {error}") from None
     epochs = read_epochs(folder / "metrics.jsonl", warn)
     files = sorted((folder / "predictions").glob("*.parquet"), key=lambda f: (_place(f.stem), f.stem))
-    sets = {}
+    sets, images = {}, settings.data
     for file in files:
-        rows = read_rows(folder, file.stem)
+        told = told_of(folder, file.stem)
+        try:
+            rows = read_rows(folder, file.stem)
+        except (InputError, RunError) as error:
+            warn(f"{error}: left out")
+            continue
         digest = hashlib.sha256(rows["sample"].tobytes() + rows["label"].tobytes())
         for path in rows["path"]:
             digest.update(str(path).encode("utf-8", "surrogatepass") + b"\0")
-        sets[file.stem] = SetRows(rows["correct"].copy(), digest.hexdigest())
-    weights = checkpoint.current(folder / "best") / "model.safetensors"
-    return Run(folder, name, settings, trained, epochs, sets, _curves(folder / "curves", warn), _sha256(weights))
+        mapped = told.get("map_rule")
+        if file.stem == "val" and not mapped:
+            images = digest.hexdigest()
+        if told.get("epoch", trained.epoch) != trained.epoch:
+            warn(f"{printable(file)} is of epoch {printable(told['epoch'])} and best/ of epoch {trained.epoch}: left out")
+            continue
+        if mapped:
+            digest.update(json.dumps([told.get("classes"), mapped]).encode())
+        sets[printable(f"{file.stem} (mapped, {mapped})" if mapped else file.stem)] = SetRows(rows["correct"].copy(), digest.hexdigest())
+    return Run(folder, name, settings, trained, epochs, sets, _curves(folder / "curves", trained.epoch, warn), images)
 
 
 def _place(name: str) -> int:
-    return {"val": 0, "test": 1, "train": 2}.get(name, 3)
+    return {"val": 0, "test": 1, "train": 3}.get(name, 2)
 
 
 def _sha256(file: Path) -> str:
@@ -166,17 +196,22 @@ def _sha256(file: Path) -> str:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None
 
 
-def _curves(folder: Path, warn: Warn) -> dict[str, tuple[dict[str, Any], float | None]]:
+def _curves(folder: Path, epoch: int, warn: Warn) -> dict[str, tuple[dict[str, Any], float | None]]:
     found: dict[str, tuple[dict[str, Any], float | None]] = {}
     for file in sorted(folder.glob("*.json")):
         try:
             told = read_object(file)
-            curves = told["curves"]
-            if not all(r in SEARCHED and len(c["quality"]) == len(c["accuracy"]) and all(
-                    0 <= float(x) <= 1 for x in (*c["quality"], *c["accuracy"], c["area"])) for r, c in curves.items()):
-                raise ValueError("no curve")
+            if told.get("epoch", epoch) != epoch:
+                warn(f"{printable(file)} is of epoch {printable(told['epoch'])} and best/ of epoch {epoch}: left out")
+                continue
+            curves = {}
+            for reduction, c in told["curves"].items():
+                quality, accuracy, area = list(map(float, c["quality"])), list(map(float, c["accuracy"])), float(c["area"])
+                if reduction not in SEARCHED or len(quality) != len(accuracy) or not all(0 <= x <= 1 for x in (*quality, *accuracy, area)):
+                    raise ValueError("no curve")
+                curves[reduction] = {"quality": quality, "accuracy": accuracy, "area": area}
             found[file.stem] = curves, None if told.get("chance") is None else float(told["chance"])
-        except (RunError, ValueError, KeyError, TypeError, AttributeError):
+        except (RunError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             warn(f"{printable(file)} is damaged and left out: `qrdali evaluate --curve` makes it again")
     return found
 
@@ -184,8 +219,8 @@ def _curves(folder: Path, warn: Warn) -> dict[str, tuple[dict[str, Any], float |
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a small file. Raises RunError."""
     try:
-        if file.stat().st_size > 16 * _LONGEST:
-            raise ValueError("it is larger than 16 MiB")
+        if not file.is_file() or file.stat().st_size > 16 * _LONGEST:
+            raise ValueError("it is no file of at most 16 MiB")
         told = json.loads(file.read_text("utf-8"))
         if not isinstance(told, dict):
             raise ValueError("it holds no JSON object")
@@ -194,8 +229,11 @@ def read_object(file: Path) -> dict[str, Any]:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
 
 
-def read_mepis(folder: Path, name: str, known: list[Run]) -> Mepis:
-    """Raises InputError if `folder` is no MEPI set or has no finished reduction, RunError if it is damaged."""
+def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, set[str]]) -> Mepis:
+    """digests: `weights_of` each run, by its name.
+
+    Raises InputError if `folder` is no MEPI set or has no finished reduction, RunError if it is damaged.
+    """
     if not (folder / OPTIONS).exists():
         raise InputError(f"{printable(folder)} is no MEPI set (no {OPTIONS}): `qrdali build-mepi --out` makes one")
     options, summary = read_object(folder / OPTIONS), {}
@@ -204,23 +242,45 @@ def read_mepis(folder: Path, name: str, known: list[Run]) -> Mepis:
     if not summary:
         raise InputError(f"{printable(folder)} has no finished reduction: continue it with `qrdali build-mepi … --resume`")
     try:
-        for reduction, row in summary.items():
-            counts = [row[key] for key in ("images", "without_mepi", "unreadable")]
-            if reduction not in SEARCHED or any(type(count) is not int or count < 0 for count in counts):
-                raise ValueError(f"reduction {printable(reduction)[:20]!r}")
-            float(row["seconds"])
         table = pq.read_table(folder / MANIFEST, columns=SCHEMA.names)
+        if not table.schema.equals(SCHEMA) or any(column.null_count for column in table.columns):
+            raise ValueError(f"{MANIFEST} has other columns, or holes in them")
         columns = {key: table[key].to_numpy(zero_copy_only=False) for key in SCHEMA.names}
-        if (columns["entropy_full"] < 1).any() or (columns["entropy_mepi"] < 1).any():
-            raise ValueError("an entropy below one byte")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        rows = {}
+        for reduction in (r for r in SEARCHED if r in summary):
+            own = columns["reduction"] == reduction
+            rows[reduction] = {key: column[own] for key, column in columns.items()}
+            _check(summary[reduction], rows[reduction])
+        if len(rows) < len(summary):
+            raise ValueError(f"{SUMMARY} has other reductions")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, pa.ArrowException) as error:
         raise RunError(f"{printable(folder)} is damaged: {printable(error)[:160]}") from None
-    rows = {}
-    for reduction in (r for r in SEARCHED if r in summary):
-        own = columns["reduction"] == reduction
-        rows[reduction] = {key: column[own] for key, column in columns.items()}
-    run = next((run for run in known if run.weights and run.weights == options.get("weights")), None)
+    # Weights of several runs may be the same, as where training never improved them: then the folder decides.
+    same = [run for run in known if options.get("weights") in digests.get(run.name, ())]
+    run = next((run for run in same if str(run.folder.absolute()) == options.get("run")), same[0] if same else None)
     return Mepis(folder, name, run, options, {r: summary[r] for r in rows}, rows)
+
+
+def _check(row: dict[str, Any], columns: dict[str, npt.NDArray[Any]]) -> None:
+    """Raises ValueError, KeyError or TypeError unless summary and manifest of a reduction can be of one search."""
+    counts = [row[key] for key in ("images", "without_mepi", "unreadable")]
+    if any(type(count) is not int or not 0 <= count < 1 << 53 for count in counts):
+        raise ValueError("counts that are none")
+    if counts[0] - counts[1] - counts[2] != len(columns["sample"]) or len(np.unique(columns["sample"])) < len(columns["sample"]):
+        raise ValueError("manifest and summary count other images")
+    if not 0 <= float(row["seconds"]) < 1e15:
+        raise ValueError("seconds")
+    if any((columns[key] < low).any() for key, low in (("sample", 0), ("label", 0), ("top", 0), ("left", 0), ("height", 1), ("width", 1),
+                                                       ("entropy_full", 1), ("entropy_mepi", 1))):
+        raise ValueError("a number below its range")
+    if not np.allclose(columns["quotient"], columns["entropy_mepi"] / columns["entropy_full"], rtol=1e-9):
+        raise ValueError("a quotient that is not that of its entropies")
+
+
+def weights_of(run: Run) -> set[str]:
+    """SHA-256 of best/'s weights, by which MEPI sets know their run; empty where they have been thrown away."""
+    file = checkpoint.current(run.folder / "best") / "model.safetensors"
+    return {found} if (found := _sha256(file)) else set()
 
 
 def named(folders: list[Path]) -> list[str]:

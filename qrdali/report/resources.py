@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from qrdali.errors import printable
 from qrdali.mepi_set import SEARCHED
 from qrdali.report import thesis
 from qrdali.report.groups import Group
-from qrdali.report.read import Epoch, Mepis, Run
-from qrdali.report.tables import NOTHING, Cell, Table, number, words
+from qrdali.report.read import Epoch, Mepis, Network, Run
+from qrdali.report.tables import NOTHING, Table, number, words
 
 
 @dataclass(frozen=True)
@@ -30,91 +32,103 @@ def networks(groups: list[Group], slug: str) -> Table:
     rows = []
     for group in groups:
         run = group.runs[0]
-        told = next((r.start.network for r in group.runs if r.start.network), None) or {}
+        told = next((r.start.network for r in group.runs if r.start.network), Network())
         memory = [(e.peak_memory_mb, e.memory_of or "") for r in group.runs for e in r.epochs if e.peak_memory_mb is not None]
         peak = max(memory, default=None)
-        theirs = thesis.network(run.trained.model)
-        rows.append((words(group.network), words(group.data), _told(told, "gmacs", ".3f"), _told(told, "parameters", ",.0f"),
+        theirs = thesis.network(run.trained.model, len(group.classes))
+        rows.append((words(group.network), words(group.data), number(told.gmacs, ".3f"), number(told.parameters),
                      number(peak[0], ",.0f") if peak else NOTHING, words(peak[1]) if peak and peak[1] else NOTHING,
                      *((number(theirs.gflop, ".3f"), number(theirs.parameters), number(theirs.gpu_mb)) if theirs else [NOTHING] * 3)))
     return Table(slug, "Networks", ("network", "data set", "GFLOP", "parameters", "peak memory, MB", "memory of", "slides: GFLOP",
                                     "slides: parameters", "slides: GPU MB"), tuple(rows), (
         "GFLOP of one image forward, a multiply-add counted once as in the slides, at this input size and with this data set's classes; "
         "the slides' are for 1,000 classes at the published sizes and rounded. Memory: the whole GPU's, decoding included, or the "
-        "process'. "
-        "Accuracy and speed depend on more than these two figures.",))
+        "process'. " + thesis.OF_WHAT,))
 
 
-def _told(told: dict[str, object], key: str, form: str) -> Cell:
-    value = told.get(key)
-    return number(float(value), form) if isinstance(value, int | float) and not isinstance(value, bool) else NOTHING
+def machines(runs: Iterable[Run]) -> list[str]:
+    """The devices that runs say they were trained on, each once."""
+    told = [e.environment for run in runs for e in run.epochs if e.environment]
+    return list(dict.fromkeys(printable(t.get("gpu") or t.get("cpu") or "an unknown machine") for t in told))
+
+
+def _mixed(runs: Iterable[Run]) -> tuple[str, ...]:
+    found = machines(runs)
+    return (f"Times of several machines are mixed here: {'; '.join(found)}.",) if len(found) > 1 else ()
+
+
+def _seconds(run: Run, phase: str) -> list[float]:
+    return [e.seconds for e in _trained(run) if e.phase == phase and e.seconds > 0]
 
 
 def epochs(groups: list[Group], slug: str) -> Table | None:
-    """Annex 1: seconds of a training epoch, full and reduced. Ratio: to the full epochs of the same runs."""
+    """Annex 1: seconds of a training epoch, full and reduced. Ratio: of a run's reduced epochs to its own full ones, median over
+    runs."""
     rows = []
     for group in groups:
-        theirs = thesis.network(group.runs[0].trained.model)
-        full = [e.seconds for run in group.runs for e in _trained(run) if e.phase == "full" and e.seconds > 0]
-        kinds: dict[str, list[Epoch]] = {"full": [e for run in group.runs for e in _trained(run) if e.phase == "full"]}
-        for run in group.runs:
-            kinds.setdefault(run.settings.reduction, []).extend(e for e in _trained(run) if e.phase == "reduced")
+        theirs = thesis.network(group.runs[0].trained.model, len(group.classes))
         for kind in ("full", *SEARCHED, "none"):
-            own = [e for e in kinds.get(kind, []) if e.seconds > 0]
-            if not own:
+            phase = "full" if kind == "full" else "reduced"
+            own = [run for run in group.runs if kind == "full" or run.settings.reduction == kind]
+            seconds = [s for run in own for s in _seconds(run, phase)]
+            if not seconds:
                 continue
-            seconds = statistics.median(e.seconds for e in own)
-            rates = [e.images_per_second for e in own if e.images_per_second]
+            rates = [e.images_per_second for run in own for e in _trained(run) if e.phase == phase and e.images_per_second]
+            ratios = [statistics.median(_seconds(run, phase)) / statistics.median(_seconds(run, "full")) for run in own
+                      if _seconds(run, phase) and _seconds(run, "full")]
             slide = theirs.epoch_seconds.get(kind) if theirs else None
-            rows.append((words(group.network), words(group.data), words("sham" if kind == "none" else kind), number(len(own)),
-                         number(seconds, ",.2f"), number(statistics.median(rates) if rates else None, ",.0f"),
-                         number(seconds / statistics.median(full) if full else None, ".3f"), number(slide, ".1f"),
+            rows.append((words(group.network), words(group.data), words("sham" if kind == "none" else kind), number(len(seconds)),
+                         number(statistics.median(seconds), ",.2f"), number(statistics.median(rates) if rates else None, ",.0f"),
+                         number(statistics.median(ratios) if ratios else None, ".3f"), number(slide, ".1f"),
                          number(slide / theirs.epoch_seconds["full"] if theirs and slide else None, ".3f")))
     if not rows:
         return None
-    return Table(slug, "Seconds of a training epoch", ("network", "data set", "epoch", "epochs", "median seconds", "images/s", "÷ full",
-                                                       "slides: seconds", "slides: ÷ full"), tuple(rows), (
-        f"Training only, without validation. The slides' seconds are of {thesis.HUMANET_IMAGES:,} images on one RTX 3090.",))
+    return Table(slug, "Seconds of a training epoch", (
+        "network", "data set", "epoch", "epochs", "median seconds", "images/s", "÷ full", "slides: seconds", "slides: ÷ full"),
+        tuple(rows), (
+        "Training only, without validation; ÷ full compares a run's reduced epochs with its own full ones. " + thesis.OF_WHAT,
+        *_mixed(run for group in groups for run in group.runs)))
 
 
 def adaptive(groups: list[Group], slug: str) -> Table | None:
     """Annex 8: seconds that a probe takes before a stage."""
     rows = []
     for group in groups:
-        theirs = thesis.network(group.runs[0].trained.model)
+        theirs = thesis.network(group.runs[0].trained.model, len(group.classes))
         for reduction in SEARCHED:
             probes = [e.probe_seconds for run in group.runs if run.settings.method == "adaptive" and run.settings.reduction == reduction
-                      for e in run.epochs if e.probe_seconds is not None]
+                      and run.settings.feedback == "probe" for e in run.epochs if e.probe_seconds is not None]
             if probes:
                 images = next((run.start.images.get("train") for run in group.runs if run.start.images), None)
                 rows.append((words(group.network), words(group.data), words(reduction), number(len(probes)),
                              number(statistics.median(probes), ",.2f"),
                              number(images / statistics.median(probes) if images and statistics.median(probes) > 0 else None, ",.0f"),
-                             number(theirs.adaptive_seconds[reduction] if theirs else None)))
+                             number(theirs.adaptive_seconds.get(reduction) if theirs else None)))
     if not rows:
         return None
     return Table(slug, "Adaptive generation", (
         "network", "data set", "reduction", "probes", "median seconds", "images/s", "slides: seconds"), tuple(rows), (
-        "One probe shows every neighbour of every training image to the network, once per stage.",))
+        "One probe shows every neighbour of every training image to the network, once per stage. "
+        + thesis.OF_WHAT, *_mixed(run for group in groups for run in group.runs)))
 
 
 def searches(sets: list[Mepis], slug: str) -> Table | None:
     """Annex 1: time to build MEPIs."""
     rows = []
     for mepis in sets:
-        theirs = thesis.network(mepis.run.trained.model) if mepis.run else None
+        theirs = thesis.network(mepis.run.trained.model, len(mepis.run.trained.classes)) if mepis.run else None
         for reduction, row in mepis.summary.items():
             images, seconds = int(row["images"]), float(row["seconds"])
             evaluations = row.get("evaluations")
             rows.append((words(mepis.name), words(reduction), number(images), number(seconds, ",.1f"),
                          number(images / seconds if seconds > 0 else None, ",.2f"),
                          number(evaluations / images if isinstance(evaluations, int) and images else None, ",.1f"),
-                         number(theirs.mepi_minutes[reduction] if theirs else None)))
+                         number(theirs.mepi_minutes.get(reduction) if theirs else None)))
     if not rows:
         return None
     return Table(slug, "Time to build MEPIs", (
         "set", "reduction", "images", "seconds", "images/s", "candidates per image", "slides: minutes"), tuple(rows), (
-        "The slides do not say of how many images their minutes on HumaNet are.",))
+        "The slides do not say of how many images their minutes are. " + thesis.OF_WHAT,))
 
 
 def energy(groups: list[Group], prices: Prices, slug: str) -> Table:
@@ -126,14 +140,14 @@ def energy(groups: list[Group], prices: Prices, slug: str) -> Table:
             seconds = run.last.total_seconds
             if joules and all(j is not None for j in joules):
                 kwh, source = sum(j or 0 for j in (*joules, *(e.probe_energy_joules for e in _trained(run)))) / 3.6e6, "measured"
-            elif prices.watts is not None:
+            elif prices.watts is not None and seconds is not None:
                 kwh, source = prices.watts * seconds / 3.6e6, f"stated, {prices.watts:g} W"
             else:
                 kwh, source = None, "–"
             rows.append((words(run.name), words(group.network), number(run.last.epoch), number(run.last.optimizer_steps),
                          number(run.last.forward_images), number(seconds, ",.1f"), number(kwh, ",.5f"), words(source),
                          number(None if kwh is None else kwh * prices.usd_per_kwh, ",.5f"),
-                         *(number(seconds / 3600 * usd, ",.5f") for _, usd in thesis.CLOUD)))
+                         *(number(None if seconds is None else seconds / 3600 * usd, ",.5f") for _, usd in thesis.CLOUD)))
     return Table(slug, "Steps, time, energy and cost of each run", (
         "run", "network", "epochs", "optimizer steps", "forward images", "seconds", "kWh", "energy", f"USD at {prices.usd_per_kwh:g}/kWh",
         *(f"USD on a cloud {name}" for name, _ in thesis.CLOUD)), tuple(rows), (

@@ -6,6 +6,7 @@ from qrdali import __version__
 from qrdali.errors import printable
 from qrdali.report.groups import Group
 from qrdali.report.read import Mepis, Run
+from qrdali.report.resources import machines
 from qrdali.report.tables import NOTHING, Table, number, words
 
 DEFINITIONS = (
@@ -24,11 +25,11 @@ _SHOWN = ("method", "reduction", "sequence", "quality", "step", "patience", "epo
 
 def facts(known: list[Run], sets: list[Mepis]) -> list[tuple[str, str]]:
     """The line under the title."""
-    newest = known[-1].start.environment or {}
-    device = newest.get("gpu") or newest.get("cpu")
+    devices = machines(known)
+    classes = sorted({len(run.trained.classes) for run in known})
     return [(name, printable(value)) for name, value in (
-        ("runs", len(known)), ("MEPI sets", len(sets)), ("classes", len(known[0].trained.classes)),
-        ("trained on", device or "not recorded"), ("made by", f"qrdali {__version__}"))]
+        ("runs", len(known)), ("MEPI sets", len(sets)), ("classes", ", ".join(map(str, classes))),
+        ("trained on", "; ".join(devices) if devices else "not recorded"), ("made by", f"qrdali {__version__}"))]
 
 
 def data(found: list[Group], slug: str) -> Table:
@@ -53,12 +54,14 @@ def configurations(known: list[Run], slug: str) -> Table:
 
 
 def versions(known: list[Run], slug: str) -> Table | None:
-    keys = list(dict.fromkeys(key for run in known for key in run.start.environment or {}))
+    told = [(run.name, epoch.epoch, epoch.environment) for run in known for epoch in run.epochs if epoch.environment]
+    keys = list(dict.fromkeys(key for _, _, environment in told for key in environment))
     if not keys:
         return None
-    rows = tuple((words(run.name), *(words(run.start.environment[key]) if run.start.environment.get(key) is not None else NOTHING
-                                     for key in keys)) for run in known if run.start.environment)
-    return Table(slug, "Versions and machine", ("run", *map(printable, keys)), rows, ("As recorded when each run began.",))
+    rows = tuple((words(name), number(epoch), *(NOTHING if environment.get(key) is None else words(environment[key]) for key in keys))
+                 for name, epoch, environment in told)
+    return Table(slug, "Versions and machine", ("run", "from epoch", *map(printable, keys)), rows, (
+        "As recorded when each run began, and again where it was continued in another place.",))
 
 
 def searches(sets: list[Mepis], slug: str) -> Table | None:

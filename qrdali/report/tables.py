@@ -6,12 +6,13 @@ import csv
 import io
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from qrdali.errors import printable
 
 _LATEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
           "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "–": "--", "±": r"$\pm$", "×": r"$\times$", "÷": r"$\div$", "²": r"$^2$",
-          "≥": r"$\geq$", "≤": r"$\leq$", "<": r"\textless{}", ">": r"\textgreater{}", "−": r"$-$", "…": r"\ldots{}"}
+          "≥": r"$\geq$", "≤": r"$\leq$", "<": r"\textless{}", ">": r"\textgreater{}", "−": r"$-$", "…": r"\ldots{}", "χ": r"$\chi$"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Cell:
         return isinstance(self.value, int | float)
 
 
+_SHOWN = 2000
 NOTHING = Cell("–")
 
 
@@ -64,10 +66,16 @@ class Table:
         if any(len(row) != len(self.columns) for row in self.rows):
             raise ValueError(f"a row of {self.slug} has not {len(self.columns)} cells")
 
-    def numeric(self, column: int) -> bool:
-        """Whether the column holds numbers, which are set flush right."""
-        filled = [row[column] for row in self.rows if row[column] != NOTHING]
-        return bool(filled) and all(cell.numeric for cell in filled)
+    @cached_property
+    def numeric(self) -> tuple[bool, ...]:
+        """Which columns hold numbers, which are set flush right."""
+        filled = [[row[i] for row in self.rows if row[i] != NOTHING] for i in range(len(self.columns))]
+        return tuple(bool(cells) and all(cell.numeric for cell in cells) for cells in filled)
+
+    @property
+    def shown(self) -> tuple[tuple[Cell, ...], ...]:
+        """The rows that a page has; the files have all."""
+        return self.rows[:_SHOWN]
 
     def csv(self) -> str:
         """RFC 4180. A column with deviations is followed by one of them. Text that a spreadsheet would take for a formula is quoted
@@ -84,16 +92,18 @@ class Table:
 
     def markdown(self) -> str:
         lines = ["| " + " | ".join(map(_md, self.columns)) + " |",
-                 "|" + "|".join("---:" if self.numeric(i) else "---" for i in range(len(self.columns))) + "|"]
+                 "|" + "|".join("---:" if self.numeric[i] else "---" for i in range(len(self.columns))) + "|"]
         lines += ["| " + " | ".join(_md(cell.text) for cell in row) + " |" for row in self.rows]
         return f"### {_md(self.title)}\n\n" + "\n".join(lines) + "\n" + "".join(f"\n{_md(note)}\n" for note in self.notes)
 
     def latex(self) -> str:
         """A tabular with booktabs rules, to be put into a document by \\input."""
-        align = "".join("r" if self.numeric(i) else "l" for i in range(len(self.columns)))
-        lines = [" & ".join(map(_tex, self.columns)) + r" \\", r"\midrule"]
-        lines += [" & ".join(_tex(cell.text) for cell in row) + r" \\" for row in self.rows]
-        return (f"% {printable(self.title)}; needs booktabs\n\\begin{{tabular}}{{{align}}}\n\\toprule\n" + "\n".join(lines)
+        align = "".join("r" if self.numeric[i] else "l" for i in range(len(self.columns)))
+        # Not \\\\, which would take a cell that begins with [ or * for its argument.
+        lines = [" & ".join(map(_tex, self.columns)) + r" \tabularnewline", r"\midrule"]
+        lines += [" & ".join(_tex(cell.text) for cell in row) + r" \tabularnewline" for row in self.rows]
+        notes = "".join(f"% {printable(note)}\n" for note in self.notes)
+        return (f"% {printable(self.title)}; needs booktabs\n{notes}\\begin{{tabular}}{{{align}}}\n\\toprule\n" + "\n".join(lines)
                 + "\n\\bottomrule\n\\end{tabular}\n")
 
 

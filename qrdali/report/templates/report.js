@@ -18,9 +18,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
     table.tBodies[0].append(...rows);
   }));
 }
-// What is folded is printed open.
+// What is folded is printed open, unless it is very long.
 window.addEventListener("beforeprint", () => {
-  for (const part of document.querySelectorAll("details:not([open])")) { part.open = true; part.dataset.opened = "print"; }
+  for (const part of document.querySelectorAll("details:not([open])")) {
+    if (part.querySelectorAll("tr").length <= 120) { part.open = true; part.dataset.opened = "print"; }
+  }
 });
 window.addEventListener("afterprint", () => {
   for (const part of document.querySelectorAll("details[data-opened]")) { part.open = false; delete part.dataset.opened; }
