@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "Accuracy of a run on a split and on folders.",
     "compare": "McNemar's test of two runs on the same images.",
     "build-mepi": "Minimal-entropy positive images of a run.",
+    "reproduce": "The whole experiment matrix of a TOML file, resumable.",
     "bench": "Measure speed.",
 }
 
