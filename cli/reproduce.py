@@ -163,6 +163,7 @@ def _execute(tasks: Tasks) -> None:
 
 def _attempt(tasks: Tasks, task: Task) -> None:
     """Does a task; an error ends the task, not the matrix."""
+    import gc
     import traceback
 
     from qrdali.cli.reproduce_tasks import perform
@@ -177,6 +178,8 @@ def _attempt(tasks: Tasks, task: Task) -> None:
     except Exception as error:  # of a library: a day's other runs shall not die of it
         tasks.folder.failed(task.key, f"{type(error).__name__}: {error}", traceback.format_exc())
         warn(f"{task.key} failed: {type(error).__name__}: {printable(error)[:300]} (failures.json says where)")
+    finally:
+        gc.collect()  # the next network needs the memory of this one
 
 
 def _table(tasks: Tasks) -> None:
@@ -194,13 +197,13 @@ def _table(tasks: Tasks) -> None:
         table.add_column(column, justify="left" if column in ("run", "state") else "right", overflow="fold")
     for run in tasks.wanted:
         rows = matrix_time.rows(tasks.folder.run(run.name))
-        note = tasks.folder.done.get(f"evaluate {run.name}", {})
-        accuracy = note["accuracy"].get(split) if tasks.done(Task("evaluate", run.name)) else None
+        found = tasks.folder.done[f"evaluate {run.name}"].get("accuracy") if tasks.done(Task("evaluate", run.name)) else None
+        accuracy = found.get(split) if isinstance(found, dict) else None
         try:
             val = f"{runs.describe_best(tasks.folder.run(run.name)).val_accuracy:.4f}"
         except (RunError, ValueError):
             val = ""
-        table.add_row(printable(run.name), val, "" if accuracy is None else f"{accuracy:.4f}",
+        table.add_row(printable(run.name), val, f"{accuracy:.4f}" if isinstance(accuracy, float) else "",
                       tasks.state(Task("train", run.name))[0], f"{rows[-1].get('total_seconds', 0):,.0f}" if rows else "")
     Console(stderr=True, markup=False, highlight=False).print(table)
 

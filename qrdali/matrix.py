@@ -220,6 +220,9 @@ def _check(matrix: Matrix) -> None:
                 raise InputError(f"{name}.{printable(key)} {why}: leave it out")
             if key in common:
                 raise InputError(f"{name}.{key} would differ between the runs of a network: put it in [train]")
+    for name in ("shared", "baseline", "matched"):
+        if getattr(matrix.runs, name).sequences:
+            raise InputError(f"runs.{name}.sequences: these runs have full-quality epochs only, leave it out")
     if ("matched" in matrix.runs.controls) != bool(matrix.runs.match):
         raise InputError('runs.match = RUN and "matched" in runs.controls belong together: the run whose optimizer steps are taken')
     reserved = sorted(set(matrix.evaluate.sets) & set(SPLITS))

@@ -126,6 +126,7 @@ def test_seeds_and_controls(tmp_path: Path) -> None:
     ({"runs": {"sequences": ["RC/../x"]}}, ["runs.sequences.1"]),
     ({"runs": {"fixed": {"quality": 0.6}}}, ["fixed-paired-epochs-color", "quality 0.6"]),
     ({"runs": {"fixed": {"reduction": "crop"}}}, ["runs.fixed.reduction"]),
+    ({"runs": {"baseline": {"sequences": ["RC"]}}}, ["runs.baseline.sequences"]),
     ({"runs": {"only": ["linear", "*"]}}, ["runs.only 'linear' names no run"]),
     ({"runs": {"controls": ["matched"]}}, ["runs.match"]),
     ({"runs": {"controls": ["matched"], "match": "shared"}}, ["runs.match = 'shared'"]),
