@@ -141,7 +141,8 @@ class Tasks:
         if not runs:
             return ""
         keys = [*(f"evaluate {name}" for name in runs), *(f"mepi {name}" for name in mepis)]
-        return hashlib.sha256(json.dumps([[key, self.folder.done[key]] for key in keys], sort_keys=True).encode()).hexdigest()
+        notes = [[key, {name: value for name, value in self.folder.done[key].items() if name != "seconds"}] for key in keys]
+        return hashlib.sha256(json.dumps(notes, sort_keys=True).encode()).hexdigest()
 
     def _has_data(self) -> bool:
         return (self.data / "classes.tsv").is_file() and self.pictures() is not None

@@ -165,7 +165,8 @@ def settings(method: str, **values: Any) -> Any:
     ("fixed", {"sequence": "paired-epochs"}, "RCRC", "RC" * 7, (0, 0)),
     ("linear", {"sequence": "paired-rounds"}, "RRCCRRCCRRCC", "RRRRCCRRCCRRCC", (0, 0)),
     ("linear", {"sequence": "paired-rounds", "max_epochs": 5}, "RRCCR", "RRCCR", (0, 0)),
-    # Each stage takes four epochs at least, so 14 begin four; one dimension of step .25 has three moves and a last look.
+    # Each stage takes four epochs at least, so 6 begin two; one dimension of step .25 has three moves and a last look.
+    ("adaptive", {"sequence": "paired-rounds", "reduction": "crop", "max_epochs": 6}, "RRCC", "RRRRCC", (1, 2)),
     ("adaptive", {"sequence": "paired-rounds", "reduction": "crop"}, "RRCC", "R" * 12 + "CC", (1, 4)),
     ("adaptive", {"sequence": "paired-rounds", "reduction": "crop", "max_epochs": 99}, "RRCC", "R" * 97 + "CC", (1, 4)),
     ("adaptive", {"sequence": "RC", "reduction": "combination", "max_epochs": 99}, "RCRC", "RC" * 49 + "R", (1, 10)),

@@ -136,7 +136,12 @@ def test_a_whole_matrix_from_pictures_to_the_report(call: Call, tmp_path: Path, 
 
     (out / "runs/test_resnet/baseline/predictions/test.parquet").unlink()
     again = call(config)
-    assert [line for line in again.err.splitlines() if line.startswith("[")] == ["[6/9] evaluate test_resnet/baseline", "[9/9] report"]
+    assert [line for line in again.err.splitlines() if line.startswith("[")] == ["[6/9] evaluate test_resnet/baseline"]
+    os.utime(out / "runs/test_resnet/baseline/best/model.safetensors")  # other weights, for all one knows
+    again = call(config)
+    assert [line for line in again.err.splitlines() if line.startswith("[")] == [
+        "[6/9] evaluate test_resnet/baseline", "[8/9] mepi test_resnet/baseline", "[9/9] report"]
+    assert "crop is finished; nothing to do" in again.err
     refused = call(written(tmp_path, data, data={"folder": "", "shapes": {**shapes, "train": 9}}, **asked))
     assert (refused.status, refused.err.count("\n")) == (2, 1)
     assert "train 8 → 9" in refused.err
@@ -251,6 +256,8 @@ def test_only_and_changed_settings(call: Call, config: Path, tmp_path: Path, dat
         assert (refused.status, refused.out, refused.err.count("\n")) == (2, "", 1)
         assert "runs/test_resnet/shared was begun with other settings than the file now says: lr 0.001 → 0.5" in refused.err
     assert stamps(tmp_path / "out") == kept
+    more = written(tmp_path, data, evaluate={"splits": ["test", "val"]})
+    assert list(states(call, more, "--only", "shared").values()) == ["done", "waiting", "waiting"]
     threads = written(tmp_path, data, train={"device": "cpu", "threads": 2, "batch_size": 8, "patience": 1, "max_epochs": 2})
     assert states(call, threads)["train test_resnet/shared"] == "done"
 
@@ -309,3 +316,9 @@ def test_files_that_came_with_qrdali(call: Call, tmp_path: Path, monkeypatch: py
     missing = call("elsewhere/demo.toml", "--dry-run")
     assert (missing.status, "demo.toml, humanet.toml, imagenet.toml came with qrdali" in missing.err) == (2, True)
     assert not list(tmp_path.iterdir())
+
+
+def test_help_holds_an_example(call: Call) -> None:
+    shown = call("--help")
+    assert shown.status == 0
+    assert "qrdali reproduce humanet.toml --only" in shown.out
