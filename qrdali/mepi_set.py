@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
-import platform
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -24,6 +22,7 @@ from qrdali.data.index import Index, Samples
 from qrdali.entropy import encoder
 from qrdali.errors import InputError, RunError, printable
 from qrdali.levels import CHUNK
+from qrdali.lock import held
 from qrdali.mepi import FULL, Journey, State, reduction_of
 from qrdali.quality import REDUCTIONS
 
@@ -359,20 +358,7 @@ def _locked(folder: Path) -> TextIO:
             entry.name not in (LOCK, f".{OPTIONS}.partial") for entry in folder.iterdir())):
         raise InputError(f"{printable(folder)} exists and is no MEPI set: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        who = printable(lock.read(200)) or "another process"
-        lock.close()
-        raise RunError(f"{printable(folder)} is being built by {who}: wait for it, or choose another --out") from None
-    except OSError:
-        return lock  # a file system without locks: nothing to hold
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
-    return lock
+    return held(file, lambda who: f"{printable(folder)} is being built by {who}: wait for it, or choose another --out")
 
 
 def _has_size(file: Path, size: int) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {"qrdali": ROOT / "qrdali", "qrdali/pipelines": ROOT / "pipelines", "qrdali/cli": ROOT / "cli"}
+CONFIGS = sorted(f"qrdali/configs/{file.name}" for file in (ROOT / "configs").glob("*.toml"))
 MODULES = sorted(f"{part}/{file.name}" for part, folder in PARTS.items() for file in folder.glob("*.py"))
 
 
@@ -29,10 +30,11 @@ def test_wheel_and_sdist_hold_all_parts(built: Path) -> None:
     wheel, sdist = next(built.glob("*.whl")), next(built.glob("*.tar.gz"))
     names = zipfile.ZipFile(wheel).namelist()
     assert set(MODULES) <= set(names)
-    assert "qrdali/py.typed" in names
+    assert {"qrdali/py.typed", *CONFIGS} <= set(names)
+    assert len(CONFIGS) == 3
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert set(MODULES) <= inside
+    assert {*MODULES, *CONFIGS} <= inside
     assert not any(part in name for name in [*names, *inside] for part in (".venv", "__pycache__"))
 
 
@@ -50,6 +52,9 @@ def test_the_wheel_runs_without_the_checkout(built: Path, tmp_path: Path) -> Non
     assert str(tmp_path) in where
     shown = subprocess.run([tmp_path / "v" / "bin" / "qrdali", "--version"], **run).stdout
     assert shown.strip().endswith("0.1.0")
+    listed = subprocess.run([tmp_path / "v" / "bin" / "qrdali", "reproduce", "demo.toml", "--dry-run"], **run)
+    assert "# 49 tasks: 49 waiting" in listed.stdout
+    assert str(site) in listed.stderr
 
 
 FORBIDDEN = {

@@ -1,0 +1,31 @@
+"""One process at a time in a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from qrdali.errors import RunError, printable
+
+
+def held(file: Path, refusal: Callable[[str], str]) -> TextIO:
+    """Holds the lock `file` until it is closed or the process ends. Raises RunError with the `refusal` that names the holder if
+    another process holds it."""
+    lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        who = printable(lock.read(200)) or "another process"
+        lock.close()
+        raise RunError(refusal(who)) from None
+    except OSError:
+        return lock  # a file system without locks: nothing to hold
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.flush()
+    return lock
