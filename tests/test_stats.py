@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from qrdali.cli.main import cli
 from qrdali.errors import InputError, RunError
 from qrdali.evaluate import read_rows
-from qrdali.stats import mcnemar, wilson
+from qrdali.stats import bootstrap_mean, holm, mcnemar, paired, wilson
 
 
 def outcomes(a: int, b: int, c: int, d: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,3 +125,61 @@ def test_damaged_rows_are_named(tmp_path: Path, damage: str) -> None:
         pq.write_table(table.take([1, 0, 2]), file)
     with pytest.raises(RunError, match=r"test.parquet (cannot be read|contradicts itself)"):
         read_rows(tmp_path, "test")
+
+
+def test_holm() -> None:
+    # Worked by hand: sorted .01 .02 .03 .04, times 4 3 2 1, made rising.
+    assert holm([.04, .01, .03, .02]) == pytest.approx([.06, .04, .06, .06])
+    assert holm([.6, .9, .5]) == pytest.approx([1, 1, 1])
+    # Aickin and Gensler, Am. J. Public Health 86 (1996) describe it; R's p.adjust(c(.0001, .011, .021, .5), "holm") gives these.
+    assert holm([.0001, .011, .021, .5]) == pytest.approx([.0004, .033, .042, .5])
+    assert holm([]) == []
+
+
+def test_bootstrap_of_a_mean() -> None:
+    values = np.random.default_rng(1).normal(10, 2, 400)
+    low, high = bootstrap_mean(values)
+    # The normal interval of the same mean: ± 1.96 standard errors.
+    error = 1.96 * values.std(ddof=1) / 20
+    assert low == pytest.approx(values.mean() - error, abs=.02)
+    assert high == pytest.approx(values.mean() + error, abs=.02)
+    assert bootstrap_mean(values) == (low, high)  # the same every time
+    assert bootstrap_mean(np.full(7, .25)) == (.25, .25)
+    assert bootstrap_mean(np.array([.5])) == (.5, .5)
+
+
+def test_paired() -> None:
+    # Wilcoxon, Biometrics Bulletin 1 (1945), Darwin's plants: W- = 24, n = 15; exact two-sided p = .0413.
+    differences = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48], float)
+    result = paired(np.zeros(15), differences)
+    assert (result.images, result.difference) == (15, pytest.approx(20.9333, abs=1e-4))
+    assert result.p_value == pytest.approx(.04126, abs=1e-5)
+    assert result.low < result.difference < result.high
+    same = paired(np.ones(3), np.ones(3))
+    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+    with pytest.raises(ValueError, match="must be of the same images"):
+        paired(np.ones(3), np.ones(2))
+    with pytest.raises(ValueError, match="must be of the same images"):
+        paired(np.ones(0), np.ones(0))
+
+
+@pytest.mark.parametrize(("images", "gain", "most"), [(50_000, 388, 13_903), (50_000, 293, 7_928)])
+def test_the_slides_stars(images: int, gain: int, most: int) -> None:
+    """Net gains of the slides' ImageNet test: with at most so many discordant images they are ***, with two more they are not."""
+    for discordant in (most, most + 2):
+        # b + c has the gain's parity, or no whole b and c give it.
+        c = (discordant + gain) // 2
+        b = c - gain
+        if b + c > most:
+            assert mcnemar(*outcomes(images - b - c, b, c, 0)).stars == "**"
+        else:
+            assert mcnemar(*outcomes(images - b - c, b, c, 0)).stars == "***"
+
+
+def test_the_slides_humanet_test_set_is_too_small_for_their_gain() -> None:
+    """1,000 images, 74.8 against 74.9: one image more, which nothing makes significant."""
+    assert mcnemar(*outcomes(748, 0, 1, 251)).stars == ""
+    # 25,000 validation images, 74.364 against 75.556: 298 more are *** with up to 8,200 discordant images.
+    for half, stars in ((8_200, "***"), (8_202, "**")):
+        c = (half + 298) // 2
+        assert mcnemar(*outcomes(25_000 - half, c - 298, c, 0)).stars == stars
