@@ -70,13 +70,13 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
     from qrdali.cli.terminal import TerminalWatcher, say
     from qrdali.data.index import Dataset
     from qrdali.entropy import encoder
-    from qrdali.errors import RunError, printable
+    from qrdali.errors import Interrupted, RunError, printable
     from qrdali.mepi import Rule, Search
     from qrdali.mepi_build import Builder
     from qrdali.mepi_set import MepiSet
     from qrdali.pipelines.maker import open_maker
     from qrdali.probe import Descent, candidates_at_once
-    from qrdali.trainer import Interrupted
+    from qrdali.runs import weights_digest
 
     n = quality.steps(step)
     wanted = REDUCTIONS if reduction == "all" else (reduction,)
@@ -90,9 +90,10 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
     samples = [i * len(index) // count for i in range(count)]
     at_once = search_batch_size or candidates_at_once(where, 128)
     seen = json.loads(json.dumps(asdict(trained.preprocessing)))
-    options = {"run": str(Path(run).absolute()), "weights": _hash(Path(run)), "preprocessing": seen, "data": index.fingerprint,
-               "split": split, "step": 1 / n, "windows": int(windows), "prefer": prefer, "search": search, "limit": limit,
-               "batch_size": batch_size, "search_batch_size": at_once, "device": where.type, "amp": amp, "encoder": encoder()}
+    options = {"run": str(Path(run).absolute()), "weights": weights_digest(Path(run)), "preprocessing": seen,
+               "data": index.fingerprint, "split": split, "step": 1 / n, "windows": int(windows), "prefer": prefer, "search": search,
+               "limit": limit, "batch_size": batch_size, "search_batch_size": at_once, "device": where.type, "amp": amp,
+               "encoder": encoder()}
     mepis = MepiSet.open(Path(out), index, trained.classes, n, options, resume)
     maker = open_maker(index, trained.preprocessing, evaluator.engine)
     watcher = TerminalWatcher()
@@ -116,8 +117,9 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
                 raise SystemExit(128 + interruption.signum) from None
             _draw(mepis, name, maker)
             say(_line(name, row))
-            if stop() and name != wanted[-1]:
-                say(f"stopped after {name}: the same command with --resume continues")
+            if stop():
+                more = ": the same command with --resume continues" if name != wanted[-1] else ", which was the last"
+                say(f"stopped after {name}{more}")
                 raise SystemExit(128 + stop())
     summaries = mepis.summaries()
     if all(summaries[name]["images"] == summaries[name]["unreadable"] for name in wanted):
@@ -193,21 +195,3 @@ def _line(name: str, row: dict[str, Any]) -> str:
     if row["returned"]:
         text += f"; {row['returned']} sent on after reading back"
     return text + f"; {row['images_per_second']:.1f} images/s"
-
-
-def _hash(run: Path) -> str:
-    """SHA-256 of the run's weights."""
-    import hashlib
-
-    from qrdali.checkpoint import current
-    from qrdali.errors import RunError, printable
-
-    file = current(run / "best") / "model.safetensors"
-    digest = hashlib.sha256()
-    try:
-        with open(file, "rb") as weights:
-            while part := weights.read(1 << 20):
-                digest.update(part)
-        return digest.hexdigest()
-    except OSError as error:
-        raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None

@@ -179,12 +179,17 @@ class Evaluator:
         if self.curve is not None:
             from qrdali.cli.curve import make
 
-            result["curve"] = make(self, name, index, self.curve)
+            result["curve"] = make(self, self._named(name), index, self.curve)
         return result
+
+    def _named(self, name: str) -> str:
+        """Mapped results have names of their own: they are of other labels, and shall not take the place of the run's."""
+        return f"{name}-mapped-{self.class_map.rule}" if self.class_map else name
 
     def _written(self, name: str, index: Index, rows: Rows, unreadable: int) -> dict[str, Any]:
         from qrdali.evaluate import write_rows
 
+        name = self._named(name)
         file = self.run / "predictions" / f"{name}.parquet"
         write_rows(file, rows, index, self.told)
         result = {"set": name, "images": len(rows.labels), "correct": int((rows.labels == rows.predictions).sum()),

@@ -84,6 +84,12 @@ def _refuse_changes(tasks: Tasks) -> None:
         if changed := _changed(run, tasks.folder.run(run.name)):
             raise InputError(f"{printable(tasks.folder.run(run.name))} was begun with other settings than the file now says: "
                              f"{'; '.join(changed)[:600]}. Say the same, choose another out, or remove that run")
+        if what := tasks.replaced(run):
+            raise InputError(f"{printable(tasks.folder.run(run.name))} was trained from others than are there now: {what} changed since. "
+                             "Remove that run, and it is trained anew")
+        if changed := _changed_mepis(tasks, run):
+            raise InputError(f"{printable(tasks.folder.mepi(run.name))} was built with other options than the file now says: "
+                             f"{'; '.join(changed)[:600]}. Say the same, choose another out, or remove that set")
 
 
 def _changed(run: Run, folder: Path) -> list[str]:
@@ -104,6 +110,21 @@ def _changed(run: Run, folder: Path) -> list[str]:
     ignored = {*HARMLESS, "match_steps", *(("max_epochs",) if settings.match else ())}
     return [f"{printable(key)} {printable(before.get(key))} → {printable(now.get(key))}" for key in sorted({*before, *now} - ignored)
             if before.get(key) != now.get(key)]
+
+
+def _changed_mepis(tasks: Tasks, run: Run) -> list[str]:
+    """How a MEPI set that was begun differs from what would be built now."""
+    from qrdali import runs
+    from qrdali.report.read import read_object
+
+    file = tasks.folder.mepi(run.name) / "options.json"
+    if run not in tasks.wanted or not file.exists():
+        return []
+    before, asked = read_object(file), tasks.matrix.mepi
+    now: dict[str, Any] = {"split": asked.split, "step": asked.step, "windows": asked.windows, "prefer": asked.prefer, "limit": asked.limit}
+    if tasks.folder.ended(run.name):
+        now["weights"] = runs.weights_digest(tasks.folder.run(run.name))
+    return [f"{key} {before.get(key)} → {value}" for key, value in now.items() if before.get(key) != value]
 
 
 def _check_inputs(tasks: Tasks) -> None:
@@ -127,6 +148,11 @@ def _check_inputs(tasks: Tasks) -> None:
     for name, folder in matrix.evaluate.sets.items():
         if not Path(folder).is_dir():
             raise InputError(f"evaluate.sets.{name} = {printable(folder)!r} is no folder: a set holds class folders of images")
+        if matrix.data.folder:
+            unknown = sorted({entry.name for entry in Path(folder).iterdir() if entry.is_dir()} - set(dataset.classes))
+            if unknown:
+                raise InputError(f"evaluate.sets.{name}: {printable(unknown[0])!r} is no class of {printable(tasks.data)}"
+                                 + (f", and {len(unknown) - 1} more are not" if len(unknown) > 1 else ""))
 
 
 def _execute(tasks: Tasks) -> None:
@@ -159,11 +185,13 @@ def _execute(tasks: Tasks) -> None:
         if failed or waiting:
             behind = f" and {len(waiting)} wait for them" if waiting else ""
             raise RunError(f"{len(failed)} of {total} tasks failed{behind}: the same command tries them again")
+        page = tasks.folder.report / "report.html"
+        if page.exists():
+            say(str(page))
 
 
 def _attempt(tasks: Tasks, task: Task) -> None:
     """Does a task; an error ends the task, not the matrix."""
-    import gc
     import traceback
 
     from qrdali.cli.reproduce_tasks import perform
@@ -179,7 +207,21 @@ def _attempt(tasks: Tasks, task: Task) -> None:
         tasks.folder.failed(task.key, f"{type(error).__name__}: {error}", traceback.format_exc())
         warn(f"{task.key} failed: {type(error).__name__}: {printable(error)[:300]} (failures.json says where)")
     finally:
-        gc.collect()  # the next network needs the memory of this one
+        _release()
+
+
+def _release() -> None:
+    """Gives memory back: the next network needs what this one had, and DALI and torch cannot use each other's."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        from nvidia.dali import backend
+
+        torch.cuda.empty_cache()
+        backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]
 
 
 def _table(tasks: Tasks) -> None:
@@ -221,8 +263,10 @@ def _list(tasks: Tasks, as_json: bool) -> None:
         if task.kind == "train":
             epochs, seconds = estimate.left(tasks.runs[task.name])
             entry |= {"epochs": epochs, "seconds": seconds}
+        elif task.kind in ("evaluate", "mepi"):
+            entry["seconds"] = (0.0, 0.0) if state == "done" else estimate.like(task)
         entries.append(entry)
-    known = [entry["seconds"] for entry in entries if "seconds" in entry]
+    known = [entry["seconds"] for entry in entries if entry["kind"] == "train"]
     unknown = any(seconds is None for pair in known for seconds in pair)
     total = None if unknown else [sum(pair[0] for pair in known), sum(pair[1] for pair in known)]
     if as_json:
@@ -235,9 +279,17 @@ def _list(tasks: Tasks, as_json: bool) -> None:
             (low, high), seconds = entry["epochs"], entry["seconds"]
             left = f"{low}–{high} epochs" if low != high else f"{low} epochs"
             left = f"{left:14} {lasting(*seconds)}"
+        elif "seconds" in entry and entry["state"] != "done":
+            left = f"{'':14} {lasting(*entry['seconds'])}"
         click.echo(f"{number:4d}  {entry['kind']:8}  {entry['name']:{width}}  {entry['state']:7}  {left}  {entry['why']}".rstrip())
     states = [entry["state"] for entry in entries]
     click.echo(f"# {len(entries)} tasks: " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
-    click.echo(f"# training left: {lasting(*(total or (None, None)))} on one machine, validation, evaluation and MEPIs not counted")
+    click.echo(f"# training left: {lasting(*(total or (None, None)))} on one machine, without validation")
+    rest = [entry["seconds"] for entry in entries if "seconds" in entry and entry["kind"] != "train"]
+    counted = [pair for pair in rest if pair[0] is not None]
+    if rest:
+        missing = len(rest) - len(counted)
+        unknown_too = f"; {missing} more take an unknown time until one like them is done" if missing else ""
+        click.echo(f"# evaluation and MEPIs left: {lasting(*(sum(pair[i] for pair in counted) for i in (0, 1)))}{unknown_too}")
     for network, source in estimate.sources().items():
         click.echo(f"# time of {network}: {source}")

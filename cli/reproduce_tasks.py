@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-
     from qrdali.matrix_runs import Run
     from qrdali.matrix_tasks import Task, Tasks
 
@@ -23,11 +22,16 @@ def perform(tasks: Tasks, task: Task) -> dict[str, Any] | None:
     if task.kind == "train":
         from qrdali.cli.train import run_training
 
+        if not (tasks.folder.run(run.name) / "config.toml").exists():
+            tasks.folder.note(f"from {run.name}", tasks.origin(run))
         run_training(run.settings, tasks.folder.run(run.name), True)
         return None
     begun = time.monotonic()
     note: dict[str, Any] = {"weights": tasks.folder.weights(run.name), "asked": tasks.asked(task)}
-    note |= {"accuracy": _evaluate(tasks, run)} if task.kind == "evaluate" else {"quotient": _mepi(tasks, run)}
+    if task.kind == "evaluate":
+        note |= {"accuracy": _evaluate(tasks, run), "files": tasks.rows_seen(run.name)}
+    else:
+        note["quotient"] = _mepi(tasks, run)
     return {**note, "seconds": round(time.monotonic() - begun, 3)}
 
 

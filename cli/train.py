@@ -231,14 +231,15 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     from qrdali.cli.signals import Stop
     from qrdali.cli.terminal import TerminalWatcher, say, warn
     from qrdali.data.index import Dataset
-    from qrdali.errors import InputError
+    from qrdali.energy import forget_memory
+    from qrdali.errors import InputError, Interrupted
     from qrdali.levels import reduced_sets
     from qrdali.methods import check
     from qrdali.pipelines.graphs import Engine
     from qrdali.pipelines.loader import open_loader
     from qrdali.quality import steps
     from qrdali.track import Tracked, Tracker, index_sets
-    from qrdali.trainer import Interrupted, Trainer, device_of
+    from qrdali.trainer import Trainer, device_of
 
     check(settings)
     if runs.holds_run(run) and not resume:
@@ -299,6 +300,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     say(f"{settings.method} {name} at {pre.input_size} px, {len(train_index)} training and {len(val_index)} validation images, "
         f"{len(dataset.classes)} classes, {'CPU' if device.type == 'cpu' else torch.cuda.get_device_name(device)}")
     watcher = TerminalWatcher()
+    forget_memory(device)
     with Stop() as stop:
         trainer = Trainer(settings, run, model, pre, dataset.classes, (loaders[0], train_index), (loaders[1], val_index),
                           device, watcher, stop, Tracker(tracked, settings.batch_size, steps(settings.step)), facts)
@@ -310,6 +312,8 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
         finally:
             watcher.end()
     say(f"run folder: {run}")
+    if signum := stop():  # it came when all was done: whoever called shall not begin the next thing
+        raise SystemExit(128 + signum)
 
 
 def _facts(name: str, input_size: int, classes: int, device: torch.device) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,34 @@ _POLL_SECONDS = 30.0  # a RAPL counter begins again after 10 minutes at the earl
 def peak_memory(device: torch.device) -> dict[str, Any]:
     """peak_memory_mb in 10^6 bytes, and memory_of, what it is of.
 
-    "gpu": memory of the device in use now, by every process and DALI too, or the most that torch has reserved if that is more.
-    "process": the most that this process has had resident.
+    "gpu": memory of the device in use now, by every process and DALI too, or the most that torch has reserved since `forget_memory` if
+    that is more. "process": the most that this process has had resident since then.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         used, of = max(total - free, torch.cuda.max_memory_reserved(device)), "gpu"
     else:
-        used, of = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "process"  # Linux counts KiB
+        used, of = _resident_peak(), "process"
     return {"peak_memory_mb": round(used / 1e6, 1), "memory_of": of}
+
+
+def forget_memory(device: torch.device) -> None:
+    """Gives back what earlier work of this process keeps for later, and begins the peaks anew: they are the next run's own."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", "ascii")  # the kernel's "forget the peak"
+
+
+def _resident_peak() -> int:
+    """Bytes."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
 
 
 class Energy:
@@ -102,6 +123,14 @@ def _number(file: Path) -> int:
         raise _Unreadable(file) from error
 
 
+def _in_parts(pynvml: Any, handle: Any) -> bool:
+    """Whether a GPU is divided (MIG)."""
+    try:
+        return bool(pynvml.nvmlDeviceGetMigMode(handle)[0])
+    except pynvml.NVMLError:  # most GPUs cannot be
+        return False
+
+
 def _nvml(device: torch.device) -> list[Callable[[], float]]:
     """The counter of the whole GPU, found by its UUID: numbers depend on CUDA_VISIBLE_DEVICES. None for a part of a GPU (MIG)."""
     import pynvml
@@ -116,6 +145,8 @@ def _nvml(device: torch.device) -> list[Callable[[], float]]:
         pynvml.nvmlInit()
         uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        if _in_parts(pynvml, handle):
+            return []  # the counter is the whole GPU's, other tenants' included
         last = joules()
     except (pynvml.NVMLError, AttributeError, _Unreadable):  # no library, no such GPU or counter, a torch that tells no UUID
         return []

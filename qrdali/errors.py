@@ -13,6 +13,14 @@ class RunError(RuntimeError):
     """Work that could not be done although it was asked for rightly (exit status 1). The message is one line."""
 
 
+class Interrupted(RunError):
+    """A signal asked to stop; everything up to the current step is saved. `signum` is the signal."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
 def printable(text: object) -> str:
     """`text` on one line, with control characters, surrogates and bidirectional overrides replaced by `?`."""
     return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") or c in "\ufffe\uffff" else c for c in str(text))

@@ -27,7 +27,9 @@ _ROW: list[tuple[str, str]] = [("sample", "i8"), ("path", "O"), ("label", "i8"),
                                ("confidence", "f4")]
 
 
-_RESERVED = re.compile(rf"({'|'.join(SPLITS)})(-({'|'.join(REDUCTIONS)})-[0-9.e-]+)?")  # splits, whole and reduced
+_MAPPED = "-mapped-(argmax|sum)"
+# Splits, whole, reduced, mapped.
+_RESERVED = re.compile(rf"({'|'.join(SPLITS)})(-({'|'.join(REDUCTIONS)})-0\.[0-9]{{1,12}})?({_MAPPED})?")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[]
 
 def check_set_name(name: str, option: str) -> None:
     """Raises InputError if the name cannot be a file's, or is a split's."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or _RESERVED.fullmatch(name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or _RESERVED.fullmatch(name) or re.search(f"{_MAPPED}$", name):
         raise InputError(f"{option} has the name {printable(name)!r}: give NAME=FOLDER, NAME of letters, digits, '.', '_' and '-', and not "
                          f"{', '.join(SPLITS)} nor one of them reduced, such as test-crop-0.5")
 
@@ -121,8 +123,10 @@ def asked(name: str, data: str = "DATASET") -> str:
     """The options of `qrdali evaluate` that make the rows of `name`."""
     if not _RESERVED.fullmatch(name):
         return f"--set {printable(name)}=FOLDER"
+    name, mapped, rule = name.partition("-mapped-")
     split, *reduced = name.split("-", 2)
-    return f"--data {data} --split {split}" + (f" --reduced {reduced[1]}{_step(float(reduced[1]))}" if reduced else "")
+    return f"--data {data} --split {split}" + (f" --reduced {reduced[1]}{_step(float(reduced[1]))}" if reduced else "") \
+        + (f" --class-map TSV --map-rule {rule}" if mapped else "")
 
 
 def _step(quality: float) -> str:

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from qrdali import settings as settings_file
-from qrdali.data.index import SPLITS
 from qrdali.data.shapes import ShapesSpec
 from qrdali.errors import InputError, printable
 from qrdali.quality import level_of, steps
@@ -225,9 +224,14 @@ def _check(matrix: Matrix) -> None:
             raise InputError(f"runs.{name}.sequences: these runs have full-quality epochs only, leave it out")
     if ("matched" in matrix.runs.controls) != bool(matrix.runs.match):
         raise InputError('runs.match = RUN and "matched" in runs.controls belong together: the run whose optimizer steps are taken')
-    reserved = sorted(set(matrix.evaluate.sets) & set(SPLITS))
-    if reserved:
-        raise InputError(f"evaluate.sets.{reserved[0]} is the name of a split: choose another")
+    if matrix.evaluate.sets:
+        from qrdali.evaluate import check_set_name  # brings torch, which a plain matrix can do without
+    for name, folder in matrix.evaluate.sets.items():
+        check_set_name(name, f"evaluate.sets.{name}")
+        if not folder:
+            raise InputError(f"evaluate.sets.{name} is empty: give a folder of class folders")
+    if "\0" in matrix.out:
+        raise InputError("out holds a NUL character: no folder can have that name")
     for key, step in (("evaluate.curve_step", matrix.evaluate.curve_step), ("mepi.step", matrix.mepi.step)):
         try:
             steps(step)

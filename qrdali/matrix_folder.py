@@ -22,7 +22,8 @@ class MatrixFolder:
 
     def __init__(self, folder: Path) -> None:
         """Raises InputError for a folder of something else, RunError for damaged notes. Nothing is written."""
-        if folder.exists() and not (folder / LOCK).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        other = any((folder / name).exists() for name in ("options.json", "config.toml"))  # a MEPI set, a run
+        if folder.exists() and (other or not (folder / LOCK).exists()) and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{printable(folder)} exists and is not a matrix' folder: choose another out")
         self.folder = folder
         self.read()
@@ -63,6 +64,11 @@ class MatrixFolder:
             return [seen.st_size, seen.st_mtime_ns]
         except OSError:
             return None
+
+    def note(self, key: str, note: dict[str, Any]) -> None:
+        """Writes down something else that a later call must know."""
+        self.done[key] = note
+        _write(self.folder / DONE, self.done)
 
     def succeeded(self, task: str, note: dict[str, Any] | None = None) -> None:
         """Writes down what a task was made of, and forgets why it failed before."""

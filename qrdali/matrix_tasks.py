@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qrdali import runs as run_folders
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError, printable
 from qrdali.matrix import Matrix
@@ -46,6 +47,7 @@ class Tasks:
         self.runs = {run.name: run for run in runs}
         self.wanted = select(runs, only, "--only")
         self._fingerprints: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
         if matrix.mepi.runs:
             select(runs, matrix.mepi.runs, "mepi.runs")
         select(runs, matrix.report.runs, "report.runs")
@@ -103,7 +105,44 @@ class Tasks:
             return False
         if task.kind == "mepi":
             return (self.folder.mepi(task.name) / "summary.json").is_file()
-        return all((self.folder.run(task.name) / "predictions" / f"{name}.parquet").is_file() for name in self.row_names())
+        seen = self.rows_seen(task.name)
+        return seen is not None and bool(note.get("files") == seen)
+
+    def rows_seen(self, name: str) -> dict[str, list[int]] | None:
+        """Size and time of each file of rows of a run's evaluation, so that rows that somebody else has written are noticed; None if one
+        is missing."""
+        seen = {}
+        for row in self.row_names():
+            try:
+                stat = (self.folder.run(name) / "predictions" / f"{row}.parquet").stat()
+            except OSError:
+                return None
+            seen[row] = [stat.st_size, stat.st_mtime_ns]
+        return seen
+
+    def origin(self, run: Run) -> dict[str, Any]:
+        """What a run is trained from: the images, and the weights of the runs it needs."""
+        return {"images": self._fingerprint("train"), "weights": {name: self._digest(name) for name in run.needs}}
+
+    def _digest(self, name: str) -> str:
+        """Of a run's best weights; a copy of the folder has the same, whatever its times."""
+        if not self.folder.ended(name):
+            return ""
+        if name not in self._digests:
+            self._digests[name] = run_folders.weights_digest(self.folder.run(name))
+        return self._digests[name]
+
+    def replaced(self, run: Run) -> str:
+        """What has changed since a run was begun that it was trained from, or nothing."""
+        noted = self.folder.done.get(f"from {run.name}")
+        if noted is None or not (self.folder.run(run.name) / "config.toml").exists():
+            return ""
+        now = self.origin(run)
+        if noted.get("images") != now["images"] and now["images"]:
+            return "the training images"
+        weights = noted.get("weights")
+        changed = [name for name, seen in now["weights"].items() if not isinstance(weights, dict) or weights.get(name) != seen]
+        return f"the weights of {changed[0]}" if changed else ""
 
     def row_names(self) -> list[str]:
         """Names of the files of rows that an evaluation leaves."""

@@ -12,7 +12,7 @@ from typing import Any
 from qrdali import schedule
 from qrdali.matrix import Network
 from qrdali.matrix_runs import Run
-from qrdali.matrix_tasks import Tasks
+from qrdali.matrix_tasks import Task, Tasks
 from qrdali.methods import rule_of
 from qrdali.quality import REDUCTIONS, steps
 from qrdali.schedule import Rule
@@ -144,10 +144,19 @@ class Estimate:
         if self.tasks.folder.ended(run.name):
             return (0, 0), (0.0, 0.0)
         done = sum(row["epoch"] > 0 for row in rows(self.tasks.folder.run(run.name)))
-        works = [Work(work.letters[done:], work.probes) for work in self._works(run)]
+        probed = sum("probe_seconds" in row for row in rows(self.tasks.folder.run(run.name)))
+        works = [Work(work.letters[done:], max(0, work.probes - probed)) for work in self._works(run)]
         pace, reduction = self.pace(run.network), str(run.values.get("reduction", ""))
         low, high = (pace.seconds(work, reduction) for work in works)
         return (len(works[0].letters), len(works[1].letters)), (low, high)
+
+    def like(self, task: Task) -> tuple[float | None, float | None]:
+        """(least, most) seconds that evaluations or MEPI sets of the same network took; None where none is done."""
+        network = self.tasks.runs[task.name].network
+        taken = [float(note["seconds"]) for key, note in self.tasks.folder.done.items()
+                 if key.startswith(f"{task.kind} ") and isinstance(note.get("seconds"), int | float)
+                 and (run := self.tasks.runs.get(key.partition(" ")[2])) is not None and run.network == network]
+        return (min(taken), max(taken)) if taken else (None, None)
 
     def _works(self, run: Run) -> tuple[Work, Work]:
         if not run.settings.match:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from qrdali.entropy import entropy, png_bytes
-from qrdali.errors import RunError, printable
+from qrdali.errors import Interrupted, RunError, printable
 from qrdali.mepi import FULL, Journey, Search, State, reduction_of
 from qrdali.mepi_set import READ_BACK, Entry, MepiSet, entry_of
 from qrdali.quality import CENTER, placed, shrunk
-from qrdali.trainer import Interrupted, Watcher
+from qrdali.trainer import Watcher
 
 _VOIDS = 64  # near-void images classified for the summary
 

@@ -44,7 +44,7 @@ class Parameters:
 
 def steps(step: float) -> int:
     """n of a step 1/n. Raises InputError unless `step` is 1/n within 1e-9 with n from 2 to 255."""
-    n = round(1 / step) if 0 < step <= 1 else 0
+    n = round(1 / step) if 1e-3 < step <= 1 else 0
     if not 2 <= n <= 255 or abs(step - 1 / n) > 1e-9:
         raise InputError(f"step {step:g} is not 1/n for a whole n from 2 to 255: use 0.25, 0.2, 0.1 or 0.05, say")
     return n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,6 +65,21 @@ def load_best(folder: Path) -> tuple[nn.Module, Trained]:
     except RuntimeError as error:
         raise RunError(f"{printable(folder / 'best')} does not fit {trained.model}: {printable(error)[:160]}") from None
     return model, trained
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256, hexadecimal, of a run's best weights; "" where there are none (any more). Raises RunError if they cannot be read."""
+    file = checkpoint.current(folder / "best") / "model.safetensors"
+    try:
+        digest = hashlib.sha256()
+        with open(file, "rb") as data:
+            while block := data.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None
 
 
 def optimizer_steps(folder: Path) -> int:

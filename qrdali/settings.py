@@ -88,7 +88,9 @@ def read(file: Path) -> dict[str, Any]:
             raise InputError(f"{printable(file)} is larger than 1 MB: that is no configuration")
         values: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
         return values
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number of 5,000 digits
         raise InputError(f"{printable(file)} cannot be read as TOML: {printable(error)}") from None
 
 

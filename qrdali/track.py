@@ -18,7 +18,7 @@ from qrdali import runs
 from qrdali.batch import Loader
 from qrdali.data.index import Index
 from qrdali.data.scan import index_folder
-from qrdali.errors import InputError, RunError, printable
+from qrdali.errors import InputError, Interrupted, RunError, printable
 from qrdali.evaluate import evaluate
 from qrdali.levels import FULL, Levels
 from qrdali.plan import Plan
@@ -48,16 +48,18 @@ class Tracker:
         self._sets, self._batch_size, self._n = sets, batch_size, n
 
     def measure(self, what: str, model: nn.Module, autocast: Callable[[], AbstractContextManager[object]],
-                watcher: Watcher) -> dict[str, dict[str, float | None]]:
-        """{"tracked": accuracy by name}, or nothing without sets. A set that cannot be read any more has None and a warning:
-        training does not end for it."""
+                watcher: Watcher, progress: Callable[[int], None]) -> dict[str, dict[str, float | None]]:
+        """{"tracked": accuracy by name}, or nothing without sets. `progress` is told the images of each batch and may raise.
+        A set that cannot be read any more has None and a warning: training does not end for it."""
         found: dict[str, float | None] = {}
         for own in self._sets:
             plan = Plan(own.images, self._batch_size, own.levels, self._n)
             watcher.begin(f"{what} {own.name}", own.images)
             try:
-                found[own.name] = evaluate(model, own.loader, plan, autocast, lambda images: watcher.advance(images, str)).accuracy
+                found[own.name] = evaluate(model, own.loader, plan, autocast, progress).accuracy
                 watcher.end()
+            except Interrupted:
+                raise
             except RunError as error:
                 watcher.end()
                 watcher.warn(f"the tracked set {own.name} has no accuracy here: {error}")

@@ -19,7 +19,7 @@ from qrdali import checkpoint, runs, schedule
 from qrdali.batch import Loader
 from qrdali.data.index import Index
 from qrdali.energy import Energy, peak_memory
-from qrdali.errors import RunError
+from qrdali.errors import Interrupted, RunError
 from qrdali.evaluate import Rows, evaluate, write_rows
 from qrdali.levels import FULL, Constant, Levels, PerImage, histogram
 from qrdali.methods import descent_of, reduced_levels, rule_of, stage_level
@@ -39,14 +39,6 @@ class Watcher(Protocol):
     def end(self) -> None: ...
     def line(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
-
-
-class Interrupted(RunError):
-    """A signal asked to stop; everything up to the current step is saved. `signum` is the signal."""
-
-    def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
-        self.signum = signum
 
 
 @dataclass
@@ -119,6 +111,7 @@ class Trainer:
         self.totals = Totals()
         self.stage_row: dict[str, float] = {}  # what the stage's first epoch reports of its beginning
         self.stage_shown = False
+        self.trained: tuple[schedule.State, Epoch, Totals] | None = None  # of an epoch that only lacks its validation
         self.feedback = torch.zeros(len(self.train_index) if self._online else 0, dtype=torch.uint8, device=device)
         every = settings.save_every
         self.save_seconds = 60 * float(every[:-1]) if every.endswith("m") else None
@@ -228,9 +221,11 @@ class Trainer:
         counts = histogram(levels, len(self.train_index), self.n)
         shown = dict(zip(DIMENSIONS, (counts @ quality(np.arange(self.n), self.n) / len(self.train_index)).tolist(), strict=True))
         watched = self._watched(levels, counts, letter)
+        self.trained = state, epoch, replace(self.totals)  # what a signal saves from here on: validation alone is done again
         rows = self._validate(f"epoch {number} val", watched)
         spent = peak_memory(self.device) | self._joules("energy_joules")
         tracked = self._track(f"epoch {number}")  # before a restore may change the weights
+        self.trained = None
         before = state
         state, event = schedule.update(self.rule, state, rows.accuracy)
         if self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps:
@@ -298,6 +293,8 @@ class Trainer:
         plan = self._plan(state, levels, epoch.step)
         self.model.train()
         self.energy.begin(epoch.joules)
+        if epoch.images == plan.samples or (self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps):
+            return epoch  # stopped in its validation
         before, saved = epoch.seconds, time.monotonic()
         begun = asked = time.perf_counter()
         self.watcher.begin(f"epoch {state.epoch + 1} {letter}", plan.samples - epoch.images)
@@ -356,13 +353,22 @@ class Trainer:
     def _advance(self, images: int) -> None:
         self.energy.poll()
         self.watcher.advance(images, str)
+        if signum := self.stop():
+            self.watcher.end()
+            saved = ", saved"
+            if self.trained is None:
+                saved = ""  # the start weights: nothing has been done yet
+            else:
+                state, epoch, self.totals = self.trained
+                self._save(self.run / "last", state, epoch)
+            raise Interrupted(f"stopped in validation{saved}: the same command with --resume continues", signum)
 
     def _joules(self, key: str) -> dict[str, float]:
         used = self.energy.used()
         return {} if used is None else {key: round(used, 2)}
 
     def _track(self, what: str) -> dict[str, Any]:
-        return self.tracker.measure(what, self.model, self.autocast, self.watcher)
+        return self.tracker.measure(what, self.model, self.autocast, self.watcher, self._advance)
 
     def _save_best(self, accuracy: float, epoch: int, rows: Rows | None) -> None:
         trained = runs.Trained(self.settings.model, self.classes, self.preprocessing, epoch, accuracy)

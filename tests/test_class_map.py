@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from qrdali import runs
 from qrdali.class_map import ClassMap, read
 from qrdali.cli.evaluate import Evaluator
 from qrdali.cli.main import cli
@@ -18,7 +19,7 @@ from qrdali.cli.train import run_training
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build
 from qrdali.errors import InputError, RunError
-from qrdali.evaluate import read_rows, top1
+from qrdali.evaluate import read_rows, told_of, top1
 from qrdali.settings import validated
 
 TARGET = np.array([0, 1, 0, -1, 1])
@@ -146,20 +147,21 @@ def test_a_run_on_data_of_other_classes(run: Path, two: tuple[Path, Path], table
     p = torch.cat(logits).softmax(1).numpy()
     target = np.array([1, -1, 0, 0])  # orange disc, orange square, red disc, red square; red is 0 and z-orange 1
     expected = target[p.argmax(1)] if rule == "argmax" else np.stack([p[:, 2] + p[:, 3], p[:, 0]], axis=1).argmax(1)
-    rows = read_rows(run, "test")
+    rows = read_rows(run, f"test-mapped-{rule}")
     assert rows["label"].tolist() == [0] * 6 + [1] * 6
     assert rows["prediction"].tolist() == expected.tolist()
-    assert found["accuracy"] == np.mean(expected == rows["label"]) == found["sets"]["copy"]["accuracy"]
+    assert found["accuracy"] == np.mean(expected == rows["label"]) == found["sets"][f"copy-mapped-{rule}"]["accuracy"]
     assert (found["map_rule"], found["unmapped"]) == (rule, int((expected == -1).sum()))
-    told = json.loads(pq.read_schema(run / "predictions" / "test.parquet").metadata[b"qrdali"])
-    assert told == {"classes": ["red", "z-orange"], "map_rule": rule}
+    assert found["set"] == f"test-mapped-{rule}"
+    assert told_of(run, f"test-mapped-{rule}") == {"epoch": runs.describe_best(run).epoch, "classes": ["red", "z-orange"], "map_rule": rule}
+    assert not (run / "predictions" / "test.parquet").exists()  # the run's own rows are never replaced
     for reduction, own in found["reduced"].items():
-        assert own["accuracy"] == read_rows(run, f"test-{reduction}-0.5")["correct"].mean()
-        curve = json.loads((run / "curves" / "test.json").read_text())
+        assert own["accuracy"] == read_rows(run, f"test-{reduction}-0.5-mapped-{rule}")["correct"].mean()
+        curve = json.loads((run / "curves" / f"test-mapped-{rule}.json").read_text())
         assert (curve["map_rule"], curve["classes"]) == (rule, ["red", "z-orange"])
         assert own["accuracy"] == curve["curves"][reduction]["accuracy"][2]
     assert found["curve"]["crop"]["accuracy"][0] == found["accuracy"]
-    assert CliRunner().invoke(cli, ["compare", str(run), str(run)]).exit_code == 0
+    assert CliRunner().invoke(cli, ["compare", str(run), str(run), "--set", f"test-mapped-{rule}"]).exit_code == 0
 
 
 def test_without_data_the_classes_are_the_maps(run: Path, two: tuple[Path, Path], table: Path, tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def test_without_data_the_classes_are_the_maps(run: Path, two: tuple[Path, Path]
     alone = evaluated(run, "--set", f"alone={two[0] / 'test'}", "--class-map", table)
     assert alone["map_rule"] == "argmax"
     assert (alone["accuracy"], alone["unmapped"]) == (with_data["accuracy"], with_data["unmapped"])
-    assert read_rows(run, "alone")["prediction"].tolist() == read_rows(run, "test")["prediction"].tolist()
+    assert read_rows(run, "alone-mapped-argmax")["prediction"].tolist() == read_rows(run, "test-mapped-argmax")["prediction"].tolist()
     (tmp_path / "set" / "blue").mkdir(parents=True)
     for words, message in ((("--data", two[1]), "only in the run"),
                            (("--data", two[1], "--map-rule", "sum"), "--map-rule is of a --class-map"),
@@ -176,11 +178,11 @@ def test_without_data_the_classes_are_the_maps(run: Path, two: tuple[Path, Path]
             evaluated(run, *words)
 
 
-def test_rows_of_ordinary_sets_have_no_metadata_and_impossible_ones_are_refused(run: Path, dataset: Dataset) -> None:
+def test_rows_of_ordinary_sets_tell_their_epoch_only_and_impossible_ones_are_refused(run: Path, dataset: Dataset) -> None:
     found = evaluated(run, "--data", dataset.folder, "--split", "val")
     assert "map_rule" not in found
     file = run / "predictions" / "val.parquet"
-    assert b"qrdali" not in (pq.read_schema(file).metadata or {})
+    assert told_of(run, "val") == {"epoch": runs.describe_best(run).epoch}
     rows = pq.read_table(file)
     for column, value in (("label", -1), ("prediction", -2)):
         values = [value] * len(rows)

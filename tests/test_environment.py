@@ -18,7 +18,7 @@ from qrdali import energy, environment, models
 from qrdali.cli.main import cli
 from qrdali.cli.train import run_training
 from qrdali.data.index import Dataset
-from qrdali.energy import Energy, peak_memory
+from qrdali.energy import Energy, forget_memory, peak_memory
 from qrdali.settings import Settings, validated
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -44,6 +44,9 @@ class NVML(ModuleType):
         if uuid != "GPU-12-34":
             raise self.NVMLError(f"{uuid} is not found")
         return "the handle"
+
+    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:
+        raise self.NVMLError("not supported")
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
         assert handle == "the handle"
@@ -251,8 +254,13 @@ def test_an_interrupted_epoch_keeps_the_energy_it_has_used(dataset: Dataset, tmp
     import qrdali.cli.signals as command
 
     class Impatient(command.Stop):
+        """From the first step on: the validation of the start has two batches."""
+
+        calls = 0
+
         def __call__(self) -> int:
-            return 15
+            self.calls += 1
+            return 15 if self.calls > 2 else 0
 
     run, kept = tmp_path / "run", command.Stop
     command.Stop = Impatient  # type: ignore[misc]
@@ -272,3 +280,18 @@ def test_bench_names_its_machine_as_before() -> None:
 
     assert list(machine()) == ["cpu", "cores", "gpu", "python", "torch", "dali"]
     assert json.loads(CliRunner().invoke(cli, ["models", "test_resnet", "--json"]).stdout)["models"][0]["input_size"] == 160
+
+
+def test_the_peak_is_the_runs_own_not_the_process() -> None:
+    large = np.ones(400_000_000, np.uint8)
+    high = peak_memory(CPU)["peak_memory_mb"]
+    del large
+    forget_memory(CPU)
+    assert peak_memory(CPU)["peak_memory_mb"] < high - 300
+
+
+def test_a_divided_gpu_has_no_energy(nvml: NVML, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "nvmlDeviceGetMigMode", lambda handle: [1, 1])
+    used = Energy(GPU)
+    used.begin()
+    assert used.used() is None

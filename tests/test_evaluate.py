@@ -125,7 +125,7 @@ def test_a_reduced_split_is_the_curves_level_and_can_be_compared(run: Path, data
     assert said.exit_code == 0
     assert f"val-crop-0.4 accuracy {found['reduced']['crop']['accuracy']:.4f}" in said.stderr
     missing = CliRunner().invoke(cli, ["compare", str(run), str(run), "--set", "test-crop-0.5"])
-    assert "and --data and --split test --reduced 0.5" in str(missing.exception)
+    assert "--data DATASET --split test --reduced 0.5`" in str(missing.exception)
 
 
 def test_the_crop_of_a_curve_is_the_centred_window(run: Path, dataset: Dataset, images: Path, tmp_path: Path) -> None:

@@ -227,13 +227,16 @@ def test_validation_by_phase_is_no_full_quality_accuracy(tmp_path: Path) -> None
 def test_mapped_rows_are_a_set_of_their_own(four: dict[str, Path], tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
+    folder = four["linear"] / "predictions"
     for name in ("val", "test"):
-        file = four["linear"] / "predictions" / f"{name}.parquet"
-        told = {"qrdali": json.dumps({"classes": ["x", "y"], "map_rule": "sum"})}
-        pq.write_table(pq.read_table(file).replace_schema_metadata(told), file)
+        mapped = {"qrdali": json.dumps({"epoch": 2, "classes": ["x", "y"], "map_rule": "sum"})}
+        pq.write_table(pq.read_table(folder / f"{name}.parquet").replace_schema_metadata(mapped), folder / f"{name}-mapped-sum.parquet")
+    (folder / "test.parquet").unlink()
     told = build(list(four.values()), [], tmp_path / "out")
-    rows = {row["method"]: row for slug in ("accuracy-1", "accuracy-2") if slug in told["tables"] for row in table(told, slug)}
-    assert rows["linear"]["test (mapped, sum)"] == 75
+    rows = {row["method"]: row for row in table(told, "accuracy-1")}
+    notes = told["tables"]["accuracy-1"]["notes"]
+    assert any("--split test --class-map TSV --map-rule sum" in note for note in notes)
+    assert rows["linear"]["test-mapped-sum"] == 75
     assert rows["linear"].get("test") is None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import tomli_w
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from qrdali import runs, trainer
 from qrdali.cli.main import main
@@ -134,7 +135,7 @@ def test_a_whole_matrix_from_pictures_to_the_report(call: Call, tmp_path: Path, 
 
     (out / "runs/test_resnet/baseline/predictions/test.parquet").unlink()
     again = call(config)
-    assert [line for line in again.err.splitlines() if line.startswith("[")] == ["[6/9] evaluate test_resnet/baseline"]
+    assert [line for line in again.err.splitlines() if line.startswith("[")] == ["[6/9] evaluate test_resnet/baseline", "[9/9] report"]
     os.utime(out / "runs/test_resnet/baseline/best/model.safetensors")  # other weights, for all one knows
     again = call(config)
     assert [line for line in again.err.splitlines() if line.startswith("[")] == [
@@ -325,3 +326,87 @@ def test_help_holds_an_example(call: Call) -> None:
     shown = call("--help")
     assert shown.status == 0
     assert "qrdali reproduce humanet.toml --only" in shown.out
+
+
+def test_a_run_whose_start_was_replaced_is_refused(call: Call, config: Path, tmp_path: Path) -> None:
+    assert call(config).status == 0
+    folder = tmp_path / "out" / "runs" / "test_resnet"
+    copied = shutil.copytree(folder / "shared", tmp_path / "copy")  # other times, the same weights
+    shutil.rmtree(folder / "shared")
+    shutil.move(copied, folder / "shared")
+    assert "fixed" not in call(config, "--dry-run").err
+    weights = load_file(folder / "shared" / "best" / "model.safetensors")
+    save_file({key: value + 1 if value.is_floating_point() else value for key, value in weights.items()},
+              folder / "shared" / "best" / "model.safetensors")
+    refused = call(config)
+    assert refused.status == 2
+    assert "was trained from others than are there now: the weights of test_resnet/shared changed since. Remove that run" in refused.err
+
+
+def test_a_mepi_set_of_other_options_is_refused_at_once(call: Call, data: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"runs": ["shared"], "limit": 2, "step": 0.25, "reductions": ["color"]}
+    assert call(written(tmp_path, data, mepi=asked), "--only", "shared").status == 0
+    refused = call(written(tmp_path, data, mepi={**asked, "step": 0.5}), "--only", "shared")
+    assert refused.status == 2
+    assert "was built with other options than the file now says: step 0.25 → 0.5" in refused.err
+
+
+def test_rows_of_somebody_else_are_made_again(call: Call, config: Path, tmp_path: Path) -> None:
+    assert call(config).status == 0
+    file = tmp_path / "out/runs/test_resnet/shared/predictions/test.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 3), file)
+    again = call(config)
+    assert "[4/7] evaluate test_resnet/shared" in again.err
+    assert pq.read_table(file).num_rows == 6
+    # The page is the last line, whether it was made anew or is there.
+    assert again.err.splitlines()[-1] == call(config).err.splitlines()[-1] == str(tmp_path / "out/report/report.html")
+
+
+def test_stopped_as_a_run_ends(call: Call, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that nobody asks for any more in that run still stops the matrix."""
+    fit = trainer.Trainer.fit
+
+    def late(self: trainer.Trainer, resume: bool) -> object:
+        state = fit(self, resume)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return state
+
+    monkeypatch.setattr(trainer.Trainer, "fit", late)
+    stopped = call(config)
+    assert stopped.status == 143
+    assert "[1/7] train test_resnet/shared was stopped" in stopped.err
+    monkeypatch.setattr(trainer.Trainer, "fit", fit)
+    assert states(call, config)["train test_resnet/shared"] == "done"
+
+
+def test_the_time_of_evaluations_is_that_of_those_done(call: Call, config: Path) -> None:
+    assert call(config, "--only", "baseline").status == 0
+    tasks = {f"{t['kind']} {t['name']}": t for t in json.loads(call(config, "--dry-run", "--json").out)["tasks"]}
+    assert tasks["evaluate test_resnet/baseline"]["seconds"] == [0, 0]
+    low, high = tasks["evaluate test_resnet/fixed-paired-epochs-crop"]["seconds"]
+    assert 0 < low <= high
+    assert "evaluation and MEPIs left:" in call(config, "--dry-run").out
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"evaluate": {"sets": {"test-crop-0.5": "x"}}}, "evaluate.sets.test-crop-0.5 has the name 'test-crop-0.5'"),
+    ({"evaluate": {"sets": {"mine": ""}}}, "evaluate.sets.mine is empty"),
+    ({"out": "a\x00b"}, "NUL character"),
+    ({"mepi": {"runs": ["baseline"], "step": 1e-320}}, "is not 1/n"),
+])
+def test_more_that_is_refused(call: Call, data: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    refused = call(written(tmp_path, data, **changes))
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert message in refused.err
+    assert [path.name for path in tmp_path.iterdir()] == ["matrix.toml"]
+
+
+def test_sets_of_unknown_classes_and_folders_of_something_else(call: Call, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "set" / "zebra").mkdir(parents=True)
+    refused = call(written(tmp_path, data, evaluate={"sets": {"mine": str(tmp_path / "set")}}))
+    assert (refused.status, "evaluate.sets.mine: 'zebra' is no class of" in refused.err) == (2, True)
+    (tmp_path / "out").mkdir()
+    for name in (".lock", "options.json"):  # a MEPI set has a lock too
+        (tmp_path / "out" / name).write_text("{}")
+    refused = call(written(tmp_path, data))
+    assert (refused.status, "is not a matrix' folder" in refused.err) == (2, True)

@@ -152,3 +152,76 @@ def test_the_options(dataset: Dataset, mine: Path, tmp_path: Path) -> None:
     twice = CliRunner().invoke(cli, [*common, "--run", str(tmp_path / "x"), *own[:2], *own[:2]])
     assert "--track-set gives one NAME twice" in str(twice.exception)
     assert "give NAME=FOLDER" in str(CliRunner().invoke(cli, [*common, "--run", str(tmp_path / "x"), "--track-set", "a"]).exception)
+
+
+def test_what_is_tracked_are_the_epochs_weights_not_those_restored(dataset: Dataset, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each epoch's figure equals an evaluation of the weights as they were when its training ended."""
+    from qrdali import trainer
+
+    seen: list[dict[str, float]] = []
+    measure, validate = trainer.Tracker.measure, trainer.Trainer._validate
+    restored: list[bool] = []
+
+    def noted(self: Any, what: str, model: Any, *rest: Any) -> Any:
+        seen.append({"sum": float(sum(p.detach().double().abs().sum() for p in model.parameters()))})
+        return measure(self, what, model, *rest)
+
+    def validated_too(self: Any, what: str, levels: Any) -> Any:
+        seen.append({"val": float(sum(p.detach().double().abs().sum() for p in self.model.parameters()))})
+        return validate(self, what, levels)
+
+    def loaded(self: Any, folder: Path) -> Any:
+        restored.append(True)
+        return load(self, folder)
+
+    load = trainer.Trainer._load_weights
+    monkeypatch.setattr(trainer.Tracker, "measure", noted)
+    monkeypatch.setattr(trainer.Trainer, "_validate", validated_too)
+    monkeypatch.setattr(trainer.Trainer, "_load_weights", loaded)
+    run_training(settings(dataset, method="baseline", patience=1, max_epochs=6, track_reduced=.5), tmp_path / "run", False)
+    assert restored, "no patience ended: this test shows nothing"
+    pairs = list(zip(seen[::2], seen[1::2], strict=True))
+    assert all(first["val"] == second["sum"] for first, second in pairs)
+
+
+@pytest.mark.parametrize("when", ["val", "tracked"])
+def test_stopped_in_validation_and_continued(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """The epoch's training is not done again, and nothing differs in the end."""
+    import os
+    import signal
+
+    from qrdali import trainer
+    from qrdali.cli import terminal
+
+    chosen = settings(dataset, track_reduced=.5)
+    run_training(chosen, tmp_path / "whole", False)
+    begin, trained = terminal.TerminalWatcher.begin, trainer.Trainer._train
+    steps: list[int] = []
+
+    def stopping(self: Any, what: str, images: int) -> None:
+        begin(self, what, images)
+        if what == ("epoch 1 val" if when == "val" else "epoch 1 val-crop-0.5"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def counted(self: Any, *rest: Any) -> Any:
+        before = self.totals.optimizer_steps
+        found = trained(self, *rest)
+        steps.append(self.totals.optimizer_steps - before)
+        return found
+
+    monkeypatch.setattr(trainer.Trainer, "_train", counted)
+    monkeypatch.setattr(terminal.TerminalWatcher, "begin", stopping)
+    with pytest.raises(SystemExit) as exit:
+        run_training(chosen, tmp_path / "run", False)
+    assert exit.value.code == 143
+    monkeypatch.setattr(terminal.TerminalWatcher, "begin", begin)
+    run_training(chosen, tmp_path / "run", True)
+    assert steps == [3, 0, 3]
+    timed = ("second", "memory", "energy")
+    one, other = ([{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in rows_of(tmp_path / name)]
+                  for name in ("whole", "run"))
+    assert one == other
+    for file in ("best/model", "last/model", "last/optimizer", "last/random"):
+        first, second = (load_file(tmp_path / name / f"{file}.safetensors") for name in ("whole", "run"))
+        assert all(torch.equal(first[key], second[key]) for key in first)

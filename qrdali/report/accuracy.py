@@ -90,7 +90,7 @@ def missing(group: Group) -> list[str]:
     notes = []
     for name in dict.fromkeys((*group.sets, "test")):
         without = [run for run in group.runs if name not in run.sets]
-        if without and " (mapped" not in name:
+        if without:
             notes.append(f"No rows of {name} for {_some(without)}: qrdali evaluate --run {shlex.quote(str(without[0].folder))} "
                          f"{asked(name, shlex.quote(without[0].settings.data))}")
         if len({run.sets[name].digest for run in group.runs if name in run.sets}) > 1:

@@ -16,9 +16,10 @@ from qrdali.report import accuracy, gallery, groups, plots, quotients, resources
 from qrdali.report.figures import DARK, Figure
 from qrdali.report.groups import Group
 from qrdali.report.page import Drawn, Gallery, Section, page
-from qrdali.report.read import Mepis, Run, Warn, named, read_mepis, read_object, read_run, weights_of
+from qrdali.report.read import Mepis, Run, Warn, named, read_mepis, read_object, read_run
 from qrdali.report.resources import Prices
 from qrdali.report.tables import Table
+from qrdali.runs import weights_digest
 
 MARKER = "report.json"
 _CONTENT = ("report.html", MARKER, "tables", "figures")
@@ -52,7 +53,7 @@ def build(run_folders: list[Path], mepi_folders: list[Path], out: Path, *, title
     if not run_folders:
         raise InputError("no run to report: give at least one run folder")
     known = _readable(run_folders, lambda folder, name: read_run(folder, name, warn), warn)
-    digests = {run.name: weights_of(run) for run in known} if mepi_folders else {}
+    digests = {run.name: weights_digest(run.folder) for run in known} if mepi_folders else {}
     sets = _readable(mepi_folders, lambda folder, name: read_mepis(folder, name, known, digests), warn)
     for mepis in sets:
         if mepis.run is None:

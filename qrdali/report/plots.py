@@ -18,7 +18,7 @@ from qrdali.report.groups import Configuration, Group, is_baseline
 from qrdali.report.quotients import by_reduction, share_curve, thinned, values
 from qrdali.report.read import Mepis, Run
 
-_SHORT = 34  # characters of a name on an axis
+_SHORT, _FEW = 34, 16  # characters of a name on an axis; points that have room for a word
 
 Spread = tuple[float, float | None]  # mean, and standard deviation over seeds
 
@@ -45,10 +45,12 @@ def _log(axes: Axes) -> None:
 
 def _points(axes: Axes, theme: Theme, points: Sequence[tuple[Configuration, Spread, Spread]]) -> None:
     for configuration, (x, x_sd), (y, y_sd) in points:
-        axes.errorbar(x, y, xerr=x_sd, yerr=y_sd, color=theme.color(configuration.reduction), marker=_marker(configuration),
-                      markersize=12 if is_baseline(configuration.runs[0].settings) else 7, linestyle="none", capsize=2, elinewidth=1,
-                      markerfacecolor=theme.paper if configuration.sequence == "paired-rounds" else theme.color(configuration.reduction))
-        if configuration.reduction != "–":  # not by colour alone
+        color = theme.color(configuration.reduction)
+        axes.errorbar(x, y, xerr=x_sd, yerr=y_sd, color=color, linestyle="none", elinewidth=1, alpha=.45)
+        axes.plot(x, y, color=color, marker=_marker(configuration), linestyle="none",
+                  markersize=12 if is_baseline(configuration.runs[0].settings) else 7,
+                  markerfacecolor=theme.paper if configuration.sequence == "paired-rounds" else color)
+        if configuration.reduction != "–" and len(points) <= _FEW:  # not by colour alone
             axes.annotate(configuration.reduction, (x, y), (5, 4), textcoords="offset points", fontsize=7, color=theme.faint)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qrdali import checkpoint, runs
+from qrdali import runs
 from qrdali import settings as settings_file
 from qrdali.errors import InputError, RunError, printable
 from qrdali.evaluate import read_rows, told_of
@@ -174,26 +174,12 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
             continue
         if mapped:
             digest.update(json.dumps([told.get("classes"), mapped]).encode())
-        sets[printable(f"{file.stem} (mapped, {mapped})" if mapped else file.stem)] = SetRows(rows["correct"].copy(), digest.hexdigest())
+        sets[printable(file.stem)] = SetRows(rows["correct"].copy(), digest.hexdigest())
     return Run(folder, name, settings, trained, epochs, sets, _curves(folder / "curves", trained.epoch, warn), images)
 
 
 def _place(name: str) -> int:
     return {"val": 0, "test": 1, "train": 3}.get(name, 2)
-
-
-def _sha256(file: Path) -> str:
-    """Hexadecimal; "" where the weights have been thrown away, without which a report can do."""
-    if not file.exists():
-        return ""
-    try:
-        with open(file, "rb") as data:
-            digest = hashlib.sha256()
-            while block := data.read(1 << 20):
-                digest.update(block)
-            return digest.hexdigest()
-    except OSError as error:
-        raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None
 
 
 def _curves(folder: Path, epoch: int, warn: Warn) -> dict[str, tuple[dict[str, Any], float | None]]:
@@ -229,8 +215,8 @@ def read_object(file: Path) -> dict[str, Any]:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
 
 
-def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, set[str]]) -> Mepis:
-    """digests: `weights_of` each run, by its name.
+def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, str]) -> Mepis:
+    """digests: `runs.weights_digest` of each run, by its name.
 
     Raises InputError if `folder` is no MEPI set or has no finished reduction, RunError if it is damaged.
     """
@@ -256,7 +242,7 @@ def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, set
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, pa.ArrowException) as error:
         raise RunError(f"{printable(folder)} is damaged: {printable(error)[:160]}") from None
     # Weights of several runs may be the same, as where training never improved them: then the folder decides.
-    same = [run for run in known if options.get("weights") in digests.get(run.name, ())]
+    same = [run for run in known if digests.get(run.name) and digests[run.name] == options.get("weights")]
     run = next((run for run in same if str(run.folder.absolute()) == options.get("run")), same[0] if same else None)
     return Mepis(folder, name, run, options, {r: summary[r] for r in rows}, rows)
 
@@ -275,12 +261,6 @@ def _check(row: dict[str, Any], columns: dict[str, npt.NDArray[Any]]) -> None:
         raise ValueError("a number below its range")
     if not np.allclose(columns["quotient"], columns["entropy_mepi"] / columns["entropy_full"], rtol=1e-9):
         raise ValueError("a quotient that is not that of its entropies")
-
-
-def weights_of(run: Run) -> set[str]:
-    """SHA-256 of best/'s weights, by which MEPI sets know their run; empty where they have been thrown away."""
-    file = checkpoint.current(run.folder / "best") / "model.safetensors"
-    return {found} if (found := _sha256(file)) else set()
 
 
 def named(folders: list[Path]) -> list[str]:
