@@ -146,6 +146,7 @@ class Evaluator:
         from qrdali.cli.terminal import warn
         from qrdali.data.index import Index
         from qrdali.data.scan import index_folder
+        from qrdali.errors import printable
 
         with TemporaryDirectory() as scratch:
             file = Path(scratch) / "set.arrow"
@@ -153,9 +154,9 @@ class Evaluator:
             for path, reason in rejected[:5]:
                 warn(f"left out: {path}: {reason}")
             if len(rejected) > 5:
-                warn(f"left out: {len(rejected) - 5} more files that cannot be read")
+                warn(f"left out: {len(rejected) - 5} more files that cannot be read; --json names all")
             index = Index(file, len(self.classes))
-            return self._result(name, index, len(rejected))
+            return self._result(name, index, len(rejected)) | {"unreadable_files": [[printable(p), printable(why)] for p, why in rejected]}
 
     def rows(self, name: str, index: Index, check: Callable[[], None] = lambda: None, levels: Levels | None = None) -> Rows:
         """One row per image of an index, at `levels` of the step 1/n where given. `check` is called at every batch and may raise."""

@@ -59,6 +59,8 @@ def test_a_set_of_some_classes_with_files_that_cannot_be_read(run: Path, dataset
     assert "of 3, 1 unreadable" in result.stderr
     assert "broken?[31m.jpg" in result.stderr
     assert "\x1b" not in result.stderr
+    found = evaluated(run, "--set", f"human-color={tmp_path / 'set'}")
+    assert [Path(path).name for path, _ in found["unreadable_files"]] == ["broken?[31m.jpg"]
     assert pq.read_table(run / "predictions" / "human-color.parquet")["label"].to_pylist() == [2] * 3
 
 
