@@ -1,6 +1,7 @@
 """ImageNet as it is unpacked in several ways, and HumaNet by a mapping: tiny trees of tiny JPEGs."""
 
 import hashlib
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -12,11 +13,13 @@ from scipy.io import savemat
 from tiny import fill, images, info, jpeg, made, paths
 
 from qrdali.cli.main import cli
+from qrdali.cli.train import run_training
 from qrdali.data import source
 from qrdali.data.humanet import read_mapping
 from qrdali.data.imagenet import recognise
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
+from qrdali.settings import validated
 
 TENCH, SHARK, FOX, SETTER = "n01440764", "n01484850", "n02119789", "n02100735"
 IDS = [FOX, SETTER, TENCH]  # ILSVRC's ids are in no order of the names
@@ -67,6 +70,9 @@ def test_imagenet_with_class_folders(root: Path, tmp_path: Path) -> None:
         for i in numbers:
             fill(root / "val" / synset, 1, f"ILSVRC2012_val_{i:08d}.JPEG")
     checked(root, tmp_path / "out", "val/ in class folders")
+    for option in ("--val-labels", "--synsets"):
+        with pytest.raises(InputError, match="--val-labels and --synsets are for images without"):
+            made("imagenet", root, "--out", tmp_path / "x", option, tmp_path / "x")
 
 
 def test_imagenet_flat_with_the_solution(root: Path, tmp_path: Path) -> None:
@@ -74,6 +80,8 @@ def test_imagenet_flat_with_the_solution(root: Path, tmp_path: Path) -> None:
     rows = [f"ILSVRC2012_val_{i:08d},{synset} 1 2 3 4 {synset} 5 6 7 8 " for synset, numbers in EXPECTED.items() for i in numbers]
     (root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "\n".join(rows))
     checked(root, tmp_path / "out", "labelled by LOC_val_solution.csv")
+    with pytest.raises(InputError, match="names synsets, not numbers: leave --synsets out"):
+        recognise(root, synsets=tmp_path)
 
 
 def test_imagenet_in_kaggles_archive(root: Path, tmp_path: Path) -> None:
@@ -315,3 +323,15 @@ def test_humanet_tested_on_the_official_validation_set(root: Path, tmp_path: Pat
     assert source.read(tmp_path / "out")["test_from"] == "val"
     with pytest.raises(RunError, match="class 'fish' has 1 images in val/ for the 2 asked for"):
         made(*words[:-1], tmp_path / "x", "--test", 2, "--synsets", tmp_path / "ids.txt", "--test-from", "val")
+
+
+def test_a_run_keeps_where_its_images_come_from(root: Path, tmp_path: Path) -> None:
+    table = mapping(tmp_path, LISTED)
+    made("humanet", root, "--mapping", table, "--train", 2, "--val", 1, "--test", 0, "--out", tmp_path / "data")
+    run_training(validated({"method": "shared", "data": str(tmp_path / "data"), "epochs": 1, "model": "test_resnet", "input_size": 32,
+                            "batch_size": 4, "device": "cpu", "threads": 1}), tmp_path / "run", False)
+    start = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    assert start["source"] == {"made_by": "humanet", "root": str(root), "mapping": "map.tsv", "seed": 0, "test_from": "train",
+                               "mapping_sha256": hashlib.sha256(LISTED.encode()).hexdigest(),
+                               "per_class": {"train": 2, "val": 1, "test": 0}}
+    assert json.loads((tmp_path / "run/best/state.json").read_text())["classes"] == ["fish", "dog or fox"]

@@ -76,6 +76,8 @@ def recognise(root: Path, labels: Path | None = None, synsets: Path | None = Non
         raise InputError(f"{printable(val)} holds class folders and {len(flat):,} images beside them: give one of the two")
     file: Path | None = None
     if folders:
+        if labels or synsets:
+            raise InputError(f"{printable(val)} holds class folders: --val-labels and --synsets are for images without")
         official, found = {name: list(image_files(val / name)) for name in folders}, "val/ in class folders"
     else:
         file = labels or _in_places(root, SOLUTION, GROUND_TRUTH)
@@ -83,6 +85,8 @@ def recognise(root: Path, labels: Path | None = None, synsets: Path | None = Non
             raise InputError(f"{printable(val)} holds images without class folders: put {SOLUTION} or {GROUND_TRUTH} (of the devkit) in "
                              f"{printable(root)}, or say where it is with --val-labels")
         if file.suffix.lower() == ".csv":
+            if synsets:
+                raise InputError(f"{printable(file)} names synsets, not numbers: leave --synsets out")
             named, found = _solution(file), f"val/ flat, labelled by {SOLUTION}"
         else:
             named, found = _ground_truth(file, _ids(root, file, synsets)), f"val/ flat, labelled by {GROUND_TRUTH}"
