@@ -115,6 +115,9 @@ def test_imagenet_flat_with_the_devkit(root: Path, tmp_path: Path) -> None:
             row[key] = value
     savemat(devkit / "meta.mat", {"synsets": rows})
     checked(root, tmp_path / "out", "labelled by ILSVRC2012_validation_ground_truth.txt")
+    ground_truth(devkit, [1, 2, 2, 1, 2, 4])
+    with pytest.raises(InputError, match="line 6 is '4', not an id from 1 to 3"):  # 4 is of an inner node
+        recognise(root)
     (devkit / "meta.mat").write_bytes((devkit / "meta.mat").read_bytes()[:200])
     with pytest.raises(InputError, match="cannot be read as the devkit's meta.mat"):
         recognise(root)

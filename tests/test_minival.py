@@ -17,6 +17,7 @@ from qrdali.data.index import Dataset
 from qrdali.data.scan import build
 from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
+from qrdali.lock import held
 from qrdali.philox import shuffled
 
 
@@ -60,6 +61,9 @@ def test_minival_of_many_record_batches(tmp_path: Path, monkeypatch: pytest.Monk
     minival.cut(tmp_path / "data", 2, 5)
     assert Counter(name for _, name in images(tmp_path / "data", "val")) == {"cat": 2, "dog": 2}
     assert Counter(name for _, name in images(tmp_path / "data", "train")) == {"cat": 7, "dog": 7}
+    listed = [row.partition("\t")[0] for row in (tmp_path / "data/minival.tsv").read_text().splitlines()[1:]]
+    assert listed == [path for path, _ in images(tmp_path / "data", "val")]
+    assert not set(listed) & paths(tmp_path / "data", "train")
     assert list(changes(Dataset.open(tmp_path / "data"), hashed=True, threads=1)) == []
 
 
@@ -67,7 +71,6 @@ def test_minival_refuses(pets: Path) -> None:
     before = {file.name: file.read_bytes() for file in pets.iterdir()}
     with pytest.raises(RunError, match=r"class 'owl' has 4 training images: 4 for validation leave none \(1 such class\)"):
         minival.cut(pets, 4, 0)
-    (pets / ".lock").unlink()
     assert {file.name: file.read_bytes() for file in pets.iterdir()} == before
     minival.cut(pets, 1, 0)
     with pytest.raises(InputError, match="has a validation split already"):
@@ -122,6 +125,14 @@ def test_minival_of_damaged_files(pets: Path) -> None:
     with pytest.raises(RunError, match="cannot be read"):
         minival.cut(pets, 1, 0)
     assert Dataset.open(pets).splits == ("train",)
+    assert not list(pets.glob("*.partial"))  # nor what was written before the damage was found
+
+
+def test_one_cut_at_a_time(pets: Path) -> None:
+    with held(pets / ".lock", str), pytest.raises(RunError, match="is being cut by process"):
+        minival.cut(pets, 1, 0)
+    (pets / ".lock").touch()  # of a process that is gone
+    assert minival.cut(pets, 1, 0).val == 3
 
 
 def test_an_order_is_a_permutation_of_its_own() -> None:

@@ -10,7 +10,7 @@ from qrdali import lines
 from qrdali.data import source
 from qrdali.data.imagenet import WNID, ImageNet
 from qrdali.data.index import SPLITS
-from qrdali.data.scan import Indexer, Progress, Reading, Summary, image_files, new_folder, silent
+from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, image_files, new_folder, silent
 from qrdali.errors import InputError, RunError, printable
 from qrdali.lines import short
 from qrdali.philox import shuffled
@@ -71,7 +71,7 @@ def read_mapping(file: Path) -> Mapping:
 
 
 def build(imagenet: ImageNet, mapping: Mapping, out: Path, counts: dict[str, int], *, seed: int = 0, test_from_val: bool = False,
-          missing: Sequence[str] = (), reading: Reading = Reading(), progress: Progress = silent) -> Summary:  # noqa: B008
+          missing: Sequence[str] = (), reading: Reading = DECODED, progress: Progress = silent) -> Summary:
     """Indexes `counts` readable images per class and split into the new folder `out`, all from train or, for test, from the official
     validation set.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from qrdali import lines
 from qrdali.data import minival, source
 from qrdali.data.index import SPLITS
-from qrdali.data.scan import Indexer, Progress, Reading, Summary, image_files, new_folder, silent
+from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, image_files, new_folder, silent
 from qrdali.errors import InputError, RunError, printable
 from qrdali.lines import short
 
@@ -95,7 +95,7 @@ def recognise(root: Path, labels: Path | None = None, synsets: Path | None = Non
     return ImageNet(train, names, official, found, file)
 
 
-def build(imagenet: ImageNet, out: Path, *, per_class: int = 25, seed: int = 0, reading: Reading = Reading(),  # noqa: B008
+def build(imagenet: ImageNet, out: Path, *, per_class: int = 25, seed: int = 0, reading: Reading = DECODED,
           progress: Progress = silent) -> Summary:
     """Indexes train and test into the new folder `out`, then moves `per_class` images of each class from train to val.
 

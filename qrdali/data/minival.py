@@ -43,16 +43,17 @@ def cut(folder: Path, per_class: int, seed: int) -> Cut:
     Killed at any moment it leaves the data set as it was, or one without validation that the next call finishes.
     Raises InputError for a data set that has a validation split, RunError for a class with too few images.
     """
-    Dataset.open(folder)  # no lock in a folder that is no data set
+    _without_val(folder)  # before a lock is left in a folder that is no data set
     with held(folder / _LOCK, lambda who: f"{printable(folder)} is being cut by {who}: wait for it"):
-        dataset = Dataset.open(folder)
-        if "val" in dataset.splits:
-            raise InputError(f"{printable(folder)} has a validation split already: index the images again without val/ to cut another")
-        resumed = (folder / LIST).exists()
-        if not resumed:
-            _prepare(dataset, per_class, seed)
-        _finish(folder)
-        (folder / _LOCK).unlink()
+        try:
+            dataset = _without_val(folder)
+            resumed = (folder / LIST).exists()
+            if not resumed:
+                _prepare(dataset, per_class, seed)
+                os.replace(_partial(folder, LIST), folder / LIST)
+            _finish(folder)
+        finally:
+            (folder / _LOCK).unlink(missing_ok=True)
     done = Dataset.open(folder)
     return Cut(len(done.index("train")), len(done.index("val")), resumed)
 
@@ -74,11 +75,25 @@ def choose(labels: Samples, classes: Sequence[str], per_class: int, seed: int) -
     return chosen
 
 
+def _without_val(folder: Path) -> Dataset:
+    dataset = Dataset.open(folder)
+    if "val" in dataset.splits:
+        raise InputError(f"{printable(folder)} has a validation split already: index the images again without val/ to cut another")
+    return dataset
+
+
 def _prepare(dataset: Dataset, per_class: int, seed: int) -> None:
-    """Writes every new file beside its place, then the list."""
+    """Writes every new file beside its place; none is left if that fails."""
+    _remove(dataset.folder)  # of a call that was killed
+    try:
+        _write(dataset, per_class, seed)
+    except BaseException:
+        _remove(dataset.folder)
+        raise
+
+
+def _write(dataset: Dataset, per_class: int, seed: int) -> None:
     folder = dataset.folder
-    for name in _RENAMED:
-        _partial(folder, name).unlink(missing_ok=True)
     index = dataset.index("train")
     labels = index.labels(np.arange(len(index)))
     chosen = choose(labels, dataset.classes, per_class, seed)
@@ -95,7 +110,6 @@ def _prepare(dataset: Dataset, per_class: int, seed: int) -> None:
     for name in (LIST, *_RENAMED):
         if _partial(folder, name).exists():
             _to_disk(_partial(folder, name))
-    os.replace(_partial(folder, LIST), folder / LIST)
 
 
 def _finish(folder: Path) -> None:
@@ -126,6 +140,11 @@ def _divide(folder: Path, kind: str, chosen: Mask, schema: pa.Schema) -> None:
                 if part.num_rows:
                     writer.write_batch(part)
             start += batch.num_rows
+
+
+def _remove(folder: Path) -> None:
+    for name in (LIST, *_RENAMED):
+        _partial(folder, name).unlink(missing_ok=True)
 
 
 def _partial(folder: Path, name: str) -> Path:

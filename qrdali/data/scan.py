@@ -62,6 +62,9 @@ class Reading:
     threads: int | None = None
 
 
+DECODED = Reading()  # every file decoded, no hashes
+
+
 def examine(path: str, verify: bool) -> tuple[int, int]:
     """Upright (width, height) of an image file; `verify` also decodes it. Raises ValueError or OSError with the reason."""
     with Image.open(path) as image:
