@@ -64,10 +64,11 @@ def index(root: str, out: str, no_verify: bool, hashed: bool, threads: int | Non
     \b
     Example: qrdali data index images --out data
     """
+    from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar
     from qrdali.data.scan import build, count
 
-    with Bar("index", count(Path(root)), "files") as bar:
+    with sigterm_exits(), Bar("index", count(Path(root)), "files") as bar:
         summary = build(Path(root), Path(out), verify=not no_verify, threads=threads, hashed=hashed,
                         progress=lambda split, files: bar.advance(files, split))
     tell(summary, out)

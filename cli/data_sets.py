@@ -55,13 +55,14 @@ def imagenet(root: str, out: str, seed: int, no_verify: bool, hashed: bool, thre
     \b
     Example: qrdali data imagenet /data/imagenet --out data/imagenet
     """
+    from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, say
     from qrdali.data.imagenet import build, recognise
     from qrdali.data.scan import Reading
 
     found = recognise(Path(root), _path(val_labels), _path(synsets))
     say(f"{len(found.synsets)} synsets in {found.train}; {found.found}")
-    with Bar("index", found.files, "files") as bar:
+    with sigterm_exits(), Bar("index", found.files, "files") as bar:
         summary = build(found, Path(out), per_class=per_class, seed=seed, reading=Reading(not no_verify, hashed, threads),
                         progress=lambda split, files: bar.advance(files, split))
     tell(summary, out)
@@ -85,6 +86,7 @@ def humanet(imagenet: str, out: str, seed: int, no_verify: bool, hashed: bool, t
     \b
     Example: qrdali data humanet /data/imagenet --mapping humanet.tsv --out data/humanet
     """
+    from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, warn
     from qrdali.data.humanet import build, read_mapping
     from qrdali.data.imagenet import ImageNet, recognise, train_folder
@@ -105,7 +107,7 @@ def humanet(imagenet: str, out: str, seed: int, no_verify: bool, hashed: bool, t
             raise InputError(f"{len(missing)} synsets of {mapping} are not in {found.train}: {names}; --allow-missing does without them")
         warn(f"{len(missing)} synsets of {mapping} are not in {found.train}: {names}")
     counts = {"train": train, "val": val, "test": test}
-    with Bar("index", len(there.synsets) * sum(counts.values()), "files") as bar:
+    with sigterm_exits(), Bar("index", len(there.synsets) * sum(counts.values()), "files") as bar:
         summary = build(found, there, Path(out), counts, seed=seed, test_from_val=test_from == "val", missing=missing,
                         reading=Reading(not no_verify, hashed, threads), progress=lambda split, files: bar.advance(files, split))
     tell(summary, out)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def test_wrong_ground_truth(root: Path, lines: list[object], message: str) -> No
     (b"ILSVRC2012_val_00000001,n01440764\nILSVRC2012_val_00000001,n01440764", "line 2: ILSVRC2012_val_00000001 stands in an earlier"),
     (b"ImageId,PredictionString\n\xff\xfe", "line 2 is not UTF-8"),
     (b"x" * 20_000, "line 1 is longer than 10,000 bytes"),
-    (b"\n".join(b"ILSVRC2012_val_%08d,n01440764" % i for i in range(2, 8)), "val_00000001.JPEG has no label in"),
+    (b"\n".join(b"ILSVRC2012_val_%08d,n01440764" % i for i in range(2, 8)), "val_00000001.JPEG has no label of its own in"),
     (b"\n".join(b"ILSVRC2012_val_%08d,n01484850" % i for i in range(1, 7)), "has images of 'n01484850', which train/ lacks"),
 ])
 def test_wrong_solution(root: Path, text: bytes, message: str) -> None:
@@ -172,6 +173,10 @@ def test_wrong_trees(root: Path, tmp_path: Path) -> None:
     (root / "ids.txt").write_text("\n".join(sorted(IDS)))
     with pytest.raises(InputError, match=r"is sorted, and ILSVRC's ids are not in that order \(id 1 is n02119789\)"):
         recognise(root, synsets=root / "ids.txt")
+    (root / "ids.txt").write_text("\n".join(IDS))
+    (root / "val/ILSVRC2012_val_00000006.JPEG").rename(root / "val/ILSVRC2012_val_00000005.png")
+    with pytest.raises(InputError, match="val_00000005.png has no label of its own"):
+        recognise(root, synsets=root / "ids.txt")
     (root / "ids.txt").write_text(f"{FOX}\n{FOX}\n")
     with pytest.raises(InputError, match="line 2: n02119789 stands in an earlier line too"):
         recognise(root, synsets=root / "ids.txt")
@@ -183,6 +188,22 @@ def test_wrong_trees(root: Path, tmp_path: Path) -> None:
         recognise(root)
     with pytest.raises(InputError, match="has no train/"):
         recognise(tmp_path)
+
+
+def test_sigterm_leaves_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        assert (tmp_path / "out.partial").exists()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    for synset in IDS:
+        fill(root / "val" / synset, 1)
+    monkeypatch.setattr("qrdali.cli.terminal.Bar.advance", stopped)
+    for words in (("imagenet", root, "--per-class", 1), ("humanet", root, "--mapping", mapping(tmp_path, LISTED), "--train", 2, "--val", 0),
+                  ("index", root)):
+        with pytest.raises(SystemExit) as exit:
+            made(*words, *(("--test", 0) if "humanet" in words else ()), "--out", tmp_path / "out")
+        assert exit.value.code == 143
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name != "map.tsv") == ["imagenet"]
 
 
 def test_imagenet_leaves_nothing_when_it_fails(root: Path, tmp_path: Path) -> None:

@@ -195,14 +195,14 @@ def _meta(file: Path) -> list[str]:
 
 
 def _labelled(flat: list[str], named: dict[str, str], file: Path) -> dict[str, list[str]]:
-    """Paths by synset. Raises InputError unless each image has one label and each label its image."""
+    """Paths by synset; `named` is used up. Raises InputError unless each image has one label and each label its image."""
     if len(flat) != len(named):
         raise InputError(f"{printable(file)} labels {len(named):,} images, val/ holds {len(flat):,}")
     official: dict[str, list[str]] = {}
     for path in flat:
-        synset = named.get(os.path.splitext(os.path.basename(path))[0])
+        synset = named.pop(os.path.splitext(os.path.basename(path))[0], None)  # a name with two extensions has one label
         if synset is None:
-            raise InputError(f"{printable(path)} has no label in {printable(file)}")
+            raise InputError(f"{printable(path)} has no label of its own in {printable(file)}")
         official.setdefault(synset, []).append(path)
     return official
 
