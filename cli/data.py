@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from qrdali.cli.data_sets import humanet, imagenet, minival, origin, tell, verify
+
 
 @click.group()
 def data() -> None:
@@ -17,6 +19,8 @@ def data() -> None:
       qrdali data shapes images
       qrdali data index images --out data
       qrdali data info data
+
+    For ImageNet and HumaNet: imagenet, humanet. For any data set: minival, verify.
     """
 
 
@@ -50,8 +54,9 @@ def shapes(root: str, classes: int, train: int, val: int, test: int, size: str, 
 @click.argument("root", type=click.Path())
 @click.option("--out", required=True, type=click.Path(), help="New folder for the data set.")
 @click.option("--no-verify", is_flag=True, help="Read headers only; broken files are found in training then.")
+@click.option("--hash", "hashed", is_flag=True, help="Keep every file's SHA-256, for `data verify --hash`.")
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
-def index(root: str, out: str, no_verify: bool, threads: int | None) -> None:
+def index(root: str, out: str, no_verify: bool, hashed: bool, threads: int | None) -> None:
     """Index ROOT/train, val, test (any of them, each with class folders) into the data set OUT. Images stay in place.
 
     Every file is decoded once; what fails is listed with its reason in OUT/rejected.tsv and never enters the index.
@@ -59,15 +64,14 @@ def index(root: str, out: str, no_verify: bool, threads: int | None) -> None:
     \b
     Example: qrdali data index images --out data
     """
-    from qrdali.cli.terminal import Bar, say
+    from qrdali.cli.signals import sigterm_exits
+    from qrdali.cli.terminal import Bar
     from qrdali.data.scan import build, count
 
-    with Bar("index", count(Path(root)), "files") as bar:
-        summary = build(Path(root), Path(out), verify=not no_verify, threads=threads,
+    with sigterm_exits(), Bar("index", count(Path(root)), "files") as bar:
+        summary = build(Path(root), Path(out), verify=not no_verify, threads=threads, hashed=hashed,
                         progress=lambda split, files: bar.advance(files, split))
-    say(f"{', '.join(f'{split} {images}' for split, images in summary.images.items())} images of "
-        f"{len(summary.classes)} classes in {out}"
-        + (f"; {summary.rejected} rejected, see {out}/rejected.tsv" if summary.rejected else ""))
+    tell(summary, out)
 
 
 @data.command()
@@ -82,9 +86,11 @@ def info(dataset: str, as_json: bool) -> None:
     import numpy as np
 
     from qrdali.cli.terminal import emit, say
+    from qrdali.data import source
     from qrdali.data.index import Dataset, Index
 
     opened = Dataset.open(Path(dataset))
+    known = source.read(opened.folder)
     splits: dict[str, dict[str, Any]] = {}
     for split in opened.splits:
         rows = Index(opened.folder / f"{split}.arrow", len(opened.classes))
@@ -103,7 +109,7 @@ def info(dataset: str, as_json: bool) -> None:
         with open(rejected_file, encoding="utf-8") as lines:
             rejected = sum(1 for _ in lines) - 1
     if as_json:
-        emit({"classes": list(opened.classes), "splits": splits, "rejected": rejected})
+        emit({"classes": list(opened.classes), "splits": splits, "rejected": rejected, "source": known or None})
         return
     say(f"{len(opened.classes)} classes: {', '.join(opened.classes[:5])}{', …' if len(opened.classes) > 5 else ''}")
     for split, row in splits.items():
@@ -111,3 +117,9 @@ def info(dataset: str, as_json: bool) -> None:
         say(f"{split:5}  {row['images']:>9,} images, {row['per_class_min']}–{row['per_class_max']} per class, "
             f"width {w[0]}–{w[2]} (median {w[1]}), height {h[0]}–{h[2]} (median {h[1]})")
     say(f"rejected files: {rejected}")
+    for line in origin(known):
+        say(line)
+
+
+for _command in (imagenet, humanet, minival, verify):
+    data.add_command(_command)

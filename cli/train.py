@@ -230,6 +230,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     from qrdali import settings as settings_file
     from qrdali.cli.signals import Stop
     from qrdali.cli.terminal import TerminalWatcher, say, warn
+    from qrdali.data import source
     from qrdali.data.index import Dataset
     from qrdali.energy import forget_memory
     from qrdali.errors import InputError, Interrupted
@@ -285,6 +286,8 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
             say(f"{run} is finished; nothing to do")
             return
     facts = _facts(name, pre.input_size, len(dataset.classes), device) | {"images": {"train": len(train_index), "val": len(val_index)}}
+    known = source.brief(source.read(dataset.folder))
+    facts |= {"source": known} if known else {}
     torch.manual_seed(settings.seed)
     model = runs.load_best(Path(settings.init))[0] if settings.init else models.create(
         name, len(dataset.classes), pretrained=settings.pretrained)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import stat
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from qrdali import lines
 from qrdali.errors import InputError, printable
+from qrdali.lines import short
 
 Rule = Literal["argmax", "sum"]
 UNMAPPED = -1  # the prediction of an image whose class is none of the data set's
 _HEADER = ("run_class", "data_class")
-_MOST_LINES, _LONGEST_LINE = 1_000_000, 10_000  # lines; bytes of one
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,13 @@ def read(file: Path, run_classes: tuple[str, ...], data_classes: tuple[str, ...]
     number_of = {name: i for i, name in enumerate(run_classes)}
     known = None if data_classes is None else set(data_classes)
     found: dict[str, str] = {}
-    for number, run_class, data_class in _lines(file):
-        where = f"{printable(file)} line {number}"
+    for where, run_class, data_class in _lines(file):
         if run_class not in number_of:
-            raise InputError(f"{where}: {_short(run_class)} is no class of the run")
+            raise InputError(f"{where}: {short(run_class)} is no class of the run")
         if known is not None and data_class not in known:
-            raise InputError(f"{where}: {_short(data_class)} is no class of the data set")
+            raise InputError(f"{where}: {short(data_class)} is no class of the data set")
         if run_class in found:
-            raise InputError(f"{where}: {_short(run_class)} stands in an earlier line too: a class of the run maps to one class")
+            raise InputError(f"{where}: {short(run_class)} stands in an earlier line too: a class of the run maps to one class")
         found[run_class] = data_class
     if not found:
         raise InputError(f"{printable(file)} maps no class: give lines of a class of the run, a tab and a class of the data set")
@@ -81,7 +79,7 @@ def read(file: Path, run_classes: tuple[str, ...], data_classes: tuple[str, ...]
     classes = data_classes or tuple(sorted(reached))
     missing = [name for name in classes if name not in reached]
     if missing:
-        raise InputError(f"{printable(file)} maps no class of the run to {_short(missing[0])} ({len(missing)} such): none of its images "
+        raise InputError(f"{printable(file)} maps no class of the run to {short(missing[0])} ({len(missing)} such): none of its images "
                          "could be right")
     target = np.full(len(run_classes), UNMAPPED, np.int64)
     place = {name: i for i, name in enumerate(classes)}
@@ -90,43 +88,11 @@ def read(file: Path, run_classes: tuple[str, ...], data_classes: tuple[str, ...]
     return ClassMap(classes, target, rule)
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
-    """(line number, first column, second column); without comments, empty lines and the header."""
-    first, shown = True, printable(file)
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):  # opening a FIFO would wait for ever
-            raise InputError(f"{shown} is no file")
-        with open(file, "rb") as lines:
-            number = 0
-            while line := lines.readline(_LONGEST_LINE + 1):
-                number += 1
-                where = f"{shown} line {number}"
-                if number > _MOST_LINES:
-                    raise InputError(f"{where}: more than {_MOST_LINES:,} lines are no map of classes")
-                if len(line) > _LONGEST_LINE:
-                    raise InputError(f"{where} is longer than {_LONGEST_LINE:,} bytes")
-                text = _text(line, where, number)
-                if not text or text.startswith("#"):
-                    continue
-                columns = text.split("\t")
-                if len(columns) != 2 or not all(columns):
-                    raise InputError(f"{where} is {_short(text)}: give a class of the run, a tab and a class of the data set")
-                if not (first and tuple(columns) == _HEADER):
-                    yield number, columns[0], columns[1]
-                first = False
-    except OSError as error:
-        raise InputError(f"{printable(file)} cannot be read: {printable(error.strerror)}") from None
-
-
-def _text(line: bytes, where: str, number: int) -> str:
-    try:
-        text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{where} is not UTF-8") from None
-    if any(unicodedata.category(c) == "Cc" and c != "\t" for c in text):
-        raise InputError(f"{where} is {_short(text)}: control characters are in no class's name")
-    return text
-
-
-def _short(text: str) -> str:
-    return repr(printable(text) if len(text) <= 80 else printable(text[:80]) + "…")
+def _lines(file: Path) -> Iterator[tuple[str, str, str]]:
+    """(where, first column, second column) of each line but the header."""
+    for number, (where, text) in enumerate(lines.read(file)):
+        columns = text.split("\t")
+        if len(columns) != 2 or not all(columns):
+            raise InputError(f"{where} is {short(text)}: give a class of the run, a tab and a class of the data set")
+        if number or tuple(columns) != _HEADER:
+            yield where, columns[0], columns[1]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import numpy.typing as npt
 
 Words = npt.NDArray[np.uint64]
 Samples = npt.NDArray[np.int64]
 
-ORDER, CROP, FLIP, RESIZED_CROP, LEVEL, ONLINE = 1, 2, 3, 4, 5, 6  # purposes; the low byte, the rest counts draws
+ORDER, CROP, FLIP, RESIZED_CROP, LEVEL, ONLINE, CHOICE = 1, 2, 3, 4, 5, 6, 7  # purposes; the low byte, the rest counts draws
 _LOW = np.uint64(0xFFFFFFFF)
 
 
@@ -29,3 +31,8 @@ def uniform(seed: int, epoch: int, samples: Samples, purpose: int, draw: int = 0
     s = samples.astype(np.uint64)
     words = philox(seed, (s & _LOW, s >> np.uint64(32), epoch, purpose | draw << 8))
     return np.stack(words, axis=1).astype(np.float64) / 2.0**32
+
+
+def shuffled(seed: int, name: str, count: int) -> Samples:
+    """An order of 0 … count − 1, int64 [count], keyed by (seed, name): other names and their counts do not matter."""
+    return np.argsort(uniform(seed, zlib.crc32(name.encode()), np.arange(count), CHOICE)[:, 0], kind="stable")

@@ -20,6 +20,8 @@ Samples = npt.NDArray[np.int64]
 SPLITS = ("train", "val", "test")
 _FIELDS: list[Any] = [("path", pa.string()), ("label", pa.int32()), ("width", pa.int32()), ("height", pa.int32())]
 SCHEMA = pa.schema(_FIELDS)
+_FILE_FIELDS: list[Any] = [("bytes", pa.int64()), ("sha256", pa.binary(32))]
+FILES_SCHEMA = pa.schema(_FILE_FIELDS)  # of SPLIT.files.arrow, row by row beside SPLIT.arrow; sha256 null where it was not asked for
 ROWS = 65_536  # of a record batch
 _NO_PATH = np.empty(0, np.uint8)
 
@@ -110,16 +112,16 @@ class _Columns:
         return self._text[self._offsets[row]:self._offsets[row + 1]]
 
 
-class Writer:
-    """Writes one split's Arrow file row by row in bounded memory."""
+class RowWriter:
+    """Writes an Arrow file row by row in bounded memory."""
 
-    def __init__(self, file: Path) -> None:
-        self._writer = pa.ipc.new_file(str(file), SCHEMA)
-        self._rows: list[tuple[str, int, int, int]] = []
+    def __init__(self, file: Path, schema: pa.Schema) -> None:
+        self._writer, self._schema = pa.ipc.new_file(str(file), schema), schema
+        self._rows: list[tuple[Any, ...]] = []
         self.count = 0
 
-    def add(self, path: str, label: int, width: int, height: int) -> None:
-        self._rows.append((path, label, width, height))
+    def row(self, *values: Any) -> None:
+        self._rows.append(values)
         self.count += 1
         if len(self._rows) == ROWS:
             self._flush()
@@ -130,9 +132,19 @@ class Writer:
 
     def _flush(self) -> None:
         if self._rows:
-            columns = [pa.array(column, field.type) for column, field in zip(zip(*self._rows, strict=True), SCHEMA, strict=True)]
-            self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+            columns = [pa.array(column, field.type) for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)]
+            self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
             self._rows.clear()
+
+
+class Writer(RowWriter):
+    """Writes one split's index."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file, SCHEMA)
+
+    def add(self, path: str, label: int, width: int, height: int) -> None:
+        self.row(path, label, width, height)
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 
-from qrdali.data.index import SPLITS, Writer, write_classes
+from qrdali.data.index import FILES_SCHEMA, SPLITS, RowWriter, Writer, write_classes
 from qrdali.errors import InputError, RunError, printable
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
@@ -33,13 +35,34 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A file's upright size, or why it is rejected."""
+class Found:
+    """A file's upright size in pixels, its bytes and, if asked for, their SHA-256; or why it is rejected."""
 
     path: str
     width: int = 0
     height: int = 0
+    file_bytes: int = 0
+    sha256: bytes | None = None
     reason: str = ""
+
+
+Progress = Callable[[str, int], None]  # hears of each finished chunk: its split and how many files
+
+
+def silent(split: str, files: int) -> None:
+    """A Progress that says nothing."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: whether each is decoded, whether their SHA-256 is kept, by how many threads (None: all cores)."""
+
+    verify: bool = True
+    hashed: bool = False
+    threads: int | None = None
+
+
+DECODED = Reading()  # every file decoded, no hashes
 
 
 def examine(path: str, verify: bool) -> tuple[int, int]:
@@ -58,9 +81,9 @@ def examine(path: str, verify: bool) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def build(root: Path, out: Path, *, verify: bool = True, threads: int | None = None,
-          progress: Callable[[str, int], None] = lambda split, files: None) -> Summary:
-    """Indexes ROOT/SPLIT/CLASS/FILE into the new folder `out`; `progress` hears of each finished chunk of files.
+def build(root: Path, out: Path, *, verify: bool = True, threads: int | None = None, hashed: bool = False,
+          progress: Progress = silent) -> Summary:
+    """Indexes ROOT/SPLIT/CLASS/FILE into the new folder `out`; `hashed` also keeps each file's SHA-256.
 
     Raises InputError for a root without splits or an `out` that exists, RunError for an unusable content: a class
     without images, a single class, or a class that only another split has. Nothing is left behind on an error.
@@ -70,23 +93,80 @@ def build(root: Path, out: Path, *, verify: bool = True, threads: int | None = N
     splits = [split for split in SPLITS if (root / split).is_dir()]
     if not splits:
         raise InputError(f"{printable(root)} has none of train/, val/, test/: put class folders in at least one of them")
+    with new_folder(out) as folder:
+        classes = _classes(root, splits)
+        with Indexer(folder, classes, splits, Reading(verify, hashed, threads), progress) as indexer:
+            for split in splits:
+                for label, name in enumerate(classes):
+                    added, reason = indexer.add(split, label, image_files((root / split / name).absolute()))
+                    if not added and (split == splits[0] or (root / split / name).is_dir()):
+                        raise RunError(f"class folder {printable(root / split / name)} holds no readable image{reason}")
+    return indexer.summary
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill: it becomes `out` when the block ends and is removed if the block fails. Raises InputError if `out` holds
+    anything."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{printable(out)} exists and is not empty: choose another --out or remove it")
-    classes = _classes(root, splits)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    Image.MAX_IMAGE_PIXELS = None  # `examine` has its own limit
     try:
-        summary = _write(root, splits, classes, partial, verify, threads, progress)
-        write_classes(partial, classes)
+        yield partial
         if out.exists():
             out.rmdir()
         partial.rename(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return summary
+
+
+class Indexer:
+    """Writes a data set's files into a folder: per split the index and the sizes of the files, the classes, and what was rejected.
+
+    To be used in a `with`; `summary` is complete after it.
+    """
+
+    def __init__(self, folder: Path, classes: list[str], splits: Sequence[str], reading: Reading, progress: Progress) -> None:
+        self.summary = Summary(classes=classes)
+        self._folder, self._reading, self._progress = folder, reading, progress
+        self._writers = {split: (Writer(folder / f"{split}.arrow"), RowWriter(folder / f"{split}.files.arrow", FILES_SCHEMA))
+                         for split in splits}
+        Image.MAX_IMAGE_PIXELS = None  # `examine` has its own limit
+
+    def __enter__(self) -> Indexer:
+        self._pool = ThreadPoolExecutor(self._reading.threads or os.cpu_count())
+        self._rejected = open(self._folder / "rejected.tsv", "w", encoding="utf-8", errors="backslashreplace")
+        self._rejected.write("path\treason\n")
+        write_classes(self._folder, self.summary.classes)
+        return self
+
+    def add(self, split: str, label: int, files: Iterator[str], most: int | None = None) -> tuple[int, str]:
+        """Adds the readable ones of `files`, all or the first `most`, taking no more than those from the iterator. Returns how
+        many, and the first rejected file with its reason as the end of a message, or ""."""
+        index, facts = self._writers[split]
+        before, reason = index.count, ""
+        while chunk := list(islice(files, _CHUNK if most is None else min(_CHUNK, most - (index.count - before)))):
+            for found in self._pool.map(lambda path: look(path, self._reading.verify, self._reading.hashed), chunk):
+                if found.reason:
+                    reason = reason or f"; {printable(found.path)}: {found.reason}"
+                    self._rejected.write(f"{tsv_field(found.path)}\t{tsv_field(found.reason)}\n")
+                    self.summary.rejected += 1
+                else:
+                    index.add(found.path, label, found.width, found.height)
+                    facts.row(found.file_bytes, found.sha256)
+            self._progress(split, len(chunk))
+        return index.count - before, reason
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._rejected.close()
+        for split, (index, facts) in self._writers.items():
+            self.summary.images[split] = index.count
+            index.close()
+            facts.close()
 
 
 def index_folder(root: Path, classes: tuple[str, ...], file: Path, verify: bool, threads: int | None = None,
@@ -107,9 +187,9 @@ def index_folder(root: Path, classes: tuple[str, ...], file: Path, verify: bool,
         for label, name in enumerate(classes):
             if name not in found:  # a run's class names need not be a folder's
                 continue
-            files = _files((root / name).absolute())
+            files = image_files((root / name).absolute())
             while chunk := list(islice(files, _CHUNK)):
-                for image in pool.map(lambda path: _look(path, verify), chunk):
+                for image in pool.map(lambda path: look(path, verify), chunk):
                     if image.reason:
                         rejected.append((image.path, image.reason))
                     else:
@@ -138,34 +218,7 @@ def _classes(root: Path, splits: list[str]) -> list[str]:
     return classes
 
 
-def _write(root: Path, splits: list[str], classes: list[str], folder: Path, verify: bool, threads: int | None,
-           progress: Callable[[str, int], None]) -> Summary:
-    summary = Summary(classes=classes)
-    with (open(folder / "rejected.tsv", "w", encoding="utf-8", errors="backslashreplace") as rejected,
-          ThreadPoolExecutor(threads or os.cpu_count()) as pool):
-        rejected.write("path\treason\n")
-        for split in splits:
-            writer = Writer(folder / f"{split}.arrow")
-            for label, name in enumerate(classes):
-                before, first_reason = writer.count, ""
-                files = _files((root / split / name).absolute())
-                while chunk := list(islice(files, _CHUNK)):
-                    for found in pool.map(lambda path: _look(path, verify), chunk):
-                        if found.reason:
-                            first_reason = first_reason or f"; {printable(found.path)}: {found.reason}"
-                            rejected.write(f"{_field(found.path)}\t{_field(found.reason)}\n")
-                            summary.rejected += 1
-                        else:
-                            writer.add(found.path, label, found.width, found.height)
-                    progress(split, len(chunk))
-                if writer.count == before and (split == splits[0] or (root / split / name).is_dir()):
-                    raise RunError(f"class folder {printable(root / split / name)} holds no readable image{first_reason}")
-            writer.close()
-            summary.images[split] = writer.count
-    return summary
-
-
-def _files(folder: Path) -> Iterator[str]:
+def image_files(folder: Path) -> Iterator[str]:
     """Paths with an image's extension, in order of their names; an absent folder has none."""
     if folder.is_dir():
         for name in sorted(os.listdir(folder)):
@@ -173,17 +226,27 @@ def _files(folder: Path) -> Iterator[str]:
                 yield os.path.join(folder, name)
 
 
-def _look(path: str, verify: bool) -> _Found:
+def look(path: str, verify: bool, hashed: bool = False) -> Found:
+    """What a file is; `verify` decodes it, `hashed` computes its SHA-256. Never raises for what a file may be."""
     try:
         if not _is_utf8(path):
-            return _Found(path, reason="the file name is not UTF-8")
+            return Found(path, reason="the file name is not UTF-8")
         # stat first: opening a FIFO would wait for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return _Found(path, reason="not a regular file")
+        facts = os.stat(path)
+        if not stat.S_ISREG(facts.st_mode):
+            return Found(path, reason="not a regular file")
         width, height = examine(path, verify)
-        return _Found(path, width, height)
+        return Found(path, width, height, facts.st_size, _sha256(path) if hashed else None)
     except Exception as error:  # Pillow's decoders raise many types; each is this file's reason, not ours
-        return _Found(path, reason=printable(error) or type(error).__name__)
+        return Found(path, reason=printable(error) or type(error).__name__)
+
+
+def _sha256(path: str) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.digest()
 
 
 def _is_utf8(text: str) -> bool:
@@ -194,10 +257,11 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _field(text: str) -> str:
+def tsv_field(text: str) -> str:
+    """`text` as a field of a TSV file: tabs, line breaks and backslashes escaped."""
     return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
 def count(root: Path) -> int:
     """Files with an image's extension below ROOT/SPLIT/CLASS, for a progress bar. 0 where there is nothing."""
-    return sum(1 for split in SPLITS for folder in (root / split).glob("*/") for _ in _files(folder))
+    return sum(1 for split in SPLITS for folder in (root / split).glob("*/") for _ in image_files(folder))

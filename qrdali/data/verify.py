@@ -1,0 +1,94 @@
+"""Whether a data set's files are still what was indexed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from qrdali.data.index import FILES_SCHEMA, Dataset, Index
+from qrdali.data.scan import Found, Progress, look, silent
+from qrdali.errors import InputError, RunError, printable
+
+KINDS = ("missing", "unreadable", "bytes", "pixels", "hash")
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Change:
+    """A file that is not what was indexed: which of KINDS is the first that differs, and what was and is."""
+
+    split: str
+    path: str
+    kind: str
+    detail: str
+
+
+def changes(dataset: Dataset, hashed: bool = False, threads: int | None = None, progress: Progress = silent) -> Iterator[Change]:
+    """Every changed file, in the order of the splits and their rows; images are not decoded.
+
+    `hashed` also compares the SHA-256 of every file. Raises InputError if none were kept, RunError for a damaged data set.
+    """
+    Image.MAX_IMAGE_PIXELS = None  # `examine` has its own limit
+    recorded = {split: _recorded(dataset, split, hashed) for split in dataset.splits}
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        for split, facts in recorded.items():
+            index = Index(dataset.folder / f"{split}.arrow", len(dataset.classes))
+            if facts is not None and facts.num_rows != len(index):
+                raise RunError(f"{printable(_file(dataset.folder, split))} does not belong to {split}.arrow; if `qrdali data minival` was "
+                               "interrupted, run it again")
+            for start in range(0, len(index), _CHUNK):
+                samples = np.arange(start, min(start + _CHUNK, len(index)))
+                rows = facts.slice(start, len(samples)).to_pylist() if facts is not None else [{}] * len(samples)
+                paths = index.paths(samples)
+                now = pool.map(partial(look, verify=False, hashed=hashed), paths)
+                for found, size, was in zip(now, index.sizes(samples).tolist(), rows, strict=True):
+                    difference = _difference(found, size, was, hashed)
+                    if difference:
+                        yield Change(split, found.path, *difference)
+                progress(split, len(samples))
+
+
+def _difference(now: Found, size: tuple[int, int], was: dict[str, Any], hashed: bool) -> tuple[str, str] | None:
+    """Kind and detail of what has changed. size: upright (height, width) as indexed."""
+    if now.reason:
+        return ("unreadable" if os.path.exists(now.path) else "missing"), now.reason
+    height, width = size
+    if was and now.file_bytes != was["bytes"]:
+        return "bytes", f"{was['bytes']} bytes are now {now.file_bytes}"
+    if (now.width, now.height) != (width, height):
+        return "pixels", f"{width}x{height} is now {now.width}x{now.height}"
+    if hashed and now.sha256 != was["sha256"]:
+        return "hash", "other content of the same size"
+    return None
+
+
+def _recorded(dataset: Dataset, split: str, hashed: bool) -> pa.Table | None:
+    """Bytes and hashes of a split's files, memory-mapped; None in a data set without them."""
+    file = _file(dataset.folder, split)
+    if not file.exists():
+        if hashed:
+            raise InputError(f"{printable(dataset.folder)} holds no hashes: make it again with --hash")
+        return None
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        table.validate()
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None
+    if table.schema != FILES_SCHEMA:
+        raise RunError(f"{printable(file)} has columns {printable(table.schema.names)}, not {FILES_SCHEMA.names}")
+    if hashed and table["sha256"].null_count:
+        raise InputError(f"{printable(dataset.folder)} holds no hashes: make it again with --hash")
+    return table
+
+
+def _file(folder: Path, split: str) -> Path:
+    return folder / f"{split}.files.arrow"

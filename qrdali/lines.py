@@ -1,0 +1,53 @@
+"""Lines of a text file that may be anything: huge, no text, or not even a file."""
+
+from __future__ import annotations
+
+import stat
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+from qrdali.errors import InputError, printable
+
+MOST_LINES, LONGEST_LINE = 1_000_000, 10_000  # lines; bytes of one
+
+
+def read(file: Path) -> Iterator[tuple[str, str]]:
+    """(where, text) of each line that is neither empty nor a comment; `where` is FILE line N, for messages.
+
+    Raises InputError, naming the line, for what is no file, cannot be read or is not UTF-8; for control characters other than tabs,
+    for a line above LONGEST_LINE and a file above MOST_LINES.
+    """
+    shown = printable(file)
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):  # opening a FIFO would wait for ever
+            raise InputError(f"{shown} is no file")
+        with open(file, "rb") as lines:
+            number = 0
+            while line := lines.readline(LONGEST_LINE + 1):
+                number += 1
+                where = f"{shown} line {number}"
+                if number > MOST_LINES:
+                    raise InputError(f"{where}: more than {MOST_LINES:,} lines")
+                if len(line) > LONGEST_LINE:
+                    raise InputError(f"{where} is longer than {LONGEST_LINE:,} bytes")
+                text = _text(line, where, number)
+                if text and not text.startswith("#"):
+                    yield where, text
+    except OSError as error:
+        raise InputError(f"{shown} cannot be read: {printable(error.strerror)}") from None
+
+
+def short(text: str) -> str:
+    """`text` quoted for a message: printable, at most 80 characters."""
+    return repr(printable(text) if len(text) <= 80 else printable(text[:80]) + "…")
+
+
+def _text(line: bytes, where: str, number: int) -> str:
+    try:
+        text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{where} is not UTF-8") from None
+    if any(unicodedata.category(c) == "Cc" and c != "\t" for c in text):
+        raise InputError(f"{where} is {short(text)}: control characters do not belong there")
+    return text
