@@ -7,6 +7,7 @@ imports neither torch nor DALI: `qrdali doctor` runs where they are broken.
 from __future__ import annotations
 
 import os
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 LIMIT = 60.0  # seconds of one trial: a first import from a cold disk takes half of that
 _RUNS = 3  # batches decoded in a trial: some failures need more than one
 _CPU_TOLERANCE, _GPU_TOLERANCE = 0.5, 3.0  # mean difference from Pillow, of 255: nvJPEG's transforms round otherwise
-_MOST, _ENTRIES = 1 << 16, 50  # bytes and entries of the cache file
+_MOST, _ENTRIES = 1 << 18, 50  # bytes and entries of the cache file: whatever is longer is none of ours
 
 # Upright pixels: top, left, height, width of a picture 375 high and 500 wide. None on the decoder's grid of 8 or 16 but the last.
 _WINDOWS = ((13, 21, 187, 250), (187, 249, 188, 251), (1, 2, 372, 497), (94, 125, 188, 250), (0, 0, 375, 500))
@@ -59,10 +60,11 @@ def trial(say: Say, device_id: int | None, whole: bool) -> None:
     from qrdali.pipelines import ops
 
     pictures = [(name, data, reference, window) for name, data, reference in _pictures() for window in _WINDOWS]
-    files = [os.memfd_create("picture") for _ in pictures]  # no file is left behind, whatever happens
+    # Without names: no file is left behind, whatever happens.
+    files = [tempfile.TemporaryFile(buffering=0) for _ in pictures]  # noqa: SIM115
     for file, (_, data, _, _) in zip(files, pictures, strict=True):
-        os.write(file, data)
-    paths = [np.frombuffer(f"/proc/self/fd/{file}".encode(), np.uint8) for file in files]
+        file.write(data)
+    paths = [np.frombuffer(f"/proc/self/fd/{file.fileno()}".encode(), np.uint8) for file in files]
     windows = np.array([_fitting(window, reference) for _, _, reference, window in pictures], np.int32)
     starts, shapes = windows[:, :2].copy(), windows[:, 2:].copy()  # DALI takes no strides
 
@@ -177,7 +179,6 @@ def _entries() -> dict[str, Tried]:
         if file is None or not file.is_file():
             return {}
         with open(file, "rb") as opened:
-            data = opened.read(_MOST + 1)
-        return {} if len(data) > _MOST else TypeAdapter(dict[str, Tried]).validate_json(data, strict=True)
+            return TypeAdapter(dict[str, Tried]).validate_json(opened.read(_MOST), strict=True)
     except (OSError, ValueError, ValidationError):
         return {}

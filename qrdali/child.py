@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ def ask(function: str, *arguments: object, limit: float) -> Answer:
     program = (f"import sys; sys.path[:] = {sys.path!r}; from qrdali.child import answer; "
                f"answer({function!r}, {arguments!r}, {math.ceil(limit)})")
     try:
-        with open(os.memfd_create("said"), "rb") as out, open(os.memfd_create("errors"), "rb") as err:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:  # no pipes: a hung grandchild would keep them open
             failure = _run([sys.executable, "-c", program], out.fileno(), err.fileno(), limit)
             said, complaint = _objects(_read(out.fileno())), _last(_read(err.fileno()))
     except OSError as error:

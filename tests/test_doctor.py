@@ -172,6 +172,8 @@ def groups(root: Path, own: str, **files: str) -> Path:
     """A machine whose /proc/self/cgroup is `own`; files: text by path below /sys/fs/cgroup, with __ for /."""
     (root / "proc" / "self").mkdir(parents=True)
     (root / "proc" / "self" / "cgroup").write_text(own)
+    (root / "sys").mkdir()
+    (root / "sys" / "cpu.max").write_text("1 100000")  # outside: not to be reached by a path with dots
     for path, text in files.items():
         file = root / "sys" / "fs" / "cgroup" / path.replace("__", "/").replace("_DOT_", ".")
         file.parent.mkdir(parents=True, exist_ok=True)
