@@ -12,10 +12,12 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
+from qrdali.cli.terminal import warn
 from qrdali.data.index import Index
 from qrdali.environment import environment
 from qrdali.levels import FULL, Constant, constant
 from qrdali.models import Preprocessing
+from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import open_loader
 from qrdali.plan import Plan
@@ -103,8 +105,7 @@ def _ours(index: Index, side: int, batch: int, engine: Engine, levels: dict[str,
 def measure(index: Index, *, rounds: int, side: int, threads: int, batch_size: int,
             progress: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
     """Images per second (median, minimum, maximum over rounds) of every contender, and the ratios."""
-    device_id = torch.cuda.current_device() if torch.cuda.is_available() else None
-    engine = Engine(device_id, threads)
+    engine = engine_for(device_of("auto"), threads, warn)
     paths = index.paths(np.arange(len(index)))
     contenders = _ours(index, side, batch_size, engine, {"qrdali full": FULL, **{f"qrdali {k}": v for k, v in REDUCED.items()}})
     contenders["plain DALI"] = _plain_dali(paths, side, batch_size, engine, False)

@@ -15,6 +15,7 @@ from torch import nn
 
 from qrdali import models, quality
 from qrdali.cli.bench_loader import machine
+from qrdali.cli.terminal import warn
 from qrdali.data.index import Index, Samples, Writer
 from qrdali.data.scan import index_folder
 from qrdali.errors import InputError
@@ -23,6 +24,7 @@ from qrdali.levels import FULL
 from qrdali.mepi import Rule, Search
 from qrdali.mepi_build import Builder
 from qrdali.mepi_set import SEARCHED, MepiSet
+from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import open_loader
 from qrdali.pipelines.maker import open_maker
@@ -83,7 +85,7 @@ def measure(index: Index, *, name: str, side: int | None, threads: int, images: 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     naive, n, pre = naive_module(), quality.steps(step), models.preprocessing(name, side)
     autocast = autocast_for("auto", device)[0]
-    engine = Engine(device.index if device.type == "cuda" else None, threads)
+    engine = engine_for(device, threads, warn)
     torch.manual_seed(0)
     model = _Centred(models.create(name, 20)).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     at_once = candidates_at_once(device, 128)

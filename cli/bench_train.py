@@ -14,9 +14,10 @@ from torch import nn
 
 from qrdali import models, probe
 from qrdali.cli.bench_loader import machine
+from qrdali.cli.terminal import warn
 from qrdali.data.index import Index
 from qrdali.levels import FULL, Levels, PerImage, constant
-from qrdali.pipelines.graphs import Engine
+from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.loader import open_loader
 from qrdali.plan import Plan
 from qrdali.quality import REDUCTIONS
@@ -47,7 +48,7 @@ def measure(index: Index, classes: int, *, name: str, rounds: int, side: int | N
     autocast, scaled = autocast_for("auto", device)
     scaler = torch.amp.GradScaler(device.type, enabled=scaled)
     part = _First(index, min(images, len(index)))
-    loader = open_loader(part, pre, batch_size, Engine(device.index if device.type == "cuda" else None, threads))
+    loader = open_loader(part, pre, batch_size, engine_for(device, threads, warn))
     epochs = iter(range(1, 10**6))
 
     def train(levels: Levels, feedback: bool = False) -> None:

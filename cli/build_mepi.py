@@ -35,7 +35,7 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
 @click.option("--memory", type=click.IntRange(1), default=1024, show_default=True, help="MiB of decoded originals kept.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="Decoding and encoding threads.  [default: all cores]")
+@click.option("--threads", type=click.IntRange(1), help="Decoding and encoding threads.  [default: all it may use]")
 @click.option("--resume", is_flag=True, help="Continue this folder; starts it if it has not begun.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on stdout.")
 def build_mepi(as_json: bool, **options: Any) -> None:

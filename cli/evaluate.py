@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="Decoding threads.  [default: all cores]")
+@click.option("--threads", type=click.IntRange(1), help="Decoding threads.  [default: all it may use]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curve: bool, reduced: float | None, step: float,
              class_map: str | None, map_rule: Rule | None, batch_size: int, device: str, amp: str, threads: int | None,
@@ -103,14 +103,13 @@ class Evaluator:
 
     def __init__(self, run: Path, batch_size: int = 32, device: str = "auto", amp: str = "auto", threads: int | None = None,
                  curve: int | None = None, reduced: float | None = None, n: int = 4, class_map: ClassMap | None = None) -> None:
-        import os
-
         import torch
 
         from qrdali import runs
+        from qrdali.cli.terminal import warn
         from qrdali.evaluate import top1
         from qrdali.levels import reduced_sets
-        from qrdali.pipelines.graphs import Engine
+        from qrdali.pipelines.engine import engine_for
         from qrdali.trainer import autocast_for, device_of
 
         self.run, self.batch_size, self.curve, self.reduced, self.n = run, batch_size, curve, reduced, n
@@ -122,7 +121,7 @@ class Evaluator:
         self.device = device_of(device)
         self.model: torch.nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autocast = autocast_for(amp, self.device)[0]
-        self.engine = Engine(self.device.index if self.device.type == "cuda" else None, threads or os.cpu_count() or 1)
+        self.engine = engine_for(self.device, threads, warn)
 
     def split(self, data: Path, split: str) -> dict[str, Any]:
         """Evaluates a split of a data set and writes its rows, and those of the split at a reduced quality where one was asked for."""

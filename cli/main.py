@@ -13,6 +13,7 @@ from qrdali.errors import InputError, RunError, printable
 
 COMMANDS = {
     "demo": "Generate pictures, index, train shared and baseline: minutes on a CPU.",
+    "doctor": "Whether training works here, and what to do about what does not.",
     "models": "Names, parameters, cost and input size of networks.",
     "preview": "A contact sheet of one image: every reduction at every level.",
     "data": "Make and look at data sets.",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(), help="Folder of the matrix in place of the file's.")
 @click.option("--data", type=click.Path(), help="Data set made by `qrdali data index` in place of the file's.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="In place of the file's.")
-@click.option("--threads", type=click.IntRange(1), help="Decoding threads.  [default: all cores]")
+@click.option("--threads", type=click.IntRange(1), help="Decoding threads.  [default: all it may use]")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the list as one JSON object on stdout.")
 def reproduce(config: str, only: tuple[str, ...], dry_run: bool, out: str | None, data: str | None, device: str | None,
               threads: int | None, as_json: bool) -> None:

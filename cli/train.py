@@ -52,7 +52,7 @@ def _common(command: F) -> F:
         click.option("--seed", type=int, help="[default: 0]"),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]"),
         click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), help="[default: auto]"),
-        click.option("--threads", type=int, help="Decoding threads.  [default: all cores]"),
+        click.option("--threads", type=int, help="Decoding threads.  [default: all it may use]"),
         click.option("--config", type=click.Path(), help="TOML file of these options; the command line wins."),
         click.option("--dry-run", is_flag=True, help="Print the epochs that would run at most; no data is touched."),
         click.option("--resume", is_flag=True, help="Continue this run; starts it if it has not begun."),
@@ -222,8 +222,6 @@ def _show_sequence(settings: Settings) -> None:
 
 def run_training(settings: Settings, run: Path, resume: bool) -> None:
     """Trains as `settings` say in the folder `run`. Raises InputError or RunError before anything is written where it can."""
-    import os
-
     import torch
 
     from qrdali import checkpoint, models, runs
@@ -236,7 +234,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     from qrdali.errors import InputError, Interrupted
     from qrdali.levels import reduced_sets
     from qrdali.methods import check
-    from qrdali.pipelines.graphs import Engine
+    from qrdali.pipelines.engine import described, engine_for
     from qrdali.pipelines.loader import open_loader
     from qrdali.quality import steps
     from qrdali.track import Tracked, Tracker, index_sets
@@ -291,7 +289,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     torch.manual_seed(settings.seed)
     model = runs.load_best(Path(settings.init))[0] if settings.init else models.create(
         name, len(dataset.classes), pretrained=settings.pretrained)
-    engine = Engine(device.index if device.type == "cuda" else None, settings.threads or os.cpu_count() or 1)
+    engine = engine_for(device, settings.threads, warn)
     loaders = [open_loader(index, pre, settings.batch_size, engine) for index in (train_index, val_index)]
     tracked = [Tracked(name, open_loader(index, pre, settings.batch_size, engine), len(index))
                for name, index in index_sets(run, settings.track_sets, dataset.classes, warn).items()]
@@ -301,7 +299,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     run.mkdir(parents=True, exist_ok=True)
     settings_file.write(run / "config.toml", settings)
     say(f"{settings.method} {name} at {pre.input_size} px, {len(train_index)} training and {len(val_index)} validation images, "
-        f"{len(dataset.classes)} classes, {'CPU' if device.type == 'cpu' else torch.cuda.get_device_name(device)}")
+        f"{len(dataset.classes)} classes, {'CPU' if device.type == 'cpu' else torch.cuda.get_device_name(device)}, {described(engine)}")
     watcher = TerminalWatcher()
     forget_memory(device)
     with Stop() as stop:

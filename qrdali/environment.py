@@ -15,6 +15,7 @@ from qrdali import __version__
 # Name recorded and the distributions that may hold it.
 _PACKAGES = {"torch": ("torch",), "torchvision": ("torchvision",), "timm": ("timm",),
              "dali": ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "nvidia-dali-cuda110"), "numpy": ("numpy",), "pillow": ("pillow",)}
+_CODEC = ("nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu11")  # decodes for DALI
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -25,10 +26,25 @@ def environment(device: torch.device) -> dict[str, Any]:
             "platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count(), "gpu": gpu, "driver": _driver() if gpu else None}
 
 
+def dali() -> tuple[str, str] | None:
+    """The distribution of DALI that is installed and its version; cuda120 in the former is the CUDA it is built for."""
+    return _installed(_PACKAGES["dali"])
+
+
+def codec() -> tuple[str, str] | None:
+    """The same of nvImageCodec."""
+    return _installed(_CODEC)
+
+
 def _version(distributions: tuple[str, ...]) -> str | None:
+    found = _installed(distributions)
+    return None if found is None else found[1]
+
+
+def _installed(distributions: tuple[str, ...]) -> tuple[str, str] | None:
     for name in distributions:
         try:
-            return metadata.version(name)
+            return name, metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return None

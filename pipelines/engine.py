@@ -1,0 +1,48 @@
+"""The engine of a command: threads, device, and a way of decoding that is known to work there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from qrdali import environment
+from qrdali.machine import processors
+from qrdali.pipelines.decoding import Tried, place_of, remember, remembered, tried
+from qrdali.pipelines.graphs import Engine
+
+
+def engine_for(device: torch.device, threads: int | None, warn: Callable[[str], None]) -> Engine:
+    """Images for a network on `device`. threads: decoding threads, None or 0 for as many as the process may use at once.
+
+    On a GPU region-of-interest decoding is tried once per place, and `warn` hears why whole images are decoded instead; on a CPU
+    nothing is tried.
+    """
+    count = threads or processors().usable
+    if device.type == "cpu":
+        return Engine(None, count)
+    found = _regions(device, warn)
+    if not found.works:
+        warn(f"region-of-interest decoding fails on this GPU ({found.reason}): whole images are decoded instead; "
+             "`qrdali doctor` tries it again")
+    return Engine(device.index, count, whole_decode=not found.works)
+
+
+def described(engine: Engine) -> str:
+    """The decode path in words."""
+    return f"{'whole images' if engine.whole_decode else 'regions'} decoded on the {'CPU' if engine.device_id is None else 'GPU'}"
+
+
+def _regions(device: torch.device, warn: Callable[[str], None]) -> Tried:
+    """What is known of region-of-interest decoding on a GPU, or is found now."""
+    facts, codec = environment.environment(device), environment.codec()
+    place = place_of(facts["dali"], codec and codec[1], facts["driver"], facts["gpu"])
+    if known := remembered(place) if place else None:
+        return known
+    found = tried(device.index, whole=False)
+    if not found.works and not (control := tried(device.index, whole=True)).works:
+        # Not regions fail but all decoding there, for now at least: a full GPU, no driver. That is not to be remembered.
+        warn(f"DALI decodes nothing on this GPU ({control.reason}); `qrdali doctor` says more, --device cpu does without it")
+    elif place:
+        remember(place, found)
+    return found
