@@ -26,6 +26,7 @@ from qrdali.cli.train import run_training
 from qrdali.data.index import Dataset, Writer
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
+from qrdali.device import autocast_for
 from qrdali.evaluate import evaluate
 from qrdali.levels import FULL, constant
 from qrdali.pipelines.graphs import Engine
@@ -33,7 +34,6 @@ from qrdali.pipelines.loader import open_loader
 from qrdali.plan import Plan
 from qrdali.quality import REDUCTIONS
 from qrdali.settings import validated
-from qrdali.trainer import autocast_for
 
 REDUCED = ("color", "crop", "resolution", "combination")
 

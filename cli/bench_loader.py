@@ -14,6 +14,7 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from qrdali.cli.terminal import warn
 from qrdali.data.index import Index
+from qrdali.device import device_of
 from qrdali.environment import environment
 from qrdali.levels import FULL, Constant, constant
 from qrdali.models import Preprocessing
@@ -22,7 +23,6 @@ from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import open_loader
 from qrdali.plan import Plan
 from qrdali.quality import REDUCTIONS
-from qrdali.trainer import device_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 REDUCED = {name: constant(moving, 2) for name, moving in REDUCTIONS.items() if any(moving)}  # quality .5 of step .25

@@ -18,6 +18,7 @@ from qrdali.cli.bench_loader import machine
 from qrdali.cli.terminal import warn
 from qrdali.data.index import Index, Samples, Writer
 from qrdali.data.scan import index_folder
+from qrdali.device import autocast_for
 from qrdali.errors import InputError
 from qrdali.evaluate import evaluate
 from qrdali.levels import FULL
@@ -30,7 +31,6 @@ from qrdali.pipelines.loader import open_loader
 from qrdali.pipelines.maker import open_maker
 from qrdali.plan import Plan
 from qrdali.probe import Descent, candidates_at_once
-from qrdali.trainer import autocast_for
 
 NAIVE = Path(__file__).resolve().parents[1] / "benchmarks" / "naive_mepi.py"
 

@@ -16,12 +16,12 @@ from qrdali import models, probe
 from qrdali.cli.bench_loader import machine
 from qrdali.cli.terminal import warn
 from qrdali.data.index import Index
+from qrdali.device import autocast_for
 from qrdali.levels import FULL, Levels, PerImage, constant
 from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.loader import open_loader
 from qrdali.plan import Plan
 from qrdali.quality import REDUCTIONS
-from qrdali.trainer import autocast_for
 
 REDUCED = [name for name, moving in REDUCTIONS.items() if any(moving)]
 

@@ -107,10 +107,10 @@ class Evaluator:
 
         from qrdali import runs
         from qrdali.cli.terminal import warn
+        from qrdali.device import autocast_for, device_of
         from qrdali.evaluate import top1
         from qrdali.levels import reduced_sets
         from qrdali.pipelines.engine import engine_for
-        from qrdali.trainer import autocast_for, device_of
 
         self.run, self.batch_size, self.curve, self.reduced, self.n = run, batch_size, curve, reduced, n
         if reduced is not None:

@@ -132,8 +132,8 @@ def _check_inputs(tasks: Tasks) -> None:
     too late."""
     from qrdali import models
     from qrdali.data.index import Dataset
+    from qrdali.device import device_of
     from qrdali.errors import InputError, printable
-    from qrdali.trainer import device_of
 
     matrix = tasks.matrix
     for device in {run.settings.device for run in tasks.wanted}:

@@ -230,6 +230,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     from qrdali.cli.terminal import TerminalWatcher, say, warn
     from qrdali.data import source
     from qrdali.data.index import Dataset
+    from qrdali.device import device_of
     from qrdali.energy import forget_memory
     from qrdali.errors import InputError, Interrupted
     from qrdali.levels import reduced_sets
@@ -238,7 +239,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     from qrdali.pipelines.loader import open_loader
     from qrdali.quality import steps
     from qrdali.track import Tracked, Tracker, index_sets
-    from qrdali.trainer import Trainer, device_of
+    from qrdali.trainer import Trainer
 
     check(settings)
     if runs.holds_run(run) and not resume:

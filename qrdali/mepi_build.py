@@ -17,7 +17,7 @@ from qrdali.errors import Interrupted, RunError, printable
 from qrdali.mepi import FULL, Journey, Search, State, reduction_of
 from qrdali.mepi_set import READ_BACK, Entry, MepiSet, entry_of
 from qrdali.quality import CENTER, placed, shrunk
-from qrdali.trainer import Watcher
+from qrdali.watcher import Watcher
 
 _VOIDS = 64  # near-void images classified for the summary
 

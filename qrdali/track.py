@@ -25,7 +25,7 @@ from qrdali.plan import Plan
 from qrdali.quality import REDUCTIONS
 
 if TYPE_CHECKING:
-    from qrdali.trainer import Watcher
+    from qrdali.watcher import Watcher
 
 _REDUCED = re.compile(rf"val-({'|'.join(REDUCTIONS)})-([0-9.e-]+)")  # no folder's name: see check_set_name
 _FEW = 6  # sets that a line on the terminal has room for

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from torch import nn
 from qrdali import checkpoint, runs, schedule
 from qrdali.batch import Loader
 from qrdali.data.index import Index
+from qrdali.device import autocast_for
 from qrdali.energy import Energy, peak_memory
 from qrdali.errors import Interrupted, RunError
 from qrdali.evaluate import Rows, evaluate, write_rows
@@ -29,16 +29,7 @@ from qrdali.probe import Moved, candidates_at_once, online_step, step
 from qrdali.quality import DIMENSIONS, quality, steps
 from qrdali.settings import Settings
 from qrdali.track import Tracker, tracked_text
-
-
-class Watcher(Protocol):
-    """Who shows what happens; the terminal implements it."""
-
-    def begin(self, what: str, images: int) -> None: ...
-    def advance(self, images: int, note: Callable[[], str]) -> None: ...
-    def end(self) -> None: ...
-    def line(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
+from qrdali.watcher import Watcher
 
 
 @dataclass
@@ -63,24 +54,6 @@ class Totals:
     optimizer_steps: int = 0
     forward_images: int = 0
     seconds: float = 0.0
-
-
-def device_of(choice: str) -> torch.device:
-    """Raises RunError if a GPU was asked for and there is none."""
-    if choice == "cuda" and not torch.cuda.is_available():
-        raise RunError("--device cuda: no usable GPU; check nvidia-smi and the driver (in a container: --gpus all), or use --device auto")
-    return torch.device("cuda", torch.cuda.current_device()) if choice != "cpu" and torch.cuda.is_available() else torch.device("cpu")
-
-
-def autocast_for(amp: str, device: torch.device) -> tuple[Callable[[], AbstractContextManager[object]], bool]:
-    """(context of the forward pass, whether gradients need scaling). "auto": bf16 on GPUs that have it, fp16 on others,
-    off on CPUs, where its gain depends on the processor and the results with it."""
-    if amp == "auto":
-        amp = "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if amp == "off":
-        return nullcontext, False
-    dtype = torch.bfloat16 if amp == "bf16" else torch.float16
-    return lambda: torch.autocast(device.type, dtype), amp == "fp16"
 
 
 class Trainer:

@@ -16,12 +16,12 @@ from click.testing import CliRunner, Result
 from qrdali import machine
 from qrdali.child import Answer
 from qrdali.cli.main import cli
+from qrdali.device import device_of
 from qrdali.doctor import OK, PROBLEM, WARNING, Facts, Finding, examine, verdict
 from qrdali.errors import RunError
 from qrdali.machine import Memory, Processors, Space
 from qrdali.pipelines import decoding, survey
 from qrdali.pipelines.decoding import Tried, place_of, remember, remembered
-from qrdali.trainer import device_of
 
 GIB = 1 << 30
 CARD = {"name": "NVIDIA Card", "uuid": "GPU-1", "memory": 24 * GIB, "capability": [8, 6], "error": None}

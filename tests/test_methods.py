@@ -17,6 +17,7 @@ from qrdali.cli.train import run_training
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
+from qrdali.device import autocast_for
 from qrdali.entropy import entropy
 from qrdali.errors import InputError, RunError
 from qrdali.levels import Constant, PerImage
@@ -25,7 +26,6 @@ from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import open_loader
 from qrdali.plan import Plan
 from qrdali.settings import Settings, validated
-from qrdali.trainer import autocast_for
 
 REDUCTIONS = ("color", "crop", "resolution", "combination")
 SMALL: dict[str, Any] = {"model": "test_resnet", "input_size": 32, "batch_size": 8, "device": "cpu", "threads": 1}

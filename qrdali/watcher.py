@@ -1,0 +1,16 @@
+"""Who shows what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Watcher(Protocol):
+    """Who shows what happens; the terminal implements it."""
+
+    def begin(self, what: str, images: int) -> None: ...
+    def advance(self, images: int, note: Callable[[], str]) -> None: ...
+    def end(self) -> None: ...
+    def line(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
