@@ -23,7 +23,7 @@ from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.settings import read, validated
 
 # Input size, epochs, training pictures per class.
-RUNS = {"squeezenet1_1": (128, 25, 200), "efficientnet_b3": (96, 8, 1000), "resnet152": (64, 6, 200)}
+RUNS = {"squeezenet1_1": (128, 25, 200), "efficientnet_b3": (96, 6, 1000), "resnet152": (64, 6, 200)}
 VAL = 50  # per class
 
 
