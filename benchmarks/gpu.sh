@@ -10,6 +10,7 @@ step() {
   timeout "$limit" "$@" > "$out/$name" 2> "$out/$name.log"
   echo "$name: exit $?"
 }
+step doctor.json 180 "$python" -m qrdali doctor --json
 # A child process of its own: region-of-interest decoding is reported to crash on some GPUs.
 step roi-decode 90 "$python" -m pytest -q -m gpu -k 'gpu_is_close_to_cpu and False' tests/test_loader.py
 step whole-decode 90 "$python" -m pytest -q -m gpu -k 'gpu_is_close_to_cpu and True' tests/test_loader.py
