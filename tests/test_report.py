@@ -190,6 +190,17 @@ def test_a_run_that_is_not_ready_is_left_out(four: dict[str, Path], tmp_path: Pa
     assert "adaptive/config.toml: seed = " in said[1]
 
 
+def test_settings_and_places_are_told_once(tmp_path: Path) -> None:
+    here, there = {"torch": "2", "cpu": "this"}, {"torch": "3", "cpu": "that"}
+    folders = [made.run(tmp_path / f"r{i}", [.5], {}, seed=i, extra={"environment": there if i == 4 else here}) for i in range(5)]
+    told = build(folders, [], tmp_path / "out")
+    assert [(row["runs"], row["how many"], row["cpu"]) for row in table(told, "versions")] == [
+        ("r0, r1, r2 and 1 more", 4, "this"), ("r4", 1, "that")]
+    assert list(table(told, "configurations")[1]) == ["run", "seed"]
+    common = {row["setting"]: row["value"] for row in table(told, "settings")}
+    assert (common["method"], common["patience"], "seed" in common) == ("baseline", "3", False)
+
+
 def test_a_run_with_its_start_only(tmp_path: Path) -> None:
     told = build([made.run(tmp_path / "only", [.25], {})], [], tmp_path / "out")
     row, = table(told, "accuracy-1")

@@ -73,7 +73,7 @@ def test_the_page(browser: webdriver.Chrome, page: Path, width: int, scheme: str
     assert browser.title == "A <report> & more"
     # No sideways scroll of the page, however wide its tables are.
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
-    seen = browser.execute_script("""return [...document.images].map(i => {
+    seen = browser.execute_script("""return [...document.images].filter(i => i.checkVisibility()).map(i => {
         const box = i.getBoundingClientRect();
         return [i.complete && i.naturalWidth, box.width, box.height, box.right, i.currentSrc.slice(0, 20), i.alt] })""")
     assert len(seen) == len(list((page.parent / "figures").glob("*.svg"))) + 2 * 8 * 5
@@ -86,7 +86,7 @@ def test_the_page(browser: webdriver.Chrome, page: Path, width: int, scheme: str
         assert alt
     background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(28, 25, 23)"}[scheme]
-    picture = browser.execute_script("return document.querySelector('#figure-joint-1 img').currentSrc")
+    picture = browser.execute_script("return [...document.querySelectorAll('#figure-joint-1 img')].find(i => i.checkVisibility()).src")
     svg = base64.b64decode(picture.split(",")[1]).decode()
     assert ("#1c1917" in svg and "#ffffff" not in svg) == (scheme == "dark")
 
@@ -140,6 +140,18 @@ def test_names_stay_text_and_nothing_else_runs(browser: webdriver.Chrome, page: 
             server.accept()
     assert browser.execute_script("return window.ran") is None
     assert "Content Security Policy" in " ".join(entry["message"] for entry in browser.get_log("browser"))
+
+
+def test_paper_is_light_whatever_the_screen_is(browser: webdriver.Chrome, page: Path) -> None:
+    opened(browser, page, 1400, "dark")
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": dark})
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('.figures img')].filter(i => i.checkVisibility()).map(i => i.className)")
+    assert shown
+    assert set(shown) == {"light"}
+    assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_it_prints_what_is_folded(browser: webdriver.Chrome, page: Path) -> None:

@@ -171,8 +171,9 @@ def contents(known: list[Run], sets: list[Mepis], prices: Prices, gallery_rows: 
         resources.searches(sets, "mepi-seconds"), resources.energy(found, prices, "energy"), resources.cards(prices, "cards"),
         resources.cloud(prices, "cloud"), thesis.accuracies("slides-accuracy")), folded=frozenset({"cards", "cloud", "slides-accuracy"})))
     parts.append(Part("setup", "Set-up", (setup.DEFINITIONS,), (), (
-        setup.data(found, "data"), setup.configurations(known, "configurations"), setup.versions(known, "versions"),
-        setup.searches(sets, "mepi-options")), folded=frozenset({"configurations", "versions", "mepi-options"})))
+        setup.data(found, "data"), setup.common(known, "settings"), setup.configurations(known, "configurations"),
+        setup.versions(known, "versions"),
+        setup.searches(sets, "mepi-options")), folded=frozenset({"settings", "configurations", "versions", "mepi-options"})))
     return [part for part in parts if any(part.figures) or any(part.tables) or part.galleries]
 
 

@@ -7,7 +7,7 @@ from qrdali.errors import printable
 from qrdali.report.groups import Group
 from qrdali.report.read import Mepis, Run
 from qrdali.report.resources import machines
-from qrdali.report.tables import NOTHING, Table, number, words
+from qrdali.report.tables import NOTHING, Cell, Table, number, words
 
 DEFINITIONS = (
     "Quality q is the share of an image's raw information that one dimension keeps. crop keeps a window of share q of the area; "
@@ -44,13 +44,31 @@ def data(found: list[Group], slug: str) -> Table:
     return Table(slug, "Data sets", ("data set", "network", "classes", "train", "val", "test", "other sets", "folder"), tuple(rows))
 
 
-def configurations(known: list[Run], slug: str) -> Table:
-    rows = []
-    for run in known:
-        told = run.settings.model_dump()
-        rows.append((words(run.name), *(NOTHING if told[key] in ("", None) else number(float(told[key]), "g")
-                     if isinstance(told[key], int | float) and not isinstance(told[key], bool) else words(told[key]) for key in _SHOWN)))
-    return Table(slug, "Settings of every run", ("run", *_SHOWN), tuple(rows), ("The whole of each is in its config.toml.",))
+def _cell(value: object) -> Cell:
+    if value in ("", None):
+        return NOTHING
+    return number(float(value), "g") if isinstance(value, int | float) and not isinstance(value, bool) else words(value)
+
+
+def _settings(known: list[Run]) -> tuple[list[dict[str, object]], list[str]]:
+    """The settings of each run, and those in which they differ."""
+    told = [run.settings.model_dump() for run in known]
+    return told, [key for key in _SHOWN if len({str(own[key]) for own in told}) > 1]
+
+
+def common(known: list[Run], slug: str) -> Table:
+    """What all runs have alike."""
+    told, differing = _settings(known)
+    rows = tuple((words(key), words(told[0][key]) if told[0][key] not in ("", None) else NOTHING) for key in _SHOWN if key not in differing)
+    return Table(slug, "Settings of all runs", ("setting", "value"), rows)
+
+
+def configurations(known: list[Run], slug: str) -> Table | None:
+    """What tells runs apart."""
+    told, differing = _settings(known)
+    rows = tuple((words(run.name), *(_cell(own[key]) for key in differing)) for run, own in zip(known, told, strict=True))
+    return Table(slug, "Settings in which runs differ", ("run", *differing), rows, ("The whole of each is in its config.toml.",)) \
+        if differing else None
 
 
 def versions(known: list[Run], slug: str) -> Table | None:
@@ -58,9 +76,12 @@ def versions(known: list[Run], slug: str) -> Table | None:
     keys = list(dict.fromkeys(key for _, _, environment in told for key in environment))
     if not keys:
         return None
-    rows = tuple((words(name), number(epoch), *(NOTHING if environment.get(key) is None else words(environment[key]) for key in keys))
-                 for name, epoch, environment in told)
-    return Table(slug, "Versions and machine", ("run", "from epoch", *map(printable, keys)), rows, (
+    places: dict[tuple[object, ...], list[str]] = {}
+    for name, epoch, environment in told:
+        places.setdefault(tuple(environment.get(key) for key in keys), []).append(f"{name} from epoch {epoch}" if epoch else name)
+    rows = tuple((words(", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")), number(len(names)),
+                  *(NOTHING if value is None else words(value) for value in place)) for place, names in places.items())
+    return Table(slug, "Versions and machine", ("runs", "how many", *map(printable, keys)), rows, (
         "As recorded when each run began, and again where it was continued in another place.",))
 
 
