@@ -14,11 +14,11 @@ from torch import nn
 
 from qrdali import checkpoint
 from qrdali.errors import InputError, RunError, printable
+from qrdali.json_object import read_objects
 from qrdali.lock import held
 from qrdali.models import Preprocessing, create
 
 LOCK = ".lock"
-_LONGEST = 1 << 20  # bytes of a line of metrics.jsonl
 
 
 @dataclass(frozen=True)
@@ -98,24 +98,15 @@ def ended(folder: Path) -> bool:
 def rows(folder: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
     """The lines of metrics.jsonl up to the first that is damaged or cut; with `whole`, ValueError for that one.
 
-    Raises OSError if the file cannot be read.
+    Raises RunError if the file cannot be read.
     """
-    file = folder / "metrics.jsonl"
-    if file.exists() and not file.is_file():
-        raise OSError(f"{printable(file)} is no file")
-    with open(file, "rb") as lines:
-        for number, line in enumerate(iter(lambda: lines.readline(_LONGEST), b""), 1):
-            try:
-                row = json.loads(line)
-                good = line.endswith(b"\n") and isinstance(row, dict) and type(row.get("epoch")) is int
-            except (ValueError, RecursionError):
-                good = False
-            if good:
-                yield row
-            elif whole:
-                raise ValueError(f"line {number} is cut or damaged")
-            else:
-                return
+    for number, row in enumerate(read_objects(folder / "metrics.jsonl", whole), 1):
+        if type(row.get("epoch")) is int:
+            yield row
+        elif whole:
+            raise ValueError(f"line {number} names no epoch")
+        else:
+            return
 
 
 def optimizer_steps(folder: Path) -> int:
@@ -123,7 +114,7 @@ def optimizer_steps(folder: Path) -> int:
     file = folder / "metrics.jsonl"
     try:
         taken = [int(row["optimizer_steps"]) for row in rows(folder, whole=True) if row["epoch"]]
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (RunError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{printable(file)} does not tell optimizer steps ({printable(error)[:160]}): is it a run folder?") from None
     if not taken:
         raise InputError(f"{printable(folder)} has trained no epoch yet")

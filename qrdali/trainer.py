@@ -429,7 +429,10 @@ class Trainer:
             if self.device.type == "cuda" and "cuda" in random:
                 torch.cuda.set_rng_state(random["cuda"], self.device)
             state = schedule.State.from_dict(data["schedule"])
+            schedule.phase(self.rule, state)  # that there is such a place in the sequence
             self.totals = Totals(**data["totals"])
+            if self.totals != Totals(int(self.totals.optimizer_steps), int(self.totals.forward_images), float(self.totals.seconds)):
+                raise ValueError("totals that are no numbers")
             self.stage_row, self.stage_shown = dict(data["stage_row"]), bool(data["stage_shown"])
             if self._online:
                 self.feedback.copy_(random["feedback"])
@@ -454,6 +457,8 @@ class Trainer:
         if sums is None:
             return None
         joules = sums.get("joules")
+        if sums["images"] != min(sums["step"] * self.settings.batch_size, len(self.train_index)) or sums["step"] < 1:
+            raise ValueError(f"{sums['images']} images in {sums['step']} steps")
         return Epoch(int(sums["step"]), int(sums["images"]), torch.tensor(float(sums["loss"]), dtype=torch.float64, device=self.device),
                      torch.tensor(int(sums["correct"]), device=self.device), float(sums["seconds"]), float(sums["waited"]),
                      None if joules is None else float(joules))

@@ -235,6 +235,25 @@ def test_both_saves_damaged_are_named(settings: Settings, whole: Path, tmp_path:
         run_training(settings, tmp_path / "run", True)
 
 
+@pytest.mark.parametrize(("place", "value"), [
+    ("schedule", {"epoch": "x"}), ("schedule", {"position": 99}), ("schedule", {"round": []}), ("schedule", None),
+    ("totals", {"seconds": "1"}), ("totals", {"steps": 1}), ("optimizer", []), ("optimizer", {"plain": {"x": {}}}), ("stage_row", 3),
+    ("epoch", {"step": 1}), ("epoch", {"step": 2, "images": 0, "loss": 1, "correct": 1, "seconds": 1, "waited": 1}), ("epoch", [1]),
+    ("data", "other")])
+def test_a_state_that_no_save_has_written_is_refused_in_one_line(settings: Settings, whole: Path, tmp_path: Path, place: str,
+                                                                value: Any) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "last" / "SHA256SUMS").unlink()  # made by someone who knows that it would not agree
+    state = json.loads((run / "last" / "state.json").read_text())
+    state["schedule"]["ended"] = ""
+    state[place] = {**state[place], **value} if isinstance(value, dict) and isinstance(state[place], dict) else value
+    (run / "last" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(RunError, match="does not fit this run|has changed since") as raised:
+        run_training(settings, run, True)
+    assert "\n" not in str(raised.value)
+
+
 def test_sha256sum_agrees_and_a_flipped_bit_is_noticed(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole / "best", tmp_path / "best")
     checked = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path / "best", capture_output=True, text=True)
