@@ -115,7 +115,7 @@ def _changed(run: Run, folder: Path) -> list[str]:
 def _changed_mepis(tasks: Tasks, run: Run) -> list[str]:
     """How a MEPI set that was begun differs from what would be built now."""
     from qrdali import runs
-    from qrdali.report.read import read_object
+    from qrdali.json_object import read_object
 
     file = tasks.folder.mepi(run.name) / "options.json"
     if run not in tasks.wanted or not file.exists():

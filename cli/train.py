@@ -224,7 +224,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     """Trains as `settings` say in the folder `run`. Raises InputError or RunError before anything is written where it can."""
     import torch
 
-    from qrdali import checkpoint, models, runs
+    from qrdali import models, runs
     from qrdali import settings as settings_file
     from qrdali.cli.signals import Stop
     from qrdali.cli.terminal import TerminalWatcher, say, warn
@@ -274,14 +274,15 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
                                                "max_epochs": -(-taken // -(-len(train_index) // settings.batch_size))})
         check(settings)
 
-    if runs.holds_run(run):
+    begun = runs.holds_run(run)
+    if begun:
         before = settings_file.read(run / "config.toml")
         now = settings.model_dump()
         changed = [f"{key} {before.get(key)!r} → {now.get(key)!r}" for key in sorted({*before, *now} - {*HARMLESS})
                    if before.get(key) != now.get(key)]
         if changed:
             raise InputError(f"{run} was begun with other settings: {'; '.join(changed)}. Give the same, or another --run")
-        if (run / "last").exists() and checkpoint.load(run / "last")[0].get("schedule", {}).get("ended"):
+        if (run / "last").exists() and runs.ended(run):
             say(f"{run} is finished; nothing to do")
             return
     facts = _facts(name, pre.input_size, len(dataset.classes), device) | {"images": {"train": len(train_index), "val": len(val_index)}}
@@ -290,29 +291,32 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     torch.manual_seed(settings.seed)
     model = runs.load_best(Path(settings.init))[0] if settings.init else models.create(
         name, len(dataset.classes), pretrained=settings.pretrained)
-    engine = engine_for(device, settings.threads, warn)
-    loaders = [open_loader(index, pre, settings.batch_size, engine) for index in (train_index, val_index)]
-    tracked = [Tracked(name, open_loader(index, pre, settings.batch_size, engine), len(index))
-               for name, index in index_sets(run, settings.track_sets, dataset.classes, warn).items()]
-    if settings.track_reduced:
-        tracked += [Tracked(name, loaders[1], len(val_index), levels)
-                    for name, levels in reduced_sets("val", settings.track_reduced, steps(settings.step)).values()]
-    run.mkdir(parents=True, exist_ok=True)
-    settings_file.write(run / "config.toml", settings)
-    say(f"{settings.method} {name} at {pre.input_size} px, {len(train_index)} training and {len(val_index)} validation images, "
-        f"{len(dataset.classes)} classes, {'CPU' if device.type == 'cpu' else torch.cuda.get_device_name(device)}, {described(engine)}")
-    watcher = TerminalWatcher()
-    forget_memory(device)
-    with Stop() as stop:
-        trainer = Trainer(settings, run, model, pre, dataset.classes, (loaders[0], train_index), (loaders[1], val_index),
-                          device, watcher, stop, Tracker(tracked, settings.batch_size, steps(settings.step)), facts)
-        try:
-            trainer.fit(resume)
-        except Interrupted as interruption:
-            say(str(interruption))
-            raise SystemExit(128 + interruption.signum) from None
-        finally:
-            watcher.end()
+    with runs.alone(run):
+        if runs.holds_run(run) != begun:
+            raise InputError(f"{run} was begun by another process meanwhile: continue it with --resume, or choose another --run")
+        engine = engine_for(device, settings.threads, warn)
+        loaders = [open_loader(index, pre, settings.batch_size, engine) for index in (train_index, val_index)]
+        tracked = [Tracked(name, open_loader(index, pre, settings.batch_size, engine), len(index))
+                   for name, index in index_sets(run, settings.track_sets, dataset.classes, warn).items()]
+        if settings.track_reduced:
+            tracked += [Tracked(name, loaders[1], len(val_index), levels)
+                        for name, levels in reduced_sets("val", settings.track_reduced, steps(settings.step)).values()]
+        settings_file.write(run / "config.toml", settings)
+        say(f"{settings.method} {name} at {pre.input_size} px, {len(train_index)} training and {len(val_index)} validation images, "
+            f"{len(dataset.classes)} classes, {'CPU' if device.type == 'cpu' else torch.cuda.get_device_name(device)}, "
+            f"{described(engine)}")
+        watcher = TerminalWatcher()
+        forget_memory(device)
+        with Stop() as stop:
+            trainer = Trainer(settings, run, model, pre, dataset.classes, (loaders[0], train_index), (loaders[1], val_index),
+                              device, watcher, stop, Tracker(tracked, settings.batch_size, steps(settings.step)), facts)
+            try:
+                trainer.fit(resume)
+            except Interrupted as interruption:
+                say(str(interruption))
+                raise SystemExit(128 + interruption.signum) from None
+            finally:
+                watcher.end()
     say(f"run folder: {run}")
     if signum := stop():  # it came when all was done: whoever called shall not begin the next thing
         raise SystemExit(128 + signum)

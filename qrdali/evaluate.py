@@ -20,6 +20,7 @@ from torch import nn
 from qrdali.batch import Loader
 from qrdali.data.index import SPLITS, Index
 from qrdali.errors import InputError, RunError, printable
+from qrdali.json_object import MOST_BYTES
 from qrdali.plan import Plan
 from qrdali.quality import REDUCTIONS
 
@@ -138,11 +139,24 @@ def _step(quality: float) -> str:
 def told_of(run: Path, name: str) -> dict[str, Any]:
     """What `write_rows` was told of a set: "epoch" of the weights, and for mapped classes "classes" and "map_rule". Empty if nothing."""
     try:
-        metadata = pq.read_schema(run / "predictions" / f"{name}.parquet").metadata or {}
-        told = json.loads(metadata.get(b"qrdali", b"{}"))
+        file = run / "predictions" / f"{name}.parquet"
+        metadata = (pq.read_schema(file).metadata or {}) if file.is_file() else {}
+        text = metadata.get(b"qrdali", b"{}")
+        told = json.loads(text) if len(text) <= MOST_BYTES else {}
         return told if isinstance(told, dict) else {}
     except (pa.ArrowException, OSError, ValueError, RecursionError):
         return {}
+
+
+def read_table(file: Path, columns: list[str]) -> pa.Table:
+    """Columns of a Parquet file whose rows differ from one another. Raises ValueError for more rows than bytes: each takes some, and
+    memory is not spent on what a file only says of itself."""
+    if not file.is_file():
+        raise ValueError("it is no file")
+    with pq.ParquetFile(file) as parquet:
+        if parquet.metadata.num_rows > file.stat().st_size:
+            raise ValueError(f"it says it has {parquet.metadata.num_rows} rows")
+        return parquet.read(columns=columns)
 
 
 def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.void]:
@@ -160,7 +174,7 @@ def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.
         raise InputError(f"the rows of {printable(name)!r} of {printable(run)} are of epoch {printable(made_at)}, best/ is of epoch "
                          f"{epoch}: {again}")
     try:
-        table = pq.read_table(file, columns=[key for key, _ in _ROW])
+        table = read_table(file, [key for key, _ in _ROW])
         rows = np.zeros(len(table), [(key, dtype) for key, dtype in _ROW])
         for key, _ in _ROW:
             rows[key] = table[key].to_numpy()

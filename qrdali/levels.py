@@ -106,8 +106,10 @@ class PerImage:
         def array(name: str, dtype: type[Any], shape: tuple[int, ...], bound: int) -> Any:
             file = folder / f"{stage:04d}.{name}.npy"
             try:
-                found = np.load(file, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
+                if not file.is_file():
+                    raise ValueError("it is no file" if file.exists() else "it is missing")
+                found = np.lib.format.open_memmap(file, mode="r")  # np.load also opens archives
+            except Exception as error:  # numpy reads the header as Python text, whose errors have many types
                 raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
             if found.dtype != dtype or found.shape != shape:
                 raise RunError(f"{printable(file)} holds {found.dtype}{list(found.shape)}, not {np.dtype(dtype)}{list(shape)}")

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from qrdali import checkpoint
 from qrdali.errors import InputError, RunError, printable
+from qrdali.json_object import read_object
 from qrdali.lock import held
 
 LOCK, DONE, FAILURES = ".lock", "done.json", "failures.json"
@@ -86,14 +87,11 @@ class MatrixFolder:
 
 def _notes(file: Path) -> dict[str, Any]:
     """Raises RunError for a damaged file."""
-    try:
-        found = json.loads(file.read_text("utf-8")) if file.exists() else {}
-        if not isinstance(found, dict) or not all(isinstance(note, dict) for note in found.values()):
-            raise ValueError("not an object of notes")
-        return found
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{printable(file)} cannot be read ({printable(error)[:160]}): remove it, and what it notes is found out "
-                       "again") from None
+    advice = ": remove it, and what it notes is found out again"
+    found = read_object(file, advice) if file.exists() else {}
+    if not all(isinstance(note, dict) for note in found.values()):
+        raise RunError(f"{printable(file)} cannot be read: it holds no object of notes{advice}")
+    return found
 
 
 def _write(file: Path, notes: dict[str, Any]) -> None:

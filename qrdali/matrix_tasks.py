@@ -12,6 +12,7 @@ from typing import Any
 from qrdali import runs as run_folders
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError, printable
+from qrdali.json_object import read_object
 from qrdali.matrix import Matrix
 from qrdali.matrix_folder import MatrixFolder
 from qrdali.matrix_runs import Run, matches, select
@@ -189,13 +190,7 @@ class Tasks:
     def pictures(self) -> dict[str, Any] | None:
         """What the generated pictures that are there are, or None. Raises RunError if that cannot be read."""
         file = self.folder.folder / "images" / SPEC
-        try:
-            found = json.loads(file.read_text("utf-8")) if file.exists() else None
-            if found is not None and not isinstance(found, dict):
-                raise ValueError("not an object")
-            return found
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{printable(file)} cannot be read ({printable(error)[:160]}): choose another out") from None
+        return read_object(file, ": choose another out") if file.exists() else None
 
     def changed_pictures(self) -> list[str]:
         """How the pictures that are there differ from those that the matrix asks for."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qrdali import schedule
+from qrdali.errors import RunError
+from qrdali.json_object import read_objects
 from qrdali.matrix import Network
 from qrdali.matrix_runs import Run
 from qrdali.matrix_tasks import Task, Tasks
@@ -110,14 +111,13 @@ def rows(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl that are whole; none if there is no such file."""
     found = []
     try:
-        for line in (run / "metrics.jsonl").read_text("utf-8").splitlines():
-            row = json.loads(line)
+        for row in read_objects(run / "metrics.jsonl"):
             seconds = [row[key] for key in ("seconds", "probe_seconds", "total_seconds") if key in row]
             if not isinstance(row["epoch"], int) or not all(isinstance(s, int | float) and math.isfinite(s) and s >= 0 for s in seconds):
                 break
             if row["epoch"] == 0 or "seconds" in row:
                 found.append(row)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (RunError, KeyError, TypeError, OverflowError):
         pass
     return found
 

@@ -21,6 +21,7 @@ from qrdali.checkpoint import sync
 from qrdali.data.index import Index, Samples
 from qrdali.entropy import encoder
 from qrdali.errors import InputError, RunError, printable
+from qrdali.json_object import read_object
 from qrdali.levels import CHUNK
 from qrdali.lock import held
 from qrdali.mepi import FULL, Journey, State, reduction_of
@@ -106,13 +107,15 @@ class Journal:
         self._out: BinaryIO | None = None
         if not file.exists():
             return
+        if not file.is_file():
+            raise RunError(f"{printable(file)} is no file")
         with open(file, "rb") as lines:
             for number, line in enumerate(iter(lambda: lines.readline(_LONGEST), b""), 1):
                 if not line.endswith(b"\n") and len(line) < _LONGEST:
                     break
                 try:
                     self._read(line)
-                except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError, AttributeError, OverflowError) as error:
                     raise RunError(f"{printable(file)} line {number} is damaged ({printable(error)[:120]}): remove the file to "
                                    "search this reduction anew") from None
                 self._end += len(line)
@@ -213,14 +216,9 @@ class MepiSet:
         if file.exists():
             if not resume:
                 raise InputError(f"{printable(folder)} already holds MEPIs: continue them with --resume, or choose another --out")
-            try:
-                before = json.loads(file.read_text("utf-8"))
-                if not isinstance(before, dict):
-                    raise ValueError("not a JSON object")
-                changed = [f"{key} {printable(before.get(key))} → {printable(options.get(key))}"
-                           for key in sorted({*before, *options} - {"run"}) if before.get(key) != options.get(key)]
-            except (OSError, ValueError, RecursionError, AttributeError) as error:
-                raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
+            before = read_object(file)
+            changed = [f"{key} {printable(before.get(key))} → {printable(options.get(key))}"
+                       for key in sorted({*before, *options} - {"run"}) if before.get(key) != options.get(key)]
             if changed:
                 raise InputError(f"{printable(folder)} was begun with other options: {'; '.join(changed)[:600]}. Give the same, or "
                                  "another --out")
@@ -308,13 +306,10 @@ class MepiSet:
     def summaries(self) -> dict[str, Any]:
         """The summary of each finished reduction. Raises RunError if the file is damaged."""
         file = self.folder / SUMMARY
-        try:
-            found = json.loads(file.read_text("utf-8")) if file.exists() else {}
-            if not isinstance(found, dict) or not set(found) <= set(SEARCHED) or not all(map(_is_summary, found.values())):
-                raise ValueError("not a summary of reductions: remove the file")
-            return found
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
+        found = read_object(file) if file.exists() else {}
+        if not set(found) <= set(SEARCHED) or not all(map(_is_summary, found.values())):
+            raise RunError(f"{printable(file)} cannot be read: not a summary of reductions: remove the file")
+        return found
 
     def _write_manifest(self, reductions: list[str]) -> None:
         partial = self.folder / f".{MANIFEST}.partial"

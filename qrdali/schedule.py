@@ -8,7 +8,7 @@ gives the state after an epoch and what happened. The trainer asks; the schedule
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from qrdali.errors import InputError
@@ -86,9 +86,16 @@ class State:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> State:
-        """The inverse of `as_dict`. Raises TypeError for other keys."""
+        """The inverse of `as_dict`. Raises TypeError for other keys and values of other types, ValueError for counts below 0."""
         values: dict[str, Any] = {key: NEVER if value is None else value for key, value in data.items()}
-        return cls(**values)
+        state = cls(**values)
+        for field in fields(cls):
+            kind = type(getattr(state, field.name)).__name__
+            if kind != field.type and (kind, field.type) != ("int", "float"):
+                raise TypeError(f"{field.name} is a {kind}")
+        if min(state.epoch, state.stage - 1, state.position, state.best_epoch, state.wait, state.run_best_epoch) < 0:
+            raise ValueError("a count below 0")
+        return state
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_MOST_BYTES = 1_000_000  # of a configuration
 Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
 
 
@@ -84,9 +85,13 @@ def validated(values: dict[str, Any]) -> Settings:
 def read(file: Path) -> dict[str, Any]:
     """The keys of a TOML file. Raises InputError if it is not TOML."""
     try:
-        if file.stat().st_size > 1_000_000:
+        if file.exists() and not file.is_file():  # opening a FIFO would wait for ever
+            raise InputError(f"{printable(file)} is no file")
+        with open(file, "rb") as data:
+            text = data.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
             raise InputError(f"{printable(file)} is larger than 1 MB: that is no configuration")
-        values: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
+        values: dict[str, Any] = tomllib.loads(text.decode("utf-8"))
         return values
     except InputError:
         raise
@@ -95,5 +100,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def write(file: Path, settings: Settings) -> None:
-    """Writes every setting, defaults included."""
-    file.write_text(tomli_w.dumps(settings.model_dump()), "utf-8")
+    """Writes every setting, defaults included; whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(tomli_w.dumps(settings.model_dump()), "utf-8")
+    partial.rename(file)

@@ -19,8 +19,9 @@ from qrdali.batch import Loader
 from qrdali.data.index import Index
 from qrdali.device import autocast_for
 from qrdali.energy import Energy, peak_memory
-from qrdali.errors import Interrupted, RunError
+from qrdali.errors import Interrupted, RunError, printable
 from qrdali.evaluate import Rows, evaluate, write_rows
+from qrdali.finite import Finite
 from qrdali.levels import FULL, Constant, Levels, PerImage, histogram
 from qrdali.methods import descent_of, reduced_levels, rule_of, stage_level
 from qrdali.models import Preprocessing
@@ -30,6 +31,8 @@ from qrdali.quality import DIMENSIONS, quality, steps
 from qrdali.settings import Settings
 from qrdali.track import Tracker, tracked_text
 from qrdali.watcher import Watcher
+
+_UNFIT = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)  # of data that no save has written
 
 
 @dataclass
@@ -68,7 +71,7 @@ class Trainer:
         self.train_loader, self.train_index = train
         self.val_loader, self.val_index = val
         self.device, self.watcher, self.stop, self.tracker = device, watcher, stop, tracker
-        self.facts, self.energy = facts, Energy(device)
+        self.facts, self.energy, self.finite = facts, Energy(device), Finite()
         self.changed: dict[str, Any] = {}
         torch.manual_seed(settings.seed)
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -189,8 +192,6 @@ class Trainer:
         levels = self._levels(state, letter)
         epoch = self._train(state, letter, levels, resumed)
         mean_loss = float(epoch.loss) / epoch.images
-        if not np.isfinite(mean_loss):
-            raise RunError(f"the loss of epoch {number} is {mean_loss}: lower --lr; last/ still holds the epoch before")
         counts = histogram(levels, len(self.train_index), self.n)
         shown = dict(zip(DIMENSIONS, (counts @ quality(np.arange(self.n), self.n) / len(self.train_index)).tolist(), strict=True))
         watched = self._watched(levels, counts, letter)
@@ -208,7 +209,8 @@ class Trainer:
         if event.unit_improved and self.rule.patience is not None and self.settings.restore_best:
             self._save(self.run / "unit", state, None)
         if event.closed and self.settings.restore_best:
-            self._load_weights(self.run / "unit")
+            data, (model, optimizer) = checkpoint.load(self.run / "unit", "model", "optimizer")
+            self._load_weights(self.run / "unit", data, model, optimizer)
         accuracy = int(epoch.correct) / epoch.images
         rate = (epoch.images) / max(epoch.seconds, 1e-9)
         self.totals.seconds += epoch.seconds
@@ -266,7 +268,8 @@ class Trainer:
         plan = self._plan(state, levels, epoch.step)
         self.model.train()
         self.energy.begin(epoch.joules)
-        if epoch.images == plan.samples or (self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps):
+        whole = epoch.step == -(-plan.samples // self.settings.batch_size)
+        if whole or (self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps):
             return epoch  # stopped in its validation
         before, saved = epoch.seconds, time.monotonic()
         begun = asked = time.perf_counter()
@@ -293,6 +296,9 @@ class Trainer:
                 if self._online and letter == "R":
                     self.feedback[batch.samples] = right.to(torch.uint8)
             epoch.step += 1
+            self.finite.seen(epoch.step, loss, batch.samples)
+            if epoch.step % self.finite.EVERY == 0:
+                self._require_finite(state, weights=False)
             epoch.images += len(batch.labels)
             epoch.seconds = before + time.perf_counter() - begun
             self.totals.optimizer_steps += 1
@@ -303,6 +309,7 @@ class Trainer:
                 self.save_seconds and time.monotonic() - saved >= self.save_seconds)
             signum = self.stop()
             if due or signum:
+                self._require_finite(state, weights=True)
                 self._save(self.run / "last", state, epoch)
                 saved = time.monotonic()
             if signum:
@@ -312,8 +319,17 @@ class Trainer:
             if self.totals.optimizer_steps == self.settings.match_steps:
                 break
             asked = time.perf_counter()
+        self._require_finite(state, weights=True)
         self.watcher.end()
         return epoch
+
+    def _require_finite(self, state: schedule.State, weights: bool) -> None:
+        try:
+            self.finite.check(self.model if weights else None)
+        except ValueError as error:
+            self.watcher.end()
+            raise RunError(f"epoch {state.epoch + 1}: {error}: training stopped before it could be saved, {runs.saved(self.run)}; "
+                           "lower --lr, or look at these images") from None
 
     def _validate(self, what: str, levels: Levels) -> Rows:
         plan = Plan(len(self.val_index), self.settings.batch_size, levels, self.n, self.settings.seed)
@@ -363,47 +379,64 @@ class Trainer:
                              "joules": self.energy.used()}
         if self._online:
             random["feedback"] = self.feedback
-        checkpoint.save(folder, data, model=self.model.state_dict(), optimizer=tensors, random=random)
+        checkpoint.save(folder, data, keep_previous=folder.name == "last",
+                        model=self.model.state_dict(), optimizer=tensors, random=random)
 
-    def _load_weights(self, folder: Path) -> dict[str, Any]:
+    def _load_weights(self, folder: Path, state: dict[str, Any], model: checkpoint.Tensors, optimizer: checkpoint.Tensors) -> None:
         """Restores weights with batch-norm statistics, optimizer and gradient scaler."""
-        state, (model, optimizer) = checkpoint.load(folder, "model", "optimizer")
         try:
             self.model.load_state_dict(model)
             self.optimizer.load_state_dict(checkpoint.unflatten(optimizer, state["optimizer"]))
             if state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(f"{folder} does not fit this run: {str(error).splitlines()[0][:160]}") from None
-        return state
+        except _UNFIT as error:
+            raise _unfit(folder, error) from None
 
     def _restore(self) -> tuple[schedule.State, Epoch | None]:
         folder = self.run / "last"
-        data = self._load_weights(folder)
+        data, (model, optimizer, random), damage = checkpoint.load_newest(folder, "model", "optimizer", "random")
         if data.get("data") != self.train_index.fingerprint:
             raise RunError(f"{self.train_index.file} has changed since this run was saved: restore it, or train anew in another --run")
-        _, (random,) = checkpoint.load(folder, "random")
-        torch.set_rng_state(random["cpu"])
-        if self.device.type == "cuda" and "cuda" in random:
-            torch.cuda.set_rng_state(random["cuda"], self.device)
+        self._load_weights(folder, data, model, optimizer)
         try:
+            torch.set_rng_state(random["cpu"])
+            if self.device.type == "cuda" and "cuda" in random:
+                torch.cuda.set_rng_state(random["cuda"], self.device)
             state = schedule.State.from_dict(data["schedule"])
+            schedule.phase(self.rule, state)  # that there is such a place in the sequence
             self.totals = Totals(**data["totals"])
+            if self.totals != Totals(int(self.totals.optimizer_steps), int(self.totals.forward_images), float(self.totals.seconds)):
+                raise ValueError("totals that are no numbers")
             self.stage_row, self.stage_shown = dict(data["stage_row"]), bool(data["stage_shown"])
             if self._online:
                 self.feedback.copy_(random["feedback"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(f"{folder} does not fit this run: {str(error).splitlines()[0][:160]}") from None
+            epoch = self._epoch_of(data["epoch"])
+        except _UNFIT as error:
+            raise _unfit(folder, error) from None
         if self.settings.method == "adaptive" and (state.begun or state.stage > 1):
             self.images = self._stage_images(state.stage if state.begun else state.stage - 1)
         runs.keep_metrics(self.run, state.epoch)
         if runs.last_recorded(self.run, "environment") != self.facts["environment"]:
             self.changed = {"environment": self.facts["environment"]}
-        epoch = None
-        if data["epoch"] is not None:
-            sums = data["epoch"]
-            loss = torch.tensor(sums["loss"], dtype=torch.float64, device=self.device)
-            epoch = Epoch(sums["step"], sums["images"], loss, torch.tensor(sums["correct"], device=self.device),
-                          sums["seconds"], sums["waited"], sums.get("joules"))
-        self.watcher.line(f"continuing after epoch {state.epoch}" + (f", step {epoch.step}" if epoch else ""))
+        where = f"continuing after epoch {state.epoch}" + (f" and {epoch.step} steps of the next" if epoch else "")
+        if damage:
+            checkpoint.set_aside(folder)
+            self.watcher.warn(f"{damage}: it is now last.damaged/, and the save before it is whole: {where}")
+        else:
+            self.watcher.line(where)
         return state, epoch
+
+    def _epoch_of(self, sums: dict[str, Any] | None) -> Epoch | None:
+        """The epoch in hand as it was saved."""
+        if sums is None:
+            return None
+        joules = sums.get("joules")
+        if sums["images"] != min(sums["step"] * self.settings.batch_size, len(self.train_index)) or sums["step"] < 1:
+            raise ValueError(f"{sums['images']} images in {sums['step']} steps")
+        return Epoch(int(sums["step"]), int(sums["images"]), torch.tensor(float(sums["loss"]), dtype=torch.float64, device=self.device),
+                     torch.tensor(int(sums["correct"]), device=self.device), float(sums["seconds"]), float(sums["waited"]),
+                     None if joules is None else float(joules))
+
+
+def _unfit(folder: Path, error: Exception) -> RunError:
+    return RunError(f"{printable(folder)} does not fit this run: {printable((str(error).splitlines() or [type(error).__name__])[0])[:160]}")

@@ -143,5 +143,5 @@ def test_checkpoints_are_whole_or_named(tmp_path: Path) -> None:
     (tmp_path / "c").rename(tmp_path / "c.old")  # as a kill between the two renames leaves it
     assert checkpoint.load(tmp_path / "c")[0]["a"] == 1
     (tmp_path / "c.old" / "optimizer.safetensors").write_bytes(b"\xff" * 64)
-    with pytest.raises(RunError, match="optimizer.safetensors cannot be read"):
+    with pytest.raises(RunError, match="optimizer.safetensors is damaged"):
         checkpoint.load(tmp_path / "c", "optimizer")

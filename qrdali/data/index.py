@@ -23,6 +23,7 @@ SCHEMA = pa.schema(_FIELDS)
 _FILE_FIELDS: list[Any] = [("bytes", pa.int64()), ("sha256", pa.binary(32))]
 FILES_SCHEMA = pa.schema(_FILE_FIELDS)  # of SPLIT.files.arrow, row by row beside SPLIT.arrow; sha256 null where it was not asked for
 ROWS = 65_536  # of a record batch
+_MOST_BYTES = 64 << 20  # of classes.tsv
 _NO_PATH = np.empty(0, np.uint8)
 
 
@@ -32,16 +33,10 @@ class Index:
     def __init__(self, file: Path, classes: int) -> None:
         """Raises RunError for a file that is not such an index, or whose labels or sizes cannot be."""
         self.file = file
-        try:
-            reader = pa.ipc.open_file(pa.memory_map(str(file)))
-            if reader.schema != SCHEMA:
-                raise RunError(f"{file} has columns {printable(reader.schema.names)}, not {SCHEMA.names}: index it again")
-            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-            for batch in batches:
-                batch.validate()
-        except (pa.ArrowException, OSError) as error:
-            raise RunError(f"{file} is not a readable index ({printable(error)}): run `qrdali data index` again") from None
-        self._columns = [_Columns(batch) for batch in batches if batch.num_rows]
+        batches = [batch for batch in read_batches(file, SCHEMA) if batch.num_rows]
+        if any(column.null_count for batch in batches for column in batch.columns):
+            raise RunError(f"{printable(file)} has holes: run `qrdali data index` again")
+        self._columns = [_Columns(batch) for batch in batches]
         self._starts = np.cumsum([0, *(len(c.label) for c in self._columns)])
         for columns in self._columns:
             if columns.label.min() < 0 or columns.label.max() >= classes or columns.size.min() < 1:
@@ -85,8 +80,11 @@ class Index:
         return result
 
     def paths(self, samples: Samples) -> list[str]:
-        """Each path as text."""
-        return [path.tobytes().decode() for path in self.path_bytes(samples)]
+        """Each path as text. Raises RunError for one that is none."""
+        try:
+            return [path.tobytes().decode() for path in self.path_bytes(samples)]
+        except UnicodeDecodeError:
+            raise RunError(f"{printable(self.file)} holds a path that is not UTF-8: run `qrdali data index` again") from None
 
     def _located(self, samples: Samples) -> Iterator[tuple[_Columns, Samples, Samples]]:
         """Each record batch that holds some of `samples`: its columns, the rows wanted, and their places in `samples`."""
@@ -110,6 +108,26 @@ class _Columns:
 
     def path(self, row: int) -> npt.NDArray[np.uint8]:
         return self._text[self._offsets[row]:self._offsets[row + 1]]
+
+
+def read_batches(file: Path, schema: pa.Schema) -> list[pa.RecordBatch]:
+    """The record batches of an Arrow file, memory-mapped. Raises RunError for a file that is none, has another schema or is damaged."""
+    try:
+        if not file.is_file():
+            raise OSError("it is no file")
+        size, reader = file.stat().st_size, pa.ipc.open_file(pa.memory_map(str(file)))
+        if reader.schema != schema:
+            raise RunError(f"{printable(file)} has columns {printable(reader.schema.names)}, not {schema.names}: index it again")
+        batches = []
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            batch.validate()
+            if batch.nbytes > size:  # ours are not compressed
+                raise OSError(f"record batch {number} is larger than the file")
+            batches.append(batch)
+        return batches
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise RunError(f"{printable(file)} is not a readable index ({printable(error)[:160]}): run `qrdali data index` again") from None
 
 
 class RowWriter:
@@ -165,6 +183,8 @@ class Dataset:
             raise InputError(f"{printable(folder)} holds no data set (no classes.tsv); {hint}")
         classes: list[str] = []
         try:
+            if listing.stat().st_size > _MOST_BYTES:
+                raise RunError(f"{printable(listing)} is larger than {_MOST_BYTES >> 20} MiB: that is no list of classes")
             rows = listing.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise RunError(f"{listing} cannot be read: {printable(error)}") from None

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from qrdali.data import source
-from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Samples
+from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Samples, read_batches
 from qrdali.data.scan import tsv_field
 from qrdali.errors import InputError, RunError, printable
 from qrdali.lock import held
@@ -123,18 +123,13 @@ def _finish(folder: Path) -> None:
 def _divide(folder: Path, kind: str, chosen: Mask, schema: pa.Schema) -> None:
     """Rows of train.KIND into train.KIND.partial and, where chosen, val.KIND.partial; one record batch in memory at a time."""
     file = folder / f"train.{kind}"
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(file)))
-        rows = sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
-    except (pa.ArrowException, OSError) as error:
-        raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None
-    if reader.schema != schema or rows != len(chosen):
+    batches = read_batches(file, schema)
+    if sum(batch.num_rows for batch in batches) != len(chosen):
         raise RunError(f"{printable(file)} does not belong to train.arrow: index the images again")
     start = 0
     with (pa.ipc.new_file(str(_partial(folder, f"train.{kind}")), schema) as train,
           pa.ipc.new_file(str(_partial(folder, f"val.{kind}")), schema) as val):
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
+        for batch in batches:
             mask = chosen[start:start + batch.num_rows]
             for writer, part in ((train, batch.filter(pa.array(~mask))), (val, batch.filter(pa.array(mask)))):
                 if part.num_rows:

@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qrdali.errors import RunError, printable
+from qrdali.json_object import read_object
 
 FILE = "source.json"
-_MOST_BYTES = 10_000_000
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -18,15 +17,7 @@ def read(folder: Path) -> dict[str, Any]:
     file = folder / FILE
     if not file.exists():
         return {}
-    try:
-        if file.stat().st_size > _MOST_BYTES or not file.is_file():
-            raise RunError(f"{printable(file)} is no file below {_MOST_BYTES:,} bytes")
-        values = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None
-    if not isinstance(values, dict):
-        raise RunError(f"{printable(file)} holds no JSON object")
-    return values
+    return read_object(file)
 
 
 def write(file: Path, values: dict[str, Any]) -> None:

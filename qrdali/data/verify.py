@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from qrdali.data.index import FILES_SCHEMA, Dataset, Index
+from qrdali.data.index import FILES_SCHEMA, Dataset, Index, read_batches
 from qrdali.data.scan import Found, Progress, look, silent
 from qrdali.errors import InputError, RunError, printable
 
@@ -78,13 +78,9 @@ def _recorded(dataset: Dataset, split: str, hashed: bool) -> pa.Table | None:
         if hashed:
             raise InputError(f"{printable(dataset.folder)} holds no hashes: make it again with --hash")
         return None
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        table.validate()
-    except (pa.ArrowException, OSError) as error:
-        raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None
-    if table.schema != FILES_SCHEMA:
-        raise RunError(f"{printable(file)} has columns {printable(table.schema.names)}, not {FILES_SCHEMA.names}")
+    table = pa.Table.from_batches(read_batches(file, FILES_SCHEMA), FILES_SCHEMA)
+    if table["bytes"].null_count:
+        raise RunError(f"{printable(file)} has holes: make the data set again")
     if hashed and table["sha256"].null_count:
         raise InputError(f"{printable(dataset.folder)} holds no hashes: make it again with --hash")
     return table

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 from qrdali import __version__
 from qrdali.entropy import encoder
 from qrdali.errors import InputError, RunError, printable
+from qrdali.json_object import read_object
 from qrdali.report import accuracy, gallery, groups, plots, quotients, resources, setup, thesis
 from qrdali.report.figures import DARK, Figure
 from qrdali.report.groups import Group
 from qrdali.report.page import Drawn, Gallery, Section, page
-from qrdali.report.read import Mepis, Run, Warn, named, read_mepis, read_object, read_run
+from qrdali.report.read import Mepis, Run, Warn, named, read_mepis, read_run
 from qrdali.report.resources import Prices
 from qrdali.report.tables import Table
 from qrdali.runs import weights_digest

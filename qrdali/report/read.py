@@ -12,18 +12,18 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qrdali import runs
 from qrdali import settings as settings_file
 from qrdali.errors import InputError, RunError, printable
-from qrdali.evaluate import read_rows, told_of
+from qrdali.evaluate import read_rows, read_table, told_of
+from qrdali.json_object import read_object
 from qrdali.mepi_set import MANIFEST, OPTIONS, SCHEMA, SEARCHED, SUMMARY
 from qrdali.settings import Settings
 
 Warn = Callable[[str], None]
-_LONGEST = 1 << 20  # bytes of a line or a small file
+_LONGEST = 1 << 20  # bytes of a line
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -130,6 +130,8 @@ def read_epochs(file: Path, warn: Warn) -> tuple[Epoch, ...]:
     whole."""
     found: list[Epoch] = []
     try:
+        if file.exists() and not file.is_file():
+            raise OSError("it is no file")
         with open(file, "rb") as lines:
             for number, line in enumerate(iter(lambda: lines.readline(_LONGEST), b""), 1):
                 try:
@@ -202,19 +204,6 @@ def _curves(folder: Path, epoch: int, warn: Warn) -> dict[str, tuple[dict[str, A
     return found
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a small file. Raises RunError."""
-    try:
-        if not file.is_file() or file.stat().st_size > 16 * _LONGEST:
-            raise ValueError("it is no file of at most 16 MiB")
-        told = json.loads(file.read_text("utf-8"))
-        if not isinstance(told, dict):
-            raise ValueError("it holds no JSON object")
-        return told
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
-
-
 def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, str]) -> Mepis:
     """digests: `runs.weights_digest` of each run, by its name.
 
@@ -228,7 +217,7 @@ def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, str
     if not summary:
         raise InputError(f"{printable(folder)} has no finished reduction: continue it with `qrdali build-mepi … --resume`")
     try:
-        table = pq.read_table(folder / MANIFEST, columns=SCHEMA.names)
+        table = read_table(folder / MANIFEST, SCHEMA.names)
         if not table.schema.equals(SCHEMA) or any(column.null_count for column in table.columns):
             raise ValueError(f"{MANIFEST} has other columns, or holes in them")
         columns = {key: table[key].to_numpy(zero_copy_only=False) for key in SCHEMA.names}

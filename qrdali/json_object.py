@@ -1,0 +1,59 @@
+"""JSON objects, one in a file or one in each line, of files that may be anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qrdali.errors import RunError, printable
+
+MOST_BYTES = 16 << 20  # of a file; in memory, lists of nothing take 20 times as much
+LONGEST_LINE = 1 << 20  # bytes
+
+
+def read_object(file: Path, advice: str = "") -> dict[str, Any]:
+    """The object in `file`. Raises RunError, ending with `advice`, for anything but a file of at most MOST_BYTES that holds one."""
+    try:
+        if not file.is_file():  # opening a FIFO would wait for ever
+            raise ValueError("it is no file" if file.exists() else "it is missing")
+        with open(file, "rb") as data:
+            text = data.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"it is no file of at most {MOST_BYTES >> 20} MiB")
+        found = json.loads(text.decode("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no JSON object")
+        return found
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}{advice}") from None
+
+
+def read_objects(file: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
+    """The object of each line up to the first that is damaged or cut; with `whole`, ValueError for that one.
+
+    Raises RunError if the file cannot be read.
+    """
+    try:
+        if file.exists() and not file.is_file():
+            raise OSError("it is no file")
+        with open(file, "rb") as lines:
+            for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
+                found = _object(line)
+                if found is not None:
+                    yield found
+                elif whole:
+                    raise ValueError(f"line {number} is cut or damaged")
+                else:
+                    return
+    except OSError as error:
+        raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and line.endswith(b"\n") else None
