@@ -245,6 +245,7 @@ def test_another_environment_is_recorded_once(dataset: Dataset, tmp_path: Path, 
         state = json.loads((run / "last" / "state.json").read_text())
         state["schedule"].update(ended="", epoch=done)  # as if stopped after that epoch
         (run / "last" / "state.json").write_text(json.dumps(state))
+        (run / "last" / "SHA256SUMS").unlink()  # which would notice
         monkeypatch.setattr(environment, "_cpu", lambda processor=processor: processor)
         run_training(own, run, True)
         assert [row.get("environment", {}).get("cpu") for row in rows_of(run)[1:]] == recorded

@@ -161,6 +161,7 @@ def test_adaptive_stopped_anywhere_resumes_to_the_same(data: str, shared: Path, 
         one, two = weights(tmp_path / f"{feedback}1" / "last"), weights(run / "last")
         assert all(torch.equal(one[key], two[key]) for key in one)
     (run / "last" / "state.json").write_text((run / "last" / "state.json").read_text().replace('"ended": "', '"ended": ""  , "x": "'))
+    (run / "last" / "SHA256SUMS").unlink()  # which would notice
     with pytest.raises(RunError, match="does not fit this run"):
         run_training(settings, run, True)
 
@@ -195,10 +196,13 @@ def test_a_changed_data_set_is_refused(shared: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_training(settings, run, False)
     (run / "last" / "state.json").write_text((run / "last" / "state.json").read_text().replace('"ended": "--max-epochs 3"', '"ended": ""'))
+    (run / "last" / "SHA256SUMS").unlink()  # which would notice
     victim = next((tmp_path / "images" / "train").rglob("*.jpg"))
     victim.unlink()
     for file in ("train.arrow", "val.arrow", "classes.tsv", "rejected.tsv"):
         (tmp_path / "data" / file).unlink(missing_ok=True)
+    (tmp_path / "data" / "train.files.arrow").unlink()
+    (tmp_path / "data" / "val.files.arrow").unlink()
     (tmp_path / "data").rmdir()
     build(tmp_path / "images", tmp_path / "data")
     with pytest.raises(RunError, match="changed since"):

@@ -83,6 +83,7 @@ def _go_on(run: Path) -> None:
     state["schedule"]["ended"] = ""
     state["schedule"]["epoch"] -= 1
     file.write_text(json.dumps(state))
+    (run / "last" / "SHA256SUMS").unlink()  # which would notice
 
 
 def test_a_continued_run_keeps_its_images_and_may_track_more(dataset: Dataset, images: Path, mine: Path, tmp_path: Path) -> None:
