@@ -209,8 +209,7 @@ class Trainer:
         if event.unit_improved and self.rule.patience is not None and self.settings.restore_best:
             self._save(self.run / "unit", state, None)
         if event.closed and self.settings.restore_best:
-            data, (model, optimizer) = checkpoint.load(self.run / "unit", "model", "optimizer")
-            self._load_weights(self.run / "unit", data, model, optimizer)
+            self._load_weights(self.run / "unit")
         accuracy = int(epoch.correct) / epoch.images
         rate = (epoch.images) / max(epoch.seconds, 1e-9)
         self.totals.seconds += epoch.seconds
@@ -382,7 +381,11 @@ class Trainer:
         checkpoint.save(folder, data, keep_previous=folder.name == "last",
                         model=self.model.state_dict(), optimizer=tensors, random=random)
 
-    def _load_weights(self, folder: Path, state: dict[str, Any], model: checkpoint.Tensors, optimizer: checkpoint.Tensors) -> None:
+    def _load_weights(self, folder: Path) -> None:
+        state, (model, optimizer) = checkpoint.load(folder, "model", "optimizer")
+        self._take(folder, state, model, optimizer)
+
+    def _take(self, folder: Path, state: dict[str, Any], model: checkpoint.Tensors, optimizer: checkpoint.Tensors) -> None:
         """Restores weights with batch-norm statistics, optimizer and gradient scaler."""
         try:
             self.model.load_state_dict(model)
@@ -397,7 +400,7 @@ class Trainer:
         data, (model, optimizer, random), damage = checkpoint.load_newest(folder, "model", "optimizer", "random")
         if data.get("data") != self.train_index.fingerprint:
             raise RunError(f"{self.train_index.file} has changed since this run was saved: restore it, or train anew in another --run")
-        self._load_weights(folder, data, model, optimizer)
+        self._take(folder, data, model, optimizer)
         try:
             torch.set_rng_state(random["cpu"])
             if self.device.type == "cuda" and "cuda" in random:
