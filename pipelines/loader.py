@@ -17,7 +17,7 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from qrdali.batch import Ask, Batch, Loader, Shown
 from qrdali.data.index import Index
-from qrdali.data.scan import examine
+from qrdali.data.scan import MAX_PIXELS, look, quiet_pillow
 from qrdali.descent import CROP
 from qrdali.errors import RunError, printable
 from qrdali.models import Preprocessing
@@ -122,11 +122,12 @@ def problem(index: Index, sample: int) -> str | None:
     path = index.paths(number)[0]
     if not os.path.exists(path):
         return f"sample {sample}, {printable(path)}, is gone since it was indexed: restore it or index again"
-    try:
-        size = examine(path, verify=True)
-    except Exception as reason:  # whatever Pillow raises is the explanation
-        return f"sample {sample}, {printable(path)}, cannot be decoded: {printable(reason)}"
-    height, width = index.sizes(number)[0]
+    height, width = index.sizes(number)[0].tolist()
+    quiet_pillow()
+    found = look(path, verify=True, max_pixels=max(MAX_PIXELS, height * width))
+    if found.reason:
+        return f"sample {sample}, {printable(path)}, cannot be decoded: {found.reason}"
+    size = found.width, found.height
     if size != (width, height):
         return f"sample {sample}, {printable(path)}, is {size[0]}x{size[1]} pixels, was indexed as {width}x{height}: index again"
     return None
