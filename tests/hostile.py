@@ -102,12 +102,13 @@ def gray_rows(width: int, height: int) -> bytes:
     return b"".join(b"\0" + bytes(x * 7 + y * 5 for x in range(width)) for y in range(height))
 
 
-def interlaced() -> bytes:
-    """Adam7 of an 8×8 gray image: its seven passes."""
+def interlaced(missing: int = 0) -> bytes:
+    """Adam7 of an 8×8 gray image: its seven passes, 79 bytes, less some at the end."""
     whole = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
     passes = [whole[y::down, x::across] for x, y, across, down in steps]
-    return png(8, 8, 8, 0, b"".join(b"\0" + row.tobytes() for part in passes for row in part), 1)
+    rows = b"".join(b"\0" + row.tobytes() for part in passes for row in part)
+    return png(8, 8, 8, 0, rows[:len(rows) - missing], 1)
 
 
 def deep_png(color: int) -> bytes:
@@ -227,6 +228,7 @@ def rejected() -> dict[str, tuple[bytes, str]]:
         "xmp.jpg": (with_segments(XMP), DISAGREE),
         "checksum.png": (whole[:end] + b"abcd" + whole[end + 4:], "checksum"), "no palette.png": (png(8, 4, 8, 3, bytes(36)), "no palette"),
         "too few rows.png": (png(8, 9, 8, 0, gray_rows(8, 4)), "36 of 81 bytes"),
+        "too few rows interlaced.png": (interlaced(missing=5), "74 of 79 bytes"),
         "flipped.png": (whole[:at + 60] + bytes(b ^ 90 for b in whole[at + 60:at + 70]) + whole[at + 70:], "."),
         "runs.bmp": (bmp(4, 2, b"\x08\x1f\0\0" * 4 + b"\0\1", 16), "4 bits, compression 2"),
         "16 bits.bmp": (bmp(16, 0, bytes(range(64))), "16 bits"),
