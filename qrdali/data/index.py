@@ -23,15 +23,17 @@ SCHEMA = pa.schema(_FIELDS)
 _FILE_FIELDS: list[Any] = [("bytes", pa.int64()), ("sha256", pa.binary(32))]
 FILES_SCHEMA = pa.schema(_FILE_FIELDS)  # of SPLIT.files.arrow, row by row beside SPLIT.arrow; sha256 null where it was not asked for
 ROWS = 65_536  # of a record batch
-_NO_PATH = np.empty(0, np.uint8)
+_CHECKED = 8_000_000  # rows that are all checked at opening; of a larger index each where it is used, as reading it all takes seconds
+_NO_PATH, _NO_LABEL = np.empty(0, np.uint8), np.empty(0, np.int64)
 
 
 class Index:
     """One split. Sample numbers are rows; nothing is held in memory but views of the mapped file."""
 
     def __init__(self, file: Path, classes: int) -> None:
-        """Raises RunError for a file that is not such an index, or whose labels or sizes cannot be."""
-        self.file = file
+        """Raises RunError for a file that is not such an index, or whose labels or sizes cannot be; of more than eight million rows
+        `labels` and `sizes` raise it instead."""
+        self.file, self._classes = file, classes
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(file)))
             if reader.schema != SCHEMA:
@@ -43,9 +45,14 @@ class Index:
             raise RunError(f"{file} is not a readable index ({printable(error)}): run `qrdali data index` again") from None
         self._columns = [_Columns(batch) for batch in batches if batch.num_rows]
         self._starts = np.cumsum([0, *(len(c.label) for c in self._columns)])
-        for columns in self._columns:
-            if columns.label.min() < 0 or columns.label.max() >= classes or columns.size.min() < 1:
-                raise RunError(f"{file} holds labels outside 0..{classes - 1} or sizes below 1: index it again")
+        if len(self) <= _CHECKED:
+            for columns in self._columns:
+                self._check(columns.label, columns.width, columns.height)
+
+    def _check(self, labels: npt.NDArray[Any], *sides: npt.NDArray[Any]) -> None:
+        wrong = len(labels) and (labels.min() < 0 or labels.max() >= self._classes)
+        if wrong or any(len(side) and side.min() < 1 for side in sides):
+            raise RunError(f"{self.file} holds labels outside 0..{self._classes - 1} or sizes below 1: index it again")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -67,19 +74,24 @@ class Index:
         result = np.empty(len(samples), np.int64)
         for columns, rows, places in self._located(samples):
             result[places] = columns.label[rows]
+        self._check(result)
         return result
 
     def sizes(self, samples: Samples) -> npt.NDArray[np.int32]:
         """Upright (height, width) in pixels, int32 [N, 2]."""
         result = np.empty((len(samples), 2), np.int32)
         for columns, rows, places in self._located(samples):
-            result[places] = columns.size[rows]
+            result[places, 0], result[places, 1] = columns.height[rows], columns.width[rows]
+        self._check(_NO_LABEL, result)
         return result
 
     def path_bytes(self, samples: Samples) -> list[npt.NDArray[np.uint8]]:
         """Each path as UTF-8 bytes, uint8 [length]: views of the mapped file."""
         result: list[npt.NDArray[np.uint8]] = [_NO_PATH] * len(samples)
         for columns, rows, places in self._located(samples):
+            if isinstance(rows, slice):
+                result[places.start] = columns.path(rows.start)
+                continue
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 result[place] = columns.path(row)
         return result
@@ -88,14 +100,20 @@ class Index:
         """Each path as text."""
         return [path.tobytes().decode() for path in self.path_bytes(samples)]
 
-    def _located(self, samples: Samples) -> Iterator[tuple[_Columns, Samples, Samples]]:
-        """Each record batch that holds some of `samples`: its columns, the rows wanted, and their places in `samples`."""
+    def _located(self, samples: Samples) -> Iterator[tuple[_Columns, Any, Any]]:
+        """Each record batch that holds some of `samples`: its columns, the rows wanted, and their places in `samples`; both as arrays,
+        or as slices of one."""
         if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < len(self):
             raise IndexError(f"samples {samples.min()}..{samples.max()} are outside 0..{len(self) - 1}")
         batch = np.searchsorted(self._starts, samples, side="right") - 1
-        for number in np.unique(batch).tolist():
+        rows, numbers = samples - self._starts[batch], np.unique(batch)
+        if 8 * len(numbers) > len(samples):  # a shuffled batch: one after another is faster than looking for those together
+            for place, (number, row) in enumerate(zip(batch.tolist(), rows.tolist(), strict=True)):
+                yield self._columns[number], slice(row, row + 1), slice(place, place + 1)
+            return
+        for number in numbers.tolist():
             places = np.flatnonzero(batch == number)
-            yield self._columns[number], samples[places] - self._starts[number], places
+            yield self._columns[number], rows[places], places
 
 
 class _Columns:
@@ -106,7 +124,7 @@ class _Columns:
         self._offsets = np.frombuffer(offsets, np.int32)[shift:shift + batch.num_rows + 1]
         self._text = np.frombuffer(text, np.uint8)
         self.label = batch.column(1).to_numpy()
-        self.size = np.stack([batch.column(3).to_numpy(), batch.column(2).to_numpy()], axis=1)
+        self.width, self.height = batch.column(2).to_numpy(), batch.column(3).to_numpy()
 
     def path(self, row: int) -> npt.NDArray[np.uint8]:
         return self._text[self._offsets[row]:self._offsets[row + 1]]
