@@ -112,9 +112,11 @@ def opening(file: Path, levels: Path | None) -> dict[str, Any]:
     source.set(plan)
     emitted = _each(source)
     loaded = _each(lambda: next(batches))
+    later = resident()
     return {"rows": len(index), "seconds_to_open": round(opened, 3), "seconds_to_open_with_levels": round(with_levels, 3),
             "seconds_to_first_batch": round(first, 3), "mapped_mb": round(mapped(file.parent), 1),
             "resident_mb": {key: round(after[key] - before[key], 1) for key in before},
+            "resident_mb_after_batches": {key: round(later[key] - before[key], 1) for key in before},
             "microseconds_per_batch": {"numbers_and_paths": emitted, "with_decoding": loaded}}
 
 
