@@ -140,11 +140,12 @@ def _files(root: Path) -> list[str]:
 
 
 def _rate(count: int, begun: float, before: float) -> dict[str, Any]:
-    return {"files_per_second": round(count / (time.perf_counter() - begun)), "peak_mb": round(status("VmHWM") - before, 1)}
+    return {"files_per_second": round(count / (time.perf_counter() - begun)), "peak_mb": round(status("VmHWM"), 1),
+            "of_it_before_mb": round(before, 1)}
 
 
 def indexed(root: Path, threads: int) -> dict[str, Any]:
-    before, begun = status("VmHWM"), time.perf_counter()
+    before, begun = status("VmRSS"), time.perf_counter()
     with TemporaryDirectory() as out:
         summary = build(root, Path(out) / "data", threads=threads)
     return _rate(sum(summary.images.values()), begun, before)
@@ -164,7 +165,7 @@ def only_decoded(root: Path, threads: int) -> dict[str, Any]:
 
 def _only(root: Path, threads: int, work: Callable[[str], object]) -> dict[str, Any]:
     files = _files(root)
-    before, begun = status("VmHWM"), time.perf_counter()
+    before, begun = status("VmRSS"), time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(files), 1024):
             list(pool.map(work, files[start:start + 1024]))
@@ -178,9 +179,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10 ** 8)
     parser.add_argument("--files", type=int, default=10 ** 5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=3, help="of indexing and its peers, alternating")
     parser.add_argument("--note", default="")
     args = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "note": args.note, "batch_size": BATCH, "threads": args.threads}
+    result: dict[str, Any] = {"machine": machine(), "note": args.note, "batch_size": BATCH, "threads": args.threads, "rounds": args.rounds}
     with TemporaryDirectory() as name:
         folder = Path(name)
         small_jpegs(folder / "few", FILES, FILES)
@@ -197,11 +199,15 @@ def main() -> None:
         small_jpegs(folder / "many" / "train", args.files, -(-args.files // 100))
         result["indexing"] = {"files": args.files, "mean_bytes": round(statistics.mean(
             os.path.getsize(path) for path in _files(folder / "many")[:64]))}
-        for key, work in (("read", only_read), ("decode", only_decoded), ("index", indexed)):
-            result["indexing"][key] = alone(work, folder / "many", args.threads)
-            print(f"{key}: {result['indexing'][key]}", file=sys.stderr)
-        rates = {key: result["indexing"][key]["files_per_second"] for key in ("decode", "index")}
-        result["indexing"]["index_over_decode"] = round(rates["index"] / rates["decode"], 3)
+        rounds: dict[str, list[dict[str, Any]]] = {"read": [], "decode": [], "index": []}
+        for _ in range(args.rounds):
+            for key, work in (("read", only_read), ("decode", only_decoded), ("index", indexed)):
+                rounds[key].append(alone(work, folder / "many", args.threads))
+                print(f"{key}: {rounds[key][-1]}", file=sys.stderr)
+        for key, found in rounds.items():
+            result["indexing"][key] = {what: statistics.median(one[what] for one in found) for what in found[0]}
+        result["indexing"]["index_over_decode"] = round(statistics.median(
+            a["files_per_second"] / b["files_per_second"] for a, b in zip(rounds["index"], rounds["decode"], strict=True)), 3)
     print(json.dumps(result, indent=1))
 
 
