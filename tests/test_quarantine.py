@@ -116,12 +116,14 @@ def test_training_goes_on(data: Path, tmp_path: Path, graph: bool, at_step: Any,
                           capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(Engine, "host", property(lambda self: not graph))
     seen: dict[int, list[int]] = {}
+    without: dict[int, tuple[int, ...]] = {}
     loader = GraphLoader if graph else HostLoader
     inner = loader.epoch
 
     def spied(self: Any, plan: Plan, *more: Any) -> Any:
         for batch in inner(self, plan, *more):
             if plan.training:
+                without[plan.epoch] = plan.without
                 seen.setdefault(plan.epoch, []).extend(batch.samples.tolist())
             yield batch
 
@@ -138,6 +140,8 @@ def test_training_goes_on(data: Path, tmp_path: Path, graph: bool, at_step: Any,
     assert sorted(seen[1]) == list(range(30))
     assert sorted(seen[2]) == sorted({*range(30)} - {first, later})
     assert sorted(seen[3]) == sorted(seen[4]) == sorted({*range(30)} - {first, later, last})
+    assert set(without[4]) == {first, later, last}  # known ones cost nothing any more
+    assert without[2] == ()
     head, *rows = quarantined(tmp_path / "run")
     assert head == ["epoch", "sample", "path", "reason"]
     assert {(row[0], int(row[1])) for row in rows} == {("2", first), ("2", later), ("3", last)}
@@ -150,9 +154,9 @@ def test_training_goes_on(data: Path, tmp_path: Path, graph: bool, at_step: Any,
 
 def test_stopped_inside_such_an_epoch_and_resumed_equals_uninterrupted(data: Path, tmp_path: Path, at_step: Any) -> None:
     what = Plan(30, 4, FULL, seed=0, epoch=2, training=True)
-    spoil(data, *what.batch(7).tolist())  # its last batch has no image
-    spoil(data, int(what.batch(2)[1]))
-    run_training(settings(data, epochs=2, save_every="1"), tmp_path / "once", False)
+    spoil(data, *what.batch(2).tolist())  # a batch without an image before the stop
+    spoil(data, int(what.batch(5)[1]))
+    run_training(settings(data, epochs=2, save_every="1", max_bad=.2), tmp_path / "once", False)
 
     stopped: list[int] = []
 
@@ -163,12 +167,12 @@ def test_stopped_inside_such_an_epoch_and_resumed_equals_uninterrupted(data: Pat
 
     at_step("epoch 2 C", 4, stop)
     with pytest.raises(KeyboardInterrupt):
-        run_training(settings(data, epochs=2, save_every="1"), tmp_path / "twice", False)
+        run_training(settings(data, epochs=2, save_every="1", max_bad=.2), tmp_path / "twice", False)
     with open(tmp_path / "twice/quarantine.tsv", "a") as file:
         file.write("2\t9")  # as a kill leaves it
-    run_training(settings(data, epochs=2, save_every="1"), tmp_path / "twice", True)
+    run_training(settings(data, epochs=2, save_every="1", max_bad=.2), tmp_path / "twice", True)
     assert metrics(tmp_path / "once") == metrics(tmp_path / "twice")
-    assert metrics(tmp_path / "once")[-1]["quarantined"] == 3
+    assert metrics(tmp_path / "once")[-1]["quarantined"] == 5
     assert sorted(quarantined(tmp_path / "once")) == sorted(quarantined(tmp_path / "twice"))
     once, twice = (load_file(tmp_path / run / "last/model.safetensors") for run in ("once", "twice"))
     assert all(torch.equal(once[key], twice[key]) for key in once)

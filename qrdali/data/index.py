@@ -25,6 +25,7 @@ _FILE_FIELDS: list[Any] = [("bytes", pa.int64()), ("sha256", pa.binary(32))]
 FILES_SCHEMA = pa.schema(_FILE_FIELDS)  # of SPLIT.files.arrow, row by row beside SPLIT.arrow; sha256 null where it was not asked for
 ROWS = 65_536  # of a record batch
 _CHECKED = 8_000_000  # rows that are all checked at opening; of a larger index each where it is used, as reading it all takes seconds
+_STAYS, _ROWS_TOUCHED = 1 << 29, 1024  # bytes of a file that may stay in memory whole; rows of a larger one, each some pages
 _NO_PATH, _NO_LABEL = np.empty(0, np.uint8), np.empty(0, np.int64)
 
 
@@ -51,12 +52,18 @@ class Index:
         if len(self) <= _CHECKED:
             for columns in self._columns:
                 self._check(columns.label, columns.width, columns.height)
-        content.madvise(mmap.MADV_DONTNEED)  # pages touched on the way, 400 MB of 10^8 rows; the kernel has them still
+        self._content, self._touched = content, 0
+        self._forget()  # 400 MB of 10^8 rows were touched on the way
 
     def _check(self, labels: npt.NDArray[Any], *sides: npt.NDArray[Any]) -> None:
         wrong = len(labels) and (labels.min() < 0 or labels.max() >= self._classes)
         if wrong or any(len(side) and side.min() < 1 for side in sides):
             raise RunError(f"{self.file} holds labels outside 0..{self._classes - 1} or sizes below 1: index it again")
+
+    def _forget(self) -> None:
+        """Gives pages that were touched back to the kernel, which has them still: the process does not grow to the file's size."""
+        if len(self._content) > _STAYS:
+            self._content.madvise(mmap.MADV_DONTNEED)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -109,6 +116,10 @@ class Index:
         or as slices of one."""
         if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < len(self):
             raise IndexError(f"samples {samples.min()}..{samples.max()} are outside 0..{len(self) - 1}")
+        self._touched += len(samples)
+        if self._touched > _ROWS_TOUCHED:
+            self._touched = 0
+            self._forget()
         batch = np.searchsorted(self._starts, samples, side="right") - 1
         rows, numbers = samples - self._starts[batch], np.unique(batch)
         if 8 * len(numbers) > len(samples):  # a shuffled batch: one after another is faster than looking for those together
