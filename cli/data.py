@@ -56,7 +56,9 @@ def shapes(root: str, classes: int, train: int, val: int, test: int, size: str, 
 @click.option("--no-verify", is_flag=True, help="Read headers only; broken files are found in training then.")
 @click.option("--hash", "hashed", is_flag=True, help="Keep every file's SHA-256, for `data verify --hash`.")
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
-def index(root: str, out: str, no_verify: bool, hashed: bool, threads: int | None) -> None:
+@click.option("--max-pixels", type=click.IntRange(1), default=128_000_000, show_default=True,
+              help="Larger images are rejected by their header.")
+def index(root: str, out: str, no_verify: bool, hashed: bool, threads: int | None, max_pixels: int) -> None:
     """Index ROOT/train, val, test (any of them, each with class folders) into the data set OUT. Images stay in place.
 
     Every file is decoded once; what fails is listed with its reason in OUT/rejected.tsv and never enters the index.
@@ -69,7 +71,7 @@ def index(root: str, out: str, no_verify: bool, hashed: bool, threads: int | Non
     from qrdali.data.scan import build, count
 
     with sigterm_exits(), Bar("index", count(Path(root)), "files") as bar:
-        summary = build(Path(root), Path(out), verify=not no_verify, threads=threads, hashed=hashed,
+        summary = build(Path(root), Path(out), verify=not no_verify, threads=threads, hashed=hashed, max_pixels=max_pixels,
                         progress=lambda split, files: bar.advance(files, split))
     tell(summary, out)
 

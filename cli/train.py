@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from qrdali.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
-HARMLESS = ("threads", "save_every", "track_sets", "track_reduced")  # settings that may change between a run and its continuation
+# Settings that may change between a run and its continuation.
+HARMLESS = ("threads", "save_every", "track_sets", "track_reduced", "max_bad")
+
+
+def _share(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    """A share, given as 0.001 or 0.1%."""
+    try:
+        return None if text is None else float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no share: give 0.001 or 0.1%") from None
 
 
 @click.group()
@@ -53,6 +62,8 @@ def _common(command: F) -> F:
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]"),
         click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), help="[default: auto]"),
         click.option("--threads", type=int, help="Decoding threads.  [default: all it may use]"),
+        click.option("--max-bad", callback=_share, metavar="SHARE",
+                     help="Training images that may turn out unreadable; 0: none.  [default: 0.1%]"),
         click.option("--config", type=click.Path(), help="TOML file of these options; the command line wins."),
         click.option("--dry-run", is_flag=True, help="Print the epochs that would run at most; no data is touched."),
         click.option("--resume", is_flag=True, help="Continue this run; starts it if it has not begun."),

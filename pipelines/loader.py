@@ -17,9 +17,9 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from qrdali.batch import Ask, Batch, Loader, Shown
 from qrdali.data.index import Index
-from qrdali.data.scan import examine
+from qrdali.data.scan import MAX_PIXELS, look, quiet_pillow
 from qrdali.descent import CROP
-from qrdali.errors import RunError, printable
+from qrdali.errors import RunError, Unreadable, printable
 from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs, host
 from qrdali.pipelines.graphs import Engine
@@ -43,6 +43,8 @@ class _Loader(ABC):
         self._source = Source(index, preprocessing.fit, preprocessing.crop_share, self._form)
         self._pipe: Any = None
         self._clean = True  # whether the last epoch was read to its end
+        self._plan: Plan | None = None
+        self._unreadable: Callable[[dict[int, str]], None] | None = None
 
     @staticmethod
     @abstractmethod
@@ -54,7 +56,7 @@ class _Loader(ABC):
     @abstractmethod
     def _batches(self) -> Iterator[Batch]: ...
 
-    def epoch(self, plan: Plan) -> Iterator[Batch]:
+    def epoch(self, plan: Plan, unreadable: Callable[[dict[int, str]], None] | None = None) -> Iterator[Batch]:
         """See `Loader.epoch`. A second call abandons an epoch that was not read to its end."""
         if plan.samples != len(self._index):
             raise ValueError(f"the plan has {plan.samples} samples, {self._index.file} has {len(self._index)}")
@@ -65,6 +67,7 @@ class _Loader(ABC):
             self._drain()
         # The plan first, then the reset: the pipeline reads ahead from the moment it is reset.
         self._source.set(plan)
+        self._plan, self._unreadable = plan, unreadable
         self._pipe.reset()
         self._clean = False
         return self._batches()
@@ -79,7 +82,13 @@ class _Loader(ABC):
                 return
             except RuntimeError as error:
                 self._pipe, self._clean = None, True  # DALI's pipelines do not survive an error
-                raise RunError(self._explain(error, (batch.samples for batch in self._source.flying))) from None
+                found = self._explained(error, (batch.samples for batch in self._source.flying))
+                if self._unreadable is None or self._plan is None:
+                    raise Unreadable(found) from None
+                self._unreadable(found)
+                self._source.again(self._plan, found)
+                self._pipe, self._clean = self._graph(), False
+                continue
             yield self._source.flying.popleft(), outputs
 
     def _asked(self, pipe: Any, flying: deque[Ask]) -> Iterator[tuple[Ask, tuple[Any, ...]]]:
@@ -90,7 +99,7 @@ class _Loader(ABC):
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise RunError(self._explain(error, (ask.samples for ask in flying))) from None
+                raise Unreadable(self._explained(error, (ask.samples for ask in flying))) from None
             yield flying.popleft(), outputs
 
     def _settle(self) -> None:  # noqa: B027  most loaders leave nothing behind
@@ -107,13 +116,13 @@ class _Loader(ABC):
         except RuntimeError:
             self._pipe, self._clean = self._graph(), True
 
-    def _explain(self, error: RuntimeError, flying: Iterable[Samples]) -> str:
-        """DALI's message seldom names the file: look at those in flight."""
-        for samples in flying:
-            for sample in samples.tolist():
-                if reason := problem(self._index, sample):
-                    return reason
-        return failure(error)
+    def _explained(self, error: RuntimeError, flying: Iterable[Samples]) -> dict[int, str]:
+        """DALI's message seldom names the file: look at those in flight. Raises RunError if it is none of them."""
+        every = (sample for samples in flying for sample in samples.tolist())
+        found = {sample: reason for sample in every if (reason := problem(self._index, sample))}
+        if not found:
+            raise RunError(failure(error)) from None
+        return found
 
 
 def problem(index: Index, sample: int) -> str | None:
@@ -122,11 +131,12 @@ def problem(index: Index, sample: int) -> str | None:
     path = index.paths(number)[0]
     if not os.path.exists(path):
         return f"sample {sample}, {printable(path)}, is gone since it was indexed: restore it or index again"
-    try:
-        size = examine(path, verify=True)
-    except Exception as reason:  # whatever Pillow raises is the explanation
-        return f"sample {sample}, {printable(path)}, cannot be decoded: {printable(reason)}"
-    height, width = index.sizes(number)[0]
+    height, width = index.sizes(number)[0].tolist()
+    quiet_pillow()
+    found = look(path, verify=True, max_pixels=max(MAX_PIXELS, height * width))
+    if found.reason:
+        return f"sample {sample}, {printable(path)}, cannot be decoded: {found.reason}"
+    size = found.width, found.height
     if size != (width, height):
         return f"sample {sample}, {printable(path)}, is {size[0]}x{size[1]} pixels, was indexed as {width}x{height}: index again"
     return None
@@ -147,9 +157,9 @@ class GraphLoader(_Loader):
         return graphs.network_input(self._source, self._engine, self._batch_size, self._preprocessing)
 
     def _batches(self) -> Iterator[Batch]:
-        for _, (images, labels, samples) in self._outputs():
+        for batch, (images, labels, samples) in self._outputs():
             # HWC in memory seen as CHW is torch's channels_last: no transposition anywhere.
-            yield Batch(self._tensor(images).permute(0, 3, 1, 2), self._tensor(labels), self._tensor(samples))
+            yield Batch(self._tensor(images).permute(0, 3, 1, 2), self._tensor(labels), self._tensor(samples), batch.number)
 
     def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
         """See `Loader.candidates`."""
@@ -247,7 +257,7 @@ class HostLoader(_Loader):
 
     @staticmethod
     def _batch(batch: Prepared, images: torch.Tensor) -> Batch:
-        return Batch(images.permute(0, 3, 1, 2), torch.from_numpy(batch.labels), torch.from_numpy(batch.samples))
+        return Batch(images.permute(0, 3, 1, 2), torch.from_numpy(batch.labels), torch.from_numpy(batch.samples), batch.number)
 
     def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
         """See `Loader.candidates`."""

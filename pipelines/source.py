@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,9 @@ def asked_arrays(paths: list[npt.NDArray[np.uint8]], ask: Ask, dimensions: tuple
 
 @dataclass(frozen=True)
 class Prepared:
-    """One batch's numbers: samples, labels int64 [N], and what becomes of each image."""
+    """One batch's numbers: its own in the plan, samples, labels int64 [N], and what becomes of each image."""
 
+    number: int
     samples: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     reduction: Parameters
@@ -72,10 +74,19 @@ class Source:
                  form: Callable[[list[npt.NDArray[np.uint8]], Prepared], tuple[Any, ...]]) -> None:
         self._index, self._fit, self._crop_share, self._form = index, fit, crop_share, form
         self._batches: Iterator[tuple[Any, ...]] = iter(())
+        self._numbers: Iterator[tuple[int, npt.NDArray[np.int64]]] = iter(())
         self.flying: deque[Prepared] = deque()
 
     def set(self, plan: Plan) -> None:
         self.flying.clear()
+        self._numbers = ((number, plan.batch(number)) for number in range(plan.first_batch, plan.batches))
+        self._batches = self._emit(plan)
+
+    def again(self, plan: Plan, without: Iterable[int]) -> None:
+        """What is flying comes once more, less the samples `without`, and then the rest of the plan."""
+        left = [(batch.number, batch.samples[~np.isin(batch.samples, list(without))]) for batch in self.flying]
+        self.flying.clear()
+        self._numbers = chain(left, self._numbers)
         self._batches = self._emit(plan)
 
     def stop(self) -> None:
@@ -85,13 +96,12 @@ class Source:
         return next(self._batches)
 
     def _emit(self, plan: Plan) -> Iterator[tuple[Any, ...]]:
-        for number in range(plan.first_batch, plan.batches):
-            samples = plan.batch(number)
+        for number, samples in self._numbers:
             if not len(samples):
                 continue
             reduction = plan.parameters(samples, self._index.sizes(samples))
             seen = plan.view(samples, reduction.size, self._fit, self._crop_share)
-            prepared = Prepared(samples, self._index.labels(samples), reduction, seen)
+            prepared = Prepared(number, samples, self._index.labels(samples), reduction, seen)
             self.flying.append(prepared)
             yield self._form(self._index.path_bytes(samples), prepared)
 

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Batch:
     """images: float32 [N, 3, S, S], channels last in memory, normalised, on the loader's device. labels, samples: int64
-    [N] on the same device: class and sample number of each image."""
+    [N] on the same device: class and sample number of each image. number: of the batch in its plan."""
 
     images: torch.Tensor
     labels: torch.Tensor
     samples: torch.Tensor
+    number: int
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,15 @@ class Shown:
 class Loader(Protocol):
     """Decodes, reduces and prepares the images of one split. The core knows the DALI loader only by this."""
 
-    def epoch(self, plan: Plan) -> Iterator[Batch]:
-        """The batches of `plan` from `plan.first_batch` on. Raises RunError naming the file that cannot be read."""
+    def epoch(self, plan: Plan, unreadable: Callable[[dict[int, str]], None] | None = None) -> Iterator[Batch]:
+        """The batches of `plan` from `plan.first_batch` on; a batch without images is left out.
+
+        Images that cannot be read raise Unreadable. With `unreadable` they are told to it instead, by sample number with the reason,
+        and left out: everything else comes once, in the same batches and order."""
         ...
 
     def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
-        """The neighbours of states, each image decoded once. `most`: the largest N. `dimensions`: of the K columns."""
+        """The neighbours of states, each image decoded once. `most`: the largest N. `dimensions`: of the K columns. Raises Unreadable."""
         ...
 
 

@@ -13,6 +13,14 @@ class RunError(RuntimeError):
     """Work that could not be done although it was asked for rightly (exit status 1). The message is one line."""
 
 
+class Unreadable(RunError):
+    """Images that cannot be read any more. `reasons`: by sample number, one line each; the message is the first."""
+
+    def __init__(self, reasons: dict[int, str]) -> None:
+        super().__init__(next(iter(reasons.values())))
+        self.reasons = reasons
+
+
 class Interrupted(RunError):
     """A signal asked to stop; everything up to the current step is saved. `signum` is the signal."""
 

@@ -117,7 +117,7 @@ class PerImage:
                 part = found[start:start + CHUNK]
                 if part.size and not 0 <= int(part.min()) <= int(part.max()) < bound:
                     raise RunError(f"{printable(file)} holds values outside 0..{bound - 1}: it is damaged or of another --step")
-            return found
+            return np.load(file, mmap_mode="r", allow_pickle=False)  # anew: what was looked at need not stay in memory
 
         return cls(array("levels", np.uint8, (count, 3), n), array("places", np.int32, (count, 2), 2**31) if crop else None,
                    array("steps", np.uint16, (count,), 3 * n) if online else None)

@@ -60,7 +60,7 @@ class Plan:
     samples: images in the split. batch_size: images of a global batch, all ranks together. levels: what level each
     image has, on the grid of the quality step 1/n. training: shuffled, random crop anchors, and `augment` ("flip",
     "rrc" or "none"); otherwise in index order with centre crops. rank, world: the shard. first_batch: where to begin,
-    for a pass that was interrupted.
+    for a pass that was interrupted. without: samples that are left out of their batches; all others stay in theirs.
     """
 
     samples: int
@@ -74,6 +74,7 @@ class Plan:
     rank: int = 0
     world: int = 1
     first_batch: int = 0
+    without: tuple[int, ...] = ()
 
     @property
     def batches(self) -> int:
@@ -82,6 +83,10 @@ class Plan:
 
     def batch(self, number: int) -> Samples:
         """Sample numbers of this rank's part of global batch `number`; ranks in order give the whole batch."""
+        samples = self._batch(number)
+        return samples[~np.isin(samples, self.without)] if self.without else samples
+
+    def _batch(self, number: int) -> Samples:
         start = number * self.batch_size
         length = min(self.batch_size, self.samples - start)
         first, last = start + length * self.rank // self.world, start + length * (self.rank + 1) // self.world

@@ -46,10 +46,11 @@ def candidates_at_once(device: torch.device, batch_size: int) -> int:
 
 def step(model: nn.Module, loader: Loader, index: Index, states: PerImage, rule: Descent, batch_size: int,
          autocast: Callable[[], AbstractContextManager[object]], progress: Callable[[int, int], None],
-         stop: Callable[[], None] = lambda: None) -> tuple[PerImage, Moved]:
+         stop: Callable[[], None] = lambda: None, without: tuple[int, ...] = ()) -> tuple[PerImage, Moved]:
     """One step of every image of `index`, in evaluation mode; the model is left in the mode it was in.
 
     batch_size: candidates the network sees at once. `progress` hears (images, candidates) done; `stop` may raise.
+    without: images that are not asked about and stay where they are.
     """
     result = states.writable()
     dimensions = descent.column_dimensions(rule.moving, rule.windows)
@@ -62,7 +63,7 @@ def step(model: nn.Module, loader: Loader, index: Index, states: PerImage, rule:
     try:
         with torch.inference_mode(), ThreadPoolExecutor() as pool:
             pending: tuple[Shown, torch.Tensor, torch.Tensor] | None = None
-            stream = loader.candidates(_asked(index, states, rule, most, progress), most, dimensions, rule.prefer == "entropy")
+            stream = loader.candidates(_asked(index, states, rule, most, progress, without), most, dimensions, rule.prefer == "entropy")
             for shown in _with_end(stream):
                 # The network works on one batch while the choice among the one before is made.
                 now = None if shown is None else (shown, *_classified(model, shown, index, autocast))
@@ -83,7 +84,8 @@ def _with_end(stream: Iterator[Shown]) -> Iterator[Shown | None]:
     yield None
 
 
-def _asked(index: Index, states: PerImage, rule: Descent, most: int, progress: Callable[[int, int], None]) -> Iterator[Ask]:
+def _asked(index: Index, states: PerImage, rule: Descent, most: int, progress: Callable[[int, int], None],
+           without: tuple[int, ...]) -> Iterator[Ask]:
     """The states that have a neighbour, `most` at a time; the others count as done."""
     for start in range(0, len(index), CHUNK):
         samples = np.arange(start, min(start + CHUNK, len(index)))
@@ -91,7 +93,7 @@ def _asked(index: Index, states: PerImage, rule: Descent, most: int, progress: C
         levels = states.of(samples)
         window = descent.window_of(levels, states.window_places(samples), sizes, rule.n)
         after = descent.next_levels(levels, window, sizes, rule.n)
-        rows = np.flatnonzero((after >= 0)[:, np.array(rule.moving)].any(axis=1))
+        rows = np.flatnonzero((after >= 0)[:, np.array(rule.moving)].any(axis=1) & ~np.isin(samples, without))
         for first in range(0, len(rows), most):
             pick = rows[first:first + most]
             yield Ask(samples[pick], window[pick],

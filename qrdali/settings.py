@@ -22,7 +22,7 @@ Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
 
 class Settings(BaseModel):
     """One run. Paths as text; `quality` and `reduction` matter to methods with R epochs; `lr` 0 is the network's own;
-    `track_sets` are folders by name, `track_reduced` 0 is off."""
+    `track_sets` are folders by name, `track_reduced` 0 is off; `max_bad`: share of the training images that may turn out unreadable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -63,6 +63,7 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     threads: int = Field(0, ge=0, le=1024)
+    max_bad: float = Field(0.001, ge=0, le=1)
     track_reduced: float = Field(0.0, ge=0, lt=1)
     track_sets: dict[str, str] = Field(default_factory=dict, max_length=100)
 

@@ -19,7 +19,7 @@ from qrdali.batch import Loader
 from qrdali.data.index import Index
 from qrdali.device import autocast_for
 from qrdali.energy import Energy, peak_memory
-from qrdali.errors import Interrupted, RunError, printable
+from qrdali.errors import Interrupted, RunError, Unreadable, printable
 from qrdali.evaluate import Rows, evaluate, write_rows
 from qrdali.finite import Finite
 from qrdali.levels import FULL, Constant, Levels, PerImage, histogram
@@ -28,6 +28,7 @@ from qrdali.models import Preprocessing
 from qrdali.plan import Plan
 from qrdali.probe import Moved, candidates_at_once, online_step, step
 from qrdali.quality import DIMENSIONS, quality, steps
+from qrdali.quarantine import FILE, Quarantine
 from qrdali.settings import Settings
 from qrdali.track import Tracker, tracked_text
 from qrdali.watcher import Watcher
@@ -83,6 +84,7 @@ class Trainer:
         self.n = steps(settings.step)
         self.rule = rule_of(settings)
         self.descent = descent_of(settings)
+        self.quarantine = Quarantine(run, self.train_index, settings.max_bad, watcher.warn)
         self.images: PerImage | None = None  # an adaptive run's levels
         self.totals = Totals()
         self.stage_row: dict[str, float] = {}  # what the stage's first epoch reports of its beginning
@@ -96,6 +98,7 @@ class Trainer:
     def fit(self, resume: bool) -> schedule.State:
         """Runs to the end, or to a signal (Interrupted). `resume` continues from `last/` if it is there."""
         epoch = None
+        self.quarantine.check()
         if resume and ((self.run / "last").exists() or (self.run / "last.old").exists()):
             state, epoch = self._restore()
         else:
@@ -168,8 +171,13 @@ class Trainer:
                                   signum)
 
         at_once = s.probe_batch_size or candidates_at_once(self.device, s.batch_size)
-        result = step(self.model, self.train_loader, self.train_index, states, self.descent, at_once,
-                      self.autocast, progress, stop)
+        while True:
+            try:
+                result = step(self.model, self.train_loader, self.train_index, states, self.descent, at_once,
+                              self.autocast, progress, stop, self.quarantine.samples)
+                break
+            except Unreadable as error:  # nothing has moved yet: the probe begins again without
+                self.quarantine.add(state.epoch + 1, error.reasons)
         self.watcher.end()
         return result
 
@@ -215,7 +223,7 @@ class Trainer:
         self.totals.seconds += epoch.seconds
         row = {
             "epoch": number, "phase": "reduced" if letter == "R" else "full", "stage": stage, "quality": shown,
-            "train_loss": mean_loss, "train_accuracy": accuracy, "val_accuracy": rows.accuracy,
+            "quarantined": len(self.quarantine.samples), "train_loss": mean_loss, "train_accuracy": accuracy, "val_accuracy": rows.accuracy,
             "seconds": round(epoch.seconds, 3), "images_per_second": round(rate, 1),
             "data_wait_seconds": round(epoch.waited, 3), "optimizer_steps": self.totals.optimizer_steps,
             "forward_images": self.totals.forward_images, "total_seconds": round(self.totals.seconds, 3),
@@ -259,7 +267,7 @@ class Trainer:
         s = self.settings
         order = state.epoch + 1 - (state.position if s.same_order else 0)
         return Plan(len(self.train_index), s.batch_size, levels, self.n, s.seed, order, True, s.augment,
-                    first_batch=first_batch)
+                    first_batch=first_batch, without=self.quarantine.samples)
 
     def _train(self, state: schedule.State, letter: str, levels: Levels, resumed: Epoch | None) -> Epoch:
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -267,13 +275,12 @@ class Trainer:
         plan = self._plan(state, levels, epoch.step)
         self.model.train()
         self.energy.begin(epoch.joules)
-        whole = epoch.step == -(-plan.samples // self.settings.batch_size)
-        if whole or (self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps):
+        if epoch.step == plan.batches or (self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps):
             return epoch  # stopped in its validation
         before, saved = epoch.seconds, time.monotonic()
         begun = asked = time.perf_counter()
         self.watcher.begin(f"epoch {state.epoch + 1} {letter}", plan.samples - epoch.images)
-        for batch in self.train_loader.epoch(plan):
+        for batch in self.train_loader.epoch(plan, lambda reasons: self.quarantine.add(state.epoch + 1, reasons)):
             epoch.waited += time.perf_counter() - asked
             with self.autocast():
                 try:
@@ -281,6 +288,10 @@ class Trainer:
                 except ValueError as error:
                     if "more than 1 value per channel" not in str(error):
                         raise
+                    if self.quarantine.samples:  # left of a batch of more: no reason to end the run
+                        self.watcher.warn(f"batch norm cannot train on the one image left of step {batch.number + 1}: it is passed over")
+                        epoch.step, asked = batch.number + 1, time.perf_counter()
+                        continue
                     raise RunError(f"batch norm cannot train on the {len(batch.labels)} image of step {epoch.step + 1}: choose a "
                                    f"--batch-size that does not leave one of {plan.samples} images over") from None
                 loss = self.loss(logits, batch.labels)
@@ -294,7 +305,7 @@ class Trainer:
                 epoch.correct += right.sum()
                 if self._online and letter == "R":
                     self.feedback[batch.samples] = right.to(torch.uint8)
-            epoch.step += 1
+            epoch.step = batch.number + 1  # batches of which no image is left do not come
             self.finite.seen(epoch.step, loss, batch.samples)
             if epoch.step % self.finite.EVERY == 0:
                 self._require_finite(state, weights=False)
@@ -318,8 +329,12 @@ class Trainer:
             if self.totals.optimizer_steps == self.settings.match_steps:
                 break
             asked = time.perf_counter()
+        else:
+            epoch.step = plan.batches
         self._require_finite(state, weights=True)
         self.watcher.end()
+        if not epoch.images:
+            raise RunError(f"no training image can be read: {self.run / FILE} says why")
         return epoch
 
     def _require_finite(self, state: schedule.State, weights: bool) -> None:
@@ -434,7 +449,8 @@ class Trainer:
         if sums is None:
             return None
         joules = sums.get("joules")
-        if sums["images"] != min(sums["step"] * self.settings.batch_size, len(self.train_index)) or sums["step"] < 1:
+        # Fewer images than steps have room for, where some could not be read.
+        if sums["step"] < 1 or not 0 <= sums["images"] <= min(sums["step"] * self.settings.batch_size, len(self.train_index)):
             raise ValueError(f"{sums['images']} images in {sums['step']} steps")
         return Epoch(int(sums["step"]), int(sums["images"]), torch.tensor(float(sums["loss"]), dtype=torch.float64, device=self.device),
                      torch.tensor(int(sums["correct"]), device=self.device), float(sums["seconds"]), float(sums["waited"]),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qrdali.data.index import Dataset
+from qrdali.data.index import Dataset, Index, Writer
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, class_names, generate, picture
 from qrdali.errors import InputError, RunError
@@ -135,3 +135,37 @@ def test_no_two_attributes_tell_all_classes_apart() -> None:
 def test_full_size_shapes_are_as_heavy_as_photographs() -> None:
     sizes = [len(picture("orange-checked-star", (0, i), (500, 375))) for i in range(12)]
     assert 50_000 < np.median(sizes) < 120_000
+
+
+def test_rows_are_found_in_many_record_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qrdali.data.index.ROWS", 4)
+    monkeypatch.setattr("qrdali.data.index._STAYS", 0)  # given back while it is read
+    monkeypatch.setattr("qrdali.data.index._ROWS_TOUCHED", 0)
+    writer = Writer(tmp_path / "x.arrow")
+    for i in range(50):
+        writer.add(f"/{i}.jpg", i % 7, 100 + i, 200 + i)
+    writer.close()
+    index = Index(tmp_path / "x.arrow", 7)
+    shuffled = np.random.default_rng(0).permutation(50)
+    for samples in (np.arange(50), shuffled, shuffled[:5], np.array([49, 0, 0]), np.tile(np.arange(8), 9), np.arange(0)):
+        assert index.paths(samples) == [f"/{i}.jpg" for i in samples]
+        assert index.labels(samples).tolist() == (samples % 7).tolist()
+        assert index.sizes(samples).tolist() == [[200 + i, 100 + i] for i in samples.tolist()]
+    with pytest.raises(IndexError, match=r"outside 0\.\.49"):
+        index.labels(np.array([3, 50]))
+
+
+def test_a_large_index_is_checked_where_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(tmp_path / "x.arrow")
+    for label, side in ((0, 5), (9, 5), (1, 0), (1, 5)):
+        writer.add("/x.jpg", label, 5, side)
+    writer.close()
+    with pytest.raises(RunError, match=r"outside 0\.\.1 or sizes below 1"):
+        Index(tmp_path / "x.arrow", 2)
+    monkeypatch.setattr("qrdali.data.index._CHECKED", 3)
+    index = Index(tmp_path / "x.arrow", 2)
+    assert index.labels(np.array([0, 3, 2])).tolist() == [0, 1, 1]
+    assert index.sizes(np.array([0, 1, 3])).tolist() == [[5, 5]] * 3
+    for ask, sample in ((index.labels, 1), (index.sizes, 2)):
+        with pytest.raises(RunError, match=r"outside 0\.\.1 or sizes below 1"):
+            ask(np.array([0, sample]))

@@ -6,23 +6,28 @@ import hashlib
 import os
 import shutil
 import stat
+import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 
 from PIL import Image
 
+from qrdali.data import formats
 from qrdali.data.index import FILES_SCHEMA, SPLITS, RowWriter, Writer, write_classes
 from qrdali.errors import InputError, RunError, printable
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
-FORMATS = frozenset(("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP"))  # what the pipelines decode to Pillow's pixels
 MAX_PIXELS = 128_000_000  # a decoded image of 384 MB; checked on the header before anything is decoded
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
+MAX_BYTES = 1 << 30  # of a file: decoders read it whole
 _CHUNK = 1024
+_LARGE = 16_000_000  # pixels from which images are decoded one at a time, not one per thread
+_large_one = Lock()
 
 
 @dataclass
@@ -55,34 +60,39 @@ def silent(split: str, files: int) -> None:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read: whether each is decoded, whether their SHA-256 is kept, by how many threads (None: all cores)."""
+    """How files are read: whether each is decoded, whether their SHA-256 is kept, by how many threads (None: all cores), and
+    from how many pixels on they are rejected."""
 
     verify: bool = True
     hashed: bool = False
     threads: int | None = None
+    max_pixels: int = MAX_PIXELS
 
 
 DECODED = Reading()  # every file decoded, no hashes
 
 
-def examine(path: str, verify: bool) -> tuple[int, int]:
+def quiet_pillow() -> None:
+    """Before files are looked at: Pillow neither limits sizes, which `examine` does, nor warns of each corrupt EXIF."""
+    Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def examine(path: str, verify: bool, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Upright (width, height) of an image file; `verify` also decodes it. Raises ValueError or OSError with the reason."""
     with Image.open(path) as image:
-        if image.format not in FORMATS:
-            raise ValueError(f"{image.format} is not decoded by the pipelines")
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} exceeds {MAX_PIXELS} pixels")
-        if image.format == "WEBP" and getattr(image, "is_animated", False):
-            raise ValueError("animated")
-        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        width, height = image.size
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width}x{image.height} exceeds {max_pixels} pixels")
+        formats.check(image, whole=verify)
+        size = formats.upright(image)
         if verify:
-            image.load()
-    return (height, width) if turned else (width, height)
+            with _large_one if image.width * image.height > _LARGE else nullcontext():
+                image.load()
+    return size
 
 
 def build(root: Path, out: Path, *, verify: bool = True, threads: int | None = None, hashed: bool = False,
-          progress: Progress = silent) -> Summary:
+          max_pixels: int = MAX_PIXELS, progress: Progress = silent) -> Summary:
     """Indexes ROOT/SPLIT/CLASS/FILE into the new folder `out`; `hashed` also keeps each file's SHA-256.
 
     Raises InputError for a root without splits or an `out` that exists, RunError for an unusable content: a class
@@ -95,7 +105,7 @@ def build(root: Path, out: Path, *, verify: bool = True, threads: int | None = N
         raise InputError(f"{printable(root)} has none of train/, val/, test/: put class folders in at least one of them")
     with new_folder(out) as folder:
         classes = _classes(root, splits)
-        with Indexer(folder, classes, splits, Reading(verify, hashed, threads), progress) as indexer:
+        with Indexer(folder, classes, splits, Reading(verify, hashed, threads, max_pixels), progress) as indexer:
             for split in splits:
                 for label, name in enumerate(classes):
                     added, reason = indexer.add(split, label, image_files((root / split / name).absolute()))
@@ -134,7 +144,7 @@ class Indexer:
         self._folder, self._reading, self._progress = folder, reading, progress
         self._writers = {split: (Writer(folder / f"{split}.arrow"), RowWriter(folder / f"{split}.files.arrow", FILES_SCHEMA))
                          for split in splits}
-        Image.MAX_IMAGE_PIXELS = None  # `examine` has its own limit
+        quiet_pillow()
 
     def __enter__(self) -> Indexer:
         self._pool = ThreadPoolExecutor(self._reading.threads or os.cpu_count())
@@ -147,9 +157,10 @@ class Indexer:
         """Adds the readable ones of `files`, all or the first `most`, taking no more than those from the iterator. Returns how
         many, and the first rejected file with its reason as the end of a message, or ""."""
         index, facts = self._writers[split]
+        how = self._reading
         before, reason = index.count, ""
         while chunk := list(islice(files, _CHUNK if most is None else min(_CHUNK, most - (index.count - before)))):
-            for found in self._pool.map(lambda path: look(path, self._reading.verify, self._reading.hashed), chunk):
+            for found in self._pool.map(lambda path: look(path, how.verify, how.hashed, how.max_pixels), chunk):
                 if found.reason:
                     reason = reason or f"; {printable(found.path)}: {found.reason}"
                     self._rejected.write(f"{tsv_field(found.path)}\t{tsv_field(found.reason)}\n")
@@ -183,6 +194,7 @@ def index_folder(root: Path, classes: tuple[str, ...], file: Path, verify: bool,
     if unknown:
         raise InputError(f"{printable(root)} has the folder {printable(unknown[0])!r}, which is no class of {whose} ({len(unknown)} such)")
     rejected, writer = [], Writer(file)
+    quiet_pillow()
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for label, name in enumerate(classes):
             if name not in found:  # a run's class names need not be a folder's
@@ -226,7 +238,7 @@ def image_files(folder: Path) -> Iterator[str]:
                 yield os.path.join(folder, name)
 
 
-def look(path: str, verify: bool, hashed: bool = False) -> Found:
+def look(path: str, verify: bool, hashed: bool = False, max_pixels: int = MAX_PIXELS) -> Found:
     """What a file is; `verify` decodes it, `hashed` computes its SHA-256. Never raises for what a file may be."""
     try:
         if not _is_utf8(path):
@@ -235,7 +247,9 @@ def look(path: str, verify: bool, hashed: bool = False) -> Found:
         facts = os.stat(path)
         if not stat.S_ISREG(facts.st_mode):
             return Found(path, reason="not a regular file")
-        width, height = examine(path, verify)
+        if facts.st_size > MAX_BYTES:
+            return Found(path, reason=f"{facts.st_size} bytes exceed {MAX_BYTES}")
+        width, height = examine(path, verify, max_pixels)
         return Found(path, width, height, facts.st_size, _sha256(path) if hashed else None)
     except Exception as error:  # Pillow's decoders raise many types; each is this file's reason, not ours
         return Found(path, reason=printable(error) or type(error).__name__)
@@ -258,8 +272,9 @@ def _is_utf8(text: str) -> bool:
 
 
 def tsv_field(text: str) -> str:
-    """`text` as a field of a TSV file: tabs, line breaks and backslashes escaped."""
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    """`text` as a field of a TSV file: backslashes, tabs, line breaks and other control characters escaped."""
+    named = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+    return "".join(named.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c) for c in text)
 
 
 def count(root: Path) -> int:

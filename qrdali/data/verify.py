@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from qrdali.data.index import FILES_SCHEMA, Dataset, Index, read_batches
-from qrdali.data.scan import Found, Progress, look, silent
+from qrdali.data.scan import Found, Progress, look, quiet_pillow, silent
 from qrdali.errors import InputError, RunError, printable
 
 KINDS = ("missing", "unreadable", "bytes", "pixels", "hash")
 _CHUNK = 1024
+_ANY = 1 << 62  # pixels: `data index --max-pixels` may have allowed what is beyond the default
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def changes(dataset: Dataset, hashed: bool = False, threads: int | None = None, 
 
     `hashed` also compares the SHA-256 of every file. Raises InputError if none were kept, RunError for a damaged data set.
     """
-    Image.MAX_IMAGE_PIXELS = None  # `examine` has its own limit
+    quiet_pillow()
     recorded = {split: _recorded(dataset, split, hashed) for split in dataset.splits}
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for split, facts in recorded.items():
@@ -49,7 +49,7 @@ def changes(dataset: Dataset, hashed: bool = False, threads: int | None = None, 
                 samples = np.arange(start, min(start + _CHUNK, len(index)))
                 rows = facts.slice(start, len(samples)).to_pylist() if facts is not None else [{}] * len(samples)
                 paths = index.paths(samples)
-                now = pool.map(partial(look, verify=False, hashed=hashed), paths)
+                now = pool.map(partial(look, verify=False, hashed=hashed, max_pixels=_ANY), paths)
                 for found, size, was in zip(now, index.sizes(samples).tolist(), rows, strict=True):
                     difference = _difference(found, size, was, hashed)
                     if difference:

@@ -1,0 +1,215 @@
+"""What 10^8 images cost before the first batch and per batch, and how fast small files are indexed; JSON on stdout.
+
+    python benchmarks/scale.py > benchmarks/results/scale-HOST.json
+
+The large index is a real Arrow file, some 5 GB in a temporary folder, whose rows name 256 small JPEGs over and over: nothing is held in
+memory to pretend. It is opened by a process of its own, as is one of 10^6 rows. Then 10^5 small files are indexed, beside plain reads of
+them and Pillow's decoding alone with as many threads. --note says what else the machine did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from io import BytesIO
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from qrdali.data.index import ROWS, SCHEMA, Index
+from qrdali.data.scan import build
+from qrdali.levels import PerImage
+from qrdali.philox import uniform
+
+CLASSES, FILES, SIZE = 1000, 256, (64, 48)
+BATCH, BATCHES = 32, 200
+_MB = 1e6
+
+
+def small_jpegs(folder: Path, count: int, per_folder: int) -> None:
+    """`count` JPEGs of SIZE in folders 0000, 0001, …; 64 different pictures."""
+    pictures = []
+    for i in range(64):
+        draws = uniform(i, 0, np.arange(SIZE[0] * SIZE[1]), 1)[:, :3]
+        image = Image.fromarray((draws.reshape(SIZE[1], SIZE[0], 3) * 255).astype(np.uint8)).resize((8, 6)).resize(SIZE)
+        file = BytesIO()
+        image.save(file, "JPEG", quality=90)
+        pictures.append(file.getvalue())
+    for i in range(count):
+        if i % per_folder == 0:
+            (folder / f"{i // per_folder:04d}").mkdir(parents=True)
+        (folder / f"{i // per_folder:04d}" / f"{i:08d}.jpg").write_bytes(pictures[i % 64])
+
+
+def write_index(file: Path, images: Path, rows: int) -> None:
+    """An index of `rows` rows, in the record batches that `data index` writes: row i is file i modulo FILES, its class i modulo CLASSES."""
+    path = os.fsencode(images / "0000" / f"{0:08d}.jpg")
+    text = np.tile(np.frombuffer(path, np.uint8), (ROWS, 1))
+    for digit in range(3):  # FILES has three
+        text[:, -5 - digit] = ord("0") + np.arange(ROWS) % FILES // 10 ** digit % 10
+    offsets = np.arange(0, (ROWS + 1) * len(path), len(path), dtype=np.int32)
+    paths = pa.Array.from_buffers(pa.string(), ROWS, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+    width, height = (pa.array(np.full(ROWS, side, np.int32)) for side in SIZE)
+    with pa.ipc.new_file(str(file), SCHEMA) as writer:
+        for start in range(0, rows, ROWS):
+            label = pa.array((np.arange(start, start + ROWS) % CLASSES).astype(np.int32))
+            writer.write_batch(pa.record_batch([paths, label, width, height], schema=SCHEMA).slice(0, min(ROWS, rows - start)))
+
+
+def status(key: str) -> float:
+    """A figure of /proc/self/status in MB."""
+    return int(Path("/proc/self/status").read_text().partition(f"{key}:")[2].split()[0]) * 1024 / _MB
+
+
+def resident() -> dict[str, float]:
+    """MB of this process: in private memory, and pages of files that are mapped and have been touched."""
+    return {"private": status("RssAnon"), "of_files": status("RssFile")}
+
+
+def mapped(folder: Path) -> float:
+    """MB of address space over files below `folder`."""
+    total = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if str(folder) in line:
+            first, last = line.split()[0].split("-")
+            total += int(last, 16) - int(first, 16)
+    return total / _MB
+
+
+def opening(file: Path, levels: Path | None) -> dict[str, Any]:
+    """Opens an index, and levels of every image, then trains nothing: what a run costs before and at each batch."""
+    from qrdali.levels import FULL
+    from qrdali.models import Preprocessing
+    from qrdali.pipelines.graphs import Engine
+    from qrdali.pipelines.loader import open_loader
+    from qrdali.pipelines.source import Source, window_arrays
+    from qrdali.plan import Plan
+
+    before, begun = resident(), time.perf_counter()
+    index = Index(file, CLASSES)
+    opened = time.perf_counter() - begun
+    states = PerImage.load(levels, 1, len(index), 4, False, False) if levels else FULL
+    plan = Plan(len(index), BATCH, states, 4, 1, 1, True, "flip")
+    with_levels = time.perf_counter() - begun
+    pre = Preprocessing(SIZE[1], "whole", .9, "bilinear", (.5, .5, .5), (.5, .5, .5))
+    begun = time.perf_counter()
+    batches = open_loader(index, pre, BATCH, Engine(threads=1)).epoch(plan)
+    next(batches)
+    first = time.perf_counter() - begun
+    after = resident()
+    source = Source(index, "whole", .9, lambda paths, batch: window_arrays(paths, batch.reduction.window))
+    source.set(plan)
+    emitted = _each(source)
+    loaded = _each(lambda: next(batches))
+    later = resident()
+    return {"rows": len(index), "seconds_to_open": round(opened, 3), "seconds_to_open_with_levels": round(with_levels, 3),
+            "seconds_to_first_batch": round(first, 3), "mapped_mb": round(mapped(file.parent), 1),
+            "resident_mb": {key: round(after[key] - before[key], 1) for key in before},
+            "resident_mb_after_batches": {key: round(later[key] - before[key], 1) for key in before},
+            "microseconds_per_batch": {"numbers_and_paths": emitted, "with_decoding": loaded}}
+
+
+def _each(what: Callable[[], Any]) -> float:
+    taken = []
+    for _ in range(BATCHES):
+        begun = time.perf_counter()
+        what()
+        taken.append(time.perf_counter() - begun)
+    return round(statistics.median(taken) * 1e6, 1)
+
+
+def alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """`work` in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
+
+
+def _files(root: Path) -> list[str]:
+    return [str(path) for path in sorted(root.rglob("*.jpg"))]
+
+
+def _rate(count: int, begun: float, before: float) -> dict[str, Any]:
+    return {"files_per_second": round(count / (time.perf_counter() - begun)), "peak_mb": round(status("VmHWM"), 1),
+            "of_it_before_mb": round(before, 1)}
+
+
+def indexed(root: Path, threads: int) -> dict[str, Any]:
+    before, begun = status("VmRSS"), time.perf_counter()
+    with TemporaryDirectory() as out:
+        summary = build(root, Path(out) / "data", threads=threads)
+    return _rate(sum(summary.images.values()), begun, before)
+
+
+def only_read(root: Path, threads: int) -> dict[str, Any]:
+    return _only(root, threads, lambda path: Path(path).read_bytes())
+
+
+def only_decoded(root: Path, threads: int) -> dict[str, Any]:
+    def decode(path: str) -> None:
+        with Image.open(path) as image:
+            image.load()
+
+    return _only(root, threads, decode)
+
+
+def _only(root: Path, threads: int, work: Callable[[str], object]) -> dict[str, Any]:
+    files = _files(root)
+    before, begun = status("VmRSS"), time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(files), 1024):
+            list(pool.map(work, files[start:start + 1024]))
+    return _rate(len(files), begun, before)
+
+
+def main() -> None:
+    from qrdali.cli.bench_loader import machine
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10 ** 8)
+    parser.add_argument("--files", type=int, default=10 ** 5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=3, help="of indexing and its peers, alternating")
+    parser.add_argument("--note", default="")
+    args = parser.parse_args()
+    result: dict[str, Any] = {"machine": machine(), "note": args.note, "batch_size": BATCH, "threads": args.threads, "rounds": args.rounds}
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        small_jpegs(folder / "few", FILES, FILES)
+        for key, rows in (("small", min(10 ** 6, args.rows)), ("large", args.rows)):
+            (folder / key).mkdir()
+            write_index(folder / key / "train.arrow", folder / "few", rows)
+            PerImage.begin(rows, False, False).save(folder / key / "levels", 1)
+            result[key] = alone(opening, folder / key / "train.arrow", folder / key / "levels")
+            result[key]["index_mb"] = round((folder / key / "train.arrow").stat().st_size / _MB, 1)
+            print(f"{key}: {result[key]}", file=sys.stderr)
+        cost = {key: result[key]["microseconds_per_batch"] for key in ("small", "large")}
+        result["cost_per_batch_large_over_small"] = {what: round(cost["large"][what] / cost["small"][what], 3) for what in cost["large"]}
+        (folder / "large" / "train.arrow").unlink()
+        small_jpegs(folder / "many" / "train", args.files, -(-args.files // 100))
+        result["indexing"] = {"files": args.files, "mean_bytes": round(statistics.mean(
+            os.path.getsize(path) for path in _files(folder / "many")[:64]))}
+        rounds: dict[str, list[dict[str, Any]]] = {"read": [], "decode": [], "index": []}
+        for _ in range(args.rounds):
+            for key, work in (("read", only_read), ("decode", only_decoded), ("index", indexed)):
+                rounds[key].append(alone(work, folder / "many", args.threads))
+                print(f"{key}: {rounds[key][-1]}", file=sys.stderr)
+        for key, found in rounds.items():
+            result["indexing"][key] = {what: statistics.median(one[what] for one in found) for what in found[0]}
+        result["indexing"]["index_over_decode"] = round(statistics.median(
+            a["files_per_second"] / b["files_per_second"] for a, b in zip(rounds["index"], rounds["decode"], strict=True)), 3)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
