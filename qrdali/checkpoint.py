@@ -155,7 +155,7 @@ def _read(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], list[Te
             if not file.is_file():
                 raise ValueError("it is no file" if file.exists() else "it is missing")
             tensors.append(load_file(file))
-        except (OSError, ValueError, KeyError, OverflowError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, OverflowError, RuntimeError, SafetensorError) as error:
             raise RunError(f"{printable(file)} cannot be read: {printable(error)[:200]}") from None
     return state, tensors
 

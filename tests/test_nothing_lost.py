@@ -238,7 +238,7 @@ def test_both_saves_damaged_are_named(settings: Settings, whole: Path, tmp_path:
 @pytest.mark.parametrize(("place", "value"), [
     ("schedule", {"epoch": "x"}), ("schedule", {"position": 99}), ("schedule", {"round": []}), ("schedule", None),
     ("totals", {"seconds": "1"}), ("totals", {"steps": 1}), ("optimizer", []), ("optimizer", {"plain": {"x": {}}}), ("stage_row", 3),
-    ("epoch", {"step": 1}), ("epoch", {"step": 2, "images": 0, "loss": 1, "correct": 1, "seconds": 1, "waited": 1}), ("epoch", [1]),
+    ("epoch", {"step": 1}), ("epoch", {"step": 2, "images": 999, "loss": 1, "correct": 1, "seconds": 1, "waited": 1}), ("epoch", [1]),
     ("data", "other")])
 def test_a_state_that_no_save_has_written_is_refused_in_one_line(settings: Settings, whole: Path, tmp_path: Path, place: str,
                                                                 value: Any) -> None:

@@ -65,7 +65,7 @@ def network_pixels(path: Path, fit: str) -> npt.NDArray[np.float32]:
         out = np.empty((64, 64, 3), np.float32)
         host.prepare(np.array(decoded.at(0)), seen.region[0], False, PRE, out)
         return out
-    batch = Prepared(np.zeros(1, np.int64), np.zeros(1, np.int64), reduction, seen)
+    batch = Prepared(0, np.zeros(1, np.int64), np.zeros(1, np.int64), reduction, seen)
     return np.array(network_input(lambda: graph_arrays(name, batch), Engine(depth=1), 1, PRE).run()[0].at(0))
 
 
