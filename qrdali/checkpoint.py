@@ -25,6 +25,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 SUMS = "SHA256SUMS"
+_TURNS = 20  # readings of a folder that is replaced meanwhile
 _LINE = re.compile(r"([0-9a-f]{64})  ([a-z]{1,40}\.(?:json|safetensors))")
 
 
@@ -96,16 +97,21 @@ def load(folder: Path, *names: str) -> tuple[dict[str, Any], list[Tensors]]:
 
     Raises RunError naming the file that is missing or damaged. A folder that a running training replaces meanwhile is read again.
     """
-    for _ in range(20):
+    failed = 0
+    for turn in range(_TURNS):
         place = _place(folder)
         try:
             found = _read(current(folder), names)
         except RunError:
-            if _place(folder) == place:
+            # Twice in a row at the same place, because a new folder may get an old one's number within a tick of the clock. One that was
+            # not there for a moment is being replaced too; one that never is, is missing.
+            failed = failed + 1 if place is not None and _place(folder) == place else 0
+            if failed == 2 or (turn == _TURNS - 1 and place is None and _place(folder) is None):
                 raise
         else:
-            if _place(folder) == place:  # else the weights may be of a later save than the state
+            if place is not None and _place(folder) == place:  # else the weights may be of a later save than the state
                 return found
+            failed = 0
     raise RunError(f"{printable(folder)} is replaced faster than it can be read: try again")
 
 
