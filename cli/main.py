@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from qrdali import __version__
+from qrdali.cli import terminal
 from qrdali.errors import InputError, RunError, printable
 
 COMMANDS = {
@@ -89,5 +90,5 @@ def main() -> None:
 
 def _fail(message: str, status: int) -> NoReturn:
     line = printable(message)
-    print(f"qrdali: error: {line if len(line) <= _LONGEST else line[:_LONGEST] + '…'}", file=sys.stderr)
+    print(f"qrdali: {terminal.who}error: {line if len(line) <= _LONGEST else line[:_LONGEST] + '…'}", file=sys.stderr)
     sys.exit(status)

@@ -15,11 +15,20 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _PLAIN_SECONDS, _NOTE_SECONDS = 10.0, 0.5
+_speaks = True
+who = ""  # begins errors of one process of several
+
+
+def hush(rank: int) -> None:
+    """From now on this process says nothing but errors: of several, the first speaks for all."""
+    global _speaks, who
+    _speaks, who = False, f"rank {rank}: "
 
 
 def say(text: str) -> None:
     """One line on stderr, control characters replaced."""
-    print(printable(text), file=sys.stderr, flush=True)
+    if _speaks:
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
@@ -29,7 +38,8 @@ def warn(text: str) -> None:
 
 def emit(value: dict[str, Any]) -> None:
     """One JSON object on stdout."""
-    print(json.dumps(value), flush=True)
+    if _speaks:
+        print(json.dumps(value), flush=True)
 
 
 class Bar:
@@ -45,7 +55,7 @@ class Bar:
         self._begun = self._told = time.monotonic()
 
     def __enter__(self) -> Bar:
-        if sys.stderr.isatty():
+        if _speaks and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

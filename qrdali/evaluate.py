@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from qrdali.errors import InputError, RunError, printable
 from qrdali.json_object import MOST_BYTES
 from qrdali.plan import Plan
 from qrdali.quality import REDUCTIONS
+from qrdali.ranks import ALONE, Ranks
 
 _ROW: list[tuple[str, str]] = [("sample", "i8"), ("path", "O"), ("label", "i8"), ("prediction", "i8"), ("correct", "?"),
                                ("confidence", "f4")]
@@ -63,19 +64,31 @@ def top1(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[], AbstractContextManager[object]],
              progress: Callable[[int], None] = lambda images: None,
-             decide: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = top1) -> Rows:
-    """Classifies every image of `plan` in evaluation mode; the model is left in the mode it was in. `decide` as `top1`."""
-    training = model.training
-    model.eval()
-    columns: list[tuple[torch.Tensor, ...]] = []
-    with torch.inference_mode():
-        for batch in loader.epoch(plan):
+             decide: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = top1, ranks: Ranks = ALONE) -> Rows:
+    """Classifies every image of `plan` in evaluation mode; the model is left in the mode it was in. `decide` as `top1`.
+
+    `ranks` take every world-th batch as it is and all get all rows, the same as one process alone. `progress` is told images of all.
+    """
+    own = replace(plan, rank=ranks.rank, world=ranks.world, whole=True)
+
+    def classified() -> list[npt.NDArray[Any]]:
+        columns: list[tuple[torch.Tensor, ...]] = []
+        for batch in loader.epoch(own) if own.rank < own.batches else ():
             with autocast():
                 logits = model(batch.images)
             columns.append((batch.samples, batch.labels, *decide(logits)))
-            progress(len(batch.labels))
+            done = batch.number * plan.batch_size
+            progress(min(plan.samples, done + ranks.world * plan.batch_size) - done)
+        if not columns:
+            return [np.empty(0, kind) for kind in (np.int64, np.int64, np.int64, np.float32)]
+        return [torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)]
+
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        mine = ranks.together(classified)
     model.train(training)
-    samples, labels, predictions, confidences = (torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True))
+    samples, labels, predictions, confidences = (np.concatenate(ranks.gather(column)) for column in mine)
     order = np.argsort(samples, kind="stable")
     return Rows(samples[order], labels[order], predictions[order], confidences[order])
 

@@ -59,7 +59,8 @@ class Plan:
 
     samples: images in the split. batch_size: images of a global batch, all ranks together. levels: what level each
     image has, on the grid of the quality step 1/n. training: shuffled, random crop anchors, and `augment` ("flip",
-    "rrc" or "none"); otherwise in index order with centre crops. rank, world: the shard. first_batch: where to begin,
+    "rrc" or "none"); otherwise in index order with centre crops. rank, world: the shard, a part of each batch or, with
+    `whole`, every world-th batch as it is, so that the network sees the same shapes in any world. first_batch: where to begin,
     for a pass that was interrupted. without: samples that are left out of their batches; all others stay in theirs.
     """
 
@@ -73,6 +74,7 @@ class Plan:
     augment: str = "none"
     rank: int = 0
     world: int = 1
+    whole: bool = False
     first_batch: int = 0
     without: tuple[int, ...] = ()
 
@@ -89,7 +91,10 @@ class Plan:
     def _batch(self, number: int) -> Samples:
         start = number * self.batch_size
         length = min(self.batch_size, self.samples - start)
-        first, last = start + length * self.rank // self.world, start + length * (self.rank + 1) // self.world
+        if self.whole:
+            first, last = start, start + (length if number % self.world == self.rank else 0)
+        else:
+            first, last = start + length * self.rank // self.world, start + length * (self.rank + 1) // self.world
         positions = np.arange(first, last, dtype=np.int64)
         if not self.training:
             return positions

@@ -1,0 +1,22 @@
+"""A command in several processes, as torchrun starts them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qrdali.ranks import Ranks
+
+
+@contextmanager
+def job() -> Iterator[Ranks]:
+    """The ranks of this command. All but the first say nothing but errors."""
+    from qrdali import ranks
+    from qrdali.cli import terminal
+
+    with ranks.joined() as found:
+        if not found.main:
+            terminal.hush(found.rank)
+        yield found

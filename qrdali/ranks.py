@@ -1,0 +1,209 @@
+"""The processes of one job, as torchrun starts them: the only file that reads its environment or calls torch.distributed.
+
+Every method that speaks to the others must be called by all ranks, in the same order. What they tell one another are numbers and
+JSON, never pickles.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import distributed, nn
+
+from qrdali.errors import InputError, RunError
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)  # that one rank may wait for the others, as where images of one take longer than those of all others
+_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """rank: this process among all `world`, from 0. local_rank, local_world: the same among those of this host. restarts: how often
+    torchrun has begun the job again."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    restarts: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this one prints, writes and locks."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.world == 1
+
+    def gather(self, values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Every rank's array, in the order of ranks, on every rank. They may differ in length (axis 0), not in dtype or other axes."""
+        if self.alone:
+            return [values]
+        flat = np.ascontiguousarray(values)
+        own = torch.from_numpy(np.frombuffer(flat.tobytes(), np.uint8).copy())
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        with _spoken(self):
+            distributed.all_gather(lengths, torch.tensor([len(own)]))
+            longest = max(int(length) for length in lengths)
+            if not longest:
+                return [flat] * self.world
+            parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
+            distributed.all_gather(parts, torch.cat([own, torch.zeros(longest - len(own), dtype=torch.uint8)]))
+        found = [part[:int(length)].numpy() for part, length in zip(parts, lengths, strict=True)]
+        return [part.view(flat.dtype).reshape(-1, *flat.shape[1:]) for part in found]
+
+    def tell(self, value: Any) -> list[Any]:
+        """Every rank's value, anything that JSON holds, in the order of ranks."""
+        if self.alone:
+            return [value]
+        return [json.loads(part.tobytes()) for part in self.gather(np.frombuffer(json.dumps(value).encode(), np.uint8))]
+
+    def of_main(self, value: T) -> T:
+        """Rank 0's value, anything that JSON holds."""
+        found: T = self.tell(value if self.main else None)[0]
+        return found
+
+    def together(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which must not speak to other ranks. Where it raises RunError or InputError on one rank it does on all."""
+        if self.alone:
+            return work()
+        failure: RunError | InputError | None = None
+        result: T | None = None
+        try:
+            result = work()
+        except (RunError, InputError) as error:
+            failure = error
+        found = self.tell("" if failure is None else str(failure) or "failed")
+        if failure is not None:
+            raise failure
+        for rank, text in enumerate(found):
+            if text:
+                raise RunError(f"rank {rank}: {text}")
+        return result  # type: ignore[return-value]
+
+    def same(self, what: str, value: str) -> None:
+        """Raises RunError on all ranks unless `value` is the same on all."""
+        found = self.tell(value)
+        if len(set(found)) > 1:
+            raise RunError(f"{what} differ between ranks ({', '.join(f'rank {i}: {text[:16]}' for i, text in enumerate(found))}): "
+                           "do all see the same files and settings?")
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if not self.alone:
+            with _spoken(self):
+                distributed.barrier()
+
+    def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """`model` such that gradients are the ranks' mean and every forward pass begins with rank 0's buffers; alone, as it is."""
+        if self.alone:
+            return model
+        with _spoken(self):
+            return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None,
+                                                       gradient_as_bucket_view=True)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Rank 0's buffers, such as statistics of batch norm, on every rank."""
+        if not self.alone:
+            with _spoken(self):
+                for buffer in model.buffers():
+                    distributed.broadcast(buffer, 0)
+
+    def agreement(self) -> Agreement:
+        return Agreement(self)
+
+    @contextmanager
+    def speaking(self) -> Iterator[None]:
+        """Around what speaks within a library, such as a backward pass: that another rank is gone becomes a RunError."""
+        with _spoken(self):
+            yield
+
+
+ALONE = Ranks()
+
+
+class Agreement:
+    """Numbers of which all ranks get the largest, one call later, so that nobody waits for it: flags such as a signal to stop."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._flying: tuple[torch.Tensor, Any] | None = None
+
+    def largest(self, *values: int) -> tuple[int, ...]:
+        """Of the call before; zeros at the first. Alone: `values` themselves."""
+        if self._ranks.alone:
+            return values
+        found = self.settled() or (0,) * len(values)
+        tensor = torch.tensor(values, dtype=torch.int64)
+        with _spoken(self._ranks):
+            self._flying = tensor, distributed.all_reduce(tensor, distributed.ReduceOp.MAX, async_op=True)
+        return found
+
+    def settled(self) -> tuple[int, ...]:
+        """What is under way, waited for: to be called by all ranks when no call of `largest` follows. Empty if there is nothing."""
+        if self._flying is None:
+            return ()
+        tensor, work = self._flying
+        self._flying = None
+        with _spoken(self._ranks):
+            work.wait()
+        return tuple(tensor.tolist())
+
+
+@contextmanager
+def _spoken(ranks: Ranks) -> Iterator[None]:
+    """torch.distributed raises RuntimeError, of many texts, when another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks.alone or isinstance(error, (RunError, torch.OutOfMemoryError)):
+            raise
+        first = (str(error).splitlines() or ["no text"])[0]
+        raise RunError(f"rank {ranks.rank} of {ranks.world} lost the others ({first[:160]}): what ended one of them is told "
+                       "above") from None
+
+
+def declared() -> Ranks:
+    """What torchrun's environment says, without joining: alone where it says nothing. Raises InputError for what cannot be."""
+    if not all(name in os.environ for name in _NAMES):
+        return ALONE
+    try:
+        rank, world, local_rank, local_world = (int(os.environ[name]) for name in _NAMES)
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    except ValueError:
+        raise InputError(f"{', '.join(_NAMES)} are set and are no numbers: unset them, or start with torchrun") from None
+    if not (0 <= rank < world and 0 <= local_rank < local_world <= world):
+        raise InputError(f"RANK {rank} of WORLD_SIZE {world}, LOCAL_RANK {local_rank} of {local_world}: start with torchrun")
+    return Ranks(rank, world, local_rank, local_world, restarts)
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """The ranks of this job, connected, each with the GPU of its local rank if there are GPUs. Raises InputError or RunError."""
+    ranks = declared()
+    if ranks.alone:
+        yield ranks
+        return
+    if torch.cuda.is_available():
+        if ranks.local_world > torch.cuda.device_count():
+            raise InputError(f"{ranks.local_world} processes on a host with {torch.cuda.device_count()} GPUs: "
+                             f"give torchrun --nproc-per-node {torch.cuda.device_count()}")
+        torch.cuda.set_device(ranks.local_rank)
+    with _spoken(ranks):
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    try:
+        yield ranks
+    finally:
+        distributed.destroy_process_group()
