@@ -62,6 +62,12 @@ def top1(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return prediction, confidence
 
 
+def at_once(batch_size: int, world: int) -> int:
+    """Images of a forward pass without gradients, where `world` ranks share training batches of `batch_size`: no fewer than in training,
+    and up to 256 those of a whole batch, so that every figure is what one process alone gets."""
+    return max(-(-batch_size // world), min(batch_size, 256))
+
+
 def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[], AbstractContextManager[object]],
              progress: Callable[[int], None] = lambda images: None,
              decide: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = top1, ranks: Ranks = ALONE) -> Rows:

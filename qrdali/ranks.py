@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,11 @@ class Ranks:
             if text:
                 raise RunError(f"rank {rank}: {text}")
         return result  # type: ignore[return-value]
+
+    def sharing(self) -> int:
+        """How many ranks run on the same processors as this one."""
+        own: list[Any] = [platform.node(), sorted(os.sched_getaffinity(0))]
+        return self.tell(own).count(own)
 
     def same(self, what: str, value: str) -> None:
         """Raises RunError on all ranks unless `value` is the same on all."""
