@@ -56,6 +56,8 @@ def _common(command: F) -> F:
         click.option("--save-every", help="Save within an epoch: N steps, or Nm minutes."),
         click.option("--accumulate", type=int, metavar="PARTS",
                      help="Forward passes of a step, each of a part of its images: less memory.  [default: 1]"),
+        click.option("--ema", type=float, metavar="DECAY",
+                     help="Validate, save as best/ and ask in probes a moving average of the weights, such as 0.999.  [default: off]"),
         click.option("--sync-batch-norm", is_flag=True, default=None, help="Of several GPUs: statistics of batch norm over all."),
         click.option("--seed", type=int, help="[default: 0]"),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]"),

@@ -82,15 +82,18 @@ class Saved:
 
 
 class Saves:
-    """Writes and takes back what belongs to `model` (with statistics of batch norm), `optimizer`, `scaler` and torch's generators.
+    """Writes and takes back what belongs to `model` (with statistics of batch norm), `optimizer`, `scaler`, torch's generators and, of
+    runs that have one, the average of weights `ema`, which is then what `best/` holds.
 
     fingerprint: of the training images, without which nothing is continued. images: how many they are. All ranks call `write`,
     `back_to` and `read`.
     """
 
     def __init__(self, run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-                 device: torch.device, fingerprint: str, images: int, batch_size: int, ranks: Ranks) -> None:
-        self._run, self._model, self._optimizer, self._scaler, self._device = run, model, optimizer, scaler, device
+                 device: torch.device, fingerprint: str, images: int, batch_size: int, ranks: Ranks, ema: nn.Module | None = None) -> None:
+        self._networks = {"model": model} if ema is None else {"model": model, "ema": ema}
+        self._best = model if ema is None else ema
+        self._run, self._optimizer, self._scaler, self._device = run, optimizer, scaler, device
         self._fingerprint, self._images, self._batch_size, self._ranks = fingerprint, images, batch_size, ranks
 
     def there(self) -> bool:
@@ -100,7 +103,7 @@ class Saves:
     def best(self, trained: runs.Trained) -> None:
         """Of rank 0 alone."""
         if self._ranks.main:
-            checkpoint.save(self._run / "best", trained.as_dict(), model=self._model.state_dict())
+            checkpoint.save(self._run / "best", trained.as_dict(), model=self._best.state_dict())
 
     def write(self, name: str, state: schedule.State, epoch: Epoch | None, totals: Totals, stage: Stage,
               feedback: torch.Tensor | None, joules: float | None) -> None:
@@ -122,13 +125,13 @@ class Saves:
         if feedback is not None:
             random["feedback"] = feedback
         checkpoint.save(self._run / name, data, keep_previous=name == "last",
-                        model=self._model.state_dict(), optimizer=tensors, random=random)
+                        **{key: network.state_dict() for key, network in self._networks.items()}, optimizer=tensors, random=random)
 
     def back_to(self, name: str) -> None:
-        """Takes weights, optimizer and scaler back."""
+        """Takes weights, their average, optimizer and scaler back."""
         self._ranks.wait()  # until rank 0 has written it
-        state, (model, optimizer) = checkpoint.load(self._run / name, "model", "optimizer")
-        self._take(self._run / name, state, model, optimizer)
+        state, (optimizer, *weights) = checkpoint.load(self._run / name, "optimizer", *self._networks)
+        self._take(self._run / name, state, weights, optimizer)
 
     def read(self, check: Callable[[schedule.State], object]) -> Saved:
         """Takes `last/` back, or the save before it if that is damaged. `check` raises for a state that cannot be.
@@ -137,11 +140,11 @@ class Saves:
         are its own, its sums begin at nothing.
         """
         folder = self._run / "last"
-        data, (model, optimizer, random), damage = checkpoint.load_newest(folder, "model", "optimizer", "random")
+        data, (optimizer, random, *weights), damage = checkpoint.load_newest(folder, "optimizer", "random", *self._networks)
         if data.get("data") != self._fingerprint:
             raise RunError(f"the index of the training images has changed since {printable(self._run)} was saved: restore it, or train "
                            "anew in another --run")
-        self._take(folder, data, model, optimizer)
+        self._take(folder, data, weights, optimizer)
         try:
             self._take_generators(random)
             state = schedule.State.from_dict(data["schedule"])
@@ -177,9 +180,10 @@ class Saves:
         if self._device.type == "cuda" and f"cuda{suffix}" in random:
             torch.cuda.set_rng_state(random[f"cuda{suffix}"], self._device)
 
-    def _take(self, folder: Path, state: dict[str, Any], model: checkpoint.Tensors, optimizer: checkpoint.Tensors) -> None:
+    def _take(self, folder: Path, state: dict[str, Any], weights: list[checkpoint.Tensors], optimizer: checkpoint.Tensors) -> None:
         try:
-            self._model.load_state_dict(model)
+            for network, tensors in zip(self._networks.values(), weights, strict=True):
+                network.load_state_dict(tensors)
             self._optimizer.load_state_dict(checkpoint.unflatten(optimizer, state["optimizer"]))
             if state["scaler"]:
                 self._scaler.load_state_dict(state["scaler"])

@@ -22,7 +22,8 @@ Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
 
 class Settings(BaseModel):
     """One run. Paths as text; `quality` and `reduction` matter to methods with R epochs; `lr` 0 is the network's own;
-    `track_sets` are folders by name, `track_reduced` 0 is off; `max_bad`: share of the training images that may turn out unreadable."""
+    `track_sets` are folders by name, `track_reduced` 0 is off; `max_bad`: share of the training images that may turn out unreadable;
+    `ema`: decay per step of the average of weights that is validated, 0 is off."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -54,6 +55,7 @@ class Settings(BaseModel):
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False)
     optimizer: str = "adamw"
     accumulate: int = Field(1, ge=1)
+    ema: float = Field(0.0, ge=0, lt=1)
     sync_batch_norm: bool = False
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     input_size: int = Field(0, ge=0, le=4096)

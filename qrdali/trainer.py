@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from qrdali import runs, schedule
@@ -54,6 +55,9 @@ class Trainer:
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.sync_batch_norm and not ranks.alone:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
+        self.ema = ModelEmaV3(self.model, settings.ema) if settings.ema else None
+        # Is validated, asked in probes and saved as best/.
+        self.judged: nn.Module = self.ema.module if self.ema else self.model
         self.parallel = ranks.parallel(self.model, device)
         self.optimizer = create_optimizer_v2(self.model, settings.optimizer, lr=settings.lr,
                                              weight_decay=settings.weight_decay)
@@ -67,7 +71,7 @@ class Trainer:
         self.unread: dict[int, str] = {}  # found by this rank, not yet told to the others
         self.stages = Stages(settings, run, self.train_index, device, watcher, ranks)
         self.saves = Saves(run, self.model, self.optimizer, self.scaler, device, self.train_index.fingerprint, len(self.train_index),
-                           settings.batch_size, ranks)
+                           settings.batch_size, ranks, self.ema and self.ema.module)
         self.totals, self.stage = Totals(), Stage({})
         self.trained: tuple[schedule.State, Epoch, Totals] | None = None  # of an epoch that only lacks its validation
         every = settings.save_every
@@ -111,7 +115,7 @@ class Trainer:
         self.stage.row = {}
         if self.stages.adaptive:
             self.energy.begin()
-            done, seconds = self.stages.descend(state, self.model, self.train_loader, self.autocast, self.energy, self.quarantine,
+            done, seconds = self.stages.descend(state, self.judged, self.train_loader, self.autocast, self.energy, self.quarantine,
                                                 self.stop)
             moved = done.images
             self.totals.forward_images += done.candidates
@@ -131,6 +135,8 @@ class Trainer:
         own = self._train(state, letter, levels, resumed)
         self._share_unread(number)
         self.ranks.share_buffers(self.model)
+        if self.ema:
+            self.ranks.share_buffers(self.judged)
         epoch = own.of_all(self.ranks)
         if not epoch.images:
             raise RunError(f"no training image can be read: {self.run / FILE} says why")
@@ -273,6 +279,8 @@ class Trainer:
                                f"--batch-size that does not leave one of {plan.samples} images over") from None
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.ema:
+            self.ema.update(self.model)
         if batch is None:
             return True
         with torch.no_grad():
@@ -338,7 +346,7 @@ class Trainer:
     def _validate(self, what: str, levels: Levels) -> Rows:
         plan = Plan(len(self.val_index), at_once(self.settings.batch_size, self.ranks.world), levels, self.n, self.settings.seed)
         self.watcher.begin(what, plan.samples)
-        rows = evaluate(self.model, self.val_loader, plan, self.autocast, self._advance, ranks=self.ranks)
+        rows = evaluate(self.judged, self.val_loader, plan, self.autocast, self._advance, ranks=self.ranks)
         self.watcher.end()
         self._heed()
         self.totals.forward_images += plan.samples
@@ -379,7 +387,7 @@ class Trainer:
         return found
 
     def _track(self, what: str) -> dict[str, Any]:
-        found = self.tracker.measure(what, self.model, self.autocast, self.watcher, self._advance, self.ranks)
+        found = self.tracker.measure(what, self.judged, self.autocast, self.watcher, self._advance, self.ranks)
         self._heed()
         return found
 

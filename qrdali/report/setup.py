@@ -19,8 +19,8 @@ DEFINITIONS = (
     "by the original's. The operators are qrdali's own definition: the thesis that these methods come from does not fix them.")
 
 _SHOWN = ("method", "reduction", "sequence", "quality", "step", "patience", "epochs", "max_epochs", "batch_size", "optimizer", "lr",
-          "weight_decay", "label_smoothing", "input_size", "fit", "augment", "monitor", "restore_best", "feedback", "prefer", "windows",
-          "amp", "device", "seed", "pretrained", "init")
+          "weight_decay", "label_smoothing", "ema", "input_size", "fit", "augment", "monitor", "restore_best", "feedback", "prefer",
+          "windows", "amp", "device", "seed", "pretrained", "init")
 
 
 def facts(known: list[Run], sets: list[Mepis]) -> list[tuple[str, str]]:
