@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types unit browser clean
+.PHONY: demo test lint types unit browser soak clean
 
 demo: .venv/installed
 	$(BIN)/qrdali demo --out demo
@@ -17,6 +17,10 @@ types: .venv/installed
 unit: .venv/installed browser
 	$(BIN)/pytest
 
+# Goes on where it was stopped; MINUTES=600 ROUNDS=10 for a night. The result is soak.json.
+soak: .venv/installed
+	$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),60) --rounds $(or $(ROUNDS),2) --work soak > soak.json
+
 browser:
 	@tests/browser.sh
 
@@ -26,4 +30,4 @@ browser:
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info demo
+	rm -rf .venv build dist *.egg-info demo soak soak.json

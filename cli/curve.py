@@ -76,7 +76,9 @@ def make(evaluator: Evaluator, name: str, index: Index, n: int) -> dict[str, Any
     curves = summary(rows)
     chance = evaluator.class_map.chance if evaluator.class_map else 1 / len(evaluator.classes)
     told = {"set": name, "images": len(index), "step": 1 / n, "chance": chance, "curves": curves, **evaluator.told}
-    (folder / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+    partial = folder / f".{name}.json.partial"
+    partial.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+    partial.rename(folder / f"{name}.json")
     trained = evaluator.trained
     title = f"{evaluator.run.name}, {name}: {trained.model} at {trained.preprocessing.input_size} px"
     figure = quality_curve(curves, chance, name, title, headed=True)

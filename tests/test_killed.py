@@ -1,0 +1,79 @@
+"""A sample of what `make soak` does: commands killed by real SIGKILLs at seeded moments end with the same files as if never killed, and
+what is complete is not done again. docs/reliability.md refers to these tests by name."""
+
+import json
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from killed import Case, Outcome, call, contents, killed
+from soak_cases import Ground, commands, training
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    return Ground(tmp_path_factory.mktemp("killed") / "ground")
+
+
+def found(ground: Ground, tmp_path: Path, name: str) -> Case:
+    now = tmp_path / "case" / "now"
+    return next(case for case in (*training(ground, now), *commands(ground, now)) if case.name == name)
+
+
+def survived(ground: Ground, tmp_path: Path, name: str, seed: str, kills: int) -> Outcome:
+    outcome = killed(found(ground, tmp_path, name), tmp_path / "case", seed, kills)
+    assert not outcome.differences, outcome
+    assert outcome.kills, outcome  # else the test shows nothing: choose another seed
+    return outcome
+
+
+@pytest.mark.parametrize(("name", "seed"), [
+    ("train adaptive online paired-rounds combination ema", "0"), ("train linear paired-epochs crop", "0")])
+def test_train(ground: Ground, tmp_path: Path, name: str, seed: str) -> None:
+    outcome = survived(ground, tmp_path, name, seed, 3)
+    assert outcome.longest <= 2  # steps, which is --save-every
+
+
+@pytest.mark.parametrize("name", ["index", "imagenet", "humanet"])
+def test_data_is_whole_or_absent(ground: Ground, tmp_path: Path, name: str) -> None:
+    survived(ground, tmp_path, f"data {name}", "0", 4)
+    assert sorted(path.name for path in (tmp_path / "case" / "now").iterdir()) == ["data"]
+
+
+def test_minival(ground: Ground, tmp_path: Path) -> None:
+    survived(ground, tmp_path, "data minival", "0", 4)
+
+
+def test_evaluate(ground: Ground, tmp_path: Path) -> None:
+    survived(ground, tmp_path, "evaluate", "0", 2)
+
+
+def test_build_mepi(ground: Ground, tmp_path: Path) -> None:
+    outcome = survived(ground, tmp_path, "build-mepi crop", "0", 2)
+    assert outcome.longest < outcome.begun / 2
+
+
+def test_reproduce(ground: Ground, tmp_path: Path) -> None:
+    survived(ground, tmp_path, "reproduce", "0", 1)
+    log = (tmp_path / "case" / "log").read_text().splitlines()
+    begun = Counter(line for line in log if line.startswith("task"))
+    assert sum(begun.values()) == len(begun) + 1  # a single task begins again
+    assert json.loads((tmp_path / "case/now/matrix/done.json").read_text())
+
+
+def test_what_the_others_rely_on(ground: Ground, tmp_path: Path) -> None:
+    case = found(ground, tmp_path, "data index")
+    whole, now = tmp_path / "whole", tmp_path / "case" / "now"
+    now.mkdir(parents=True)
+    dead = call(case.command, now, tmp_path / "log", deadly=20)
+    assert (dead.status, dead.moments) == (-signal.SIGKILL, 0)
+    assert not (now / "data").exists()
+    assert call(case.command, now, tmp_path / "log").status == 0
+    now.rename(whole)
+    now.mkdir()
+    assert call([*case.command, "--no-verify"], now, tmp_path / "log").status == 0
+    assert contents(now) == contents(whole)
+    (now / "data" / "classes.tsv").write_text("label\tname\n")
+    (now / "data" / "train.arrow.partial").touch()
+    assert {name for name, _ in contents(now).items() ^ contents(whole).items()} == {"data/classes.tsv", "data/train.arrow.partial"}
