@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from qrdali.disk import sync
 from qrdali.errors import RunError, printable
 from qrdali.json_object import read_object
 
@@ -190,15 +190,6 @@ def _check(file: Path, sums: dict[str, str]) -> None:
             raise RunError(f"{printable(file)} is damaged: its SHA-256 is not that in {SUMS}")
     except OSError as error:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
-
-
-def sync(path: Path) -> None:
-    """Forces a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def flatten(optimizer_state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:

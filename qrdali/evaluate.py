@@ -19,6 +19,7 @@ from torch import nn
 
 from qrdali.batch import Loader
 from qrdali.data.index import SPLITS, Index
+from qrdali.disk import put
 from qrdali.errors import InputError, RunError, printable
 from qrdali.json_object import MOST_BYTES
 from qrdali.plan import Plan
@@ -136,7 +137,7 @@ def write_rows(file: Path, rows: Rows, index: Index, told: dict[str, Any] | None
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     pq.write_table(table, partial)
-    partial.rename(file)
+    put(partial, file)
 
 
 def asked(name: str, data: str = "DATASET") -> str:

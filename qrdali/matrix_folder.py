@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from qrdali import checkpoint
+from qrdali.disk import put
 from qrdali.errors import InputError, RunError, printable
 from qrdali.json_object import read_object
 from qrdali.lock import held
@@ -98,4 +99,4 @@ def _write(file: Path, notes: dict[str, Any]) -> None:
     """Whole or not at all."""
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(json.dumps(notes, indent=1) + "\n", "utf-8")
-    partial.rename(file)
+    put(partial, file)

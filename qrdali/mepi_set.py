@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qrdali import descent
-from qrdali.checkpoint import sync
 from qrdali.data.index import Index, Samples
+from qrdali.disk import sync
 from qrdali.entropy import encoder
 from qrdali.errors import InputError, RunError, printable
 from qrdali.json_object import read_object

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from qrdali import checkpoint
+from qrdali.disk import put
 from qrdali.errors import InputError, RunError, printable
 from qrdali.json_object import read_objects
 from qrdali.lock import held
@@ -140,8 +141,7 @@ def keep_metrics(folder: Path, epochs: int) -> None:
     kept = [json.dumps(row) + "\n" for row in rows(folder) if row["epoch"] <= epochs] if file.exists() else []
     partial = file.with_suffix(".partial")
     partial.write_text("".join(kept), "utf-8")
-    checkpoint.sync(partial)
-    partial.rename(file)
+    put(partial, file)
 
 
 def saved(folder: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qrdali.disk import put
 from qrdali.errors import InputError, printable
 
 if sys.version_info >= (3, 11):
@@ -113,4 +114,4 @@ def write(file: Path, settings: Settings) -> None:
     """Writes every setting, defaults included; whole or not at all."""
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(tomli_w.dumps(settings.model_dump()), "utf-8")
-    partial.rename(file)
+    put(partial, file)

@@ -34,10 +34,12 @@ LIMIT = 240.0  # seconds of a child
 
 @dataclass
 class Ended:
-    """status: exit status, or minus a signal. moments: that the child has lived through, if it came to its end."""
+    """status: exit status, or minus a signal. moments: that the child has lived through, if it came to its end; halves: those of them
+    in which half of a file was there."""
 
     status: int
     moments: int
+    halves: list[int]
     seconds: float
     said: str
 
@@ -84,19 +86,21 @@ def call(command: list[str], folder: Path, log: Path, deadly: int | None = None,
         child.join()
     assert not late, f"no end within {LIMIT:g} s: {' '.join(command)}"
     assert child.exitcode is not None
-    moments = int(count.read_text()) if count.exists() else 0
-    return Ended(child.exitcode, moments, time.monotonic() - begun, said.read_text(errors="replace") if said.exists() else "")
+    moments, halves = json.loads(count.read_text()) if count.exists() else (0, [])
+    return Ended(child.exitcode, moments, halves, time.monotonic() - begun, said.read_text(errors="replace") if said.exists() else "")
 
 
 def _child(command: list[str], folder: str, log: str, deadly: int | None) -> None:
     out = os.open(Path(log).with_suffix(".said"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    moments = 0
+    moments, halves = 0, []
 
-    def moment() -> None:
+    def moment(half: bool = False) -> None:
         nonlocal moments
         moments += 1
+        if half:
+            halves.append(moments)
         if moments == deadly:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -119,7 +123,7 @@ def _child(command: list[str], folder: str, log: str, deadly: int | None) -> Non
     try:
         main()
     finally:
-        Path(log).with_suffix(".moments").write_text(str(moments))
+        Path(log).with_suffix(".moments").write_text(json.dumps([moments, halves]))
 
 
 def _watch(begins: Callable[[str], None]) -> None:
@@ -158,7 +162,7 @@ def _watch(begins: Callable[[str], None]) -> None:
     evaluate.Evaluator.rows, reproduce_tasks.perform = told_rows, told_perform  # type: ignore[method-assign]
 
 
-def _halve(folder: str, moment: Callable[[], None]) -> None:
+def _halve(folder: str, moment: Callable[[bool], None]) -> None:
     """One more moment in every file that is written at once: when half of it is there."""
     import pyarrow.parquet as pq
 
@@ -169,7 +173,7 @@ def _halve(folder: str, moment: Callable[[], None]) -> None:
             if str(file).startswith(folder) and file.is_file():
                 content = file.read_bytes()
                 os.truncate(file, len(content) // 2)  # which is a moment, and so is what opens the file again
-                moment()
+                moment(True)
                 with open(file, "wb") as again:
                     again.write(content)
             return done
@@ -205,8 +209,9 @@ def _less_times(value: Any) -> Any:
     return [_less_times(one) for one in value] if isinstance(value, list) else value
 
 
-def killed(case: Case, folder: Path, seed: str, kills: int, timed: bool = False) -> Outcome:
-    """Runs `case` once to its end and once killed up to `kills` times at moments drawn by `seed`, at the same path, and compares."""
+def killed(case: Case, folder: Path, seed: str, kills: int | None, timed: bool = False) -> Outcome:
+    """Runs `case` once to its end and once killed up to `kills` times at moments drawn by `seed`, at the same path, and compares.
+    kills None: at every moment in which half of a file is there, of a case that begins anew each time."""
     draw = random.Random(f"{seed} {case.name}")
     now, whole, log = folder / "now", folder / "whole", folder / "log"
     now.mkdir(parents=True)
@@ -221,11 +226,12 @@ def killed(case: Case, folder: Path, seed: str, kills: int, timed: bool = False)
     case.prepare(now)
     differences: list[str] = []
     done, longest, before = 0, 0, 0
-    for attempt in range(kills + 1):
-        last = attempt == kills
+    times = len(reference.halves) if kills is None else kills
+    for attempt in range(times + 1):
+        last = attempt == times
         by_time = timed and draw.random() < .5
         share = draw.uniform(0, draw.choice((.5, 1)))  # half of the kills come early, so that there is something left to kill again
-        deadly = None if last or by_time else 1 + int(share * reference.moments)
+        deadly = None if last or by_time else 1 + int(share * reference.moments) if kills else reference.halves[attempt]
         after = share * reference.seconds if by_time and not last else None
         seen: set[str] = set(log.read_text().splitlines()) if log.exists() else set()
         ended = call(case.command + (case.again if attempt else []), now, log, deadly, after)

@@ -48,6 +48,7 @@ def training(ground: Ground, now: Path) -> Iterator[Case]:
     """Every training case; the run is NOW/run."""
     bounded = ("--patience", "1", "--max-epochs", "4", "--init", str(ground.run))
     plain: dict[str, list[str]] = {"shared": ["shared", "--epochs", "3"], "baseline": ["baseline", *bounded],
+                                   "shared dropout": ["shared", "--epochs", "2", "--model", "squeezenet1_1"],
                                    "baseline match": ["baseline", "--match", str(ground.run), "--init", str(ground.run)]}
     for sequence in SEQUENCES:
         for reduction in REDUCTIONS:
@@ -76,9 +77,10 @@ def commands(ground: Ground, now: Path) -> Iterator[Case]:
     yield data("imagenet", str(ground.imagenet), "--per-class", "2")
     yield data("humanet", str(ground.imagenet), "--mapping", str(ground.mapping), "--train", "2", "--val", "1", "--test", "2")
     yield Case("data minival", ["data", "minival", str(now / "data"), "--per-class", "3"], prepare=without_val, check=_disjoint)
-    yield Case("evaluate", ["evaluate", "--run", str(now / "run"), "--data", str(ground.data), "--split", "test", "--set",
-                            f"mine={ground.images / 'val'}", "--reduced", "0.5", "--curve", "--step", "0.5", "--threads", "1",
-                            "--device", "cpu"], prepare=copied, check=_rows_are_whole)
+    asked = ["evaluate", "--run", str(now / "run"), "--threads", "1", "--device", "cpu", "--step", "0.5", "--data", str(ground.data)]
+    yield Case("evaluate curve", [*asked, "--curve"], prepare=copied, check=_rows_are_whole)
+    yield Case("evaluate sets", [*asked, "--reduced", "0.5", "--set", f"mine={ground.images / 'val'}"], prepare=copied,
+               check=_rows_are_whole)
     for reduction in ("all", "crop"):
         yield Case(f"build-mepi {reduction}", ["build-mepi", "--run", str(ground.run), "--data", str(ground.data), "--split", "val",
                                                "--reduction", reduction, "--out", str(now / "mepi"), "--step", "0.25", "--threads", "1",

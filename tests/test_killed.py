@@ -21,7 +21,7 @@ def found(ground: Ground, tmp_path: Path, name: str) -> Case:
     return next(case for case in (*training(ground, now), *commands(ground, now)) if case.name == name)
 
 
-def survived(ground: Ground, tmp_path: Path, name: str, seed: str, kills: int) -> Outcome:
+def survived(ground: Ground, tmp_path: Path, name: str, seed: str, kills: int | None) -> Outcome:
     outcome = killed(found(ground, tmp_path, name), tmp_path / "case", seed, kills)
     assert not outcome.differences, outcome
     assert outcome.kills, outcome  # else the test shows nothing: choose another seed
@@ -29,7 +29,8 @@ def survived(ground: Ground, tmp_path: Path, name: str, seed: str, kills: int) -
 
 
 @pytest.mark.parametrize(("name", "seed"), [
-    ("train adaptive online paired-rounds combination ema", "0"), ("train linear paired-epochs crop", "0")])
+    ("train adaptive online paired-rounds combination ema", "0"), ("train linear paired-epochs crop", "0"),
+    ("train shared dropout", "0")])
 def test_train(ground: Ground, tmp_path: Path, name: str, seed: str) -> None:
     outcome = survived(ground, tmp_path, name, seed, 3)
     assert outcome.longest <= 2  # steps, which is --save-every
@@ -46,7 +47,8 @@ def test_minival(ground: Ground, tmp_path: Path) -> None:
 
 
 def test_evaluate(ground: Ground, tmp_path: Path) -> None:
-    survived(ground, tmp_path, "evaluate", "0", 2)
+    outcome = survived(ground, tmp_path, "evaluate curve", "0", None)
+    assert outcome.kills == 5  # rows, and four files of a curve
 
 
 def test_build_mepi(ground: Ground, tmp_path: Path) -> None:

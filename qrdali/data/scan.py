@@ -20,6 +20,7 @@ from PIL import Image
 
 from qrdali.data import formats
 from qrdali.data.index import FILES_SCHEMA, SPLITS, RowWriter, Writer, write_classes
+from qrdali.disk import put
 from qrdali.errors import InputError, RunError, printable
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
@@ -127,7 +128,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield partial
         if out.exists():
             out.rmdir()
-        partial.rename(out)
+        put(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
