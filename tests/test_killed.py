@@ -2,6 +2,7 @@
 what is complete is not done again. docs/reliability.md refers to these tests by name."""
 
 import json
+import os
 import signal
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from killed import Case, Outcome, call, contents, killed
 from soak_cases import Ground, commands, training
+
+from qrdali.data import scan
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,25 @@ def test_reproduce(ground: Ground, tmp_path: Path) -> None:
     begun = Counter(line for line in log if line.startswith("task"))
     assert sum(begun.values()) == len(begun) + 1  # a single task begins again
     assert json.loads((tmp_path / "case/now/matrix/done.json").read_text())
+
+
+def test_a_data_set_is_on_the_disk_before_it_has_its_name(ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, rename, log = os.fsync, Path.rename, list[str]()
+
+    def synced(handle: int) -> None:
+        log.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def renamed(self: Path, target: Path) -> Path:
+        log.append("renamed")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    scan.build(ground.images, tmp_path / "data", threads=1)
+    before, after = log[:log.index("renamed")], log[log.index("renamed") + 1:]
+    assert sorted(before) == sorted([*(path.name for path in (tmp_path / "data").iterdir()), "data.partial"])
+    assert after == [tmp_path.name]
 
 
 def test_what_the_others_rely_on(ground: Ground, tmp_path: Path) -> None:
