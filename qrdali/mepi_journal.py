@@ -169,21 +169,19 @@ class Journal:
 
     def begin(self) -> None:
         """Opens the journal for a session."""
-        self._open()
         if self._part is None:
+            self._open()
             self._put(b'{"begin": true}\n')
 
     def _open(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        if self._part is not None:
-            self._out = open(self._part, "wb")  # noqa: SIM115  one that is left over has been taken in
-            return
         self._out = open(self.file, "ab")  # noqa: SIM115
         self._out.truncate(self._end)
 
     def go_on(self) -> None:
         """Opens the journal again in the same session."""
-        self._open()
+        if self._part is None:
+            self._open()
 
     def append(self, entry: Entry, seconds: float) -> None:
         """Adds an entry; `seconds` of this session."""
@@ -193,6 +191,9 @@ class Journal:
         self.session = seconds
 
     def _put(self, line: bytes) -> None:
+        if self._out is None and self._part is not None:
+            self._part.parent.mkdir(parents=True, exist_ok=True)
+            self._out = open(self._part, "wb")  # noqa: SIM115  one that was left over has been taken in
         assert self._out is not None
         self._out.write(line)
         self._out.flush()

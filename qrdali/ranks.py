@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -31,8 +32,8 @@ _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: this process among all `world`, from 0. local_rank, local_world: the same among those of this host. restarts: how often
-    torchrun has begun the job again."""
+    """rank: this process among all `world`, from 0. local_rank, local_world: the same among those of this host. restarts: how often the
+    job was begun again, on any of its hosts."""
 
     rank: int = 0
     world: int = 1
@@ -232,8 +233,34 @@ _waited = 0.0
 
 
 def _store() -> Any:
-    """What torchrun keeps for the processes of one attempt."""
+    """What the processes of one attempt share beside what they tell one another."""
     return distributed.distributed_c10d._get_default_store()
+
+
+def _attempt(store: Any, ranks: Ranks) -> tuple[str, int]:
+    """A name that only the ranks of this attempt have, and how often ranks met here before.
+
+    torchrun may keep its store when it begins a job again, and then old addresses are there: so nothing is believed that does not
+    answer a word of one's own. Its count of restarts does not serve: each host has its own.
+    """
+    if not ranks.main:
+        word = secrets.token_hex(8)
+        store.set(f"qrdali/{ranks.rank}", word)
+        name, before = json.loads(store.get(f"qrdali/{word}"))
+        store.set(f"qrdali/{name}/{ranks.rank}", word)
+        return name, before
+    name, before = secrets.token_hex(8), store.add("qrdali/attempts", 1) - 1
+    missing, end = set(range(1, ranks.world)), time.monotonic() + TIMEOUT.total_seconds()
+    while missing:
+        if time.monotonic() > end:
+            raise RunError(f"rank {min(missing)} of {ranks.world} did not come within {TIMEOUT}")
+        for rank in list(missing):
+            if store.check([f"qrdali/{rank}"]):
+                store.set(f"qrdali/{store.get(f'qrdali/{rank}').decode()}", json.dumps([name, before]))
+            if store.check([f"qrdali/{name}/{rank}"]):
+                missing.remove(rank)
+        time.sleep(0.01)
+    return name, before
 
 
 @contextmanager
@@ -280,8 +307,12 @@ def joined() -> Iterator[Ranks]:
                              f"give torchrun --nproc-per-node {torch.cuda.device_count()}")
         torch.cuda.set_device(ranks.local_rank)
     with _spoken(ranks):
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        store = next(distributed.rendezvous("env://", timeout=TIMEOUT))[0]  # type: ignore[attr-defined]
+        name, before = _attempt(store, ranks)
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT,
+                                       store=distributed.PrefixStore(name, store),  # type: ignore[attr-defined]
+                                       rank=ranks.rank, world_size=ranks.world)
     try:
-        yield ranks
+        yield replace(ranks, restarts=max(before, *ranks.tell(ranks.restarts)))
     finally:
         distributed.destroy_process_group()
