@@ -77,12 +77,13 @@ def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[]
     """
     own = replace(plan, rank=ranks.rank, world=ranks.world, whole=True)
 
-    def classified() -> list[npt.NDArray[Any]]:
+    def classified(check: Callable[[], None]) -> list[npt.NDArray[Any]]:
         columns: list[tuple[torch.Tensor, ...]] = []
         for batch in loader.epoch(own) if own.rank < own.batches else ():
             with autocast():
                 logits = model(batch.images)
             columns.append((batch.samples, batch.labels, *decide(logits)))
+            check()
             done = batch.number * plan.batch_size
             progress(min(plan.samples, done + ranks.world * plan.batch_size) - done)
         if not columns:
@@ -92,7 +93,7 @@ def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[]
     training = model.training
     model.eval()
     with torch.inference_mode():
-        mine = ranks.together(classified)
+        mine = ranks.watched(classified)
     model.train(training)
     samples, labels, predictions, confidences = (np.concatenate(ranks.gather(column)) for column in mine)
     order = np.argsort(samples, kind="stable")
