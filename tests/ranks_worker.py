@@ -1,6 +1,7 @@
 """Trainings in one job, as torchrun starts it: `python -m torch.distributed.run … tests/ranks_worker.py ENTRIES.json`.
 
-An entry has settings, run, resume and kill: the rank and optimizer step before which that rank dies, unless torchrun has begun again.
+An entry has settings, run, resume, kill and end: the rank and optimizer step before which that rank dies, unless torchrun has begun again,
+or before which torchrun gets SIGTERM.
 Each rank logs its part of every step as RUN.RANK.jsonl beside the run's folder.
 """
 
@@ -22,12 +23,14 @@ from qrdali.trainer import Trainer
 
 
 @contextmanager
-def logged(run: Path, ranks: Ranks, kill: list[int] | None) -> Iterator[None]:
+def logged(run: Path, ranks: Ranks, kill: list[int] | None, end: list[int] | None) -> Iterator[None]:
     taken = Trainer._step
 
     def step(self: Trainer, number: int, batch: Any, count: int, epoch: Any, plan: Any, reduced: bool) -> bool:
         if kill == [ranks.rank, self.totals.optimizer_steps] and not ranks.restarts:
             os.kill(os.getpid(), signal.SIGKILL)
+        if end == [ranks.rank, self.totals.optimizer_steps]:
+            os.kill(os.getppid(), signal.SIGTERM)
         samples = [] if batch is None else batch.samples.tolist()
         with open(f"{run}.{ranks.rank}.jsonl", "a") as log:
             log.write(json.dumps([time.time(), plan.epoch, number, ranks.world, samples]) + "\n")
@@ -42,7 +45,7 @@ def logged(run: Path, ranks: Ranks, kill: list[int] | None) -> Iterator[None]:
 
 def train(entries: list[dict[str, Any]], ranks: Ranks) -> None:
     for entry in entries:
-        with logged(Path(entry["run"]), ranks, entry.get("kill")):
+        with logged(Path(entry["run"]), ranks, entry.get("kill"), entry.get("end")):
             run_training(validated(entry["settings"]), Path(entry["run"]), entry.get("resume", False) or ranks.restarts > 0, ranks)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from qrdali.data.index import Dataset
+from qrdali.data.scan import build
 from qrdali.errors import InputError, RunError
 from qrdali.evaluate import at_once
 from qrdali.levels import FULL
@@ -112,16 +115,57 @@ def test_a_dead_rank_ends_the_job_and_one_process_goes_on(dataset: Dataset, alon
     assert max(float((first[key] - second[key]).abs().max()) for key in first) < 2e-4
 
 
-@pytest.mark.parametrize(("rank", "step", "model"), [(0, 5, "test_resnet"), (1, 2, "test_vit")])
+def test_a_signal_saves_what_all_ranks_have_done(dataset: Dataset, alone: Path, several: dict[int, Path], tmp_path: Path) -> None:
+    """torchrun hands SIGTERM on; all ranks leave after the same step, and one process ends the run."""
+    what = entries(tmp_path, dataset.folder, ["shared"], end=[0, 1])
+    what[0]["settings"]["epochs"] = 40  # so that the signal comes in time
+    done = torchrun(2, what, tmp_path)
+    assert done.returncode != 0
+    stopped = re.search(r"stopped in (epoch (\d+) after step (\d+)|validation), saved", done.stderr)
+    assert stopped, done.stderr[-2000:]
+    assert done.stderr.count("stopped in") == 1
+    state = json.loads((tmp_path / "shared" / "last" / "state.json").read_text())
+    within = state["epoch"]["step"]
+    assert state["totals"]["optimizer_steps"] == 3 * state["schedule"]["epoch"] + within
+    seen = sum(len(samples) for epoch, number, samples in order(tmp_path / "shared")
+               if epoch == state["schedule"]["epoch"] + 1 and number < within)
+    assert state["epoch"]["images"] == seen
+    assert len(state["epoch"]["ranks"]) == 2
+    train([{**what[0], "end": None, "resume": True, "settings": {**what[0]["settings"], "epochs": 40}}], ALONE)
+    orders = order(tmp_path / "shared")
+    assert orders[:6] == order(alone / "shared")
+    assert len(orders) == 3 * 40
+
+
+def test_a_training_image_that_went_bad_is_left_out_by_all(dataset: Dataset, images: Path, tmp_path: Path) -> None:
+    """Found by one rank, written once, and every other image is seen once in every epoch."""
+    shutil.copytree(images, tmp_path / "images")
+    build(tmp_path / "images", tmp_path / "data")
+    bad = 13
+    Path(Dataset.open(tmp_path / "data").index("train").paths(np.array([bad]))[0]).write_bytes(b"gone bad")
+    what = entries(tmp_path, tmp_path / "data", ["shared"])
+    what[0]["settings"] |= {"max_bad": 0.1}
+    what[0]["settings"].pop("track_reduced")
+    done = torchrun(2, what, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = (tmp_path / "shared" / "quarantine.tsv").read_text().splitlines()
+    assert [line.split("\t")[1] for line in lines[1:]] == [str(bad)]
+    assert done.stderr.count("training goes on without it") == 1
+    for epoch in (1, 2):
+        assert sorted(s for number, _, samples in order(tmp_path / "shared") if number == epoch for s in samples) \
+            == [s for s in range(24) if s != bad]
+    assert [row["quarantined"] for row in rows(tmp_path / "shared")[1:]] == [1, 1]
+
+
+@pytest.mark.parametrize(("rank", "step", "model"), [(0, 5, "test_resnet"), (1, 2, "squeezenet1_1")])
 def test_torchrun_begins_again_and_ends_the_same(dataset: Dataset, tmp_path: Path, rank: int, step: int, model: str) -> None:
     """A rank is killed in one run and not in the other; torchrun restarts all, without --resume. Weights, generators and metrics are
-    bit for bit the same, also with batch norm (whose statistics are rank 0's) and with label smoothing."""
+    bit for bit the same, also with batch norm, whose statistics are rank 0's, and with dropout, which each rank draws for itself."""
     runs = []
     for name, kill in (("whole", None), ("killed", [rank, step])):
         what = entries(tmp_path, dataset.folder, ["shared"], kill=kill)
-        size = 160 if model == "test_vit" else 32
         what[0]["run"] = str(tmp_path / name)
-        what[0]["settings"] |= {"model": model, "input_size": size, "save_every": "2", "batch_size": 8, "label_smoothing": 0.1}
+        what[0]["settings"] |= {"model": model, "save_every": "2", "batch_size": 8}
         what[0]["settings"].pop("track_reduced", None)
         done = torchrun(2, what, tmp_path / f"{name}-files", "--max-restarts", "1")
         assert done.returncode == 0, done.stderr[-3000:]
