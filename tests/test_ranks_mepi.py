@@ -18,7 +18,7 @@ import torch
 
 from qrdali.cli.build_mepi import build
 from qrdali.cli.evaluate import Evaluator
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build as index_images
 from qrdali.data.scan import index_folder
