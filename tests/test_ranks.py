@@ -17,10 +17,11 @@ from ranks_worker import order, train
 from safetensors.torch import load_file
 from torch import nn
 
+from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build
 from qrdali.errors import InputError, RunError
-from qrdali.evaluate import at_once
+from qrdali.evaluate import at_once, read_rows
 from qrdali.levels import FULL
 from qrdali.plan import Plan
 from qrdali.ranks import ALONE, Ranks, declared
@@ -33,7 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "shared": {"method": "shared", "epochs": 2, "track_reduced": 0.5},
     "parts": {"method": "shared", "epochs": 1, "accumulate": 2},
     "probe": {"method": "adaptive", "reduction": "crop", "sequence": "paired-epochs"},
-    "online": {"method": "adaptive", "reduction": "combination", "sequence": "RC", "feedback": "online"},
+    "online": {"method": "adaptive", "reduction": "combination", "sequence": "R", "feedback": "online", "max_epochs": 6},
     "random": {"method": "random", "reduction": "color", "sequence": "paired-rounds"},
 }
 
@@ -85,6 +86,8 @@ def test_ranks_train_as_one_process(alone: Path, several: dict[int, Path], world
     assert sorted(sample for epoch, _, samples in order(ranks) if epoch == 1 for sample in samples) == list(range(24))
     mine, theirs = rows(one), rows(ranks)
     assert len(mine) == len(theirs)
+    if name == "online":
+        assert mine[-1]["stage"] > 1, "no feedback was used: this test shows nothing"
     for a, b in zip(mine, theirs, strict=True):
         for key in ("epoch", "phase", "stage", "quality", "levels", "optimizer_steps", "forward_images", "moved", "probe_candidates"):
             assert a.get(key) == b.get(key), key
@@ -180,6 +183,11 @@ def test_torchrun_begins_again_and_ends_the_same(dataset: Dataset, tmp_path: Pat
     assert one == other
     assert order(runs[0]) == order(runs[1])
     assert "cpu.1" in load_file(runs[0] / "last" / "random.safetensors")
+    # What was validated on both ranks is the network that was saved.
+    rows_of_val = read_rows(runs[0], "val")
+    evaluated = Evaluator(runs[0], device="cpu", threads=1).rows("val", dataset.index("val"))
+    assert rows_of_val["prediction"].tolist() == evaluated.predictions.tolist()
+    assert np.allclose(rows_of_val["confidence"], evaluated.confidence, atol=1e-5)
 
 
 def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
