@@ -3,7 +3,8 @@ BIN := .venv/bin
 # For every Python from the oldest that pyproject.toml admits, on the one platform there is; that every line says which is left out.
 RESOLVE = UV_PYTHON_DOWNLOADS=never .upgrade/bin/uv pip compile pyproject.toml --quiet --extra dev --universal --python-version 3.10 \
 	--no-header --no-annotate --output-file .upgrade/resolved
-PLATFORM = implementation_name == 'cpython' and platform_machine == 'x86_64'( and platform_python_implementation != 'PyPy')? and sys_platform == 'linux'
+PLATFORM = implementation_name == 'cpython' and platform_machine == 'x86_64'( and platform_python_implementation != 'PyPy')? \
+	and sys_platform == 'linux'
 
 .PHONY: demo test lint types unit browser constraints upgrade clean
 

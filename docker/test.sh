@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds docker/Dockerfile and tries the image, without a Docker engine: buildah with chroot isolation, on a base that debootstrap makes
-# and that is tagged with the Dockerfile's name for it. Needs root, Debian's buildah and debootstrap, 25 GB of disk, and takes about a
-# quarter of an hour. Everything lies in one folder, in /var/tmp or in the one given, and is removed at the end.
+# and that is tagged with the Dockerfile's name for it. Needs root, Debian's buildah and debootstrap, 40 GB of disk for a while, and takes
+# about a quarter of an hour. Everything lies in one folder, in /var/tmp or in the one given, and is removed at the end.
 #
 #   docker/test.sh [FOLDER]
 #
@@ -18,7 +18,7 @@ done
 
 WORK=$(mktemp -d "${1:-/var/tmp}/qrdali-docker.XXXXXX")
 mkdir "$WORK"/{storage,state,tmp,log,checkout}
-[ "$(df --output=avail -k "$WORK" | tail -1)" -gt 25000000 ] || { rm -r "$WORK"; fail "less than 25 GB are free in ${1:-/var/tmp}"; }
+[ "$(df --output=avail -k "$WORK" | tail -1)" -gt 40000000 ] || { rm -r "$WORK"; fail "less than 40 GB are free in ${1:-/var/tmp}"; }
 export TMPDIR=$WORK/tmp BUILDAH_ISOLATION=chroot CONTAINERS_STORAGE_CONF=$WORK/storage.conf
 printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/storage"\nrunroot = "%s/state"\n' "$WORK" "$WORK" > "$WORK/storage.conf"
 printf '{"default": [{"type": "reject"}], "transports": {"containers-storage": {"": [{"type": "insecureAcceptAnything"}]}}}\n' \
@@ -26,7 +26,7 @@ printf '{"default": [{"type": "reject"}], "transports": {"containers-storage": {
 
 clean() {
   status=$?
-  [ $status = 0 ] || tail -n 20 "$WORK"/log/* >&2
+  [ $status = 0 ] || (cd "$WORK/log" && ls -t | head -2 | xargs -r tail -n 20) >&2
   buildah umount --all > /dev/null 2>&1 || true
   buildah rm --all > /dev/null 2>&1 || true
   awk -v at="$WORK/" 'index($2, at) == 1 {print $2}' /proc/mounts | sort -r | xargs -r umount -l
@@ -70,7 +70,7 @@ if [ -n "$certificates" ]; then
 fi
 build() {  # LOG
   buildah build --layers --format docker --pull-never --signature-policy "$WORK/policy.json" --secret "id=pip,src=$settings" \
-    "${mounts[@]}" --tag qrdali --file docker/Dockerfile "$WORK/checkout" > "$WORK/log/$1" 2>&1 \
+    "${mounts[@]}" --tag qrdali --file "$WORK/checkout/docker/Dockerfile" "$WORK/checkout" > "$WORK/log/$1" 2>&1 \
     || { tail -n 30 "$WORK/log/$1" >&2; fail "the build failed"; }
 }
 begun=$(date +%s)
@@ -93,8 +93,9 @@ mkdir "$WORK"/{images,runs,locked}
 chown 12345:12345 "$WORK/runs"
 chmod 755 "$WORK"
 run() {  # [--option …] -- COMMAND…
-  ${RUNNER:-} buildah run --user 12345:12345 --volume "$WORK/images:/data:ro" --volume "$WORK/runs:/runs" "$@"
+  ${RUNNER:-} "${around[@]}" buildah run --user 12345:12345 --volume "$WORK/images:/data:ro" --volume "$WORK/runs:/runs" "$@"
 }
+around=()
 inside() { run "$container" -- "$@"; }
 setting() { buildah inspect --type image --format "{{.Docker.Config.$1}}" qrdali; }
 
@@ -105,15 +106,30 @@ setting Healthcheck | grep -q 'qrdali doctor --json' || fail "no health check"
 [ "$(buildah run "$container" -- id -u)" = 1000 ] || fail "the image's own user is not 1000"
 ok "entry point, user and health check"
 for tool in cc gcc g++ clang cpp make git; do
-  if inside sh -c "command -v $tool" > /dev/null; then fail "$tool is in the image"; fi
+  if inside sh -c "command -v $tool" > /dev/null 2>&1; then fail "$tool is in the image"; fi
 done
 ok "no compiler"
+inside pip list --format=json --disable-pip-version-check > "$WORK/log/packages" 2> /dev/null || fail "pip list fails"
+inside python - "$(cat "$WORK/log/packages")" <<'PYTHON' || fail "the image has other versions than constraints.txt"
+import json, sys
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+lines = [Requirement(line.strip()) for line in open("/opt/qrdali/made-of/constraints.txt") if not line.startswith("#")]
+pins = {canonicalize_name(pin.name): pin.specifier for pin in lines if pin.marker is None or pin.marker.evaluate()}
+wrong = [found for found in json.loads(sys.argv[1]) if (name := canonicalize_name(found["name"])) not in ("pip", "qrdali")
+         and (name not in pins or not pins[name].contains(found["version"], prereleases=True))]
+sys.exit(f"not as in constraints.txt: {wrong}" if wrong else 0)
+PYTHON
+ok "every package in the version of constraints.txt"
 inside qrdali --help > "$WORK/log/help" && grep -q build-mepi "$WORK/log/help" || fail "qrdali --help says something else"
 ok "qrdali --help"
 inside bash -ic 'complete -p qrdali' 2> /dev/null | grep -q qrdali || fail "no completion in bash"
 inside head -1 /usr/local/share/zsh/site-functions/_qrdali | grep -q '#compdef qrdali' || fail "no completion for zsh"
-inside env COMP_WORDS='qrdali build-m' COMP_CWORD=1 _QRDALI_COMPLETE=bash_complete qrdali | grep -q build-mepi || fail "nothing is completed"
+inside env COMP_WORDS='qrdali build-m' COMP_CWORD=1 _QRDALI_COMPLETE=bash_complete qrdali | grep -q build-mepi \
+  || fail "nothing is completed"
 ok "completion in bash, for zsh"
+inside torchrun --help > "$WORK/log/help" || fail "torchrun does not start"
+ok "torchrun --help"
 if inside touch /data/x 2> /dev/null; then fail "/data can be written"; fi
 if inside touch /opt/qrdali/x 2> /dev/null; then fail "the packages can be written"; fi
 inside sh -c 'touch "$HOME/x" "$HOME/.cache/x" /runs/x && rm "$HOME/x" "$HOME/.cache/x" /runs/x' || fail "home or runs cannot be written"
@@ -135,7 +151,7 @@ refused() {  # STATUS WORDS: of the last command's log, which must be one line
   for word in "${@:2}"; do
     grep -q -e "$word" "$WORK/log/refused" || fail "nothing of $word: $(cat "$WORK/log/refused")"
   done
-  sed 's/^/    /' "$WORK/log/refused"
+  grep 'qrdali: error:' "$WORK/log/refused" | sed 's/^/    /'
 }
 
 # --- the main job
@@ -145,6 +161,9 @@ inside qrdali demo --out /runs/demo > "$WORK/log/demo" 2>&1 || fail "qrdali demo
 [ "$(stat -c %u "$WORK/runs/demo/report/report.html")" = 12345 ] || fail "the report is not the caller's"
 grep -a -o '[^ ]*: test accuracy [0-9.]* ([0-9]* of [0-9]*)' "$WORK/log/demo" | sed 's/^/    /'
 ok "qrdali demo in $(seconds "$begun") s, its files are the caller's"
+elsewhere=$(inside find / -xdev -user 12345 ! -path '/home/qrdali/*' ! -path '/tmp/*' ! -path '/runs*' ! -path '/proc/*' ! -path '/dev/*') || true
+[ -z "$elsewhere" ] || fail "written outside of the home, /tmp and /runs: $elsewhere"
+ok "nothing written but in the home, /tmp and /runs"
 
 # --- images from the read-only mount
 mv "$WORK"/runs/demo/images/* "$WORK/images/"
@@ -163,4 +182,11 @@ ok "a run volume that cannot be written"
 status=0; run --volume "$WORK/locked:/locked" "$container" -- qrdali doctor --run /locked > "$WORK/log/refused" 2>&1 || status=$?
 [ "$status" = 1 ] && grep -q 'run folder' "$WORK/log/refused" || fail "qrdali doctor is content with a folder that cannot be written"
 ok "qrdali doctor names it too"
+
+# --- shared memory of 64 MB, as Docker gives it
+around=(unshare --mount sh -c 'mount -t tmpfs -o size=64m none /dev/shm && exec "$@"' sh)
+inside qrdali doctor --json --run /runs > "$WORK/log/doctor" || fail "qrdali doctor: training cannot work in 64 MB of shared memory"
+grep -q '64 MiB in /dev/shm' "$WORK/log/doctor" && grep -q -e --shm-size "$WORK/log/doctor" || fail "qrdali doctor does not see 64 MB"
+inside qrdali train shared "${common[@]}" --run /runs/small > "$WORK/log/train" 2>&1 || fail "qrdali train needs more than 64 MB"
+ok "64 MB of shared memory: a warning, and training works"
 echo "$passed passed, 0 failed"
