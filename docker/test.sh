@@ -93,10 +93,12 @@ mkdir "$WORK"/{images,runs,locked}
 chown 12345:12345 "$WORK/runs"
 chmod 755 "$WORK"
 run() {  # [--option …] -- COMMAND…
-  ${RUNNER:-} "${around[@]}" buildah run --user 12345:12345 --volume "$WORK/images:/data:ro" --volume "$WORK/runs:/runs" "$@"
+  "${runner[@]}" "${around[@]}" buildah run --user 12345:12345 --volume "$WORK/images:/data:ro" --volume "$WORK/runs:/runs" "$@"
 }
-around=()
+runner=() around=()
 inside() { run "$container" -- "$@"; }
+read -ra heavy <<< "${RUNNER:-}"
+works() { local runner=("${heavy[@]}"); inside "$@"; }
 setting() { buildah inspect --type image --format "{{.Docker.Config.$1}}" qrdali; }
 
 [ "$(setting Entrypoint)" = '[qrdali]' ] || fail "the entry point is $(setting Entrypoint)"
@@ -135,7 +137,7 @@ if inside touch /opt/qrdali/x 2> /dev/null; then fail "the packages can be writt
 inside sh -c 'touch "$HOME/x" "$HOME/.cache/x" /runs/x && rm "$HOME/x" "$HOME/.cache/x" /runs/x' || fail "home or runs cannot be written"
 ok "data and packages cannot be written, home and runs can"
 
-inside qrdali doctor --json --run /runs > "$WORK/log/doctor" || fail "qrdali doctor: training cannot work"
+works qrdali doctor --json --run /runs > "$WORK/log/doctor" || fail "qrdali doctor: training cannot work"
 python3 - "$WORK/log/doctor" <<'PYTHON'
 import json, sys
 found = json.load(open(sys.argv[1]))
@@ -156,22 +158,23 @@ refused() {  # STATUS WORDS: of the last command's log, which must be one line
 
 # --- the main job
 begun=$(date +%s)
-inside qrdali demo --out /runs/demo > "$WORK/log/demo" 2>&1 || fail "qrdali demo failed"
+works qrdali demo --out /runs/demo > "$WORK/log/demo" 2>&1 || fail "qrdali demo failed"
 [ -s "$WORK/runs/demo/report/report.html" ] || fail "no report"
 [ "$(stat -c %u "$WORK/runs/demo/report/report.html")" = 12345 ] || fail "the report is not the caller's"
 grep -a -o '[^ ]*: test accuracy [0-9.]* ([0-9]* of [0-9]*)' "$WORK/log/demo" | sed 's/^/    /'
 ok "qrdali demo in $(seconds "$begun") s, its files are the caller's"
-elsewhere=$(inside find / -xdev -user 12345 ! -path '/home/qrdali/*' ! -path '/tmp/*' ! -path '/runs*' ! -path '/proc/*' ! -path '/dev/*') || true
+elsewhere=$(inside find / -xdev -user 12345 ! -path '/home/qrdali/*' ! -path '/tmp/*' ! -path '/runs*' ! -path '/dev/*' ! -path '/proc/*') \
+  || true
 [ -z "$elsewhere" ] || fail "written outside of the home, /tmp and /runs: $elsewhere"
 ok "nothing written but in the home, /tmp and /runs"
 
 # --- images from the read-only mount
 mv "$WORK"/runs/demo/images/* "$WORK/images/"
-inside qrdali data index /data --out /runs/data > "$WORK/log/index" 2>&1 || fail "qrdali data index failed"
+works qrdali data index /data --out /runs/data > "$WORK/log/index" 2>&1 || fail "qrdali data index failed"
 common=(--data /runs/data --model test_resnet --input-size 64 --epochs 1)
-inside qrdali train shared "${common[@]}" --run /runs/shared > "$WORK/log/train" 2>&1 || fail "qrdali train failed"
+works qrdali train shared "${common[@]}" --run /runs/shared > "$WORK/log/train" 2>&1 || fail "qrdali train failed"
 ok "index of /data (read-only) and an epoch on it"
-status=0; inside qrdali train shared "${common[@]}" --run /runs/gpu --device cuda > "$WORK/log/refused" 2>&1 || status=$?
+status=0; works qrdali train shared "${common[@]}" --run /runs/gpu --device cuda > "$WORK/log/refused" 2>&1 || status=$?
 refused 1 '--gpus all' driver
 [ ! -e "$WORK/runs/gpu" ] || fail "a refused run left its folder"
 ok "--device cuda without a GPU"
@@ -185,8 +188,8 @@ ok "qrdali doctor names it too"
 
 # --- shared memory of 64 MB, as Docker gives it
 around=(unshare --mount sh -c 'mount -t tmpfs -o size=64m none /dev/shm && exec "$@"' sh)
-inside qrdali doctor --json --run /runs > "$WORK/log/doctor" || fail "qrdali doctor: training cannot work in 64 MB of shared memory"
+works qrdali doctor --json --run /runs > "$WORK/log/doctor" || fail "qrdali doctor: training cannot work in 64 MB of shared memory"
 grep -q '64 MiB in /dev/shm' "$WORK/log/doctor" && grep -q -e --shm-size "$WORK/log/doctor" || fail "qrdali doctor does not see 64 MB"
-inside qrdali train shared "${common[@]}" --run /runs/small > "$WORK/log/train" 2>&1 || fail "qrdali train needs more than 64 MB"
+works qrdali train shared "${common[@]}" --run /runs/small > "$WORK/log/train" 2>&1 || fail "qrdali train needs more than 64 MB"
 ok "64 MB of shared memory: a warning, and training works"
 echo "$passed passed, 0 failed"
