@@ -1,7 +1,7 @@
 """Trainings in one job, as torchrun starts it: `python -m torch.distributed.run … tests/ranks_worker.py ENTRIES.json`.
 
 An entry has settings, run, resume, kill and end: the rank and optimizer step before which that rank dies, unless torchrun has begun again,
-or before which torchrun gets SIGTERM.
+or before which it gets SIGTERM.
 Each rank logs its part of every step as RUN.RANK.jsonl beside the run's folder.
 """
 
@@ -30,7 +30,7 @@ def logged(run: Path, ranks: Ranks, kill: list[int] | None, end: list[int] | Non
         if kill == [ranks.rank, self.totals.optimizer_steps] and not ranks.restarts:
             os.kill(os.getpid(), signal.SIGKILL)
         if end == [ranks.rank, self.totals.optimizer_steps]:
-            os.kill(os.getppid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
         samples = [] if batch is None else batch.samples.tolist()
         with open(f"{run}.{ranks.rank}.jsonl", "a") as log:
             log.write(json.dumps([time.time(), plan.epoch, number, ranks.world, samples]) + "\n")
