@@ -17,7 +17,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -30,30 +30,30 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from qrdali import models
 from qrdali.cli.bench_loader import machine
 from qrdali.levels import FULL
-from qrdali.plan import Plan, _block
+from qrdali.plan import Plan
 
-WORLD, BATCH, IMAGENET = 64, 4096, 1_281_167
+WORLD, BATCH, IMAGENET, STEPS = 64, 4096, 1_281_167, 50
 NETWORKS = {"squeezenet1_1": 64, "efficientnet_b3": 64, "resnet152": 64}  # pictures' side: gradients do not depend on it
-OBJECT, OBJECTS, DELAYS = 110_000, 192, (0.0, 0.02, 0.1)
+OBJECT, OBJECTS, DELAYS = 110_000, 128, (0.0, 0.02, 0.1)
 
 
-def plan(count: int, steps: int | None) -> dict[str, Any]:
-    """An epoch of `count` images, or its first `steps`, by all ranks."""
+def plan(count: int, every: bool) -> dict[str, Any]:
+    """What STEPS of an epoch of `count` images cost a rank; `every`: also that all ranks together see each image once."""
     whole = Plan(count, BATCH, FULL, training=True, world=WORLD)
-    seen = np.zeros(count if steps is None else 0, np.uint8)
-    taken, images = [], 0
-    for rank in range(WORLD if steps is None else 1):
-        own = replace(whole, rank=rank)
-        _block.cache_clear()  # a process of its own would begin without it
+    taken = []
+    for number in range(STEPS):
         begun = time.perf_counter()
-        for number in range(whole.batches if steps is None else steps):
-            samples = own.batch(number)
-            images += len(samples)
-            if steps is None:
-                seen[samples] += 1
-        taken.append((time.perf_counter() - begun) / (whole.batches if steps is None else steps))
+        assert len(whole.batch(number)) == BATCH // WORLD
+        taken.append(time.perf_counter() - begun)
     result = {"images": count, "steps": whole.batches, "microseconds_per_step_and_rank": round(statistics.median(taken) * 1e6)}
-    return result if steps else result | {"each_image_once": bool((seen == 1).all()), "images_dealt": images}
+    if every:
+        seen = np.zeros(count, np.uint8)
+        ranks = [replace(whole, rank=rank) for rank in range(WORLD)]
+        for number in range(whole.batches):
+            for own in ranks:
+                seen[own.batch(number)] += 1
+        result["each_image_once"] = bool((seen == 1).all())
+    return result
 
 
 def gradients(name: str, side: int) -> dict[str, Any]:
@@ -129,22 +129,22 @@ def storage(threads: int, delay: float) -> dict[str, Any]:
     """Objects a second that a pipeline of batches of 32, two ahead, reads with `threads`."""
     from nvidia.dali import fn, pipeline_def
 
-    names = iter([np.frombuffer(f"s3://bucket/{threads}-{delay}/{i}.jpg".encode(), np.uint8) for i in range(OBJECTS)])
+    names = [np.frombuffer(f"s3://bucket/{threads}-{delay}/{i}.jpg".encode(), np.uint8) for i in range(OBJECTS)]
+    batches = [names[i:i + 32] for i in range(0, OBJECTS, 32)]
 
     @pipeline_def(batch_size=32, num_threads=threads, device_id=None, prefetch_queue_depth=2)
     def reading() -> Any:
-        return fn.io.file.read(fn.external_source(lambda: [next(names) for _ in range(32)], batch=True))
+        return fn.io.file.read(fn.external_source(batches, batch=True))
 
     _Bucket.delay, _Bucket.most, _Bucket.requests = delay, 0, 0
     pipe = reading()
     begun = time.perf_counter()
     pipe.build()
-    for _ in range(OBJECTS // 32):
-        (files,) = pipe.run()
-        assert files.at(0).nbytes == OBJECT
-        if _ == OBJECTS // 32 - 3:
-            break  # it reads two ahead, and has no more
-    rate = (OBJECTS - 64) / (time.perf_counter() - begun)
+    with suppress(StopIteration):
+        while True:
+            (files,) = pipe.run()
+            assert files.at(0).nbytes == OBJECT
+    rate = OBJECTS / (time.perf_counter() - begun)
     return {"threads": threads, "milliseconds_before_each_answer": delay * 1000, "objects_per_second": round(rate, 1),
             "requests_per_object": round(_Bucket.requests / OBJECTS, 2), "most_at_once": _Bucket.most}
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser.parse_args()
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=WORLD)
     result: dict[str, Any] = {"machine": machine(), "command": "python benchmarks/scale_ranks.py", "world": WORLD, "batch_size": BATCH,
-                              "plan": [plan(IMAGENET, None), plan(1 << 30, 200)],
+                              "plan": [plan(IMAGENET, True), plan(1 << 30, False)],
                               "gradients": {name: gradients(name, side) for name, side in NETWORKS.items()}}
     with bucket():
         result["storage"] = {"object_bytes": OBJECT, "reads": [storage(threads, delay) for threads in (1, 4, 16) for delay in DELAYS]}
