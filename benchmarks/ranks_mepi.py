@@ -25,6 +25,7 @@ import numpy.typing as npt
 from qrdali import ranks
 from qrdali.cli.bench_loader import machine
 from qrdali.deal import Deal
+from qrdali.mepi_set import SEARCHED
 
 REDUCTIONS = ("crop", "combination")
 IMAGES, WORLDS = 25_000, (2, 8, 64)  # of the simulation
@@ -98,8 +99,10 @@ def simulated(work: npt.NDArray[np.float64]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--per-class", type=int, default=40, help="pictures of each of six classes")
+    parser.add_argument("--reductions", nargs="+", default=REDUCTIONS, choices=SEARCHED)
+    parser.add_argument("--note", default="", help="what else the machine did")
     args = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "command": f"python benchmarks/ranks_mepi.py --per-class {args.per_class}",
+    result: dict[str, Any] = {"machine": machine(), "command": " ".join(["python", *sys.argv]),
                               "model": "test_resnet", "input_size": 64, "step": 0.05, "images": 6 * args.per_class, "reductions": {}}
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -107,7 +110,7 @@ def main() -> None:
         qrdali("data", "index", folder / "images", "--out", folder / "data")
         qrdali("train", "shared", "--data", folder / "data", "--run", folder / "run", "--model", "test_resnet", "--input-size", 64, "--lr",
                "0.002", "--epochs", 12, "--device", "cpu")
-        for reduction in REDUCTIONS:
+        for reduction in args.reductions:
             for world in (1, 2):
                 qrdali("build-mepi", "--run", folder / "run", "--data", folder / "data", "--split", "train", "--reduction", reduction,
                        "--device", "cpu", "--threads", 1, "--out", folder / f"{reduction}-{world}", world=world)
