@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else the machine did")
     args = parser.parse_args()
     result: dict[str, Any] = {"machine": machine(), "command": " ".join(["python", *sys.argv]),
+                              "note": args.note,
                               "model": "test_resnet", "input_size": 64, "step": 0.05, "images": 6 * args.per_class, "reductions": {}}
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
