@@ -262,7 +262,7 @@ def test_parts_of_other_ranks_are_taken_in_and_go(tmp_path: Path) -> None:
     for rank, sample in ((0, 4), (1, 2), (12, 7)):
         journal = Journal(file, 9, 4, rank)
         journal.begin()
-        journal.append(_entry(sample, 1), 2 + rank)
+        journal.append(_entry(sample, 1), 14 - rank)
         journal.close()
     with open(tmp_path / "crop.12.jsonl", "ab") as part:
         part.write(b'{"sample": 8, "outc')  # killed while writing
