@@ -130,7 +130,7 @@ def opening(file: Path, levels: Path, cold: bool) -> dict[str, Any]:
     emitted = _each(source)
     loaded = _each(lambda: next(batches))
     later = resident()
-    return {"rows": len(index), "seconds_to_open": round(opened, 3), "seconds_to_open_with_levels": round(with_levels, 3),
+    return {"seconds_to_open": round(opened, 3), "seconds_to_open_with_levels": round(with_levels, 3),
             "seconds_to_first_batch": round(first, 3), "mapped_mb": round(mapped(file.parent), 1),
             "resident_mb": {key: round(ready[0][key] - before[key], 1) for key in before} | {"peak": round(ready[1], 1)},
             "resident_mb_after_batches": {key: round(later[key] - before[key], 1) for key in before},
@@ -204,24 +204,34 @@ class Result:
             partial.rename(self._file)
 
 
-def rows(folder: Path, most: int, result: Result) -> None:
+def rows(folder: Path, most: int, rounds: int, result: Result) -> None:
     """10^6 rows, whose file is mapped; 10^7 and more, whose files are read."""
     small_jpegs(folder / "few", FILES, FILES)
     sizes = {"small": min(10 ** 6, most), "middle": min(10 ** 7, most), "large": most}
+    found: dict[str, list[dict[str, Any]]] = {key: [] for key in sizes}
+    parts: dict[str, Any] = {}
     for key, count in sizes.items():
         (folder / key).mkdir()
         write_index(folder / key / "train.arrow", folder / "few", count)
         PerImage.begin(count, True, True).save(folder / key / "levels", 1)
-        size = {"index_mb": round((folder / key / "train.arrow").stat().st_size / _MB, 1),
-                "levels_mb": round(sum(file.stat().st_size for file in (folder / key / "levels").iterdir()) / _MB, 1)}
-        files = folder / key / "train.arrow", folder / key / "levels"
-        cold = alone(opening, *files, True)
-        found = alone(opening, *files, False)
-        result.add(**{key: found | size | {"cold": {name: value for name, value in cold.items() if name.startswith("seconds")}}})
+        cold = alone(opening, folder / key / "train.arrow", folder / key / "levels", True)
+        parts[key] = {"rows": count, "index_mb": round((folder / key / "train.arrow").stat().st_size / _MB, 1),
+                      "levels_mb": round(sum(file.stat().st_size for file in (folder / key / "levels").iterdir()) / _MB, 1),
+                      "cold": {name: value for name, value in cold.items() if name.startswith("seconds")}}
+    for _ in range(rounds):
+        for key in sizes:
+            found[key].append(alone(opening, folder / key / "train.arrow", folder / key / "levels", False))
+        costs = {key: [one["microseconds_per_batch"] for one in each] for key, each in found.items()}
+        result.add(**{key: parts[key] | _median(each) for key, each in found.items()}, cost_per_batch_of_large={
+            f"over_{key}": {what: round(statistics.median(a[what] / b[what] for a, b in zip(costs["large"], costs[key], strict=True)), 3)
+                            for what in costs[key][0]} for key in ("small", "middle")})
+    for key in sizes:
         shutil.rmtree(folder / key)
-    costs = {key: result.figures[key]["microseconds_per_batch"] for key in sizes}
-    result.add(cost_per_batch_of_large={f"over_{key}": {what: round(costs["large"][what] / costs[key][what], 3) for what in costs[key]}
-                                        for key in ("small", "middle")})
+
+
+def _median(found: list[dict[str, Any]]) -> dict[str, Any]:
+    return {key: _median([one[key] for one in found]) if isinstance(value, dict) else round(statistics.median(one[key] for one in found), 3)
+            for key, value in found[0].items()}
 
 
 def indexing(folder: Path, files: int, threads: int, rounds: int, result: Result) -> None:
@@ -243,17 +253,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10 ** 8)
     parser.add_argument("--files", type=int, default=10 ** 5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--rounds", type=int, default=3, help="of indexing and its peers, alternating")
+    parser.add_argument("--rounds", type=int, default=3, help="of the indexes, and of indexing and its peers; medians are given")
     parser.add_argument("--out", type=Path, help="a file for the figures too, written again after each part")
     parser.add_argument("--note", default="")
     args = parser.parse_args()
     command = shlex.join(["python", "benchmarks/scale.py", *sys.argv[1:]])
-    result = Result(args.out, {"machine": machine(), "command": command, "note": args.note, "batch_size": BATCH, "threads": args.threads})
+    result = Result(args.out, {"machine": machine(), "command": command, "note": args.note, "batch_size": BATCH, "threads": args.threads,
+                               "rounds": args.rounds})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with TemporaryDirectory() as name:
         print(f"working in {name}", file=sys.stderr)
         try:
-            rows(Path(name), args.rows, result)
+            rows(Path(name), args.rows, args.rounds, result)
             indexing(Path(name), args.files, args.threads, args.rounds, result)
         finally:
             print(json.dumps(result.figures, indent=1), flush=True)
