@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,11 @@ class ReadFile:
 
 
 class FileRows:
-    """An array in a file, indexed by row numbers only. dtype and shape are the array's."""
+    """An array in a file, indexed by row numbers only. dtype and shape are the array's. check: sees whatever is read, and may raise."""
 
     def __init__(self, file: ReadFile, offset: int, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
         self._file, self._offset, self.dtype, self.shape = file, offset, np.dtype(dtype), shape
+        self.check: Callable[[npt.NDArray[Any]], None] = lambda part: None
         self._width = self.dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
 
     def __len__(self) -> int:
@@ -81,13 +83,17 @@ class FileRows:
         """Rows [N] as [N, …], a copy. Raises IndexError outside 0..len - 1."""
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
             raise IndexError(f"rows {rows.min()}..{rows.max()} are outside 0..{len(self) - 1}")
-        found = self._file.rows(self._offset + rows * self._width, self._width)
-        return found.view(self.dtype).reshape(len(rows), *self.shape[1:])
+        content = self._file.rows(self._offset + rows * self._width, self._width)
+        found = content.view(self.dtype).reshape(len(rows), *self.shape[1:])
+        self.check(found)
+        return found
 
     def part(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start..stop - 1, read at once; read-only."""
         content = self._file.read(self._offset + start * self._width, (stop - start) * self._width)
-        return np.frombuffer(content, self.dtype).reshape(stop - start, *self.shape[1:])
+        found = np.frombuffer(content, self.dtype).reshape(stop - start, *self.shape[1:])
+        self.check(found)
+        return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.array(self.part(0, len(self)), dtype)

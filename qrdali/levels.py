@@ -104,7 +104,8 @@ class PerImage:
 
     @classmethod
     def load(cls, folder: Path, stage: int, count: int, n: int, crop: bool, online: bool) -> PerImage:
-        """Raises RunError naming the file that is missing, damaged, or of another data set or step."""
+        """Raises RunError naming the file that is missing, damaged, or of another data set or step; values of a large one that cannot
+        be are found where they are used."""
         def array(name: str, dtype: type[Any], shape: tuple[int, ...], bound: int) -> Any:
             file = folder / f"{stage:04d}.{name}.npy"
             try:
@@ -115,11 +116,17 @@ class PerImage:
                 raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
             if found.dtype != dtype or found.shape != shape:
                 raise RunError(f"{printable(file)} holds {found.dtype}{list(found.shape)}, not {np.dtype(dtype)}{list(shape)}")
-            for start in range(0, shape[0], CHUNK):
-                part = found.part(start, min(start + CHUNK, shape[0]))
+
+            def check(part: npt.NDArray[Any]) -> None:
                 if part.size and not 0 <= int(part.min()) <= int(part.max()) < bound:
                     raise RunError(f"{printable(file)} holds values outside 0..{bound - 1}: it is damaged or of another --step")
-            return found if found.nbytes > MAPPED else np.load(file, mmap_mode="r", allow_pickle=False)
+
+            found.check = check
+            if found.nbytes > MAPPED:
+                return found
+            for start in range(0, shape[0], CHUNK):
+                found.part(start, min(start + CHUNK, shape[0]))
+            return np.load(file, mmap_mode="r", allow_pickle=False)
 
         return cls(array("levels", np.uint8, (count, 3), n), array("places", np.int32, (count, 2), 2**31) if crop else None,
                    array("steps", np.uint16, (count,), 3 * n) if online else None)

@@ -129,6 +129,17 @@ def test_large_levels_are_read_and_copied(tmp_path: Path, read: None) -> None:
     assert np.array_equal(found.of(some), levels[some])
 
 
+def test_large_levels_are_checked_where_they_are_used(tmp_path: Path, read: None) -> None:
+    levels = np.zeros((50, 3), np.uint8)
+    levels[20] = 0, 9, 0
+    PerImage(levels, None, None).save(tmp_path, 1)
+    found = PerImage.load(tmp_path, 1, 50, 4, False, False)
+    assert found.of(np.array([3, 21])).tolist() == [[0, 0, 0]] * 2
+    for ask in (lambda: found.of(np.array([3, 20])), found.writable):
+        with pytest.raises(RunError, match=r"0001\.levels\.npy holds values outside 0\.\.3"):
+            ask()
+
+
 @pytest.mark.parametrize(("name", "array"), [("cut", None), ("by columns", np.asfortranarray(np.ones((9, 3), np.uint8))),
                                              ("objects", np.array([object()]))])
 def test_an_array_that_is_not_what_it_says_is_refused(tmp_path: Path, name: str, array: Any) -> None:
