@@ -22,6 +22,7 @@ from qrdali.descent import CROP
 from qrdali.errors import RunError, Unreadable, printable
 from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs, host
+from qrdali.pipelines.buffers import Buffers
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.source import Prepared, Source, asked_arrays, graph_arrays, window_arrays
 from qrdali.plan import Plan
@@ -221,9 +222,10 @@ class HostLoader(_Loader):
 
     def _batches(self) -> Iterator[Batch]:
         ahead: tuple[Prepared, torch.Tensor] | None = None
+        buffers = Buffers()
         # One batch is prepared while whoever asked works on the one before.
         for batch, (windows,) in self._outputs():
-            before, ahead = ahead, (batch, self._prepared(batch, windows))
+            before, ahead = ahead, (batch, self._prepared(batch, windows, buffers))
             if before is not None:
                 yield self._batch(*before)
             self._settle()
@@ -236,9 +238,9 @@ class HostLoader(_Loader):
         for future in working:
             future.result()
 
-    def _prepared(self, batch: Prepared, windows: Any) -> torch.Tensor:
+    def _prepared(self, batch: Prepared, windows: Any, buffers: Buffers) -> torch.Tensor:
         count, pre, seen = len(batch.samples), self._preprocessing, batch.seen
-        images = torch.empty((count, pre.input_size, pre.input_size, 3))
+        images = buffers.take(count, pre.input_size, pre.input_size, 3)
         target = images.numpy()
 
         def work(first: int, last: int) -> None:
@@ -269,13 +271,14 @@ class HostLoader(_Loader):
             return window_arrays(self._index.path_bytes(ask.samples), ask.window)
 
         self._settle()
+        buffers = Buffers()
         for ask, (windows,) in self._asked(graphs.windows(emit, self._engine, most), flying):
-            yield self._shown(ask, windows, dimensions, pictures)
+            yield self._shown(ask, windows, dimensions, pictures, buffers)
 
-    def _shown(self, ask: Ask, windows: Any, dimensions: tuple[int, ...], pictures: bool) -> Shown:
+    def _shown(self, ask: Ask, windows: Any, dimensions: tuple[int, ...], pictures: bool, buffers: Buffers) -> Shown:
         pre, found = self._preprocessing, ask.candidates
         count, side = len(ask.samples), pre.input_size
-        images = torch.zeros((len(dimensions), count, side, side, 3))
+        images = buffers.take(len(dimensions), count, side, side, 3)
         target = images.numpy()
         none = np.zeros((1, 1, 3), np.uint8)
         reduced = [[none] * count for _ in dimensions] if pictures else None
