@@ -219,7 +219,7 @@ def main() -> None:
                 grown += [f"{kind}{suffix}, {what}" for what, value in found.items() if isinstance(value, dict) and value["grows"]]
                 work.kept.clear()
     result["grows"] = grown
-    print(json.dumps(result, indent=1))
+    print(json.dumps(result))
     sys.exit(1 if grown else 0)
 
 
