@@ -271,14 +271,13 @@ class HostLoader(_Loader):
             return window_arrays(self._index.path_bytes(ask.samples), ask.window)
 
         self._settle()
-        buffers = Buffers()
         for ask, (windows,) in self._asked(graphs.windows(emit, self._engine, most), flying):
-            yield self._shown(ask, windows, dimensions, pictures, buffers)
+            yield self._shown(ask, windows, dimensions, pictures)
 
-    def _shown(self, ask: Ask, windows: Any, dimensions: tuple[int, ...], pictures: bool, buffers: Buffers) -> Shown:
+    def _shown(self, ask: Ask, windows: Any, dimensions: tuple[int, ...], pictures: bool) -> Shown:
         pre, found = self._preprocessing, ask.candidates
         count, side = len(ask.samples), pre.input_size
-        images = buffers.take(len(dimensions), count, side, side, 3)
+        images = torch.zeros((len(dimensions), count, side, side, 3))
         target = images.numpy()
         none = np.zeros((1, 1, 3), np.uint8)
         reduced = [[none] * count for _ in dimensions] if pictures else None
