@@ -102,6 +102,18 @@ def levels_of(folder: Path) -> object:
     return PerImage.load(folder / "levels", 1, 5, 4, False, False).of(np.arange(5))
 
 
+def large_index_of(folder: Path) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qrdali.data.columns.MAPPED", 0)
+        return index_of(folder)
+
+
+def large_levels_of(folder: Path) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qrdali.levels.MAPPED", 0)
+        return levels_of(folder)
+
+
 def journal_of(folder: Path) -> object:
     journal = Journal(folder / "journal.jsonl", 9, 4)
     return [journal.seconds, journal.complete, journal.mean_quotient()]
@@ -132,10 +144,12 @@ READERS = [
     Reader("run/config.toml", config_of),
     Reader("matrix.toml", lambda folder: matrix.read(folder / "matrix.toml")),
     Reader("data/train.arrow", index_of),
+    Reader("data/train.arrow", large_index_of),
     Reader("data/train.files.arrow", verified),
     Reader("data/classes.tsv", lambda folder: Dataset.open(folder / "data")),
     Reader("data/source.json", lambda folder: source.brief(source.read(folder / "data"))),
     Reader("levels/0001.levels.npy", levels_of),
+    Reader("levels/0001.levels.npy", large_levels_of),
     Reader("journal.jsonl", journal_of),
     Reader("mepi/options.json", mepi_set_of),
     Reader("mepi/summary.json", summaries_of),
