@@ -20,6 +20,7 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
 @click.command("build-mepi")
 @click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ classifies.")
 @click.option("--data", required=True, type=click.Path(), help="Data set made by `qrdali data index`.")
+@click.option("--root", metavar="[OLD=]NEW", help="Where the images of --data are now, if they moved.")
 @click.option("--out", required=True, type=click.Path(), help="Folder for the MEPIs.")
 @click.option("--split", default="val", show_default=True, help="train, val or test.")
 @click.option("--reduction", type=click.Choice([*REDUCTIONS, "all"]), default="all", show_default=True)
@@ -56,7 +57,7 @@ def build_mepi(as_json: bool, **options: Any) -> None:
 def build(*, run: str, data: str, out: str, split: str = "val", reduction: str = "all", step: float = 0.05, windows: str = "5",
           prefer: str = "confidence", search: str = "descend", limit: int | None = None, batch_size: int = 32,
           search_batch_size: int | None = None, memory: int = 1024, device: str = "auto", amp: str = "auto",
-          threads: int | None = None, resume: bool = False) -> dict[str, Any]:
+          threads: int | None = None, resume: bool = False, root: str | None = None) -> dict[str, Any]:
     """The command; returns summaries by reduction. Raises InputError or RunError before anything is written where it can."""
     import json
     from contextlib import closing
@@ -83,7 +84,7 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
     rules = {r: Rule(Descent(quality.REDUCTIONS[r], n, int(windows), prefer), search == "exhaustive") for r in wanted}
     evaluator = Evaluator(Path(run), batch_size, device, amp, threads)
     trained, where = evaluator.trained, evaluator.device
-    dataset = Dataset.open(Path(data))
+    dataset = Dataset.open(Path(data), root)
     dataset.require_classes(trained.classes, f"the run {run}")
     index = dataset.index(split)
     count = min(limit or len(index), len(index))

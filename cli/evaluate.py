@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ is evaluated.")
 @click.option("--data", type=click.Path(), help="Data set made by `qrdali data index`.")
+@click.option("--root", metavar="[OLD=]NEW", help="Where the images of --data are now, if they moved.")
 @click.option("--split", default="test", show_default=True, help="train, val or test of --data.")
 @click.option("--set", "sets", multiple=True, metavar="NAME=FOLDER", help="A folder of class folders, such as mepi/crop; repeatable.")
 @click.option("--curve", is_flag=True, help="Also accuracy at every level of each reduction, into RUN/curves/.")
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 @click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Decoding threads.  [default: all it may use]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curve: bool, reduced: float | None, step: float,
-             class_map: str | None, map_rule: Rule | None, batch_size: int, device: str, amp: str, threads: int | None,
+def evaluate(run: str, data: str | None, root: str | None, split: str, sets: tuple[str, ...], curve: bool, reduced: float | None,
+             step: float, class_map: str | None, map_rule: Rule | None, batch_size: int, device: str, amp: str, threads: int | None,
              as_json: bool) -> None:
     """Accuracy of a run on a split and on named folders; one row per image goes into RUN/predictions/NAME.parquet.
 
@@ -53,6 +54,8 @@ def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curv
     folders = named_sets(sets, "--set")
     if data is None and not sets:
         raise InputError("nothing to evaluate: give --data, --set NAME=FOLDER or both")
+    if root and data is None:
+        raise InputError("--root is of --data: give that too")
     if reduced is not None and data is None:
         raise InputError("--reduced is of a split: give --data too")
     if map_rule and class_map is None:
@@ -60,7 +63,7 @@ def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curv
     n = steps(step)
     mapped = None if class_map is None else _mapped(Path(class_map), map_rule or "argmax", Path(run), data)
     evaluator = Evaluator(Path(run), batch_size, device, amp, threads, n if curve else None, reduced, n, mapped)
-    results = [evaluator.split(Path(data), split)] if data is not None else []
+    results = [evaluator.split(Path(data), split, root)] if data is not None else []
     results += [evaluator.folder(name, folder) for name, folder in folders.items()]
     if as_json:
         emit({**results[0], "sets": {result["set"]: result for result in results}})
@@ -123,12 +126,12 @@ class Evaluator:
         self.autocast = autocast_for(amp, self.device)[0]
         self.engine = engine_for(self.device, threads, warn)
 
-    def split(self, data: Path, split: str) -> dict[str, Any]:
+    def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
         """Evaluates a split of a data set and writes its rows, and those of the split at a reduced quality where one was asked for."""
         from qrdali.data.index import Dataset
         from qrdali.levels import reduced_sets
 
-        dataset = Dataset.open(data)
+        dataset = Dataset.open(data, root)
         dataset.require_classes(self.classes, "the --class-map" if self.class_map else f"the run {self.run}")
         index = dataset.index(split)
         result = self._result(split, index, 0)

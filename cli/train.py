@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Settings that may change between a run and its continuation.
-HARMLESS = ("threads", "save_every", "track_sets", "track_reduced", "max_bad")
+HARMLESS = ("threads", "root", "save_every", "track_sets", "track_reduced", "max_bad")
 
 
 def _share(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
@@ -41,6 +41,7 @@ def train() -> None:
 def _common(command: F) -> F:
     options = [
         click.option("--data", required=True, type=click.Path(), help="Data set made by `qrdali data index`."),
+        click.option("--root", metavar="[OLD=]NEW", help="Where the images are now, if they moved since they were indexed."),
         click.option("--run", required=True, type=click.Path(), help="Folder for this run."),
         click.option("--model", help="Name from `qrdali models`.  [default: squeezenet1_1, or that of --init]"),
         click.option("--init", type=click.Path(), help="Start from the best/ of this run."),
@@ -260,7 +261,7 @@ def run_training(settings: Settings, run: Path, resume: bool) -> None:
     every = settings.save_every
     if (every and not every.removesuffix("m").isdecimal()) or every in ("0", "0m"):
         raise InputError(f"--save-every is {every!r}: give a number of steps such as 500, or minutes such as 10m")
-    dataset = Dataset.open(Path(settings.data))
+    dataset = Dataset.open(Path(settings.data), settings.root)
     train_index, val_index = dataset.index("train"), dataset.index("val")
     device = device_of(settings.device)
     if settings.init:

@@ -10,7 +10,8 @@ from pathlib import Path
 from qrdali import lines
 from qrdali.data import minival, source
 from qrdali.data.index import SPLITS
-from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, image_files, new_folder, silent
+from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, new_folder, silent
+from qrdali.data.tree import image_files
 from qrdali.errors import InputError, RunError, printable
 from qrdali.lines import short
 

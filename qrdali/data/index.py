@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from qrdali.data import source, storage
+from qrdali.data.moved import Moved, moved
 from qrdali.errors import InputError, RunError, printable
 
 Samples = npt.NDArray[np.int64]
@@ -33,10 +35,10 @@ _NO_PATH, _NO_LABEL = np.empty(0, np.uint8), np.empty(0, np.int64)
 class Index:
     """One split. Sample numbers are rows; nothing is held in memory but views of the mapped file."""
 
-    def __init__(self, file: Path, classes: int) -> None:
-        """Raises RunError for a file that is not such an index, or whose labels or sizes cannot be; of more than eight million rows
-        `labels` and `sizes` raise it instead."""
-        self.file, self._classes = file, classes
+    def __init__(self, file: Path, classes: int, moved: Moved | None = None) -> None:
+        """moved: where the images are now. Raises RunError for a file that is not such an index, or whose labels or sizes cannot be; of
+        more than eight million rows `labels` and `sizes` raise it instead."""
+        self.file, self._classes, self._moved = file, classes, moved
         content, batches = _mapped(file, SCHEMA)
         if any(column.null_count for batch in batches for column in batch.columns):
             raise RunError(f"{printable(file)} has holes: run `qrdali data index` again")
@@ -90,7 +92,12 @@ class Index:
         return result
 
     def path_bytes(self, samples: Samples) -> list[npt.NDArray[np.uint8]]:
-        """Each path as UTF-8 bytes, uint8 [length]: views of the mapped file."""
+        """Where each image is, as UTF-8 bytes, uint8 [length]: views of the mapped file, unless the images have moved."""
+        if self._moved is not None:
+            return [np.frombuffer(path.encode(), np.uint8) for path in self.paths(samples)]
+        return self._recorded(samples)
+
+    def _recorded(self, samples: Samples) -> list[npt.NDArray[np.uint8]]:
         result: list[npt.NDArray[np.uint8]] = [_NO_PATH] * len(samples)
         for columns, rows, places in self._located(samples):
             if isinstance(rows, slice):
@@ -101,11 +108,21 @@ class Index:
         return result
 
     def paths(self, samples: Samples) -> list[str]:
-        """Each path as text. Raises RunError for one that is none."""
+        """The same as text. Raises RunError for a path that is none, or that did not lie where those lay that have moved."""
+        found = self.indexed_paths(samples)
+        return found if self._moved is None else [self._moved.path(path) for path in found]
+
+    def indexed_paths(self, samples: Samples) -> list[str]:
+        """Each path as it was indexed, wherever the images are now: it tells them apart. Raises RunError for one that is none."""
         try:
-            return [path.tobytes().decode() for path in self.path_bytes(samples)]
+            return [path.tobytes().decode() for path in self._recorded(samples)]
         except UnicodeDecodeError:
             raise RunError(f"{printable(self.file)} holds a path that is not UTF-8: run `qrdali data index` again") from None
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether the images are not files on the disk that decoders open themselves, by the first one's path."""
+        return bool(len(self)) and storage.is_url(self.paths(np.zeros(1, np.int64))[0])
 
     def _located(self, samples: Samples) -> Iterator[tuple[_Columns, Any, Any]]:
         """Each record batch that holds some of `samples`: its columns, the rows wanted, and their places in `samples`; both as arrays,
@@ -205,15 +222,16 @@ class Writer(RowWriter):
 
 @dataclass(frozen=True)
 class Dataset:
-    """An indexed data set: its folder, its class names in label order, and the splits it has."""
+    """An indexed data set: its folder, its class names in label order, the splits it has, and where its images are if they moved."""
 
     folder: Path
     classes: tuple[str, ...]
     splits: tuple[str, ...]
+    moved: Moved | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> Dataset:
-        """Raises InputError if `folder` is no data set."""
+    def open(cls, folder: Path, root: str | None = None) -> Dataset:
+        """root: what --root says. Raises InputError if `folder` is no data set, or does not say what `root` takes the place of."""
         listing = folder / "classes.tsv"
         if not listing.is_file():
             hint = "it looks like a folder of images: run `qrdali data index` on it" if any(
@@ -231,16 +249,21 @@ class Dataset:
             if not tab or label != str(len(classes)):
                 raise RunError(f"{listing} line {len(classes) + 2} is {printable(row)!r}, not '{len(classes)}<TAB>name'")
             classes.append(name)
-        return cls(folder, tuple(classes), tuple(s for s in SPLITS if (folder / f"{s}.arrow").exists()))
+        return cls(folder, tuple(classes), tuple(s for s in SPLITS if (folder / f"{s}.arrow").exists()),
+                   moved(root, source.read(folder), folder) if root else None)
 
     def index(self, split: str) -> Index:
         """Raises InputError for a split the data set does not have or that is empty."""
         if split not in self.splits:
             raise InputError(f"{self.folder} has no split {printable(split)!r}: it has {', '.join(self.splits)}")
-        index = Index(self.folder / f"{split}.arrow", len(self.classes))
+        index = self.rows(split)
         if not len(index):
             raise InputError(f"{self.folder}: the split {split!r} holds no image")
         return index
+
+    def rows(self, split: str) -> Index:
+        """The index of a split it has, which may be empty."""
+        return Index(self.folder / f"{split}.arrow", len(self.classes), self.moved)
 
     def require_classes(self, classes: tuple[str, ...], whose: str) -> None:
         """Raises InputError showing the difference unless the class names and their order are `classes`."""
