@@ -213,7 +213,8 @@ def _members(shard: str, file: Stored) -> Iterator[tuple[Member, str]]:
 
 
 def _encodable(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()[:_MOST_NAME]
+    name = name.encode("utf-8", "backslashreplace").decode()
+    return name if len(name) <= _MOST_NAME else name[:_MOST_NAME // 2] + name[-_MOST_NAME // 2:]  # with its extension
 
 
 def _refused(kind: bytes, name: str, extended: dict[str, str]) -> str:
