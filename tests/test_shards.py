@@ -126,8 +126,7 @@ def test_members_that_are_refused(tmp_path: Path) -> None:
     patterns = {"/etc/abs.jpg": "absolute", "a/../../up.jpg": r"\.\.", "soft.jpg": "symbolic link", "hard.jpg": "hard link",
                 "pipe.png": "FIFO", "disk.png": "device", "hole.jpg": "sparse", "late.jpg": "hard|symbolic", "alone.jpg": "no alone.cls",
                 "empty.jpg": "empty.cls", "binary.jpg": "not UTF-8", "long.jpg": "5000 bytes", "two.png": "an image already",
-                "0000.jpg": "come before",
-                "cut.jpg": "truncated|cut|broken", "n" * 4092 + ".jpg": "more than 4096"}
+                "0000.jpg": "come before", "cut.jpg": "(?i)truncated", "n" * 4092 + ".jpg": "more than 4096"}
     assert why.keys() == patterns.keys()
     for name, pattern in patterns.items():
         assert re.search(pattern, why[name]), (name, why[name])
