@@ -81,6 +81,19 @@ def test_a_store_from_index_to_mepis(pets: str, tmp_path: Path) -> None:
     assert json.loads(first)["train_loss"] == json.loads(second)["train_loss"]  # the same pixels in the same order
 
 
+def test_preview_and_what_is_for_folders_only(pets: str, tmp_path: Path) -> None:
+    done("preview", f"{pets}/val/cat/0.JPEG", "--out", tmp_path / "far.png")
+    done("preview", tmp_path / "pets/val/cat/0.JPEG", "--out", tmp_path / "near.png")
+    assert (tmp_path / "far.png").read_bytes() == (tmp_path / "near.png").read_bytes()
+    result = run("preview", f"{pets}/val/cat/none.JPEG", "--out", tmp_path / "x.png")
+    assert "cannot be decoded: no such object: s3://" in str(result.exception)
+    result = run("data", "imagenet", pets, "--out", tmp_path / "x")
+    assert "only `data index` finds" in str(result.exception)
+    made("index", pets, "--out", tmp_path / "data")
+    result = run("bench", "loader", "--data", tmp_path / "data", "--rounds", 1)
+    assert "which torchvision does not read" in str(result.exception)
+
+
 def test_headers_alone(pets: str, tmp_path: Path, client: Any) -> None:
     client.put_object(Bucket=BUCKET, Key=f"{pets.split('/')[3]}/train/cat/cut.jpg", Body=jpeg((64, 48))[:-20])
     made("index", pets, "--out", tmp_path / "data", "--no-verify")

@@ -79,7 +79,7 @@ def quiet_pillow() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def examine(path: str, verify: bool, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def examine(path: str | BytesIO, verify: bool, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Upright (width, height) of an image file; `verify` also decodes it. Raises ValueError or OSError with the reason."""
     with Image.open(path) as image:
         return _examined(image, verify, max_pixels)
