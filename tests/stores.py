@@ -85,3 +85,18 @@ def header(name: bytes, size: int, kind: bytes = b"0") -> bytes:
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
+
+
+def preprocessing() -> Any:
+    """Of a network of 8 pixels."""
+    from qrdali.models import Preprocessing
+
+    return Preprocessing(8, "whole", .9, "bilinear", (.5, .5, .5), (.5, .5, .5))
+
+
+def loader_of(index: Any, batch_size: int, whole_graph: bool = False) -> Any:
+    """On the CPU. DALI and torch are imported only where images are decoded by it: the other tests take no time for that."""
+    from qrdali.pipelines.graphs import Engine
+    from qrdali.pipelines.loader import open_loader
+
+    return open_loader(index, preprocessing(), batch_size, Engine(threads=1, whole_graph=whole_graph))

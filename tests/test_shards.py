@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from stores import header, special, tar
+from stores import header, loader_of, preprocessing, special, tar
 from tiny import images, info, jpeg, made
 
 from qrdali.cli.main import cli
@@ -25,10 +25,6 @@ from qrdali.data.scan import DECODED, Reading
 from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
 from qrdali.levels import FULL
-from qrdali.models import Preprocessing
-from qrdali.pipelines.graphs import Engine
-from qrdali.pipelines.loader import open_loader, problem
-from qrdali.pipelines.maker import open_maker
 from qrdali.plan import Plan
 
 
@@ -76,16 +72,19 @@ def test_pixels_are_those_of_the_members(root: Path, tmp_path: Path, whole_graph
         (folders / "train" / name).mkdir(parents=True, exist_ok=True)
         (folders / "train" / name / storage.member(url).name).write_bytes(storage.opened(url).whole())
     made("index", folders, "--out", tmp_path / "plain")
-    pre, engine = Preprocessing(8, "whole", .9, "bilinear", (.5, .5, .5), (.5, .5, .5)), Engine(threads=1, whole_graph=whole_graph)
+    from qrdali.pipelines.graphs import Engine
+    from qrdali.pipelines.maker import open_maker
+
     seen: list[dict[str, Any]] = []
     for data in ("data", "plain"):
         index = Dataset.open(tmp_path / data).index("train")
         names = [storage.shown(path) for path in index.paths(np.arange(6))]
-        loader = open_loader(index, pre, 2, engine)
+        loader = loader_of(index, 2, whole_graph)
         for _ in range(2):
             found = {names[s]: image.numpy() for batch in loader.epoch(Plan(6, 2, FULL, 4))
                      for s, image in zip(batch.samples.tolist(), batch.images, strict=True)}
-        originals = dict(open_maker(index, pre, engine).originals(iter(range(6)), lambda sample, why: pytest.fail(why)))
+        maker = open_maker(index, preprocessing(), Engine(threads=1, whole_graph=whole_graph))
+        originals = dict(maker.originals(iter(range(6)), lambda sample, why: pytest.fail(why)))
         seen.append({name: (found[name], originals[i]) for i, name in enumerate(names)})
     assert len(seen[0]) == 6
     for name, (image, original) in seen[0].items():
@@ -203,6 +202,8 @@ def test_roots_that_cannot_be_shards(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_shard_that_went_bad_is_told(root: Path, tmp_path: Path) -> None:
+    from qrdali.pipelines.loader import problem
+
     made("index", root, "--out", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")
     shard = root / "train/1.tar"
@@ -210,8 +211,7 @@ def test_a_shard_that_went_bad_is_told(root: Path, tmp_path: Path) -> None:
     data[512:700] = bytes(188)
     shard.write_bytes(data)
     bad: dict[int, str] = {}
-    pre = Preprocessing(8, "whole", .9, "bilinear", (.5, .5, .5), (.5, .5, .5))
-    loader = open_loader(index, pre, 2, Engine(threads=1))
+    loader = loader_of(index, 2)
     seen = [s for batch in loader.epoch(Plan(6, 2, FULL, 4), bad.update) for s in batch.samples.tolist()]
     assert sorted(seen) == [0, 1, 2, 4, 5]
     assert list(bad) == [3]

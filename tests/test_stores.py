@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from stores import BUCKET, forget, put, s3, tar
+from stores import BUCKET, forget, loader_of, put, s3, tar
 from tiny import fill, images, info, jpeg, made, paths
 
 from qrdali.cli.main import cli
@@ -22,15 +22,9 @@ from qrdali.data.scan import DECODED, Reading, build
 from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
 from qrdali.levels import FULL
-from qrdali.models import Preprocessing
-from qrdali.pipelines.graphs import Engine
-from qrdali.pipelines.loader import open_loader
 from qrdali.plan import Plan
 
 ODD = ["one two.jpg", "\"'quotes'.jpg", "émoji 🦊.jpg", "%41?x#y+&=.jpg"]
-PRE = Preprocessing(8, "whole", .9, "bilinear", (.5, .5, .5), (.5, .5, .5))
-
-
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     with s3() as client:
@@ -116,7 +110,7 @@ def test_keys_may_be_anything(client: Any, tmp_path: Path) -> None:
     assert [row.split("\t")[0] for row in (tmp_path / "data/rejected.tsv").read_text().splitlines()[1:]] == [
         f"s3://{BUCKET}/odd/train/b/zero.jpg"]
     index = Dataset.open(tmp_path / "data").index("train")
-    assert sum(len(batch.samples) for batch in open_loader(index, PRE, 4, Engine(threads=1)).epoch(Plan(6, 4, FULL, 4))) == 6
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(Plan(6, 4, FULL, 4))) == 6
     client.put_object(Bucket=BUCKET, Key="odd/train/../z.jpg", Body=jpeg())
     with pytest.raises(RunError, match=r"class folder .*\.\.' would lead out"):
         index_root(f"s3://{BUCKET}/odd", tmp_path / "x", DECODED)
@@ -130,7 +124,7 @@ def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path,
     client.delete_object(Bucket=BUCKET, Key=f"{key}/train/cat/1.JPEG")
     client.put_object(Bucket=BUCKET, Key=f"{key}/train/dog/2.JPEG", Body=b"garbage")
     bad: dict[int, str] = {}
-    loader = open_loader(index, PRE, 2, Engine(threads=1))
+    loader = loader_of(index, 2)
     seen = [s for batch in loader.epoch(Plan(8, 2, FULL, 4), bad.update) for s in batch.samples.tolist()]
     assert sorted(seen) == [0, 2, 3, 4, 5, 7]
     assert set(bad) == {1, 6}
@@ -138,7 +132,7 @@ def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path,
     assert "cannot be decoded" in bad[6]
     assert Counter(change.kind for change in changes(Dataset.open(tmp_path / "data"))) == {"missing": 1, "unreadable": 1}
     with pytest.raises(RunError, match="is gone since it was indexed"):
-        list(open_loader(index, PRE, 2, Engine(threads=1)).epoch(Plan(8, 2, FULL, 4)))
+        list(loader_of(index, 2).epoch(Plan(8, 2, FULL, 4)))
 
 
 def test_stores_that_cannot_be_read(pets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +149,7 @@ def test_stores_that_cannot_be_read(pets: str, tmp_path: Path, monkeypatch: pyte
         forget(storage)
         index, told = Dataset.open(tmp_path / "data").index("train"), dict[int, str]()
         for work in (lambda: index_root(pets, tmp_path / "x", DECODED), lambda: list(changes(Dataset.open(tmp_path / "data"))),
-                     lambda: list(open_loader(index, PRE, 2, Engine(threads=1)).epoch(Plan(8, 2, FULL, 4), told.update))):
+                     lambda: list(loader_of(index, 2).epoch(Plan(8, 2, FULL, 4), told.update))):
             with pytest.raises(storage.Unreachable, match=r"s3://pictures cannot be read: check the network, AWS_ENDPOINT_URL") as error:
                 work()
             assert "\n" not in str(error.value)
@@ -198,7 +192,7 @@ def test_shards_in_a_store(client: Any, tmp_path: Path) -> None:
         assert url.startswith(f"tar+s3://{BUCKET}/shards/train-0%20%C3%A9.tar?offset=")
         assert storage.opened(url).whole() == jpeg((16 + i, 12), i * 40)
     index = Dataset.open(tmp_path / "data").index("train")
-    assert sum(len(batch.samples) for batch in open_loader(index, PRE, 4, Engine(threads=1)).epoch(Plan(4, 4, FULL, 4))) == 4
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(Plan(4, 4, FULL, 4))) == 4
     made("index", tmp_path / "r", "--out", tmp_path / "here")
     there = Dataset.open(tmp_path / "here", f"s3://{BUCKET}/shards").index("train")
     assert there.paths(np.arange(4)) == index.paths(np.arange(4))
@@ -240,7 +234,7 @@ def test_roots_that_say_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not lie below .*/pet, the root"):
         index.paths(np.arange(1))
     with pytest.raises(RunError, match="does not lie below"):
-        list(open_loader(Dataset.open(tmp_path / "old", f"{tmp_path}/pet={tmp_path}").index("train"), PRE, 2, Engine(threads=1)).epoch(
+        list(loader_of(Dataset.open(tmp_path / "old", f"{tmp_path}/pet={tmp_path}").index("train"), 2).epoch(
             Plan(4, 2, FULL, 4)))
     index = Dataset.open(tmp_path / "old", f"{tmp_path}/pets={tmp_path}/new=place").index("train")
     assert index.paths(np.arange(1)) == [f"{tmp_path}/new=place/train/cat/0.JPEG"]
