@@ -22,7 +22,7 @@ import torch
 
 from qrdali import checkpoint, runs
 from qrdali.cli.bench_loader import machine
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset, Writer
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate

@@ -17,7 +17,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from qrdali.cli.bench_loader import machine
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.settings import read, validated

@@ -28,7 +28,7 @@ def demo(out: str) -> None:
     from qrdali.cli.evaluate import Evaluator
     from qrdali.cli.report import make
     from qrdali.cli.terminal import Bar, say
-    from qrdali.cli.train import run_training
+    from qrdali.cli.training import run_training
     from qrdali.data.scan import build
     from qrdali.data.shapes import ShapesSpec, generate
     from qrdali.errors import InputError

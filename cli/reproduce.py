@@ -95,7 +95,7 @@ def _refuse_changes(tasks: Tasks) -> None:
 def _changed(run: Run, folder: Path) -> list[str]:
     from qrdali import models
     from qrdali import settings as settings_file
-    from qrdali.cli.train import HARMLESS
+    from qrdali.cli.training import HARMLESS
     from qrdali.errors import printable
     from qrdali.settings import Settings
 

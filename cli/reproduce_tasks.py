@@ -20,7 +20,7 @@ def perform(tasks: Tasks, task: Task) -> dict[str, Any] | None:
         return _report(tasks)
     run = tasks.runs[task.name]
     if task.kind == "train":
-        from qrdali.cli.train import run_training
+        from qrdali.cli.training import run_training
 
         if not (tasks.folder.run(run.name) / "config.toml").exists():
             tasks.folder.note(f"from {run.name}", tasks.origin(run))

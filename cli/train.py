@@ -9,13 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    import torch
-
     from qrdali.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
-# Settings that may change between a run and its continuation.
-HARMLESS = ("threads", "root", "save_every", "track_sets", "track_reduced", "max_bad")
 
 
 def _share(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
@@ -46,7 +42,7 @@ def _common(command: F) -> F:
         click.option("--model", help="Name from `qrdali models`.  [default: squeezenet1_1, or that of --init]"),
         click.option("--init", type=click.Path(), help="Start from the best/ of this run."),
         click.option("--pretrained", is_flag=True, default=None, help="Start from published weights."),
-        click.option("--batch-size", type=int, help="Images per step.  [default: 32]"),
+        click.option("--batch-size", type=int, help="Images per step, of all processes together.  [default: 32]"),
         click.option("--lr", type=float, help="Learning rate.  [default: one at which the model learns from scratch]"),
         click.option("--optimizer", help="Any optimizer of timm.  [default: adamw]"),
         click.option("--weight-decay", type=float, help="[default: 0.05]"),
@@ -59,6 +55,9 @@ def _common(command: F) -> F:
         click.option("--track-reduced", type=float,
                      help="Also that of the validation split at this quality of --step, in each reduction."),
         click.option("--save-every", help="Save within an epoch: N steps, or Nm minutes."),
+        click.option("--accumulate", type=int, metavar="PARTS",
+                     help="Forward passes of a step, each of a part of its images: less memory.  [default: 1]"),
+        click.option("--sync-batch-norm", is_flag=True, default=None, help="Of several GPUs: statistics of batch norm over all."),
         click.option("--seed", type=int, help="[default: 0]"),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]"),
         click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), help="[default: auto]"),
@@ -190,6 +189,8 @@ def random(**options: Any) -> None:
 
 def _run(method: str, options: dict[str, Any]) -> None:
     from qrdali import settings as settings_file
+    from qrdali.cli.job import job
+    from qrdali.cli.training import run_training
     from qrdali.evaluate import named_sets
 
     sets = named_sets(options.pop("track_sets"), "--track-set")
@@ -200,8 +201,9 @@ def _run(method: str, options: dict[str, Any]) -> None:
     settings = settings_file.validated(values)
     if dry:
         _show_sequence(settings)
-    else:
-        run_training(settings, run, resume)
+        return
+    with job() as ranks:
+        run_training(settings, run, resume or ranks.restarts > 0, ranks)
 
 
 def _show_sequence(settings: Settings) -> None:
@@ -230,119 +232,3 @@ def _show_sequence(settings: Settings) -> None:
     more = "; stages follow one another until no image moves" if rule.stages is None else ""
     click.echo(f"# the longest: each {'round' if rule.rounds else 'stage'} may end earlier, after {rule.patience} "
                f"{'epochs' if rule.rounds or len(rule.sequence) == 1 else f'repetitions of {rule.sequence}'} without improvement{more}")
-
-
-def run_training(settings: Settings, run: Path, resume: bool) -> None:
-    """Trains as `settings` say in the folder `run`. Raises InputError or RunError before anything is written where it can."""
-    import torch
-
-    from qrdali import models, runs
-    from qrdali import settings as settings_file
-    from qrdali.cli.signals import Stop
-    from qrdali.cli.terminal import TerminalWatcher, say, warn
-    from qrdali.data import source
-    from qrdali.data.index import Dataset
-    from qrdali.device import device_of
-    from qrdali.energy import forget_memory
-    from qrdali.errors import InputError, Interrupted
-    from qrdali.levels import reduced_sets
-    from qrdali.methods import check
-    from qrdali.pipelines.engine import described, engine_for
-    from qrdali.pipelines.loader import open_loader
-    from qrdali.quality import steps
-    from qrdali.track import Tracked, Tracker, index_sets
-    from qrdali.trainer import Trainer
-
-    check(settings)
-    if runs.holds_run(run) and not resume:
-        raise InputError(f"{run} already holds a run: continue it with --resume, or choose another --run")
-    if run.exists() and not run.is_dir():
-        raise InputError(f"{run} is a file: choose another --run")
-    every = settings.save_every
-    if (every and not every.removesuffix("m").isdecimal()) or every in ("0", "0m"):
-        raise InputError(f"--save-every is {every!r}: give a number of steps such as 500, or minutes such as 10m")
-    dataset = Dataset.open(Path(settings.data), settings.root)
-    train_index, val_index = dataset.index("train"), dataset.index("val")
-    device = device_of(settings.device)
-    if settings.init:
-        start = runs.describe_best(Path(settings.init))
-        dataset.require_classes(start.classes, f"the run {settings.init}")
-        if "model" in settings.model_fields_set and settings.model != start.model:
-            raise InputError(f"--model is {settings.model}, but {settings.init} trained {start.model}: leave --model out")
-        name, pre = start.model, start.preprocessing
-        fit = settings.fit if "fit" in settings.model_fields_set else pre.fit
-        pre = models.preprocessing(name, settings.input_size or pre.input_size, fit)
-    else:
-        name = settings.model
-        pre = models.preprocessing(name, settings.input_size or None, settings.fit)
-    settings = settings.model_copy(update={
-        "model": name, "lr": settings.lr or models.learning_rate(name), "input_size": pre.input_size, "fit": pre.fit,
-        "track_sets": {name: str(Path(folder).absolute()) for name, folder in settings.track_sets.items()},
-        "data": str(Path(settings.data).absolute()), "init": str(Path(settings.init).absolute()) if settings.init else ""})
-
-    if settings.match and not settings.match_steps:
-        taken = runs.optimizer_steps(Path(settings.match))
-        settings = settings.model_copy(update={"match": str(Path(settings.match).absolute()), "match_steps": taken,
-                                               "max_epochs": -(-taken // -(-len(train_index) // settings.batch_size))})
-        check(settings)
-
-    begun = runs.holds_run(run)
-    if begun:
-        before = settings_file.read(run / "config.toml")
-        now = settings.model_dump()
-        changed = [f"{key} {before.get(key)!r} → {now.get(key)!r}" for key in sorted({*before, *now} - {*HARMLESS})
-                   if before.get(key) != now.get(key)]
-        if changed:
-            raise InputError(f"{run} was begun with other settings: {'; '.join(changed)}. Give the same, or another --run")
-        if (run / "last").exists() and runs.ended(run):
-            say(f"{run} is finished; nothing to do")
-            return
-    facts = _facts(name, pre.input_size, len(dataset.classes), device) | {"images": {"train": len(train_index), "val": len(val_index)}}
-    known = source.brief(source.read(dataset.folder))
-    facts |= {"source": known} if known else {}
-    torch.manual_seed(settings.seed)
-    model = runs.load_best(Path(settings.init))[0] if settings.init else models.create(
-        name, len(dataset.classes), pretrained=settings.pretrained)
-    with runs.alone(run):
-        if runs.holds_run(run) != begun:
-            raise InputError(f"{run} was begun by another process meanwhile: continue it with --resume, or choose another --run")
-        engine = engine_for(device, settings.threads, warn)
-        loaders = [open_loader(index, pre, settings.batch_size, engine) for index in (train_index, val_index)]
-        tracked = [Tracked(name, open_loader(index, pre, settings.batch_size, engine), len(index))
-                   for name, index in index_sets(run, settings.track_sets, dataset.classes, warn).items()]
-        if settings.track_reduced:
-            tracked += [Tracked(name, loaders[1], len(val_index), levels)
-                        for name, levels in reduced_sets("val", settings.track_reduced, steps(settings.step)).values()]
-        settings_file.write(run / "config.toml", settings)
-        say(f"{settings.method} {name} at {pre.input_size} px, {len(train_index)} training and {len(val_index)} validation images, "
-            f"{len(dataset.classes)} classes, {'CPU' if device.type == 'cpu' else torch.cuda.get_device_name(device)}, "
-            f"{described(engine)}")
-        watcher = TerminalWatcher()
-        forget_memory(device)
-        with Stop() as stop:
-            trainer = Trainer(settings, run, model, pre, dataset.classes, (loaders[0], train_index), (loaders[1], val_index),
-                              device, watcher, stop, Tracker(tracked, settings.batch_size, steps(settings.step)), facts)
-            try:
-                trainer.fit(resume)
-            except Interrupted as interruption:
-                say(str(interruption))
-                raise SystemExit(128 + interruption.signum) from None
-            finally:
-                watcher.end()
-    say(f"run folder: {run}")
-    if signum := stop():  # it came when all was done: whoever called shall not begin the next thing
-        raise SystemExit(128 + signum)
-
-
-def _facts(name: str, input_size: int, classes: int, device: torch.device) -> dict[str, Any]:
-    """What a report wants to know of a run years later."""
-    from qrdali.environment import environment
-    from qrdali.models import describe
-
-    network: dict[str, Any] = {"model": name, "input_size": input_size, "parameters": None, "gmacs": None}
-    try:
-        counted = describe(name, classes, input_size)
-        network |= {"parameters": counted.parameters, "gmacs": counted.gmacs}
-    except Exception:  # some networks cannot be built on the meta device, in many ways: that is no reason not to train them
-        pass
-    return {"environment": environment(device), "network": network, "classes": classes}

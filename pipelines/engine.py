@@ -12,13 +12,14 @@ from qrdali.pipelines.decoding import Tried, place_of, remember, remembered, tri
 from qrdali.pipelines.graphs import Engine
 
 
-def engine_for(device: torch.device, threads: int | None, warn: Callable[[str], None]) -> Engine:
-    """Images for a network on `device`. threads: decoding threads, None or 0 for as many as the process may use at once.
+def engine_for(device: torch.device, threads: int | None, warn: Callable[[str], None], sharing: int = 1) -> Engine:
+    """Images for a network on `device`. threads: decoding threads, None or 0 for as many as the process may use at once,
+    divided by how many processes are `sharing` them.
 
     On a GPU region-of-interest decoding is tried once per place, and `warn` hears why whole images are decoded instead; on a CPU
     nothing is tried.
     """
-    count = threads or processors().usable
+    count = threads or max(1, processors().usable // sharing)
     if device.type == "cpu":
         return Engine(None, count)
     found = _regions(device, warn)

@@ -41,12 +41,13 @@ class _Maker(ABC):
         self._index, self._preprocessing, self._engine = index, preprocessing, engine
         self._reader = Reader(index)
 
-    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None]) -> Iterator[tuple[int, Any]]:
+    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None],
+                  most: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
         """See `Maker.originals`."""
         again: deque[list[int]] = deque()  # what was in flight when a file failed, less that file
         while True:
             flying: deque[list[int]] = deque()
-            pipe = self._decoding(samples, again, flying)
+            pipe = self._decoding(samples, again, flying, most or (lambda: _TOGETHER))
             try:
                 while True:
                     (windows,) = pipe.run()
@@ -63,11 +64,11 @@ class _Maker(ABC):
                     unreadable(sample, reason)
                 again = deque([*(left for chunk in flying if (left := [s for s in chunk if s not in bad])), *again])
 
-    def _decoding(self, samples: Iterator[int], again: deque[list[int]], flying: deque[list[int]]) -> Any:
+    def _decoding(self, samples: Iterator[int], again: deque[list[int]], flying: deque[list[int]], most: Callable[[], int]) -> Any:
         """A pipeline that decodes `again`, then `samples`, and notes in `flying` what it has been given."""
 
         def emit() -> tuple[Any, ...]:
-            chunk = again.popleft() if again else self._chunk(samples)
+            chunk = again.popleft() if again else self._chunk(samples, min(_TOGETHER, most()))
             if not chunk:
                 raise StopIteration
             flying.append(chunk)
@@ -77,9 +78,9 @@ class _Maker(ABC):
 
         return graphs.windows(emit, replace(self._engine, depth=2), _TOGETHER, self._reader.apart)
 
-    def _chunk(self, samples: Iterator[int]) -> list[int]:
+    def _chunk(self, samples: Iterator[int], most: int) -> list[int]:
         chunk, pixels = [], 0
-        for sample in islice(samples, _TOGETHER):
+        for sample in islice(samples, most):
             chunk.append(sample)
             pixels += int(self._index.sizes(np.array([sample])).prod())
             if pixels >= _PIXELS:

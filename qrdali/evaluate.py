@@ -62,6 +62,12 @@ def top1(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return prediction, confidence
 
 
+def at_once(batch_size: int, world: int) -> int:
+    """Images of a forward pass without gradients, where `world` ranks share training batches of `batch_size`: no fewer than in training,
+    and up to 256 those of a whole batch, so that every figure is what one process alone gets."""
+    return max(-(-batch_size // world), min(batch_size, 256))
+
+
 def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[], AbstractContextManager[object]],
              progress: Callable[[int], None] = lambda images: None,
              decide: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = top1, ranks: Ranks = ALONE) -> Rows:
@@ -71,12 +77,13 @@ def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[]
     """
     own = replace(plan, rank=ranks.rank, world=ranks.world, whole=True)
 
-    def classified() -> list[npt.NDArray[Any]]:
+    def classified(check: Callable[[], None]) -> list[npt.NDArray[Any]]:
         columns: list[tuple[torch.Tensor, ...]] = []
         for batch in loader.epoch(own) if own.rank < own.batches else ():
             with autocast():
                 logits = model(batch.images)
             columns.append((batch.samples, batch.labels, *decide(logits)))
+            check()
             done = batch.number * plan.batch_size
             progress(min(plan.samples, done + ranks.world * plan.batch_size) - done)
         if not columns:
@@ -86,7 +93,7 @@ def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[]
     training = model.training
     model.eval()
     with torch.inference_mode():
-        mine = ranks.together(classified)
+        mine = ranks.watched(classified)
     model.train(training)
     samples, labels, predictions, confidences = (np.concatenate(ranks.gather(column)) for column in mine)
     order = np.argsort(samples, kind="stable")

@@ -7,7 +7,7 @@ the batch size, the number of ranks or where a run was interrupted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -87,6 +87,12 @@ class Plan:
         """Sample numbers of this rank's part of global batch `number`; ranks in order give the whole batch."""
         samples = self._batch(number)
         return samples[~np.isin(samples, self.without)] if self.without else samples
+
+    def count(self, number: int) -> int:
+        """Images of global batch `number`, all ranks together."""
+        if not self.without:
+            return min(self.batch_size, self.samples - number * self.batch_size)
+        return len(replace(self, rank=0, world=1).batch(number))
 
     def _batch(self, number: int) -> Samples:
         start = number * self.batch_size

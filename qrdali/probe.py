@@ -16,8 +16,10 @@ from qrdali import descent
 from qrdali.batch import Ask, Loader, Shown
 from qrdali.data.index import Index
 from qrdali.entropy import entropy
+from qrdali.errors import Unreadable
 from qrdali.levels import CHUNK, PerImage
 from qrdali.philox import ONLINE, uniform
+from qrdali.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -46,29 +48,69 @@ def candidates_at_once(device: torch.device, batch_size: int) -> int:
 
 def step(model: nn.Module, loader: Loader, index: Index, states: PerImage, rule: Descent, batch_size: int,
          autocast: Callable[[], AbstractContextManager[object]], progress: Callable[[int, int], None],
-         stop: Callable[[], None] = lambda: None, without: tuple[int, ...] = ()) -> tuple[PerImage, Moved]:
+         stop: Callable[[], None] = lambda: None, without: tuple[int, ...] = (), ranks: Ranks = ALONE) -> tuple[PerImage, Moved]:
     """One step of every image of `index`, in evaluation mode; the model is left in the mode it was in.
 
     batch_size: candidates the network sees at once. `progress` hears (images, candidates) done; `stop` may raise.
-    without: images that are not asked about and stay where they are.
+    without: images that are not asked about and stay where they are. `ranks` take every world-th batch as it is, and all get the
+    result of one process alone; Unreadable comes to all of them, with what each has found.
     """
     result = states.writable()
     dimensions = descent.column_dimensions(rule.moving, rule.windows)
     if not dimensions:
         return result, Moved(0, 0)
     most = max(1, batch_size // len(dimensions))
-    images = candidates = 0
+    images, candidates, moves = 0, 0, [_none()]
+
+    def keep(part: _Moves) -> None:
+        nonlocal images
+        if ranks.alone:
+            result.put(*part)
+            images += len(part[0])
+        else:
+            moves.append(part)
+
+    unreadable: dict[int, str] = {}
+    try:
+        candidates = _own_part(model, loader, index, states, rule, dimensions, most, autocast, progress, stop, without, ranks, keep)
+    except Unreadable as error:
+        unreadable = error.reasons
+    found = {int(sample): reason for part in ranks.tell(unreadable) for sample, reason in part.items()}
+    if found:
+        raise Unreadable(found)
+    if ranks.alone:
+        return result, Moved(images, candidates)
+    samples, levels, window = (np.concatenate(column) for column in zip(*moves, strict=True))
+    for part in zip(ranks.gather(samples), ranks.gather(levels), ranks.gather(window), strict=True):
+        result.put(*part)
+        images += len(part[0])
+    return result, Moved(images, sum(ranks.tell(candidates)))
+
+
+_Moves = tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int32]]  # samples, their new levels and windows
+
+
+def _none() -> _Moves:
+    return np.empty(0, np.int64), np.empty((0, 3), np.uint8), np.empty((0, 4), np.int32)
+
+
+def _own_part(model: nn.Module, loader: Loader, index: Index, states: PerImage, rule: Descent, dimensions: tuple[int, ...], most: int,
+              autocast: Callable[[], AbstractContextManager[object]], progress: Callable[[int, int], None], stop: Callable[[], None],
+              without: tuple[int, ...], ranks: Ranks, keep: Callable[[_Moves], None]) -> int:
+    """`keep` gets what moves in each of this rank's batches. Returns how many candidates the network was shown."""
+    candidates = 0
     training = model.training
     model.eval()
     try:
         with torch.inference_mode(), ThreadPoolExecutor() as pool:
             pending: tuple[Shown, torch.Tensor, torch.Tensor] | None = None
-            stream = loader.candidates(_asked(index, states, rule, most, progress, without), most, dimensions, rule.prefer == "entropy")
+            asked = _asked(index, states, rule, most, progress, without, ranks)
+            stream = loader.candidates(asked, most, dimensions, rule.prefer == "entropy")
             for shown in _with_end(stream):
                 # The network works on one batch while the choice among the one before is made.
                 now = None if shown is None else (shown, *_classified(model, shown, index, autocast))
                 if pending is not None:
-                    images += _settle(*pending, result, rule, pool)
+                    keep(_settle(*pending, states, pool))
                     seen = int(pending[0].ask.candidates.exists.sum())
                     candidates += seen
                     progress(len(pending[0].ask.samples), seen)
@@ -76,7 +118,7 @@ def step(model: nn.Module, loader: Loader, index: Index, states: PerImage, rule:
                 pending = now
     finally:
         model.train(training)
-    return result, Moved(images, candidates)
+    return candidates
 
 
 def _with_end(stream: Iterator[Shown]) -> Iterator[Shown | None]:
@@ -85,8 +127,9 @@ def _with_end(stream: Iterator[Shown]) -> Iterator[Shown | None]:
 
 
 def _asked(index: Index, states: PerImage, rule: Descent, most: int, progress: Callable[[int, int], None],
-           without: tuple[int, ...]) -> Iterator[Ask]:
-    """The states that have a neighbour, `most` at a time; the others count as done."""
+           without: tuple[int, ...], ranks: Ranks) -> Iterator[Ask]:
+    """The states that have a neighbour, `most` at a time, every world-th batch of them; the others count as done."""
+    number = -1
     for start in range(0, len(index), CHUNK):
         samples = np.arange(start, min(start + CHUNK, len(index)))
         sizes = index.sizes(samples)
@@ -96,6 +139,10 @@ def _asked(index: Index, states: PerImage, rule: Descent, most: int, progress: C
         rows = np.flatnonzero((after >= 0)[:, np.array(rule.moving)].any(axis=1) & ~np.isin(samples, without))
         for first in range(0, len(rows), most):
             pick = rows[first:first + most]
+            number += 1
+            if number % ranks.world != ranks.rank:
+                progress(len(pick), 0)
+                continue
             yield Ask(samples[pick], window[pick],
                       descent.neighbours(levels[pick], window[pick], sizes[pick], rule.moving, rule.n, rule.windows))
         progress(len(samples) - len(rows), 0)
@@ -119,9 +166,8 @@ def _classified(model: nn.Module, shown: Shown, index: Index,
     return right, confidence
 
 
-def _settle(shown: Shown, right: torch.Tensor, confidence: torch.Tensor, result: PerImage, rule: Descent,
-            pool: ThreadPoolExecutor) -> int:
-    """Accepts one neighbour of each state where one is right; returns how many moved."""
+def _settle(shown: Shown, right: torch.Tensor, confidence: torch.Tensor, states: PerImage, pool: ThreadPoolExecutor) -> _Moves:
+    """Accepts one neighbour of each state where one is right; returns those that move."""
     ask = shown.ask
     acceptable = right.T.cpu().numpy() & ask.candidates.exists
     sizes: npt.NDArray[np.int64] | None = None
@@ -132,9 +178,8 @@ def _settle(shown: Shown, right: torch.Tensor, confidence: torch.Tensor, result:
                                              zip(rows.tolist(), columns.tolist(), strict=True)))
     choice = descent.choose(acceptable, confidence.T.cpu().numpy(), sizes)
     moved = choice >= 0
-    levels, window = descent.accept(result.of(ask.samples), ask.window, ask.candidates, choice)
-    result.put(ask.samples[moved], levels[moved], window[moved])
-    return int(moved.sum())
+    levels, window = descent.accept(states.of(ask.samples), ask.window, ask.candidates, choice)
+    return ask.samples[moved], levels[moved], window[moved]
 
 
 def online_step(index: Index, states: PerImage, correct: npt.NDArray[np.uint8] | None, rule: Descent, seed: int) -> tuple[PerImage, Moved]:

@@ -20,12 +20,14 @@ class Quarantine:
     """The images that a run does without. `samples`: their numbers, sorted. The file in the run's folder is read where there is one, so
     that a run that goes on does without the same."""
 
-    def __init__(self, run: Path, index: Index, share: float, warn: Callable[[str], None]) -> None:
-        """share: of the training images, how many may be bad; at least one may, unless it is 0. Raises RunError for a damaged file."""
+    def __init__(self, run: Path, index: Index, share: float, warn: Callable[[str], None], writes: bool = True) -> None:
+        """share: of the training images, how many may be bad; at least one may, unless it is 0. writes: reads and writes the file, as one
+        of several ranks does. Raises RunError for a damaged file."""
+        self._writes = writes
         self._file, self._index, self._warn, self._share = run / FILE, index, warn, share
         self._most = max(1, int(share * len(index))) if share else 0
         self.samples: tuple[int, ...] = ()
-        if self._file.exists():
+        if writes and self._file.exists():
             self.samples = tuple(sorted(set(self._read())))
 
     def check(self) -> None:
@@ -41,6 +43,14 @@ class Quarantine:
             return
         if not self._most:
             raise RunError(next(iter(new.values())))
+        if self._writes:
+            self._note(epoch, new)
+        for reason in new.values():
+            self._warn(f"{reason}; training goes on without it")
+        self.samples = tuple(sorted({*self.samples, *new}))
+        self.check()
+
+    def _note(self, epoch: int, new: dict[int, str]) -> None:
         began = self._file.exists()
         with open(self._file, "a", encoding="utf-8") as file:
             if not began:
@@ -49,10 +59,6 @@ class Quarantine:
                 path = self._index.paths(np.array([sample]))[0]
                 why = reason.removeprefix(f"sample {sample}, {printable(path)}, ")
                 file.write(f"{epoch}\t{sample}\t{tsv_field(path)}\t{tsv_field(why)}\n")
-        for reason in new.values():
-            self._warn(f"{reason}; training goes on without it")
-        self.samples = tuple(sorted({*self.samples, *new}))
-        self.check()
 
     def _read(self) -> list[int]:
         content = self._file.read_bytes() if self._file.is_file() else b""

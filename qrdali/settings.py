@@ -55,6 +55,8 @@ class Settings(BaseModel):
     lr: float = Field(0.0, ge=0, allow_inf_nan=False)
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False)
     optimizer: str = "adamw"
+    accumulate: int = Field(1, ge=1)
+    sync_batch_norm: bool = False
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     input_size: int = Field(0, ge=0, le=4096)
     fit: Literal["whole", "center"] = "whole"
@@ -83,6 +85,11 @@ def validated(values: dict[str, Any]) -> Settings:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise InputError(f"{printable(key)} = {printable(first['input'])!r:.80}: {first['msg']}") from None
+
+
+def defaults() -> dict[str, Any]:
+    """The settings that need not be given."""
+    return {name: field.get_default(call_default_factory=True) for name, field in Settings.model_fields.items() if not field.is_required()}
 
 
 def read(file: Path) -> dict[str, Any]:

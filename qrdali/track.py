@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from qrdali.evaluate import evaluate
 from qrdali.levels import FULL, Levels
 from qrdali.plan import Plan
 from qrdali.quality import REDUCTIONS
+from qrdali.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from qrdali.watcher import Watcher
@@ -48,7 +49,7 @@ class Tracker:
         self._sets, self._batch_size, self._n = sets, batch_size, n
 
     def measure(self, what: str, model: nn.Module, autocast: Callable[[], AbstractContextManager[object]],
-                watcher: Watcher, progress: Callable[[int], None]) -> dict[str, dict[str, float | None]]:
+                watcher: Watcher, progress: Callable[[int], None], ranks: Ranks = ALONE) -> dict[str, dict[str, float | None]]:
         """{"tracked": accuracy by name}, or nothing without sets. `progress` is told the images of each batch and may raise.
         A set that cannot be read any more has None and a warning: training does not end for it."""
         found: dict[str, float | None] = {}
@@ -56,7 +57,7 @@ class Tracker:
             plan = Plan(own.images, self._batch_size, own.levels, self._n)
             watcher.begin(f"{what} {own.name}", own.images)
             try:
-                found[own.name] = evaluate(model, own.loader, plan, autocast, progress).accuracy
+                found[own.name] = evaluate(model, own.loader, plan, autocast, progress, ranks=ranks).accuracy
                 watcher.end()
             except Interrupted:
                 raise
@@ -102,7 +103,12 @@ def index_sets(run: Path, sets: dict[str, str], classes: tuple[str, ...], warn: 
             partial = folder / f"{file.stem}.partial"
             shutil.copyfile(file, partial)
             partial.rename(folder / file.name)
-    return {name: Index(folder / f"{name}.arrow", len(classes)) for name in sets}
+    return indexed_sets(run, sets, len(classes))
+
+
+def indexed_sets(run: Path, sets: Iterable[str], classes: int) -> dict[str, Index]:
+    """What `index_sets` has made, by name. Raises RunError for a damaged index."""
+    return {name: Index(run / "tracked" / f"{name}.arrow", classes) for name in sets}
 
 
 def _require_same(file: Path, name: str, root: str, classes: int) -> None:

@@ -15,7 +15,7 @@ from qrdali import runs
 from qrdali.class_map import ClassMap, read
 from qrdali.cli.evaluate import Evaluator
 from qrdali.cli.main import cli
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build
 from qrdali.errors import InputError, RunError

@@ -14,7 +14,7 @@ from scipy.io import savemat
 from tiny import fill, images, info, jpeg, made, paths
 
 from qrdali.cli.main import cli
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data import source
 from qrdali.data.humanet import read_mapping
 from qrdali.data.imagenet import recognise

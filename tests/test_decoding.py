@@ -265,7 +265,7 @@ def test_a_card_that_cannot_be_told_from_another_is_tried_each_time(card: Card) 
 
 def test_on_a_cpu_training_starts_no_process_and_says_its_path(dataset: Dataset, tmp_path: Path, cache: Path,
                                                                monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from qrdali.cli.train import run_training
+    from qrdali.cli.training import run_training
     from qrdali.trainer import Trainer
 
     def refused(*arguments: Any, **options: Any) -> None:

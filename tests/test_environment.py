@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from qrdali import energy, environment, models
 from qrdali.cli.main import cli
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.energy import Energy, forget_memory, peak_memory
 from qrdali.settings import Settings, validated

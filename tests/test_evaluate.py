@@ -13,7 +13,7 @@ from PIL import Image
 
 from qrdali.cli import curve
 from qrdali.cli.main import cli
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError
 from qrdali.evaluate import read_rows

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from qrdali.cli.build_mepi import build as build_mepis
 from qrdali.cli.evaluate import Evaluator
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.data.scan import MAX_BYTES, look, quiet_pillow
 from qrdali.errors import RunError

@@ -22,7 +22,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qrdali import checkpoint, matrix, mepi_set, runs, schedule
+from qrdali import checkpoint, matrix, runs, schedule
 from qrdali.data import source, verify
 from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Index
 from qrdali.errors import InputError, RunError, printable
@@ -30,7 +30,8 @@ from qrdali.evaluate import read_rows, told_of
 from qrdali.levels import PerImage
 from qrdali.matrix_folder import MatrixFolder
 from qrdali.matrix_time import rows as timed_rows
-from qrdali.mepi_set import Journal, MepiSet
+from qrdali.mepi_journal import Entry, Journal
+from qrdali.mepi_set import MepiSet
 from qrdali.models import Preprocessing
 from qrdali.report.read import read_epochs, read_mepis
 from qrdali.settings import read as read_settings
@@ -163,7 +164,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
             writer.write_table(content)
     source.write(data / "source.json", {"name": "shapes", "files": {"train": 5}})
     PerImage(np.ones((5, 3), np.uint8), None, None).save(root / "levels", 1)
-    entry = mepi_set.Entry(3, "mepi", ((1, 0, 0, 0, 0),), (.9, .8), (), 4, 100, 50)
+    entry = Entry(3, "mepi", ((1, 0, 0, 0, 0),), (.9, .8), (), 4, 100, 50)
     journal = Journal(root / "journal.jsonl", 9, 4)
     journal.begin()
     journal.append(entry, 1.5)

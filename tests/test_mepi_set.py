@@ -22,7 +22,7 @@ from qrdali import mepi_set, runs
 from qrdali.cli import build_mepi
 from qrdali.cli.build_mepi import build
 from qrdali.cli.evaluate import Evaluator
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build as index_images
 from qrdali.entropy import entropy, png_bytes

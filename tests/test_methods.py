@@ -14,7 +14,7 @@ from torch import nn
 
 from qrdali import descent, probe
 from qrdali.batch import Ask
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from qrdali import checkpoint, models, runs, trainer
 from qrdali.cli.evaluate import Evaluator
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
 from qrdali.finite import Finite

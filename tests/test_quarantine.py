@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from qrdali.cli.main import cli
 from qrdali.cli.terminal import TerminalWatcher
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from qrdali import runs, trainer
 from qrdali.cli.main import main
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import RunError

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from qrdali.cli.evaluate import Evaluator
 from qrdali.cli.main import cli
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
 from qrdali.settings import Settings, read, validated

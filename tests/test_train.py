@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from qrdali import checkpoint
 from qrdali.cli.evaluate import Evaluator
-from qrdali.cli.train import run_training
+from qrdali.cli.training import run_training
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import InputError, RunError

@@ -16,6 +16,7 @@ from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -23,6 +24,9 @@ from qrdali.data import formats, storage
 from qrdali.data.index import FILES_SCHEMA, SPLITS, RowWriter, Writer, write_classes
 from qrdali.data.tree import LocalTree, Tree, image_files
 from qrdali.errors import InputError, RunError, printable
+
+if TYPE_CHECKING:
+    from qrdali.ranks import Ranks
 
 MAX_PIXELS = 128_000_000  # a decoded image of 384 MB; checked on the header before anything is decoded
 MAX_BYTES = 1 << 30  # of a file: decoders read it whole
@@ -206,37 +210,67 @@ class Indexer:
 
 
 def index_folder(root: Path, classes: tuple[str, ...], file: Path, verify: bool, threads: int | None = None,
-                 progress: Callable[[int], None] = lambda files: None, whose: str = "the run") -> list[tuple[str, str]]:
+                 progress: Callable[[int], None] = lambda files: None, whose: str = "the run",
+                 ranks: Ranks | None = None) -> list[tuple[str, str]]:
     """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`; returns (path, reason) of files left out.
 
     In the order of the classes, then of the names. Raises InputError for a folder that is no class or where nothing can be
-    read.
+    read. Of several `ranks` the first lists the files, each looks at some, and each writes the same `file` of its own.
     """
-    if not root.is_dir():
-        raise InputError(f"{printable(root)} is no folder: a set holds class folders of images")
-    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    unknown = sorted(set(found) - set(classes))
-    if unknown:
-        raise InputError(f"{printable(root)} has the folder {printable(unknown[0])!r}, which is no class of {whose} ({len(unknown)} such)")
+    files = (ranks.together(lambda: _set_files(root, classes, whose) if ranks.main else iter(())) if ranks
+             else _set_files(root, classes, whose))
+    most = _CHUNK * (ranks.world if ranks else 1)
     rejected, writer = [], Writer(file)
     quiet_pillow()
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for label, name in enumerate(classes):
-            if name not in found:  # a run's class names need not be a folder's
-                continue
-            files = image_files((root / name).absolute())
-            while chunk := list(islice(files, _CHUNK)):
-                for image in pool.map(lambda path: look(path, verify), chunk):
-                    if image.reason:
-                        rejected.append((image.path, image.reason))
-                    else:
-                        writer.add(image.path, label, image.width, image.height)
-                progress(len(chunk))
+        def looked(paths: list[str]) -> list[tuple[int, int, str]]:
+            return [(found.width, found.height, found.reason) for found in pool.map(lambda path: look(path, verify), paths)]
+
+        while chunk := _same_for_all(lambda: list(islice(files, most)), ranks):
+            paths = [path for _, path in chunk]
+            for (label, path), (width, height, reason) in zip(chunk, _dealt(looked, paths, ranks), strict=True):
+                if reason:
+                    rejected.append((path, reason))
+                else:
+                    writer.add(path, label, width, height)
+            progress(len(chunk))
     writer.close()
     if not writer.count:
         first = f"; {printable(rejected[0][0])}: {rejected[0][1]}" if rejected else ""
-        raise InputError(f"{printable(root)} holds no readable image in a class folder{first}")
+
+        def refuse() -> None:
+            raise InputError(f"{printable(root)} holds no readable image in a class folder{first}")
+
+        ranks.together(refuse) if ranks else refuse()
     return rejected
+
+
+def _set_files(root: Path, classes: tuple[str, ...], whose: str) -> Iterator[tuple[int, str]]:
+    """(label, path) of the files below ROOT/CLASS. Raises InputError as `index_folder` does."""
+    if not root.is_dir():
+        raise InputError(f"{printable(root)} is no folder: a set holds class folders of images")
+    found = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+    unknown = sorted(found - set(classes))
+    if unknown:
+        raise InputError(f"{printable(root)} has the folder {printable(unknown[0])!r}, which is no class of {whose} ({len(unknown)} such)")
+    return ((label, path) for label, name in enumerate(classes) if name in found  # a run's class names need not be a folder's
+            for path in image_files((root / name).absolute()))
+
+
+def _same_for_all(make: Callable[[], list[tuple[int, str]]], ranks: Ranks | None) -> list[tuple[int, str]]:
+    """What rank 0 makes."""
+    if ranks is None or ranks.alone:
+        return make()
+    found = ranks.together(lambda: make() if ranks.main else [])
+    return [(label, path) for label, path in ranks.of_main(found)]
+
+
+def _dealt(looked: Callable[[list[str]], list[tuple[int, int, str]]], paths: list[str], ranks: Ranks | None) -> list[tuple[int, int, str]]:
+    """What the ranks find of `paths`, each looking at every world-th, in the order of the paths."""
+    if ranks is None or ranks.alone:
+        return looked(paths)
+    parts = ranks.tell(ranks.together(lambda: looked(paths[ranks.rank::ranks.world])))
+    return [tuple(parts[i % ranks.world][i // ranks.world]) for i in range(len(paths))]
 
 
 def _classes(tree: Tree, splits: list[str]) -> list[str]:
