@@ -38,13 +38,13 @@ class Reader:
         """Begins to read; the result waits for the end."""
         if self._pool is None:
             return lambda: self._index.path_bytes(samples)
-        futures = [self._pool.submit(_bytes, path) for path in self._index.paths(samples)]
+        futures = [self._pool.submit(_bytes, path.tobytes()) for path in self._index.path_bytes(samples)]
         return lambda: [future.result() for future in futures]
 
 
-def _bytes(path: str) -> npt.NDArray[np.uint8]:
+def _bytes(path: bytes) -> npt.NDArray[np.uint8]:
     try:
-        file = storage.opened(path)
+        file = storage.opened(path.decode())
         return np.frombuffer(file.whole(), np.uint8) if 0 < file.length <= MAX_BYTES else _NOTHING
     except (OSError, ValueError):  # Unreachable is neither
         return _NOTHING

@@ -122,7 +122,7 @@ class Index:
     @cached_property
     def apart(self) -> bool:
         """Whether the images are not files on the disk that decoders open themselves, by the first one's path."""
-        return bool(len(self)) and storage.is_url(self.paths(np.zeros(1, np.int64))[0])
+        return bool(len(self)) and storage.is_url(self.path_bytes(np.zeros(1, np.int64))[0][:16].tobytes().decode("latin-1"))
 
     def _located(self, samples: Samples) -> Iterator[tuple[_Columns, Any, Any]]:
         """Each record batch that holds some of `samples`: its columns, the rows wanted, and their places in `samples`; both as arrays,
