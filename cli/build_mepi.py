@@ -22,6 +22,7 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
 @click.command("build-mepi")
 @click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ classifies.")
 @click.option("--data", required=True, type=click.Path(), help="Data set made by `qrdali data index`.")
+@click.option("--root", metavar="[OLD=]NEW", help="Where the images of --data are now, if they moved.")
 @click.option("--out", required=True, type=click.Path(), help="Folder for the MEPIs.")
 @click.option("--split", default="val", show_default=True, help="train, val or test.")
 @click.option("--reduction", type=click.Choice([*REDUCTIONS, "all"]), default="all", show_default=True)
@@ -60,7 +61,8 @@ def build_mepi(as_json: bool, **options: Any) -> None:
 def build(*, run: str, data: str, out: str, split: str = "val", reduction: str = "all", step: float = 0.05, windows: str = "5",
           prefer: str = "confidence", search: str = "descend", limit: int | None = None, batch_size: int = 32,
           search_batch_size: int | None = None, memory: int = 1024, device: str = "auto", amp: str = "auto",
-          threads: int | None = None, resume: bool = False, ranks: Ranks | None = None) -> dict[str, Any]:
+          threads: int | None = None, resume: bool = False, ranks: Ranks | None = None,
+          root: str | None = None) -> dict[str, Any]:
     """The command; returns summaries by reduction. Raises InputError or RunError before anything is written where it can. Of several
     ranks all call it; they share the images, and the first writes what is of the whole set."""
     import hashlib
@@ -93,7 +95,7 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
     trained, where = evaluator.trained, evaluator.device
 
     def opened() -> Index:
-        dataset = Dataset.open(Path(data))
+        dataset = Dataset.open(Path(data), root)
         dataset.require_classes(trained.classes, f"the run {run}")
         return dataset.index(split)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ is evaluated.")
 @click.option("--data", type=click.Path(), help="Data set made by `qrdali data index`.")
+@click.option("--root", metavar="[OLD=]NEW", help="Where the images of --data are now, if they moved.")
 @click.option("--split", default="test", show_default=True, help="train, val or test of --data.")
 @click.option("--set", "sets", multiple=True, metavar="NAME=FOLDER", help="A folder of class folders, such as mepi/crop; repeatable.")
 @click.option("--curve", is_flag=True, help="Also accuracy at every level of each reduction, into RUN/curves/.")
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 @click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Decoding threads.  [default: all it may use]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curve: bool, reduced: float | None, step: float,
-             class_map: str | None, map_rule: Rule | None, batch_size: int, device: str, amp: str, threads: int | None,
+def evaluate(run: str, data: str | None, root: str | None, split: str, sets: tuple[str, ...], curve: bool, reduced: float | None,
+             step: float, class_map: str | None, map_rule: Rule | None, batch_size: int, device: str, amp: str, threads: int | None,
              as_json: bool) -> None:
     """Accuracy of a run on a split and on named folders; one row per image goes into RUN/predictions/NAME.parquet.
 
@@ -55,6 +56,8 @@ def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curv
     folders = named_sets(sets, "--set")
     if data is None and not sets:
         raise InputError("nothing to evaluate: give --data, --set NAME=FOLDER or both")
+    if root and data is None:
+        raise InputError("--root is of --data: give that too")
     if reduced is not None and data is None:
         raise InputError("--reduced is of a split: give --data too")
     if map_rule and class_map is None:
@@ -63,7 +66,7 @@ def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curv
     with job() as ranks:
         mapped = ranks.together(lambda: None if class_map is None else _mapped(Path(class_map), map_rule or "argmax", Path(run), data))
         evaluator = Evaluator(Path(run), batch_size, device, amp, threads, n if curve else None, reduced, n, mapped, ranks)
-        results = [evaluator.split(Path(data), split)] if data is not None else []
+        results = [evaluator.split(Path(data), split, root)] if data is not None else []
         results += [evaluator.folder(name, folder) for name, folder in folders.items()]
         _show(results, as_json)
 
@@ -148,13 +151,13 @@ class Evaluator:
         first = self.ranks.together(lambda: engine_for(self.device, count, warn) if self.ranks.main else None)
         return self.ranks.together(lambda: first or engine_for(self.device, count, warn))
 
-    def split(self, data: Path, split: str) -> dict[str, Any]:
+    def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
         """Evaluates a split of a data set and writes its rows, and those of the split at a reduced quality where one was asked for."""
         from qrdali.data.index import Dataset
         from qrdali.levels import reduced_sets
 
         def opened() -> Index:
-            dataset = Dataset.open(data)
+            dataset = Dataset.open(data, root)
             dataset.require_classes(self.classes, "the --class-map" if self.class_map else f"the run {self.run}")
             return dataset.index(split)
 

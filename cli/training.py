@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qrdali.track import Tracker
 
 # Settings that may change between a run and its continuation.
-HARMLESS = ("threads", "save_every", "track_sets", "track_reduced", "max_bad")
+HARMLESS = ("threads", "root", "save_every", "track_sets", "track_reduced", "max_bad")
 
 
 def run_training(settings: Settings, run: Path, resume: bool, ranks: Ranks | None = None) -> None:
@@ -91,7 +91,7 @@ def _prepared(settings: Settings, run: Path, resume: bool, begun: bool, ranks: R
 
     check(settings)
     _require_place(run, begun, resume, settings)
-    dataset = Dataset.open(Path(settings.data))
+    dataset = Dataset.open(Path(settings.data), settings.root)
     train_index, val_index = dataset.index("train"), dataset.index("val")
     device = device_of(settings.device)
     _require_shares(settings, len(train_index), device, ranks)

@@ -23,6 +23,7 @@ from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs, host
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import failure, problem
+from qrdali.pipelines.reading import Reader
 from qrdali.pipelines.source import reduction_arrays, window_arrays
 from qrdali.quality import Parameters
 from qrdali.view import view
@@ -38,6 +39,7 @@ def open_maker(index: Index, preprocessing: Preprocessing, engine: Engine) -> Ma
 class _Maker(ABC):
     def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
         self._index, self._preprocessing, self._engine = index, preprocessing, engine
+        self._reader = Reader(index)
 
     def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None],
                   most: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
@@ -52,6 +54,8 @@ class _Maker(ABC):
                     yield from [(sample, self._own(windows, i)) for i, sample in enumerate(flying.popleft())]
             except StopIteration:
                 return
+            except RunError:  # the source's: no file's fault
+                raise
             except RuntimeError as error:
                 bad = {sample: reason for chunk in flying for sample in chunk if (reason := problem(self._index, sample))}
                 if not bad:
@@ -70,9 +74,9 @@ class _Maker(ABC):
             flying.append(chunk)
             numbers = np.array(chunk)
             sizes = self._index.sizes(numbers)
-            return window_arrays(self._index.path_bytes(numbers), np.concatenate([np.zeros_like(sizes), sizes], axis=1))
+            return window_arrays(self._reader(numbers), np.concatenate([np.zeros_like(sizes), sizes], axis=1))
 
-        return graphs.windows(emit, replace(self._engine, depth=2), _TOGETHER)
+        return graphs.windows(emit, replace(self._engine, depth=2), _TOGETHER, self._reader.apart)
 
     def _chunk(self, samples: Iterator[int], most: int) -> list[int]:
         chunk, pixels = [], 0

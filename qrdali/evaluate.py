@@ -126,7 +126,7 @@ def write_rows(file: Path, rows: Rows, index: Index, told: dict[str, Any] | None
     schema's metadata, under "qrdali": the epoch of the weights, and what a class map did."""
     table = pa.table({
         "sample": rows.samples,
-        "path": index.paths(rows.samples),
+        "path": index.indexed_paths(rows.samples),
         "label": rows.labels.astype(np.int32),
         "prediction": rows.predictions.astype(np.int32),
         "correct": rows.labels == rows.predictions,

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from qrdali.data import source, storage
 from qrdali.data.columns import batches, mapped, open_columns
+from qrdali.data.moved import Moved, moved
 from qrdali.errors import InputError, RunError, printable
 
 Samples = npt.NDArray[np.int64]
@@ -31,10 +33,10 @@ _NO_LABEL = np.empty(0, np.int64)
 class Index:
     """One split. Sample numbers are rows; nothing of the file is held in memory but views of a small one, mapped."""
 
-    def __init__(self, file: Path, classes: int) -> None:
-        """Raises RunError for a file that is not such an index, or whose labels or sizes cannot be; of more than eight million rows
-        `labels` and `sizes` raise it instead."""
-        self.file, self._classes = file, classes
+    def __init__(self, file: Path, classes: int, moved: Moved | None = None) -> None:
+        """moved: where the images are now. Raises RunError for a file that is not such an index, or whose labels or sizes cannot be; of
+        more than eight million rows `labels` and `sizes` raise it instead."""
+        self.file, self._classes, self._moved = file, classes, moved
         self._columns = open_columns(file, SCHEMA)
         self._count = len(self._columns)
         if len(self) <= _CHECKED:
@@ -74,15 +76,30 @@ class Index:
         return result
 
     def path_bytes(self, samples: Samples) -> list[npt.NDArray[np.uint8]]:
-        """Each path as UTF-8 bytes, uint8 [length], read-only."""
+        """Where each image is, as UTF-8 bytes, uint8 [length], read-only."""
+        if self._moved is not None:
+            return [np.frombuffer(path.encode(), np.uint8) for path in self.paths(samples)]
+        return self._recorded(samples)
+
+    def _recorded(self, samples: Samples) -> list[npt.NDArray[np.uint8]]:
         return self._columns.path_bytes(self._within(samples))
 
     def paths(self, samples: Samples) -> list[str]:
-        """Each path as text. Raises RunError for one that is none."""
+        """The same as text. Raises RunError for a path that is none, or that did not lie where those lay that have moved."""
+        found = self.indexed_paths(samples)
+        return found if self._moved is None else [self._moved.path(path) for path in found]
+
+    def indexed_paths(self, samples: Samples) -> list[str]:
+        """Each path as it was indexed, wherever the images are now: it tells them apart. Raises RunError for one that is none."""
         try:
-            return [path.tobytes().decode() for path in self.path_bytes(samples)]
+            return [path.tobytes().decode() for path in self._recorded(samples)]
         except UnicodeDecodeError:
             raise RunError(f"{printable(self.file)} holds a path that is not UTF-8: run `qrdali data index` again") from None
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether the images are not files on the disk that decoders open themselves, by the first one's path."""
+        return bool(len(self)) and storage.is_url(self.path_bytes(np.zeros(1, np.int64))[0][:16].tobytes().decode("latin-1"))
 
     def _within(self, samples: Samples) -> Samples:
         if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < len(self):
@@ -132,15 +149,16 @@ class Writer(RowWriter):
 
 @dataclass(frozen=True)
 class Dataset:
-    """An indexed data set: its folder, its class names in label order, and the splits it has."""
+    """An indexed data set: its folder, its class names in label order, the splits it has, and where its images are if they moved."""
 
     folder: Path
     classes: tuple[str, ...]
     splits: tuple[str, ...]
+    moved: Moved | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> Dataset:
-        """Raises InputError if `folder` is no data set."""
+    def open(cls, folder: Path, root: str | None = None) -> Dataset:
+        """root: what --root says. Raises InputError if `folder` is no data set, or does not say what `root` takes the place of."""
         listing = folder / "classes.tsv"
         if not listing.is_file():
             hint = "it looks like a folder of images: run `qrdali data index` on it" if any(
@@ -158,16 +176,21 @@ class Dataset:
             if not tab or label != str(len(classes)):
                 raise RunError(f"{listing} line {len(classes) + 2} is {printable(row)!r}, not '{len(classes)}<TAB>name'")
             classes.append(name)
-        return cls(folder, tuple(classes), tuple(s for s in SPLITS if (folder / f"{s}.arrow").exists()))
+        return cls(folder, tuple(classes), tuple(s for s in SPLITS if (folder / f"{s}.arrow").exists()),
+                   moved(root, source.read(folder), folder) if root else None)
 
     def index(self, split: str) -> Index:
         """Raises InputError for a split the data set does not have or that is empty."""
         if split not in self.splits:
             raise InputError(f"{self.folder} has no split {printable(split)!r}: it has {', '.join(self.splits)}")
-        index = Index(self.folder / f"{split}.arrow", len(self.classes))
+        index = self.rows(split)
         if not len(index):
             raise InputError(f"{self.folder}: the split {split!r} holds no image")
         return index
+
+    def rows(self, split: str) -> Index:
+        """The index of a split it has, which may be empty."""
+        return Index(self.folder / f"{split}.arrow", len(self.classes), self.moved)
 
     def require_classes(self, classes: tuple[str, ...], whose: str) -> None:
         """Raises InputError showing the difference unless the class names and their order are `classes`."""
