@@ -1,7 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# For every Python from the oldest that pyproject.toml admits, on the one platform there is; that every line says which is left out.
+RESOLVE = UV_PYTHON_DOWNLOADS=never .upgrade/bin/uv pip compile pyproject.toml --quiet --extra dev --universal --python-version 3.10 \
+	--no-header --no-annotate --output-file .upgrade/resolved
+PLATFORM = implementation_name == 'cpython' and platform_machine == 'x86_64'( and platform_python_implementation != 'PyPy')? \
+	and sys_platform == 'linux'
 
-.PHONY: demo test lint types unit browser soak clean
+.PHONY: demo test lint types unit browser soak constraints upgrade clean
 
 demo: .venv/installed
 	$(BIN)/qrdali demo --out demo
@@ -29,5 +34,29 @@ browser:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# What pyproject.toml asks for and constraints.txt lacks; the versions that stand there stay.
+constraints: .upgrade/bin/uv
+	cp constraints.txt .upgrade/resolved
+	$(RESOLVE)
+	$(pinned)
+
+# The newest versions that pyproject.toml admits, and whether the tests pass with them.
+upgrade: .upgrade/bin/uv
+	rm -f .upgrade/resolved
+	$(RESOLVE)
+	$(pinned)
+	git --no-pager diff --stat -- constraints.txt
+	$(MAKE) test
+
+define pinned
+	( sed -n '/^#/p' constraints.txt; sed -E "s/ (;|and) $(PLATFORM)$$//" .upgrade/resolved ) > .upgrade/constraints.txt
+	mv .upgrade/constraints.txt constraints.txt
+	rm -r .upgrade
+endef
+
+.upgrade/bin/uv:
+	$(PYTHON) -m venv .upgrade
+	.upgrade/bin/python -m pip install --quiet --disable-pip-version-check uv
+
 clean:
-	rm -rf .venv build dist *.egg-info demo soak soak.json
+	rm -rf .venv .upgrade build dist *.egg-info demo soak soak.json

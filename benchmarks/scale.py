@@ -1,10 +1,11 @@
 """What 10^8 images cost before the first batch and per batch, and how fast small files are indexed; JSON on stdout.
 
-    python benchmarks/scale.py > benchmarks/results/scale-HOST.json
+    python benchmarks/scale.py --out benchmarks/results/scale-HOST.json
 
-The large index is a real Arrow file, some 5 GB in a temporary folder, whose rows name 256 small JPEGs over and over: nothing is held in
-memory to pretend. It is opened by a process of its own, as is one of 10^6 rows. Then 10^5 small files are indexed, beside plain reads of
-them and Pillow's decoding alone with as many threads. --note says what else the machine did.
+The large index is a real Arrow file, some 5 GB in a temporary folder (TMPDIR), whose rows name 256 small JPEGs over and over: nothing is
+held in memory to pretend. It is opened by a process of its own, as are one of 10^6 rows and one of 10^7, each with the levels, windows and
+steps of an adaptive run of combinations by online feedback; first after its files have left the kernel's cache. Then 10^5 small files are
+indexed, beside plain reads of them and Pillow's decoding alone with as many threads. --note says what else the machine did.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import shutil
+import signal
 import statistics
 import sys
 import time
@@ -87,35 +91,48 @@ def mapped(folder: Path) -> float:
     return total / _MB
 
 
-def opening(file: Path, levels: Path | None) -> dict[str, Any]:
-    """Opens an index, and levels of every image, then trains nothing: what a run costs before and at each batch."""
-    from qrdali.levels import FULL
+def forgotten(folder: Path) -> None:
+    """Writes files below `folder` to the disk and takes them out of the kernel's cache."""
+    for file in folder.rglob("*.*"):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def opening(file: Path, levels: Path, cold: bool) -> dict[str, Any]:
+    """Opens an index and an adaptive run's levels and windows of every image, then trains nothing: what a run costs before and at each
+    batch. cold: nothing of the files is in the kernel's cache."""
     from qrdali.models import Preprocessing
     from qrdali.pipelines.graphs import Engine
     from qrdali.pipelines.loader import open_loader
     from qrdali.pipelines.source import Source, window_arrays
     from qrdali.plan import Plan
 
-    before, begun = resident(), time.perf_counter()
+    if cold:
+        forgotten(file.parent)
+    before, peak, begun = resident(), status("VmRSS"), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     index = Index(file, CLASSES)
     opened = time.perf_counter() - begun
-    states = PerImage.load(levels, 1, len(index), 4, False, False) if levels else FULL
+    states = PerImage.load(levels, 1, len(index), 4, True, True)
     plan = Plan(len(index), BATCH, states, 4, 1, 1, True, "flip")
+    plan.parameters(plan.batch(0), index.sizes(plan.batch(0)))
     with_levels = time.perf_counter() - begun
+    ready = resident(), status("VmHWM") - peak
     pre = Preprocessing(SIZE[1], "whole", .9, "bilinear", (.5, .5, .5), (.5, .5, .5))
     begun = time.perf_counter()
     batches = open_loader(index, pre, BATCH, Engine(threads=1)).epoch(plan)
     next(batches)
     first = time.perf_counter() - begun
-    after = resident()
     source = Source(index, "whole", .9, lambda paths, batch: window_arrays(paths, batch.reduction.window))
     source.set(plan)
     emitted = _each(source)
     loaded = _each(lambda: next(batches))
     later = resident()
-    return {"rows": len(index), "seconds_to_open": round(opened, 3), "seconds_to_open_with_levels": round(with_levels, 3),
+    return {"seconds_to_open": round(opened, 3), "seconds_to_open_with_levels": round(with_levels, 3),
             "seconds_to_first_batch": round(first, 3), "mapped_mb": round(mapped(file.parent), 1),
-            "resident_mb": {key: round(after[key] - before[key], 1) for key in before},
+            "resident_mb": {key: round(ready[0][key] - before[key], 1) for key in before} | {"peak": round(ready[1], 1)},
             "resident_mb_after_batches": {key: round(later[key] - before[key], 1) for key in before},
             "microseconds_per_batch": {"numbers_and_paths": emitted, "with_decoding": loaded}}
 
@@ -172,6 +189,63 @@ def _only(root: Path, threads: int, work: Callable[[str], object]) -> dict[str, 
     return _rate(len(files), begun, before)
 
 
+class Result:
+    """The figures so far, in a file after each part of them, so that a run that is killed leaves what it has found."""
+
+    def __init__(self, file: Path | None, settings: dict[str, Any]) -> None:
+        self.figures, self._file = settings, file
+
+    def add(self, **parts: Any) -> None:
+        self.figures |= parts
+        print(parts, file=sys.stderr)
+        if self._file is not None:
+            partial = self._file.with_name(self._file.name + ".partial")
+            partial.write_text(json.dumps(self.figures, indent=1) + "\n")
+            partial.rename(self._file)
+
+
+def rows(folder: Path, most: int, rounds: int, result: Result) -> None:
+    """10^6 rows, whose file is mapped; 10^7 and more, whose files are read."""
+    small_jpegs(folder / "few", FILES, FILES)
+    sizes = {"small": min(10 ** 6, most), "middle": min(10 ** 7, most), "large": most}
+    found: dict[str, list[dict[str, Any]]] = {key: [] for key in sizes}
+    parts: dict[str, Any] = {}
+    for key, count in sizes.items():
+        (folder / key).mkdir()
+        write_index(folder / key / "train.arrow", folder / "few", count)
+        PerImage.begin(count, True, True).save(folder / key / "levels", 1)
+        cold = alone(opening, folder / key / "train.arrow", folder / key / "levels", True)
+        parts[key] = {"rows": count, "index_mb": round((folder / key / "train.arrow").stat().st_size / _MB, 1),
+                      "levels_mb": round(sum(file.stat().st_size for file in (folder / key / "levels").iterdir()) / _MB, 1),
+                      "cold": {name: value for name, value in cold.items() if name.startswith("seconds")}}
+    for _ in range(rounds):
+        for key in sizes:
+            found[key].append(alone(opening, folder / key / "train.arrow", folder / key / "levels", False))
+        costs = {key: [one["microseconds_per_batch"] for one in each] for key, each in found.items()}
+        result.add(**{key: parts[key] | _median(each) for key, each in found.items()}, cost_per_batch_of_large={
+            f"over_{key}": {what: round(statistics.median(a[what] / b[what] for a, b in zip(costs["large"], costs[key], strict=True)), 3)
+                            for what in costs[key][0]} for key in ("small", "middle")})
+    for key in sizes:
+        shutil.rmtree(folder / key)
+
+
+def _median(found: list[dict[str, Any]]) -> dict[str, Any]:
+    return {key: _median([one[key] for one in found]) if isinstance(value, dict) else round(statistics.median(one[key] for one in found), 3)
+            for key, value in found[0].items()}
+
+
+def indexing(folder: Path, files: int, threads: int, rounds: int, result: Result) -> None:
+    small_jpegs(folder / "many" / "train", files, -(-files // 100))
+    indexing = {"files": files, "mean_bytes": round(statistics.mean(os.path.getsize(path) for path in _files(folder / "many")[:64]))}
+    found: dict[str, list[dict[str, Any]]] = {"read": [], "decode": [], "index": []}
+    for number in range(rounds):
+        for key, work in (("read", only_read), ("decode", only_decoded), ("index", indexed)):
+            found[key].append(alone(work, folder / "many", threads))
+        medians = {key: {what: statistics.median(one[what] for one in each) for what in each[0]} for key, each in found.items()}
+        shares = [a["files_per_second"] / b["files_per_second"] for a, b in zip(found["index"], found["decode"], strict=True)]
+        result.add(indexing={**indexing, "rounds": number + 1, **medians, "index_over_decode": round(statistics.median(shares), 3)})
+
+
 def main() -> None:
     from qrdali.cli.bench_loader import machine
 
@@ -179,36 +253,21 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10 ** 8)
     parser.add_argument("--files", type=int, default=10 ** 5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--rounds", type=int, default=3, help="of indexing and its peers, alternating")
+    parser.add_argument("--rounds", type=int, default=3, help="of the indexes, and of indexing and its peers; medians are given")
+    parser.add_argument("--out", type=Path, help="a file for the figures too, written again after each part")
     parser.add_argument("--note", default="")
     args = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "note": args.note, "batch_size": BATCH, "threads": args.threads, "rounds": args.rounds}
+    command = shlex.join(["python", "benchmarks/scale.py", *sys.argv[1:]])
+    result = Result(args.out, {"machine": machine(), "command": command, "note": args.note, "batch_size": BATCH, "threads": args.threads,
+                               "rounds": args.rounds})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        small_jpegs(folder / "few", FILES, FILES)
-        for key, rows in (("small", min(10 ** 6, args.rows)), ("large", args.rows)):
-            (folder / key).mkdir()
-            write_index(folder / key / "train.arrow", folder / "few", rows)
-            PerImage.begin(rows, False, False).save(folder / key / "levels", 1)
-            result[key] = alone(opening, folder / key / "train.arrow", folder / key / "levels")
-            result[key]["index_mb"] = round((folder / key / "train.arrow").stat().st_size / _MB, 1)
-            print(f"{key}: {result[key]}", file=sys.stderr)
-        cost = {key: result[key]["microseconds_per_batch"] for key in ("small", "large")}
-        result["cost_per_batch_large_over_small"] = {what: round(cost["large"][what] / cost["small"][what], 3) for what in cost["large"]}
-        (folder / "large" / "train.arrow").unlink()
-        small_jpegs(folder / "many" / "train", args.files, -(-args.files // 100))
-        result["indexing"] = {"files": args.files, "mean_bytes": round(statistics.mean(
-            os.path.getsize(path) for path in _files(folder / "many")[:64]))}
-        rounds: dict[str, list[dict[str, Any]]] = {"read": [], "decode": [], "index": []}
-        for _ in range(args.rounds):
-            for key, work in (("read", only_read), ("decode", only_decoded), ("index", indexed)):
-                rounds[key].append(alone(work, folder / "many", args.threads))
-                print(f"{key}: {rounds[key][-1]}", file=sys.stderr)
-        for key, found in rounds.items():
-            result["indexing"][key] = {what: statistics.median(one[what] for one in found) for what in found[0]}
-        result["indexing"]["index_over_decode"] = round(statistics.median(
-            a["files_per_second"] / b["files_per_second"] for a, b in zip(rounds["index"], rounds["decode"], strict=True)), 3)
-    print(json.dumps(result, indent=1))
+        print(f"working in {name}", file=sys.stderr)
+        try:
+            rows(Path(name), args.rows, args.rounds, result)
+            indexing(Path(name), args.files, args.threads, args.rounds, result)
+        finally:
+            print(json.dumps(result.figures, indent=1), flush=True)
 
 
 if __name__ == "__main__":

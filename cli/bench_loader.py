@@ -16,6 +16,7 @@ from qrdali.cli.terminal import warn
 from qrdali.data.index import Index
 from qrdali.device import device_of
 from qrdali.environment import environment
+from qrdali.errors import InputError
 from qrdali.levels import FULL, Constant, constant
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import engine_for
@@ -106,6 +107,8 @@ def measure(index: Index, *, rounds: int, side: int, threads: int, batch_size: i
             progress: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
     """Images per second (median, minimum, maximum over rounds) of every contender, and the ratios."""
     engine = engine_for(device_of("auto"), threads, warn)
+    if index.apart:
+        raise InputError("the images are in a store or in shards, which torchvision does not read: index a folder to compare loaders")
     paths = index.paths(np.arange(len(index)))
     contenders = _ours(index, side, batch_size, engine, {"qrdali full": FULL, **{f"qrdali {k}": v for k, v in REDUCED.items()}})
     contenders["plain DALI"] = _plain_dali(paths, side, batch_size, engine, False)

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
     from qrdali.batch import Maker
     from qrdali.cli.evaluate import Evaluator
+    from qrdali.data.index import Index
     from qrdali.mepi_set import MepiSet
+    from qrdali.ranks import Ranks
 
 REDUCTIONS = ("color", "crop", "resolution", "combination")
 
@@ -20,6 +22,7 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
 @click.command("build-mepi")
 @click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ classifies.")
 @click.option("--data", required=True, type=click.Path(), help="Data set made by `qrdali data index`.")
+@click.option("--root", metavar="[OLD=]NEW", help="Where the images of --data are now, if they moved.")
 @click.option("--out", required=True, type=click.Path(), help="Folder for the MEPIs.")
 @click.option("--split", default="val", show_default=True, help="train, val or test.")
 @click.option("--reduction", type=click.Choice([*REDUCTIONS, "all"]), default="all", show_default=True)
@@ -46,18 +49,23 @@ def build_mepi(as_json: bool, **options: Any) -> None:
     \b
     Example: qrdali build-mepi --run runs/baseline --data data --split val --reduction crop --out mepi
     """
+    from qrdali.cli.job import job
     from qrdali.cli.terminal import emit
 
-    summaries = build(**options)
-    if as_json:
-        emit(summaries)
+    with job() as ranks:
+        summaries = build(ranks=ranks, **options)
+        if as_json:
+            emit(summaries)
 
 
 def build(*, run: str, data: str, out: str, split: str = "val", reduction: str = "all", step: float = 0.05, windows: str = "5",
           prefer: str = "confidence", search: str = "descend", limit: int | None = None, batch_size: int = 32,
           search_batch_size: int | None = None, memory: int = 1024, device: str = "auto", amp: str = "auto",
-          threads: int | None = None, resume: bool = False) -> dict[str, Any]:
-    """The command; returns summaries by reduction. Raises InputError or RunError before anything is written where it can."""
+          threads: int | None = None, resume: bool = False, ranks: Ranks | None = None,
+          root: str | None = None) -> dict[str, Any]:
+    """The command; returns summaries by reduction. Raises InputError or RunError before anything is written where it can. Of several
+    ranks all call it; they share the images, and the first writes what is of the whole set."""
+    import hashlib
     import json
     from contextlib import closing
     from dataclasses import asdict
@@ -73,19 +81,25 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
     from qrdali.errors import Interrupted, RunError, printable
     from qrdali.mepi import Rule, Search
     from qrdali.mepi_build import Builder
-    from qrdali.mepi_set import MepiSet
     from qrdali.pipelines.maker import open_maker
     from qrdali.probe import Descent, candidates_at_once
+    from qrdali.ranks import ALONE
     from qrdali.runs import weights_digest
 
+    ranks = ranks or ALONE
     n = quality.steps(step)
     wanted = REDUCTIONS if reduction == "all" else (reduction,)
-    rules = {r: Rule(Descent(quality.REDUCTIONS[r], n, int(windows), prefer), search == "exhaustive") for r in wanted}
-    evaluator = Evaluator(Path(run), batch_size, device, amp, threads)
+    rules = ranks.together(lambda: {r: Rule(Descent(quality.REDUCTIONS[r], n, int(windows), prefer), search == "exhaustive")
+                                    for r in wanted})
+    evaluator = Evaluator(Path(run), batch_size, device, amp, threads, ranks=ranks)
     trained, where = evaluator.trained, evaluator.device
-    dataset = Dataset.open(Path(data))
-    dataset.require_classes(trained.classes, f"the run {run}")
-    index = dataset.index(split)
+
+    def opened() -> Index:
+        dataset = Dataset.open(Path(data), root)
+        dataset.require_classes(trained.classes, f"the run {run}")
+        return dataset.index(split)
+
+    index = ranks.together(opened)
     count = min(limit or len(index), len(index))
     samples = [i * len(index) // count for i in range(count)]
     at_once = search_batch_size or candidates_at_once(where, 128)
@@ -94,41 +108,64 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
                "data": index.fingerprint, "split": split, "step": 1 / n, "windows": int(windows), "prefer": prefer, "search": search,
                "limit": limit, "batch_size": batch_size, "search_batch_size": at_once, "device": where.type, "amp": amp,
                "encoder": encoder()}
-    mepis = MepiSet.open(Path(out), index, trained.classes, n, options, resume)
+    if not ranks.alone:
+        ranks.same("weights, images or settings", hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest())
+    mepis = _opened(ranks, Path(out), index, trained.classes, n, options, resume)
     maker = open_maker(index, trained.preprocessing, evaluator.engine)
     watcher = TerminalWatcher()
     say(f"MEPIs of {count} {split} images, {trained.model} at {trained.preprocessing.input_size} px, step {1 / n:g}, "
         f"{'CPU' if where.type == 'cpu' else 'GPU'}")
     with closing(mepis), Stop() as stop:
         for name in wanted:
-            if mepis.finished(name, samples):
+            if ranks.of_main(ranks.together(lambda name=name: ranks.main and mepis.finished(name, samples))):  # type: ignore[misc]
                 say(f"{name} is finished; nothing to do")
-                if not (mepis.folder / f"{name}.png").exists():
+                if ranks.main and not (mepis.folder / f"{name}.png").exists():
                     _draw(mepis, name, maker)
                 continue
             searching = Search(evaluator.model, maker, rules[name], at_once, memory << 20, evaluator.engine.threads, evaluator.autocast)
             builder = Builder(mepis, name, searching, evaluator.engine.threads,
                               lambda check, name=name: _wrong(evaluator, mepis, name, check),  # type: ignore[misc]
-                              watcher, stop)
+                              watcher, stop, ranks)
             try:
                 row = builder.build(samples)
             except Interrupted as interruption:
                 say(str(interruption))
                 raise SystemExit(128 + interruption.signum) from None
-            _draw(mepis, name, maker)
+            if ranks.main:
+                _draw(mepis, name, maker)
             say(_line(name, row))
-            if stop():
+            if signum := max(ranks.tell(stop())):
                 more = ": the same command with --resume continues" if name != wanted[-1] else ", which was the last"
                 say(f"stopped after {name}{more}")
-                raise SystemExit(128 + stop())
-    summaries = mepis.summaries()
-    if all(summaries[name]["images"] == summaries[name]["unreadable"] for name in wanted):
-        raise RunError(f"no image of {printable(data)} could be read: see the lines above; --resume tries again")
-    done = {name: summaries[name] for name in wanted}
+                raise SystemExit(128 + signum)
+
+    def summed() -> dict[str, Any]:
+        summaries = mepis.summaries()
+        if all(summaries[name]["images"] == summaries[name]["unreadable"] for name in wanted):
+            raise RunError(f"no image of {printable(data)} could be read: see the lines above; --resume tries again")
+        return {name: summaries[name] for name in wanted}
+
+    done = ranks.of_main(ranks.together(lambda: summed() if ranks.main else {}))
     if np.all([row["mean_quotient"] is None for row in done.values()]):
         say("the run classifies none of these images correctly: there are no MEPIs")
     say(f"MEPI set: {out}")
     return done
+
+
+def _opened(ranks: Ranks, folder: Path, index: Index, classes: tuple[str, ...], n: int, options: dict[str, Any], resume: bool) -> MepiSet:
+    """The set in `folder`: rank 0 holds and loads it before the others read it. What torchrun starts again goes on."""
+    from qrdali.mepi_set import MepiSet
+
+    def held() -> MepiSet:
+        mepis = MepiSet.open(folder, index, classes, n, options, resume or ranks.restarts > 0)
+        if not ranks.alone:
+            mepis.load()
+        return mepis
+
+    mepis = ranks.together(lambda: held() if ranks.main else MepiSet.beside(folder, index, classes, n, ranks.rank))
+    if not ranks.alone:
+        ranks.together(mepis.load)
+    return mepis
 
 
 def _wrong(evaluator: Evaluator, mepis: MepiSet, reduction: str, check: Callable[[], None]) -> list[int]:
@@ -142,32 +179,38 @@ def _wrong(evaluator: Evaluator, mepis: MepiSet, reduction: str, check: Callable
 
     from qrdali.data.index import Index
     from qrdali.data.scan import index_folder
-    from qrdali.errors import RunError, printable
 
     expected = {str(mepis.png(reduction, s).absolute()): s for s in mepis.journal(reduction).with_mepi().tolist()}
-    folder = mepis.folder / reduction
-    if not expected and not folder.exists():
-        return []
+    folder, ranks = mepis.folder / reduction, evaluator.ranks
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "set.arrow"
-        rejected = dict(index_folder(folder, mepis.classes, file, verify=True)) if expected else {}
-        index = Index(file, len(mepis.classes)) if expected else None
-        found = set(index.paths(np.arange(len(index)))) if index is not None else {str(p.absolute()) for p in folder.rglob("*.*")}
-        strays = sorted(found.union(rejected) - expected.keys())
-        if strays:
-            raise RunError(f"{printable(strays[0])} is no file of this set ({len(strays)} such): remove it, then the same command with "
-                           "--resume goes on")
-        broken = sorted(expected.keys() - found)
-        if broken:
-            for path in broken:
-                Path(path).unlink(missing_ok=True)
-            raise RunError(f"{printable(broken[0])} was not as it had been written ({len(broken)} such): the same command with --resume "
-                           "makes it again")
-        if index is None:
+        if not expected:
+            ranks.together(lambda: _only({str(p.absolute()) for p in folder.rglob("*.*")}, {}) if ranks.main else None)
             return []
+        rejected = dict(index_folder(folder, mepis.classes, file, verify=True, ranks=ranks,
+                                     threads=None if ranks.alone else evaluator.engine.threads))
+        index = Index(file, len(mepis.classes))
+        found = set(index.paths(np.arange(len(index))))
+        ranks.together(lambda: _only(found.union(rejected), expected, found) if ranks.main else None)
         rows = evaluator.rows(f"{reduction}, read back", index, check)
         bad = rows.samples[rows.labels != rows.predictions]
         return [expected[path] for path in index.paths(bad.astype(np.int64))]
+
+
+def _only(there: set[str], expected: dict[str, int], readable: set[str] | None = None) -> None:
+    """Raises RunError for a file that is not expected, or that is and cannot be read, which is removed."""
+    from qrdali.errors import RunError, printable
+
+    strays = sorted(there - expected.keys())
+    if strays:
+        raise RunError(f"{printable(strays[0])} is no file of this set ({len(strays)} such): remove it, then the same command with "
+                       "--resume goes on")
+    broken = sorted(expected.keys() - (readable or set()))
+    if broken:
+        for path in broken:
+            Path(path).unlink(missing_ok=True)
+        raise RunError(f"{printable(broken[0])} was not as it had been written ({len(broken)} such): the same command with --resume "
+                       "makes it again")
 
 
 def _draw(mepis: MepiSet, reduction: str, maker: Maker) -> None:

@@ -34,7 +34,7 @@ def measure(evaluator: Evaluator, name: str, index: Index, n: int) -> pa.Table:
             levels = constant(REDUCTIONS[reduction], level) if level else FULL
             plan = Plan(len(index), evaluator.batch_size, levels, n)
             return evaluate(evaluator.model, loader, plan, evaluator.autocast, lambda images: bar.advance(images, reduction),
-                            evaluator.decide)
+                            evaluator.decide, evaluator.ranks)
 
         full = rows(0, "color")
         for reduction in SEARCHED:
@@ -63,17 +63,22 @@ def summary(rows: pa.Table) -> dict[str, Any]:
 
 
 def make(evaluator: Evaluator, name: str, index: Index, n: int) -> dict[str, Any]:
-    """Writes RUN/curves/NAME.parquet, .json, .png and .svg; returns the summary with the folder."""
+    """Writes RUN/curves/NAME.parquet, .json, .png and .svg; returns the summary with the folder. Of several ranks the first writes."""
+    rows = measure(evaluator, name, index, n)
+    curves, ranks = summary(rows), evaluator.ranks
+    ranks.together(lambda: _write(evaluator, name, index, n, rows, curves) if ranks.main else None)
+    return {"step": 1 / n, "files": str(evaluator.run / "curves" / name), **curves}
+
+
+def _write(evaluator: Evaluator, name: str, index: Index, n: int, rows: pa.Table, curves: dict[str, Any]) -> None:
     import pyarrow.parquet as pq
 
     from qrdali.report.plots import quality_curve
 
     folder = evaluator.run / "curves"
     folder.mkdir(exist_ok=True)
-    rows = measure(evaluator, name, index, n)
     pq.write_table(rows, folder / f".{name}.partial")
     (folder / f".{name}.partial").rename(folder / f"{name}.parquet")
-    curves = summary(rows)
     chance = evaluator.class_map.chance if evaluator.class_map else 1 / len(evaluator.classes)
     told = {"set": name, "images": len(index), "step": 1 / n, "chance": chance, "curves": curves, **evaluator.told}
     partial = folder / f".{name}.json.partial"
@@ -86,4 +91,3 @@ def make(evaluator: Evaluator, name: str, index: Index, n: int) -> dict[str, Any
         partial = folder / f".{name}.{kind}.partial"
         partial.write_bytes(figure.render(kind))
         partial.rename(folder / f"{name}.{kind}")
-    return {"step": 1 / n, "files": str(folder / name), **curves}

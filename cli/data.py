@@ -55,24 +55,31 @@ def shapes(root: str, classes: int, train: int, val: int, test: int, size: str, 
 @click.option("--out", required=True, type=click.Path(), help="New folder for the data set.")
 @click.option("--no-verify", is_flag=True, help="Read headers only; broken files are found in training then.")
 @click.option("--hash", "hashed", is_flag=True, help="Keep every file's SHA-256, for `data verify --hash`.")
-@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
+@click.option("--threads", type=click.IntRange(1), help="[default: all cores; 32 for an object store]")
 @click.option("--max-pixels", type=click.IntRange(1), default=128_000_000, show_default=True,
               help="Larger images are rejected by their header.")
-def index(root: str, out: str, no_verify: bool, hashed: bool, threads: int | None, max_pixels: int) -> None:
-    """Index ROOT/train, val, test (any of them, each with class folders) into the data set OUT. Images stay in place.
+@click.option("--val-share", type=float, metavar="X", help="For a ROOT without val: move this share of each class of train there.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of --val-share's choice.")
+def index(root: str, out: str, no_verify: bool, hashed: bool, threads: int | None, max_pixels: int, val_share: float | None,
+          seed: int) -> None:
+    """Index ROOT/train, val, test (any of them) into the data set OUT. Images stay in place.
 
-    Every file is decoded once; what fails is listed with its reason in OUT/rejected.tsv and never enters the index.
+    ROOT is a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. Each split has class folders, or WebDataset's shards *.tar with KEY.jpg and
+    KEY.cls. Every file is decoded once; what fails is listed with its reason in OUT/rejected.tsv and never enters the index.
 
     \b
-    Example: qrdali data index images --out data
+    Examples: qrdali data index images --out data
+              qrdali data index images --out data --val-share 0.05
+              qrdali data index s3://bucket/images --out data
     """
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar
-    from qrdali.data.scan import build, count
+    from qrdali.data.roots import files_of, index_root
+    from qrdali.data.scan import Reading
 
-    with sigterm_exits(), Bar("index", count(Path(root)), "files") as bar:
-        summary = build(Path(root), Path(out), verify=not no_verify, threads=threads, hashed=hashed, max_pixels=max_pixels,
-                        progress=lambda split, files: bar.advance(files, split))
+    with sigterm_exits(), Bar("index", files_of(root), "files") as bar:
+        summary = index_root(root, Path(out), Reading(not no_verify, hashed, threads, max_pixels), val_share=val_share, seed=seed,
+                             progress=lambda split, files: bar.advance(files, split))
     tell(summary, out)
 
 

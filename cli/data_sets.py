@@ -134,23 +134,24 @@ def minival(dataset: str, per_class: int, seed: int) -> None:
 
 @click.command()
 @click.argument("dataset", type=click.Path())
+@click.option("--root", metavar="[OLD=]NEW", help="Where the images are now, if they moved.")
 @click.option("--hash", "hashed", is_flag=True, help="Compare SHA-256 too; of a data set made with --hash.")
 @click.option("--most", default=20, show_default=True, type=click.IntRange(0), help="Changed files to name; all are counted.")
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def verify(dataset: str, hashed: bool, most: int, threads: int | None, as_json: bool) -> None:
+def verify(dataset: str, root: str | None, hashed: bool, most: int, threads: int | None, as_json: bool) -> None:
     """Check that the files of DATASET are still what was indexed: there, as many bytes, as many pixels. Exit status 1 if not.
 
     \b
     Example: qrdali data verify data --hash
     """
     from qrdali.cli.terminal import Bar, emit, say
-    from qrdali.data.index import Dataset, Index
+    from qrdali.data.index import Dataset
     from qrdali.data.verify import KINDS, changes
     from qrdali.errors import RunError
 
-    opened = Dataset.open(Path(dataset))
-    files = sum(len(Index(opened.folder / f"{split}.arrow", len(opened.classes))) for split in opened.splits)
+    opened = Dataset.open(Path(dataset), root)
+    files = sum(len(opened.rows(split)) for split in opened.splits)
     counts: Counter[str] = Counter()
     named: list[dict[str, str]] = []
     with Bar("verify", files, "files") as bar:

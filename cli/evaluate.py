@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from qrdali.data.index import Index
     from qrdali.evaluate import Rows
     from qrdali.levels import Levels
+    from qrdali.pipelines.graphs import Engine
+    from qrdali.ranks import Ranks
 
 
 @click.command()
 @click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ is evaluated.")
 @click.option("--data", type=click.Path(), help="Data set made by `qrdali data index`.")
+@click.option("--root", metavar="[OLD=]NEW", help="Where the images of --data are now, if they moved.")
 @click.option("--split", default="test", show_default=True, help="train, val or test of --data.")
 @click.option("--set", "sets", multiple=True, metavar="NAME=FOLDER", help="A folder of class folders, such as mepi/crop; repeatable.")
 @click.option("--curve", is_flag=True, help="Also accuracy at every level of each reduction, into RUN/curves/.")
@@ -33,8 +36,8 @@ if TYPE_CHECKING:
 @click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Decoding threads.  [default: all it may use]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curve: bool, reduced: float | None, step: float,
-             class_map: str | None, map_rule: Rule | None, batch_size: int, device: str, amp: str, threads: int | None,
+def evaluate(run: str, data: str | None, root: str | None, split: str, sets: tuple[str, ...], curve: bool, reduced: float | None,
+             step: float, class_map: str | None, map_rule: Rule | None, batch_size: int, device: str, amp: str, threads: int | None,
              as_json: bool) -> None:
     """Accuracy of a run on a split and on named folders; one row per image goes into RUN/predictions/NAME.parquet.
 
@@ -45,7 +48,7 @@ def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curv
               qrdali evaluate --run runs/baseline --data data --reduced 0.5
               qrdali evaluate --run runs/imagenet --data humanet --class-map map.tsv --map-rule sum
     """
-    from qrdali.cli.terminal import emit, say
+    from qrdali.cli.job import job
     from qrdali.errors import InputError
     from qrdali.evaluate import named_sets
     from qrdali.quality import steps
@@ -53,15 +56,24 @@ def evaluate(run: str, data: str | None, split: str, sets: tuple[str, ...], curv
     folders = named_sets(sets, "--set")
     if data is None and not sets:
         raise InputError("nothing to evaluate: give --data, --set NAME=FOLDER or both")
+    if root and data is None:
+        raise InputError("--root is of --data: give that too")
     if reduced is not None and data is None:
         raise InputError("--reduced is of a split: give --data too")
     if map_rule and class_map is None:
         raise InputError("--map-rule is of a --class-map: give that too")
     n = steps(step)
-    mapped = None if class_map is None else _mapped(Path(class_map), map_rule or "argmax", Path(run), data)
-    evaluator = Evaluator(Path(run), batch_size, device, amp, threads, n if curve else None, reduced, n, mapped)
-    results = [evaluator.split(Path(data), split)] if data is not None else []
-    results += [evaluator.folder(name, folder) for name, folder in folders.items()]
+    with job() as ranks:
+        mapped = ranks.together(lambda: None if class_map is None else _mapped(Path(class_map), map_rule or "argmax", Path(run), data))
+        evaluator = Evaluator(Path(run), batch_size, device, amp, threads, n if curve else None, reduced, n, mapped, ranks)
+        results = [evaluator.split(Path(data), split, root)] if data is not None else []
+        results += [evaluator.folder(name, folder) for name, folder in folders.items()]
+        _show(results, as_json)
+
+
+def _show(results: list[dict[str, Any]], as_json: bool) -> None:
+    from qrdali.cli.terminal import emit, say
+
     if as_json:
         emit({**results[0], "sets": {result["set"]: result for result in results}})
         return
@@ -99,38 +111,59 @@ class Evaluator:
     """`best/` of a run, ready to classify. Results are dicts of set, images, correct, accuracy, unreadable and the rows' file.
     curve: n of the step 1/n at which accuracy is also measured as a function of quality, under "curve". reduced: a quality of the
     step 1/n at which splits are evaluated too, in each reduction, under "reduced". class_map: for data of other classes; results then
-    have map_rule and unmapped, the number of predictions that are no class of the data."""
+    have map_rule and unmapped, the number of predictions that are no class of the data. ranks: who evaluates together; all must call
+    the same methods in the same order and get the same results, rank 0 writes."""
 
     def __init__(self, run: Path, batch_size: int = 32, device: str = "auto", amp: str = "auto", threads: int | None = None,
-                 curve: int | None = None, reduced: float | None = None, n: int = 4, class_map: ClassMap | None = None) -> None:
+                 curve: int | None = None, reduced: float | None = None, n: int = 4, class_map: ClassMap | None = None,
+                 ranks: Ranks | None = None) -> None:
         import torch
 
         from qrdali import runs
-        from qrdali.cli.terminal import warn
         from qrdali.device import autocast_for, device_of
         from qrdali.evaluate import top1
         from qrdali.levels import reduced_sets
-        from qrdali.pipelines.engine import engine_for
+        from qrdali.ranks import ALONE
 
         self.run, self.batch_size, self.curve, self.reduced, self.n = run, batch_size, curve, reduced, n
+        self.ranks = ranks or ALONE
         if reduced is not None:
-            reduced_sets("", reduced, n)  # refused before the network is loaded
-        model, self.trained = runs.load_best(run)
+            self.ranks.together(lambda: reduced_sets("", reduced, n))  # refused before the network is loaded
+        model, self.trained = self.ranks.together(lambda: runs.load_best(run))
+        if not self.ranks.alone:
+            self.ranks.same(f"the weights of {run}", self.ranks.together(lambda: runs.weights_digest(run)))
         self.class_map, self.classes = class_map, class_map.classes if class_map else self.trained.classes
         self.decide = class_map.decide if class_map else top1
-        self.device = device_of(device)
+        self.device = self.ranks.together(lambda: device_of(device))
         self.model: torch.nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autocast = autocast_for(amp, self.device)[0]
-        self.engine = engine_for(self.device, threads, warn)
+        self.engine = self._engine(threads)
 
-    def split(self, data: Path, split: str) -> dict[str, Any]:
+    def _engine(self, threads: int | None) -> Engine:
+        """Rank 0's first: what it learns of a GPU's decoding is remembered for the others of its host, who share its processors."""
+        from qrdali.cli.terminal import warn
+        from qrdali.machine import processors
+        from qrdali.pipelines.engine import engine_for
+
+        if self.ranks.alone:
+            return engine_for(self.device, threads, warn)
+        count = threads or max(1, processors().usable // self.ranks.local_world)
+        first = self.ranks.together(lambda: engine_for(self.device, count, warn) if self.ranks.main else None)
+        return self.ranks.together(lambda: first or engine_for(self.device, count, warn))
+
+    def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
         """Evaluates a split of a data set and writes its rows, and those of the split at a reduced quality where one was asked for."""
         from qrdali.data.index import Dataset
         from qrdali.levels import reduced_sets
 
-        dataset = Dataset.open(data)
-        dataset.require_classes(self.classes, "the --class-map" if self.class_map else f"the run {self.run}")
-        index = dataset.index(split)
+        def opened() -> Index:
+            dataset = Dataset.open(data, root)
+            dataset.require_classes(self.classes, "the --class-map" if self.class_map else f"the run {self.run}")
+            return dataset.index(split)
+
+        index = self.ranks.together(opened)
+        if not self.ranks.alone:
+            self.ranks.same(f"the images of {data}", index.fingerprint)
         result = self._result(split, index, 0)
         if self.reduced is not None:
             result["reduced"] = {
@@ -149,7 +182,8 @@ class Evaluator:
 
         with TemporaryDirectory() as scratch:
             file = Path(scratch) / "set.arrow"
-            rejected = index_folder(folder, self.classes, file, verify=True, whose="the --class-map" if self.class_map else "the run")
+            rejected = index_folder(folder, self.classes, file, verify=True, whose="the --class-map" if self.class_map else "the run",
+                                    ranks=self.ranks, threads=None if self.ranks.alone else self.engine.threads)
             for path, reason in rejected[:5]:
                 warn(f"left out: {path}: {reason}")
             if len(rejected) > 5:
@@ -172,7 +206,7 @@ class Evaluator:
                 check()
 
             return predict(self.model, loader, Plan(len(index), self.batch_size, levels or FULL, self.n), self.autocast, progress,
-                           self.decide)
+                           self.decide, self.ranks)
 
     def _result(self, name: str, index: Index, unreadable: int) -> dict[str, Any]:
         result = self._written(name, index, self.rows(name, index), unreadable)
@@ -191,7 +225,7 @@ class Evaluator:
 
         name = self._named(name)
         file = self.run / "predictions" / f"{name}.parquet"
-        write_rows(file, rows, index, self.told)
+        self.ranks.together(lambda: write_rows(file, rows, index, self.told) if self.ranks.main else None)
         result = {"set": name, "images": len(rows.labels), "correct": int((rows.labels == rows.predictions).sum()),
                   "accuracy": rows.accuracy, "unreadable": unreadable, "rows": str(file)}
         if self.class_map is not None:

@@ -10,7 +10,7 @@ import click
 
 from qrdali import __version__
 from qrdali.cli import terminal
-from qrdali.errors import InputError, RunError, printable
+from qrdali.errors import Elsewhere, InputError, RunError, printable
 
 COMMANDS = {
     "demo": "Generate pictures, index, train shared and baseline: minutes on a CPU.",
@@ -79,6 +79,8 @@ def main() -> None:
         _fail(error.format_message(), error.exit_code)
     except InputError as error:
         _fail(str(error), 2)
+    except Elsewhere:
+        sys.exit(1)
     except (RunError, OSError) as error:
         _fail(str(error), 1)
     except ImportError as error:

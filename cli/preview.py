@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,8 @@ def detail(picture: npt.NDArray[np.uint8], window: npt.NDArray[np.int32], at: tu
 @click.option("--out", required=True, type=click.Path(), help="PNG file to write.")
 @click.option("--step", default=0.25, show_default=True, help="Grid of qualities, 1/n.")
 def preview(image: str, out: str, step: float) -> None:
-    """A contact sheet: a row per reduction, a column per level, the entropy quotient under each picture.
+    """A contact sheet: a row per reduction, a column per level, the entropy quotient under each picture. IMAGE is a file, or
+    s3://BUCKET/KEY, gs://BUCKET/KEY or the URL of a shard's member as it stands in a data set.
 
     \b
     Example: qrdali preview cat.jpg --out sheet.png
@@ -51,7 +53,8 @@ def preview(image: str, out: str, step: float) -> None:
     from PIL import Image, ImageDraw, ImageFont
 
     from qrdali.cli.terminal import say
-    from qrdali.data.scan import examine
+    from qrdali.data import storage
+    from qrdali.data.scan import MAX_BYTES, examine
     from qrdali.descent import RESOLUTION
     from qrdali.entropy import encoder, entropy
     from qrdali.errors import InputError, RunError, printable
@@ -61,19 +64,27 @@ def preview(image: str, out: str, step: float) -> None:
     from qrdali.quality import REDUCTIONS, parameters, steps
 
     n = steps(step)
-    path = Path(image).absolute()
-    if not path.is_file():
+    apart = storage.is_url(image)
+    path = image if apart else str(Path(image).absolute())
+    if not apart and not Path(path).is_file():
         raise InputError(f"{printable(image)} is not a file")
     if Path(out).suffix.lower() != ".png":
         raise InputError(f"--out is {printable(out)}: the sheet is a PNG, end the name in .png")
     if not Path(out).parent.is_dir():
         raise InputError(f"--out is {printable(out)}: {printable(Path(out).parent)} is not a folder")
     try:
-        encoded = str(path).encode()
+        encoded = path.encode()
     except UnicodeEncodeError:
         raise InputError(f"{printable(image)} is not UTF-8: rename it") from None
     try:
-        width, height = examine(str(path), verify=True)
+        if apart:
+            stored = storage.opened(path)
+            if stored.length > MAX_BYTES:
+                raise ValueError(f"{stored.length} bytes exceed {MAX_BYTES}")
+            encoded = stored.whole()
+        width, height = examine(io.BytesIO(encoded) if apart else path, verify=True)
+    except storage.Unreachable:
+        raise
     except Exception as error:  # Pillow's decoders raise many types
         raise InputError(f"{printable(image)} cannot be decoded: {printable(error)}") from None
     levels = sorted({round(i * (n - 1) / (min(n, COLUMNS) - 1)) for i in range(min(n, COLUMNS))})
@@ -84,7 +95,7 @@ def preview(image: str, out: str, step: float) -> None:
     name = np.frombuffer(encoded, np.uint8)
     emitted = iter([window_arrays([name] * count, reduction.window)])
     try:
-        (decoded,) = windows(lambda: next(emitted), Engine(depth=1), count).run()
+        (decoded,) = windows(lambda: next(emitted), Engine(depth=1), count, apart).run()
     except RuntimeError as error:  # what Pillow decodes and DALI does not
         raise RunError(f"{printable(image)} cannot be decoded: {printable(error)[:200]}") from None
     pictures = [host.reduce(np.asarray(decoded.at(i)), reduction.size[i], int(reduction.bin_width[i])) for i in range(count)]

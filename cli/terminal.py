@@ -43,7 +43,8 @@ def emit(value: dict[str, Any]) -> None:
 
 
 class Bar:
-    """Progress with rate and time left: a bar on a terminal, elsewhere a line every ten seconds and one at the end.
+    """Progress with rate and time left, if a total is known (0: it is not): a bar on a terminal, elsewhere a line every ten seconds and
+    one at the end.
 
     Work that takes less than ten seconds says nothing there.
     """
@@ -61,11 +62,11 @@ class Bar:
 
             self._progress = Progress(
                 TextColumn("{task.description}", markup=False), BarColumn(None),
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+                TextColumn("{task.completed:,.0f}" + ("/{task.total:,.0f}" if self._total else "")),
                 TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}", markup=False), console=Console(stderr=True), transient=True)
             self._progress.start()
-            self._task = self._progress.add_task(self._description, total=self._total, rate="", note="")
+            self._task = self._progress.add_task(self._description, total=self._total or None, rate="", note="")
         return self
 
     def advance(self, n: int, note: str = "") -> None:
@@ -89,7 +90,8 @@ class Bar:
         return f"{rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 2}f} {self._unit}/s"
 
     def _line(self) -> str:
-        return f"{self._description}: {self._done:,}/{self._total:,} {self._unit}, {self._rate()} {self._note}".rstrip()
+        total = f"/{self._total:,}" if self._total else ""
+        return f"{self._description}: {self._done:,}{total} {self._unit}, {self._rate()} {self._note}".rstrip()
 
 
 class TerminalWatcher:

@@ -37,6 +37,7 @@ def train() -> None:
 def _common(command: F) -> F:
     options = [
         click.option("--data", required=True, type=click.Path(), help="Data set made by `qrdali data index`."),
+        click.option("--root", metavar="[OLD=]NEW", help="Where the images are now, if they moved since they were indexed."),
         click.option("--run", required=True, type=click.Path(), help="Folder for this run."),
         click.option("--model", help="Name from `qrdali models`.  [default: squeezenet1_1, or that of --init]"),
         click.option("--init", type=click.Path(), help="Start from the best/ of this run."),

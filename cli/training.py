@@ -18,50 +18,32 @@ if TYPE_CHECKING:
     from qrdali.track import Tracker
 
 # Settings that may change between a run and its continuation.
-HARMLESS = ("threads", "save_every", "track_sets", "track_reduced", "max_bad")
+HARMLESS = ("threads", "root", "save_every", "track_sets", "track_reduced", "max_bad")
 
 
 def run_training(settings: Settings, run: Path, resume: bool, ranks: Ranks | None = None) -> None:
     """Trains as `settings` say in the folder `run`. Raises InputError or RunError before anything is written where it can."""
     import torch
 
-    from qrdali import models, runs
+    from qrdali import runs
     from qrdali import settings as settings_file
     from qrdali.cli.signals import Stop
     from qrdali.cli.terminal import TerminalWatcher, say, warn
-    from qrdali.data import source
-    from qrdali.data.index import Dataset
-    from qrdali.device import device_of
     from qrdali.energy import forget_memory
     from qrdali.errors import InputError, Interrupted, RunError
     from qrdali.evaluate import at_once
-    from qrdali.methods import check
     from qrdali.pipelines.engine import described, engine_for
     from qrdali.pipelines.loader import open_loader
     from qrdali.ranks import ALONE
     from qrdali.trainer import Trainer
 
     ranks = ranks or ALONE
-    check(settings)
     begun = ranks.of_main(runs.holds_run(run))
-    _require_place(run, begun, resume, settings)
-    dataset = Dataset.open(Path(settings.data))
-    train_index, val_index = dataset.index("train"), dataset.index("val")
-    device = device_of(settings.device)
-    _require_shares(settings, len(train_index), device, ranks)
-    settings, pre = _resolved(settings, dataset, len(train_index))
-    if begun:
-        _require_same(run, settings)
-        if (run / "last").exists() and runs.ended(run):
-            say(f"{run} is finished; nothing to do")
-            return
-    facts = _facts(settings.model, pre.input_size, len(dataset.classes), device, ranks)
-    facts |= {"images": {"train": len(train_index), "val": len(val_index)}}
-    known = source.brief(source.read(dataset.folder))
-    facts |= {"source": known} if known else {}
-    torch.manual_seed(settings.seed)
-    model = runs.load_best(Path(settings.init))[0] if settings.init else models.create(
-        settings.model, len(dataset.classes), pretrained=settings.pretrained)
+    prepared = ranks.together(lambda: _prepared(settings, run, resume, begun, ranks))
+    if prepared is None:
+        say(f"{run} is finished; nothing to do")
+        return
+    settings, dataset, train_index, val_index, device, pre, model, facts = prepared
     with runs.alone(run) if ranks.main else nullcontext():
         if ranks.main and runs.holds_run(run) != begun:
             raise InputError(f"{run} was begun by another process meanwhile: continue it with --resume, or choose another --run")
@@ -94,6 +76,38 @@ def run_training(settings: Settings, run: Path, resume: bool, ranks: Ranks | Non
     say(f"run folder: {run}")
     if signum := stop():  # it came when all was done: whoever called shall not begin the next thing
         raise SystemExit(128 + signum)
+
+
+def _prepared(settings: Settings, run: Path, resume: bool, begun: bool, ranks: Ranks) -> tuple[
+        Settings, Dataset, Index, Index, torch.device, Preprocessing, torch.nn.Module, dict[str, Any]] | None:
+    """All that can be refused before anything is written; None if the run is finished. The network is on the CPU."""
+    import torch
+
+    from qrdali import models, runs
+    from qrdali.data import source
+    from qrdali.data.index import Dataset
+    from qrdali.device import device_of
+    from qrdali.methods import check
+
+    check(settings)
+    _require_place(run, begun, resume, settings)
+    dataset = Dataset.open(Path(settings.data), settings.root)
+    train_index, val_index = dataset.index("train"), dataset.index("val")
+    device = device_of(settings.device)
+    _require_shares(settings, len(train_index), device, ranks)
+    settings, pre = _resolved(settings, dataset, len(train_index))
+    if begun:
+        _require_same(run, settings)
+        if (run / "last").exists() and runs.ended(run):
+            return None
+    facts = _facts(settings.model, pre.input_size, len(dataset.classes), device, ranks)
+    facts |= {"images": {"train": len(train_index), "val": len(val_index)}}
+    known = source.brief(source.read(dataset.folder))
+    facts |= {"source": known} if known else {}
+    torch.manual_seed(settings.seed)
+    model = runs.load_best(Path(settings.init))[0] if settings.init else models.create(
+        settings.model, len(dataset.classes), pretrained=settings.pretrained)
+    return settings, dataset, train_index, val_index, device, pre, model, facts
 
 
 def _require_place(run: Path, begun: bool, resume: bool, settings: Settings) -> None:

@@ -28,7 +28,7 @@ REDUCTION = (
     "binned",  # uint8: 0 for d = 1, 1 for a power of two, 2 otherwise
 )
 INPUTS = (
-    "path",  # list of N uint8 [length]
+    "path",  # list of N uint8 [length]: names of files, or their bytes if `apart`
     "sample",  # int64
     *REDUCTION,
     "label",  # int64
@@ -60,9 +60,9 @@ class Engine:
         return "cpu" if self.device_id is None else "mixed"
 
 
-def _reduced(inputs: dict[str, Any], engine: Engine) -> Any:
+def _reduced(inputs: dict[str, Any], engine: Engine, apart: bool) -> Any:
     """Crop, resolution and colour, each only for the samples that need it."""
-    image = ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode)
+    image = ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart)
     return _shrunk_and_binned(image, inputs)
 
 
@@ -76,13 +76,14 @@ def _shrunk_and_binned(image: Any, inputs: dict[str, Any]) -> Any:
     return image
 
 
-def network_input(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing) -> Any:
+def network_input(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing,
+                  apart: bool = False) -> Any:
     """A pipeline of (images float32 HWC, labels, samples), built at its first run."""
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         inputs = _inputs(source, INPUTS)
-        image = _reduced(inputs, engine)
+        image = _reduced(inputs, engine, apart)
         image = ops.prepare(image, inputs["region"], inputs["flip"], preprocessing.input_size,
                             INTERPOLATION[preprocessing.interpolation], [255 * m for m in preprocessing.mean],
                             [255 * s for s in preprocessing.std])
@@ -91,13 +92,13 @@ def network_input(source: Callable[[], Any], engine: Engine, batch_size: int, pr
     return _instance(graph, engine, batch_size)
 
 
-def windows(source: Callable[[], Any], engine: Engine, batch_size: int) -> Any:
+def windows(source: Callable[[], Any], engine: Engine, batch_size: int, apart: bool = False) -> Any:
     """A pipeline of decoded windows, uint8 HWC of their own sizes."""
 
     @pipeline_def
     def graph() -> Any:
         inputs = _inputs(source, WINDOW_INPUTS)
-        return ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode)
+        return ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart)
 
     return _instance(graph, engine, batch_size)
 
@@ -112,7 +113,7 @@ def asked_inputs(dimensions: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def candidates(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing,
-               dimensions: tuple[int, ...], pictures: bool) -> Any:
+               dimensions: tuple[int, ...], pictures: bool, apart: bool = False) -> Any:
     """A pipeline of network inputs, one output per column; with `pictures`, then the reduced images, one output per column.
 
     Each image is decoded once; `dimensions` says what each column moves, and only crops (1) cut the decoded window.
@@ -122,7 +123,7 @@ def candidates(source: Callable[[], Any], engine: Engine, batch_size: int, prepr
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         inputs = _inputs(source, asked_inputs(dimensions))
-        decoded = ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode)
+        decoded = ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart)
         seen, reduced = [], []
         for k, dimension in enumerate(dimensions):
             own = _column(inputs, k, dimension)

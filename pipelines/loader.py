@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,12 +15,14 @@ import torch
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from qrdali.batch import Ask, Batch, Loader, Shown
+from qrdali.data import storage
 from qrdali.data.index import Index
 from qrdali.data.scan import MAX_PIXELS, look, quiet_pillow
 from qrdali.descent import CROP
 from qrdali.errors import RunError, Unreadable, printable
 from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs, host
+from qrdali.pipelines.buffers import Buffers
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.source import Prepared, Source, asked_arrays, graph_arrays, window_arrays
 from qrdali.plan import Plan
@@ -41,6 +42,7 @@ class _Loader(ABC):
     def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
         self._index, self._preprocessing, self._batch_size, self._engine = index, preprocessing, batch_size, engine
         self._source = Source(index, preprocessing.fit, preprocessing.crop_share, self._form)
+        self._reader = self._source.reader
         self._pipe: Any = None
         self._clean = True  # whether the last epoch was read to its end
         self._plan: Plan | None = None
@@ -118,6 +120,8 @@ class _Loader(ABC):
 
     def _explained(self, error: RuntimeError, flying: Iterable[Samples]) -> dict[int, str]:
         """DALI's message seldom names the file: look at those in flight. Raises RunError if it is none of them."""
+        if isinstance(error, RunError):  # the source's: no file's fault
+            raise error from None
         every = (sample for samples in flying for sample in samples.tolist())
         found = {sample: reason for sample in every if (reason := problem(self._index, sample))}
         if not found:
@@ -129,7 +133,7 @@ def problem(index: Index, sample: int) -> str | None:
     """Why an indexed image cannot be read any more, naming it, or None if it can."""
     number = np.array([sample])
     path = index.paths(number)[0]
-    if not os.path.exists(path):
+    if not storage.exists(path):
         return f"sample {sample}, {printable(path)}, is gone since it was indexed: restore it or index again"
     height, width = index.sizes(number)[0].tolist()
     quiet_pillow()
@@ -154,7 +158,7 @@ class GraphLoader(_Loader):
     _form = staticmethod(graph_arrays)
 
     def _graph(self) -> Any:
-        return graphs.network_input(self._source, self._engine, self._batch_size, self._preprocessing)
+        return graphs.network_input(self._source, self._engine, self._batch_size, self._preprocessing, self._reader.apart)
 
     def _batches(self) -> Iterator[Batch]:
         for batch, (images, labels, samples) in self._outputs():
@@ -169,9 +173,9 @@ class GraphLoader(_Loader):
         def emit() -> tuple[Any, ...]:
             ask = next(asked)
             flying.append(ask)
-            return asked_arrays(self._index.path_bytes(ask.samples), ask, dimensions, pre.fit, pre.crop_share)
+            return asked_arrays(self._reader(ask.samples), ask, dimensions, pre.fit, pre.crop_share)
 
-        pipe = graphs.candidates(emit, self._engine, most, pre, dimensions, pictures)
+        pipe = graphs.candidates(emit, self._engine, most, pre, dimensions, pictures, self._reader.apart)
         for ask, outputs in self._asked(pipe, flying):
             images = torch.empty((count, len(ask.samples), pre.input_size, pre.input_size, 3), device=self._device)
             for k in range(count):
@@ -217,13 +221,14 @@ class HostLoader(_Loader):
         return window_arrays(paths, batch.reduction.window)
 
     def _graph(self) -> Any:
-        return graphs.windows(self._source, self._engine, self._batch_size)
+        return graphs.windows(self._source, self._engine, self._batch_size, self._reader.apart)
 
     def _batches(self) -> Iterator[Batch]:
         ahead: tuple[Prepared, torch.Tensor] | None = None
+        buffers = Buffers()
         # One batch is prepared while whoever asked works on the one before.
         for batch, (windows,) in self._outputs():
-            before, ahead = ahead, (batch, self._prepared(batch, windows))
+            before, ahead = ahead, (batch, self._prepared(batch, windows, buffers))
             if before is not None:
                 yield self._batch(*before)
             self._settle()
@@ -236,9 +241,9 @@ class HostLoader(_Loader):
         for future in working:
             future.result()
 
-    def _prepared(self, batch: Prepared, windows: Any) -> torch.Tensor:
+    def _prepared(self, batch: Prepared, windows: Any, buffers: Buffers) -> torch.Tensor:
         count, pre, seen = len(batch.samples), self._preprocessing, batch.seen
-        images = torch.empty((count, pre.input_size, pre.input_size, 3))
+        images = buffers.take(count, pre.input_size, pre.input_size, 3)
         target = images.numpy()
 
         def work(first: int, last: int) -> None:
@@ -266,10 +271,10 @@ class HostLoader(_Loader):
         def emit() -> tuple[Any, ...]:
             ask = next(asked)
             flying.append(ask)
-            return window_arrays(self._index.path_bytes(ask.samples), ask.window)
+            return window_arrays(self._reader(ask.samples), ask.window)
 
         self._settle()
-        for ask, (windows,) in self._asked(graphs.windows(emit, self._engine, most), flying):
+        for ask, (windows,) in self._asked(graphs.windows(emit, self._engine, most, self._reader.apart), flying):
             yield self._shown(ask, windows, dimensions, pictures)
 
     def _shown(self, ask: Ask, windows: Any, dimensions: tuple[int, ...], pictures: bool) -> Shown:

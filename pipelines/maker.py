@@ -23,6 +23,7 @@ from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs, host
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import failure, problem
+from qrdali.pipelines.reading import Reader
 from qrdali.pipelines.source import reduction_arrays, window_arrays
 from qrdali.quality import Parameters
 from qrdali.view import view
@@ -38,19 +39,23 @@ def open_maker(index: Index, preprocessing: Preprocessing, engine: Engine) -> Ma
 class _Maker(ABC):
     def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
         self._index, self._preprocessing, self._engine = index, preprocessing, engine
+        self._reader = Reader(index)
 
-    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None]) -> Iterator[tuple[int, Any]]:
+    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None],
+                  most: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
         """See `Maker.originals`."""
         again: deque[list[int]] = deque()  # what was in flight when a file failed, less that file
         while True:
             flying: deque[list[int]] = deque()
-            pipe = self._decoding(samples, again, flying)
+            pipe = self._decoding(samples, again, flying, most or (lambda: _TOGETHER))
             try:
                 while True:
                     (windows,) = pipe.run()
                     yield from [(sample, self._own(windows, i)) for i, sample in enumerate(flying.popleft())]
             except StopIteration:
                 return
+            except RunError:  # the source's: no file's fault
+                raise
             except RuntimeError as error:
                 bad = {sample: reason for chunk in flying for sample in chunk if (reason := problem(self._index, sample))}
                 if not bad:
@@ -59,23 +64,23 @@ class _Maker(ABC):
                     unreadable(sample, reason)
                 again = deque([*(left for chunk in flying if (left := [s for s in chunk if s not in bad])), *again])
 
-    def _decoding(self, samples: Iterator[int], again: deque[list[int]], flying: deque[list[int]]) -> Any:
+    def _decoding(self, samples: Iterator[int], again: deque[list[int]], flying: deque[list[int]], most: Callable[[], int]) -> Any:
         """A pipeline that decodes `again`, then `samples`, and notes in `flying` what it has been given."""
 
         def emit() -> tuple[Any, ...]:
-            chunk = again.popleft() if again else self._chunk(samples)
+            chunk = again.popleft() if again else self._chunk(samples, min(_TOGETHER, most()))
             if not chunk:
                 raise StopIteration
             flying.append(chunk)
             numbers = np.array(chunk)
             sizes = self._index.sizes(numbers)
-            return window_arrays(self._index.path_bytes(numbers), np.concatenate([np.zeros_like(sizes), sizes], axis=1))
+            return window_arrays(self._reader(numbers), np.concatenate([np.zeros_like(sizes), sizes], axis=1))
 
-        return graphs.windows(emit, replace(self._engine, depth=2), _TOGETHER)
+        return graphs.windows(emit, replace(self._engine, depth=2), _TOGETHER, self._reader.apart)
 
-    def _chunk(self, samples: Iterator[int]) -> list[int]:
+    def _chunk(self, samples: Iterator[int], most: int) -> list[int]:
         chunk, pixels = [], 0
-        for sample in islice(samples, _TOGETHER):
+        for sample in islice(samples, most):
             chunk.append(sample)
             pixels += int(self._index.sizes(np.array([sample])).prod())
             if pixels >= _PIXELS:

@@ -14,13 +14,13 @@ Node = Any  # DALI's DataNode; its stubs stand in the wheel for editors only
 RESOLUTION_FILTER = types.INTERP_TRIANGULAR  # antialiased linear; the definition's one filter
 
 
-def read(path: Node, start: Node, shape: Node, device: str, whole: bool) -> Node:
+def read(path: Node, start: Node, shape: Node, device: str, whole: bool, apart: bool = False) -> Node:
     """Reads and decodes the window `start`, `shape` (int32 [2], height and width, upright pixels) of an image file.
 
-    path: uint8 [length], the file's name as UTF-8. `device`: "cpu" or "mixed". `whole` decodes the whole image and
+    path: uint8 [length], the file's name as UTF-8, or if `apart` its bytes. `device`: "cpu" or "mixed". `whole` decodes the whole image and
     slices it, for decoders whose region-of-interest path cannot be trusted; the pixels are the same.
     """
-    encoded = fn.io.file.read(path)
+    encoded = path if apart else fn.io.file.read(path)
     if whole:
         image = fn.decoders.image(encoded, device=device, output_type=types.RGB)
         return cut(image, start, shape)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from qrdali.batch import Ask
 from qrdali.data.index import Index
 from qrdali.descent import CROP
+from qrdali.pipelines.reading import AHEAD, Files, Reader
 from qrdali.plan import Plan
 from qrdali.quality import Parameters
 from qrdali.view import View, view
@@ -63,6 +64,9 @@ class Prepared:
     seen: View
 
 
+_Begun = tuple[int, "npt.NDArray[np.int64]", Callable[[], Files]]  # a batch's number, its samples, and what waits for their files
+
+
 class Source:
     """A callable that DALI asks for one batch at a time. Set a plan before the pipeline is reset: DALI reads ahead.
 
@@ -73,19 +77,24 @@ class Source:
     def __init__(self, index: Index, fit: str, crop_share: float,
                  form: Callable[[list[npt.NDArray[np.uint8]], Prepared], tuple[Any, ...]]) -> None:
         self._index, self._fit, self._crop_share, self._form = index, fit, crop_share, form
+        self.reader = Reader(index)
+        self._begun: deque[_Begun] = deque()
         self._batches: Iterator[tuple[Any, ...]] = iter(())
         self._numbers: Iterator[tuple[int, npt.NDArray[np.int64]]] = iter(())
         self.flying: deque[Prepared] = deque()
 
     def set(self, plan: Plan) -> None:
         self.flying.clear()
+        self._begun.clear()
         self._numbers = ((number, plan.batch(number)) for number in range(plan.first_batch, plan.batches))
         self._batches = self._emit(plan)
 
     def again(self, plan: Plan, without: Iterable[int]) -> None:
         """What is flying comes once more, less the samples `without`, and then the rest of the plan."""
         left = [(batch.number, batch.samples[~np.isin(batch.samples, list(without))]) for batch in self.flying]
+        left += [(number, samples) for number, samples, _ in self._begun]
         self.flying.clear()
+        self._begun.clear()
         self._numbers = chain(left, self._numbers)
         self._batches = self._emit(plan)
 
@@ -96,14 +105,25 @@ class Source:
         return next(self._batches)
 
     def _emit(self, plan: Plan) -> Iterator[tuple[Any, ...]]:
-        for number, samples in self._numbers:
-            if not len(samples):
-                continue
+        for number, samples, files in self._read():
             reduction = plan.parameters(samples, self._index.sizes(samples))
             seen = plan.view(samples, reduction.size, self._fit, self._crop_share)
             prepared = Prepared(number, samples, self._index.labels(samples), reduction, seen)
             self.flying.append(prepared)
-            yield self._form(self._index.path_bytes(samples), prepared)
+            yield self._form(files(), prepared)
+
+    def _read(self) -> Iterator[_Begun]:
+        """The batches that hold images; the files of the next ones are read meanwhile, where reading is not DALI's."""
+        while True:
+            while not self._begun or (self.reader.apart and sum(len(samples) for _, samples, _ in self._begun) < AHEAD):
+                number, samples = next(self._numbers, (0, None))
+                if samples is None:
+                    break
+                if len(samples):
+                    self._begun.append((number, samples, self.reader.begun(samples)))
+            if not self._begun:
+                return
+            yield self._begun.popleft()
 
 
 def graph_arrays(paths: list[npt.NDArray[np.uint8]], batch: Prepared) -> tuple[Any, ...]:

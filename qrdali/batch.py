@@ -66,9 +66,11 @@ class Loader(Protocol):
 class Maker(Protocol):
     """Decodes originals that a search keeps, and makes reduced images of them: the same bytes as a loader's."""
 
-    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None]) -> Iterator[tuple[int, Any]]:
+    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None],
+                  most: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
         """(sample, pixels) of each image in order, decoded ahead. Pixels are uint8 HWC, where the maker wants them: host
-        arrays or tensors on its GPU. Images that cannot be read are left out and told to `unreadable` with the reason."""
+        arrays or tensors on its GPU. Images that cannot be read are left out and told to `unreadable` with the reason.
+        `most` says how many may be taken from `samples` together, if fewer than the maker would."""
         ...
 
     def inputs(self, pixels: list[Any], reduction: Parameters) -> torch.Tensor:

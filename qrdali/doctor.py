@@ -189,7 +189,8 @@ def _shared(found: Space | None) -> Finding:
     if found is not None and found.total > LITTLE_SHARED:
         return Finding("shared memory", f"{_size(found.free)} free of {_size(found.total)}")
     return Finding("shared memory", "there is no /dev/shm" if found is None else f"{_size(found.total)} in /dev/shm", WARNING,
-                   "processes that exchange images or gradients run out of it: start the container with --ipc=host or --shm-size=8g")
+                   "enough for one process; several GPUs exchange gradients through it, and `qrdali bench loader` images: "
+                   "start the container with --ipc=host or --shm-size=8g")
 
 
 def _disk(run: str, found: Space) -> Finding:

@@ -21,6 +21,10 @@ class Unreadable(RunError):
         self.reasons = reasons
 
 
+class Elsewhere(RunError):
+    """Another process of the same job failed, and has said why: this one ends without a word."""
+
+
 class Interrupted(RunError):
     """A signal asked to stop; everything up to the current step is saved. `signum` is the signal."""
 

@@ -78,12 +78,13 @@ def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[]
     """
     own = replace(plan, rank=ranks.rank, world=ranks.world, whole=True)
 
-    def classified() -> list[npt.NDArray[Any]]:
+    def classified(check: Callable[[], None]) -> list[npt.NDArray[Any]]:
         columns: list[tuple[torch.Tensor, ...]] = []
         for batch in loader.epoch(own) if own.rank < own.batches else ():
             with autocast():
                 logits = model(batch.images)
             columns.append((batch.samples, batch.labels, *decide(logits)))
+            check()
             done = batch.number * plan.batch_size
             progress(min(plan.samples, done + ranks.world * plan.batch_size) - done)
         if not columns:
@@ -93,7 +94,7 @@ def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[]
     training = model.training
     model.eval()
     with torch.inference_mode():
-        mine = ranks.together(classified)
+        mine = ranks.watched(classified)
     model.train(training)
     samples, labels, predictions, confidences = (np.concatenate(ranks.gather(column)) for column in mine)
     order = np.argsort(samples, kind="stable")
@@ -126,7 +127,7 @@ def write_rows(file: Path, rows: Rows, index: Index, told: dict[str, Any] | None
     schema's metadata, under "qrdali": the epoch of the weights, and what a class map did."""
     table = pa.table({
         "sample": rows.samples,
-        "path": index.paths(rows.samples),
+        "path": index.indexed_paths(rows.samples),
         "label": rows.labels.astype(np.int32),
         "prediction": rows.predictions.astype(np.int32),
         "correct": rows.labels == rows.predictions,

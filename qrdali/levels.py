@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qrdali.errors import InputError, RunError, printable
+from qrdali.file_rows import MAPPED, open_npy
 from qrdali.philox import LEVEL, uniform
 from qrdali.quality import REDUCTIONS, level_of
 
@@ -85,7 +86,8 @@ class Drawn:
 
 
 class PerImage:
-    """Each image's own levels, and the place of its window where crops move: arrays on disk, mapped into memory.
+    """Each image's own levels, and the place of its window where crops move: arrays on disk, mapped into memory or, where they
+    are large, read row by row.
 
     levels: uint8 [N, 3]. places: int32 [N, 2] top, left, or None. steps: uint16 [N] of online feedback, or None.
     """
@@ -102,22 +104,29 @@ class PerImage:
 
     @classmethod
     def load(cls, folder: Path, stage: int, count: int, n: int, crop: bool, online: bool) -> PerImage:
-        """Raises RunError naming the file that is missing, damaged, or of another data set or step."""
+        """Raises RunError naming the file that is missing, damaged, or of another data set or step; values of a large one that cannot
+        be are found where they are used."""
         def array(name: str, dtype: type[Any], shape: tuple[int, ...], bound: int) -> Any:
             file = folder / f"{stage:04d}.{name}.npy"
             try:
                 if not file.is_file():
                     raise ValueError("it is no file" if file.exists() else "it is missing")
-                found = np.lib.format.open_memmap(file, mode="r")  # np.load also opens archives
+                found = open_npy(file)
             except Exception as error:  # numpy reads the header as Python text, whose errors have many types
                 raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
             if found.dtype != dtype or found.shape != shape:
                 raise RunError(f"{printable(file)} holds {found.dtype}{list(found.shape)}, not {np.dtype(dtype)}{list(shape)}")
-            for start in range(0, shape[0], CHUNK):
-                part = found[start:start + CHUNK]
+
+            def check(part: npt.NDArray[Any]) -> None:
                 if part.size and not 0 <= int(part.min()) <= int(part.max()) < bound:
                     raise RunError(f"{printable(file)} holds values outside 0..{bound - 1}: it is damaged or of another --step")
-            return np.load(file, mmap_mode="r", allow_pickle=False)  # anew: what was looked at need not stay in memory
+
+            found.check = check
+            if found.nbytes > MAPPED:
+                return found
+            for start in range(0, shape[0], CHUNK):
+                found.part(start, min(start + CHUNK, shape[0]))
+            return np.load(file, mmap_mode="r", allow_pickle=False)
 
         return cls(array("levels", np.uint8, (count, 3), n), array("places", np.int32, (count, 2), 2**31) if crop else None,
                    array("steps", np.uint16, (count,), 3 * n) if online else None)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +22,8 @@ from qrdali.errors import InputError, RunError, printable
 from qrdali.json_object import read_object
 from qrdali.levels import CHUNK
 from qrdali.lock import held
-from qrdali.mepi import FULL, Journey, State, reduction_of
+from qrdali.mepi import reduction_of
+from qrdali.mepi_journal import OUTCOMES, Entry, Journal
 from qrdali.quality import REDUCTIONS
 
 SEARCHED = ("color", "crop", "resolution", "combination")
@@ -38,163 +37,6 @@ _FIELDS: list[Any] = [
 SCHEMA = pa.schema(_FIELDS)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What became of one image. outcome: "mepi", "wrong" (at full quality, or read back from disk) or "unreadable", with the
-    reason in `why`. path, confidence, struck, evaluations: as of a `Journey`. full, mepi: PNG bytes."""
-
-    sample: int
-    outcome: str
-    path: tuple[State, ...] = ()
-    confidence: tuple[float, ...] = ()
-    struck: tuple[State, ...] = ()
-    evaluations: int = 0
-    full: int = 0
-    mepi: int = 0
-    why: str = ""
-
-    @property
-    def state(self) -> State:
-        return self.path[-1] if self.path else FULL
-
-
-def entry_of(journey: Journey, full: int, mepi: int) -> Entry:
-    return Entry(journey.sample, "mepi", tuple(journey.path), tuple(journey.confidence), tuple(sorted(journey.struck)),
-                 journey.evaluations, full, mepi)
-
-
-def _entry(data: dict[str, Any], count: int, n: int) -> Entry:
-    """Raises ValueError, KeyError or TypeError for anything `asdict` of an Entry cannot have given."""
-    def states(key: str) -> tuple[State, ...]:
-        found = tuple(tuple(map(_whole, state)) for state in data[key])
-        if any(len(s) != 5 or max(s[:3]) >= n or max(s) >= 1 << 31 for s in found):
-            raise ValueError(f"{key} has states outside the step's levels")
-        return found  # type: ignore[return-value]
-
-    entry = Entry(_whole(data["sample"]), str(data["outcome"]), states("path"), tuple(map(float, data["confidence"])), states("struck"),
-                  _whole(data["evaluations"]), _whole(data["full"]), _whole(data["mepi"]), str(data["why"]))
-    if entry.sample >= count or entry.outcome not in ("mepi", "wrong", "unreadable"):
-        raise ValueError(f"sample {entry.sample} of {count}, outcome {printable(entry.outcome)[:20]!r}")
-    if entry.outcome == "mepi" and (len(entry.confidence) != len(entry.path) + 1 or entry.full < 1):
-        raise ValueError(f"sample {entry.sample} has {len(entry.path)} steps and {len(entry.confidence)} confidences")
-    return entry
-
-
-def _whole(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 40:
-        raise ValueError(f"{printable(value)[:20]} is no count")
-    return value
-
-
-READ_BACK = "wrong when read back"
-_OUTCOMES = ("", "mepi", "wrong", "unreadable")  # by number in `Journal.rows`
-_LONGEST = 1 << 20  # bytes of a line; a step takes about 30
-ROW = np.dtype([("outcome", np.uint8), ("state", np.int32, 5), ("confidence", np.float64), ("evaluations", np.int64),
-                ("full", np.int64), ("mepi", np.int64), ("sent_on", np.bool_), ("place", np.int64)])
-
-
-class Journal:
-    """One reduction's entries, a line of JSON each; the newest of a sample counts.
-
-    rows: `ROW` [images], what the manifest needs of each, so that memory is 62 bytes an image; the rest is read from the file
-    again. sent_on: the image was wrong when read back. session: seconds of the one in hand.
-    """
-
-    def __init__(self, file: Path, count: int, n: int) -> None:
-        """Reads what is there; a last line cut short is dropped. Raises RunError for a damaged one."""
-        self.file, self.rows, self.session = file, np.zeros(count, ROW), 0.0
-        self._n, self._before, self._end = n, 0.0, 0  # seconds of the sessions before; bytes of whole lines
-        self._out: BinaryIO | None = None
-        if not file.exists():
-            return
-        if not file.is_file():
-            raise RunError(f"{printable(file)} is no file")
-        with open(file, "rb") as lines:
-            for number, line in enumerate(iter(lambda: lines.readline(_LONGEST), b""), 1):
-                if not line.endswith(b"\n") and len(line) < _LONGEST:
-                    break
-                try:
-                    self._read(line)
-                except (ValueError, KeyError, TypeError, RecursionError, AttributeError, OverflowError) as error:
-                    raise RunError(f"{printable(file)} line {number} is damaged ({printable(error)[:120]}): remove the file to "
-                                   "search this reduction anew") from None
-                self._end += len(line)
-        self._before, self.session = self._before + self.session, 0.0
-
-    def _read(self, line: bytes) -> None:
-        values = json.loads(line)
-        if "begin" in values:
-            self._before, self.session = self._before + self.session, 0.0
-            return
-        self.session = float(values.pop("seconds"))
-        if not math.isfinite(self.session) or self.session < 0:
-            raise ValueError("seconds")
-        self._add(_entry(values, len(self.rows), self._n), self._end)
-
-    @property
-    def seconds(self) -> float:
-        """Of all sessions, up to the last entry or to what the builder said."""
-        return self._before + self.session
-
-    @property
-    def complete(self) -> int:
-        """Images that have an entry."""
-        return int((self.rows["outcome"] > 0).sum())
-
-    def _add(self, entry: Entry, place: int) -> None:
-        self.rows[entry.sample] = (_OUTCOMES.index(entry.outcome), entry.state, entry.confidence[-1] if entry.confidence else 0.0,
-                                   entry.evaluations, entry.full, entry.mepi, bool(entry.struck) or entry.why == READ_BACK, place)
-
-    def entry(self, sample: int) -> Entry:
-        """A sample's newest entry, from the file. Raises KeyError if it has none."""
-        if not self.rows[sample]["outcome"]:
-            raise KeyError(sample)
-        with open(self.file, "rb") as lines:
-            lines.seek(int(self.rows[sample]["place"]))
-            values = json.loads(lines.readline())
-        values.pop("seconds")
-        return _entry(values, len(self.rows), self._n)
-
-    def begin(self) -> None:
-        """Opens the journal for a session."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._out = open(self.file, "ab")  # noqa: SIM115
-        self._out.truncate(self._end)
-        self._put(b'{"begin": true}\n')
-
-    def append(self, entry: Entry, seconds: float) -> None:
-        """Adds an entry; `seconds` of this session."""
-        place = self._end
-        self._put(json.dumps({**asdict(entry), "seconds": round(seconds, 3)}).encode() + b"\n")
-        self._add(entry, place)
-        self.session = seconds
-
-    def _put(self, line: bytes) -> None:
-        assert self._out is not None
-        self._out.write(line)
-        self._out.flush()
-        self._end += len(line)
-
-    def close(self) -> None:
-        if self._out is not None:
-            # On a full disk the last line may not fit; it is cut off at the next start.
-            with suppress(OSError):
-                self._out.close()
-            self._out = None
-
-    def with_mepi(self) -> Samples:
-        """Samples with a MEPI, ascending, int64."""
-        return np.flatnonzero(self.rows["outcome"] == _OUTCOMES.index("mepi"))
-
-    def count(self, outcome: str) -> int:
-        return int((self.rows["outcome"] == _OUTCOMES.index(outcome)).sum())
-
-    def mean_quotient(self) -> float | None:
-        """Of all MEPIs so far; None where there is none."""
-        rows = self.rows[self.with_mepi()]
-        return float((rows["mepi"] / rows["full"]).mean()) if len(rows) else None
-
-
 @dataclass
 class MepiSet:
     """A folder for the MEPIs of one split by one run. n: of the step 1/n."""
@@ -203,7 +45,8 @@ class MepiSet:
     index: Index
     classes: tuple[str, ...]
     n: int
-    _lock: TextIO
+    _lock: TextIO | None
+    _rank: int = 0
     _journals: dict[str, Journal] = field(default_factory=dict)
 
     @classmethod
@@ -226,14 +69,27 @@ class MepiSet:
             _write(file, (json.dumps(options, indent=1) + "\n").encode())
         return cls(folder, index, classes, n, lock)
 
+    @classmethod
+    def beside(cls, folder: Path, index: Index, classes: tuple[str, ...], n: int, rank: int) -> MepiSet:
+        """The set that rank 0 has opened and loaded, for another rank."""
+        return cls(folder, index, classes, n, None, rank)
+
+    def load(self) -> None:
+        """Reads all journals, so that what ranks of a job that ended have left is taken in. Raises RunError for a damaged one."""
+        for reduction in SEARCHED:
+            self.journal(reduction)
+
     def close(self) -> None:
         """Lets another process have the folder."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def journal(self, reduction: str) -> Journal:
         """Raises RunError for a damaged one."""
         if reduction not in self._journals:
-            journal = Journal(self.folder / PROGRESS / f"{reduction}.jsonl", len(self.index), self.n)
+            journal = Journal(self.folder / PROGRESS / f"{reduction}.jsonl", len(self.index), self.n, self._rank)
+            if not self._rank:
+                journal.take_in()
             samples = journal.with_mepi()
             sizes, states = self.index.sizes(samples), journal.rows[samples]["state"]
             window = reduction_of(states, sizes, self.n).window.astype(np.int64)
@@ -269,7 +125,7 @@ class MepiSet:
 
     def missing(self, reduction: str, samples: Iterable[int]) -> Iterator[int]:
         """Those of `samples` still to be searched: without an entry, unreadable so far, or whose file is not what the entry says."""
-        rows, mepi, unreadable = self.journal(reduction).rows, _OUTCOMES.index("mepi"), _OUTCOMES.index("unreadable")
+        rows, mepi, unreadable = self.journal(reduction).rows, OUTCOMES.index("mepi"), OUTCOMES.index("unreadable")
         for sample in samples:
             row = rows[sample]
             searched = row["outcome"] not in (0, unreadable)

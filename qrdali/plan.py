@@ -104,6 +104,8 @@ class Plan:
         positions = np.arange(first, last, dtype=np.int64)
         if not self.training:
             return positions
+        if self.world > 1 and 4 * self.batch_size >= _BLOCK:  # a block would serve few steps, and most of it other ranks
+            return permuted(positions, self.samples, self.seed, self.epoch)
         parts = [_block(block, self.samples, self.seed, self.epoch)[max(0, first - block * _BLOCK):last - block * _BLOCK]
                  for block in range(first // _BLOCK, -(-last // _BLOCK))]
         return np.concatenate(parts) if parts else positions

@@ -6,12 +6,15 @@ JSON, never pickles.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import distributed, nn
 
-from qrdali.errors import InputError, RunError
+from qrdali.errors import Elsewhere, InputError, Interrupted, RunError
 
 T = TypeVar("T")
 
@@ -30,8 +33,8 @@ _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: this process among all `world`, from 0. local_rank, local_world: the same among those of this host. restarts: how often
-    torchrun has begun the job again."""
+    """rank: this process among all `world`, from 0. local_rank, local_world: the same among those of this host. restarts: how often the
+    job was begun again, on any of its hosts."""
 
     rank: int = 0
     world: int = 1
@@ -73,26 +76,73 @@ class Ranks:
 
     def of_main(self, value: T) -> T:
         """Rank 0's value, anything that JSON holds."""
-        found: T = self.tell(value if self.main else None)[0]
+        if self.alone:
+            return value
+        found: T = json.loads(self._bytes_of_main(json.dumps(value).encode() if self.main else b""))
         return found
 
+    def _bytes_of_main(self, data: bytes) -> bytes:
+        with _spoken(self):
+            length = torch.tensor([len(data)])
+            distributed.broadcast(length, 0)
+            flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(int(length), dtype=torch.uint8)
+            if len(flat):
+                distributed.broadcast(flat, 0)
+        return flat.numpy().tobytes()
+
     def together(self, work: Callable[[], T]) -> T:
-        """The result of `work`, which must not speak to other ranks. Where it raises RunError or InputError on one rank it does on all."""
+        """The result of `work`, which must not speak to other ranks. Where it raises RunError, InputError or OSError on one rank, all
+        raise: the first that failed its own error, the others Elsewhere, or Interrupted where all that happened is a signal."""
         if self.alone:
             return work()
-        failure: RunError | InputError | None = None
+        failure: RunError | InputError | OSError | None = None
         result: T | None = None
         try:
             result = work()
-        except (RunError, InputError) as error:
+        except (RunError, InputError, OSError) as error:
             failure = error
-        found = self.tell("" if failure is None else str(failure) or "failed")
-        if failure is not None:
+        own = failure is not None and not isinstance(failure, Elsewhere)
+        told = self.tell([str(failure), failure.signum if isinstance(failure, Interrupted) else 0] if own else None)
+        failed = [(rank, *what) for rank, what in enumerate(told) if what]
+        if not failed:
+            if failure is not None:
+                raise failure
+            return result  # type: ignore[return-value]
+        rank, text, signum = min(failed, key=lambda one: (one[2] != 0, one[0]))
+        if own and (rank == self.rank or (signum and isinstance(failure, Interrupted))):
+            assert failure is not None
             raise failure
-        for rank, text in enumerate(found):
-            if text:
-                raise RunError(f"rank {rank}: {text}")
-        return result  # type: ignore[return-value]
+        if signum:
+            raise Interrupted(text, signum)
+        # Who watches rank 0 may not see what is said on other hosts.
+        raise RunError(f"rank {rank}: {text}") if self.main and rank >= self.local_world else Elsewhere(f"rank {rank}: {text}")
+
+    def watched(self, work: Callable[[Callable[[], None]], T]) -> T:
+        """As `together`, for long work: what it is given, to be called now and then, raises Elsewhere once another rank has failed."""
+        if self.alone:
+            return work(lambda: None)
+        store, key = _store(), f"failed-{next(_numbers)}"
+
+        def check() -> None:
+            with _spoken(self):
+                failed = store.check([key])
+            if failed:
+                raise Elsewhere("another process failed")
+
+        def marked() -> T:
+            try:
+                return work(check)
+            except BaseException:
+                with _spoken(self):
+                    store.set(key, "failed")
+                raise
+
+        return self.together(marked)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this process has spent on speaking to others and on waiting for them."""
+        return _waited
 
     def sharing(self) -> int:
         """How many ranks run on the same processors as this one."""
@@ -103,8 +153,8 @@ class Ranks:
         """Raises RunError on all ranks unless `value` is the same on all."""
         found = self.tell(value)
         if len(set(found)) > 1:
-            raise RunError(f"{what} differ between ranks ({', '.join(f'rank {i}: {text[:16]}' for i, text in enumerate(found))}): "
-                           "do all see the same files and settings?")
+            each = ", ".join(f"rank {i}: {text[:16]}" for i, text in enumerate(found))
+            raise (RunError if self.main else Elsewhere)(f"{what} differ between ranks ({each}): do all see the same files and settings?")
 
     def wait(self) -> None:
         """Until all are here."""
@@ -168,9 +218,62 @@ class Agreement:
         return tuple(tensor.tolist())
 
 
+class Counter:
+    """A number that all ranks share; to be made by all, in the same order as others."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks, self._sum = ranks, 0
+        self._key = f"counter-{next(_numbers)}"
+
+    def add(self, amount: int) -> int:
+        """The sum of what all ranks have added, with this."""
+        if self._ranks.alone:
+            self._sum += amount
+            return self._sum
+        with _spoken(self._ranks):
+            return int(_store().add(self._key, amount))
+
+
+_numbers = itertools.count()  # of what is kept in the store: all ranks count alike
+_waited = 0.0
+
+
+def _store() -> Any:
+    """What the processes of one attempt share beside what they tell one another."""
+    return distributed.distributed_c10d._get_default_store()
+
+
+def _attempt(store: Any, ranks: Ranks) -> tuple[str, int]:
+    """A name that only the ranks of this attempt have, and how often ranks met here before.
+
+    torchrun may keep its store when it begins a job again, and then old addresses are there: so nothing is believed that does not
+    answer a word of one's own. Its count of restarts does not serve: each host has its own.
+    """
+    if not ranks.main:
+        word = secrets.token_hex(8)
+        store.set(f"qrdali/{ranks.rank}", word)
+        name, before = json.loads(store.get(f"qrdali/{word}"))
+        store.set(f"qrdali/{name}/{ranks.rank}", word)
+        return name, before
+    name, before = secrets.token_hex(8), store.add("qrdali/attempts", 1) - 1
+    missing, end = set(range(1, ranks.world)), time.monotonic() + TIMEOUT.total_seconds()
+    while missing:
+        if time.monotonic() > end:
+            raise RunError(f"rank {min(missing)} of {ranks.world} did not come within {TIMEOUT}")
+        for rank in list(missing):
+            if store.check([f"qrdali/{rank}"]):
+                store.set(f"qrdali/{store.get(f'qrdali/{rank}').decode()}", json.dumps([name, before]))
+            if store.check([f"qrdali/{name}/{rank}"]):
+                missing.remove(rank)
+        time.sleep(0.01)
+    return name, before
+
+
 @contextmanager
 def _spoken(ranks: Ranks) -> Iterator[None]:
     """torch.distributed raises RuntimeError, of many texts, when another process is gone."""
+    global _waited
+    begun = time.perf_counter()
     try:
         yield
     except RuntimeError as error:
@@ -179,6 +282,8 @@ def _spoken(ranks: Ranks) -> Iterator[None]:
         first = (str(error).splitlines() or ["no text"])[0]
         raise RunError(f"rank {ranks.rank} of {ranks.world} lost the others ({first[:160]}): what ended one of them is told "
                        "above") from None
+    finally:
+        _waited += time.perf_counter() - begun
 
 
 def declared() -> Ranks:
@@ -208,8 +313,12 @@ def joined() -> Iterator[Ranks]:
                              f"give torchrun --nproc-per-node {torch.cuda.device_count()}")
         torch.cuda.set_device(ranks.local_rank)
     with _spoken(ranks):
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        store = next(distributed.rendezvous("env://", timeout=TIMEOUT))[0]  # type: ignore[attr-defined]
+        name, before = _attempt(store, ranks)
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT,
+                                       store=distributed.PrefixStore(name, store),  # type: ignore[attr-defined]
+                                       rank=ranks.rank, world_size=ranks.world)
     try:
-        yield ranks
+        yield replace(ranks, restarts=max(before, *ranks.tell(ranks.restarts)))
     finally:
         distributed.destroy_process_group()

@@ -166,7 +166,8 @@ def alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = held(file, lambda who: f"{printable(folder)} is being trained by {who}: wait for it, or choose another --run")
     except OSError as error:
-        raise RunError(f"{printable(folder)} cannot be written ({printable(error.strerror or error)}): nothing has been changed") from None
+        raise RunError(f"{printable(folder)} cannot be written ({printable(error.strerror or error)}): nothing has been changed; choose "
+                       "another --run, in a container mount a volume that its user may write (-v, --user)") from None
     try:
         yield
     except OSError as error:

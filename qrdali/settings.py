@@ -22,7 +22,8 @@ Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
 
 
 class Settings(BaseModel):
-    """One run. Paths as text; `quality` and `reduction` matter to methods with R epochs; `lr` 0 is the network's own;
+    """One run. Paths as text; `root`: where the images of `data` are now, if they moved;
+    `quality` and `reduction` matter to methods with R epochs; `lr` 0 is the network's own;
     `track_sets` are folders by name, `track_reduced` 0 is off; `max_bad`: share of the training images that may turn out unreadable;
     `ema`: decay per step of the average of weights that is validated, 0 is off."""
 
@@ -30,6 +31,7 @@ class Settings(BaseModel):
 
     method: Method
     data: str
+    root: str = ""
     model: str = "squeezenet1_1"
     init: str = ""
     pretrained: bool = False

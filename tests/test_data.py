@@ -137,16 +137,17 @@ def test_full_size_shapes_are_as_heavy_as_photographs() -> None:
     assert 50_000 < np.median(sizes) < 120_000
 
 
-def test_rows_are_found_in_many_record_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", [1 << 28, 0], ids=["mapped", "read"])
+def test_rows_are_found_in_many_record_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr("qrdali.data.index.ROWS", 4)
-    monkeypatch.setattr("qrdali.data.index._STAYS", 0)  # given back while it is read
-    monkeypatch.setattr("qrdali.data.index._ROWS_TOUCHED", 0)
+    monkeypatch.setattr("qrdali.data.columns.MAPPED", most)
     writer = Writer(tmp_path / "x.arrow")
     for i in range(50):
         writer.add(f"/{i}.jpg", i % 7, 100 + i, 200 + i)
     writer.close()
     index = Index(tmp_path / "x.arrow", 7)
     shuffled = np.random.default_rng(0).permutation(50)
+    assert (str(tmp_path) in Path("/proc/self/maps").read_text()) == bool(most)
     for samples in (np.arange(50), shuffled, shuffled[:5], np.array([49, 0, 0]), np.tile(np.arange(8), 9), np.arange(0)):
         assert index.paths(samples) == [f"/{i}.jpg" for i in samples]
         assert index.labels(samples).tolist() == (samples % 7).tolist()
@@ -155,7 +156,9 @@ def test_rows_are_found_in_many_record_batches(tmp_path: Path, monkeypatch: pyte
         index.labels(np.array([3, 50]))
 
 
-def test_a_large_index_is_checked_where_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", [1 << 28, 0], ids=["mapped", "read"])
+def test_a_large_index_is_checked_where_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr("qrdali.data.columns.MAPPED", most)
     writer = Writer(tmp_path / "x.arrow")
     for label, side in ((0, 5), (9, 5), (1, 0), (1, 5)):
         writer.add("/x.jpg", label, 5, side)

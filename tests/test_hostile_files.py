@@ -22,7 +22,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qrdali import checkpoint, matrix, mepi_set, runs, schedule
+from qrdali import checkpoint, matrix, runs, schedule
 from qrdali.data import source, verify
 from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Index
 from qrdali.errors import InputError, RunError, printable
@@ -30,7 +30,8 @@ from qrdali.evaluate import read_rows, told_of
 from qrdali.levels import PerImage
 from qrdali.matrix_folder import MatrixFolder
 from qrdali.matrix_time import rows as timed_rows
-from qrdali.mepi_set import Journal, MepiSet
+from qrdali.mepi_journal import Entry, Journal
+from qrdali.mepi_set import MepiSet
 from qrdali.models import Preprocessing
 from qrdali.report.read import read_epochs, read_mepis
 from qrdali.settings import read as read_settings
@@ -101,6 +102,18 @@ def levels_of(folder: Path) -> object:
     return PerImage.load(folder / "levels", 1, 5, 4, False, False).of(np.arange(5))
 
 
+def large_index_of(folder: Path) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qrdali.data.columns.MAPPED", 0)
+        return index_of(folder)
+
+
+def large_levels_of(folder: Path) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qrdali.levels.MAPPED", 0)
+        return levels_of(folder)
+
+
 def journal_of(folder: Path) -> object:
     journal = Journal(folder / "journal.jsonl", 9, 4)
     return [journal.seconds, journal.complete, journal.mean_quotient()]
@@ -131,10 +144,12 @@ READERS = [
     Reader("run/config.toml", config_of),
     Reader("matrix.toml", lambda folder: matrix.read(folder / "matrix.toml")),
     Reader("data/train.arrow", index_of),
+    Reader("data/train.arrow", large_index_of),
     Reader("data/train.files.arrow", verified),
     Reader("data/classes.tsv", lambda folder: Dataset.open(folder / "data")),
     Reader("data/source.json", lambda folder: source.brief(source.read(folder / "data"))),
     Reader("levels/0001.levels.npy", levels_of),
+    Reader("levels/0001.levels.npy", large_levels_of),
     Reader("journal.jsonl", journal_of),
     Reader("mepi/options.json", mepi_set_of),
     Reader("mepi/summary.json", summaries_of),
@@ -163,7 +178,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
             writer.write_table(content)
     source.write(data / "source.json", {"name": "shapes", "files": {"train": 5}})
     PerImage(np.ones((5, 3), np.uint8), None, None).save(root / "levels", 1)
-    entry = mepi_set.Entry(3, "mepi", ((1, 0, 0, 0, 0),), (.9, .8), (), 4, 100, 50)
+    entry = Entry(3, "mepi", ((1, 0, 0, 0, 0),), (.9, .8), (), 4, 100, 50)
     journal = Journal(root / "journal.jsonl", 9, 4)
     journal.begin()
     journal.append(entry, 1.5)

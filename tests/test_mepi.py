@@ -51,7 +51,8 @@ class Blank:
 class Numbers:
     """A maker whose images are the numbers of their reduction: float64 [M, 8]."""
 
-    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None]) -> Iterator[tuple[int, Any]]:
+    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None],
+                  most: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
         raise NotImplementedError
 
     def inputs(self, pixels: list[Any], reduction: Parameters) -> torch.Tensor:

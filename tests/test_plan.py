@@ -48,6 +48,13 @@ def test_the_stream_depends_on_neither_batch_size_nor_ranks(count: int) -> None:
     assert stream(count, 7, 2, first=3) == reference[21:]
 
 
+def test_ranks_of_large_batches_see_what_one_process_sees() -> None:
+    """They permute their own places only, one process whole blocks."""
+    reference = stream(10_000, 4096, 1)
+    assert sorted(reference) == list(range(10_000))
+    assert stream(10_000, 4096, 7) == stream(10_000, 4096, 2) == reference
+
+
 def test_the_last_batch_is_partial() -> None:
     plan = Plan(65, 32, FULL)
     assert [len(plan.batch(b)) for b in range(plan.batches)] == [32, 32, 1]

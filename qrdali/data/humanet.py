@@ -10,7 +10,8 @@ from qrdali import lines
 from qrdali.data import source
 from qrdali.data.imagenet import WNID, ImageNet
 from qrdali.data.index import SPLITS
-from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, image_files, new_folder, silent
+from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, new_folder, silent
+from qrdali.data.tree import image_files
 from qrdali.errors import InputError, RunError, printable
 from qrdali.lines import short
 from qrdali.philox import shuffled

@@ -10,7 +10,8 @@ from pathlib import Path
 from qrdali import lines
 from qrdali.data import minival, source
 from qrdali.data.index import SPLITS
-from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, image_files, new_folder, silent
+from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, new_folder, silent
+from qrdali.data.tree import image_files
 from qrdali.errors import InputError, RunError, printable
 from qrdali.lines import short
 
@@ -48,6 +49,8 @@ def train_folder(root: Path) -> tuple[Path, tuple[str, ...]]:
 
     Raises InputError if there is none, or for a folder in it that is no synset's.
     """
+    if str(root).startswith(("s3:/", "gs:/")):
+        raise InputError(f"{printable(root)} is in an object store, where only `data index` finds its images: give a folder on a disk")
     folder = next((place / "train" for place in (root, root / _NESTED) if (place / "train").is_dir()), None)
     if folder is None:
         raise InputError(f"{printable(root)} has no train/ (nor {_NESTED}/train/): give the folder that holds ImageNet's train/ and val/")

@@ -1,10 +1,8 @@
-"""A data set on disk: memory-mapped Arrow files of paths, labels and upright sizes. The images stay where they are."""
+"""A data set on disk: Arrow files of paths, labels and upright sizes. The images stay where they are."""
 
 from __future__ import annotations
 
 import hashlib
-import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from qrdali.data import source, storage
+from qrdali.data.columns import batches, mapped, open_columns
+from qrdali.data.moved import Moved, moved
 from qrdali.errors import InputError, RunError, printable
 
 Samples = npt.NDArray[np.int64]
@@ -26,40 +27,29 @@ FILES_SCHEMA = pa.schema(_FILE_FIELDS)  # of SPLIT.files.arrow, row by row besid
 ROWS = 65_536  # of a record batch
 _MOST_BYTES = 64 << 20  # of classes.tsv
 _CHECKED = 8_000_000  # rows that are all checked at opening; of a larger index each where it is used, as reading it all takes seconds
-_STAYS, _ROWS_TOUCHED = 1 << 29, 1024  # bytes of a file that may stay in memory whole; rows of a larger one, each some pages
-_NO_PATH, _NO_LABEL = np.empty(0, np.uint8), np.empty(0, np.int64)
+_NO_LABEL = np.empty(0, np.int64)
 
 
 class Index:
-    """One split. Sample numbers are rows; nothing is held in memory but views of the mapped file."""
+    """One split. Sample numbers are rows; nothing of the file is held in memory but views of a small one, mapped."""
 
-    def __init__(self, file: Path, classes: int) -> None:
-        """Raises RunError for a file that is not such an index, or whose labels or sizes cannot be; of more than eight million rows
-        `labels` and `sizes` raise it instead."""
-        self.file, self._classes = file, classes
-        content, batches = _mapped(file, SCHEMA)
-        if any(column.null_count for batch in batches for column in batch.columns):
-            raise RunError(f"{printable(file)} has holes: run `qrdali data index` again")
-        self._columns = [_Columns(batch) for batch in batches if batch.num_rows]
-        self._starts = np.cumsum([0, *(len(c.label) for c in self._columns)])
+    def __init__(self, file: Path, classes: int, moved: Moved | None = None) -> None:
+        """moved: where the images are now. Raises RunError for a file that is not such an index, or whose labels or sizes cannot be; of
+        more than eight million rows `labels` and `sizes` raise it instead."""
+        self.file, self._classes, self._moved = file, classes, moved
+        self._columns = open_columns(file, SCHEMA)
+        self._count = len(self._columns)
         if len(self) <= _CHECKED:
-            for columns in self._columns:
-                self._check(columns.label, columns.width, columns.height)
-        self._content, self._touched = content, 0
-        self._forget()  # 400 MB of 10^8 rows were touched on the way
+            for part in self._columns.parts():
+                self._check(*part)
 
     def _check(self, labels: npt.NDArray[Any], *sides: npt.NDArray[Any]) -> None:
         wrong = len(labels) and (labels.min() < 0 or labels.max() >= self._classes)
         if wrong or any(len(side) and side.min() < 1 for side in sides):
             raise RunError(f"{self.file} holds labels outside 0..{self._classes - 1} or sizes below 1: index it again")
 
-    def _forget(self) -> None:
-        """Gives pages that were touched back to the kernel, which has them still: the process does not grow to the file's size."""
-        if len(self._content) > _STAYS:
-            self._content.madvise(mmap.MADV_DONTNEED)
-
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._count
 
     @cached_property
     def fingerprint(self) -> str:
@@ -75,97 +65,51 @@ class Index:
 
     def labels(self, samples: Samples) -> Samples:
         """Labels int64 [N]."""
-        result = np.empty(len(samples), np.int64)
-        for columns, rows, places in self._located(samples):
-            result[places] = columns.label[rows]
+        result = self._columns.labels(self._within(samples))
         self._check(result)
         return result
 
     def sizes(self, samples: Samples) -> npt.NDArray[np.int32]:
         """Upright (height, width) in pixels, int32 [N, 2]."""
-        result = np.empty((len(samples), 2), np.int32)
-        for columns, rows, places in self._located(samples):
-            result[places, 0], result[places, 1] = columns.height[rows], columns.width[rows]
+        result = self._columns.sizes(self._within(samples))
         self._check(_NO_LABEL, result)
         return result
 
     def path_bytes(self, samples: Samples) -> list[npt.NDArray[np.uint8]]:
-        """Each path as UTF-8 bytes, uint8 [length]: views of the mapped file."""
-        result: list[npt.NDArray[np.uint8]] = [_NO_PATH] * len(samples)
-        for columns, rows, places in self._located(samples):
-            if isinstance(rows, slice):
-                result[places.start] = columns.path(rows.start)
-                continue
-            for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-                result[place] = columns.path(row)
-        return result
+        """Where each image is, as UTF-8 bytes, uint8 [length], read-only."""
+        if self._moved is not None:
+            return [np.frombuffer(path.encode(), np.uint8) for path in self.paths(samples)]
+        return self._recorded(samples)
+
+    def _recorded(self, samples: Samples) -> list[npt.NDArray[np.uint8]]:
+        return self._columns.path_bytes(self._within(samples))
 
     def paths(self, samples: Samples) -> list[str]:
-        """Each path as text. Raises RunError for one that is none."""
+        """The same as text. Raises RunError for a path that is none, or that did not lie where those lay that have moved."""
+        found = self.indexed_paths(samples)
+        return found if self._moved is None else [self._moved.path(path) for path in found]
+
+    def indexed_paths(self, samples: Samples) -> list[str]:
+        """Each path as it was indexed, wherever the images are now: it tells them apart. Raises RunError for one that is none."""
         try:
-            return [path.tobytes().decode() for path in self.path_bytes(samples)]
+            return [path.tobytes().decode() for path in self._recorded(samples)]
         except UnicodeDecodeError:
             raise RunError(f"{printable(self.file)} holds a path that is not UTF-8: run `qrdali data index` again") from None
 
-    def _located(self, samples: Samples) -> Iterator[tuple[_Columns, Any, Any]]:
-        """Each record batch that holds some of `samples`: its columns, the rows wanted, and their places in `samples`; both as arrays,
-        or as slices of one."""
+    @cached_property
+    def apart(self) -> bool:
+        """Whether the images are not files on the disk that decoders open themselves, by the first one's path."""
+        return bool(len(self)) and storage.is_url(self.path_bytes(np.zeros(1, np.int64))[0][:16].tobytes().decode("latin-1"))
+
+    def _within(self, samples: Samples) -> Samples:
         if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < len(self):
             raise IndexError(f"samples {samples.min()}..{samples.max()} are outside 0..{len(self) - 1}")
-        self._touched += len(samples)
-        if self._touched > _ROWS_TOUCHED:
-            self._touched = 0
-            self._forget()
-        batch = np.searchsorted(self._starts, samples, side="right") - 1
-        rows, numbers = samples - self._starts[batch], np.unique(batch)
-        if 8 * len(numbers) > len(samples):  # a shuffled batch: one after another is faster than looking for those together
-            for place, (number, row) in enumerate(zip(batch.tolist(), rows.tolist(), strict=True)):
-                yield self._columns[number], slice(row, row + 1), slice(place, place + 1)
-            return
-        for number in numbers.tolist():
-            places = np.flatnonzero(batch == number)
-            yield self._columns[number], rows[places], places
-
-
-class _Columns:
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        buffers: list[Any] = batch.column(0).buffers()
-        offsets, text = buffers[1], buffers[2] or b""
-        shift = batch.column(0).offset
-        self._offsets = np.frombuffer(offsets, np.int32)[shift:shift + batch.num_rows + 1]
-        self._text = np.frombuffer(text, np.uint8)
-        self.label = batch.column(1).to_numpy()
-        self.width, self.height = batch.column(2).to_numpy(), batch.column(3).to_numpy()
-
-    def path(self, row: int) -> npt.NDArray[np.uint8]:
-        return self._text[self._offsets[row]:self._offsets[row + 1]]
+        return samples
 
 
 def read_batches(file: Path, schema: pa.Schema) -> list[pa.RecordBatch]:
     """The record batches of an Arrow file, memory-mapped. Raises RunError for a file that is none, has another schema or is damaged."""
-    return _mapped(file, schema)[1]
-
-
-def _mapped(file: Path, schema: pa.Schema) -> tuple[mmap.mmap, list[pa.RecordBatch]]:
-    """The map that the batches are views of, and they."""
-    try:
-        if not file.is_file():
-            raise OSError("it is no file")
-        with open(file, "rb") as opened:
-            content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        reader = pa.ipc.open_file(pa.py_buffer(content))
-        if reader.schema != schema:
-            raise RunError(f"{printable(file)} has columns {printable(reader.schema.names)}, not {schema.names}: index it again")
-        batches = []
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            batch.validate()
-            if batch.nbytes > len(content):  # ours are not compressed
-                raise OSError(f"record batch {number} is larger than the file")
-            batches.append(batch)
-        return content, batches
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: an empty file cannot be mapped
-        raise RunError(f"{printable(file)} is not a readable index ({printable(error)[:160]}): run `qrdali data index` again") from None
+    return list(batches(file, mapped(file), schema))
 
 
 class RowWriter:
@@ -205,15 +149,16 @@ class Writer(RowWriter):
 
 @dataclass(frozen=True)
 class Dataset:
-    """An indexed data set: its folder, its class names in label order, and the splits it has."""
+    """An indexed data set: its folder, its class names in label order, the splits it has, and where its images are if they moved."""
 
     folder: Path
     classes: tuple[str, ...]
     splits: tuple[str, ...]
+    moved: Moved | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> Dataset:
-        """Raises InputError if `folder` is no data set."""
+    def open(cls, folder: Path, root: str | None = None) -> Dataset:
+        """root: what --root says. Raises InputError if `folder` is no data set, or does not say what `root` takes the place of."""
         listing = folder / "classes.tsv"
         if not listing.is_file():
             hint = "it looks like a folder of images: run `qrdali data index` on it" if any(
@@ -231,16 +176,21 @@ class Dataset:
             if not tab or label != str(len(classes)):
                 raise RunError(f"{listing} line {len(classes) + 2} is {printable(row)!r}, not '{len(classes)}<TAB>name'")
             classes.append(name)
-        return cls(folder, tuple(classes), tuple(s for s in SPLITS if (folder / f"{s}.arrow").exists()))
+        return cls(folder, tuple(classes), tuple(s for s in SPLITS if (folder / f"{s}.arrow").exists()),
+                   moved(root, source.read(folder), folder) if root else None)
 
     def index(self, split: str) -> Index:
         """Raises InputError for a split the data set does not have or that is empty."""
         if split not in self.splits:
             raise InputError(f"{self.folder} has no split {printable(split)!r}: it has {', '.join(self.splits)}")
-        index = Index(self.folder / f"{split}.arrow", len(self.classes))
+        index = self.rows(split)
         if not len(index):
             raise InputError(f"{self.folder}: the split {split!r} holds no image")
         return index
+
+    def rows(self, split: str) -> Index:
+        """The index of a split it has, which may be empty."""
+        return Index(self.folder / f"{split}.arrow", len(self.classes), self.moved)
 
     def require_classes(self, classes: tuple[str, ...], whose: str) -> None:
         """Raises InputError showing the difference unless the class names and their order are `classes`."""

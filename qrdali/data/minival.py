@@ -37,8 +37,9 @@ class Cut:
     resumed: bool
 
 
-def cut(folder: Path, per_class: int, seed: int) -> Cut:
-    """Moves `per_class` images of each class from train.arrow to val.arrow, and lists them in minival.tsv.
+def cut(folder: Path, per_class: int | None, seed: int, share: float = 0) -> Cut:
+    """Moves `per_class` images of each class from train.arrow to val.arrow, and lists them in minival.tsv. With None it is the `share` of
+    each class that comes nearest, at least one image.
 
     Killed at any moment it leaves the data set as it was, or one without validation that the next call finishes.
     Raises InputError for a data set that has a validation split, RunError for a class with too few images.
@@ -49,7 +50,7 @@ def cut(folder: Path, per_class: int, seed: int) -> Cut:
             dataset = _without_val(folder)
             resumed = (folder / LIST).exists()
             if not resumed:
-                _prepare(dataset, per_class, seed)
+                _prepare(dataset, per_class, seed, share)
                 os.replace(_partial(folder, LIST), folder / LIST)
             _finish(folder)
         finally:
@@ -58,20 +59,22 @@ def cut(folder: Path, per_class: int, seed: int) -> Cut:
     return Cut(len(done.index("train")), len(done.index("val")), resumed)
 
 
-def choose(labels: Samples, classes: Sequence[str], per_class: int, seed: int) -> Mask:
-    """bool [N]: `per_class` samples of each class, by (seed, class name, place within the class).
+def choose(labels: Samples, classes: Sequence[str], per_class: int | None, seed: int, share: float = 0) -> Mask:
+    """bool [N]: `per_class` samples of each class, or with None the `share`, by (seed, class name, place within the class).
 
     Raises RunError naming the first class that would keep no image.
     """
     counts = np.bincount(labels, minlength=len(classes))
-    few = np.flatnonzero(counts <= per_class)
+    wanted = np.full(len(counts), per_class) if per_class is not None else np.maximum(1, np.rint(counts * share)).astype(np.int64)
+    few = np.flatnonzero(counts <= wanted)
     if len(few):
-        raise RunError(f"class {printable(classes[few[0]])!r} has {counts[few[0]]} training images: {per_class} for validation leave none "
+        name, need = printable(classes[few[0]]), wanted[few[0]]
+        raise RunError(f"class {name!r} has {counts[few[0]]} training images: {need} for validation leave none "
                        f"({len(few)} such class{'es' if len(few) > 1 else ''})")
     chosen = np.zeros(len(labels), np.bool_)
     rows, starts = np.argsort(labels, kind="stable"), np.cumsum([0, *counts])
     for label, name in enumerate(classes):
-        chosen[rows[starts[label] + shuffled(seed, name, int(counts[label]))[:per_class]]] = True
+        chosen[rows[starts[label] + shuffled(seed, name, int(counts[label]))[:wanted[label]]]] = True
     return chosen
 
 
@@ -82,25 +85,25 @@ def _without_val(folder: Path) -> Dataset:
     return dataset
 
 
-def _prepare(dataset: Dataset, per_class: int, seed: int) -> None:
+def _prepare(dataset: Dataset, per_class: int | None, seed: int, share: float) -> None:
     """Writes every new file beside its place; none is left if that fails."""
     _remove(dataset.folder)  # of a call that was killed
     try:
-        _write(dataset, per_class, seed)
+        _write(dataset, per_class, seed, share)
     except BaseException:
         _remove(dataset.folder)
         raise
 
 
-def _write(dataset: Dataset, per_class: int, seed: int) -> None:
+def _write(dataset: Dataset, per_class: int | None, seed: int, share: float) -> None:
     folder = dataset.folder
     index = dataset.index("train")
     labels = index.labels(np.arange(len(index)))
-    chosen = choose(labels, dataset.classes, per_class, seed)
+    chosen = choose(labels, dataset.classes, per_class, seed, share)
     _divide(folder, "arrow", chosen, SCHEMA)
     if (folder / "train.files.arrow").exists():
         _divide(folder, "files.arrow", chosen, FILES_SCHEMA)
-    made = {"per_class": per_class, "seed": seed, "images": int(chosen.sum())}
+    made = {**({"per_class": per_class} if per_class is not None else {"share": share}), "seed": seed, "images": int(chosen.sum())}
     source.write(_partial(folder, source.FILE), {**source.read(folder), "minival": made})
     moved = np.flatnonzero(chosen)
     with open(_partial(folder, LIST), "w", encoding="utf-8") as file:

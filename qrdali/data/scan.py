@@ -12,18 +12,23 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from qrdali.data import formats
+from qrdali.data import formats, storage
 from qrdali.data.index import FILES_SCHEMA, SPLITS, RowWriter, Writer, write_classes
+from qrdali.data.tree import LocalTree, Tree, image_files
 from qrdali.disk import put
 from qrdali.errors import InputError, RunError, printable
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
+if TYPE_CHECKING:
+    from qrdali.ranks import Ranks
+
 MAX_PIXELS = 128_000_000  # a decoded image of 384 MB; checked on the header before anything is decoded
 MAX_BYTES = 1 << 30  # of a file: decoders read it whole
 _CHUNK = 1024
@@ -79,16 +84,20 @@ def quiet_pillow() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def examine(path: str, verify: bool, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def examine(path: str | BytesIO, verify: bool, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Upright (width, height) of an image file; `verify` also decodes it. Raises ValueError or OSError with the reason."""
     with Image.open(path) as image:
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{image.width}x{image.height} exceeds {max_pixels} pixels")
-        formats.check(image, whole=verify)
-        size = formats.upright(image)
-        if verify:
-            with _large_one if image.width * image.height > _LARGE else nullcontext():
-                image.load()
+        return _examined(image, verify, max_pixels)
+
+
+def _examined(image: Image.Image, verify: bool, max_pixels: int) -> tuple[int, int]:
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"{image.width}x{image.height} exceeds {max_pixels} pixels")
+    formats.check(image, whole=verify)
+    size = formats.upright(image)
+    if verify:
+        with _large_one if image.width * image.height > _LARGE else nullcontext():
+            image.load()
     return size
 
 
@@ -99,19 +108,31 @@ def build(root: Path, out: Path, *, verify: bool = True, threads: int | None = N
     Raises InputError for a root without splits or an `out` that exists, RunError for an unusable content: a class
     without images, a single class, or a class that only another split has. Nothing is left behind on an error.
     """
-    if not root.is_dir():
-        raise InputError(f"{printable(root)} is not a folder")
-    splits = [split for split in SPLITS if (root / split).is_dir()]
-    if not splits:
-        raise InputError(f"{printable(root)} has none of train/, val/, test/: put class folders in at least one of them")
+    tree = LocalTree(root)
     with new_folder(out) as folder:
-        classes = _classes(root, splits)
-        with Indexer(folder, classes, splits, Reading(verify, hashed, threads, max_pixels), progress) as indexer:
-            for split in splits:
-                for label, name in enumerate(classes):
-                    added, reason = indexer.add(split, label, image_files((root / split / name).absolute()))
-                    if not added and (split == splits[0] or (root / split / name).is_dir()):
-                        raise RunError(f"class folder {printable(root / split / name)} holds no readable image{reason}")
+        return index_tree(tree, folder, Reading(verify, hashed, threads, max_pixels), progress)
+
+
+def splits_of(tree: Tree) -> list[str]:
+    """The splits that are folders. Raises InputError if none is."""
+    there = set(tree.folders())
+    splits = [split for split in SPLITS if split in there]
+    if not splits:
+        raise InputError(f"{printable(tree.root)} has none of train/, val/, test/: put class folders in at least one of them")
+    return splits
+
+
+def index_tree(tree: Tree, folder: Path, reading: Reading, progress: Progress) -> Summary:
+    """Indexes SPLIT/CLASS/FILE of a tree into `folder`; raises as `build` does."""
+    splits = splits_of(tree)
+    classes = _classes(tree, splits)
+    with Indexer(folder, classes, splits, reading, progress) as indexer:
+        for split in splits:
+            there = set(tree.folders(split))
+            for label, (name, files) in enumerate(zip(classes, tree.images(split, classes), strict=True)):
+                added, reason = indexer.add(split, label, files)
+                if not added and (split == splits[0] or name in there):
+                    raise RunError(f"class folder {printable(tree.name(split, name))} holds no readable image{reason}")
     return indexer.summary
 
 
@@ -148,7 +169,7 @@ class Indexer:
         quiet_pillow()
 
     def __enter__(self) -> Indexer:
-        self._pool = ThreadPoolExecutor(self._reading.threads or os.cpu_count())
+        self._pool = ThreadPoolExecutor(self._reading.threads or os.cpu_count() or 1)
         self._rejected = open(self._folder / "rejected.tsv", "w", encoding="utf-8", errors="backslashreplace")
         self._rejected.write("path\treason\n")
         write_classes(self._folder, self.summary.classes)
@@ -157,20 +178,28 @@ class Indexer:
     def add(self, split: str, label: int, files: Iterator[str], most: int | None = None) -> tuple[int, str]:
         """Adds the readable ones of `files`, all or the first `most`, taking no more than those from the iterator. Returns how
         many, and the first rejected file with its reason as the end of a message, or ""."""
+        return self.add_labelled(split, ((path, label) for path in files), most)
+
+    def add_labelled(self, split: str, files: Iterator[tuple[str, int]], most: int | None = None) -> tuple[int, str]:
+        """The same for files that each come with their label."""
         index, facts = self._writers[split]
         how = self._reading
         before, reason = index.count, ""
         while chunk := list(islice(files, _CHUNK if most is None else min(_CHUNK, most - (index.count - before)))):
-            for found in self._pool.map(lambda path: look(path, how.verify, how.hashed, how.max_pixels), chunk):
+            looked = self._pool.map(lambda file: look(file[0], how.verify, how.hashed, how.max_pixels), chunk)
+            for found, (_, label) in zip(looked, chunk, strict=True):
                 if found.reason:
                     reason = reason or f"; {printable(found.path)}: {found.reason}"
-                    self._rejected.write(f"{tsv_field(found.path)}\t{tsv_field(found.reason)}\n")
-                    self.summary.rejected += 1
+                    self.reject(found.path, found.reason)
                 else:
                     index.add(found.path, label, found.width, found.height)
                     facts.row(found.file_bytes, found.sha256)
             self._progress(split, len(chunk))
         return index.count - before, reason
+
+    def reject(self, path: str, reason: str) -> None:
+        self._rejected.write(f"{tsv_field(path)}\t{tsv_field(reason)}\n")
+        self.summary.rejected += 1
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -182,68 +211,94 @@ class Indexer:
 
 
 def index_folder(root: Path, classes: tuple[str, ...], file: Path, verify: bool, threads: int | None = None,
-                 progress: Callable[[int], None] = lambda files: None, whose: str = "the run") -> list[tuple[str, str]]:
+                 progress: Callable[[int], None] = lambda files: None, whose: str = "the run",
+                 ranks: Ranks | None = None) -> list[tuple[str, str]]:
     """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`; returns (path, reason) of files left out.
 
     In the order of the classes, then of the names. Raises InputError for a folder that is no class or where nothing can be
-    read.
+    read. Of several `ranks` the first lists the files, each looks at some, and each writes the same `file` of its own.
     """
-    if not root.is_dir():
-        raise InputError(f"{printable(root)} is no folder: a set holds class folders of images")
-    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    unknown = sorted(set(found) - set(classes))
-    if unknown:
-        raise InputError(f"{printable(root)} has the folder {printable(unknown[0])!r}, which is no class of {whose} ({len(unknown)} such)")
+    files = (ranks.together(lambda: _set_files(root, classes, whose) if ranks.main else iter(())) if ranks
+             else _set_files(root, classes, whose))
+    most = _CHUNK * (ranks.world if ranks else 1)
     rejected, writer = [], Writer(file)
     quiet_pillow()
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for label, name in enumerate(classes):
-            if name not in found:  # a run's class names need not be a folder's
-                continue
-            files = image_files((root / name).absolute())
-            while chunk := list(islice(files, _CHUNK)):
-                for image in pool.map(lambda path: look(path, verify), chunk):
-                    if image.reason:
-                        rejected.append((image.path, image.reason))
-                    else:
-                        writer.add(image.path, label, image.width, image.height)
-                progress(len(chunk))
+        def looked(paths: list[str]) -> list[tuple[int, int, str]]:
+            return [(found.width, found.height, found.reason) for found in pool.map(lambda path: look(path, verify), paths)]
+
+        while chunk := _same_for_all(lambda: list(islice(files, most)), ranks):
+            paths = [path for _, path in chunk]
+            for (label, path), (width, height, reason) in zip(chunk, _dealt(looked, paths, ranks), strict=True):
+                if reason:
+                    rejected.append((path, reason))
+                else:
+                    writer.add(path, label, width, height)
+            progress(len(chunk))
     writer.close()
     if not writer.count:
         first = f"; {printable(rejected[0][0])}: {rejected[0][1]}" if rejected else ""
-        raise InputError(f"{printable(root)} holds no readable image in a class folder{first}")
+
+        def refuse() -> None:
+            raise InputError(f"{printable(root)} holds no readable image in a class folder{first}")
+
+        ranks.together(refuse) if ranks else refuse()
     return rejected
 
 
-def _classes(root: Path, splits: list[str]) -> list[str]:
-    listed = {split: sorted(entry.name for entry in os.scandir(root / split) if entry.is_dir()) for split in splits}
+def _set_files(root: Path, classes: tuple[str, ...], whose: str) -> Iterator[tuple[int, str]]:
+    """(label, path) of the files below ROOT/CLASS. Raises InputError as `index_folder` does."""
+    if not root.is_dir():
+        raise InputError(f"{printable(root)} is no folder: a set holds class folders of images")
+    found = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+    unknown = sorted(found - set(classes))
+    if unknown:
+        raise InputError(f"{printable(root)} has the folder {printable(unknown[0])!r}, which is no class of {whose} ({len(unknown)} such)")
+    return ((label, path) for label, name in enumerate(classes) if name in found  # a run's class names need not be a folder's
+            for path in image_files((root / name).absolute()))
+
+
+def _same_for_all(make: Callable[[], list[tuple[int, str]]], ranks: Ranks | None) -> list[tuple[int, str]]:
+    """What rank 0 makes."""
+    if ranks is None or ranks.alone:
+        return make()
+    found = ranks.together(lambda: make() if ranks.main else [])
+    return [(label, path) for label, path in ranks.of_main(found)]
+
+
+def _dealt(looked: Callable[[list[str]], list[tuple[int, int, str]]], paths: list[str], ranks: Ranks | None) -> list[tuple[int, int, str]]:
+    """What the ranks find of `paths`, each looking at every world-th, in the order of the paths."""
+    if ranks is None or ranks.alone:
+        return looked(paths)
+    parts = ranks.tell(ranks.together(lambda: looked(paths[ranks.rank::ranks.world])))
+    return [tuple(parts[i % ranks.world][i // ranks.world]) for i in range(len(paths))]
+
+
+def _classes(tree: Tree, splits: list[str]) -> list[str]:
+    listed = {split: tree.folders(split) for split in splits}
     classes = listed[splits[0]]
     for name in classes:
         if "\t" in name or "\n" in name or "\r" in name or not _is_utf8(name):
             raise RunError(f"class folder {printable(name)!r} has a tab, a line break or bytes that are not UTF-8: rename it")
+        if name in (".", ".."):  # an object store's may be called so
+            raise RunError(f"class folder {tree.name(splits[0], name)!r} would lead out of its split: rename it")
     for split in splits[1:]:
         unknown = sorted(set(listed[split]) - set(classes))
         if unknown:
             raise RunError(f"{split}/ has the class {printable(unknown[0])!r}, which {splits[0]}/ lacks "
                            f"({len(unknown)} such): every split uses the classes of {splits[0]}/")
     if len(classes) < 2:
-        raise RunError(f"{printable(root / splits[0])} has {len(classes)} class folder(s): a classifier needs at least two")
+        raise RunError(f"{printable(tree.name(splits[0]))} has {len(classes)} class folder(s): a classifier needs at least two")
     return classes
 
 
-def image_files(folder: Path) -> Iterator[str]:
-    """Paths with an image's extension, in order of their names; an absent folder has none."""
-    if folder.is_dir():
-        for name in sorted(os.listdir(folder)):
-            if os.path.splitext(name)[1].lower() in EXTENSIONS:
-                yield os.path.join(folder, name)
-
-
 def look(path: str, verify: bool, hashed: bool = False, max_pixels: int = MAX_PIXELS) -> Found:
-    """What a file is; `verify` decodes it, `hashed` computes its SHA-256. Never raises for what a file may be."""
+    """What a file is; `verify` decodes it, `hashed` computes its SHA-256. Never raises for what a file may be, but Unreachable."""
     try:
         if not _is_utf8(path):
             return Found(path, reason="the file name is not UTF-8")
+        if storage.is_url(path):
+            return _looked(path, storage.opened(path), verify, hashed, max_pixels)
         # stat first: opening a FIFO would wait for ever.
         facts = os.stat(path)
         if not stat.S_ISREG(facts.st_mode):
@@ -252,8 +307,20 @@ def look(path: str, verify: bool, hashed: bool = False, max_pixels: int = MAX_PI
             return Found(path, reason=f"{facts.st_size} bytes exceed {MAX_BYTES}")
         width, height = examine(path, verify, max_pixels)
         return Found(path, width, height, facts.st_size, _sha256(path) if hashed else None)
+    except storage.Unreachable:
+        raise
     except Exception as error:  # Pillow's decoders raise many types; each is this file's reason, not ours
         return Found(path, reason=printable(error) or type(error).__name__)
+
+
+def _looked(path: str, file: storage.Stored, verify: bool, hashed: bool, max_pixels: int) -> Found:
+    """Of a file that is not on the disk by itself. It is read once, and whole only where that is needed."""
+    if file.length > MAX_BYTES:
+        return Found(path, reason=f"{file.length} bytes exceed {MAX_BYTES}")
+    whole = file.whole() if verify or hashed else None
+    with Image.open(file.buffered() if whole is None else BytesIO(whole)) as image:
+        width, height = _examined(image, verify, max_pixels)
+    return Found(path, width, height, file.length, hashlib.sha256(whole).digest() if hashed and whole is not None else None)
 
 
 def _sha256(path: str) -> bytes:
@@ -276,8 +343,3 @@ def tsv_field(text: str) -> str:
     """`text` as a field of a TSV file: backslashes, tabs, line breaks and other control characters escaped."""
     named = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
     return "".join(named.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c) for c in text)
-
-
-def count(root: Path) -> int:
-    """Files with an image's extension below ROOT/SPLIT/CLASS, for a progress bar. 0 where there is nothing."""
-    return sum(1 for split in SPLITS for folder in (root / split).glob("*/") for _ in image_files(folder))

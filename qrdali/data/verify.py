@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qrdali.data.index import FILES_SCHEMA, Dataset, Index, read_batches
+from qrdali.data import storage
+from qrdali.data.index import FILES_SCHEMA, Dataset, read_batches
 from qrdali.data.scan import Found, Progress, look, quiet_pillow, silent
+from qrdali.data.tree import LISTINGS
 from qrdali.errors import InputError, RunError, printable
 
 KINDS = ("missing", "unreadable", "bytes", "pixels", "hash")
@@ -39,9 +41,10 @@ def changes(dataset: Dataset, hashed: bool = False, threads: int | None = None, 
     """
     quiet_pillow()
     recorded = {split: _recorded(dataset, split, hashed) for split in dataset.splits}
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    apart = any(dataset.rows(split).apart for split in dataset.splits)
+    with ThreadPoolExecutor(threads or (LISTINGS if apart else os.cpu_count())) as pool:
         for split, facts in recorded.items():
-            index = Index(dataset.folder / f"{split}.arrow", len(dataset.classes))
+            index = dataset.rows(split)
             if facts is not None and facts.num_rows != len(index):
                 raise RunError(f"{printable(_file(dataset.folder, split))} does not belong to {split}.arrow; if `qrdali data minival` was "
                                "interrupted, run it again")
@@ -60,7 +63,7 @@ def changes(dataset: Dataset, hashed: bool = False, threads: int | None = None, 
 def _difference(now: Found, size: tuple[int, int], was: dict[str, Any], hashed: bool) -> tuple[str, str] | None:
     """Kind and detail of what has changed. size: upright (height, width) as indexed."""
     if now.reason:
-        return ("unreadable" if os.path.exists(now.path) else "missing"), now.reason
+        return ("unreadable" if storage.exists(now.path) else "missing"), now.reason
     height, width = size
     if was and now.file_bytes != was["bytes"]:
         return "bytes", f"{was['bytes']} bytes are now {now.file_bytes}"

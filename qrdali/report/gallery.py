@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from qrdali.data import storage
 from qrdali.errors import printable
 from qrdali.mepi_set import SEARCHED
 from qrdali.report.quotients import class_name
@@ -60,7 +61,7 @@ def _row(mepis: Mepis, sample: int, label: int, path: str) -> Row:
     found = {r: {key: column[i] for key, column in mepis.rows[r].items()}
              for r in SEARCHED if r in mepis.rows for i in np.flatnonzero(mepis.rows[r]["sample"] == sample)[:1]}
     named = class_name(mepis, label, path)
-    original, size = _original(Path(path))
+    original, size = _original(path)
     # The window of a color or resolution MEPI is the whole image.
     whole = next(((int(found[r]["width"]), int(found[r]["height"])) for r in ("color", "resolution") if r in found), size)
     pictures = [Picture(original, "original")]
@@ -69,17 +70,21 @@ def _row(mepis: Mepis, sample: int, label: int, path: str) -> Row:
             pictures.append(Picture("", f"{reduction}: no MEPI" if reduction in mepis.summary else f"{reduction}: not searched"))
             continue
         pictures.append(_minimal(mepis.folder / reduction, named, sample, reduction, found[reduction], whole))
-    return Row(printable(named), printable(Path(path).name), tuple(pictures))
+    return Row(printable(named), printable(storage.shown(path)), tuple(pictures))
 
 
-def _open(file: Path) -> Image.Image | None:
-    """The picture, upright and RGB; None if it is not there, is none, or is too large to be shown."""
+def _open(file: str) -> Image.Image | None:
+    """The picture, upright and RGB; None if it is not there, is none, or is too large to be shown. Of a store nothing is asked: a report is
+    made of what is on the disk."""
     try:
-        if not file.is_file() or file.stat().st_size > _MOST:
+        if file.startswith((*storage.REMOTE, *(f"tar+{scheme}" for scheme in storage.REMOTE))):
+            return None
+        stored = storage.opened(file)
+        if stored.length > _MOST:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file) as picture:
+            with Image.open(stored.buffered()) as picture:
                 if picture.width * picture.height > _MOST:
                     return None
                 return ImageOps.exif_transpose(picture).convert("RGB")
@@ -87,7 +92,7 @@ def _open(file: Path) -> Image.Image | None:
         return None
 
 
-def _original(file: Path) -> tuple[str, tuple[int, int] | None]:
+def _original(file: str) -> tuple[str, tuple[int, int] | None]:
     picture = _open(file)
     if picture is None:
         return "", None
@@ -105,7 +110,7 @@ def _minimal(folder: Path, place: str, sample: int, reduction: str, row: dict[st
     text = f"{reduction}: {share:.2g}%" if share < 9.95 else f"{reduction}: {share:.0f}%"
     near = folder / place / f"{sample}.png" if place not in (".", "..") and "/" not in place else folder
     file = near if near.is_file() else next(iter(sorted(folder.glob(f"*/{sample}.png"))), None)
-    picture = _open(file) if file else None
+    picture = _open(str(file)) if file else None
     if picture is None:
         return Picture("", text)
     text += f", {picture.width}×{picture.height}"

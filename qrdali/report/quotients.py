@@ -47,10 +47,10 @@ def alike(sets: list[Mepis]) -> list[tuple[str, list[Mepis]]]:
 
 
 def class_name(mepis: Mepis, label: int, path: str) -> str:
-    """From the run where it is in the report, else the folder in which the original lay."""
+    """From the run where it is in the report, else the folder in which the original lay; a shard's folders say nothing of classes."""
     if mepis.run is not None and 0 <= label < len(mepis.run.trained.classes):
         return mepis.run.trained.classes[label]
-    return PurePath(path).parent.name
+    return f"class {label}" if path.startswith("tar+") else PurePath(path).parent.name
 
 
 def class_means(mepis: Mepis, reduction: str) -> dict[int, tuple[float, int]]:

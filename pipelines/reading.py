@@ -1,0 +1,50 @@
+"""What a graph is given of an image's file: its name, for files on the disk; its bytes, read here, for all others.
+
+DALI reads files by name with as many threads as it decodes with. An object store needs many more requests at a time than that, and a member
+of a tar has no name that DALI knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from qrdali.data import storage
+from qrdali.data.index import Index
+from qrdali.data.scan import MAX_BYTES
+
+Files = list[npt.NDArray[np.uint8]]
+
+REQUESTS = 32  # reads under way at once
+AHEAD = 64  # images whose reading has begun before their batch is asked for, in whole batches
+_NOTHING = np.zeros(1, np.uint8)  # no decoder takes it: the loader then finds out what is wrong with the file
+
+
+class Reader:
+    """Of one index. apart: whether graphs get bytes instead of names."""
+
+    def __init__(self, index: Index) -> None:
+        self._index, self.apart = index, index.apart
+        self._pool = ThreadPoolExecutor(REQUESTS, "read") if self.apart else None
+
+    def __call__(self, samples: npt.NDArray[np.int64]) -> Files:
+        """Raises Unreachable."""
+        return self.begun(samples)()
+
+    def begun(self, samples: npt.NDArray[np.int64]) -> Callable[[], Files]:
+        """Begins to read; the result waits for the end."""
+        if self._pool is None:
+            return lambda: self._index.path_bytes(samples)
+        futures = [self._pool.submit(_bytes, path.tobytes()) for path in self._index.path_bytes(samples)]
+        return lambda: [future.result() for future in futures]
+
+
+def _bytes(path: bytes) -> npt.NDArray[np.uint8]:
+    try:
+        file = storage.opened(path.decode())
+        return np.frombuffer(file.whole(), np.uint8) if 0 < file.length <= MAX_BYTES else _NOTHING
+    except (OSError, ValueError):  # Unreachable is neither
+        return _NOTHING

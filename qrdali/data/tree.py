@@ -1,0 +1,140 @@
+"""Folders of images, on a disk or in an object store: which classes there are, and the files of each."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from qrdali.data import storage
+from qrdali.errors import InputError, printable
+
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
+LISTINGS = 32  # requests for listings that are under way at once
+
+
+class Tree(Protocol):
+    """Places are parts of a path below the root, which is ()."""
+
+    root: str
+
+    def name(self, *place: str) -> str:
+        """Path or URL."""
+        ...
+
+    def folders(self, *place: str) -> list[str]:
+        """Names of the folders at a place, sorted; an absent place has none."""
+        ...
+
+    def shards(self, *place: str) -> list[str]:
+        """Names of the tar files at a place, sorted."""
+        ...
+
+    def images(self, split: str, classes: Sequence[str]) -> Iterator[Iterator[str]]:
+        """Of each class in turn the paths of its images, in order of their names; an absent class has none."""
+        ...
+
+
+def open_tree(root: str) -> Tree:
+    """Raises InputError for a root that is no folder, Unreachable for a store that cannot be read."""
+    if storage.is_remote(root):
+        return RemoteTree(root)
+    scheme, found, _ = root.partition("://")
+    if found and scheme.isascii() and scheme.isalpha():
+        raise InputError(f"{printable(root)}: only s3:// and gs:// are read; give one of those or a folder")
+    return LocalTree(Path(root))
+
+
+class LocalTree:
+    """A folder on the disk."""
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise InputError(f"{printable(root)} is not a folder")
+        self._root, self.root = root, str(root.absolute())
+
+    def name(self, *place: str) -> str:
+        return str(self._root.joinpath(*place))
+
+    def folders(self, *place: str) -> list[str]:
+        folder = self._root.joinpath(*place)
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()) if folder.is_dir() else []
+
+    def shards(self, *place: str) -> list[str]:
+        folder = self._root.joinpath(*place)
+        return sorted(entry.name for entry in os.scandir(folder) if _is_shard(entry.name)) if folder.is_dir() else []
+
+    def images(self, split: str, classes: Sequence[str]) -> Iterator[Iterator[str]]:
+        return (image_files((self._root / split / name).absolute()) for name in classes)
+
+
+class RemoteTree:
+    """A prefix in an object store. Folders are listed side by side, a thousand objects a request."""
+
+    def __init__(self, root: str) -> None:
+        bucket, _, prefix = root[5:].partition("/")
+        parts = prefix.strip("/").split("/") if prefix.strip("/") else []
+        if not bucket or any(part in ("", ".", "..") for part in parts):
+            raise InputError(f"{printable(root)} is no place in a store: give {root[:5]}BUCKET or {root[:5]}BUCKET/PREFIX")
+        self.root = root[:5] + "/".join([bucket, *parts])
+        self._store = storage.filesystem(self.root)
+        try:
+            there = self._store.get_file_info(bucket).type.name != "NotFound"
+        except (OSError, ValueError) as error:
+            raise storage.reason(self.root, error) from None
+        if not there:
+            raise storage.no_bucket(self.root)
+
+    def name(self, *place: str) -> str:
+        return "/".join([self.root, *place])
+
+    def folders(self, *place: str) -> list[str]:
+        return sorted(info.base_name for info in self._listed(place) if info.type.name == "Directory")
+
+    def shards(self, *place: str) -> list[str]:
+        return sorted(info.base_name for info in self._listed(place) if info.type.name == "File" and _is_shard(info.base_name))
+
+    def images(self, split: str, classes: Sequence[str]) -> Iterator[Iterator[str]]:
+        names, ahead = iter(classes), deque[Future[list[str]]]()
+        with ThreadPoolExecutor(LISTINGS, "list") as pool:
+            try:
+                ahead.extend(pool.submit(self._images, split, name) for name in islice(names, LISTINGS))
+                while ahead:
+                    yield iter(ahead.popleft().result())
+                    ahead.extend(pool.submit(self._images, split, name) for name in islice(names, 1))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _images(self, *place: str) -> list[str]:
+        return [f"{self.root[:5]}{info.path}" for info in sorted(self._listed(place), key=lambda info: str(info.base_name))
+                if info.type.name == "File" and _is_image(info.base_name)]
+
+    def _listed(self, place: tuple[str, ...]) -> list[Any]:
+        from pyarrow import fs
+
+        url = self.name(*place)
+        try:
+            found: list[Any] = self._store.get_file_info(fs.FileSelector(url[5:], allow_not_found=True))
+        except (OSError, ValueError) as error:
+            raise storage.reason(url, error) from None
+        return found
+
+
+def image_files(folder: Path) -> Iterator[str]:
+    """Paths with an image's extension, in order of their names; an absent folder has none."""
+    if folder.is_dir():
+        for name in sorted(os.listdir(folder)):
+            if _is_image(name):
+                yield os.path.join(folder, name)
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _is_shard(name: str) -> bool:
+    return name.lower().endswith(".tar") and not name.startswith(".")

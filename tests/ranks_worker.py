@@ -1,0 +1,68 @@
+"""Trainings in one job, as torchrun starts it: `python -m torch.distributed.run … tests/ranks_worker.py ENTRIES.json`.
+
+An entry has settings, run, resume, kill and end: the rank and optimizer step before which that rank dies, unless torchrun has begun again,
+or before which it gets SIGTERM.
+Each rank logs its part of every step as RUN.RANK.jsonl beside the run's folder.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qrdali.cli.job import job
+from qrdali.cli.training import run_training
+from qrdali.ranks import Ranks
+from qrdali.settings import validated
+from qrdali.trainer import Trainer
+
+
+@contextmanager
+def logged(run: Path, ranks: Ranks, kill: list[int] | None, end: list[int] | None) -> Iterator[None]:
+    taken = Trainer._step
+
+    def step(self: Trainer, number: int, batch: Any, count: int, epoch: Any, plan: Any, reduced: bool) -> bool:
+        if kill == [ranks.rank, self.totals.optimizer_steps] and not ranks.restarts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if end == [ranks.rank, self.totals.optimizer_steps]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        samples = [] if batch is None else batch.samples.tolist()
+        with open(f"{run}.{ranks.rank}.jsonl", "a") as log:
+            log.write(json.dumps([time.time(), plan.epoch, number, ranks.world, samples]) + "\n")
+        return taken(self, number, batch, count, epoch, plan, reduced)
+
+    Trainer._step = step  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Trainer._step = taken  # type: ignore[method-assign]
+
+
+def train(entries: list[dict[str, Any]], ranks: Ranks) -> None:
+    for entry in entries:
+        with logged(Path(entry["run"]), ranks, entry.get("kill"), entry.get("end")):
+            run_training(validated(entry["settings"]), Path(entry["run"]), entry.get("resume", False) or ranks.restarts > 0, ranks)
+
+
+def order(run: Path) -> list[tuple[int, int, list[int]]]:
+    """Epoch, step and samples of all ranks together, of each step as it was last taken."""
+    lines = []
+    for file in run.parent.glob(f"{run.name}.*.jsonl"):
+        lines += [(json.loads(line), int(file.suffixes[-2][1:])) for line in file.read_text().splitlines()]
+    found: dict[tuple[int, int], dict[int, list[int]]] = {}
+    for (_, epoch, number, world, samples), rank in sorted(lines):
+        parts = found.setdefault((epoch, number), {})
+        if rank >= world or any(other >= world for other in parts):
+            parts.clear()  # of a job with more ranks, before
+        parts[rank] = samples
+    return [(*at, [sample for _, part in sorted(parts.items()) for sample in part]) for at, parts in sorted(found.items())]
+
+
+if __name__ == "__main__":
+    with job() as joined:
+        train(json.loads(Path(sys.argv[1]).read_text()), joined)
