@@ -24,7 +24,7 @@ unit: .venv/installed browser
 
 # Goes on where it was stopped; MINUTES=600 ROUNDS=10 for a night. The result is soak.json.
 soak: .venv/installed
-	$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),60) --rounds $(or $(ROUNDS),2) --work soak > soak.json
+	$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),60) --rounds $(or $(ROUNDS),3) --work soak > soak.json
 
 browser:
 	@tests/browser.sh

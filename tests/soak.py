@@ -47,8 +47,7 @@ def main() -> None:
             rows.append(row)
             with open(noted, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            print(f"[{len(rows)}/{len(cases) * args.rounds}] {case.name}: {row['kills']} kills, {row['redone']} of {row['begun']} redone"
-                  + "".join(f"\n  {difference}" for difference in row["differences"]), file=sys.stderr, flush=True)
+            print(f"[{len(rows)}/{len(cases) * args.rounds}] {case.name}: {_told(row)}", file=sys.stderr, flush=True)
     json.dump(_result(rows, len(cases) * args.rounds, args), sys.stdout, indent=1)
     print()
     sys.exit(any(row["differences"] for row in rows))
@@ -99,7 +98,12 @@ def _result(rows: list[dict[str, Any]], cases: int, args: argparse.Namespace) ->
             "with_ema": sum(row["name"].endswith(" ema") for row in rows), "kills": sum(row["kills"] for row in rows),
             "cases_that_differ": [row["name"] for row in rows if row["differences"]],
             "minutes": round(sum(row["seconds"] for row in rows) / 60, 1),
-            "of_each_kind": dict(sorted(kinds.items())), "each": rows}
+            "of_each_kind": dict(sorted(kinds.items())),
+            "each": {f"{row['name']}, seed {row['seed']}": _told(row) for row in rows}}
+
+
+def _told(row: dict[str, Any]) -> str:
+    return "; ".join([f"{row['kills']} kills, {row['redone']} of {row['begun']} redone", *row["differences"]])
 
 
 if __name__ == "__main__":
