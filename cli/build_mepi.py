@@ -52,7 +52,7 @@ def build_mepi(as_json: bool, **options: Any) -> None:
     from qrdali.cli.job import job
     from qrdali.cli.terminal import emit
 
-    with job() as ranks:
+    with job(options["device"]) as ranks:
         summaries = build(ranks=ranks, **options)
         if as_json:
             emit(summaries)
@@ -156,8 +156,11 @@ def _opened(ranks: Ranks, folder: Path, index: Index, classes: tuple[str, ...], 
     """The set in `folder`: rank 0 holds and loads it before the others read it. What torchrun starts again goes on."""
     from qrdali.mepi_set import MepiSet
 
+    resume = resume or ranks.marked(str(folder.absolute()))
+
     def held() -> MepiSet:
-        mepis = MepiSet.open(folder, index, classes, n, options, resume or ranks.restarts > 0)
+        mepis = MepiSet.open(folder, index, classes, n, options, resume)
+        ranks.mark(str(folder.absolute()))
         if not ranks.alone:
             mepis.load()
         return mepis

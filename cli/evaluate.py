@@ -63,7 +63,7 @@ def evaluate(run: str, data: str | None, root: str | None, split: str, sets: tup
     if map_rule and class_map is None:
         raise InputError("--map-rule is of a --class-map: give that too")
     n = steps(step)
-    with job() as ranks:
+    with job(device) as ranks:
         mapped = ranks.together(lambda: None if class_map is None else _mapped(Path(class_map), map_rule or "argmax", Path(run), data))
         evaluator = Evaluator(Path(run), batch_size, device, amp, threads, n if curve else None, reduced, n, mapped, ranks)
         results = [evaluator.split(Path(data), split, root)] if data is not None else []
@@ -140,15 +140,15 @@ class Evaluator:
         self.engine = self._engine(threads)
 
     def _engine(self, threads: int | None) -> Engine:
-        """Rank 0's first: what it learns of a GPU's decoding is remembered for the others of its host, who share its processors."""
+        """A host's first rank's first: what it learns of a GPU's decoding is remembered for the others, who share its processors."""
         from qrdali.cli.terminal import warn
         from qrdali.machine import processors
         from qrdali.pipelines.engine import engine_for
 
         if self.ranks.alone:
             return engine_for(self.device, threads, warn)
-        count = threads or max(1, processors().usable // self.ranks.local_world)
-        first = self.ranks.together(lambda: engine_for(self.device, count, warn) if self.ranks.main else None)
+        count = threads or max(1, processors().usable // self.ranks.sharing())
+        first = self.ranks.together(lambda: engine_for(self.device, count, warn) if self.ranks.local_rank == 0 else None)
         return self.ranks.together(lambda: first or engine_for(self.device, count, warn))
 
     def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:

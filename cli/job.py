@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def job() -> Iterator[Ranks]:
-    """The ranks of this command. All but the first say nothing but errors."""
+def job(device: str | None = None) -> Iterator[Ranks]:
+    """The ranks of this command. All but the first say nothing but errors. device: "cpu" where GPUs are left alone."""
     from qrdali import ranks
     from qrdali.cli import terminal
 
-    with ranks.joined() as found:
+    with ranks.joined(device != "cpu") as found:
         if not found.main:
             terminal.hush(found.rank)
         yield found

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
 class Stop:
-    """Remembers a signal for whoever works to see at the next step; a second one acts as if this were not here."""
+    """Remembers a signal for whoever works to see at the next step; a second one acts as if this were not here.
 
-    def __init__(self) -> None:
+    repeats: seconds in which the same signal may come again without being a second one: where a group of processes is signalled, torchrun
+    hands it on as well.
+    """
+
+    def __init__(self, repeats: float = 0.0) -> None:
         self.signum = 0
+        self._repeats = repeats
+        self._heard = 0.0
 
     def __call__(self) -> int:
         return self.signum
@@ -26,9 +34,17 @@ class Stop:
             signal.signal(number, handler)
 
     def _hear(self, signum: int, _: FrameType | None) -> None:
-        self.signum = signum
+        now = time.monotonic()
+        if not self.signum:
+            self.signum, self._heard = signum, now
+            if self._repeats:
+                return
+        elif now - self._heard < self._repeats:
+            return
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._repeats:
+            os.kill(os.getpid(), signum)
 
 
 @contextmanager

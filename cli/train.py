@@ -204,8 +204,8 @@ def _run(method: str, options: dict[str, Any]) -> None:
     if dry:
         _show_sequence(settings)
         return
-    with job() as ranks:
-        run_training(settings, run, resume or ranks.restarts > 0, ranks)
+    with job(settings.device) as ranks:
+        run_training(settings, run, resume, ranks)
 
 
 def _show_sequence(settings: Settings) -> None:

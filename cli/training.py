@@ -28,18 +28,20 @@ def run_training(settings: Settings, run: Path, resume: bool, ranks: Ranks | Non
     from qrdali import runs
     from qrdali import settings as settings_file
     from qrdali.cli.signals import Stop
-    from qrdali.cli.terminal import TerminalWatcher, say, warn
+    from qrdali.cli.terminal import TerminalWatcher, say
     from qrdali.energy import forget_memory
-    from qrdali.errors import InputError, Interrupted, RunError
+    from qrdali.errors import Elsewhere, InputError, Interrupted, Lost
     from qrdali.evaluate import at_once
-    from qrdali.pipelines.engine import described, engine_for
+    from qrdali.pipelines.engine import described
     from qrdali.pipelines.loader import open_loader
     from qrdali.ranks import ALONE
     from qrdali.trainer import Trainer
 
     ranks = ranks or ALONE
     begun = ranks.of_main(runs.holds_run(run))
+    resume = resume or ranks.marked(str(run.absolute()))
     prepared = ranks.together(lambda: _prepared(settings, run, resume, begun, ranks))
+    _require_equal(prepared, ranks)
     if prepared is None:
         say(f"{run} is finished; nothing to do")
         return
@@ -47,18 +49,19 @@ def run_training(settings: Settings, run: Path, resume: bool, ranks: Ranks | Non
     with runs.alone(run) if ranks.main else nullcontext():
         if ranks.main and runs.holds_run(run) != begun:
             raise InputError(f"{run} was begun by another process meanwhile: continue it with --resume, or choose another --run")
-        engine = engine_for(device, settings.threads, warn, ranks.sharing())
+        engine = _engine(device, settings.threads, ranks)
         own, whole = -(-settings.batch_size // ranks.world), at_once(settings.batch_size, ranks.world)
         loaders = [open_loader(train_index, pre, own, engine), open_loader(val_index, pre, whole, engine)]
         tracker = _tracker(settings, run, dataset, (loaders[1], val_index), pre, engine, ranks)
         if ranks.main:
             settings_file.write(run / "config.toml", settings)
+            ranks.mark(str(run.absolute()))
         where = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
         say(f"{settings.method} {settings.model} at {pre.input_size} px, {len(train_index)} training and {len(val_index)} validation "
             f"images, {len(dataset.classes)} classes, {where if ranks.alone else f'{ranks.world} ranks, {where}'}, {described(engine)}")
         watcher = TerminalWatcher()
         forget_memory(device)
-        with Stop() as stop:
+        with Stop(0 if ranks.alone else 5) as stop:
             trainer = Trainer(settings, run, model, pre, dataset.classes, (loaders[0], train_index), (loaders[1], val_index),
                               device, watcher, stop, tracker, facts, ranks)
             try:
@@ -66,8 +69,8 @@ def run_training(settings: Settings, run: Path, resume: bool, ranks: Ranks | Non
             except Interrupted as interruption:
                 say(str(interruption))
                 raise SystemExit(128 + interruption.signum) from None
-            except RunError:
-                if not ranks.alone and (signum := stop()):  # another rank was faster to leave
+            except (Elsewhere, Lost):
+                if signum := stop():  # another rank was faster to leave
                     raise SystemExit(128 + signum) from None
                 raise
             finally:
@@ -110,6 +113,32 @@ def _prepared(settings: Settings, run: Path, resume: bool, begun: bool, ranks: R
     return settings, dataset, train_index, val_index, device, pre, model, facts
 
 
+def _require_equal(prepared: Any, ranks: Ranks) -> None:
+    """Raises RunError if the ranks see other images or settings: they would wait for one another in vain."""
+    import hashlib
+
+    if ranks.alone:
+        return
+    if prepared is None:
+        ranks.same("the states of the run", "finished")
+        return
+    settings, _, train, val = prepared[:4]
+    ranks.same("the states of the run", "begun")
+    ranks.same("the training images", train.fingerprint)
+    ranks.same("the validation images", val.fingerprint)
+    ranks.same("the settings", hashlib.sha256(settings.model_dump_json().encode()).hexdigest())
+
+
+def _engine(device: torch.device, threads: int, ranks: Ranks) -> Engine:
+    """A host's first rank tries what is not known of a GPU's decoding; the others remember it."""
+    from qrdali.cli.terminal import warn
+    from qrdali.pipelines.engine import engine_for
+
+    sharing = ranks.sharing()
+    first = ranks.together(lambda: None if ranks.local_rank else engine_for(device, threads, warn, sharing))
+    return ranks.together(lambda: first or engine_for(device, threads, warn, sharing))
+
+
 def _require_place(run: Path, begun: bool, resume: bool, settings: Settings) -> None:
     from qrdali.errors import InputError
 
@@ -134,6 +163,8 @@ def _require_shares(settings: Settings, images: int, device: torch.device, ranks
         return
     if device.type == "cpu":
         raise InputError("--sync-batch-norm is for GPUs: torch has none for CPUs")
+    if settings.accumulate > 1:
+        raise InputError("--sync-batch-norm and --accumulate do not go together: ranks may make different numbers of forward passes")
     if 0 < (left := images % settings.batch_size) < ranks.world:
         raise InputError(f"--batch-size {settings.batch_size} leaves {left} of {images} images for the last step of {ranks.world} "
                          "processes: with --sync-batch-norm each needs one, choose another")

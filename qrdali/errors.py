@@ -25,6 +25,10 @@ class Elsewhere(RunError):
     """Another process of the same job failed, and has said why: this one ends without a word."""
 
 
+class Lost(RunError):
+    """Other processes of the same job are gone."""
+
+
 class Interrupted(RunError):
     """A signal asked to stop; everything up to the current step is saved. `signum` is the signal."""
 

@@ -16,7 +16,7 @@ from qrdali import descent
 from qrdali.batch import Ask, Loader, Shown
 from qrdali.data.index import Index
 from qrdali.entropy import entropy
-from qrdali.errors import Unreadable
+from qrdali.errors import Elsewhere, Unreadable
 from qrdali.levels import CHUNK, PerImage
 from qrdali.philox import ONLINE, uniform
 from qrdali.ranks import ALONE, Ranks
@@ -71,13 +71,19 @@ def step(model: nn.Module, loader: Loader, index: Index, states: PerImage, rule:
             moves.append(part)
 
     unreadable: dict[int, str] = {}
+    failed = False
     try:
-        candidates = _own_part(model, loader, index, states, rule, dimensions, most, autocast, progress, stop, without, ranks, keep)
+        candidates = ranks.watched(lambda check: _own_part(model, loader, index, states, rule, dimensions, most, autocast, progress,
+                                                           (stop, check), without, ranks, keep))
     except Unreadable as error:
         unreadable = error.reasons
+    except Elsewhere:
+        failed = True  # on another rank: what it could not read comes with the others' word
     found = {int(sample): reason for part in ranks.tell(unreadable) for sample, reason in part.items()}
     if found:
         raise Unreadable(found)
+    if failed:
+        raise Elsewhere("another process failed")
     if ranks.alone:
         return result, Moved(images, candidates)
     samples, levels, window = (np.concatenate(column) for column in zip(*moves, strict=True))
@@ -95,8 +101,8 @@ def _none() -> _Moves:
 
 
 def _own_part(model: nn.Module, loader: Loader, index: Index, states: PerImage, rule: Descent, dimensions: tuple[int, ...], most: int,
-              autocast: Callable[[], AbstractContextManager[object]], progress: Callable[[int, int], None], stop: Callable[[], None],
-              without: tuple[int, ...], ranks: Ranks, keep: Callable[[_Moves], None]) -> int:
+              autocast: Callable[[], AbstractContextManager[object]], progress: Callable[[int, int], None],
+              checks: tuple[Callable[[], None], ...], without: tuple[int, ...], ranks: Ranks, keep: Callable[[_Moves], None]) -> int:
     """`keep` gets what moves in each of this rank's batches. Returns how many candidates the network was shown."""
     candidates = 0
     training = model.training
@@ -114,7 +120,8 @@ def _own_part(model: nn.Module, loader: Loader, index: Index, states: PerImage, 
                     seen = int(pending[0].ask.candidates.exists.sum())
                     candidates += seen
                     progress(len(pending[0].ask.samples), seen)
-                    stop()
+                    for check in checks:
+                        check()
                 pending = now
     finally:
         model.train(training)

@@ -6,6 +6,7 @@ JSON, never pickles.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import distributed, nn
 
-from qrdali.errors import Elsewhere, InputError, Interrupted, RunError
+from qrdali.errors import Elsewhere, InputError, Interrupted, Lost, RunError
 
 T = TypeVar("T")
 
@@ -173,9 +174,25 @@ class Ranks:
     def share_buffers(self, model: nn.Module) -> None:
         """Rank 0's buffers, such as statistics of batch norm, on every rank."""
         if not self.alone:
-            with _spoken(self):
+            with _spoken(self), torch.no_grad():
                 for buffer in model.buffers():
-                    distributed.broadcast(buffer, 0)
+                    whole = buffer.contiguous()
+                    distributed.broadcast(whole, 0)
+                    buffer.copy_(whole)
+
+    def mark(self, what: str) -> None:
+        """Notes that this job has begun `what`; what torchrun begins again can still ask for it."""
+        if not self.alone and self.main:
+            with _spoken(self):
+                _kept[0].set(_mark(what), "begun")
+
+    def marked(self, what: str) -> bool:
+        """Whether this job had begun `what` before torchrun began it again: then it goes on without being told to."""
+        if self.alone or not self.restarts:
+            return False
+        with _spoken(self):
+            found = self.main and bool(_kept[0].check([_mark(what)]))
+        return self.of_main(found)
 
     def agreement(self) -> Agreement:
         return Agreement(self)
@@ -236,6 +253,13 @@ class Counter:
 
 _numbers = itertools.count()  # of what is kept in the store: all ranks count alike
 _waited = 0.0
+_kept: list[Any] = []  # the store that torchrun keeps over attempts
+# What torch.distributed says when others are gone or do not answer; of other errors the text and the place are wanted.
+_GONE = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "broken pipe", "peer", "rendezvous", "store")
+
+
+def _mark(what: str) -> str:
+    return f"qrdali/begun/{hashlib.sha256(what.encode()).hexdigest()}"
 
 
 def _store() -> Any:
@@ -280,16 +304,21 @@ def _spoken(ranks: Ranks) -> Iterator[None]:
         if ranks.alone or isinstance(error, (RunError, torch.OutOfMemoryError)):
             raise
         first = (str(error).splitlines() or ["no text"])[0]
-        raise RunError(f"rank {ranks.rank} of {ranks.world} lost the others ({first[:160]}): what ended one of them is told "
-                       "above") from None
+        if not isinstance(error, distributed.DistError) and not any(word in str(error).lower() for word in _GONE):
+            raise
+        raise Lost(f"rank {ranks.rank} of {ranks.world} lost the others ({first[:160]}): what ended one of them is told "
+                   "above") from None
     finally:
         _waited += time.perf_counter() - begun
 
 
 def declared() -> Ranks:
     """What torchrun's environment says, without joining: alone where it says nothing. Raises InputError for what cannot be."""
-    if not all(name in os.environ for name in _NAMES):
+    missing = [name for name in _NAMES if name not in os.environ]
+    if missing and os.environ.get("WORLD_SIZE", "1") == "1":
         return ALONE
+    if missing:
+        raise InputError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {', '.join(missing)} is not set: start with torchrun")
     try:
         rank, world, local_rank, local_world = (int(os.environ[name]) for name in _NAMES)
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -301,13 +330,17 @@ def declared() -> Ranks:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """The ranks of this job, connected, each with the GPU of its local rank if there are GPUs. Raises InputError or RunError."""
+def joined(gpus: bool = True) -> Iterator[Ranks]:
+    """The ranks of this job, connected, each with the GPU of its local rank if there are GPUs and they are wanted.
+
+    Raises InputError or RunError.
+    """
     ranks = declared()
     if ranks.alone:
         yield ranks
         return
-    if torch.cuda.is_available():
+    gpus = gpus and torch.cuda.is_available()
+    if gpus:
         if ranks.local_world > torch.cuda.device_count():
             raise InputError(f"{ranks.local_world} processes on a host with {torch.cuda.device_count()} GPUs: "
                              f"give torchrun --nproc-per-node {torch.cuda.device_count()}")
@@ -315,10 +348,14 @@ def joined() -> Iterator[Ranks]:
     with _spoken(ranks):
         store = next(distributed.rendezvous("env://", timeout=TIMEOUT))[0]  # type: ignore[attr-defined]
         name, before = _attempt(store, ranks)
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT,
+        _kept[:] = [store]
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT,
                                        store=distributed.PrefixStore(name, store),  # type: ignore[attr-defined]
                                        rank=ranks.rank, world_size=ranks.world)
     try:
         yield replace(ranks, restarts=max(before, *ranks.tell(ranks.restarts)))
-    finally:
-        distributed.destroy_process_group()
+    except BaseException:
+        if gpus:
+            distributed.distributed_c10d._abort_process_group()  # what waits for a rank that is gone would wait on
+        raise
+    distributed.destroy_process_group()

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -20,9 +21,9 @@ from qrdali.batch import Batch, Loader
 from qrdali.data.index import Index
 from qrdali.device import autocast_for
 from qrdali.energy import Energy, peak_memory
-from qrdali.errors import Interrupted, RunError
+from qrdali.errors import Elsewhere, Interrupted, RunError
 from qrdali.evaluate import Rows, at_once, evaluate, write_rows
-from qrdali.finite import Finite
+from qrdali.finite import Finite, NotFinite
 from qrdali.levels import FULL, Levels, histogram
 from qrdali.methods import rule_of
 from qrdali.models import Preprocessing
@@ -54,7 +55,7 @@ class Trainer:
         torch.manual_seed((settings.seed + ranks.rank * 0x9E3779B97F4A7C15) % 2**63)  # dropout differs between ranks
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.sync_batch_norm and not ranks.alone:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
+            self.model = convert_sync_batchnorm(self.model)  # timm's: torch's own drops the activations in its networks' layers
         self.ema = ModelEmaV3(self.model, settings.ema) if settings.ema else None
         # Is validated, asked in probes and saved as best/.
         self.judged: nn.Module = self.ema.module if self.ema else self.model
@@ -77,6 +78,11 @@ class Trainer:
         every = settings.save_every
         self.save_seconds = 60 * float(every[:-1]) if every.endswith("m") else None
         self.save_steps = int(every) if every and self.save_seconds is None else None
+        if not ranks.alone:
+            # DDP orders gradients anew after its first pass, and three ranks or more add in that order: a run that goes on
+            # shall not differ.
+            self._take_part()
+            self.optimizer.zero_grad(set_to_none=True)
 
     def fit(self, resume: bool) -> schedule.State:
         """Runs to the end, or to a signal (Interrupted). `resume` continues from `last/` if it is there."""
@@ -240,15 +246,18 @@ class Trainer:
             self.totals.forward_images += count
             self.energy.poll()
             self.watcher.advance(count, lambda: f"train {int(epoch.correct) / max(1, epoch.images):.3f}")
-            due = (self.save_steps and epoch.step % self.save_steps == 0) or (
-                self.save_seconds and self.ranks.main and time.monotonic() - saved >= self.save_seconds)
-            signum, to_save = agreement.largest(self.stop(), int(bool(due)))
+            if self.save_seconds and self.ranks.main and time.monotonic() - saved >= self.save_seconds:
+                due, saved = True, time.monotonic()
+            else:
+                due = bool(self.save_steps and epoch.step % self.save_steps == 0)
+            signum, to_save = agreement.largest(self.stop(), int(due))
             if to_save or signum:
                 self._require_finite(state, weights=True)
                 self._save("last", state, epoch)
-                saved = time.monotonic()
             if signum:
                 self.watcher.end()
+                agreement.settled()
+                self.ranks.wait()  # a rank that leaves ends those of its host: not before the save is whole
                 raise Interrupted(f"stopped in epoch {state.epoch + 1} after step {epoch.step}, saved: the same command "
                                   "with --resume continues", signum)
             if self.totals.optimizer_steps == self.settings.match_steps:
@@ -264,6 +273,9 @@ class Trainer:
     def _step(self, number: int, batch: Batch | None, count: int, epoch: Epoch, plan: Plan, reduced: bool) -> bool:
         """One optimizer step, `batch` being this rank's part of `count` images. False if the batch had to be passed over."""
         self.optimizer.zero_grad(set_to_none=True)
+        if batch is None and self.settings.sync_batch_norm:
+            raise RunError(f"--sync-batch-norm needs an image for every process in every step: one has none that can be read for step "
+                           f"{number + 1}")
         if batch is None:
             self._take_part()
         else:
@@ -275,8 +287,8 @@ class Trainer:
                 if self.quarantine.samples and self.ranks.alone:  # left of a batch of more: no reason to end the run
                     self.watcher.warn(f"batch norm cannot train on the one image left of step {number + 1}: it is passed over")
                     return False
-                raise RunError(f"batch norm cannot train on the {len(batch.labels)} image of step {number + 1}: choose a "
-                               f"--batch-size that does not leave one of {plan.samples} images over") from None
+                raise RunError(f"batch norm cannot train on one image, as in step {number + 1}: choose a --batch-size that does not leave "
+                               f"one of {plan.samples} images over for a process or part of a step") from None
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema:
@@ -298,7 +310,8 @@ class Trainer:
         share: what the mean over these images counts in the mean of ranks: 1 where all have as many.
         """
         count = len(batch.labels)
-        parts = list(zip(batch.images.chunk(self.settings.accumulate), batch.labels.chunk(self.settings.accumulate), strict=True))
+        pieces = min(self.settings.accumulate, count)
+        parts = list(zip(batch.images.tensor_split(pieces), batch.labels.tensor_split(pieces), strict=True))
         losses, right = [], []
         for i, (images, labels) in enumerate(parts):
             last = i == len(parts) - 1  # gradients are exchanged once
@@ -336,17 +349,28 @@ class Trainer:
             self.quarantine.add(epoch, {int(sample): reason for part in found for sample, reason in part.items()})
 
     def _require_finite(self, state: schedule.State, weights: bool) -> None:
+        own: list[Any] = []
         try:
             self.finite.check(self.model if weights else None)
-        except ValueError as error:
+        except NotFinite as error:
+            own = [not error.loss, error.step, self.ranks.rank, str(error)]
+        # Of several ranks the one that saw it first knows the samples; the others' weights are spoilt by it a step later.
+        found = [one for one in self.ranks.tell(own) if one] if self.ranks.world > 1 else [own] if own else []
+        if found:
             self.watcher.end()
-            raise RunError(f"epoch {state.epoch + 1}: {error}: training stopped before it could be saved, {runs.saved(self.run)}; "
+            _, _, rank, text = min(found)
+            if rank != self.ranks.rank:
+                raise Elsewhere(f"rank {rank}: {text}")
+            raise RunError(f"epoch {state.epoch + 1}: {text}: training stopped before it could be saved, {runs.saved(self.run)}; "
                            "lower --lr, or look at these images") from None
 
     def _validate(self, what: str, levels: Levels) -> Rows:
         plan = Plan(len(self.val_index), at_once(self.settings.batch_size, self.ranks.world), levels, self.n, self.settings.seed)
         self.watcher.begin(what, plan.samples)
-        rows = evaluate(self.judged, self.val_loader, plan, self.autocast, self._advance, ranks=self.ranks)
+        try:
+            rows = evaluate(self.judged, self.val_loader, plan, self.autocast, self._advance, ranks=self.ranks)
+        except Interrupted as interruption:
+            self._leave(interruption.signum)
         self.watcher.end()
         self._heed()
         self.totals.forward_images += plan.samples
@@ -355,15 +379,15 @@ class Trainer:
     def _advance(self, images: int) -> None:
         self.energy.poll()
         self.watcher.advance(images, str)
-        if self.ranks.alone and (signum := self.stop()):
-            self._leave(signum)
+        if signum := self.stop():
+            raise Interrupted("stopped in validation", signum)  # which all ranks hear of
 
     def _heed(self) -> None:
         """Of several ranks all leave together: they have to, to save."""
         if not self.ranks.alone and (signum := max(self.ranks.tell(self.stop()))):
             self._leave(signum)
 
-    def _leave(self, signum: int) -> None:
+    def _leave(self, signum: int) -> NoReturn:
         self.watcher.end()
         saved = ", saved"
         if self.trained is None:
@@ -371,6 +395,7 @@ class Trainer:
         else:
             state, epoch, self.totals = self.trained
             self._save("last", state, epoch)
+            self.ranks.wait()
         raise Interrupted(f"stopped in validation{saved}: the same command with --resume continues", signum)
 
     def _joules(self, key: str) -> dict[str, float]:
@@ -387,7 +412,10 @@ class Trainer:
         return found
 
     def _track(self, what: str) -> dict[str, Any]:
-        found = self.tracker.measure(what, self.judged, self.autocast, self.watcher, self._advance, self.ranks)
+        try:
+            found = self.tracker.measure(what, self.judged, self.autocast, self.watcher, self._advance, self.ranks)
+        except Interrupted as interruption:
+            self._leave(interruption.signum)
         self._heed()
         return found
 

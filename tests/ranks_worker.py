@@ -1,7 +1,7 @@
 """Trainings in one job, as torchrun starts it: `python -m torch.distributed.run … tests/ranks_worker.py ENTRIES.json`.
 
 An entry has settings, run, resume, kill and end: the rank and optimizer step before which that rank dies, unless torchrun has begun again,
-or before which it gets SIGTERM.
+or before which it gets SIGTERM; spoil: the rank and step whose loss becomes NaN.
 Each rank logs its part of every step as RUN.RANK.jsonl beside the run's folder.
 """
 
@@ -23,7 +23,8 @@ from qrdali.trainer import Trainer
 
 
 @contextmanager
-def logged(run: Path, ranks: Ranks, kill: list[int] | None, end: list[int] | None) -> Iterator[None]:
+def logged(run: Path, ranks: Ranks, entry: dict[str, Any]) -> Iterator[None]:
+    kill, end, spoil = (entry.get(key) for key in ("kill", "end", "spoil"))
     taken = Trainer._step
 
     def step(self: Trainer, number: int, batch: Any, count: int, epoch: Any, plan: Any, reduced: bool) -> bool:
@@ -31,6 +32,8 @@ def logged(run: Path, ranks: Ranks, kill: list[int] | None, end: list[int] | Non
             os.kill(os.getpid(), signal.SIGKILL)
         if end == [ranks.rank, self.totals.optimizer_steps]:
             os.kill(os.getpid(), signal.SIGTERM)
+        if spoil == [ranks.rank, self.totals.optimizer_steps]:
+            batch.images.fill_(float("nan"))
         samples = [] if batch is None else batch.samples.tolist()
         with open(f"{run}.{ranks.rank}.jsonl", "a") as log:
             log.write(json.dumps([time.time(), plan.epoch, number, ranks.world, samples]) + "\n")
@@ -45,8 +48,8 @@ def logged(run: Path, ranks: Ranks, kill: list[int] | None, end: list[int] | Non
 
 def train(entries: list[dict[str, Any]], ranks: Ranks) -> None:
     for entry in entries:
-        with logged(Path(entry["run"]), ranks, entry.get("kill"), entry.get("end")):
-            run_training(validated(entry["settings"]), Path(entry["run"]), entry.get("resume", False) or ranks.restarts > 0, ranks)
+        with logged(Path(entry["run"]), ranks, entry):
+            run_training(validated(entry["settings"]), Path(entry["run"]), entry.get("resume", False), ranks)
 
 
 def order(run: Path) -> list[tuple[int, int, list[int]]]:

@@ -160,8 +160,9 @@ def test_a_training_image_that_went_bad_is_left_out_by_all(dataset: Dataset, ima
     assert [row["quarantined"] for row in rows(tmp_path / "shared")[1:]] == [1, 1]
 
 
-@pytest.mark.parametrize(("rank", "step", "model"), [(0, 5, "test_resnet"), (1, 2, "squeezenet1_1")])
-def test_torchrun_begins_again_and_ends_the_same(dataset: Dataset, tmp_path: Path, rank: int, step: int, model: str) -> None:
+@pytest.mark.parametrize(("rank", "step", "model", "world"), [(0, 5, "test_resnet", 2), (1, 2, "squeezenet1_1", 3)])
+def test_torchrun_begins_again_and_ends_the_same(dataset: Dataset, tmp_path: Path, rank: int, step: int, model: str,
+                                                 world: int) -> None:
     """A rank is killed in one run and not in the other; torchrun restarts all, without --resume. Weights, generators and metrics are
     bit for bit the same, also with batch norm, whose statistics are rank 0's, and with dropout, which each rank draws for itself."""
     runs = []
@@ -170,7 +171,7 @@ def test_torchrun_begins_again_and_ends_the_same(dataset: Dataset, tmp_path: Pat
         what[0]["run"] = str(tmp_path / name)
         what[0]["settings"] |= {"model": model, "save_every": "2", "batch_size": 8}
         what[0]["settings"].pop("track_reduced", None)
-        done = torchrun(2, what, tmp_path / f"{name}-files", "--max-restarts", "1")
+        done = torchrun(world, what, tmp_path / f"{name}-files", "--max-restarts", "1")
         assert done.returncode == 0, done.stderr[-3000:]
         assert (kill is not None) == ("continuing after" in done.stderr or done.stderr.count("start weights") == 2)
         runs.append(tmp_path / name)
@@ -190,10 +191,50 @@ def test_torchrun_begins_again_and_ends_the_same(dataset: Dataset, tmp_path: Pat
     assert np.allclose(rows_of_val["confidence"], evaluated.confidence, atol=1e-5)
 
 
+def test_a_restart_does_not_continue_a_run_that_was_refused(dataset: Dataset, several: dict[int, Path], tmp_path: Path) -> None:
+    shutil.copytree(several[2] / "parts", tmp_path / "parts")
+    done = torchrun(2, entries(tmp_path, dataset.folder, ["parts"]), tmp_path, "--max-restarts", "1")
+    assert done.returncode != 0
+    assert "nothing to do" not in done.stderr
+    assert done.stderr.count("already holds a run") >= 2  # said by each attempt
+
+
+def test_a_loss_that_is_no_number_is_named_by_the_rank_that_saw_it(dataset: Dataset, tmp_path: Path) -> None:
+    what = entries(tmp_path, dataset.folder, ["shared"], spoil=[1, 2])
+    done = torchrun(2, what, tmp_path)
+    assert done.returncode != 0
+    assert "the loss of step 3 is nan" in done.stderr
+    samples = {s for epoch, number, part in order(tmp_path / "shared") if (epoch, number) == (1, 2) for s in part}
+    named = re.search(r"is nan \(samples ([0-9, ]+)\)", done.stderr)
+    assert named
+    assert {int(s) for s in named[1].split(",")} < samples
+
+
+def test_batch_norm_over_ranks_keeps_the_network() -> None:
+    """timm's layers hold their activations within batch norm; torch's own conversion would drop them."""
+    from timm.layers import convert_sync_batchnorm
+
+    from qrdali import models, trainer
+
+    assert trainer.convert_sync_batchnorm is convert_sync_batchnorm
+    torch.manual_seed(0)
+    model = models.create("test_efficientnet", 4).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        before = model(images)
+        keys = list(model.state_dict())
+        after = convert_sync_batchnorm(model).eval()
+        assert torch.equal(before, after(images))
+    assert list(after.state_dict()) == keys
+
+
 def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     assert (declared(), declared().main, declared().alone) == (Ranks(), True, True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="RANK, LOCAL_RANK, LOCAL_WORLD_SIZE is not set"):
+        declared()
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert (declared(), declared().main) == (Ranks(3, 4, 1, 2, 0), False)
