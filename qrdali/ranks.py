@@ -69,6 +69,15 @@ class Ranks:
         found = [part[:int(length)].numpy() for part, length in zip(parts, lengths, strict=True)]
         return [part.view(flat.dtype).reshape(-1, *flat.shape[1:]) for part in found]
 
+    def largest(self, values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The largest of all ranks at each place, on every rank; `values` are as many on all."""
+        if self.alone:
+            return values
+        tensor = torch.from_numpy(values.copy())
+        with _spoken(self):
+            distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+        return tensor.numpy()
+
     def tell(self, value: Any) -> list[Any]:
         """Every rank's value, anything that JSON holds, in the order of ranks."""
         if self.alone:

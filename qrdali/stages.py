@@ -51,9 +51,8 @@ class Stages:
         without."""
         if not self.online:
             return None
-        for heard in self.ranks.gather(self._heard.cpu().numpy()):
-            found = torch.from_numpy(heard).to(self.device)
-            self._feedback = torch.where(found > 0, found - 1, self._feedback)
+        found = torch.from_numpy(self.ranks.largest(self._heard.cpu().numpy())).to(self.device)
+        self._feedback = torch.where(found > 0, found - 1, self._feedback)
         self._heard.zero_()
         return self._feedback.cpu()
 
