@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from qrdali.data.index import Index
     from qrdali.evaluate import Rows
     from qrdali.levels import Levels
-    from qrdali.pipelines.graphs import Engine
     from qrdali.ranks import Ranks
 
 
@@ -120,6 +119,7 @@ class Evaluator:
         import torch
 
         from qrdali import runs
+        from qrdali.cli.job import engine_of
         from qrdali.device import autocast_for, device_of
         from qrdali.evaluate import top1
         from qrdali.levels import reduced_sets
@@ -137,19 +137,7 @@ class Evaluator:
         self.device = self.ranks.together(lambda: device_of(device))
         self.model: torch.nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autocast = autocast_for(amp, self.device)[0]
-        self.engine = self._engine(threads)
-
-    def _engine(self, threads: int | None) -> Engine:
-        """A host's first rank's first: what it learns of a GPU's decoding is remembered for the others, who share its processors."""
-        from qrdali.cli.terminal import warn
-        from qrdali.machine import processors
-        from qrdali.pipelines.engine import engine_for
-
-        if self.ranks.alone:
-            return engine_for(self.device, threads, warn)
-        count = threads or max(1, processors().usable // self.ranks.sharing())
-        first = self.ranks.together(lambda: engine_for(self.device, count, warn) if self.ranks.local_rank == 0 else None)
-        return self.ranks.together(lambda: first or engine_for(self.device, count, warn))
+        self.engine = engine_of(self.device, threads, self.ranks)
 
     def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
         """Evaluates a split of a data set and writes its rows, and those of the split at a reduced quality where one was asked for."""

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
+    from qrdali.pipelines.graphs import Engine
     from qrdali.ranks import Ranks
 
 
@@ -20,3 +23,13 @@ def job(device: str | None = None) -> Iterator[Ranks]:
         if not found.main:
             terminal.hush(found.rank)
         yield found
+
+
+def engine_of(device: torch.device, threads: int | None, ranks: Ranks) -> Engine:
+    """How each of the ranks decodes. A host's first tries what is not known of a GPU's decoding; the others remember it."""
+    from qrdali.cli.terminal import warn
+    from qrdali.pipelines.engine import engine_for
+
+    sharing = ranks.sharing()
+    first = ranks.together(lambda: None if ranks.local_rank else engine_for(device, threads, warn, sharing))
+    return ranks.together(lambda: first or engine_for(device, threads, warn, sharing))

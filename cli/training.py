@@ -27,6 +27,7 @@ def run_training(settings: Settings, run: Path, resume: bool, ranks: Ranks | Non
 
     from qrdali import runs
     from qrdali import settings as settings_file
+    from qrdali.cli.job import engine_of
     from qrdali.cli.signals import Stop
     from qrdali.cli.terminal import TerminalWatcher, say
     from qrdali.energy import forget_memory
@@ -49,7 +50,7 @@ def run_training(settings: Settings, run: Path, resume: bool, ranks: Ranks | Non
     with runs.alone(run) if ranks.main else nullcontext():
         if ranks.main and runs.holds_run(run) != begun:
             raise InputError(f"{run} was begun by another process meanwhile: continue it with --resume, or choose another --run")
-        engine = _engine(device, settings.threads, ranks)
+        engine = engine_of(device, settings.threads, ranks)
         own, whole = -(-settings.batch_size // ranks.world), at_once(settings.batch_size, ranks.world)
         loaders = [open_loader(train_index, pre, own, engine), open_loader(val_index, pre, whole, engine)]
         tracker = _tracker(settings, run, dataset, (loaders[1], val_index), pre, engine, ranks)
@@ -127,16 +128,6 @@ def _require_equal(prepared: Any, ranks: Ranks) -> None:
     ranks.same("the training images", train.fingerprint)
     ranks.same("the validation images", val.fingerprint)
     ranks.same("the settings", hashlib.sha256(settings.model_dump_json().encode()).hexdigest())
-
-
-def _engine(device: torch.device, threads: int, ranks: Ranks) -> Engine:
-    """A host's first rank tries what is not known of a GPU's decoding; the others remember it."""
-    from qrdali.cli.terminal import warn
-    from qrdali.pipelines.engine import engine_for
-
-    sharing = ranks.sharing()
-    first = ranks.together(lambda: None if ranks.local_rank else engine_for(device, threads, warn, sharing))
-    return ranks.together(lambda: first or engine_for(device, threads, warn, sharing))
 
 
 def _require_place(run: Path, begun: bool, resume: bool, settings: Settings) -> None:

@@ -22,7 +22,6 @@ from qrdali.descent import CROP
 from qrdali.errors import RunError, Unreadable, printable
 from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs, host
-from qrdali.pipelines.buffers import Buffers
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.source import Prepared, Source, asked_arrays, graph_arrays, window_arrays
 from qrdali.plan import Plan
@@ -225,10 +224,9 @@ class HostLoader(_Loader):
 
     def _batches(self) -> Iterator[Batch]:
         ahead: tuple[Prepared, torch.Tensor] | None = None
-        buffers = Buffers()
         # One batch is prepared while whoever asked works on the one before.
         for batch, (windows,) in self._outputs():
-            before, ahead = ahead, (batch, self._prepared(batch, windows, buffers))
+            before, ahead = ahead, (batch, self._prepared(batch, windows))
             if before is not None:
                 yield self._batch(*before)
             self._settle()
@@ -241,9 +239,9 @@ class HostLoader(_Loader):
         for future in working:
             future.result()
 
-    def _prepared(self, batch: Prepared, windows: Any, buffers: Buffers) -> torch.Tensor:
+    def _prepared(self, batch: Prepared, windows: Any) -> torch.Tensor:
         count, pre, seen = len(batch.samples), self._preprocessing, batch.seen
-        images = buffers.take(count, pre.input_size, pre.input_size, 3)
+        images = torch.empty((count, pre.input_size, pre.input_size, 3))
         target = images.numpy()
 
         def work(first: int, last: int) -> None:
