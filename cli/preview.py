@@ -98,7 +98,7 @@ def preview(image: str, out: str, step: float) -> None:
         (decoded,) = windows(lambda: next(emitted), Engine(depth=1), count, apart).run()
     except RuntimeError as error:  # what Pillow decodes and DALI does not
         raise RunError(f"{printable(image)} cannot be decoded: {printable(error)[:200]}") from None
-    pictures = [host.reduce(np.asarray(decoded.at(i)), reduction.size[i], int(reduction.bin_width[i])) for i in range(count)]
+    pictures = [host.reduce(np.array(decoded[i]), reduction.size[i], int(reduction.bin_width[i])) for i in range(count)]
     full = entropy(pictures[0])
     spot_side = max(1, round(min(width, height) * _SEEN))
     spot = liveliest(pictures[0], spot_side)

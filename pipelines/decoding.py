@@ -80,7 +80,7 @@ def trial(say: Say, device_id: int | None, whole: bool) -> None:
         decoded = decoded.as_cpu()
         for i, (name, _, reference, _) in enumerate(pictures):
             top, left, height, width = windows[i].tolist()
-            difference = _difference(np.asarray(decoded.at(i)), reference[top:top + height, left:left + width])
+            difference = _difference(np.asarray(decoded[i]), reference[top:top + height, left:left + width])
             if difference > (_CPU_TOLERANCE if device_id is None else _GPU_TOLERANCE):
                 raise ValueError(f"wrong pixels: a {name} JPEG differs from Pillow's by {difference:.1f} of 255")
             worst = max(worst, difference)

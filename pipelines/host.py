@@ -30,10 +30,11 @@ def resize(image: Pixels, height: int, width: int, interpolation: str) -> Pixels
     """`image` at `height` x `width`, antialiased; interpolation: "bilinear" or "bicubic"."""
     import torch
 
-    # One image seen as channels-last NCHW. Contiguous: views of a window take torch's slow path.
-    planes = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    # Contiguous: views of a window take torch's slow path. The batch's axis comes before the permutation: only then has it the stride by
+    # which torch sees channels-last, and writes the result so too.
+    planes = torch.from_numpy(np.require(image, requirements=["C", "W"])).unsqueeze(0).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(planes, size=(height, width), mode=interpolation, antialias=True)
-    pixels: Pixels = resized[0].permute(1, 2, 0).contiguous().numpy()
+    pixels: Pixels = resized.permute(0, 2, 3, 1)[0].contiguous().numpy()
     return pixels
 
 

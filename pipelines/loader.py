@@ -151,6 +151,11 @@ def failure(error: RuntimeError) -> str:
     return f"the image pipeline failed: {printable(' '.join(lines)[:400])}"
 
 
+def _pixels(windows: Any, i: int) -> npt.NDArray[np.uint8]:
+    """Image `i` of a graph's output as a view, which lasts as long as the output: `at` would copy, a tenth of the time of a whole image."""
+    return np.asarray(windows[i])
+
+
 class GraphLoader(_Loader):
     """Everything in one DALI graph: on a GPU, or on a CPU where it is to be compared."""
 
@@ -181,7 +186,7 @@ class GraphLoader(_Loader):
                 self._copy(outputs[k].as_tensor(), images[k])
             reduced = None
             if pictures:
-                reduced = [[np.asarray(out.at(i)) for i in range(len(ask.samples))] for out in (o.as_cpu() for o in outputs[count:])]
+                reduced = [[np.array(out[i]) for i in range(len(ask.samples))] for out in (o.as_cpu() for o in outputs[count:])]
             yield Shown(ask, images.permute(0, 1, 4, 2, 3), reduced)
 
     @property
@@ -246,7 +251,7 @@ class HostLoader(_Loader):
 
         def work(first: int, last: int) -> None:
             for i in range(first, last):
-                image = host.reduce(np.asarray(windows.at(i)), batch.reduction.size[i], int(batch.reduction.bin_width[i]))
+                image = host.reduce(_pixels(windows, i), batch.reduction.size[i], int(batch.reduction.bin_width[i]))
                 host.prepare(image, seen.region[i], bool(seen.flip[i]), pre, target[i])
 
         self._spread(work, count)
@@ -285,7 +290,7 @@ class HostLoader(_Loader):
 
         def work(first: int, last: int) -> None:
             for i in range(first, last):
-                decoded = np.asarray(windows.at(i))
+                decoded = _pixels(windows, i)
                 for k, dimension in enumerate(dimensions):
                     if not found.exists[i, k]:
                         continue

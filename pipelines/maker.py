@@ -100,7 +100,7 @@ class HostMaker(_Maker):
         self._pool = ThreadPoolExecutor(engine.threads, "make")
 
     def _own(self, windows: Any, i: int) -> npt.NDArray[np.uint8]:
-        return np.array(windows.at(i))
+        return np.array(windows[i])
 
     def inputs(self, pixels: list[Any], reduction: Parameters) -> torch.Tensor:
         """See `Maker.inputs`."""
@@ -144,7 +144,7 @@ class GraphMaker(_Maker):
 
     def _own(self, windows: Any, i: int) -> Any:
         if self._engine.device_id is None:
-            return np.array(windows.at(i))
+            return np.array(windows[i])
         image = windows[i]
         return self._copy(image, torch.empty(image.shape(), dtype=torch.uint8, device=self._device))
 
@@ -161,7 +161,7 @@ class GraphMaker(_Maker):
         with self._turn:
             (images,) = self._run(False, pixels, reduction)
             images = images.as_cpu()
-            return [np.array(images.at(i)) for i in range(len(pixels))]
+            return [np.array(images[i]) for i in range(len(pixels))]
 
     def _run(self, seen: bool, pixels: list[Any], reduction: Parameters) -> Any:
         pipe, most = self._pipes.get(seen, (None, 0))
