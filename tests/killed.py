@@ -138,7 +138,7 @@ def _watch(begins: Callable[[str], None]) -> None:
 
     def told_steps(self: Any, plan: Any, epoch: int) -> Iterator[Any]:
         for number, batch in steps(self, plan, epoch):
-            pixels = zlib.crc32(batch.images.contiguous().numpy().tobytes())
+            pixels = zlib.crc32(batch.images.contiguous().cpu().numpy().tobytes())
             begins(f"{self.run} epoch {epoch} step {number}: {batch.samples.tolist()} {batch.labels.tolist()} {pixels:08x}")
             yield number, batch
 

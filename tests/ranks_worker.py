@@ -1,7 +1,7 @@
 """Trainings in one job, as torchrun starts it: `python -m torch.distributed.run … tests/ranks_worker.py ENTRIES.json`.
 
 An entry has settings, run, resume, kill and end: the rank and optimizer step before which that rank dies, unless torchrun has begun again,
-or before which it gets SIGTERM; spoil: the rank and step whose loss becomes NaN.
+or before which it gets SIGTERM; spoil: the rank and step whose loss becomes NaN; switches: torch's of determinism, in every step.
 Each rank logs its part of every step as RUN.RANK.jsonl beside the run's folder.
 """
 
@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from qrdali.cli.job import job
 from qrdali.cli.training import run_training
@@ -34,6 +36,10 @@ def logged(run: Path, ranks: Ranks, entry: dict[str, Any]) -> Iterator[None]:
             os.kill(os.getpid(), signal.SIGTERM)
         if spoil == [ranks.rank, self.totals.optimizer_steps]:
             batch.images.fill_(float("nan"))
+        if "switches" in entry:
+            assert entry["switches"] == [
+                torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+                torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory]
         samples = [] if batch is None else batch.samples.tolist()
         with open(f"{run}.{ranks.rank}.jsonl", "a") as log:
             log.write(json.dumps([time.time(), plan.epoch, number, ranks.world, samples]) + "\n")
