@@ -19,17 +19,17 @@ import torch
 
 from qrdali.cli.job import job
 from qrdali.cli.training import run_training
+from qrdali.epoch_trainer import EpochTrainer
 from qrdali.ranks import Ranks
 from qrdali.settings import validated
-from qrdali.trainer import Trainer
 
 
 @contextmanager
 def logged(run: Path, ranks: Ranks, entry: dict[str, Any]) -> Iterator[None]:
     kill, end, spoil = (entry.get(key) for key in ("kill", "end", "spoil"))
-    taken = Trainer._step
+    taken = EpochTrainer._step
 
-    def step(self: Trainer, number: int, batch: Any, count: int, epoch: Any, plan: Any, reduced: bool) -> bool:
+    def step(self: EpochTrainer, number: int, batch: Any, count: int, epoch: Any, plan: Any, reduced: bool) -> bool:
         if kill == [ranks.rank, self.totals.optimizer_steps] and not ranks.restarts:
             os.kill(os.getpid(), signal.SIGKILL)
         if end == [ranks.rank, self.totals.optimizer_steps]:
@@ -45,11 +45,11 @@ def logged(run: Path, ranks: Ranks, entry: dict[str, Any]) -> Iterator[None]:
             log.write(json.dumps([time.time(), plan.epoch, number, ranks.world, samples]) + "\n")
         return taken(self, number, batch, count, epoch, plan, reduced)
 
-    Trainer._step = step  # type: ignore[method-assign]
+    EpochTrainer._step = step  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Trainer._step = taken  # type: ignore[method-assign]
+        EpochTrainer._step = taken  # type: ignore[method-assign]
 
 
 def train(entries: list[dict[str, Any]], ranks: Ranks) -> None:
