@@ -49,10 +49,12 @@ def build_mepi(as_json: bool, **options: Any) -> None:
     \b
     Example: qrdali build-mepi --run runs/baseline --data data --split val --reduction crop --out mepi
     """
+    from qrdali import runs
     from qrdali.cli.job import job
     from qrdali.cli.terminal import emit
+    from qrdali.deterministic import deterministic
 
-    with job(options["device"]) as ranks:
+    with deterministic(runs.deterministic(Path(options["run"])), options["device"]), job(options["device"]) as ranks:
         summaries = build(ranks=ranks, **options)
         if as_json:
             emit(summaries)

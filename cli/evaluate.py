@@ -47,7 +47,9 @@ def evaluate(run: str, data: str | None, root: str | None, split: str, sets: tup
               qrdali evaluate --run runs/baseline --data data --reduced 0.5
               qrdali evaluate --run runs/imagenet --data humanet --class-map map.tsv --map-rule sum
     """
+    from qrdali import runs
     from qrdali.cli.job import job
+    from qrdali.deterministic import deterministic
     from qrdali.errors import InputError
     from qrdali.evaluate import named_sets
     from qrdali.quality import steps
@@ -62,7 +64,7 @@ def evaluate(run: str, data: str | None, root: str | None, split: str, sets: tup
     if map_rule and class_map is None:
         raise InputError("--map-rule is of a --class-map: give that too")
     n = steps(step)
-    with job(device) as ranks:
+    with deterministic(runs.deterministic(Path(run)), device), job(device) as ranks:
         mapped = ranks.together(lambda: None if class_map is None else _mapped(Path(class_map), map_rule or "argmax", Path(run), data))
         evaluator = Evaluator(Path(run), batch_size, device, amp, threads, n if curve else None, reduced, n, mapped, ranks)
         results = [evaluator.split(Path(data), split, root)] if data is not None else []

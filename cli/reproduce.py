@@ -52,8 +52,13 @@ def reproduce(config: str, only: tuple[str, ...], dry_run: bool, out: str | None
     if dry_run:
         _list(tasks, as_json)
     else:
-        _check_inputs(tasks)
-        _execute(tasks)
+        from qrdali.deterministic import workspace
+
+        # A run that wants it may come after others have begun CUDA.
+        wanted = [run.settings.device for run in tasks.wanted if run.settings.deterministic]
+        with workspace(next((name for name in wanted if name != "cpu"), "cpu")):
+            _check_inputs(tasks)
+            _execute(tasks)
 
 
 def _found(config: str) -> Path:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 def perform(tasks: Tasks, task: Task) -> dict[str, Any] | None:
     """Does it and returns what is to be noted. Raises whatever hinders it, and SystemExit after a signal."""
+    from qrdali.deterministic import deterministic
+
     if task.kind == "data":
         _data(tasks)
         return None
@@ -28,10 +30,11 @@ def perform(tasks: Tasks, task: Task) -> dict[str, Any] | None:
         return None
     begun = time.monotonic()
     note: dict[str, Any] = {"weights": tasks.folder.weights(run.name), "asked": tasks.asked(task)}
-    if task.kind == "evaluate":
-        note |= {"accuracy": _evaluate(tasks, run), "files": tasks.rows_seen(run.name)}
-    else:
-        note["quotient"] = _mepi(tasks, run)
+    with deterministic(run.settings.deterministic, run.settings.device):
+        if task.kind == "evaluate":
+            note |= {"accuracy": _evaluate(tasks, run), "files": tasks.rows_seen(run.name)}
+        else:
+            note["quotient"] = _mepi(tasks, run)
     return {**note, "seconds": round(time.monotonic() - begun, 3)}
 
 

@@ -63,6 +63,8 @@ def _common(command: F) -> F:
         click.option("--seed", type=int, help="[default: 0]"),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]"),
         click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), help="[default: auto]"),
+        click.option("--deterministic/--no-deterministic", default=None,
+                     help="On a GPU the same weights each time, bit for bit, where torch has such algorithms; slower.  [default: no]"),
         click.option("--threads", type=int, help="Decoding threads.  [default: all it may use]"),
         click.option("--max-bad", callback=_share, metavar="SHARE",
                      help="Training images that may turn out unreadable; 0: none.  [default: 0.1%]"),
@@ -193,6 +195,7 @@ def _run(method: str, options: dict[str, Any]) -> None:
     from qrdali import settings as settings_file
     from qrdali.cli.job import job
     from qrdali.cli.training import run_training
+    from qrdali.deterministic import deterministic
     from qrdali.evaluate import named_sets
 
     sets = named_sets(options.pop("track_sets"), "--track-set")
@@ -204,7 +207,7 @@ def _run(method: str, options: dict[str, Any]) -> None:
     if dry:
         _show_sequence(settings)
         return
-    with job(settings.device) as ranks:
+    with deterministic(settings.deterministic, settings.device), job(settings.device) as ranks:
         run_training(settings, run, resume, ranks)
 
 

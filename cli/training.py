@@ -23,6 +23,14 @@ HARMLESS = ("threads", "root", "save_every", "track_sets", "track_reduced", "max
 
 def run_training(settings: Settings, run: Path, resume: bool, ranks: Ranks | None = None) -> None:
     """Trains as `settings` say in the folder `run`. Raises InputError or RunError before anything is written where it can."""
+    from qrdali.deterministic import deterministic
+    from qrdali.ranks import ALONE
+
+    with deterministic(settings.deterministic, settings.device):
+        _train(settings, run, resume, ranks or ALONE)
+
+
+def _train(settings: Settings, run: Path, resume: bool, ranks: Ranks) -> None:
     import torch
 
     from qrdali import runs
@@ -35,10 +43,8 @@ def run_training(settings: Settings, run: Path, resume: bool, ranks: Ranks | Non
     from qrdali.evaluate import at_once
     from qrdali.pipelines.engine import described
     from qrdali.pipelines.loader import open_loader
-    from qrdali.ranks import ALONE
     from qrdali.trainer import Trainer
 
-    ranks = ranks or ALONE
     begun = ranks.of_main(runs.holds_run(run))
     resume = resume or ranks.marked(str(run.absolute()))
     prepared = ranks.together(lambda: _prepared(settings, run, resume, begun, ranks))
@@ -90,6 +96,7 @@ def _prepared(settings: Settings, run: Path, resume: bool, begun: bool, ranks: R
     from qrdali import models, runs
     from qrdali.data import source
     from qrdali.data.index import Dataset
+    from qrdali.deterministic import require
     from qrdali.device import device_of
     from qrdali.methods import check
 
@@ -111,6 +118,8 @@ def _prepared(settings: Settings, run: Path, resume: bool, begun: bool, ranks: R
     torch.manual_seed(settings.seed)
     model = runs.load_best(Path(settings.init))[0] if settings.init else models.create(
         settings.model, len(dataset.classes), pretrained=settings.pretrained)
+    if settings.deterministic:
+        require(model, pre.input_size, len(dataset.classes), settings.amp, device)
     return settings, dataset, train_index, val_index, device, pre, model, facts
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+from qrdali.ranks import ALONE, Ranks
+
 POWERCAP = Path("/sys/class/powercap")
 _POLL_SECONDS = 30.0  # a RAPL counter begins again after 10 minutes at the earliest: it must be read more often than that
 
 
-def peak_memory(device: torch.device) -> dict[str, Any]:
-    """peak_memory_mb in 10^6 bytes, and memory_of, what it is of.
+def peak_memory(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """peak_memory_mb in 10^6 bytes, and memory_of, what it is of; of the rank that needs most.
 
     "gpu": memory of the device in use now, by every process and DALI too, or the most that torch has reserved since `forget_memory` if
     that is more. "process": the most that this process has had resident since then.
@@ -27,7 +29,9 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
         used, of = max(total - free, torch.cuda.max_memory_reserved(device)), "gpu"
     else:
         used, of = _resident_peak(), "process"
-    return {"peak_memory_mb": round(used / 1e6, 1), "memory_of": of}
+    found: dict[str, Any] = max(ranks.tell({"peak_memory_mb": round(used / 1e6, 1), "memory_of": of}),
+                                key=lambda peak: peak["peak_memory_mb"])
+    return found
 
 
 def forget_memory(device: torch.device) -> None:
@@ -56,6 +60,7 @@ class Energy:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._cpu = device.type == "cpu"
         self._counters = _nvml(device) if device.type == "cuda" else _rapl(POWERCAP)
         self._used: float | None = None
         self._polled = 0.0
@@ -76,6 +81,14 @@ class Energy:
         if self._used is not None:
             self._used = None if more is None else self._used + more
         return self._used
+
+    def of_all(self, key: str, ranks: Ranks) -> dict[str, float]:
+        """{key: joules} of all GPUs, or of the processors of all hosts; nothing if any has no figure."""
+        used = self.used()
+        if self._cpu and ranks.local_rank:
+            used = 0.0  # counted by the first rank of this host
+        found = ranks.tell(used)
+        return {} if None in found else {key: round(sum(found), 2)}
 
     def _take(self) -> float | None:
         """Joules since the last call. A counter that cannot be read any more ends the count for good."""

@@ -11,6 +11,7 @@ from qrdali import lines
 from qrdali.data.index import Index
 from qrdali.data.scan import tsv_field
 from qrdali.errors import RunError, printable
+from qrdali.ranks import ALONE, Ranks
 
 FILE = "quarantine.tsv"
 _HEAD = "epoch\tsample\tpath\treason"
@@ -20,21 +21,34 @@ class Quarantine:
     """The images that a run does without. `samples`: their numbers, sorted. The file in the run's folder is read where there is one, so
     that a run that goes on does without the same."""
 
-    def __init__(self, run: Path, index: Index, share: float, warn: Callable[[str], None], writes: bool = True) -> None:
-        """share: of the training images, how many may be bad; at least one may, unless it is 0. writes: reads and writes the file, as one
-        of several ranks does. Raises RunError for a damaged file."""
-        self._writes = writes
+    def __init__(self, run: Path, index: Index, share: float, warn: Callable[[str], None], ranks: Ranks = ALONE) -> None:
+        """share: of the training images, how many may be bad; at least one may, unless it is 0. Of several `ranks`, all of which make one,
+        the first reads and writes the file. Raises RunError for a damaged one."""
+        self._ranks = ranks
+        self._unshared: dict[int, str] = {}  # found by this rank, not yet told to the others
         self._file, self._index, self._warn, self._share = run / FILE, index, warn, share
         self._most = max(1, int(share * len(index))) if share else 0
-        self.samples: tuple[int, ...] = ()
-        if writes and self._file.exists():
-            self.samples = tuple(sorted(set(self._read())))
+        known = sorted(set(self._read())) if ranks.main and self._file.exists() else []
+        self.samples: tuple[int, ...] = tuple(ranks.of_main(known))
 
     def check(self) -> None:
         """Raises RunError if there are more than may be."""
         if len(self.samples) > self._most:
             raise RunError(f"{len(self.samples)} of {len(self._index)} training images cannot be read, {self._most} may (--max-bad "
                            f"{self._share:.4g}), {printable(self._file)} names them: restore them and remove that file, or allow more")
+
+    def found(self, epoch: int, reasons: dict[int, str]) -> None:
+        """This rank could not read these: of several, each leaves out its own until all are told."""
+        if self._ranks.alone:
+            self.add(epoch, reasons)
+        else:
+            self._unshared |= reasons
+
+    def share(self, epoch: int) -> None:
+        """Tells what was `found` by any to all."""
+        if not self._ranks.alone:
+            found, self._unshared = self._ranks.tell(self._unshared), {}
+            self.add(epoch, {int(sample): reason for part in found for sample, reason in part.items()})
 
     def add(self, epoch: int, reasons: dict[int, str]) -> None:
         """Warns of each new one and writes it down. Raises RunError, naming the first, if there are now more than may be."""
@@ -43,7 +57,7 @@ class Quarantine:
             return
         if not self._most:
             raise RunError(next(iter(new.values())))
-        if self._writes:
+        if self._ranks.main:
             self._note(epoch, new)
         for reason in new.values():
             self._warn(f"{reason}; training goes on without it")

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from qrdali import checkpoint
+from qrdali import checkpoint, settings
 from qrdali.disk import put
 from qrdali.errors import InputError, RunError, printable
 from qrdali.json_object import read_objects
@@ -51,6 +51,12 @@ class Trained:
 
 def holds_run(folder: Path) -> bool:
     return (folder / "config.toml").exists()
+
+
+def deterministic(folder: Path) -> bool:
+    """Whether a run is trained under deterministic algorithms: what is made of its network then is too. Raises InputError if its
+    config.toml cannot be read."""
+    return holds_run(folder) and settings.read(folder / "config.toml").get("deterministic") is True
 
 
 def describe_best(folder: Path) -> Trained:

@@ -25,7 +25,8 @@ class Settings(BaseModel):
     """One run. Paths as text; `root`: where the images of `data` are now, if they moved;
     `quality` and `reduction` matter to methods with R epochs; `lr` 0 is the network's own;
     `track_sets` are folders by name, `track_reduced` 0 is off; `max_bad`: share of the training images that may turn out unreadable;
-    `ema`: decay per step of the average of weights that is validated, 0 is off."""
+    `ema`: decay per step of the average of weights that is validated, 0 is off; `deterministic`: torch's deterministic
+    algorithms, or an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -69,6 +70,7 @@ class Settings(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    deterministic: bool = False
     threads: int = Field(0, ge=0, le=1024)
     max_bad: float = Field(0.001, ge=0, le=1)
     track_reduced: float = Field(0.0, ge=0, lt=1)

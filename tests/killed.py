@@ -129,16 +129,16 @@ def _child(command: list[str], folder: str, log: str, deadly: int | None) -> Non
 def _watch(begins: Callable[[str], None]) -> None:
     """Tells of every training batch its epoch, number, samples, labels and a checksum of its pixels; of `data index` every file, of
     `build-mepi` every entry, of `evaluate` every set and of `reproduce` every task."""
-    from qrdali import mepi_set, trainer
+    from qrdali import epoch_trainer, mepi_set
     from qrdali.cli import evaluate, reproduce_tasks
     from qrdali.data import scan
 
-    steps, look, append, rows, perform = (trainer.Trainer._steps, scan.look, mepi_set.Journal.append, evaluate.Evaluator.rows,
+    steps, look, append, rows, perform = (epoch_trainer.EpochTrainer._steps, scan.look, mepi_set.Journal.append, evaluate.Evaluator.rows,
                                           reproduce_tasks.perform)
 
     def told_steps(self: Any, plan: Any, epoch: int) -> Iterator[Any]:
         for number, batch in steps(self, plan, epoch):
-            pixels = zlib.crc32(batch.images.contiguous().numpy().tobytes())
+            pixels = zlib.crc32(batch.images.contiguous().cpu().numpy().tobytes())
             begins(f"{self.run} epoch {epoch} step {number}: {batch.samples.tolist()} {batch.labels.tolist()} {pixels:08x}")
             yield number, batch
 
@@ -158,7 +158,7 @@ def _watch(begins: Callable[[str], None]) -> None:
         begins(f"task {task.key}")
         return perform(tasks, task)
 
-    trainer.Trainer._steps, scan.look, mepi_set.Journal.append = told_steps, told_look, told_append  # type: ignore[method-assign]
+    epoch_trainer.EpochTrainer._steps, scan.look, mepi_set.Journal.append = told_steps, told_look, told_append  # type: ignore[method-assign]
     evaluate.Evaluator.rows, reproduce_tasks.perform = told_rows, told_perform  # type: ignore[method-assign]
 
 

@@ -1,7 +1,7 @@
 """Trainings in one job, as torchrun starts it: `python -m torch.distributed.run … tests/ranks_worker.py ENTRIES.json`.
 
 An entry has settings, run, resume, kill and end: the rank and optimizer step before which that rank dies, unless torchrun has begun again,
-or before which it gets SIGTERM; spoil: the rank and step whose loss becomes NaN.
+or before which it gets SIGTERM; spoil: the rank and step whose loss becomes NaN; switches: torch's of determinism, in every step.
 Each rank logs its part of every step as RUN.RANK.jsonl beside the run's folder.
 """
 
@@ -15,35 +15,41 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qrdali.cli.job import job
 from qrdali.cli.training import run_training
+from qrdali.epoch_trainer import EpochTrainer
 from qrdali.ranks import Ranks
 from qrdali.settings import validated
-from qrdali.trainer import Trainer
 
 
 @contextmanager
 def logged(run: Path, ranks: Ranks, entry: dict[str, Any]) -> Iterator[None]:
     kill, end, spoil = (entry.get(key) for key in ("kill", "end", "spoil"))
-    taken = Trainer._step
+    taken = EpochTrainer._step
 
-    def step(self: Trainer, number: int, batch: Any, count: int, epoch: Any, plan: Any, reduced: bool) -> bool:
+    def step(self: EpochTrainer, number: int, batch: Any, count: int, epoch: Any, plan: Any, reduced: bool) -> bool:
         if kill == [ranks.rank, self.totals.optimizer_steps] and not ranks.restarts:
             os.kill(os.getpid(), signal.SIGKILL)
         if end == [ranks.rank, self.totals.optimizer_steps]:
             os.kill(os.getpid(), signal.SIGTERM)
         if spoil == [ranks.rank, self.totals.optimizer_steps]:
             batch.images.fill_(float("nan"))
+        if "switches" in entry:
+            assert entry["switches"] == [
+                torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+                torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory]
         samples = [] if batch is None else batch.samples.tolist()
         with open(f"{run}.{ranks.rank}.jsonl", "a") as log:
             log.write(json.dumps([time.time(), plan.epoch, number, ranks.world, samples]) + "\n")
         return taken(self, number, batch, count, epoch, plan, reduced)
 
-    Trainer._step = step  # type: ignore[method-assign]
+    EpochTrainer._step = step  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Trainer._step = taken  # type: ignore[method-assign]
+        EpochTrainer._step = taken  # type: ignore[method-assign]
 
 
 def train(entries: list[dict[str, Any]], ranks: Ranks) -> None:

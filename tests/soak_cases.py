@@ -49,6 +49,7 @@ def training(ground: Ground, now: Path) -> Iterator[Case]:
     bounded = ("--patience", "1", "--max-epochs", "4", "--init", str(ground.run))
     plain: dict[str, list[str]] = {"shared": ["shared", "--epochs", "3"], "baseline": ["baseline", *bounded],
                                    "shared dropout": ["shared", "--epochs", "2", "--model", "squeezenet1_1"],
+                                   "baseline deterministic": ["baseline", *bounded, "--deterministic"],
                                    "baseline match": ["baseline", "--match", str(ground.run), "--init", str(ground.run)]}
     for sequence in SEQUENCES:
         for reduction in REDUCTIONS:
@@ -60,6 +61,16 @@ def training(ground: Ground, now: Path) -> Iterator[Case]:
         for ema in (False, True):
             yield Case(f"train {name}{' ema' if ema else ''}",
                        ground.train(method, now / "run", *words, *(("--ema", "0.7") if ema else ())), ["--resume"], check=_loads)
+
+
+def on_gpu(ground: Ground, now: Path) -> Iterator[Case]:
+    """Training that a GPU repeats bit for bit: dropout and batch norm, probes and restored weights, gradients that are scaled."""
+    bounded = ("--patience", "1", "--max-epochs", "4", "--init", str(ground.run), "--reduction", "combination")
+    for name, method, words in (("squeezenet", "shared", ("--epochs", "2", "--model", "squeezenet1_1", "--input-size", "64")),
+                                ("adaptive", "adaptive", (*bounded, "--sequence", "paired-rounds", "--ema", "0.7")),
+                                ("random fp16", "random", (*bounded, "--amp", "fp16"))):
+        command = ground.train(method, now / "run", *words, "--device", "cuda", "--deterministic")
+        yield Case(f"gpu {name}", command, ["--resume"], check=_loads)
 
 
 def commands(ground: Ground, now: Path) -> Iterator[Case]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qrdali import checkpoint, stages, trainer
+from qrdali import checkpoint, learner, stages, trainer
 from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
@@ -30,9 +30,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_the_average_is_validated_and_saved(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[dict[str, torch.Tensor]] = []
     answered: list[dict[str, torch.Tensor]] = []
-    optimize, evaluate = trainer.Trainer._passes, trainer.evaluate
+    optimize, evaluate = learner.Learner._passes, trainer.evaluate
 
-    def passes(self: trainer.Trainer, *rest: Any) -> Any:
+    def passes(self: learner.Learner, *rest: Any) -> Any:
         steps.append({name: value.detach().clone() for name, value in self.model.state_dict().items()})  # as the step before left them
         return optimize(self, *rest)
 
@@ -40,7 +40,7 @@ def test_the_average_is_validated_and_saved(settings: Settings, tmp_path: Path, 
         answered.append({name: value.clone() for name, value in model.state_dict().items()})
         return evaluate(model, *rest, **named)
 
-    monkeypatch.setattr(trainer.Trainer, "_passes", passes)
+    monkeypatch.setattr(learner.Learner, "_passes", passes)
     monkeypatch.setattr(trainer, "evaluate", asked)
     monkeypatch.setattr(trainer.Rows, "accuracy", property(lambda rows: float(len(answered))))  # every epoch is the best
     run_training(settings, tmp_path / "run", False)

@@ -8,8 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from killed import Case, Outcome, call, contents, killed
-from soak_cases import Ground, commands, training
+from soak_cases import Ground, commands, on_gpu, training
 
 from qrdali.data import scan
 
@@ -33,10 +34,22 @@ def survived(ground: Ground, tmp_path: Path, name: str, seed: str, kills: int | 
 
 @pytest.mark.parametrize(("name", "seed"), [
     ("train adaptive online paired-rounds combination ema", "0"), ("train linear paired-epochs crop", "0"),
-    ("train shared dropout", "0")])
+    ("train shared dropout", "0"), ("train baseline deterministic", "0")])
 def test_train(ground: Ground, tmp_path: Path, name: str, seed: str) -> None:
     outcome = survived(ground, tmp_path, name, seed, 3)
     assert outcome.longest <= 2  # steps, which is --save-every
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kills", [0, 3])  # none: two runs are the same
+@pytest.mark.parametrize("name", ["squeezenet", "adaptive", "random fp16"])
+def test_train_on_a_gpu_with_deterministic_algorithms(ground: Ground, tmp_path: Path, name: str, kills: int) -> None:
+    case = next(case for case in on_gpu(ground, tmp_path / "case" / "now") if case.name == f"gpu {name}")
+    outcome = killed(case, tmp_path / "case", "0", kills)
+    assert not outcome.differences, outcome
+    assert (outcome.kills > 0) == (kills > 0), outcome
+    assert outcome.longest <= 2
 
 
 @pytest.mark.parametrize("name", ["index", "imagenet", "humanet"])

@@ -217,9 +217,9 @@ def test_batch_norm_over_ranks_keeps_the_network() -> None:
     """timm's layers hold their activations within batch norm; torch's own conversion would drop them."""
     from timm.layers import convert_sync_batchnorm
 
-    from qrdali import models, trainer
+    from qrdali import learner, models
 
-    assert trainer.convert_sync_batchnorm is convert_sync_batchnorm
+    assert learner.convert_sync_batchnorm is convert_sync_batchnorm
     torch.manual_seed(0)
     model = models.create("test_efficientnet", 4).eval()
     images = torch.rand(2, 3, 64, 64)

@@ -12,8 +12,8 @@ from qrdali.report.read import Run
 from qrdali.settings import Settings
 
 # What does not make two runs different experiments.
-_ASIDE = frozenset({"seed", "init", "data", "device", "threads", "save_every", "match", "match_steps", "track_sets", "track_reduced",
-                    "probe_batch_size"})
+_ASIDE = frozenset({"seed", "init", "data", "device", "deterministic", "threads", "save_every", "match", "match_steps", "track_sets",
+                    "track_reduced", "probe_batch_size"})
 
 
 @dataclass(frozen=True)
