@@ -125,7 +125,7 @@ def test_headers_alone(pets: str, tmp_path: Path, store: Store) -> None:
 def test_keys_may_be_anything(store: Store, tmp_path: Path) -> None:
     for name in ODD:
         store.put(f"odd/train/a b '🦊'/{name}", jpeg())
-    for name in ("b/x.jpg", "b/../up.jpg", "b/folder.jpg/x.jpg", "/nameless.jpg"):
+    for name in ("b/x.jpg", "b/../up.jpg", "b/folder.jpg/x.jpg", "/nameless.jpg", "/nameless.tar"):
         store.put(f"odd/train/{name}", jpeg())
     for name in ("b/zero.jpg", "b/", ""):  # folders may have an object too
         store.put(f"odd/train/{name}", b"")
@@ -240,6 +240,7 @@ def test_reads_in_any_order_of_any_length(store: Store) -> None:
     for start, length in ((0, 10), (10, 70_000), (200_000, 5), (100, 5), (299_990, 50), (300_000, 5), (0, 0)):
         assert file.read(start, length) == data[start:start + length]
     assert store.kinds() == {"object": 1, "media": 3}
+    assert storage.shard(url).read(300_000, 5) == b""
     assert io.BytesIO(storage.whole(url, 300_000)).getvalue() == data
     with pytest.raises(ValueError, match="more than 299999 bytes"):
         storage.whole(url, 299_999)

@@ -28,7 +28,7 @@ _PART = 1 << 20  # bytes of an object that are read at once where its length is 
 _OPEN = 512  # shards of an object store that stay open
 _DENIED = ("ACCESS_DENIED", "FORBIDDEN", "HTTP response code: 403", "HTTP response code 403", "SIGNATURE", "INVALID_ACCESS_KEY_ID",
            "INVALID_CLIENT_TOKEN", "UNRECOGNIZED_CLIENT", "MISSING_AUTHENTICATION", "EXPIRED_TOKEN", "PERMISSION_DENIED", "UNAUTHENTICATED",
-           "InvalidAccessKeyId", "ExpiredToken", "Could not load the default credentials", "Permission denied", "credentials file")
+           "InvalidAccessKeyId", "ExpiredToken", "Could not load the default credentials", "Permission denied")
 _filesystem_lock = Lock()
 
 
