@@ -76,10 +76,13 @@ def index(root: str, out: str, no_verify: bool, hashed: bool, threads: int | Non
     from qrdali.cli.terminal import Bar
     from qrdali.data.roots import files_of, index_root
     from qrdali.data.scan import Reading
+    from qrdali.data.tree import open_tree
 
-    with sigterm_exits(), Bar("index", files_of(root), "files") as bar:
-        summary = index_root(root, Path(out), Reading(not no_verify, hashed, threads, max_pixels), val_share=val_share, seed=seed,
-                             progress=lambda split, files: bar.advance(files, split))
+    with sigterm_exits():
+        tree = open_tree(root)
+        with Bar("index", files_of(tree), "files") as bar:
+            summary = index_root(tree, Path(out), Reading(not no_verify, hashed, threads, max_pixels), val_share=val_share, seed=seed,
+                                 progress=lambda split, files: bar.advance(files, split))
     tell(summary, out)
 
 

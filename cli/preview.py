@@ -78,10 +78,7 @@ def preview(image: str, out: str, step: float) -> None:
         raise InputError(f"{printable(image)} is not UTF-8: rename it") from None
     try:
         if apart:
-            stored = storage.opened(path)
-            if stored.length > MAX_BYTES:
-                raise ValueError(f"{stored.length} bytes exceed {MAX_BYTES}")
-            encoded = stored.whole()
+            encoded = storage.whole(path, MAX_BYTES)
         width, height = examine(io.BytesIO(encoded) if apart else path, verify=True)
     except storage.Unreachable:
         raise

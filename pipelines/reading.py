@@ -20,7 +20,7 @@ Files = list[npt.NDArray[np.uint8]]
 
 REQUESTS = 32  # reads under way at once
 AHEAD = 64  # images whose reading has begun before their batch is asked for, in whole batches
-_NOTHING = np.zeros(1, np.uint8)  # no decoder takes it: the loader then finds out what is wrong with the file
+_NOTHING = bytes(1)  # no decoder takes it: the loader then finds out what is wrong with the file
 
 
 class Reader:
@@ -44,7 +44,6 @@ class Reader:
 
 def _bytes(path: bytes) -> npt.NDArray[np.uint8]:
     try:
-        file = storage.opened(path.decode())
-        return np.frombuffer(file.whole(), np.uint8) if 0 < file.length <= MAX_BYTES else _NOTHING
+        return np.frombuffer(storage.whole(path.decode(), MAX_BYTES) or _NOTHING, np.uint8)
     except (OSError, ValueError):  # Unreachable is neither
-        return _NOTHING
+        return np.frombuffer(_NOTHING, np.uint8)

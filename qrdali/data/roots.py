@@ -20,14 +20,15 @@ _FIELDS: list[Any] = [("url", pa.string()), ("text", pa.string())]
 _FOUND = pa.schema(_FIELDS)  # of a split's samples, before it is known which classes there are
 
 
-def index_root(root: str, out: Path, reading: Reading, *, val_share: float | None = None, seed: int = 0,
+def index_root(root: str | Tree, out: Path, reading: Reading, *, val_share: float | None = None, seed: int = 0,
                progress: Progress = silent) -> Summary:
-    """Indexes a root, a path or URL, into the new folder `out`. `val_share` moves that share of each class of train into a new val.
+    """Indexes a root, a path, a URL or what is open, into the new folder `out`. `val_share` moves that share of each
+    class of train into a new val.
 
     Raises InputError for a root without splits, with a val where one is to be cut, or an `out` that exists; RunError for an unusable
     content. Nothing is left behind on an error.
     """
-    tree = open_tree(root)
+    tree = open_tree(root) if isinstance(root, str) else root
     found = shards_of(tree)
     splits = list(found) or splits_of(tree)
     if val_share is not None:
@@ -49,13 +50,11 @@ def index_root(root: str, out: Path, reading: Reading, *, val_share: float | Non
     return summary
 
 
-def files_of(root: str) -> int:
+def files_of(tree: Tree) -> int:
     """Images below ROOT/SPLIT/CLASS, for a progress bar; 0 where there is nothing, or where only reading all shards would tell."""
-    tree = open_tree(root)
     if shards_of(tree):
         return 0
-    there = set(tree.folders())
-    return sum(1 for split in SPLITS if split in there for files in tree.images(split, tree.folders(split)) for _ in files)
+    return sum(1 for split in tree.among(SPLITS) for files in tree.images(split, tree.folders(split)) for _ in files)
 
 
 def shards_of(tree: Tree) -> dict[str, list[str]]:
@@ -63,12 +62,12 @@ def shards_of(tree: Tree) -> dict[str, list[str]]:
 
     Raises InputError where a split holds class folders beside shards, or shards say no split.
     """
-    there = set(tree.folders())
+    there = set(tree.among(SPLITS))
     found = {split: names for split in SPLITS if split in there and (names := tree.shards(split))}
     beside = tree.shards()
     if not found:
         named = {split: [name for name in beside if name.startswith(f"{split}-")] for split in SPLITS}
-        if beside and not any(named.values()) and not there & set(SPLITS):
+        if beside and not any(named.values()) and not there:
             raise InputError(f"{printable(tree.root)} holds {len(beside)} shards, none of them named train-*.tar, val-*.tar or test-*.tar: "
                              "rename them, or put them into train/, val/ and test/")
         return {split: [tree.name(name) for name in names] for split, names in named.items() if names}

@@ -115,8 +115,7 @@ def build(root: Path, out: Path, *, verify: bool = True, threads: int | None = N
 
 def splits_of(tree: Tree) -> list[str]:
     """The splits that are folders. Raises InputError if none is."""
-    there = set(tree.folders())
-    splits = [split for split in SPLITS if split in there]
+    splits = tree.among(SPLITS)
     if not splits:
         raise InputError(f"{printable(tree.root)} has none of train/, val/, test/: put class folders in at least one of them")
     return splits
@@ -298,7 +297,7 @@ def look(path: str, verify: bool, hashed: bool = False, max_pixels: int = MAX_PI
         if not _is_utf8(path):
             return Found(path, reason="the file name is not UTF-8")
         if storage.is_url(path):
-            return _looked(path, storage.opened(path), verify, hashed, max_pixels)
+            return _looked(path, verify, hashed, max_pixels)
         # stat first: opening a FIFO would wait for ever.
         facts = os.stat(path)
         if not stat.S_ISREG(facts.st_mode):
@@ -313,14 +312,19 @@ def look(path: str, verify: bool, hashed: bool = False, max_pixels: int = MAX_PI
         return Found(path, reason=printable(error) or type(error).__name__)
 
 
-def _looked(path: str, file: storage.Stored, verify: bool, hashed: bool, max_pixels: int) -> Found:
+def _looked(path: str, verify: bool, hashed: bool, max_pixels: int) -> Found:
     """Of a file that is not on the disk by itself. It is read once, and whole only where that is needed."""
+    if verify or hashed:
+        whole = storage.whole(path, MAX_BYTES)
+        with Image.open(BytesIO(whole)) as image:
+            width, height = _examined(image, verify, max_pixels)
+        return Found(path, width, height, len(whole), hashlib.sha256(whole).digest() if hashed else None)
+    file = storage.opened(path)
     if file.length > MAX_BYTES:
         return Found(path, reason=f"{file.length} bytes exceed {MAX_BYTES}")
-    whole = file.whole() if verify or hashed else None
-    with Image.open(file.buffered() if whole is None else BytesIO(whole)) as image:
+    with Image.open(file.buffered()) as image:
         width, height = _examined(image, verify, max_pixels)
-    return Found(path, width, height, file.length, hashlib.sha256(whole).digest() if hashed and whole is not None else None)
+    return Found(path, width, height, file.length)
 
 
 def _sha256(path: str) -> bytes:

@@ -98,7 +98,7 @@ def samples(shards: list[str], threads: int) -> Iterator[Sample]:
 
 def _read(shard: str) -> list[Sample]:
     try:
-        file = storage.opened(shard)
+        file = storage.shard(shard)
         return list(_samples(shard, file))
     except (tarfile.TarError, ValueError, OSError) as error:
         if isinstance(error, InputError):

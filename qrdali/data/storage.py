@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -23,6 +24,7 @@ REMOTE = ("s3://", "gs://")
 _TAR = "tar+"
 _SECONDS = 20  # without an answer of a server
 _HEAD = 1 << 16  # bytes read at once where only a header is wanted
+_PART = 1 << 20  # bytes of an object that are read at once where its length is not known
 _OPEN = 512  # shards of an object store that stay open
 _DENIED = ("ACCESS_DENIED", "FORBIDDEN", "HTTP response code: 403", "HTTP response code 403", "SIGNATURE", "INVALID_ACCESS_KEY_ID",
            "INVALID_CLIENT_TOKEN", "UNRECOGNIZED_CLIENT", "MISSING_AUTHENTICATION", "EXPIRED_TOKEN", "PERMISSION_DENIED", "UNAUTHENTICATED",
@@ -131,11 +133,24 @@ def opened(name: str) -> Stored:
     where the store cannot."""
     if name.startswith(_TAR):
         own = member(name)
-        shard = _shard(own.shard) if is_remote(own.shard) else local(own.shard)
-        if own.offset + own.length > shard.length:
-            raise ValueError(f"its shard has {shard.length} bytes and it ends at {own.offset + own.length}")
-        return Stored(lambda start, length: shard.read(own.offset + start, max(0, min(length, own.length - start))), own.length)
+        file = shard(own.shard)
+        if own.offset + own.length > file.length:
+            raise ValueError(f"its shard has {file.length} bytes and it ends at {own.offset + own.length}")
+        return Stored(lambda start, length: file.read(own.offset + start, max(0, min(length, own.length - start))), own.length)
     return remote(name) if is_remote(name) else local(name)
+
+
+def whole(name: str, most: int) -> bytes:
+    """The bytes of a file that is not on the disk by itself: one request to Google's store, two to others, one for a shard's member.
+
+    Raises as `opened` does, and ValueError for more than `most` bytes.
+    """
+    if name.startswith("gs://"):
+        return _streamed(name, most)
+    file = opened(name)
+    if file.length > most:
+        raise ValueError(f"{file.length} bytes exceed {most}")
+    return file.whole()
 
 
 def exists(name: str) -> bool:
@@ -172,35 +187,91 @@ def local(path: str) -> Stored:
 
 
 def remote(url: str) -> Stored:
-    """An object. One request for its size now, then one for each read."""
-    try:
-        file = filesystem(url).open_input_file(url[5:])
-        size = file.size()
-    except (OSError, ValueError) as error:
-        raise reason(url, error) from None
+    """An object. One request for its size now, then one for each read; in Google's store one for all reads that go forward."""
+    if not url.startswith("gs://"):
+        return _anywhere(url)
+    store = filesystem(url)
+    with reasons(url):
+        info = store.get_file_info(url[5:])
+    if info.type.name != "File":
+        raise FileNotFoundError(f"no such object: {printable(url)}")
+    return Stored(_Forward(url, store).read, info.size)
 
-    def read(start: int, length: int) -> bytes:
-        try:
-            return file.read_at(length, start) if length else b""
-        except (OSError, ValueError) as error:
-            raise reason(url, error) from None
 
-    return Stored(read, size)
+def shard(place: str) -> Stored:
+    """A tar by path or URL, to be read from many places. One in a store stays open."""
+    return _shard(place) if is_remote(place) else local(place)
 
 
 @lru_cache(_OPEN)
 def _shard(url: str) -> Stored:
-    return remote(url)
+    return _anywhere(url)
+
+
+def _anywhere(url: str) -> Stored:
+    """An object whose reads are a request each. In Google's store each is for all that follows, of which no more is taken than is wanted,
+    and opening is two requests, the second of which pyarrow makes with Python's lock held: not for many objects."""
+    store = filesystem(url)
+    with reasons(url):
+        file = store.open_input_file(url[5:])
+        size: int = file.size()
+
+    def read(start: int, length: int) -> bytes:
+        with reasons(url):
+            data: bytes = file.read_at(length, start) if length and start < size else b""
+            return data
+
+    return Stored(read, size)
+
+
+def _streamed(url: str, most: int) -> bytes:
+    store, parts, left = filesystem(url), [], most + 1
+    with reasons(url), store.open_input_stream(url[5:], compression=None) as stream:
+        while left and (part := stream.read(min(left, _PART))):
+            parts.append(part)
+            left -= len(part)
+    if not left:
+        raise ValueError(f"more than {most} bytes")
+    return b"".join(parts)
+
+
+class _Forward:
+    """Reads of an object that follow one another come out of one stream; one from further back begins another."""
+
+    def __init__(self, url: str, store: Any) -> None:
+        self._url, self._store, self._stream, self._place, self._turn = url, store, None, 0, Lock()
+
+    def read(self, start: int, length: int) -> bytes:
+        with self._turn, reasons(self._url):
+            if self._stream is None or start < self._place:
+                self._stream, self._place = self._store.open_input_stream(self._url[5:], compression=None), 0
+            while self._place < start and self._taken(min(start - self._place, _PART)):
+                pass
+            return self._taken(length)
+
+    def _taken(self, length: int) -> bytes:
+        data: bytes = self._stream.read(length) if length and self._stream is not None else b""
+        self._place += len(data)
+        return data
+
+
+@contextmanager
+def reasons(url: str) -> Iterator[None]:
+    """A store's errors become what `reason` says of them."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise reason(url, error) from None
 
 
 def filesystem(url: str) -> Any:
     """The store of a URL: its address, region and credentials are those of the environment. Raises Unreachable."""
     with _filesystem_lock:  # threads ask at once, and each would make its own
         scheme, bucket = url[:5], url[5:].partition("/")[0]
-        try:
+        with reasons(url):
             return _s3(bucket) if scheme == "s3://" else _gcs()
-        except (OSError, ValueError) as error:
-            raise reason(url, error) from None
 
 
 @lru_cache(16)
@@ -220,11 +291,11 @@ def _s3(bucket: str) -> Any:
 def _gcs() -> Any:
     from pyarrow import fs
 
-    address = os.environ.get("STORAGE_EMULATOR_HOST")
+    address = os.environ.get("STORAGE_EMULATOR_HOST") or os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT")
     limit = timedelta(seconds=_SECONDS)
     if not address:
         return fs.GcsFileSystem(retry_time_limit=limit)
-    scheme, _, host = address.rpartition("://")
+    scheme, _, host = address.rstrip("/").rpartition("://")
     return fs.GcsFileSystem(anonymous=True, scheme=scheme or "http", endpoint_override=host, retry_time_limit=limit)
 
 
@@ -233,6 +304,8 @@ def reason(url: str, error: Exception) -> Exception:
     text = " ".join(str(error).split())
     bucket = printable("/".join(url.split("/")[:3]))
     scheme = url[:5]
+    if "a last message of The specified bucket does not exist" in text:
+        return no_bucket(url)
     if isinstance(error, FileNotFoundError) or "NO_SUCH_KEY" in text:
         return FileNotFoundError(f"no such object: {printable(url)}")
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or ("Bucket" in text and "not found" in text):
@@ -241,7 +314,10 @@ def reason(url: str, error: Exception) -> Exception:
         how = ("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (AWS_NO_SIGN_REQUEST=1 for a public bucket)" if scheme == "s3://"
                else "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`")
         return Unreachable(f"{bucket} may not be read with the credentials found here: set {how}")
-    if isinstance(error, ValueError):
+    if "OAuth2 access token" in text:
+        return Unreachable(f"{bucket} cannot be read: there are no credentials here, or no network to use them: set "
+                           "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`")
+    if isinstance(error, ValueError) and "google::cloud::Status" not in text:  # that is of a server which answers anything
         return InputError(f"{printable(url)} is no address of an object: {printable(text)[:200]}")
     where = "AWS_ENDPOINT_URL and AWS_REGION" if scheme == "s3://" else "STORAGE_EMULATOR_HOST"
     return Unreachable(f"{bucket} cannot be read: check the network, {where} ({printable(text)[:200]})")

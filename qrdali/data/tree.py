@@ -30,6 +30,10 @@ class Tree(Protocol):
         """Names of the folders at a place, sorted; an absent place has none."""
         ...
 
+    def among(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` that are folders of the root."""
+        ...
+
     def shards(self, *place: str) -> list[str]:
         """Names of the tar files at a place, sorted."""
         ...
@@ -42,7 +46,7 @@ class Tree(Protocol):
 def open_tree(root: str) -> Tree:
     """Raises InputError for a root that is no folder, Unreachable for a store that cannot be read."""
     if storage.is_remote(root):
-        return RemoteTree(root)
+        return GoogleTree(root) if root.startswith("gs://") else RemoteTree(root)
     scheme, found, _ = root.partition("://")
     if found and scheme.isascii() and scheme.isalpha():
         raise InputError(f"{printable(root)}: only s3:// and gs:// are read; give one of those or a folder")
@@ -64,6 +68,9 @@ class LocalTree:
         folder = self._root.joinpath(*place)
         return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()) if folder.is_dir() else []
 
+    def among(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if (self._root / name).is_dir()]
+
     def shards(self, *place: str) -> list[str]:
         folder = self._root.joinpath(*place)
         return sorted(entry.name for entry in os.scandir(folder) if _is_shard(entry.name)) if folder.is_dir() else []
@@ -82,10 +89,11 @@ class RemoteTree:
             raise InputError(f"{printable(root)} is no place in a store: give {root[:5]}BUCKET or {root[:5]}BUCKET/PREFIX")
         self.root = root[:5] + "/".join([bucket, *parts])
         self._store = storage.filesystem(self.root)
-        try:
-            there = self._store.get_file_info(bucket).type.name != "NotFound"
-        except (OSError, ValueError) as error:
-            raise storage.reason(self.root, error) from None
+        self._look()
+
+    def _look(self) -> None:
+        with storage.reasons(self.root):
+            there = self._store.get_file_info(self.root[5:].partition("/")[0]).type.name != "NotFound"
         if not there:
             raise storage.no_bucket(self.root)
 
@@ -94,6 +102,10 @@ class RemoteTree:
 
     def folders(self, *place: str) -> list[str]:
         return sorted(info.base_name for info in self._listed(place) if info.type.name == "Directory")
+
+    def among(self, names: Sequence[str]) -> list[str]:
+        there = set(self.folders())
+        return [name for name in names if name in there]
 
     def shards(self, *place: str) -> list[str]:
         return sorted(info.base_name for info in self._listed(place) if info.type.name == "File" and _is_shard(info.base_name))
@@ -117,10 +129,68 @@ class RemoteTree:
         from pyarrow import fs
 
         url = self.name(*place)
-        try:
+        with storage.reasons(url):
             found: list[Any] = self._store.get_file_info(fs.FileSelector(url[5:], allow_not_found=True))
-        except (OSError, ValueError) as error:
-            raise storage.reason(url, error) from None
+        return found
+
+
+class GoogleTree(RemoteTree):
+    """The same in Google's store. pyarrow finds no folder there but one that has an object of its own, so that everything below a place is
+    listed, a thousand objects a request, one request after another. Places are listed side by side, once; names are kept."""
+
+    def __init__(self, root: str) -> None:
+        self._known: dict[tuple[str, ...], dict[str, list[str]]] = {}
+        super().__init__(root)
+
+    def _look(self) -> None:
+        """The first listing tells whether there is such a bucket: who may list one may often not ask about it."""
+
+    def folders(self, *place: str) -> list[str]:
+        return sorted(name for name in self._below(place) if name)
+
+    def among(self, names: Sequence[str]) -> list[str]:
+        with ThreadPoolExecutor(LISTINGS, "list") as pool:
+            return [name for name, found in zip(names, pool.map(lambda name: self._below((name,)), names), strict=True) if found]
+
+    def shards(self, *place: str) -> list[str]:
+        if place in self._known:
+            return sorted(filter(_is_shard, self._known[place].get("", [])))
+        return super().shards(*place)
+
+    def images(self, split: str, classes: Sequence[str]) -> Iterator[Iterator[str]]:
+        below = self._below((split,))
+        return (iter([self.name(split, name, file) for file in sorted(below.get(name, [])) if _is_image(file)]) for name in classes)
+
+    def _below(self, place: tuple[str, ...]) -> dict[str, list[str]]:
+        """The files of each folder at a place, those at the place itself under ""; of deeper ones only the first folder's name."""
+        if place not in self._known:
+            found: dict[str, list[str]] = {}
+            start = len(self.name(*place)) - 5 + 1
+            for info in self._every(place):
+                parts = info.path[start:].split("/")
+                if info.type.name != "File":
+                    found.setdefault(parts[0], [])
+                elif len(parts) == 1:
+                    found.setdefault("", []).append(parts[0])
+                elif parts[0]:
+                    own = found.setdefault(parts[0], [])
+                    if len(parts) == 2:
+                        own.append(parts[1])
+            self._known[place] = found
+        return self._known[place]
+
+    def _every(self, place: tuple[str, ...]) -> list[Any]:
+        """All below a place. Asked so that an absent bucket is told from one with nothing there, which is an error too."""
+        from pyarrow import fs
+
+        url = self.name(*place)
+        with storage.reasons(url):
+            try:
+                found: list[Any] = self._store.get_file_info(fs.FileSelector(url[5:], recursive=True))
+            except OSError as error:
+                if not str(error).startswith("No such file or directory"):
+                    raise
+                return []
         return found
 
 
