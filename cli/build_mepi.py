@@ -33,12 +33,13 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
 @click.option("--search", type=click.Choice(["descend", "exhaustive"]), default="descend", show_default=True,
               help="Step by step, or try every level (color and resolution).")
 @click.option("--limit", type=click.IntRange(1), help="Search this many images, spread evenly over the split.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="As of `evaluate`, for reading back.")
-@click.option("--search-batch-size", type=click.IntRange(1), help="Candidates per forward pass.  [default: 16 on a CPU, 256 on a GPU]")
+@click.option("--batch-size", type=click.IntRange(1, 1 << 20), default=32, show_default=True, help="As of `evaluate`, for reading back.")
+@click.option("--search-batch-size", type=click.IntRange(1, 1 << 16),
+              help="Candidates per forward pass.  [default: 16 on a CPU, 256 on a GPU]")
 @click.option("--memory", type=click.IntRange(1), default=1024, show_default=True, help="MiB of decoded originals kept.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="Decoding and encoding threads.  [default: all it may use]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Decoding and encoding threads.  [default: all it may use]")
 @click.option("--resume", is_flag=True, help="Continue this folder; starts it if it has not begun.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on stdout.")
 def build_mepi(as_json: bool, **options: Any) -> None:

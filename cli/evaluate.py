@@ -30,10 +30,10 @@ if TYPE_CHECKING:
               help="For a run with other classes than the data: lines of its class, a tab, the data's class.")
 @click.option("--map-rule", type=click.Choice(["argmax", "sum"]),
               help="The first choice, mapped; or the largest sum of probabilities.  [default: argmax]")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1, 1 << 20), default=32, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="Decoding threads.  [default: all it may use]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Decoding threads.  [default: all it may use]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def evaluate(run: str, data: str | None, root: str | None, split: str, sets: tuple[str, ...], curve: bool, reduced: float | None,
              step: float, class_map: str | None, map_rule: Rule | None, batch_size: int, device: str, amp: str, threads: int | None,

@@ -40,7 +40,7 @@ def models(pattern: str, as_json: bool) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        table.add_row(row.name, f"{row.parameters / 1e6:.2f} M", f"{row.gmacs:.2f}", f"{row.input_size} px")
+        table.add_row(row.name, f"{row.parameters / 1e6:.2f} M", "" if row.gmacs is None else f"{row.gmacs:.2f}", f"{row.input_size} px")
     console = Console(stderr=True)
     console.print(table)
     console.print(

@@ -43,11 +43,11 @@ def _common(command: F) -> F:
         click.option("--init", type=click.Path(), help="Start from the best/ of this run."),
         click.option("--pretrained", is_flag=True, default=None, help="Start from published weights."),
         click.option("--batch-size", type=int, help="Images per step, of all processes together.  [default: 32]"),
-        click.option("--lr", type=float, help="Learning rate.  [default: one at which the model learns from scratch]"),
+        click.option("--lr", type=float, help="Learning rate.  [default: one at which AdamW trains it from scratch, with --init too]"),
         click.option("--optimizer", help="Any optimizer of timm.  [default: adamw]"),
         click.option("--weight-decay", type=float, help="[default: 0.05]"),
         click.option("--label-smoothing", type=float, help="[default: 0]"),
-        click.option("--input-size", type=int, help="Side of the network's input.  [default: the model's]"),
+        click.option("--input-size", type=int, help="Side of the network's input.  [default: that of --init, or the model's]"),
         click.option("--fit", type=click.Choice(["whole", "center"]), help="What of an image is seen.  [default: whole]"),
         click.option("--augment", type=click.Choice(["flip", "rrc", "none"]), help="[default: flip]"),
         click.option("--track-set", "track_sets", multiple=True, metavar="NAME=FOLDER",
@@ -196,12 +196,16 @@ def _run(method: str, options: dict[str, Any]) -> None:
     from qrdali.cli.job import job
     from qrdali.cli.training import run_training
     from qrdali.deterministic import deterministic
+    from qrdali.errors import InputError, printable
     from qrdali.evaluate import named_sets
 
     sets = named_sets(options.pop("track_sets"), "--track-set")
     options["track_sets"] = {name: str(folder) for name, folder in sets.items()} or None
     run, resume, config, dry = Path(options.pop("run")), options.pop("resume"), options.pop("config"), options.pop("dry_run")
     values = settings_file.read(Path(config)) if config else {}
+    if values.get("method", method) != method:
+        raise InputError(f"{config} is for `train {printable(values['method'])[:40]}`, this is `train {method}`: leave method out, "
+                         "or call the other")
     values.update({key: value for key, value in options.items() if value is not None}, method=method)
     settings = settings_file.validated(values)
     if dry:

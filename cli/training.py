@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,7 @@ def _prepared(settings: Settings, run: Path, resume: bool, begun: bool, ranks: R
     torch.manual_seed(settings.seed)
     model = runs.load_best(Path(settings.init))[0] if settings.init else models.create(
         settings.model, len(dataset.classes), pretrained=settings.pretrained)
+    models.require_size(model, settings.model, pre.input_size)
     if settings.deterministic:
         require(model, pre.input_size, len(dataset.classes), settings.amp, device)
     return settings, dataset, train_index, val_index, device, pre, model, facts
@@ -140,12 +142,15 @@ def _require_equal(prepared: Any, ranks: Ranks) -> None:
 
 
 def _require_place(run: Path, begun: bool, resume: bool, settings: Settings) -> None:
-    from qrdali.errors import InputError
+    from qrdali.errors import InputError, printable
 
     if begun and not resume:
         raise InputError(f"{run} already holds a run: continue it with --resume, or choose another --run")
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file: choose another --run")
+    # Before config.toml a run writes the indexes of tracked sets only, and hidden files.
+    if not begun and run.exists() and (other := sorted(name for name in os.listdir(run) if not name.startswith(".") and name != "tracked")):
+        raise InputError(f"{run} holds {printable(other[0])!r}, which is no run's: choose another --run")
     every = settings.save_every
     if (every and not every.removesuffix("m").isdecimal()) or every in ("0", "0m"):
         raise InputError(f"--save-every is {every!r}: give a number of steps such as 500, or minutes such as 10m")

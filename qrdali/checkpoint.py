@@ -56,15 +56,17 @@ def _write(folder: Path, state: dict[str, Any], tensors: dict[str, Tensors]) -> 
     """All files of a checkpoint, on the disk. Each is hashed while the next is written."""
     with ThreadPoolExecutor(1) as pool:
         found = {}
+        (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", "utf-8")
+        found["state.json"] = pool.submit(_on_disk, folder / "state.json")
+        mode = (folder / "state.json").stat().st_mode & 0o777
         for name, values in tensors.items():
             file = folder / f"{name}.safetensors"
             try:
                 save_file({key: value.detach().contiguous() for key, value in values.items()}, file)
             except SafetensorError as error:  # of the system's error it keeps the text alone
                 raise OSError(str(error)) from None
+            file.chmod(mode)  # safetensors writes for its owner alone
             found[file.name] = pool.submit(_on_disk, file)
-        (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", "utf-8")
-        found["state.json"] = pool.submit(_on_disk, folder / "state.json")
         (folder / SUMS).write_text("".join(f"{found[name].result()}  {name}\n" for name in sorted(found)), "utf-8")
     sync(folder / SUMS)
     sync(folder)

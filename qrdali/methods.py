@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from qrdali.errors import InputError
+import difflib
+
+from qrdali.errors import InputError, printable
 from qrdali.evaluate import check_set_name
 from qrdali.levels import Constant, Drawn, Levels, constant, reduced_sets
 from qrdali.probe import Descent
@@ -15,6 +17,9 @@ def check(settings: Settings) -> None:
     """Raises InputError for settings that are right one by one and wrong together."""
     rule = rule_of(settings)
     n = steps(settings.step)
+    if settings.init and settings.pretrained:
+        raise InputError("--init and --pretrained both say where the weights come from: give one of them")
+    require_optimizer(settings.optimizer)
     if settings.method == "fixed":
         level_of(settings.quality, n)
     if settings.method == "random":
@@ -37,6 +42,18 @@ def check(settings: Settings) -> None:
             reduced_sets("val", settings.track_reduced, n)
         except InputError as error:
             raise InputError(f"--track-reduced: {error}") from None
+
+
+def require_optimizer(name: str) -> None:
+    """Raises InputError for a name that is none of timm's, naming those that are near."""
+    from timm.optim import get_optimizer_class, list_optimizers
+
+    try:
+        get_optimizer_class(name)
+    except ValueError:
+        near = difflib.get_close_matches(name, list_optimizers(), 3, 0.5)
+        raise InputError(f"no optimizer is called {printable(name)[:80]!r}; {'near it' if near else 'timm has'}: "
+                         + ", ".join(near or list_optimizers()[:8])) from None
 
 
 def rule_of(settings: Settings) -> Rule:

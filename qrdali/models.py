@@ -39,12 +39,12 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Description:
-    """parameters: their number. gmacs: 10^9 multiply-adds of one image, what the literature calls GFLOP. input_size: side in
-    pixels."""
+    """parameters: their number. gmacs: 10^9 multiply-adds of one image, what the literature calls GFLOP; None where torch cannot count
+    them. input_size: side in pixels."""
 
     name: str
     parameters: int
-    gmacs: float
+    gmacs: float | None
     input_size: int
 
 
@@ -151,6 +151,27 @@ def describe(name: str, classes: int = 1000, input_size: int | None = None) -> D
     side = input_size or preprocessing(name).input_size
     with torch.device("meta"):
         model = create(name, classes).eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, 3, side, side))
-    return Description(name, sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9, side)
+        gmacs: float | None = None
+        try:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                model(torch.empty(1, 3, side, side))
+            gmacs = counter.get_total_flops() / 2e9
+        except Exception:  # networks fail without data, or under the counter, in many ways
+            pass
+    return Description(name, sum(p.numel() for p in model.parameters()), gmacs, side)
+
+
+def require_size(model: nn.Module, name: str, input_size: int) -> None:
+    """Raises InputError if `model`, on the CPU, takes no images of another size than its own, as many transformers do not."""
+    own = preprocessing(name).input_size
+    if input_size == own:
+        return
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, input_size, input_size))
+    except Exception as error:  # of any type: it is the network's own code
+        raise InputError(f"--input-size is {input_size}, and {name} does not take it ({printable(error)[:120]}): leave it out, the "
+                         f"network's own is {own}") from None
+    finally:
+        model.train(training)

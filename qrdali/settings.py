@@ -18,6 +18,7 @@ else:
     import tomli as tomllib
 
 _MOST_BYTES = 1_000_000  # of a configuration
+MOST_TOGETHER = 1 << 20  # images of a batch: DALI counts bytes of small things in 32 bits
 Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
 
 
@@ -47,14 +48,14 @@ class Settings(BaseModel):
     feedback: Literal["probe", "online"] = "probe"
     prefer: Literal["confidence", "entropy"] = "confidence"
     windows: Literal[5, 9] = 5
-    probe_batch_size: int = Field(0, ge=0)
+    probe_batch_size: int = Field(0, ge=0, le=MOST_TOGETHER)
     monitor: Literal["full", "phase"] = "full"
     patience: int = Field(3, ge=1)
     epochs: int = Field(10, ge=1)
     max_epochs: int = Field(300, ge=1)
     match: str = ""
     match_steps: int = Field(0, ge=0)
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, le=MOST_TOGETHER)
     lr: float = Field(0.0, ge=0, allow_inf_nan=False)
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False)
     optimizer: str = "adamw"

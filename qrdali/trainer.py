@@ -48,6 +48,7 @@ class Trainer:
         self.device, self.watcher, self.stop, self.tracker, self.ranks = device, watcher, stop, tracker, ranks
         self.facts, self.energy = facts, Energy(device)
         self.changed: dict[str, Any] = {}
+        self.constant_class: int | None = None
         self.learner = learner = Learner(settings, model, preprocessing.input_size, device, ranks)
         self.model, self.judged, self.autocast = learner.model, learner.judged, learner.autocast
         self.n = steps(settings.step)
@@ -77,7 +78,8 @@ class Trainer:
             state = self._epoch(state, letter, epoch)
             epoch = None
         why = "" if state.ended.startswith("patience") else f" by {state.ended}"  # patience has just said so
-        self.watcher.line(f"run ended{why}; best is epoch {state.run_best_epoch} with val {state.run_best:.4f}")
+        best = f"epoch {state.run_best_epoch}" if state.run_best_epoch else "the start, no epoch was better,"
+        self.watcher.line(f"run ended{why}; best is {best} with val {state.run_best:.4f}")
         return state
 
     def _begin(self) -> schedule.State:
@@ -153,9 +155,10 @@ class Trainer:
         self.watcher.line(epoch_text(row, epoch, self.rule, state, event) + tracked_text(tracked))
         if event.closed:
             self.watcher.line(closed_text(self.rule, before, event.closed, self.settings.restore_best))
-        if rows.constant_class is not None:
+        if rows.constant_class is not None and rows.constant_class != self.constant_class:  # not every epoch again
             self.watcher.warn(f"the network answers {self.classes[rows.constant_class]!r} for every validation image: "
                               "if that lasts, lower --lr")
+        self.constant_class = rows.constant_class
         return state
 
     def _train(self, state: schedule.State, letter: str, levels: Levels, resumed: Epoch | None) -> Epoch:

@@ -213,6 +213,13 @@ def counting(powercap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy, "_number", lambda file: next(readings) if file.name == "energy_uj" else 10**15)
 
 
+
+def test_a_network_whose_cost_torch_cannot_count_has_its_size() -> None:
+    described = models.describe("cait_xxs24_224")
+    assert described.parameters == 11_956_264
+    assert described.gmacs is None
+
+
 def test_a_run_records_what_it_is_and_what_it_costs(dataset: Dataset, tmp_path: Path, counting: None) -> None:
     run = tmp_path / "run"
     run_training(settings(dataset), run, False)

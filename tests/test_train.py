@@ -10,10 +10,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from qrdali import checkpoint
 from qrdali.cli.evaluate import Evaluator
+from qrdali.cli.main import cli
 from qrdali.cli.training import run_training
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
@@ -122,6 +124,47 @@ def test_refusals(data: Path, shared: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("epochs = = 3")
     with pytest.raises(InputError, match="TOML"):
         read(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"optimizer": "adamww"}, "adamww.*near it: .*adamw"), ({"optimizer": "lbfgs"}, "lbfgs"),
+    ({"model": "vit_tiny_patch16_224"}, "--input-size is 64.*does not take it.*own is 224"), ({"batch_size": 3_000_000_000}, "batch_size"),
+    ({"probe_batch_size": 10**20}, "probe_batch_size"), ({"init": "RUN", "pretrained": True}, "--init and --pretrained")])
+def test_what_could_not_begin_leaves_no_folder(data: Path, shared: Path, tmp_path: Path, values: dict[str, object], words: str) -> None:
+    if "init" in values:
+        values = {**values, "init": str(shared)}
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match=words):
+        run_training(settings(data, "shared", **values), run, False)
+    assert not run.exists()
+
+
+def test_a_folder_of_something_else_is_no_place_for_a_run(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "images" / "cats").mkdir(parents=True)
+    for resume in (False, True):
+        with pytest.raises(InputError, match="holds 'cats'"):
+            run_training(settings(data, "shared"), tmp_path / "images", resume)
+    assert sorted(p.name for p in (tmp_path / "images").iterdir()) == ["cats"]
+
+
+def test_a_configuration_of_another_method_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('method = "linear"\n')
+    result = CliRunner().invoke(cli, ["train", "shared", "--data", str(data), "--run", str(tmp_path / "run"), "--config",
+                                      str(tmp_path / "c.toml")])
+    assert isinstance(result.exception, InputError)
+    assert "train linear" in str(result.exception)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_file_of_a_run_may_be_read_by_those_who_may_read_one(shared: Path) -> None:
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in shared.rglob("*") if file.is_file() and not file.name.startswith(".")}
+    assert len({modes["model.safetensors"], modes["state.json"], modes["config.toml"], modes["metrics.jsonl"]}) == 1, modes
+
+
+def test_the_one_class_that_is_always_answered_is_said_once(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_training(settings(data, "shared", epochs=3, lr=1e-9), tmp_path / "run", False)
+    said = capsys.readouterr().err
+    assert said.count("for every validation image") == 1, said
 
 
 def test_other_classes_are_shown(shared: Path, tmp_path: Path) -> None:
