@@ -36,12 +36,13 @@ def loader(data: str | None, rounds: int, threads: int | None, input_size: int, 
     from rich.table import Table
 
     from qrdali.cli.bench_loader import measure
+    from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, emit
     from qrdali.data.index import Dataset
     from qrdali.data.scan import build
     from qrdali.data.shapes import ShapesSpec, generate
 
-    with tempfile.TemporaryDirectory() as folder:
+    with sigterm_exits(), tempfile.TemporaryDirectory() as folder:
         if data is None:
             spec = ShapesSpec(classes=16, train=128, val=0, test=0)
             with Bar("generate", spec.total, "files") as bar:
@@ -89,12 +90,13 @@ def train(data: str | None, name: str, images: int, rounds: int, threads: int | 
     from rich.table import Table
 
     from qrdali.cli.bench_train import measure
+    from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, emit
     from qrdali.data.index import Dataset
     from qrdali.data.scan import build
     from qrdali.data.shapes import ShapesSpec, generate
 
-    with tempfile.TemporaryDirectory() as folder:
+    with sigterm_exits(), tempfile.TemporaryDirectory() as folder:
         if data is None:
             spec = ShapesSpec(classes=16, train=-(-images // 16), val=0, test=0)
             with Bar("generate", spec.total, "files") as bar:
@@ -141,13 +143,14 @@ def mepi(data: str | None, name: str, images: int, naive_images: int, step: floa
     from rich.table import Table
 
     from qrdali.cli.bench_mepi import measure, naive_module
+    from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, emit
     from qrdali.data.index import Dataset
     from qrdali.data.scan import build
     from qrdali.data.shapes import ShapesSpec, generate
 
     naive_module()
-    with tempfile.TemporaryDirectory() as folder:
+    with sigterm_exits(), tempfile.TemporaryDirectory() as folder:
         if data is None:
             spec = ShapesSpec(classes=16, train=-(-images // 16), val=0, test=0)
             with Bar("generate", spec.total, "files") as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -89,8 +90,13 @@ def validated(values: dict[str, Any]) -> Settings:
         return Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(f"{printable(key)} = {printable(first['input'])!r:.80}: {first['msg']}") from None
+        key = printable(".".join(map(str, first["loc"])))
+        value = first["input"] if isinstance(first["input"], bool | int | float) else printable(first["input"])
+        message = first["msg"]
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, Settings.model_fields, 3, 0.5)
+            message = f"there is no such setting; near it: {', '.join(near)}" if near else "there is no such setting"
+        raise InputError(f"{key} = {value!r:.80}: {message}") from None
 
 
 def defaults() -> dict[str, Any]:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -455,3 +456,18 @@ def test_weights_that_are_no_numbers_are_named_with_the_last_samples() -> None:
     listed = ", ".join(map(str, range(100, 116)))
     with pytest.raises(ValueError, match=f"the weights bias are not finite after a step from 9 to 10 .*last: {listed} and 4 more"):
         finite.check(model)
+
+
+def test_a_benchmark_that_is_terminated_leaves_nothing_behind(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-m", "qrdali", "bench", "loader", "--rounds", "1"], stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(tmp_path)}) as process:
+        try:
+            for _ in range(600):
+                if any(tmp_path.rglob("*.jpg")) or process.poll() is not None:
+                    break
+                time.sleep(.1)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 143
+        finally:
+            process.kill()
+    assert list(tmp_path.iterdir()) == []

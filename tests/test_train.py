@@ -118,6 +118,8 @@ def test_refusals(data: Path, shared: Path, tmp_path: Path) -> None:
         run_training(settings(data, "baseline", model="resnet10t", init=str(shared)), tmp_path / "x", False)
     with pytest.raises(InputError, match="surprise"):
         settings(data, "shared", surprise=1)
+    with pytest.raises(InputError, match="lrr = 0.1: there is no such setting; near it: lr"):
+        settings(data, "shared", lrr=0.1)
     with pytest.raises(InputError, match="outside|less than or equal to 1"):
         run_training(settings(data, "fixed", quality=1.5), tmp_path / "x", False)
     assert not (tmp_path / "x").exists()
