@@ -176,7 +176,7 @@ def test_listing_a_thousand_objects_a_request(client: Any, monkeypatch: pytest.M
         client.put_object(Bucket=BUCKET, Key=f"many/train/{'ab'[i % 2]}/{i}.jpg", Body=b"x")
     found, asked = tree.open_tree(f"s3://{BUCKET}/many"), tree.RemoteTree._listed
     monkeypatch.setattr(tree.RemoteTree, "_listed", lambda self, place: requests.append(place) or asked(self, place))
-    listed = [len(list(files)) for files in found.images("train", ["a", "b", "none"])]
+    listed = [len(list(files)) for files in found.images(("train",), ["a", "b", "none"])]
     assert listed == [600, 600, 0]
     assert sorted(requests) == [("train", "a"), ("train", "b"), ("train", "none")]
 
