@@ -190,9 +190,11 @@ class GoogleTree(RemoteTree):
             try:
                 found: list[Any] = self._store.get_file_info(fs.FileSelector(url[5:], recursive=True))
             except OSError as error:
-                if not str(error).startswith("No such file or directory"):
-                    raise
-                return []
+                if str(error).startswith("No such file or directory"):
+                    return []
+                if isinstance(error, FileNotFoundError):  # the store's own word for a listing: only a bucket can be missing
+                    raise storage.no_bucket(self.root) from None
+                raise
         return found
 
 
