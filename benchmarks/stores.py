@@ -91,7 +91,7 @@ def main() -> None:
         client.put_object(Bucket=BUCKET, Key=f"train/{i % CLASSES:02d}/{i:05d}.jpg", Body=file.getvalue())
     root, found = f"s3://{BUCKET}", {}
     classes = [f"{i:02d}" for i in range(CLASSES)]
-    found["listing"] = timed(lambda: [list(files) for files in open_tree(root).images("train", classes)], proxy)
+    found["listing"] = timed(lambda: [list(files) for files in open_tree(root).images(("train",), classes)], proxy)
     with TemporaryDirectory() as scratch:
         for name, threads in (("headers, 1 thread", 1), ("headers, 32 threads", 32)):
             reading = Reading(verify=False, threads=threads)

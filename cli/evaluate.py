@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @click.option("--data", type=click.Path(), help="Data set made by `qrdali data index`.")
 @click.option("--root", metavar="[OLD=]NEW", help="Where the images of --data are now, if they moved.")
 @click.option("--split", default="test", show_default=True, help="train, val or test of --data.")
-@click.option("--set", "sets", multiple=True, metavar="NAME=FOLDER", help="A folder of class folders, such as mepi/crop; repeatable.")
+@click.option("--set", "sets", multiple=True, metavar="NAME=FOLDER",
+              help="A folder of class folders, such as mepi/crop, or s3:// or gs://; repeatable.")
 @click.option("--curve", is_flag=True, help="Also accuracy at every level of each reduction, into RUN/curves/.")
 @click.option("--reduced", type=float, help="Also the split at this quality in each reduction, centre crops; such as 0.5.")
 @click.option("--step", default=0.25, show_default=True, help="Grid of qualities of --curve and --reduced, 1/n.")
@@ -161,8 +162,9 @@ class Evaluator:
                 for reduction, (name, levels) in reduced_sets(split, self.reduced, self.n).items()}
         return result
 
-    def folder(self, name: str, folder: Path) -> dict[str, Any]:
-        """Evaluates a folder of class folders and writes its rows; files that cannot be read are named and counted."""
+    def folder(self, name: str, folder: Path | str) -> dict[str, Any]:
+        """Evaluates a folder of class folders, on the disk or in a store, and writes its rows; files that cannot be read are named and
+        counted."""
         from tempfile import TemporaryDirectory
 
         from qrdali.cli.terminal import warn

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def _evaluate(tasks: Tasks, run: Run) -> dict[str, float]:
     evaluator = Evaluator(tasks.folder.run(run.name), settings.batch_size, settings.device, settings.amp, settings.threads or None,
                           steps(asked.curve_step) if asked.curve else None, **extra)
     results = [evaluator.split(tasks.data, split) for split in asked.splits]
-    results += [evaluator.folder(name, Path(folder)) for name, folder in asked.sets.items()]
+    results += [evaluator.folder(name, folder) for name, folder in asked.sets.items()]
     found = {r["set"]: r["accuracy"] for result in results for r in (result, *result.get("reduced", {}).values())}
     say("  " + ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in found.items()))
     return found

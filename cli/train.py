@@ -51,7 +51,7 @@ def _common(command: F) -> F:
         click.option("--fit", type=click.Choice(["whole", "center"]), help="What of an image is seen.  [default: whole]"),
         click.option("--augment", type=click.Choice(["flip", "rrc", "none"]), help="[default: flip]"),
         click.option("--track-set", "track_sets", multiple=True, metavar="NAME=FOLDER",
-                     help="A folder of class folders whose accuracy every epoch's line holds; repeatable."),
+                     help="A folder of class folders, or s3:// or gs://, whose accuracy every epoch's line holds; repeatable."),
         click.option("--track-reduced", type=float,
                      help="Also that of the validation split at this quality of --step, in each reduction."),
         click.option("--save-every", help="Save within an epoch: N steps, or Nm minutes."),
@@ -200,7 +200,7 @@ def _run(method: str, options: dict[str, Any]) -> None:
     from qrdali.evaluate import named_sets
 
     sets = named_sets(options.pop("track_sets"), "--track-set")
-    options["track_sets"] = {name: str(folder) for name, folder in sets.items()} or None
+    options["track_sets"] = sets or None
     run, resume, config, dry = Path(options.pop("run")), options.pop("resume"), options.pop("config"), options.pop("dry_run")
     values = settings_file.read(Path(config)) if config else {}
     if values.get("method", method) != method:

@@ -178,6 +178,7 @@ def _require_shares(settings: Settings, images: int, device: torch.device, ranks
 def _resolved(settings: Settings, dataset: Dataset, images: int) -> tuple[Settings, Preprocessing]:
     """Settings with all that --init, --match and the network decide; paths absolute."""
     from qrdali import models, runs
+    from qrdali.data import storage
     from qrdali.errors import InputError
     from qrdali.methods import check
 
@@ -194,7 +195,7 @@ def _resolved(settings: Settings, dataset: Dataset, images: int) -> tuple[Settin
         pre = models.preprocessing(name, settings.input_size or None, settings.fit)
     settings = settings.model_copy(update={
         "model": name, "lr": settings.lr or models.learning_rate(name), "input_size": pre.input_size, "fit": pre.fit,
-        "track_sets": {name: str(Path(folder).absolute()) for name, folder in settings.track_sets.items()},
+        "track_sets": {name: storage.absolute(folder) for name, folder in settings.track_sets.items()},
         "data": str(Path(settings.data).absolute()), "init": str(Path(settings.init).absolute()) if settings.init else ""})
     if settings.match and not settings.match_steps:
         taken = runs.optimizer_steps(Path(settings.match))

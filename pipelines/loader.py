@@ -23,6 +23,7 @@ from qrdali.errors import RunError, Unreadable, printable
 from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs, host
 from qrdali.pipelines.graphs import Engine
+from qrdali.pipelines.reading import read_ahead
 from qrdali.pipelines.source import Prepared, Source, asked_arrays, graph_arrays, window_arrays
 from qrdali.plan import Plan
 from qrdali.view import view
@@ -173,11 +174,12 @@ class GraphLoader(_Loader):
         """See `Loader.candidates`."""
         flying: deque[Ask] = deque()
         pre, count = self._preprocessing, len(dimensions)
+        stream = read_ahead(self._reader, asked, lambda ask: ask.samples, deque())
 
         def emit() -> tuple[Any, ...]:
-            ask = next(asked)
+            ask, files = next(stream)
             flying.append(ask)
-            return asked_arrays(self._reader(ask.samples), ask, dimensions, pre.fit, pre.crop_share)
+            return asked_arrays(files, ask, dimensions, pre.fit, pre.crop_share)
 
         pipe = graphs.candidates(emit, self._engine, most, pre, dimensions, pictures, self._reader.apart)
         for ask, outputs in self._asked(pipe, flying):
@@ -270,11 +272,12 @@ class HostLoader(_Loader):
     def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
         """See `Loader.candidates`."""
         flying: deque[Ask] = deque()
+        stream = read_ahead(self._reader, asked, lambda ask: ask.samples, deque())
 
         def emit() -> tuple[Any, ...]:
-            ask = next(asked)
+            ask, files = next(stream)
             flying.append(ask)
-            return window_arrays(self._reader(ask.samples), ask.window)
+            return window_arrays(files, ask.window)
 
         self._settle()
         for ask, (windows,) in self._asked(graphs.windows(emit, self._engine, most, self._reader.apart), flying):

@@ -23,7 +23,7 @@ from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs, host
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import failure, problem
-from qrdali.pipelines.reading import Reader
+from qrdali.pipelines.reading import Begun, Reader, read_ahead
 from qrdali.pipelines.source import reduction_arrays, window_arrays
 from qrdali.quality import Parameters
 from qrdali.view import view
@@ -47,7 +47,8 @@ class _Maker(ABC):
         again: deque[list[int]] = deque()  # what was in flight when a file failed, less that file
         while True:
             flying: deque[list[int]] = deque()
-            pipe = self._decoding(samples, again, flying, most or (lambda: _TOGETHER))
+            begun: deque[Begun[list[int]]] = deque()
+            pipe = self._decoding(samples, again, flying, begun, most or (lambda: _TOGETHER))
             try:
                 while True:
                     (windows,) = pipe.run()
@@ -62,19 +63,20 @@ class _Maker(ABC):
                     raise RunError(failure(error)) from None
                 for sample, reason in bad.items():
                     unreadable(sample, reason)
-                again = deque([*(left for chunk in flying if (left := [s for s in chunk if s not in bad])), *again])
+                again = deque([*(left for chunk in flying if (left := [s for s in chunk if s not in bad])),
+                               *(chunk for chunk, _, _ in begun), *again])
 
-    def _decoding(self, samples: Iterator[int], again: deque[list[int]], flying: deque[list[int]], most: Callable[[], int]) -> Any:
-        """A pipeline that decodes `again`, then `samples`, and notes in `flying` what it has been given."""
+    def _decoding(self, samples: Iterator[int], again: deque[list[int]], flying: deque[list[int]], begun: deque[Begun[list[int]]],
+                  most: Callable[[], int]) -> Any:
+        """A pipeline that decodes `again`, then `samples`, and notes in `flying` what it has been given, in `begun` what is being read."""
+        chunks: Iterator[list[int]] = iter(lambda: again.popleft() if again else self._chunk(samples, min(_TOGETHER, most())), [])
+        stream = read_ahead(self._reader, chunks, lambda chunk: np.array(chunk, np.int64), begun, lambda: 2 * min(_TOGETHER, most()))
 
         def emit() -> tuple[Any, ...]:
-            chunk = again.popleft() if again else self._chunk(samples, min(_TOGETHER, most()))
-            if not chunk:
-                raise StopIteration
+            chunk, files = next(stream)
             flying.append(chunk)
-            numbers = np.array(chunk)
-            sizes = self._index.sizes(numbers)
-            return window_arrays(self._reader(numbers), np.concatenate([np.zeros_like(sizes), sizes], axis=1))
+            sizes = self._index.sizes(np.array(chunk))
+            return window_arrays(files, np.concatenate([np.zeros_like(sizes), sizes], axis=1))
 
         return graphs.windows(emit, replace(self._engine, depth=2), _TOGETHER, self._reader.apart)
 

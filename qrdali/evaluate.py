@@ -108,15 +108,15 @@ def check_set_name(name: str, option: str) -> None:
                          f"{', '.join(SPLITS)} nor one of them reduced, such as test-crop-0.5")
 
 
-def named_sets(texts: tuple[str, ...], option: str) -> dict[str, Path]:
-    """The folders of NAME=FOLDER texts by name. Raises InputError for a name that is given twice or cannot be."""
+def named_sets(texts: tuple[str, ...], option: str) -> dict[str, str]:
+    """The folders, paths or URLs, of NAME=FOLDER texts by name. Raises InputError for a name that is given twice or cannot be."""
     folders = {}
     for text in texts:
         name, equals, folder = text.partition("=")
         if not equals or not folder:
             raise InputError(f"{option} is {printable(text)!r}: give NAME=FOLDER")
         check_set_name(name, option)
-        folders[name] = Path(folder)
+        folders[name] = folder
     if len(folders) < len(texts):
         raise InputError(f"{option} gives one NAME twice: every set needs a name of its own")
     return folders

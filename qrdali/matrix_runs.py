@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qrdali import settings as settings_file
+from qrdali.data import storage
 from qrdali.errors import InputError, printable
 from qrdali.matrix import Matrix, Method, Network
 from qrdali.methods import check
@@ -117,5 +118,5 @@ def _of_network(matrix: Matrix, network: Network, seed: int, data: Path) -> list
 def _placed(values: dict[str, Any]) -> dict[str, Any]:
     """Folders of tracked sets as absolute paths: a run's config.toml holds them so."""
     if isinstance(values.get("track_sets"), dict):
-        return {**values, "track_sets": {name: str(Path(str(folder)).absolute()) for name, folder in values["track_sets"].items()}}
+        return {**values, "track_sets": {name: storage.absolute(str(folder)) for name, folder in values["track_sets"].items()}}
     return values

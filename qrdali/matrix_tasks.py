@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qrdali import runs as run_folders
+from qrdali.data import storage
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError, printable
 from qrdali.json_object import read_object
@@ -159,7 +160,8 @@ class Tasks:
         asked = self.matrix.evaluate
         return {"data": {split: self._fingerprint(split) for split in asked.splits}, "reduced": asked.reduced,
                 "curve": asked.curve_step if asked.curve else None,
-                "sets": {name: [str(Path(folder).absolute()), _newest(Path(folder))] for name, folder in asked.sets.items()}}
+                "sets": {name: [storage.absolute(folder), 0 if storage.is_remote(folder) else _newest(Path(folder))]
+                         for name, folder in asked.sets.items()}}
 
     def _fingerprint(self, split: str) -> str:
         if split not in self._fingerprints:

@@ -95,7 +95,7 @@ def index_sets(run: Path, sets: dict[str, str], classes: tuple[str, ...], warn: 
             if runs.holds_run(run) and (folder / f"{name}.arrow").exists():
                 _require_same(folder / f"{name}.arrow", name, root, len(classes))
                 continue
-            rejected = index_folder(Path(root), classes, Path(scratch) / f"{name}.arrow", verify=True)
+            rejected = index_folder(root, classes, Path(scratch) / f"{name}.arrow", verify=True)
             if rejected:
                 warn(f"tracked set {name}: {len(rejected)} files cannot be read and are left out, such as {': '.join(rejected[0])}")
         for file in sorted(Path(scratch).iterdir()):
@@ -113,8 +113,8 @@ def indexed_sets(run: Path, sets: Iterable[str], classes: int) -> dict[str, Inde
 
 def _require_same(file: Path, name: str, root: str, classes: int) -> None:
     try:
-        before = Path(Index(file, classes).paths(np.zeros(1, np.int64))[0]).parent.parent
+        before = Index(file, classes).paths(np.zeros(1, np.int64))[0].rsplit("/", 2)[0]
     except (RunError, IndexError, UnicodeDecodeError):
         raise RunError(f"{printable(file)} is damaged: remove it, and the folder is indexed again") from None
-    if before.resolve() != Path(root).resolve():
+    if before != root.rstrip("/") and Path(before).resolve() != Path(root).resolve():
         raise InputError(f"the tracked set {name} was {printable(before)} and is now {printable(root)}: give the other folder another NAME")

@@ -2,28 +2,47 @@
 
 import io
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from gcs import BUCKET, Store, forget, gcs
-from stores import loader_of, tar
+from stores import loader_of, preprocessing, put, s3, tar
 from tiny import fill, images, jpeg, made, paths
 
 from qrdali.cli.main import cli
 from qrdali.data import storage, tree
-from qrdali.data.index import SPLITS, Dataset
+from qrdali.data.index import SPLITS, Dataset, Index
 from qrdali.data.roots import index_root
 from qrdali.data.scan import DECODED, build
 from qrdali.data.verify import changes
-from qrdali.errors import RunError
+from qrdali.errors import InputError, RunError
 from qrdali.levels import FULL
 from qrdali.plan import Plan
+from qrdali.track import index_sets
 
 ODD = ["one two.jpg", "\"'quotes'.jpg", "émoji 🦊.jpg", "%41?x#y+&=.jpg"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def silence() -> Iterator[subprocess.Popen[str]]:
+    """A process that asks a server which never answers, while the other tests run: Google's library waits for two minutes."""
+    work = ("import sys; from pathlib import Path; from qrdali.data.roots import index_root; from qrdali.data.scan import DECODED\n"
+            "try: index_root('gs://b/x', Path(sys.argv[1]), DECODED)\nexcept Exception as error: print(type(error).__name__, error)")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        environment = os.environ | {"STORAGE_EMULATOR_HOST": f"127.0.0.1:{server.getsockname()[1]}"}
+        with subprocess.Popen([sys.executable, "-c", work, "/nowhere/x"], stdout=subprocess.PIPE, text=True, env=environment) as process:
+            yield process
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +263,122 @@ def test_reads_in_any_order_of_any_length(store: Store) -> None:
     assert io.BytesIO(storage.whole(url, 300_000)).getvalue() == data
     with pytest.raises(ValueError, match="more than 299999 bytes"):
         storage.whole(url, 299_999)
+
+
+@pytest.fixture
+def trained(dataset: Dataset, images: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A run, and the folder of its classes."""
+    done("train", "shared", "--data", dataset.folder, "--run", tmp_path / "run", "--model", "test_resnet", "--input-size", 32, "--epochs",
+         1, "--batch-size", 8, "--device", "cpu", "--threads", 1)
+    return tmp_path / "run", images / "test"
+
+
+def in_s3(folder: Path) -> Iterator[str]:
+    with s3() as client:
+        put(client, folder, "mine")
+        yield f"s3://{BUCKET}/mine"
+
+
+def in_gcs(folder: Path) -> Iterator[str]:
+    with gcs() as store:
+        store.put_folder(folder, "mine")
+        yield f"gs://{BUCKET}/mine"
+
+
+@pytest.mark.parametrize("place", [in_s3, in_gcs])
+def test_sets_in_a_store(trained: tuple[Path, Path], dataset: Dataset, tmp_path: Path, place: Callable[[Path], Iterator[str]]) -> None:
+    """The same figures as those of the same folder on the disk; the same refusals."""
+    run_folder, folder = trained
+    for url in place(folder):
+        words = ["evaluate", "--run", run_folder, "--threads", 1, "--json"]
+        result = run(*words, "--set", f"near={folder}", "--set", f"far={url}", "--set", f"slash={url}/")
+        assert result.exit_code == 0, result.exception
+        found = json.loads(result.stdout)["sets"]
+        assert found["near"]["images"] == found["far"]["images"] == found["slash"]["images"] == 12
+        near, far = (pq.read_table(run_folder / f"predictions/{name}.parquet") for name in ("near", "far"))
+        assert near.drop_columns("path").equals(far.drop_columns("path"))
+        assert far["path"][0].as_py().startswith(f"{url}/")
+        tracking = ["train", "baseline", "--data", dataset.folder, "--run", tmp_path / "b", "--init", run_folder, "--max-epochs", 1,
+                    "--batch-size", 8, "--device", "cpu", "--threads", 1]
+        done(*tracking, "--track-set", f"near={folder}", "--track-set", f"far={url}/")
+        tracked = json.loads((tmp_path / "b/metrics.jsonl").read_text().splitlines()[-1])["tracked"]
+        assert tracked["near"] == tracked["far"]
+        index_sets(tmp_path / "b", {"far": f"{url}/", "near": str(folder)}, dataset.classes, pytest.fail)
+        for other in ({"far": str(folder)}, {"near": url}, {"far": f"{url}/none"}):
+            with pytest.raises(InputError, match="give the other folder another NAME"):
+                index_sets(tmp_path / "b", other, dataset.classes, pytest.fail)
+        for bad, match in ((f"{url}/none", "holds no readable image"), (url.rpartition("/")[0], "the folder 'mine', which is no class"),
+                           (url.replace(BUCKET, "nobody"), "there is no bucket"), ("http://x", "is no folder")):
+            assert match in str(run(*words, "--set", f"x={bad}").exception), bad
+
+
+def test_tar_shards_are_no_set(trained: tuple[Path, Path], store: Store) -> None:
+    store.put("tars/0.tar", b"")
+    result = run("evaluate", "--run", trained[0], "--set", f"x=gs://{BUCKET}/tars", "--threads", 1)
+    assert "holds tar shards: a set holds class folders of images; index the shards" in str(result.exception)
+
+
+@pytest.fixture
+def long(store: Store, tmp_path: Path) -> tuple[Index, Index]:
+    """80 images in the store and on the disk."""
+    for name in ("cat", "dog"):
+        fill(tmp_path / "long/train" / name, 40)
+    store.put_folder(tmp_path / "long", "long")
+    made("index", f"gs://{BUCKET}/long", "--out", tmp_path / "far")
+    made("index", tmp_path / "long", "--out", tmp_path / "near")
+    return Dataset.open(tmp_path / "far").index("train"), Dataset.open(tmp_path / "near").index("train")
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_search_reads_ahead(long: tuple[Index, Index], store: Store, gone: bool) -> None:
+    """The next originals are asked for while those before them are searched; they are the same, in the same order."""
+    from qrdali.pipelines.graphs import Engine
+    from qrdali.pipelines.maker import open_maker
+
+    told: list[int] = []
+    far, near = (open_maker(index, preprocessing(), Engine(threads=1)).originals(iter(range(80)), lambda sample, why: told.append(sample))
+                 for index in long)
+    if gone:
+        store.delete("long/train/cat/12.JPEG")  # sorted by name, it is within the first pictures
+    store.tell(delay=.1)
+    found = [next(far)]
+    time.sleep(1)
+    begun = store.kinds()["media"]
+    assert begun >= 24 or gone  # two chunks of 8 are decoded ahead, the third is here before anybody asks for it
+    assert store.most >= 8
+    store.tell()
+    found += list(far)
+    expected = [(sample, pixels) for sample, pixels in near if sample not in told]
+    assert [sample for sample, _ in found] == [sample for sample, _ in expected]
+    assert len(found) == 80 - gone
+    assert all((one == other).all() for (_, one), (_, other) in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("whole_graph", [False, True])
+def test_a_probe_reads_ahead(long: tuple[Index, Index], store: Store, whole_graph: bool) -> None:
+    from qrdali.levels import PerImage
+    from qrdali.probe import Descent, _asked
+    from qrdali.ranks import ALONE
+
+    store.tell(delay=.1)
+    shown = []
+    for index in long:
+        asked = _asked(index, PerImage.begin(80, False, False), Descent((True, False, True), 4), 2, lambda *_: None, (), ALONE)
+        stream = loader_of(index, 2, whole_graph).candidates(asked, 2, (0, 2), False)
+        first = next(stream)
+        time.sleep(1)
+        if index is long[0]:
+            assert 64 <= store.kinds()["media"] < 80
+            assert store.most >= 16
+            store.tell()
+        shown.append([first, *stream])
+    assert [ask.samples.tolist() for ask in (s.ask for s in shown[0])] == [ask.samples.tolist() for ask in (s.ask for s in shown[1])]
+    assert sum(len(s.ask.samples) for s in shown[0]) == 80
+    assert all((one.images == other.images).all() for one, other in zip(*shown, strict=True))
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers(silence: subprocess.Popen[str]) -> None:
+    said = silence.communicate(timeout=200)[0]
+    assert said.startswith("Unreachable gs://b cannot be read: check the network, STORAGE_EMULATOR_HOST (")
+    assert said.count("\n") == 1

@@ -54,7 +54,7 @@ def files_of(tree: Tree) -> int:
     """Images below ROOT/SPLIT/CLASS, for a progress bar; 0 where there is nothing, or where only reading all shards would tell."""
     if shards_of(tree):
         return 0
-    return sum(1 for split in tree.among(SPLITS) for files in tree.images(split, tree.folders(split)) for _ in files)
+    return sum(1 for split in tree.among(SPLITS) for files in tree.images((split,), tree.folders(split)) for _ in files)
 
 
 def shards_of(tree: Tree) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from qrdali.data import formats, storage
 from qrdali.data.index import FILES_SCHEMA, SPLITS, RowWriter, Writer, write_classes
-from qrdali.data.tree import LocalTree, Tree, image_files
+from qrdali.data.tree import LISTINGS, LocalTree, Tree, open_tree
 from qrdali.disk import put
 from qrdali.errors import InputError, RunError, printable
 
@@ -128,7 +128,7 @@ def index_tree(tree: Tree, folder: Path, reading: Reading, progress: Progress) -
     with Indexer(folder, classes, splits, reading, progress) as indexer:
         for split in splits:
             there = set(tree.folders(split))
-            for label, (name, files) in enumerate(zip(classes, tree.images(split, classes), strict=True)):
+            for label, (name, files) in enumerate(zip(classes, tree.images((split,), classes), strict=True)):
                 added, reason = indexer.add(split, label, files)
                 if not added and (split == splits[0] or name in there):
                     raise RunError(f"class folder {printable(tree.name(split, name))} holds no readable image{reason}")
@@ -209,10 +209,11 @@ class Indexer:
             facts.close()
 
 
-def index_folder(root: Path, classes: tuple[str, ...], file: Path, verify: bool, threads: int | None = None,
+def index_folder(root: Path | str, classes: tuple[str, ...], file: Path, verify: bool, threads: int | None = None,
                  progress: Callable[[int], None] = lambda files: None, whose: str = "the run",
                  ranks: Ranks | None = None) -> list[tuple[str, str]]:
-    """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`; returns (path, reason) of files left out.
+    """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`; returns (path, reason) of files left out. ROOT is a folder
+    or in a store.
 
     In the order of the classes, then of the names. Raises InputError for a folder that is no class or where nothing can be
     read. Of several `ranks` the first lists the files, each looks at some, and each writes the same `file` of its own.
@@ -222,7 +223,8 @@ def index_folder(root: Path, classes: tuple[str, ...], file: Path, verify: bool,
     most = _CHUNK * (ranks.world if ranks else 1)
     rejected, writer = [], Writer(file)
     quiet_pillow()
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    far = storage.is_remote(str(root))
+    with ThreadPoolExecutor(LISTINGS if far else threads or os.cpu_count()) as pool:
         def looked(paths: list[str]) -> list[tuple[int, int, str]]:
             return [(found.width, found.height, found.reason) for found in pool.map(lambda path: look(path, verify), paths)]
 
@@ -245,16 +247,21 @@ def index_folder(root: Path, classes: tuple[str, ...], file: Path, verify: bool,
     return rejected
 
 
-def _set_files(root: Path, classes: tuple[str, ...], whose: str) -> Iterator[tuple[int, str]]:
+def _set_files(root: Path | str, classes: tuple[str, ...], whose: str) -> Iterator[tuple[int, str]]:
     """(label, path) of the files below ROOT/CLASS. Raises InputError as `index_folder` does."""
-    if not root.is_dir():
+    if not storage.is_remote(str(root)) and not Path(root).is_dir():
         raise InputError(f"{printable(root)} is no folder: a set holds class folders of images")
-    found = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+    tree = open_tree(str(root))
+    found = set(tree.folders())
     unknown = sorted(found - set(classes))
     if unknown:
         raise InputError(f"{printable(root)} has the folder {printable(unknown[0])!r}, which is no class of {whose} ({len(unknown)} such)")
-    return ((label, path) for label, name in enumerate(classes) if name in found  # a run's class names need not be a folder's
-            for path in image_files((root / name).absolute()))
+    names = [name for name in classes if name in found]  # a run's class names need not be a folder's
+    if not names and tree.shards():
+        raise InputError(f"{printable(root)} holds tar shards: a set holds class folders of images; index the shards as the test split of "
+                         "a data set and evaluate that")
+    labels = {name: label for label, name in enumerate(classes)}
+    return ((labels[name], path) for name, files in zip(names, tree.images((), names), strict=True) for path in files)
 
 
 def _same_for_all(make: Callable[[], list[tuple[int, str]]], ranks: Ranks | None) -> list[tuple[int, str]]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Any
 from urllib.parse import quote, unquote
@@ -116,6 +117,11 @@ def member(url: str) -> Member:
 def is_remote(name: str) -> bool:
     """Whether a file or folder is in an object store."""
     return name.startswith(REMOTE)
+
+
+def absolute(name: str) -> str:
+    """A path or URL that means the same in any working directory."""
+    return name if is_remote(name) else str(Path(name).absolute())
 
 
 def is_url(name: str) -> bool:

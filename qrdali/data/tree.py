@@ -14,6 +14,8 @@ from qrdali.data import storage
 from qrdali.errors import InputError, printable
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
+Place = tuple[str, ...]
+
 LISTINGS = 32  # requests for listings that are under way at once
 
 
@@ -38,8 +40,8 @@ class Tree(Protocol):
         """Names of the tar files at a place, sorted."""
         ...
 
-    def images(self, split: str, classes: Sequence[str]) -> Iterator[Iterator[str]]:
-        """Of each class in turn the paths of its images, in order of their names; an absent class has none."""
+    def images(self, place: Place, classes: Sequence[str]) -> Iterator[Iterator[str]]:
+        """Of each class folder at a place in turn the paths of its images, in order of their names; an absent one has none."""
         ...
 
 
@@ -75,8 +77,8 @@ class LocalTree:
         folder = self._root.joinpath(*place)
         return sorted(entry.name for entry in os.scandir(folder) if _is_shard(entry.name)) if folder.is_dir() else []
 
-    def images(self, split: str, classes: Sequence[str]) -> Iterator[Iterator[str]]:
-        return (image_files((self._root / split / name).absolute()) for name in classes)
+    def images(self, place: Place, classes: Sequence[str]) -> Iterator[Iterator[str]]:
+        return (image_files(self._root.joinpath(*place, name).absolute()) for name in classes)
 
 
 class RemoteTree:
@@ -110,14 +112,14 @@ class RemoteTree:
     def shards(self, *place: str) -> list[str]:
         return sorted(info.base_name for info in self._listed(place) if info.type.name == "File" and _is_shard(info.base_name))
 
-    def images(self, split: str, classes: Sequence[str]) -> Iterator[Iterator[str]]:
+    def images(self, place: Place, classes: Sequence[str]) -> Iterator[Iterator[str]]:
         names, ahead = iter(classes), deque[Future[list[str]]]()
         with ThreadPoolExecutor(LISTINGS, "list") as pool:
             try:
-                ahead.extend(pool.submit(self._images, split, name) for name in islice(names, LISTINGS))
+                ahead.extend(pool.submit(self._images, *place, name) for name in islice(names, LISTINGS))
                 while ahead:
                     yield iter(ahead.popleft().result())
-                    ahead.extend(pool.submit(self._images, split, name) for name in islice(names, 1))
+                    ahead.extend(pool.submit(self._images, *place, name) for name in islice(names, 1))
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -125,7 +127,7 @@ class RemoteTree:
         return [f"{self.root[:5]}{info.path}" for info in sorted(self._listed(place), key=lambda info: str(info.base_name))
                 if info.type.name == "File" and _is_image(info.base_name)]
 
-    def _listed(self, place: tuple[str, ...]) -> list[Any]:
+    def _listed(self, place: Place) -> list[Any]:
         from pyarrow import fs
 
         url = self.name(*place)
@@ -139,7 +141,7 @@ class GoogleTree(RemoteTree):
     listed, a thousand objects a request, one request after another. Places are listed side by side, once; names are kept."""
 
     def __init__(self, root: str) -> None:
-        self._known: dict[tuple[str, ...], dict[str, list[str]]] = {}
+        self._known: dict[Place, dict[str, list[str]]] = {}
         super().__init__(root)
 
     def _look(self) -> None:
@@ -157,11 +159,11 @@ class GoogleTree(RemoteTree):
             return sorted(filter(_is_shard, self._known[place].get("", [])))
         return super().shards(*place)
 
-    def images(self, split: str, classes: Sequence[str]) -> Iterator[Iterator[str]]:
-        below = self._below((split,))
-        return (iter([self.name(split, name, file) for file in sorted(below.get(name, [])) if _is_image(file)]) for name in classes)
+    def images(self, place: Place, classes: Sequence[str]) -> Iterator[Iterator[str]]:
+        below = self._below(place)
+        return (iter([self.name(*place, name, file) for file in sorted(below.get(name, [])) if _is_image(file)]) for name in classes)
 
-    def _below(self, place: tuple[str, ...]) -> dict[str, list[str]]:
+    def _below(self, place: Place) -> dict[str, list[str]]:
         """The files of each folder at a place, those at the place itself under ""; of deeper ones only the first folder's name."""
         if place not in self._known:
             found: dict[str, list[str]] = {}
@@ -179,7 +181,7 @@ class GoogleTree(RemoteTree):
             self._known[place] = found
         return self._known[place]
 
-    def _every(self, place: tuple[str, ...]) -> list[Any]:
+    def _every(self, place: Place) -> list[Any]:
         """All below a place. Asked so that an absent bucket is told from one with nothing there, which is an error too."""
         from pyarrow import fs
 
@@ -188,9 +190,11 @@ class GoogleTree(RemoteTree):
             try:
                 found: list[Any] = self._store.get_file_info(fs.FileSelector(url[5:], recursive=True))
             except OSError as error:
-                if not str(error).startswith("No such file or directory"):
-                    raise
-                return []
+                if str(error).startswith("No such file or directory"):
+                    return []
+                if isinstance(error, FileNotFoundError):  # the store's own word for a listing: only a bucket can be missing
+                    raise storage.no_bucket(self.root) from None
+                raise
         return found
 
 
