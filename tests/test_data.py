@@ -96,6 +96,24 @@ def test_refusals_leave_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "d/precious").read_text() == "x"
 
 
+@pytest.mark.parametrize("flat", ["train", "val"])
+def test_a_flat_split_is_refused(tmp_path: Path, flat: str) -> None:
+    for split in ("train", "val"):
+        tree(tmp_path / "root", *(["x.jpg", "y.JPEG", "note.txt"] if split == flat else ["a/x.jpg", "b/x.jpg"]), split=split)
+    with pytest.raises(InputError, match=rf"root/{flat} holds 2 image file\(s\) and no class folder: .*`qrdali data imagenet`$"):
+        build(tmp_path / "root", tmp_path / "d")
+    assert [p.name for p in tmp_path.iterdir()] == ["root"]
+
+
+def test_a_split_that_is_not_there(tmp_path: Path) -> None:
+    tree(tmp_path / "root", "a/x.jpg", "b/x.jpg")
+    build(tmp_path / "root", tmp_path / "d")
+    with pytest.raises(InputError, match="has no split 'val': it has train; `qrdali data minival` cuts one from train, .*--val-share"):
+        Dataset.open(tmp_path / "d").index("val")
+    with pytest.raises(InputError, match="has no split 'test': it has train$"):
+        Dataset.open(tmp_path / "d").index("test")
+
+
 def test_damaged_data_sets(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no classes\.tsv"):
         Dataset.open(tmp_path)
@@ -110,6 +128,11 @@ def test_damaged_data_sets(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "classes.tsv").write_text("label\tname\n1\ta\n")
     with pytest.raises(RunError, match="line 2"):
         Dataset.open(tmp_path)
+    for content, said in ((b"", "is empty and lists no class"), (b"label\tname\n", "lists no class but has 'label"),
+                          (b"\x1b[31mjunk", r"lists no class but has '[^\x1b]*junk'")):
+        (tmp_path / "classes.tsv").write_bytes(content)
+        with pytest.raises(RunError, match=rf"classes\.tsv {said}.*: index again$"):
+            Dataset.open(tmp_path)
     with pytest.raises(InputError, match="only in the run x: .*orange"):
         Dataset(tmp_path, ("a", *dataset.classes[1:]), ()).require_classes(dataset.classes, "the run x")
 

@@ -161,6 +161,16 @@ def test_keys_may_be_anything(store: Store, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_a_flat_split_is_refused(store: Store, tmp_path: Path) -> None:
+    for name in ("train/a/x.jpg", "train/b/x.jpg", "val/x.jpg", "val/y.JPEG", "val/note.txt"):
+        store.put(f"flat/{name}", jpeg())
+    before = len(store.asked)
+    with pytest.raises(InputError, match=rf"^gs://{BUCKET}/flat/val holds 2 image file\(s\) and no class folder"):
+        index_root(f"gs://{BUCKET}/flat", tmp_path / "x", DECODED)
+    assert [asked.name for asked in store.asked[before:]].count("flat/val/") == 1  # listed once
+    assert not (tmp_path / "x").exists()
+
+
 def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path, store: Store) -> None:
     made("index", pets, "--out", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")
