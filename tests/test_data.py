@@ -96,6 +96,15 @@ def test_refusals_leave_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "d/precious").read_text() == "x"
 
 
+@pytest.mark.parametrize("flat", ["train", "val"])
+def test_a_flat_split_is_refused(tmp_path: Path, flat: str) -> None:
+    for split in ("train", "val"):
+        tree(tmp_path / "root", *(["x.jpg", "y.JPEG", "note.txt"] if split == flat else ["a/x.jpg", "b/x.jpg"]), split=split)
+    with pytest.raises(InputError, match=rf"root/{flat} holds 2 image file\(s\) and no class folder: .*`qrdali data imagenet`$"):
+        build(tmp_path / "root", tmp_path / "d")
+    assert [p.name for p in tmp_path.iterdir()] == ["root"]
+
+
 def test_damaged_data_sets(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no classes\.tsv"):
         Dataset.open(tmp_path)

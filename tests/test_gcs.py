@@ -19,7 +19,7 @@ from qrdali.data.index import SPLITS, Dataset
 from qrdali.data.roots import index_root
 from qrdali.data.scan import DECODED, build
 from qrdali.data.verify import changes
-from qrdali.errors import RunError
+from qrdali.errors import InputError, RunError
 from qrdali.levels import FULL
 from qrdali.plan import Plan
 
@@ -139,6 +139,16 @@ def test_keys_may_be_anything(store: Store, tmp_path: Path) -> None:
     store.put("odd/train/../z.jpg", jpeg())
     with pytest.raises(RunError, match=r"class folder .*\.\.' would lead out"):
         index_root(f"gs://{BUCKET}/odd", tmp_path / "x", DECODED)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_flat_split_is_refused(store: Store, tmp_path: Path) -> None:
+    for name in ("train/a/x.jpg", "train/b/x.jpg", "val/x.jpg", "val/y.JPEG", "val/note.txt"):
+        store.put(f"flat/{name}", jpeg())
+    before = len(store.asked)
+    with pytest.raises(InputError, match=rf"^gs://{BUCKET}/flat/val holds 2 image file\(s\) and no class folder"):
+        index_root(f"gs://{BUCKET}/flat", tmp_path / "x", DECODED)
+    assert [asked.name for asked in store.asked[before:]].count("flat/val/") == 1  # listed once
     assert not (tmp_path / "x").exists()
 
 

@@ -117,6 +117,14 @@ def test_keys_may_be_anything(client: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_a_flat_split_is_refused(client: Any, tmp_path: Path) -> None:
+    for name in ("train/a/x.jpg", "train/b/x.jpg", "val/x.jpg", "val/y.JPEG", "val/note.txt"):
+        client.put_object(Bucket=BUCKET, Key=f"flat/{name}", Body=jpeg())
+    with pytest.raises(InputError, match=rf"^s3://{BUCKET}/flat/val holds 2 image file\(s\) and no class folder"):
+        index_root(f"s3://{BUCKET}/flat", tmp_path / "x", DECODED)
+    assert not (tmp_path / "x").exists()
+
+
 def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path, client: Any) -> None:
     made("index", pets, "--out", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")

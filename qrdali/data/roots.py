@@ -25,8 +25,8 @@ def index_root(root: str | Tree, out: Path, reading: Reading, *, val_share: floa
     """Indexes a root, a path, a URL or what is open, into the new folder `out`. `val_share` moves that share of each
     class of train into a new val.
 
-    Raises InputError for a root without splits, with a val where one is to be cut, or an `out` that exists; RunError for an unusable
-    content. Nothing is left behind on an error.
+    Raises InputError for a root without splits, a split of images without class folders, a val where one is to be cut, or an `out` that
+    exists; RunError for an unusable content. Nothing is left behind on an error.
     """
     tree = open_tree(root) if isinstance(root, str) else root
     found = shards_of(tree)

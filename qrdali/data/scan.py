@@ -105,8 +105,8 @@ def build(root: Path, out: Path, *, verify: bool = True, threads: int | None = N
           max_pixels: int = MAX_PIXELS, progress: Progress = silent) -> Summary:
     """Indexes ROOT/SPLIT/CLASS/FILE into the new folder `out`; `hashed` also keeps each file's SHA-256.
 
-    Raises InputError for a root without splits or an `out` that exists, RunError for an unusable content: a class
-    without images, a single class, or a class that only another split has. Nothing is left behind on an error.
+    Raises InputError for a root without splits, a split of images without class folders, or an `out` that exists, RunError for an unusable
+    content: a class without images, a single class, or a class that only another split has. Nothing is left behind on an error.
     """
     tree = LocalTree(root)
     with new_folder(out) as folder:
@@ -275,6 +275,10 @@ def _dealt(looked: Callable[[list[str]], list[tuple[int, int, str]]], paths: lis
 
 def _classes(tree: Tree, splits: list[str]) -> list[str]:
     listed = {split: tree.folders(split) for split in splits}
+    for split in (split for split in splits if not listed[split]):
+        if loose := tree.loose(split):
+            raise InputError(f"{printable(tree.name(split))} holds {loose} image file(s) and no class folder: put them into class folders, "
+                             "or have ImageNet's labelled from its lists by `qrdali data imagenet`")
     classes = listed[splits[0]]
     for name in classes:
         if "\t" in name or "\n" in name or "\r" in name or not _is_utf8(name):

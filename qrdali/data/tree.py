@@ -38,6 +38,10 @@ class Tree(Protocol):
         """Names of the tar files at a place, sorted."""
         ...
 
+    def loose(self, split: str) -> int:
+        """How many images lie in a split itself, in no class folder."""
+        ...
+
     def images(self, split: str, classes: Sequence[str]) -> Iterator[Iterator[str]]:
         """Of each class in turn the paths of its images, in order of their names; an absent class has none."""
         ...
@@ -75,6 +79,9 @@ class LocalTree:
         folder = self._root.joinpath(*place)
         return sorted(entry.name for entry in os.scandir(folder) if _is_shard(entry.name)) if folder.is_dir() else []
 
+    def loose(self, split: str) -> int:
+        return sum(1 for _ in image_files(self._root / split))
+
     def images(self, split: str, classes: Sequence[str]) -> Iterator[Iterator[str]]:
         return (image_files((self._root / split / name).absolute()) for name in classes)
 
@@ -109,6 +116,9 @@ class RemoteTree:
 
     def shards(self, *place: str) -> list[str]:
         return sorted(info.base_name for info in self._listed(place) if info.type.name == "File" and _is_shard(info.base_name))
+
+    def loose(self, split: str) -> int:
+        return len(self._images(split))
 
     def images(self, split: str, classes: Sequence[str]) -> Iterator[Iterator[str]]:
         names, ahead = iter(classes), deque[Future[list[str]]]()
@@ -156,6 +166,9 @@ class GoogleTree(RemoteTree):
         if place in self._known:
             return sorted(filter(_is_shard, self._known[place].get("", [])))
         return super().shards(*place)
+
+    def loose(self, split: str) -> int:
+        return sum(map(_is_image, self._below((split,)).get("", [])))
 
     def images(self, split: str, classes: Sequence[str]) -> Iterator[Iterator[str]]:
         below = self._below((split,))
