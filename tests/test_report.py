@@ -17,6 +17,7 @@ from qrdali.cli.main import cli
 from qrdali.errors import InputError, RunError
 from qrdali.report.build import build
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
+from qrdali.stats import bootstrap_mean, wilson
 
 
 def right(*counts: int) -> "np.ndarray[Any, Any]":
@@ -64,6 +65,10 @@ def test_accuracy_and_significance_are_those_of_the_rows(four: dict[str, Path], 
     assert pairs["test", "shared"]["p"] == pytest.approx(.0455, abs=1e-4)
     assert pairs["test", "shared"]["p (Holm)"] == pytest.approx(3 * .0455003, abs=1e-5)
     assert linear["p (Holm)"] == pytest.approx(2 * .083265, abs=1e-5)
+    low, high = (100 * bound for bound in wilson(30, 40))
+    with open(tmp_path / "out/tables/comparisons-1.csv", newline="") as file:
+        row, = (row for row in csv.DictReader(file) if (row["set"], row["run"]) == ("test", "linear"))
+    assert (float(row["95% low"]), float(row["95% high"])) == (low, high)
     # Zero discordant pairs: statistic 0, p = 1.
     same = pairs["test", "adaptive"]
     assert (same["only baseline right"], same["only run right"], same["χ²"], same["p"], same["p (exact)"]) == (0, 0, 0, 1, 1)
@@ -303,6 +308,10 @@ def test_quotients_of_two_runs_on_the_images_both_have(four: dict[str, Path], tm
     # Classes are sample modulo 4: (.1 and .5), .2, .3, .4.
     assert means["one"]["mean over classes"] == pytest.approx(.3)
     assert means["other"]["mean over classes"] == pytest.approx((.1 + .5 + .1 + .1) / 4)
+    with open(tmp_path / "out/tables/quotients-1.csv", newline="") as file:
+        row = next(row for row in csv.DictReader(file) if (row["reduction"], row["set"]) == ("color", "one"))
+    for over, quotients in (("", [*QUOTIENTS.values()]), (" over classes", [.3, .2, .3, .4])):
+        assert [float(row[f"95% {end}{over}"]) for end in ("low", "high")] == pytest.approx(bootstrap_mean(np.array(quotients)), abs=1e-6)
     pair, = table(told, "quotient-pairs-1")
     assert (pair["first"], pair["second"], pair["images"]) == ("one", "other", 4)
     assert pair["mean of first"] == pytest.approx(.35)
@@ -325,6 +334,12 @@ def test_sets_with_other_options_are_not_compared(four: dict[str, Path], tmp_pat
     assert [(row["first"], row["second"]) for row in table(told, "quotient-pairs-1")] == [("one", "third")]
     assert "quotient-pairs-2" not in told["tables"]
     assert "Entropy quotients: step 0.25" in (tmp_path / "out" / "report.html").read_text()
+    fourth = made.mepis(tmp_path / "fourth", four["linear"], {"color": QUOTIENTS}, 10, limit=None)
+    fifth = made.mepis(tmp_path / "fifth", four["linear"], {"color": QUOTIENTS}, 10, limit=7)
+    build(list(four.values()), [fourth, fifth], tmp_path / "limits")
+    shown = (tmp_path / "limits" / "report.html").read_text()
+    assert "Entropy quotients: all images<" in shown
+    assert "Entropy quotients: limit 7<" in shown
 
 
 def test_the_gallery_and_a_report_without_the_images(four: dict[str, Path], tmp_path: Path) -> None:

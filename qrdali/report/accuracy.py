@@ -122,7 +122,7 @@ def comparisons(group: Group, slug: str) -> Table | None:
             if is_baseline(run.settings):
                 marked.add(len(rows))
             cells = [words(name), words(run.name), number(len(correct)), number(100 * correct.mean(), f".{shown}f"),
-                     Cell(f"{100 * low:.{shown}f} to {100 * high:.{shown}f}", 100 * low)]
+                     number(100 * low, f".{shown}f"), number(100 * high, f".{shown}f")]
             if c := found.get((run.name, name)):
                 t = c.test
                 cells += [words(c.base.name), number(100 * c.difference, "+.2f"), number(t.b), number(t.c), number(t.statistic, ".2f"),
@@ -134,8 +134,8 @@ def comparisons(group: Group, slug: str) -> Table | None:
     if not rows:
         return None
     return Table(slug, "Comparisons with the baseline", (
-        "set", "run", "images", "accuracy", "95% interval", "baseline", "difference", "only baseline right", "only run right", "χ²", "p",
-        "p (Holm)", "p (exact)", "stars"), tuple(rows), (
+        "set", "run", "images", "accuracy", "95% low", "95% high", "baseline", "difference", "only baseline right", "only run right",
+        "χ²", "p", "p (Holm)", "p (exact)", "stars"), tuple(rows), (
         "McNemar's test of each run and the baseline of its seed on the same images: χ² = (b − c)² ÷ (b + c) with one degree of freedom, "
         "stars by its p. Holm's correction counts all comparisons on the same set. The exact p is the two-sided binomial's. "
         "Intervals are Wilson's. On val the best epoch was chosen, so comparisons there are descriptive.",), frozenset(marked))

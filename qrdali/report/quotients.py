@@ -43,7 +43,11 @@ def alike(sets: list[Mepis]) -> list[tuple[str, list[Mepis]]]:
     for mepis in sets:
         parts.setdefault(json.dumps([mepis.options.get(key) for key in _SAME]), []).append(mepis)
     differing = [key for key in _SAME if len({json.dumps(mepis.options.get(key)) for mepis in sets}) > 1]
-    return [(printable(", ".join(f"{key} {str(own[0].options.get(key))[:12]}" for key in differing)), own) for own in parts.values()]
+    return [(printable(", ".join(_said(key, own[0].options.get(key)) for key in differing)), own) for own in parts.values()]
+
+
+def _said(key: str, value: object) -> str:
+    return "all images" if key == "limit" and value is None else f"{key} {str(value)[:12]}"
 
 
 def class_name(mepis: Mepis, label: int, path: str) -> str:
@@ -59,8 +63,8 @@ def class_means(mepis: Mepis, reduction: str) -> dict[int, tuple[float, int]]:
     return {int(label): (float(quotients[labels == label].mean()), int((labels == label).sum())) for label in np.unique(labels)}
 
 
-def _interval(low: float, high: float) -> Cell:
-    return Cell(f"{low:.4f} to {high:.4f}", low)
+def _interval(low: float, high: float) -> tuple[Cell, Cell]:
+    return number(low, ".4f"), number(high, ".4f")
 
 
 def means(sets: list[Mepis], slug: str) -> Table | None:
@@ -72,16 +76,16 @@ def means(sets: list[Mepis], slug: str) -> Table | None:
             per_class = np.array([mean for mean, _ in class_means(mepis, reduction).values()])
             row = mepis.summary[reduction]
             share, void = row.get("lowest_state_share"), row.get("near_void_class")
-            means = [NOTHING] * 5 if not len(found) else [
-                number(float(found.mean()), ".4f"), _interval(*bootstrap_mean(found)), number(float(np.median(found)), ".4f"),
-                number(float(per_class.mean()), ".4f"), _interval(*bootstrap_mean(per_class))]
+            means = [NOTHING] * 7 if not len(found) else [
+                number(float(found.mean()), ".4f"), *_interval(*bootstrap_mean(found)), number(float(np.median(found)), ".4f"),
+                number(float(per_class.mean()), ".4f"), *_interval(*bootstrap_mean(per_class))]
             rows.append((words(reduction), words(mepis.name), number(mepis.tried(reduction)), number(len(found)), *means,
                          number(100 * share, ".1f") if isinstance(share, float) else NOTHING, words(void) if void else NOTHING))
     if not rows:
         return None
     return Table(slug, "Entropy quotients", (
-        "reduction", "set", "images", "with MEPI", "mean", "95% interval", "median", "mean over classes", "95% interval over classes",
-        "at the lowest state, %", "near-void class"), tuple(rows), (
+        "reduction", "set", "images", "with MEPI", "mean", "95% low", "95% high", "median", "mean over classes", "95% low over classes",
+        "95% high over classes", "at the lowest state, %", "near-void class"), tuple(rows), (
         "PNG bytes of the minimal image ÷ PNG bytes of the original, over images that have a MEPI: those classified correctly at full "
         "quality. Intervals are percentiles of 2,000 bootstrap samples, of images and of classes. Images at the lowest state say nothing "
         "about their object: the network takes nearly empty images for some class anyway.",))
@@ -150,12 +154,12 @@ def compared(sets: list[Mepis], slug: str) -> Table | None:
         result = paired(*pair.quotients)
         one, other = (float(q.mean()) for q in pair.quotients)
         rows.append((words(pair.reduction), words(pair.first.name), words(pair.second.name), number(result.images), number(one, ".4f"),
-                     number(other, ".4f"), number(result.difference, "+.4f"), _interval(result.low, result.high),
+                     number(other, ".4f"), number(result.difference, "+.4f"), *_interval(result.low, result.high),
                      number(100 * result.difference / one, "+.1f"), probability(result.p_value)))
     if not rows:
         return None
     return Table(slug, "Two runs on the images that both classify correctly", (
-        "reduction", "first", "second", "images", "mean of first", "mean of second", "difference", "95% interval", "difference, %",
+        "reduction", "first", "second", "images", "mean of first", "mean of second", "difference", "95% low", "95% high", "difference, %",
         "Wilcoxon p"), tuple(rows), (
         "Difference: second less first; below 0 the second needs less information. Paired bootstrap of 2,000 samples; Wilcoxon's "
         "signed-rank test, two-sided, not corrected for several comparisons. Images that one of the two misclassifies at full quality "
