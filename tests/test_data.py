@@ -105,6 +105,15 @@ def test_a_flat_split_is_refused(tmp_path: Path, flat: str) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["root"]
 
 
+def test_a_split_that_is_not_there(tmp_path: Path) -> None:
+    tree(tmp_path / "root", "a/x.jpg", "b/x.jpg")
+    build(tmp_path / "root", tmp_path / "d")
+    with pytest.raises(InputError, match="has no split 'val': it has train; `qrdali data minival` cuts one from train, .*--val-share"):
+        Dataset.open(tmp_path / "d").index("val")
+    with pytest.raises(InputError, match="has no split 'test': it has train$"):
+        Dataset.open(tmp_path / "d").index("test")
+
+
 def test_damaged_data_sets(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no classes\.tsv"):
         Dataset.open(tmp_path)
@@ -119,6 +128,11 @@ def test_damaged_data_sets(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "classes.tsv").write_text("label\tname\n1\ta\n")
     with pytest.raises(RunError, match="line 2"):
         Dataset.open(tmp_path)
+    for content, said in ((b"", "is empty and lists no class"), (b"label\tname\n", "lists no class but has 'label"),
+                          (b"\x1b[31mjunk", r"lists no class but has '[^\x1b]*junk'")):
+        (tmp_path / "classes.tsv").write_bytes(content)
+        with pytest.raises(RunError, match=rf"classes\.tsv {said}.*: index again$"):
+            Dataset.open(tmp_path)
     with pytest.raises(InputError, match="only in the run x: .*orange"):
         Dataset(tmp_path, ("a", *dataset.classes[1:]), ()).require_classes(dataset.classes, "the run x")
 

@@ -176,13 +176,18 @@ class Dataset:
             if not tab or label != str(len(classes)):
                 raise RunError(f"{listing} line {len(classes) + 2} is {printable(row)!r}, not '{len(classes)}<TAB>name'")
             classes.append(name)
+        if not classes:
+            raise RunError(f"{listing} lists no class but has {printable(rows[0])[:80]!r}: index again" if rows else
+                           f"{listing} is empty and lists no class: index again")
         return cls(folder, tuple(classes), tuple(s for s in SPLITS if (folder / f"{s}.arrow").exists()),
                    moved(root, source.read(folder), folder) if root else None)
 
     def index(self, split: str) -> Index:
         """Raises InputError for a split the data set does not have or that is empty."""
         if split not in self.splits:
-            raise InputError(f"{self.folder} has no split {printable(split)!r}: it has {', '.join(self.splits)}")
+            way = ("; `qrdali data minival` cuts one from train, and so does --val-share where ROOT is indexed"
+                   if split == "val" and "train" in self.splits else "")
+            raise InputError(f"{self.folder} has no split {printable(split)!r}: it has {', '.join(self.splits) or 'none'}{way}")
         index = self.rows(split)
         if not len(index):
             raise InputError(f"{self.folder}: the split {split!r} holds no image")
