@@ -42,7 +42,7 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
 @click.option("--resume", is_flag=True, help="Continue this folder; starts it if it has not begun.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on stdout.")
 def build_mepi(as_json: bool, **options: Any) -> None:
-    """For each image the run classifies correctly, the reduced image of least entropy that it still gets right.
+    """For each image the run classifies correctly, a reduced image that it still gets right, but no step further (see --search).
 
     Writes REDUCTION/CLASS/SAMPLE.png, manifest.parquet, summary.json and a contact sheet per reduction.
 

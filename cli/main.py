@@ -13,7 +13,7 @@ from qrdali.cli import terminal
 from qrdali.errors import Elsewhere, InputError, RunError, printable
 
 COMMANDS = {
-    "demo": "Generate pictures, index, train shared and baseline: minutes on a CPU.",
+    "demo": "Generate pictures, index, train four methods, evaluate, build MEPIs, report.",
     "doctor": "Whether training works here, and what to do about what does not.",
     "models": "Names, parameters, cost and input size of networks.",
     "preview": "A contact sheet of one image: every reduction at every level.",

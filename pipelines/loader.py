@@ -133,7 +133,8 @@ def problem(index: Index, sample: int) -> str | None:
     number = np.array([sample])
     path = index.paths(number)[0]
     if not storage.exists(path):
-        return f"sample {sample}, {printable(path)}, is gone since it was indexed: restore it or index again"
+        return (f"sample {sample}, {printable(path)}, is gone since it was indexed: restore it, say by --root OLD=NEW where it is now, "
+                "or index again")
     height, width = index.sizes(number)[0].tolist()
     quiet_pillow()
     found = look(path, verify=True, max_pixels=max(MAX_PIXELS, height * width))

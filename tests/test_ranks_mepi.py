@@ -186,8 +186,8 @@ def test_an_image_that_one_rank_cannot_read_ends_all_with_one_line(run: Path, im
     status, _, said = ended(torchrun(2, ["evaluate", "--run", str(run), "--data", str(tmp_path / "data"), "--split", "train",
                                          "--batch-size", "8", "--device", "cpu", "--threads", "1"]))
     assert status == 1
-    assert re.findall("qrdali: .*", said) == [f"qrdali: rank 1: error: sample 9, {victim}, is gone since it was indexed: restore it or "
-                                              "index again"]
+    assert re.findall("qrdali: .*", said) == [f"qrdali: rank 1: error: sample 9, {victim}, is gone since it was indexed: restore it, say "
+                                              "by --root OLD=NEW where it is now, or index again"]
 
 
 class Pretended(Ranks):

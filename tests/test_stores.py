@@ -139,7 +139,7 @@ def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path,
     assert f"sample 1, {pets}/train/cat/1.JPEG, is gone" in bad[1]
     assert "cannot be decoded" in bad[6]
     assert Counter(change.kind for change in changes(Dataset.open(tmp_path / "data"))) == {"missing": 1, "unreadable": 1}
-    with pytest.raises(RunError, match="is gone since it was indexed"):
+    with pytest.raises(RunError, match="is gone since it was indexed: restore it, say by --root OLD=NEW where it is now, or"):
         list(loader_of(index, 2).epoch(Plan(8, 2, FULL, 4)))
 
 

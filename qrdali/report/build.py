@@ -156,8 +156,9 @@ def contents(known: list[Run], sets: list[Mepis], prices: Prices, gallery_rows: 
     for i, (what, own) in enumerate(quotients.alike(sets), 1):
         where = f": {what}" if what else ""
         parts.append(Part(f"quotients-{i}", f"Entropy quotients{where}", (
-            "How little of an image's entropy the network needs: the minimal-entropy positive image (MEPI) is the reduced image with least "
-            "entropy that is still classified correctly, found by steps of which every further one is misclassified.",),
+            "How little of an image's entropy the network needs: the minimal-entropy positive image (MEPI) is the reduced image where the "
+            "search ended, still classified correctly. A descent ends where every further step is misclassified; a smaller image may "
+            "exist.",),
             tuple(plots.mepi_figures(own, f"{i}")), (
                 quotients.means(own, f"quotients-{i}"), quotients.compared(own, f"quotient-pairs-{i}"),
                 quotients.shares(own, f"quotient-shares-{i}"), quotients.per_class(own, f"quotients-by-class-{i}")),
