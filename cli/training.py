@@ -148,8 +148,9 @@ def _require_place(run: Path, begun: bool, resume: bool, settings: Settings) -> 
         raise InputError(f"{run} already holds a run: continue it with --resume, or choose another --run")
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file: choose another --run")
-    # Before config.toml a run writes the indexes of tracked sets only, and hidden files.
-    if not begun and run.exists() and (other := sorted(name for name in os.listdir(run) if not name.startswith(".") and name != "tracked")):
+    # Before config.toml a run writes the indexes of tracked sets only, and hidden files; a list of bad images may be brought along.
+    if not begun and run.exists() and (other := sorted(
+            name for name in os.listdir(run) if not name.startswith(".") and name not in ("tracked", "quarantine.tsv"))):
         raise InputError(f"{run} holds {printable(other[0])!r}, which is no run's: choose another --run")
     every = settings.save_every
     if (every and not every.removesuffix("m").isdecimal()) or every in ("0", "0m"):
