@@ -167,11 +167,20 @@ def require_size(model: nn.Module, name: str, input_size: int) -> None:
     if input_size == own:
         return
     training = model.training
+    model.eval()
     try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, input_size, input_size))
-    except Exception as error:  # of any type: it is the network's own code
-        raise InputError(f"--input-size is {input_size}, and {name} does not take it ({printable(error)[:120]}): leave it out, the "
-                         f"network's own is {own}") from None
+        error = _refusal(model, input_size)
+        if error and not _refusal(model, own):  # otherwise it is not the size
+            raise InputError(f"--input-size is {input_size}, and {name} does not take it ({printable(error)[:120]}): leave it out, the "
+                             f"network's own is {own}")
     finally:
         model.train(training)
+
+
+def _refusal(model: nn.Module, side: int) -> Exception | None:
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, side, side))
+    except Exception as error:  # of any type: it is the network's own code
+        return error
+    return None

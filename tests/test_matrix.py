@@ -119,7 +119,7 @@ def test_seeds_and_controls(tmp_path: Path) -> None:
     ({"seeds": [-1]}, ["seeds.1 = -1"]),
     ({"train": {"epohcs": 3}}, ["train.epohcs", "no setting"]),
     ({"train": {"seed": 3}}, ["train.seed", "by the matrix itself"]),
-    ({"train": {"patience": 0}}, ["test_resnet/shared", "patience = '0'"]),
+    ({"train": {"patience": 0}}, ["test_resnet/shared", "patience = 0"]),
     ({"train": {"max_epochs": 10**9}}, ["max_epochs = 1000000000"]),
     ({"train": {"step": 0.3}}, ["step 0.3"]),
     ({"runs": {"methods": ["linaer"]}}, ["runs.methods.1 = 'linaer'"]),
