@@ -14,12 +14,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
 from gcs import BUCKET, Store, forget, gcs
 from stores import loader_of, preprocessing, put, s3, tar
-from tiny import fill, images, jpeg, made, paths
+from tiny import commands, done, fill, images, jpeg, made, paths, run
 
-from qrdali.cli.main import cli
 from qrdali.data import storage, tree
 from qrdali.data.index import SPLITS, Dataset, Index
 from qrdali.data.roots import index_root
@@ -67,23 +65,6 @@ def pets(tmp_path: Path, store: Store, request: pytest.FixtureRequest) -> str:
     store.put_folder(tmp_path / "pets", request.node.name[:40])
     store.tell()
     return f"gs://{BUCKET}/{request.node.name[:40]}"
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
-
-
-def done(*words: object) -> None:
-    result = run(*words)
-    assert result.exit_code == 0, (result.output, result.exception)
-
-
-def commands(data: Path, folder: Path) -> None:
-    done("train", "shared", "--data", data, "--run", folder / "run", "--model", "test_resnet", "--input-size", 32, "--epochs", 1,
-         "--batch-size", 4, "--device", "cpu", "--threads", 1)
-    done("evaluate", "--run", folder / "run", "--data", data, "--split", "val", "--threads", 1)
-    done("build-mepi", "--run", folder / "run", "--data", data, "--split", "train", "--reduction", "color", "--step", .5, "--threads", 1,
-         "--limit", 2, "--out", folder / "mepi")
 
 
 def test_from_index_to_mepis(pets: str, tmp_path: Path, store: Store) -> None:
@@ -317,7 +298,7 @@ def test_sets_in_a_store(trained: tuple[Path, Path], dataset: Dataset, tmp_path:
         for other in ({"far": str(folder)}, {"near": url}, {"far": f"{url}/none"}):
             with pytest.raises(InputError, match="give the other folder another NAME"):
                 index_sets(tmp_path / "b", other, dataset.classes, pytest.fail)
-        for bad, match in ((f"{url}/none", "holds no readable image"), (url.rpartition("/")[0], "the folder 'mine', which is no class"),
+        for bad, match in ((f"{url}/none", "holds no readable image"), (url.rpartition("/")[0], "which is no class"),
                            (url.replace(BUCKET, "nobody"), "there is no bucket"), ("http://x", "is no folder")):
             assert match in str(run(*words, "--set", f"x={bad}").exception), bad
 

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from stores import BUCKET, forget, loader_of, put, s3, tar
-from tiny import fill, images, info, jpeg, made, paths
+from tiny import commands, done, fill, images, info, jpeg, made, paths, run
 
-from qrdali.cli.main import cli
 from qrdali.data import source, storage, tree
 from qrdali.data.index import Dataset
 from qrdali.data.moved import Moved, moved
@@ -39,25 +37,6 @@ def pets(tmp_path: Path, client: Any, request: pytest.FixtureRequest) -> str:
             fill(tmp_path / "pets" / split / name, count)
     put(client, tmp_path / "pets", request.node.name[:40])
     return f"s3://{BUCKET}/{request.node.name[:40]}"
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
-
-
-def done(*words: object) -> str:
-    result = run(*words)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stderr
-
-
-def commands(data: Path, folder: Path, *root: str) -> None:
-    """Trains, evaluates and searches with the images of a data set."""
-    done("train", "shared", "--data", data, "--run", folder / "run", "--model", "test_resnet", "--input-size", 32, "--epochs", 1,
-         "--batch-size", 4, "--device", "cpu", "--threads", 1, *root)
-    done("evaluate", "--run", folder / "run", "--data", data, "--split", "val", "--threads", 1, *root)
-    done("build-mepi", "--run", folder / "run", "--data", data, "--split", "train", "--reduction", "color", "--step", .5, "--threads", 1,
-         "--limit", 2, "--out", folder / "mepi", *root)
 
 
 def test_a_store_from_index_to_mepis(pets: str, tmp_path: Path) -> None:

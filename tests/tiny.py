@@ -46,3 +46,22 @@ def images(folder: Path, split: str) -> list[tuple[str, str]]:
 
 def paths(folder: Path, split: str) -> set[str]:
     return {path for path, _ in images(folder, split)}
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+def done(*words: object) -> str:
+    result = run(*words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stderr
+
+
+def commands(data: Path, folder: Path, *root: str) -> None:
+    """Trains, evaluates and searches with the images of a data set."""
+    done("train", "shared", "--data", data, "--run", folder / "run", "--model", "test_resnet", "--input-size", 32, "--epochs", 1,
+         "--batch-size", 4, "--device", "cpu", "--threads", 1, *root)
+    done("evaluate", "--run", folder / "run", "--data", data, "--split", "val", "--threads", 1, *root)
+    done("build-mepi", "--run", folder / "run", "--data", data, "--split", "train", "--reduction", "color", "--step", .5, "--threads", 1,
+         "--limit", 2, "--out", folder / "mepi", *root)
