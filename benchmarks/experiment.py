@@ -20,20 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from qrdali import checkpoint, runs
-from qrdali.cli.bench_loader import machine
-from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset, Writer
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
-from qrdali.device import autocast_for
-from qrdali.evaluate import evaluate
-from qrdali.levels import FULL, constant
+from qrdali.evaluation.predict import evaluate
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import open_loader
-from qrdali.plan import Plan
-from qrdali.quality import REDUCTIONS
-from qrdali.settings import validated
+from qrdali.reduction.levels import FULL, constant
+from qrdali.reduction.quality import REDUCTIONS
+from qrdali.runs import checkpoint
+from qrdali.runs import folder as runs
+from qrdali.runs.settings import validated
+from qrdali.schedule.epoch_plan import Plan
+from qrdali.system.device import autocast_for
+from qrdali.workflows.bench_loader import machine
+from qrdali.workflows.train import run_training
 
 REDUCED = ("color", "crop", "resolution", "combination")
 

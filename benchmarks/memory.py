@@ -29,21 +29,21 @@ import numpy as np
 import torch
 from scipy.stats import theilslopes
 
-from qrdali.batch import Ask, Loader
-from qrdali.cli.bench_loader import machine
 from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
-from qrdali.descent import column_dimensions, neighbours
-from qrdali.device import device_of
 from qrdali.errors import Unreadable
-from qrdali.levels import FULL, Constant
+from qrdali.interfaces import Ask, Loader
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.graphs import Engine
+from qrdali.pipelines.image_reducer import open_maker
 from qrdali.pipelines.loader import open_loader
-from qrdali.pipelines.maker import open_maker
-from qrdali.plan import Plan
+from qrdali.reduction.levels import FULL, Constant
+from qrdali.reduction.neighbors import column_dimensions, neighbours
+from qrdali.schedule.epoch_plan import Plan
+from qrdali.system.device import device_of
+from qrdali.workflows.bench_loader import machine
 
 POINTS = 20
 REDUCED = Constant(2, 2, 2)

@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from qrdali.cli.bench_loader import machine
 from qrdali.cli.build_mepi import build
 from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
-from qrdali.descent import ANCHORS
-from qrdali.entropy import encoder, entropy, entropy_within
-from qrdali.mepi import FULL, State, reduction_of
-from qrdali.mepi_set import SEARCHED
-from qrdali.pipelines.maker import open_maker
-from qrdali.quality import placed, shrunk
+from qrdali.mepi.folder import SEARCHED
+from qrdali.mepi.search import FULL, State, reduction_of
+from qrdali.pipelines.image_reducer import open_maker
+from qrdali.reduction.neighbors import ANCHORS
+from qrdali.reduction.png_entropy import encoder, entropy, entropy_within
+from qrdali.reduction.quality import placed, shrunk
+from qrdali.workflows.bench_loader import machine
 
 N = 4  # of the step at which everything is tried
 

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from qrdali import models
-from qrdali.cli.bench_loader import machine
-from qrdali.device import autocast_for, device_of
+from qrdali.system.device import autocast_for, device_of
+from qrdali.workflows.bench_loader import machine
 
 MODELS = {"squeezenet1_1": 224, "test_resnet": 96, "efficientnet_b3": 96, "resnet152": 64}
 

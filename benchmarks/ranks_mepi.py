@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qrdali import ranks
-from qrdali.cli.bench_loader import machine
-from qrdali.deal import Deal
-from qrdali.mepi_set import SEARCHED
+from qrdali import distributed as ranks
+from qrdali.distributed.work_queue import Deal
+from qrdali.mepi.folder import SEARCHED
+from qrdali.workflows.bench_loader import machine
 
 REDUCTIONS = ("crop", "combination")
 IMAGES, WORLDS = 25_000, (2, 8, 64)  # of the simulation
@@ -55,7 +55,7 @@ def idle(taken: list[float]) -> float:
 
 
 def dealt(work: npt.NDArray[np.float64], world: int) -> float:
-    """The idle share of `qrdali.deal.Deal`, when ranks take their blocks that far ahead of their search."""
+    """The idle share of `qrdali.distributed.work_queue.Deal`, when ranks take their blocks that far ahead of their search."""
     total = 0
 
     def add(_: Any, amount: int) -> int:

@@ -33,8 +33,8 @@ from PIL import Image
 
 from qrdali.data.index import ROWS, SCHEMA, Index
 from qrdali.data.scan import build
-from qrdali.levels import PerImage
-from qrdali.philox import uniform
+from qrdali.reduction.counter_rng import uniform
+from qrdali.reduction.levels import PerImage
 
 CLASSES, FILES, SIZE = 1000, 256, (64, 48)
 BATCH, BATCHES = 32, 200
@@ -104,10 +104,10 @@ def opening(file: Path, levels: Path, cold: bool) -> dict[str, Any]:
     """Opens an index and an adaptive run's levels and windows of every image, then trains nothing: what a run costs before and at each
     batch. cold: nothing of the files is in the kernel's cache."""
     from qrdali.models import Preprocessing
+    from qrdali.pipelines.external_source import Source, window_arrays
     from qrdali.pipelines.graphs import Engine
     from qrdali.pipelines.loader import open_loader
-    from qrdali.pipelines.source import Source, window_arrays
-    from qrdali.plan import Plan
+    from qrdali.schedule.epoch_plan import Plan
 
     if cold:
         forgotten(file.parent)
@@ -247,7 +247,7 @@ def indexing(folder: Path, files: int, threads: int, rounds: int, result: Result
 
 
 def main() -> None:
-    from qrdali.cli.bench_loader import machine
+    from qrdali.workflows.bench_loader import machine
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10 ** 8)

@@ -28,9 +28,9 @@ from torch import distributed, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from qrdali import models
-from qrdali.cli.bench_loader import machine
-from qrdali.levels import FULL
-from qrdali.plan import Plan
+from qrdali.reduction.levels import FULL
+from qrdali.schedule.epoch_plan import Plan
+from qrdali.workflows.bench_loader import machine
 
 WORLD, BATCH, IMAGENET, STEPS = 64, 4096, 1_281_167, 50
 NETWORKS = {"squeezenet1_1": 64, "efficientnet_b3": 64, "resnet152": 64}  # pictures' side: gradients do not depend on it

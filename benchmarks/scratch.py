@@ -16,11 +16,11 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from qrdali.cli.bench_loader import machine
-from qrdali.cli.training import run_training
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
-from qrdali.settings import read, validated
+from qrdali.runs.settings import read, validated
+from qrdali.workflows.bench_loader import machine
+from qrdali.workflows.train import run_training
 
 # Input size, epochs, training pictures per class.
 RUNS = {"squeezenet1_1": (128, 25, 200), "efficientnet_b3": (96, 6, 1000), "resnet152": (64, 6, 200)}

@@ -19,9 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qrdali.cli.bench_loader import machine
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
+from qrdali.workflows.bench_loader import machine
 
 SIDE = 224
 

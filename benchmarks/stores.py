@@ -69,12 +69,12 @@ def main() -> None:
     import boto3
     from moto.server import ThreadedMotoServer
 
+    from qrdali.data.build import index_root
     from qrdali.data.index import Dataset
-    from qrdali.data.roots import index_root
     from qrdali.data.scan import Reading
     from qrdali.data.tree import open_tree
-    from qrdali.environment import environment
-    from qrdali.pipelines.reading import Reader
+    from qrdali.pipelines.file_reader import Reader
+    from qrdali.system.environment import environment
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)

@@ -35,12 +35,12 @@ def loader(data: str | None, rounds: int, threads: int | None, input_size: int, 
     from rich.console import Console
     from rich.table import Table
 
-    from qrdali.cli.bench_loader import measure
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, emit
     from qrdali.data.index import Dataset
     from qrdali.data.scan import build
     from qrdali.data.shapes import ShapesSpec, generate
+    from qrdali.workflows.bench_loader import measure
 
     with sigterm_exits(), tempfile.TemporaryDirectory() as folder:
         if data is None:
@@ -89,12 +89,12 @@ def train(data: str | None, name: str, images: int, rounds: int, threads: int | 
     from rich.console import Console
     from rich.table import Table
 
-    from qrdali.cli.bench_train import measure
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, emit
     from qrdali.data.index import Dataset
     from qrdali.data.scan import build
     from qrdali.data.shapes import ShapesSpec, generate
+    from qrdali.workflows.bench_train import measure
 
     with sigterm_exits(), tempfile.TemporaryDirectory() as folder:
         if data is None:
@@ -142,12 +142,12 @@ def mepi(data: str | None, name: str, images: int, naive_images: int, step: floa
     from rich.console import Console
     from rich.table import Table
 
-    from qrdali.cli.bench_mepi import measure, naive_module
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, emit
     from qrdali.data.index import Dataset
     from qrdali.data.scan import build
     from qrdali.data.shapes import ShapesSpec, generate
+    from qrdali.workflows.bench_mepi import measure, naive_module
 
     naive_module()
     with sigterm_exits(), tempfile.TemporaryDirectory() as folder:

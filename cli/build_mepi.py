@@ -10,11 +10,11 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qrdali.batch import Maker
     from qrdali.cli.evaluate import Evaluator
     from qrdali.data.index import Index
-    from qrdali.mepi_set import MepiSet
-    from qrdali.ranks import Ranks
+    from qrdali.distributed import Ranks
+    from qrdali.interfaces import Maker
+    from qrdali.mepi.folder import MepiSet
 
 REDUCTIONS = ("color", "crop", "resolution", "combination")
 
@@ -50,10 +50,10 @@ def build_mepi(as_json: bool, **options: Any) -> None:
     \b
     Example: qrdali build-mepi --run runs/baseline --data data --split val --reduction crop --out mepi
     """
-    from qrdali import runs
-    from qrdali.cli.job import job
     from qrdali.cli.terminal import emit
-    from qrdali.deterministic import deterministic
+    from qrdali.cli.torchrun import job
+    from qrdali.runs import folder as runs
+    from qrdali.system.deterministic import deterministic
 
     with deterministic(runs.deterministic(Path(options["run"])), options["device"]), job(options["device"]) as ranks:
         summaries = build(ranks=ranks, **options)
@@ -75,19 +75,19 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
 
     import numpy as np
 
-    from qrdali import quality
     from qrdali.cli.evaluate import Evaluator
     from qrdali.cli.signals import Stop
     from qrdali.cli.terminal import TerminalWatcher, say
     from qrdali.data.index import Dataset
-    from qrdali.entropy import encoder
+    from qrdali.distributed import ALONE
     from qrdali.errors import Interrupted, RunError, printable
-    from qrdali.mepi import Rule, Search
-    from qrdali.mepi_build import Builder
-    from qrdali.pipelines.maker import open_maker
-    from qrdali.probe import Descent, candidates_at_once
-    from qrdali.ranks import ALONE
-    from qrdali.runs import weights_digest
+    from qrdali.mepi.build import Builder
+    from qrdali.mepi.search import Rule, Search
+    from qrdali.pipelines.image_reducer import open_maker
+    from qrdali.reduction import quality
+    from qrdali.reduction.png_entropy import encoder
+    from qrdali.runs.folder import weights_digest
+    from qrdali.training.probe import Descent, candidates_at_once
 
     ranks = ranks or ALONE
     n = quality.steps(step)
@@ -157,7 +157,7 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
 
 def _opened(ranks: Ranks, folder: Path, index: Index, classes: tuple[str, ...], n: int, options: dict[str, Any], resume: bool) -> MepiSet:
     """The set in `folder`: rank 0 holds and loads it before the others read it. What torchrun starts again goes on."""
-    from qrdali.mepi_set import MepiSet
+    from qrdali.mepi.folder import MepiSet
 
     resume = resume or ranks.marked(str(folder.absolute()))
 
@@ -221,9 +221,9 @@ def _only(there: set[str], expected: dict[str, int], readable: set[str] | None =
 
 def _draw(mepis: MepiSet, reduction: str, maker: Maker) -> None:
     """The contact sheet; what hinders it does not hinder the set."""
-    from qrdali.cli.mepi_sheet import draw
     from qrdali.cli.terminal import warn
     from qrdali.errors import RunError
+    from qrdali.workflows.mepi_sheet import draw
 
     try:
         draw(mepis, reduction, maker, mepis.folder / f"{reduction}.png")

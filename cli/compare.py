@@ -22,11 +22,11 @@ def compare(run_a: str, run_b: str, name: str, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from qrdali import runs
     from qrdali.cli.terminal import emit, say
     from qrdali.errors import InputError, printable
-    from qrdali.evaluate import read_rows
-    from qrdali.stats import mcnemar, wilson
+    from qrdali.evaluation.predict import read_rows
+    from qrdali.evaluation.stats import mcnemar, wilson
+    from qrdali.runs import folder as runs
 
     if "/" in name or name in ("", ".", ".."):
         raise InputError(f"--set is {printable(name)!r}: give the name of a set, such as test")

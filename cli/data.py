@@ -74,7 +74,7 @@ def index(root: str, out: str, no_verify: bool, hashed: bool, threads: int | Non
     """
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar
-    from qrdali.data.roots import files_of, index_root
+    from qrdali.data.build import files_of, index_root
     from qrdali.data.scan import Reading
     from qrdali.data.tree import open_tree
 
@@ -98,7 +98,7 @@ def info(dataset: str, as_json: bool) -> None:
     import numpy as np
 
     from qrdali.cli.terminal import emit, say
-    from qrdali.data import source
+    from qrdali.data import provenance as source
     from qrdali.data.index import Dataset, Index
 
     opened = Dataset.open(Path(dataset))

@@ -181,7 +181,7 @@ def tell(summary: Summary, out: str) -> None:
 
 def origin(known: dict[str, Any]) -> list[str]:
     """A data set's source as lines of key and value."""
-    from qrdali.data.source import brief
+    from qrdali.data.provenance import brief
 
     return [f"{key}: {', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value}"
             for key, value in brief(known).items()]

@@ -28,11 +28,11 @@ def demo(out: str) -> None:
     from qrdali.cli.evaluate import Evaluator
     from qrdali.cli.report import make
     from qrdali.cli.terminal import Bar, say
-    from qrdali.cli.training import run_training
     from qrdali.data.scan import build
     from qrdali.data.shapes import ShapesSpec, generate
     from qrdali.errors import InputError
-    from qrdali.settings import validated
+    from qrdali.runs.settings import validated
+    from qrdali.workflows.train import run_training
 
     folder, begun = Path(out), time.monotonic()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

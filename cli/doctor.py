@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qrdali.doctor import Facts, Finding, State
+    from qrdali.system.doctor import Facts, Finding, State
 
 
 @click.command()
@@ -28,7 +28,7 @@ def doctor(run: str, as_json: bool) -> None:
 
     from qrdali import __version__
     from qrdali.cli.terminal import Bar, emit
-    from qrdali.doctor import PROBLEM, examine, verdict
+    from qrdali.system.doctor import PROBLEM, examine, verdict
 
     with Bar("look", 4, "checks") as bar:
         facts = gather(Path(run), lambda what: bar.advance(1, what))
@@ -47,10 +47,10 @@ def gather(run: Path, progress: Callable[[str], None]) -> Facts:
     import os
     import sys
 
-    from qrdali import machine
-    from qrdali.doctor import Facts
-    from qrdali.pipelines.decoding import place_of, remember, tried
+    from qrdali.pipelines.decoder_trial import place_of, remember, tried
     from qrdali.pipelines.survey import survey
+    from qrdali.system import machine
+    from qrdali.system.doctor import Facts
 
     parts = survey()
     progress("decoding on the CPU")
@@ -80,8 +80,8 @@ def _show(findings: list[Finding], state: State, facts: Facts) -> None:
     from rich.text import Text
 
     from qrdali.cli.terminal import say
-    from qrdali.doctor import OK, PROBLEM
     from qrdali.errors import printable
+    from qrdali.system.doctor import OK, PROBLEM
 
     styles = {"ok": "green", "warning": "yellow", "problem": "bold red"}
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

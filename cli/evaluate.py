@@ -10,11 +10,11 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qrdali.class_map import ClassMap, Rule
     from qrdali.data.index import Index
-    from qrdali.evaluate import Rows
-    from qrdali.levels import Levels
-    from qrdali.ranks import Ranks
+    from qrdali.distributed import Ranks
+    from qrdali.evaluation.class_map import ClassMap, Rule
+    from qrdali.evaluation.predict import Rows
+    from qrdali.reduction.levels import Levels
 
 
 @click.command()
@@ -48,12 +48,12 @@ def evaluate(run: str, data: str | None, root: str | None, split: str, sets: tup
               qrdali evaluate --run runs/baseline --data data --reduced 0.5
               qrdali evaluate --run runs/imagenet --data humanet --class-map map.tsv --map-rule sum
     """
-    from qrdali import runs
-    from qrdali.cli.job import job
-    from qrdali.deterministic import deterministic
+    from qrdali.cli.torchrun import job
     from qrdali.errors import InputError
-    from qrdali.evaluate import named_sets
-    from qrdali.quality import steps
+    from qrdali.evaluation.predict import named_sets
+    from qrdali.reduction.quality import steps
+    from qrdali.runs import folder as runs
+    from qrdali.system.deterministic import deterministic
 
     folders = named_sets(sets, "--set")
     if data is None and not sets:
@@ -92,9 +92,9 @@ def _show(results: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _mapped(file: Path, rule: Rule, run: Path, data: str | None) -> ClassMap:
-    from qrdali import runs
-    from qrdali.class_map import read
     from qrdali.data.index import Dataset
+    from qrdali.evaluation.class_map import read
+    from qrdali.runs import folder as runs
 
     return read(file, runs.describe_best(run).classes, None if data is None else Dataset.open(Path(data)).classes, rule)
 
@@ -121,12 +121,12 @@ class Evaluator:
                  ranks: Ranks | None = None) -> None:
         import torch
 
-        from qrdali import runs
-        from qrdali.cli.job import engine_of
-        from qrdali.device import autocast_for, device_of
-        from qrdali.evaluate import top1
-        from qrdali.levels import reduced_sets
-        from qrdali.ranks import ALONE
+        from qrdali.cli.torchrun import engine_of
+        from qrdali.distributed import ALONE
+        from qrdali.evaluation.predict import top1
+        from qrdali.reduction.levels import reduced_sets
+        from qrdali.runs import folder as runs
+        from qrdali.system.device import autocast_for, device_of
 
         self.run, self.batch_size, self.curve, self.reduced, self.n = run, batch_size, curve, reduced, n
         self.ranks = ranks or ALONE
@@ -145,7 +145,7 @@ class Evaluator:
     def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
         """Evaluates a split of a data set and writes its rows, and those of the split at a reduced quality where one was asked for."""
         from qrdali.data.index import Dataset
-        from qrdali.levels import reduced_sets
+        from qrdali.reduction.levels import reduced_sets
 
         def opened() -> Index:
             dataset = Dataset.open(data, root)
@@ -186,10 +186,10 @@ class Evaluator:
     def rows(self, name: str, index: Index, check: Callable[[], None] = lambda: None, levels: Levels | None = None) -> Rows:
         """One row per image of an index, at `levels` of the step 1/n where given. `check` is called at every batch and may raise."""
         from qrdali.cli.terminal import Bar
-        from qrdali.evaluate import evaluate as predict
-        from qrdali.levels import FULL
+        from qrdali.evaluation.predict import evaluate as predict
         from qrdali.pipelines.loader import open_loader
-        from qrdali.plan import Plan
+        from qrdali.reduction.levels import FULL
+        from qrdali.schedule.epoch_plan import Plan
 
         loader = open_loader(index, self.trained.preprocessing, self.batch_size, self.engine)
         with Bar(f"evaluate {name}", len(index)) as bar:
@@ -203,7 +203,7 @@ class Evaluator:
     def _result(self, name: str, index: Index, unreadable: int) -> dict[str, Any]:
         result = self._written(name, index, self.rows(name, index), unreadable)
         if self.curve is not None:
-            from qrdali.cli.curve import make
+            from qrdali.workflows.quality_curve import make
 
             result["curve"] = make(self, self._named(name), index, self.curve)
         return result
@@ -213,7 +213,7 @@ class Evaluator:
         return f"{name}-mapped-{self.class_map.rule}" if self.class_map else name
 
     def _written(self, name: str, index: Index, rows: Rows, unreadable: int) -> dict[str, Any]:
-        from qrdali.evaluate import write_rows
+        from qrdali.evaluation.predict import write_rows
 
         name = self._named(name)
         file = self.run / "predictions" / f"{name}.parquet"

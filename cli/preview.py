@@ -55,13 +55,13 @@ def preview(image: str, out: str, step: float) -> None:
     from qrdali.cli.terminal import say
     from qrdali.data import storage
     from qrdali.data.scan import MAX_BYTES, examine
-    from qrdali.descent import RESOLUTION
-    from qrdali.entropy import encoder, entropy
     from qrdali.errors import InputError, RunError, printable
-    from qrdali.pipelines import host
+    from qrdali.pipelines import host_ops as host
+    from qrdali.pipelines.external_source import window_arrays
     from qrdali.pipelines.graphs import Engine, windows
-    from qrdali.pipelines.source import window_arrays
-    from qrdali.quality import REDUCTIONS, parameters, steps
+    from qrdali.reduction.neighbors import RESOLUTION
+    from qrdali.reduction.png_entropy import encoder, entropy
+    from qrdali.reduction.quality import REDUCTIONS, parameters, steps
 
     n = steps(step)
     apart = storage.is_url(image)

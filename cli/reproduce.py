@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from qrdali.matrix_runs import Run
-    from qrdali.matrix_tasks import Task, Tasks
+    from qrdali.experiment.expand import Run
+    from qrdali.experiment.tasks import Task, Tasks
 
 
 @click.command()
@@ -35,10 +35,10 @@ def reproduce(config: str, only: tuple[str, ...], dry_run: bool, out: str | None
               qrdali reproduce humanet.toml --only 'efficientnet_b3/*-crop' --only baseline
     """
     from qrdali.errors import InputError
-    from qrdali.matrix import read
-    from qrdali.matrix_folder import MatrixFolder
-    from qrdali.matrix_runs import expand
-    from qrdali.matrix_tasks import Tasks
+    from qrdali.experiment.config import read
+    from qrdali.experiment.expand import expand
+    from qrdali.experiment.folder import MatrixFolder
+    from qrdali.experiment.tasks import Tasks
 
     if as_json and not dry_run:
         raise InputError("--json is for --dry-run")
@@ -52,7 +52,7 @@ def reproduce(config: str, only: tuple[str, ...], dry_run: bool, out: str | None
     if dry_run:
         _list(tasks, as_json)
     else:
-        from qrdali.deterministic import workspace
+        from qrdali.system.deterministic import workspace
 
         # A run that wants it may come after others have begun CUDA.
         wanted = [run.settings.device for run in tasks.wanted if run.settings.deterministic]
@@ -99,10 +99,10 @@ def _refuse_changes(tasks: Tasks) -> None:
 
 def _changed(run: Run, folder: Path) -> list[str]:
     from qrdali import models
-    from qrdali import settings as settings_file
-    from qrdali.cli.training import HARMLESS
     from qrdali.errors import printable
-    from qrdali.settings import Settings
+    from qrdali.runs import settings as settings_file
+    from qrdali.runs.settings import Settings
+    from qrdali.workflows.train import HARMLESS
 
     if not (folder / "config.toml").exists():
         return []
@@ -119,8 +119,8 @@ def _changed(run: Run, folder: Path) -> list[str]:
 
 def _changed_mepis(tasks: Tasks, run: Run) -> list[str]:
     """How a MEPI set that was begun differs from what would be built now."""
-    from qrdali import runs
-    from qrdali.json_object import read_object
+    from qrdali.files.json_objects import read_object
+    from qrdali.runs import folder as runs
 
     file = tasks.folder.mepi(run.name) / "options.json"
     if run not in tasks.wanted or not file.exists():
@@ -137,8 +137,8 @@ def _check_inputs(tasks: Tasks) -> None:
     too late."""
     from qrdali import models
     from qrdali.data.index import Dataset
-    from qrdali.device import device_of
     from qrdali.errors import InputError, printable
+    from qrdali.system.device import device_of
 
     matrix = tasks.matrix
     for device in {run.settings.device for run in tasks.wanted}:
@@ -199,9 +199,9 @@ def _attempt(tasks: Tasks, task: Task) -> None:
     """Does a task; an error ends the task, not the matrix."""
     import traceback
 
-    from qrdali.cli.reproduce_tasks import perform
     from qrdali.cli.terminal import warn
     from qrdali.errors import InputError, RunError, printable
+    from qrdali.workflows.tasks import perform
 
     try:
         tasks.folder.succeeded(task.key, perform(tasks, task))
@@ -234,9 +234,10 @@ def _table(tasks: Tasks) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from qrdali import matrix_time, runs
     from qrdali.errors import RunError, printable
-    from qrdali.matrix_tasks import Task
+    from qrdali.experiment import estimate as matrix_time
+    from qrdali.experiment.tasks import Task
+    from qrdali.runs import folder as runs
 
     split = tasks.matrix.evaluate.splits[0]
     table = Table(box=None, pad_edge=False)
@@ -258,7 +259,7 @@ def _table(tasks: Tasks) -> None:
 def _list(tasks: Tasks, as_json: bool) -> None:
     """Every task with its state, on stdout."""
     from qrdali.cli.terminal import emit
-    from qrdali.matrix_time import Estimate, lasting
+    from qrdali.experiment.estimate import Estimate, lasting
 
     estimate = Estimate(tasks)
     entries: list[dict[str, Any]] = []

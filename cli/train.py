@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from qrdali.settings import Settings
+    from qrdali.runs.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -192,12 +192,12 @@ def random(**options: Any) -> None:
 
 
 def _run(method: str, options: dict[str, Any]) -> None:
-    from qrdali import settings as settings_file
-    from qrdali.cli.job import job
-    from qrdali.cli.training import run_training
-    from qrdali.deterministic import deterministic
+    from qrdali.cli.torchrun import job
     from qrdali.errors import InputError, printable
-    from qrdali.evaluate import named_sets
+    from qrdali.evaluation.predict import named_sets
+    from qrdali.runs import settings as settings_file
+    from qrdali.system.deterministic import deterministic
+    from qrdali.workflows.train import run_training
 
     sets = named_sets(options.pop("track_sets"), "--track-set")
     options["track_sets"] = sets or None
@@ -219,9 +219,9 @@ def _show_sequence(settings: Settings) -> None:
     """What would run at most, epoch by epoch, on stdout."""
     import numpy as np
 
-    from qrdali.methods import check, reduced_levels, rule_of
-    from qrdali.quality import DIMENSIONS, quality, steps
-    from qrdali.schedule import longest
+    from qrdali.reduction.quality import DIMENSIONS, quality, steps
+    from qrdali.schedule.epoch_schedule import longest
+    from qrdali.schedule.methods import check, reduced_levels, rule_of
 
     check(settings)
     rule, n = rule_of(settings), steps(settings.step)

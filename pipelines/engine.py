@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from qrdali import environment
-from qrdali.machine import processors
-from qrdali.pipelines.decoding import Tried, place_of, remember, remembered, tried
+from qrdali.pipelines.decoder_trial import Tried, place_of, remember, remembered, tried
 from qrdali.pipelines.graphs import Engine
+from qrdali.system import environment
+from qrdali.system.machine import processors
 
 
 def engine_for(device: torch.device, threads: int | None, warn: Callable[[str], None], sharing: int = 1) -> Engine:

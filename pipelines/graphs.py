@@ -9,9 +9,9 @@ from typing import Any
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
 
-from qrdali.descent import CROP
 from qrdali.models import Preprocessing
-from qrdali.pipelines import ops
+from qrdali.pipelines import dali_ops as ops
+from qrdali.reduction.neighbors import CROP
 
 INTERPOLATION = {"nearest": types.INTERP_NN, "bilinear": types.INTERP_TRIANGULAR, "bicubic": types.INTERP_CUBIC,
                  "lanczos": types.INTERP_LANCZOS3}

@@ -14,19 +14,20 @@ import numpy.typing as npt
 import torch
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
-from qrdali.batch import Ask, Batch, Loader, Shown
 from qrdali.data import storage
 from qrdali.data.index import Index
 from qrdali.data.scan import MAX_PIXELS, look, quiet_pillow
-from qrdali.descent import CROP
 from qrdali.errors import RunError, Unreadable, printable
+from qrdali.interfaces import Ask, Batch, Loader, Shown
 from qrdali.models import Preprocessing
-from qrdali.pipelines import graphs, host
+from qrdali.pipelines import graphs
+from qrdali.pipelines import host_ops as host
+from qrdali.pipelines.external_source import Prepared, Source, asked_arrays, graph_arrays, window_arrays
+from qrdali.pipelines.file_reader import read_ahead
 from qrdali.pipelines.graphs import Engine
-from qrdali.pipelines.reading import read_ahead
-from qrdali.pipelines.source import Prepared, Source, asked_arrays, graph_arrays, window_arrays
-from qrdali.plan import Plan
-from qrdali.view import view
+from qrdali.reduction.neighbors import CROP
+from qrdali.reduction.view import view
+from qrdali.schedule.epoch_plan import Plan
 
 Samples = npt.NDArray[np.int64]
 
@@ -37,7 +38,7 @@ def open_loader(index: Index, preprocessing: Preprocessing, batch_size: int, eng
 
 
 class _Loader(ABC):
-    """Implements `qrdali.batch.Loader`: the protocol of epochs, and what a failure means."""
+    """Implements `qrdali.interfaces.Loader`: the protocol of epochs, and what a failure means."""
 
     def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
         self._index, self._preprocessing, self._batch_size, self._engine = index, preprocessing, batch_size, engine

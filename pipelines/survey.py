@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qrdali.child import Say, ask
+from qrdali.system.subprocess_trial import Say, ask
 
 LIMIT = 60.0  # seconds of the whole survey, counted anew after a part that fails
 
@@ -110,14 +110,14 @@ def _timm() -> dict[str, Any]:
 
 def _dali() -> dict[str, Any]:
     """version, distribution."""
-    from qrdali import environment
+    from qrdali.system import environment
 
     importlib.import_module("nvidia.dali")
     return _distribution(environment.dali())
 
 
 def _codec() -> dict[str, Any]:
-    from qrdali import environment
+    from qrdali.system import environment
 
     return _distribution(environment.codec())
 

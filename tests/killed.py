@@ -20,9 +20,10 @@ from typing import Any
 
 # Imported once: a child is a fork of a process that has them and has started no thread.
 NEEDED = ["numpy", "torch", "timm", "pyarrow.parquet", "safetensors.torch", "PIL.Image", "nvidia.dali.plugin.pytorch", "killed",
-          "qrdali.trainer", "qrdali.cli.main", "qrdali.cli.train", "qrdali.cli.training", "qrdali.cli.evaluate", "qrdali.cli.build_mepi",
-          "qrdali.cli.data", "qrdali.cli.reproduce", "qrdali.mepi_build", "qrdali.pipelines.loader", "qrdali.pipelines.maker",
-          "qrdali.pipelines.engine", "qrdali.cli.reproduce_tasks", "qrdali.cli.report", "qrdali.report.build",
+          "qrdali.training.trainer", "qrdali.cli.main", "qrdali.cli.train", "qrdali.workflows.train", "qrdali.cli.evaluate",
+          "qrdali.cli.build_mepi", "qrdali.cli.data", "qrdali.cli.reproduce", "qrdali.mepi.build",
+          "qrdali.pipelines.loader", "qrdali.pipelines.image_reducer",
+          "qrdali.pipelines.engine", "qrdali.workflows.tasks", "qrdali.cli.report", "qrdali.report.build",
           "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg"]
 TOUCHING = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate", "os.link"}
 TIMED = ("second", "memory", "energy", "joules", "waited")
@@ -129,9 +130,11 @@ def _child(command: list[str], folder: str, log: str, deadly: int | None) -> Non
 def _watch(begins: Callable[[str], None]) -> None:
     """Tells of every training batch its epoch, number, samples, labels and a checksum of its pixels; of `data index` every file, of
     `build-mepi` every entry, of `evaluate` every set and of `reproduce` every task."""
-    from qrdali import epoch_trainer, mepi_set
-    from qrdali.cli import evaluate, reproduce_tasks
+    from qrdali.cli import evaluate
     from qrdali.data import scan
+    from qrdali.mepi import folder as mepi_set
+    from qrdali.training import epoch as epoch_trainer
+    from qrdali.workflows import tasks as reproduce_tasks
 
     steps, look, append, rows, perform = (epoch_trainer.EpochTrainer._steps, scan.look, mepi_set.Journal.append, evaluate.Evaluator.rows,
                                           reproduce_tasks.perform)

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from qrdali import checkpoint
-from qrdali.mepi_set import SCHEMA
+from qrdali.mepi.folder import SCHEMA
 from qrdali.models import Preprocessing
-from qrdali.runs import Trained
-from qrdali.settings import validated, write
+from qrdali.runs import checkpoint
+from qrdali.runs.folder import Trained
+from qrdali.runs.settings import validated, write
 
 CLASSES = ("ant", "bee", "cat", "dog")
 

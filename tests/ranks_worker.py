@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from qrdali.cli.job import job
-from qrdali.cli.training import run_training
-from qrdali.epoch_trainer import EpochTrainer
-from qrdali.ranks import Ranks
-from qrdali.settings import validated
+from qrdali.cli.torchrun import job
+from qrdali.distributed import Ranks
+from qrdali.runs.settings import validated
+from qrdali.training.epoch import EpochTrainer
+from qrdali.workflows.train import run_training
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def _attempt(case: Case, folder: Path, seed: str, kills: int) -> dict[str, Any]:
 
 
 def _result(rows: list[dict[str, Any]], cases: int, args: argparse.Namespace) -> dict[str, Any]:
-    from qrdali.cli.bench_loader import machine
+    from qrdali.workflows.bench_loader import machine
 
     kinds: dict[str, dict[str, int]] = {}
     for row in rows:

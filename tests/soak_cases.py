@@ -101,8 +101,8 @@ def commands(ground: Ground, now: Path) -> Iterator[Case]:
 
 def _loads(now: Path, whole: Path) -> None:
     """Whatever is there of a run loads."""
-    from qrdali import checkpoint
     from qrdali.errors import RunError
+    from qrdali.runs import checkpoint
 
     for name in ("best", "last", "unit"):
         folder = now / "run" / name

@@ -11,16 +11,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from qrdali import runs
-from qrdali.class_map import ClassMap, read
 from qrdali.cli.evaluate import Evaluator
 from qrdali.cli.main import cli
-from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build
 from qrdali.errors import InputError, RunError
-from qrdali.evaluate import read_rows, told_of, top1
-from qrdali.settings import validated
+from qrdali.evaluation.class_map import ClassMap, read
+from qrdali.evaluation.predict import read_rows, told_of, top1
+from qrdali.runs import folder as runs
+from qrdali.runs.settings import validated
+from qrdali.workflows.train import run_training
 
 TARGET = np.array([0, 1, 0, -1, 1])
 PROBABILITIES = [[.30, .35, .25, .05, .05], [.05, .15, .10, .60, .10], [.50, .20, .20, .00, .10], [.05, .05, .05, .05, .80]]

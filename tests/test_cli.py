@@ -14,7 +14,7 @@ from qrdali.cli.main import main
 from qrdali.cli.terminal import say
 from qrdali.data.index import Dataset
 from qrdali.data.shapes import class_names
-from qrdali.entropy import entropy, png_bytes
+from qrdali.reduction.png_entropy import entropy, png_bytes
 
 
 @dataclass

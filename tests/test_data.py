@@ -163,7 +163,7 @@ def test_full_size_shapes_are_as_heavy_as_photographs() -> None:
 @pytest.mark.parametrize("most", [1 << 28, 0], ids=["mapped", "read"])
 def test_rows_are_found_in_many_record_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr("qrdali.data.index.ROWS", 4)
-    monkeypatch.setattr("qrdali.data.columns.MAPPED", most)
+    monkeypatch.setattr("qrdali.data.index_columns.MAPPED", most)
     writer = Writer(tmp_path / "x.arrow")
     for i in range(50):
         writer.add(f"/{i}.jpg", i % 7, 100 + i, 200 + i)
@@ -181,7 +181,7 @@ def test_rows_are_found_in_many_record_batches(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("most", [1 << 28, 0], ids=["mapped", "read"])
 def test_a_large_index_is_checked_where_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    monkeypatch.setattr("qrdali.data.columns.MAPPED", most)
+    monkeypatch.setattr("qrdali.data.index_columns.MAPPED", most)
     writer = Writer(tmp_path / "x.arrow")
     for label, side in ((0, 5), (9, 5), (1, 0), (1, 5)):
         writer.add("/x.jpg", label, 5, side)

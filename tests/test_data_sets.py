@@ -14,13 +14,13 @@ from scipy.io import savemat
 from tiny import fill, images, info, jpeg, made, paths
 
 from qrdali.cli.main import cli
-from qrdali.cli.training import run_training
-from qrdali.data import source
+from qrdali.data import provenance as source
 from qrdali.data.humanet import read_mapping
 from qrdali.data.imagenet import recognise
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
-from qrdali.settings import validated
+from qrdali.runs.settings import validated
+from qrdali.workflows.train import run_training
 
 TENCH, SHARK, FOX, SETTER = "n01440764", "n01484850", "n02119789", "n02100735"
 IDS = [FOX, SETTER, TENCH]  # ILSVRC's ids are in no order of the names

@@ -14,16 +14,19 @@ import numpy as np
 import pytest
 import torch
 
-from qrdali import child, environment
-from qrdali.child import Answer, ask
 from qrdali.data.index import Dataset
-from qrdali.levels import FULL
-from qrdali.machine import Processors
-from qrdali.pipelines import decoding, engine, ops
-from qrdali.pipelines.decoding import Tried, remember, remembered
+from qrdali.pipelines import dali_ops as ops
+from qrdali.pipelines import decoder_trial as decoding
+from qrdali.pipelines import engine
+from qrdali.pipelines.decoder_trial import Tried, remember, remembered
 from qrdali.pipelines.engine import described, engine_for
-from qrdali.plan import Plan
-from qrdali.settings import validated
+from qrdali.reduction.levels import FULL
+from qrdali.runs.settings import validated
+from qrdali.schedule.epoch_plan import Plan
+from qrdali.system import environment
+from qrdali.system import subprocess_trial as child
+from qrdali.system.machine import Processors
+from qrdali.system.subprocess_trial import Answer, ask
 
 PATIENT = """
 import os, signal, subprocess, sys, time
@@ -265,8 +268,8 @@ def test_a_card_that_cannot_be_told_from_another_is_tried_each_time(card: Card) 
 
 def test_on_a_cpu_training_starts_no_process_and_says_its_path(dataset: Dataset, tmp_path: Path, cache: Path,
                                                                monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from qrdali.cli.training import run_training
-    from qrdali.trainer import Trainer
+    from qrdali.training.trainer import Trainer
+    from qrdali.workflows.train import run_training
 
     def refused(*arguments: Any, **options: Any) -> None:
         raise AssertionError(f"a process is started: {arguments}")

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrdali.descent import ANCHORS, accept, choose, column_dimensions, neighbours, next_levels, walked, window_of
 from qrdali.errors import RunError
-from qrdali.levels import Constant, Drawn, PerImage, histogram
-from qrdali.quality import bin_width, rounded, shrunk
+from qrdali.reduction.levels import Constant, Drawn, PerImage, histogram
+from qrdali.reduction.neighbors import ANCHORS, accept, choose, column_dimensions, neighbours, next_levels, walked, window_of
+from qrdali.reduction.quality import bin_width, rounded, shrunk
 
 MOVING = {"color": (True, False, False), "crop": (False, True, False), "resolution": (False, False, True),
           "combination": (True, True, True)}

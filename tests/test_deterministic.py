@@ -14,17 +14,19 @@ from safetensors.torch import load_file
 from test_ranks import order, rows, torchrun
 from torch import nn
 
-from qrdali import deterministic as module
-from qrdali import models, runs
-from qrdali.cli import reproduce, training
+from qrdali import models
+from qrdali.cli import reproduce
 from qrdali.cli.build_mepi import build_mepi
 from qrdali.cli.evaluate import evaluate
 from qrdali.cli.main import cli
-from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
-from qrdali.deterministic import VARIABLE, deterministic, workspace
 from qrdali.errors import InputError, RunError
-from qrdali.settings import Settings, read, validated
+from qrdali.runs import folder as runs
+from qrdali.runs.settings import Settings, read, validated
+from qrdali.system import deterministic as module
+from qrdali.system.deterministic import VARIABLE, deterministic, workspace
+from qrdali.workflows import train as training
+from qrdali.workflows.train import run_training
 
 create = models.create
 SMALL = {"model": "test_resnet", "input_size": 32, "batch_size": 8, "device": "cpu", "threads": 1}

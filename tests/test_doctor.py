@@ -13,15 +13,16 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from qrdali import machine
-from qrdali.child import Answer
 from qrdali.cli.main import cli
-from qrdali.device import device_of
-from qrdali.doctor import OK, PROBLEM, WARNING, Facts, Finding, examine, verdict
 from qrdali.errors import RunError
-from qrdali.machine import Memory, Processors, Space
-from qrdali.pipelines import decoding, survey
-from qrdali.pipelines.decoding import Tried, place_of, remember, remembered
+from qrdali.pipelines import decoder_trial as decoding
+from qrdali.pipelines import survey
+from qrdali.pipelines.decoder_trial import Tried, place_of, remember, remembered
+from qrdali.system import machine
+from qrdali.system.device import device_of
+from qrdali.system.doctor import OK, PROBLEM, WARNING, Facts, Finding, examine, verdict
+from qrdali.system.machine import Memory, Processors, Space
+from qrdali.system.subprocess_trial import Answer
 
 GIB = 1 << 30
 CARD = {"name": "NVIDIA Card", "uuid": "GPU-1", "memory": 24 * GIB, "capability": [8, 6], "error": None}
@@ -370,7 +371,8 @@ def test_the_doctor_on_this_machine(cache: Path, tmp_path: Path) -> None:
 
 
 def test_the_doctor_needs_neither_torch_nor_dali_itself() -> None:
-    code = ("import sys; import qrdali.cli.doctor, qrdali.doctor, qrdali.machine, qrdali.pipelines.decoding, qrdali.pipelines.survey;"
+    code = ("import sys; import qrdali.cli.doctor, qrdali.system.doctor, qrdali.system.machine, "
+            "qrdali.pipelines.decoder_trial, qrdali.pipelines.survey;"
             "print([m for m in ('torch', 'nvidia.dali', 'timm', 'numpy') if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 

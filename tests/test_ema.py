@@ -8,11 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qrdali import checkpoint, learner, stages, trainer
-from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
-from qrdali.settings import Settings, validated
+from qrdali.runs import checkpoint
+from qrdali.runs.settings import Settings, validated
+from qrdali.training import level_stages as stages
+from qrdali.training import optimizer_step as learner
+from qrdali.training import trainer
+from qrdali.workflows.train import run_training
 
 DECAY = 0.75
 

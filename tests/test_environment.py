@@ -14,12 +14,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from qrdali import energy, environment, models
+from qrdali import models
 from qrdali.cli.main import cli
-from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
-from qrdali.energy import Energy, forget_memory, peak_memory
-from qrdali.settings import Settings, validated
+from qrdali.runs.settings import Settings, validated
+from qrdali.system import energy, environment
+from qrdali.system.energy import Energy, forget_memory, peak_memory
+from qrdali.workflows.train import run_training
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 
@@ -87,7 +88,7 @@ def test_the_environment_names_versions_and_machine() -> None:
 
 
 def test_nothing_is_imported_for_it_and_a_package_that_is_not_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = ("import sys, torch; from qrdali.environment import environment; environment(torch.device('cpu'));"
+    code = ("import sys, torch; from qrdali.system.environment import environment; environment(torch.device('cpu'));"
             "print([m for m in ('torchvision', 'timm', 'nvidia.dali', 'PIL') if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
     monkeypatch.setitem(environment._PACKAGES, "dali", ("no-such-package",))
@@ -284,7 +285,7 @@ def test_an_interrupted_epoch_keeps_the_energy_it_has_used(dataset: Dataset, tmp
 
 
 def test_bench_names_its_machine_as_before() -> None:
-    from qrdali.cli.bench_loader import machine
+    from qrdali.workflows.bench_loader import machine
 
     assert list(machine()) == ["cpu", "cores", "gpu", "python", "torch", "dali"]
     assert json.loads(CliRunner().invoke(cli, ["models", "test_resnet", "--json"]).stdout)["models"][0]["input_size"] == 160

@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from qrdali.cli import curve
 from qrdali.cli.main import cli
-from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError
-from qrdali.evaluate import read_rows
-from qrdali.settings import validated
+from qrdali.evaluation.predict import read_rows
+from qrdali.runs.settings import validated
+from qrdali.workflows import quality_curve as curve
+from qrdali.workflows.train import run_training
 
 
 @pytest.fixture(scope="module")

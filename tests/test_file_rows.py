@@ -11,8 +11,8 @@ import pytest
 
 from qrdali.data.index import SCHEMA, Index, Writer
 from qrdali.errors import RunError
-from qrdali.file_rows import ReadFile, open_npy
-from qrdali.levels import PerImage
+from qrdali.files.array_rows import ReadFile, open_npy
+from qrdali.reduction.levels import PerImage
 
 ROWS = 20_000
 
@@ -20,7 +20,7 @@ ROWS = 20_000
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file counts as large."""
-    for module in ("qrdali.data.columns", "qrdali.levels"):
+    for module in ("qrdali.data.index_columns", "qrdali.reduction.levels"):
         monkeypatch.setattr(f"{module}.MAPPED", 0)
 
 

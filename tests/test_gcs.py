@@ -19,14 +19,14 @@ from stores import loader_of, preprocessing, put, s3, tar
 from tiny import commands, done, fill, images, jpeg, made, paths, run
 
 from qrdali.data import storage, tree
+from qrdali.data.build import index_root
 from qrdali.data.index import SPLITS, Dataset, Index
-from qrdali.data.roots import index_root
 from qrdali.data.scan import DECODED, build
 from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
-from qrdali.levels import FULL
-from qrdali.plan import Plan
-from qrdali.track import index_sets
+from qrdali.reduction.levels import FULL
+from qrdali.schedule.epoch_plan import Plan
+from qrdali.training.tracked_sets import index_sets
 
 ODD = ["one two.jpg", "\"'quotes'.jpg", "émoji 🦊.jpg", "%41?x#y+&=.jpg"]
 
@@ -34,7 +34,7 @@ ODD = ["one two.jpg", "\"'quotes'.jpg", "émoji 🦊.jpg", "%41?x#y+&=.jpg"]
 @pytest.fixture(scope="module", autouse=True)
 def silence() -> Iterator[subprocess.Popen[str]]:
     """A process that asks a server which never answers, while the other tests run: Google's library waits for two minutes."""
-    work = ("import sys; from pathlib import Path; from qrdali.data.roots import index_root; from qrdali.data.scan import DECODED\n"
+    work = ("import sys; from pathlib import Path; from qrdali.data.build import index_root; from qrdali.data.scan import DECODED\n"
             "try: index_root('gs://b/x', Path(sys.argv[1]), DECODED)\nexcept Exception as error: print(type(error).__name__, error)")
     with socket.create_server(("127.0.0.1", 0)) as server:
         environment = os.environ | {"STORAGE_EMULATOR_HOST": f"127.0.0.1:{server.getsockname()[1]}"}
@@ -324,7 +324,7 @@ def long(store: Store, tmp_path: Path) -> tuple[Index, Index]:
 def test_a_search_reads_ahead(long: tuple[Index, Index], store: Store, gone: bool) -> None:
     """The next originals are asked for while those before them are searched; they are the same, in the same order."""
     from qrdali.pipelines.graphs import Engine
-    from qrdali.pipelines.maker import open_maker
+    from qrdali.pipelines.image_reducer import open_maker
 
     told: list[int] = []
     far, near = (open_maker(index, preprocessing(), Engine(threads=1)).originals(iter(range(80)), lambda sample, why: told.append(sample))
@@ -347,9 +347,9 @@ def test_a_search_reads_ahead(long: tuple[Index, Index], store: Store, gone: boo
 
 @pytest.mark.parametrize("whole_graph", [False, True])
 def test_a_probe_reads_ahead(long: tuple[Index, Index], store: Store, whole_graph: bool) -> None:
-    from qrdali.levels import PerImage
-    from qrdali.probe import Descent, _asked
-    from qrdali.ranks import ALONE
+    from qrdali.distributed import ALONE
+    from qrdali.reduction.levels import PerImage
+    from qrdali.training.probe import Descent, _asked
 
     store.tell(delay=.1)
     shown = []

@@ -16,18 +16,18 @@ from PIL import Image, ImageOps
 
 from qrdali.cli.build_mepi import build as build_mepis
 from qrdali.cli.evaluate import Evaluator
-from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.data.scan import MAX_BYTES, look, quiet_pillow
 from qrdali.errors import RunError
-from qrdali.levels import FULL, Constant
 from qrdali.models import Preprocessing
+from qrdali.pipelines.external_source import window_arrays
 from qrdali.pipelines.graphs import Engine, windows
+from qrdali.pipelines.image_reducer import open_maker
 from qrdali.pipelines.loader import open_loader
-from qrdali.pipelines.maker import open_maker
-from qrdali.pipelines.source import window_arrays
-from qrdali.plan import Plan
-from qrdali.settings import validated
+from qrdali.reduction.levels import FULL, Constant
+from qrdali.runs.settings import validated
+from qrdali.schedule.epoch_plan import Plan
+from qrdali.workflows.train import run_training
 
 NAMES = ["with space.jpg", "tab\there.jpg", "new\nline.jpg", "'quotes\".jpg", "émoji 🦊.jpg", "\x1b[31mred\x1b]0;title\x07.jpg",
          "--help.jpg", "%s{}$(x).jpg", "a" * 250 + ".jpg"]

@@ -22,20 +22,24 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qrdali import checkpoint, matrix, runs, schedule
-from qrdali.data import source, verify
+from qrdali.data import provenance as source
+from qrdali.data import verify
 from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Index
 from qrdali.errors import InputError, RunError, printable
-from qrdali.evaluate import read_rows, told_of
-from qrdali.levels import PerImage
-from qrdali.matrix_folder import MatrixFolder
-from qrdali.matrix_time import rows as timed_rows
-from qrdali.mepi_journal import Entry, Journal
-from qrdali.mepi_set import MepiSet
+from qrdali.evaluation.predict import read_rows, told_of
+from qrdali.experiment import config as matrix
+from qrdali.experiment.estimate import rows as timed_rows
+from qrdali.experiment.folder import MatrixFolder
+from qrdali.mepi.folder import MepiSet
+from qrdali.mepi.journal import Entry, Journal
 from qrdali.models import Preprocessing
+from qrdali.reduction.levels import PerImage
 from qrdali.report.read import read_epochs, read_mepis
-from qrdali.settings import read as read_settings
-from qrdali.settings import validated
+from qrdali.runs import checkpoint
+from qrdali.runs import folder as runs
+from qrdali.runs.settings import read as read_settings
+from qrdali.runs.settings import validated
+from qrdali.schedule import epoch_schedule as schedule
 
 EXAMPLES = int(os.environ.get("QRDALI_FUZZ", "60"))
 PRE = Preprocessing(32, "whole", .9, "bilinear", (.5, .5, .5), (.5, .5, .5))
@@ -104,13 +108,13 @@ def levels_of(folder: Path) -> object:
 
 def large_index_of(folder: Path) -> object:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qrdali.data.columns.MAPPED", 0)
+        patch.setattr("qrdali.data.index_columns.MAPPED", 0)
         return index_of(folder)
 
 
 def large_levels_of(folder: Path) -> object:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qrdali.levels.MAPPED", 0)
+        patch.setattr("qrdali.reduction.levels.MAPPED", 0)
         return levels_of(folder)
 
 

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from qrdali.batch import Loader
 from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import RunError
-from qrdali.levels import FULL, Constant
+from qrdali.interfaces import Loader
 from qrdali.models import Preprocessing
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import open_loader
-from qrdali.plan import Plan
+from qrdali.reduction.levels import FULL, Constant
+from qrdali.schedule.epoch_plan import Plan
 
 PRE = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
 R = Constant(2, 2, 2)

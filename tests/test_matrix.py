@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import tomli_w
 
-from qrdali import matrix_time
 from qrdali.errors import InputError
-from qrdali.matrix import Matrix, Network, read
-from qrdali.matrix_runs import Run, expand, matches, select
-from qrdali.matrix_time import Pace, Work, declared, lasting, least, measured, most
-from qrdali.settings import validated
+from qrdali.experiment import estimate as matrix_time
+from qrdali.experiment.config import Matrix, Network, read
+from qrdali.experiment.estimate import Pace, Work, declared, lasting, least, measured, most
+from qrdali.experiment.expand import Run, expand, matches, select
+from qrdali.runs.settings import validated
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 REDUCTIONS = ["color", "crop", "resolution", "combination"]

@@ -14,17 +14,17 @@ from torch import nn
 
 from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import index_folder
-from qrdali.entropy import entropy, entropy_within
 from qrdali.errors import InputError
-from qrdali.levels import FULL
-from qrdali.mepi import Journey, Rule, Search, State, reduction_of
+from qrdali.mepi.search import Journey, Rule, Search, State, reduction_of
 from qrdali.models import Preprocessing
 from qrdali.pipelines.graphs import Engine
+from qrdali.pipelines.image_reducer import open_maker
 from qrdali.pipelines.loader import open_loader
-from qrdali.pipelines.maker import open_maker
-from qrdali.plan import Plan
-from qrdali.probe import Descent
-from qrdali.quality import REDUCTIONS, Parameters
+from qrdali.reduction.levels import FULL
+from qrdali.reduction.png_entropy import entropy, entropy_within
+from qrdali.reduction.quality import REDUCTIONS, Parameters
+from qrdali.schedule.epoch_plan import Plan
+from qrdali.training.probe import Descent
 
 ANCHORS = {5: [(0, 0), (0, 1), (1, 0), (1, 1), (.5, .5)], 9: [(y, x) for y in (0, .5, 1) for x in (0, .5, 1)]}
 PRE = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))

@@ -18,18 +18,19 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from qrdali import mepi_set, runs
 from qrdali.cli import build_mepi
 from qrdali.cli.build_mepi import build
 from qrdali.cli.evaluate import Evaluator
-from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build as index_images
-from qrdali.entropy import entropy, png_bytes
 from qrdali.errors import InputError, RunError
-from qrdali.pipelines import host
-from qrdali.quality import REDUCTIONS, bin_width, shrunk
-from qrdali.settings import validated
+from qrdali.mepi import folder as mepi_set
+from qrdali.pipelines import host_ops as host
+from qrdali.reduction.png_entropy import entropy, png_bytes
+from qrdali.reduction.quality import REDUCTIONS, bin_width, shrunk
+from qrdali.runs import folder as runs
+from qrdali.runs.settings import validated
+from qrdali.workflows.train import run_training
 
 ANCHORS = [(0, 0), (0, 1), (1, 0), (1, 1), (.5, .5)]
 
@@ -373,7 +374,7 @@ def test_hostile_class_names_make_no_folder(run: Path, data: str, tmp_path: Path
 
 def test_the_naive_reference_gives_the_same_answers(run: Path, built: Path) -> None:
     """Up to what the resize filters may tip."""
-    from qrdali.cli.bench_mepi import naive_module
+    from qrdali.workflows.bench_mepi import naive_module
 
     model, trained = runs.load_best(run)
     pre = trained.preprocessing
@@ -390,7 +391,7 @@ def test_the_naive_reference_gives_the_same_answers(run: Path, built: Path) -> N
 
 
 def test_bench_mepi_measures_both(data: str) -> None:
-    from qrdali.cli.bench_mepi import measure
+    from qrdali.workflows.bench_mepi import measure
 
     seen: list[str] = []
     result = measure(Dataset.open(Path(data)).index("train"), name="test_resnet", side=32, threads=2, images=5, naive_images=2, step=.25,
@@ -408,12 +409,12 @@ def test_a_graphs_maker_builds_the_same_from_many_threads(run: Path, dataset: Da
     """As on a GPU: one pipeline, several threads that want its pictures."""
     from contextlib import nullcontext
 
-    from qrdali.cli.bench_mepi import _Quiet
-    from qrdali.mepi import Rule, Search, reduction_of
-    from qrdali.mepi_build import Builder
+    from qrdali.mepi.build import Builder
+    from qrdali.mepi.search import Rule, Search, reduction_of
     from qrdali.pipelines.graphs import Engine
-    from qrdali.pipelines.maker import open_maker
-    from qrdali.probe import Descent
+    from qrdali.pipelines.image_reducer import open_maker
+    from qrdali.training.probe import Descent
+    from qrdali.workflows.bench_mepi import _Quiet
 
     model, trained = runs.load_best(run)
     index = dataset.index("train")

@@ -12,21 +12,22 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from qrdali import descent, probe
-from qrdali.batch import Ask
-from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
-from qrdali.device import autocast_for
-from qrdali.entropy import entropy
 from qrdali.errors import InputError, RunError
-from qrdali.levels import Constant, PerImage
+from qrdali.interfaces import Ask
 from qrdali.models import Preprocessing
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import open_loader
-from qrdali.plan import Plan
-from qrdali.settings import Settings, validated
+from qrdali.reduction import neighbors as descent
+from qrdali.reduction.levels import Constant, PerImage
+from qrdali.reduction.png_entropy import entropy
+from qrdali.runs.settings import Settings, validated
+from qrdali.schedule.epoch_plan import Plan
+from qrdali.system.device import autocast_for
+from qrdali.training import probe
+from qrdali.workflows.train import run_training
 
 REDUCTIONS = ("color", "crop", "resolution", "combination")
 SMALL: dict[str, Any] = {"model": "test_resnet", "input_size": 32, "batch_size": 8, "device": "cpu", "threads": 1}
@@ -271,7 +272,7 @@ def test_a_probe_equals_one_image_and_candidate_at_a_time(dataset: Dataset, redu
 
 
 def descent_moving(reduction: str) -> tuple[bool, bool, bool]:
-    from qrdali.quality import REDUCTIONS as MOVING
+    from qrdali.reduction.quality import REDUCTIONS as MOVING
     return MOVING[reduction]
 
 
@@ -303,9 +304,9 @@ def _slow_step(model: nn.Module, index: Any, pre: Preprocessing, states: PerImag
 
 
 def _reduced(index: Any, sample: int, found: descent.Candidates, column: int) -> np.ndarray:
-    from qrdali.pipelines import host
+    from qrdali.pipelines import host_ops as host
+    from qrdali.pipelines.external_source import window_arrays
     from qrdali.pipelines.graphs import windows
-    from qrdali.pipelines.source import window_arrays
 
     (pixels,) = windows(lambda: window_arrays(index.path_bytes(np.array([sample])), found.window[sample, column][None]),
                         Engine(depth=1), 1).run()

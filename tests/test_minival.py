@@ -12,13 +12,14 @@ from click.testing import CliRunner
 from tiny import fill, images, info, jpeg, paths
 
 from qrdali.cli.main import cli
-from qrdali.data import minival, source
+from qrdali.data import minival
+from qrdali.data import provenance as source
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build
 from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
-from qrdali.lock import held
-from qrdali.philox import shuffled
+from qrdali.files.lock import held
+from qrdali.reduction.counter_rng import shuffled
 
 
 @pytest.fixture

@@ -21,15 +21,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from qrdali import checkpoint, models, runs, trainer
+from qrdali import models
 from qrdali.cli.evaluate import Evaluator
-from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
-from qrdali.finite import Finite
-from qrdali.levels import FULL
-from qrdali.plan import Plan
-from qrdali.settings import Settings, validated
+from qrdali.reduction.levels import FULL
+from qrdali.runs import checkpoint
+from qrdali.runs import folder as runs
+from qrdali.runs.settings import Settings, validated
+from qrdali.schedule.epoch_plan import Plan
+from qrdali.training import trainer
+from qrdali.training.finite_check import Finite
+from qrdali.workflows.train import run_training
 
 TIMED = ("second", "memory", "energy", "environment")
 
@@ -180,7 +183,7 @@ def test_a_real_sigkill_inside_a_save(settings: Settings, whole: Path, tmp_path:
                                                if k not in ("method", "data")))
     program = """
 import os, signal, sys
-from qrdali import checkpoint
+from qrdali.runs import checkpoint
 from qrdali.__main__ import main
 real, seen = checkpoint.sync, []
 def sync(path):

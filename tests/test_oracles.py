@@ -10,11 +10,11 @@ from PIL import Image, ImageOps
 
 from qrdali.data.scan import examine
 from qrdali.models import Preprocessing
-from qrdali.pipelines import host
+from qrdali.pipelines import host_ops as host
+from qrdali.pipelines.external_source import Prepared, graph_arrays, reduction_arrays, window_arrays
 from qrdali.pipelines.graphs import Engine, kept, network_input, windows
-from qrdali.pipelines.source import Prepared, graph_arrays, reduction_arrays, window_arrays
-from qrdali.quality import parameters
-from qrdali.view import view
+from qrdali.reduction.quality import parameters
+from qrdali.reduction.view import view
 
 Pixels = npt.NDArray[np.uint8]
 PRE = Preprocessing(64, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))

@@ -3,9 +3,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from qrdali.levels import FULL
-from qrdali.philox import CROP, philox, uniform
-from qrdali.plan import Plan, permuted
+from qrdali.reduction.counter_rng import CROP, philox, uniform
+from qrdali.reduction.levels import FULL
+from qrdali.schedule.epoch_plan import Plan, permuted
 
 
 @pytest.mark.parametrize(("key", "counter", "words"), [

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from qrdali.errors import InputError
-from qrdali.quality import bin_width, level_of, parameters, quality, rounded, steps
+from qrdali.reduction.quality import bin_width, level_of, parameters, quality, rounded, steps
 
 
 def test_bin_widths_of_both_steps() -> None:

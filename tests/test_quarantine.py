@@ -13,17 +13,17 @@ from safetensors.torch import load_file
 
 from qrdali.cli.main import cli
 from qrdali.cli.terminal import TerminalWatcher
-from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import RunError, Unreadable
-from qrdali.levels import FULL
 from qrdali.models import Preprocessing
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import GraphLoader, HostLoader, open_loader
-from qrdali.plan import Plan
-from qrdali.settings import Settings, validated
+from qrdali.reduction.levels import FULL
+from qrdali.runs.settings import Settings, validated
+from qrdali.schedule.epoch_plan import Plan
+from qrdali.workflows.train import run_training
 
 PRE = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
 

@@ -21,11 +21,11 @@ from torch import nn
 from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build
+from qrdali.distributed import ALONE, Ranks, declared
 from qrdali.errors import InputError, RunError
-from qrdali.evaluate import at_once, read_rows
-from qrdali.levels import FULL
-from qrdali.plan import Plan
-from qrdali.ranks import ALONE, Ranks, declared
+from qrdali.evaluation.predict import at_once, read_rows
+from qrdali.reduction.levels import FULL
+from qrdali.schedule.epoch_plan import Plan
 
 STEPS = random.Random(11)  # at which ranks are killed; of six
 WORKER = Path(__file__).parent / "ranks_worker.py"
@@ -217,7 +217,8 @@ def test_batch_norm_over_ranks_keeps_the_network() -> None:
     """timm's layers hold their activations within batch norm; torch's own conversion would drop them."""
     from timm.layers import convert_sync_batchnorm
 
-    from qrdali import learner, models
+    from qrdali import models
+    from qrdali.training import optimizer_step as learner
 
     assert learner.convert_sync_batchnorm is convert_sync_batchnorm
     torch.manual_seed(0)

@@ -19,15 +19,15 @@ from PIL import Image
 
 from qrdali.cli.build_mepi import build
 from qrdali.cli.evaluate import Evaluator
-from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build as index_images
 from qrdali.data.scan import index_folder
-from qrdali.deal import Deal
+from qrdali.distributed import Ranks
+from qrdali.distributed.work_queue import Deal
 from qrdali.errors import Elsewhere, Interrupted, RunError
-from qrdali.mepi_journal import Entry, Journal
-from qrdali.ranks import Ranks
-from qrdali.settings import validated
+from qrdali.mepi.journal import Entry, Journal
+from qrdali.runs.settings import validated
+from qrdali.workflows.train import run_training
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def test_a_deal_gives_each_number_to_one_rank_and_single_ones_at_the_end(monkeyp
         total[0] += amount
         return total[0]
 
-    monkeypatch.setattr("qrdali.ranks.Counter.add", add)
+    monkeypatch.setattr("qrdali.distributed.Counter.add", add)
     deals = [iter(Deal(Ranks(rank, 3, rank, 3), 200)) for rank in range(3)]
     given: list[list[int]] = [[], [], []]
     turn = 0

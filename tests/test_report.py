@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 from qrdali.cli.main import cli
 from qrdali.errors import InputError, RunError
+from qrdali.evaluation.stats import bootstrap_mean, wilson
 from qrdali.report.build import build
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
-from qrdali.stats import bootstrap_mean, wilson
 
 
 def right(*counts: int) -> "np.ndarray[Any, Any]":
@@ -290,7 +290,7 @@ def test_the_joint_figure_takes_sets_that_all_have(four: dict[str, Path], tmp_pa
     ("test-crop-0.3", "--data D --split test --reduced 0.3 --step 0.1"),
 ])
 def test_the_command_that_makes_a_set(name: str, expected: str) -> None:
-    from qrdali.evaluate import asked
+    from qrdali.evaluation.predict import asked
 
     assert asked(name, "D") == expected
 

@@ -15,14 +15,15 @@ import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 
-from qrdali import runs, trainer
 from qrdali.cli.main import main
-from qrdali.cli.training import run_training
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import RunError
-from qrdali.lock import held
-from qrdali.settings import read, validated
+from qrdali.files.lock import held
+from qrdali.runs import folder as runs
+from qrdali.runs.settings import read, validated
+from qrdali.training import trainer
+from qrdali.workflows.train import run_training
 
 Call = Callable[..., "Result"]
 NAMES = ["shared", "baseline", "fixed-paired-epochs-crop"]

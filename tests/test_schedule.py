@@ -5,7 +5,7 @@ import json
 import pytest
 
 from qrdali.errors import InputError
-from qrdali.schedule import Event, Rule, State, begin_stage, longest, phase, start, update
+from qrdali.schedule.epoch_schedule import Event, Rule, State, begin_stage, longest, phase, start, update
 
 
 def run(rule: Rule, accuracies: list[float], first: float = 0.0, moved: list[int] | None = None) -> tuple[str, State, list[Event]]:

@@ -19,13 +19,13 @@ from tiny import images, info, jpeg, made
 
 from qrdali.cli.main import cli
 from qrdali.data import shards, storage
+from qrdali.data.build import index_root
 from qrdali.data.index import Dataset
-from qrdali.data.roots import index_root
 from qrdali.data.scan import DECODED, Reading
 from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
-from qrdali.levels import FULL
-from qrdali.plan import Plan
+from qrdali.reduction.levels import FULL
+from qrdali.schedule.epoch_plan import Plan
 
 
 def samples(texts: "list[str]", start: int = 0) -> "list[tuple[str, bytes]]":
@@ -73,7 +73,7 @@ def test_pixels_are_those_of_the_members(root: Path, tmp_path: Path, whole_graph
         (folders / "train" / name / storage.member(url).name).write_bytes(storage.opened(url).whole())
     made("index", folders, "--out", tmp_path / "plain")
     from qrdali.pipelines.graphs import Engine
-    from qrdali.pipelines.maker import open_maker
+    from qrdali.pipelines.image_reducer import open_maker
 
     seen: list[dict[str, Any]] = []
     for data in ("data", "plain"):

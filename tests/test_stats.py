@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from qrdali.cli.main import cli
 from qrdali.errors import InputError, RunError
-from qrdali.evaluate import read_rows
-from qrdali.stats import bootstrap_mean, holm, mcnemar, paired, wilson
+from qrdali.evaluation.predict import read_rows
+from qrdali.evaluation.stats import bootstrap_mean, holm, mcnemar, paired, wilson
 
 
 def outcomes(a: int, b: int, c: int, d: int) -> tuple[np.ndarray, np.ndarray]:

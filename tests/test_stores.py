@@ -12,15 +12,16 @@ import pytest
 from stores import BUCKET, forget, loader_of, put, s3, tar
 from tiny import commands, done, fill, images, info, jpeg, made, paths, run
 
-from qrdali.data import source, storage, tree
+from qrdali.data import provenance as source
+from qrdali.data import storage, tree
+from qrdali.data.build import index_root
 from qrdali.data.index import Dataset
-from qrdali.data.moved import Moved, moved
-from qrdali.data.roots import index_root
+from qrdali.data.relocation import Moved, moved
 from qrdali.data.scan import DECODED, Reading, build
 from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
-from qrdali.levels import FULL
-from qrdali.plan import Plan
+from qrdali.reduction.levels import FULL
+from qrdali.schedule.epoch_plan import Plan
 
 ODD = ["one two.jpg", "\"'quotes'.jpg", "émoji 🦊.jpg", "%41?x#y+&=.jpg"]
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from qrdali.cli.evaluate import Evaluator
 from qrdali.cli.main import cli
-from qrdali.cli.training import run_training
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
-from qrdali.settings import Settings, read, validated
-from qrdali.track import tracked_text
+from qrdali.runs.settings import Settings, read, validated
+from qrdali.training.tracked_sets import tracked_text
+from qrdali.workflows.train import run_training
 
 
 def settings(dataset: Dataset, **values: object) -> Settings:
@@ -158,7 +158,7 @@ def test_the_options(dataset: Dataset, mine: Path, tmp_path: Path) -> None:
 def test_what_is_tracked_are_the_epochs_weights_not_those_restored(dataset: Dataset, tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     """Each epoch's figure equals an evaluation of the weights as they were when its training ended."""
-    from qrdali import trainer
+    from qrdali.training import trainer
 
     seen: list[dict[str, float]] = []
     measure, validate = trainer.Tracker.measure, trainer.Trainer._validate
@@ -192,8 +192,8 @@ def test_stopped_in_validation_and_continued(dataset: Dataset, tmp_path: Path, m
     import os
     import signal
 
-    from qrdali import trainer
     from qrdali.cli import terminal
+    from qrdali.training import trainer
 
     chosen = settings(dataset, track_reduced=.5)
     run_training(chosen, tmp_path / "whole", False)

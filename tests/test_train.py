@@ -13,14 +13,14 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from qrdali import checkpoint
 from qrdali.cli.evaluate import Evaluator
 from qrdali.cli.main import cli
-from qrdali.cli.training import run_training
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import InputError, RunError
-from qrdali.settings import Settings, read, validated
+from qrdali.runs import checkpoint
+from qrdali.runs.settings import Settings, read, validated
+from qrdali.workflows.train import run_training
 
 
 @pytest.fixture(scope="module")

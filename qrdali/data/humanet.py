@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qrdali import lines
-from qrdali.data import source
+from qrdali.data import provenance as source
 from qrdali.data.imagenet import WNID, ImageNet
 from qrdali.data.index import SPLITS
 from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, new_folder, silent
 from qrdali.data.tree import image_files
 from qrdali.errors import InputError, RunError, printable
-from qrdali.lines import short
-from qrdali.philox import shuffled
+from qrdali.files import text_lines as lines
+from qrdali.files.text_lines import short
+from qrdali.reduction.counter_rng import shuffled
 
 _SYNSET_HEADS = ("wnid", "wnids", "synset", "synsets")
 _ORDER = ("val", "test", "train")  # in which a class's images are dealt out: the small sets first, so that they hold every synset

@@ -7,13 +7,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from qrdali import lines
-from qrdali.data import minival, source
+from qrdali.data import minival
+from qrdali.data import provenance as source
 from qrdali.data.index import SPLITS
 from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, new_folder, silent
 from qrdali.data.tree import image_files
 from qrdali.errors import InputError, RunError, printable
-from qrdali.lines import short
+from qrdali.files import text_lines as lines
+from qrdali.files.text_lines import short
 
 WNID = re.compile(r"n[0-9]{8}", re.ASCII)
 GROUND_TRUTH, SOLUTION = "ILSVRC2012_validation_ground_truth.txt", "LOC_val_solution.csv"

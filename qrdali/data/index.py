@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from qrdali.data import source, storage
-from qrdali.data.columns import batches, mapped, open_columns
-from qrdali.data.moved import Moved, moved
+from qrdali.data import provenance as source
+from qrdali.data import storage
+from qrdali.data.index_columns import batches, mapped, open_columns
+from qrdali.data.relocation import Moved, moved
 from qrdali.errors import InputError, RunError, printable
 
 Samples = npt.NDArray[np.int64]

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from qrdali.data import source
+from qrdali.data import provenance as source
 from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Samples, read_batches
 from qrdali.data.scan import tsv_field
 from qrdali.errors import InputError, RunError, printable
-from qrdali.lock import held
-from qrdali.philox import shuffled
+from qrdali.files.lock import held
+from qrdali.reduction.counter_rng import shuffled
 
 LIST = "minival.tsv"  # path and class of the images moved; written when all new files are whole
 # The new files in the order in which they take the places of the old. val.arrow is the last: until it is there the data set has no

@@ -23,11 +23,11 @@ from PIL import Image
 from qrdali.data import formats, storage
 from qrdali.data.index import FILES_SCHEMA, SPLITS, RowWriter, Writer, write_classes
 from qrdali.data.tree import LISTINGS, LocalTree, Tree, open_tree
-from qrdali.disk import put
 from qrdali.errors import InputError, RunError, printable
+from qrdali.files.atomic import put
 
 if TYPE_CHECKING:
-    from qrdali.ranks import Ranks
+    from qrdali.distributed import Ranks
 
 MAX_PIXELS = 128_000_000  # a decoded image of 384 MB; checked on the header before anything is decoded
 MAX_BYTES = 1 << 30  # of a file: decoders read it whole

@@ -15,7 +15,7 @@ from qrdali.data import storage
 from qrdali.data.storage import Member, Stored
 from qrdali.data.tree import EXTENSIONS, Tree
 from qrdali.errors import InputError, RunError, printable
-from qrdali.lines import short
+from qrdali.files.text_lines import short
 
 CLASSES = "classes.txt"  # in the root: line i, from 0, is the name of class i
 _BLOCK = tarfile.BLOCKSIZE

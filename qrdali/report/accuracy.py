@@ -6,11 +6,11 @@ import shlex
 from dataclasses import dataclass
 
 from qrdali.errors import printable
-from qrdali.evaluate import asked
+from qrdali.evaluation.predict import asked
+from qrdali.evaluation.stats import McNemar, holm, mcnemar, wilson
 from qrdali.report.groups import Configuration, Group, is_baseline
 from qrdali.report.read import Run
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
-from qrdali.stats import McNemar, holm, mcnemar, wilson
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qrdali import __version__
-from qrdali.entropy import encoder
 from qrdali.errors import InputError, RunError, printable
-from qrdali.json_object import read_object
+from qrdali.files.json_objects import read_object
+from qrdali.reduction.png_entropy import encoder
 from qrdali.report import accuracy, gallery, groups, plots, quotients, resources, setup, thesis
 from qrdali.report.figures import DARK, Figure
 from qrdali.report.groups import Group
@@ -20,7 +20,7 @@ from qrdali.report.page import Drawn, Gallery, Section, page
 from qrdali.report.read import Mepis, Run, Warn, named, read_mepis, read_run
 from qrdali.report.resources import Prices
 from qrdali.report.tables import Table
-from qrdali.runs import weights_digest
+from qrdali.runs.folder import weights_digest
 
 MARKER = "report.json"
 _CONTENT = ("report.html", MARKER, "tables", "figures")

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from qrdali.data import storage
 from qrdali.errors import printable
-from qrdali.mepi_set import SEARCHED
+from qrdali.mepi.folder import SEARCHED
 from qrdali.report.quotients import class_name
 from qrdali.report.read import Mepis
 

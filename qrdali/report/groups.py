@@ -9,7 +9,7 @@ from typing import Any
 
 from qrdali.errors import printable
 from qrdali.report.read import Run
-from qrdali.settings import Settings
+from qrdali.runs.settings import Settings
 
 # What does not make two runs different experiments.
 _ASIDE = frozenset({"seed", "init", "data", "device", "deterministic", "threads", "save_every", "match", "match_steps", "track_sets",

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from qrdali.errors import printable
-from qrdali.mepi_set import SEARCHED
+from qrdali.mepi.folder import SEARCHED
 from qrdali.report.figures import MARKERS, Figure, Theme, legend_below
 from qrdali.report.groups import Configuration, Group, is_baseline
 from qrdali.report.quotients import by_reduction, share_curve, thinned, values

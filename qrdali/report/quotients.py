@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qrdali.errors import printable
-from qrdali.mepi_set import SEARCHED
+from qrdali.evaluation.stats import bootstrap_mean, paired
+from qrdali.mepi.folder import SEARCHED
 from qrdali.report.groups import is_baseline
 from qrdali.report.read import Mepis
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
-from qrdali.stats import bootstrap_mean, paired
 
 Floats = npt.NDArray[np.float64]
 _SAME = ("data", "split", "limit", "step", "windows", "prefer", "search")  # options in which sets must agree to be compared

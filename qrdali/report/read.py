@@ -14,13 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qrdali import runs
-from qrdali import settings as settings_file
 from qrdali.errors import InputError, RunError, printable
-from qrdali.evaluate import read_rows, read_table, told_of
-from qrdali.json_object import read_object
-from qrdali.mepi_set import MANIFEST, OPTIONS, SCHEMA, SEARCHED, SUMMARY
-from qrdali.settings import Settings
+from qrdali.evaluation.predict import read_rows, read_table, told_of
+from qrdali.files.json_objects import read_object
+from qrdali.mepi.folder import MANIFEST, OPTIONS, SCHEMA, SEARCHED, SUMMARY
+from qrdali.runs import folder as runs
+from qrdali.runs import settings as settings_file
+from qrdali.runs.settings import Settings
 
 Warn = Callable[[str], None]
 _LONGEST = 1 << 20  # bytes of a line

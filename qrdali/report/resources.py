@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qrdali.errors import printable
-from qrdali.mepi_set import SEARCHED
+from qrdali.mepi.folder import SEARCHED
 from qrdali.report import thesis
 from qrdali.report.groups import Group
 from qrdali.report.read import Epoch, Mepis, Network, Run

@@ -1,0 +1,1 @@
+"""Predictions of a network, the rows that hold them, and the tests that compare them."""

@@ -1,0 +1,248 @@
+"""The experiment matrix as a TOML file says it: networks, methods, sequences, reductions, and what is made of their runs.
+
+Paths in the file are relative to the working directory, as everywhere in qrdali. `matrix_runs` turns it into runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from qrdali.data.shapes import ShapesSpec
+from qrdali.errors import InputError, printable
+from qrdali.reduction.quality import level_of, steps
+from qrdali.runs import settings as settings_file
+from qrdali.runs.settings import Settings
+
+Reduction = Literal["color", "crop", "resolution", "combination"]
+ALL: list[Reduction] = ["color", "crop", "resolution", "combination"]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Sequence = Annotated[str, StringConstraints(pattern=r"^(paired-epochs|paired-rounds|[RC]{1,40})$")]
+Split = Literal["train", "val", "test"]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# What the matrix itself sets of a run, and what one network's runs must share: no table may say otherwise.
+FIXED_KEYS = ("method", "data", "model", "init", "match", "match_steps", "reduction", "sequence", "seed", "input_size")
+COMMON_KEYS = ("fit", "device", "amp")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Shapes(_Table):
+    """Pictures to generate, numbers per class; the options of `qrdali data shapes`."""
+
+    classes: int = 20
+    train: int = 50
+    val: int = 10
+    test: int = 10
+    size: Annotated[str, StringConstraints(pattern=r"^\d{2,4}x\d{2,4}$")] = "160x120"
+    seed: int = 0
+
+    def spec(self) -> ShapesSpec:
+        """Raises InputError for numbers that cannot be."""
+        width, height = map(int, self.size.split("x"))
+        try:
+            return ShapesSpec(self.classes, self.train, self.val, self.test, (width, height), self.seed)
+        except InputError as error:
+            raise InputError(f"data.shapes: {str(error).removeprefix('--')}") from None
+
+
+class Data(_Table):
+    """An indexed data set's folder, or pictures to generate and index."""
+
+    folder: str = ""
+    shapes: Shapes | None = None
+
+
+class Network(_Table):
+    """A network and what its runs differ in from [train]. epochs: of the shared run. shared, others: settings of the shared run
+    and of the runs that start from it. epoch_seconds: of a training epoch, one number or by "full" and reduction; probe_seconds:
+    of the question that an adaptive run asks of all images before a stage. Both are guesses until a run has been measured."""
+
+    model: str
+    name: Name | None = None
+    input_size: int = Field(default=0, ge=0, le=4096)
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    shared: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    epoch_seconds: Seconds | dict[Literal["full", "color", "crop", "resolution", "combination"], Seconds] = {}
+    probe_seconds: dict[Reduction, Seconds] = {}
+
+    @property
+    def folder(self) -> str:
+        """`name`, or the model's with everything a folder's name should not hold replaced."""
+        return self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", self.model).strip(".-")[:100]
+
+
+class Method(BaseModel):
+    """Settings of one method's runs, any of a run's config.toml; `sequences` in place of those of all."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    sequences: list[Sequence] | None = Field(default=None, min_length=1)
+
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Runs(_Table):
+    """Which runs each network has besides `shared`. match: the run whose optimizer steps the control "matched" takes. only:
+    patterns of the runs that are wanted of all these. fixed and random have paired epochs where their table does not say otherwise."""
+
+    methods: list[Literal["baseline", "fixed", "linear", "adaptive"]] = ["baseline", "fixed", "linear", "adaptive"]
+    sequences: list[Sequence] = Field(default=["paired-rounds", "paired-epochs"], min_length=1)
+    reductions: list[Reduction] = Field(default=ALL, min_length=1)
+    controls: list[Literal["sham", "random", "matched"]] = []
+    match: str = ""
+    only: list[str] = []
+    shared: Method = Method()
+    baseline: Method = Method()
+    fixed: Method = Method()
+    linear: Method = Method()
+    adaptive: Method = Method()
+    sham: Method = Method()
+    random: Method = Method()
+    matched: Method = Method()
+
+
+class Evaluate(_Table):
+    """What every run's best/ is evaluated on. sets: folders by name. reduced: quality at which the splits are evaluated too.
+    curve: whether accuracy is also measured at every quality of curve_step."""
+
+    splits: list[Split] = Field(default=["test"], min_length=1)
+    sets: dict[Name, str] = {}
+    reduced: float | None = Field(default=None, gt=0, lt=1)
+    curve: bool = False
+    curve_step: float = 0.25
+
+
+class Mepi(_Table):
+    """Of which runs minimal images are built (patterns), and the options of `qrdali build-mepi`."""
+
+    runs: list[str] = []
+    split: Split = "val"
+    reductions: list[Reduction] = Field(default=ALL, min_length=1)
+    step: float = 0.05
+    windows: Literal[5, 9] = 5
+    prefer: Literal["confidence", "entropy"] = "confidence"
+    limit: int | None = Field(default=None, ge=1)
+
+
+class Report(_Table):
+    """Whether a report is made at the end, and of which runs (patterns)."""
+
+    make: bool = True
+    runs: list[str] = Field(default=["*"], min_length=1)
+
+
+class Matrix(_Table):
+    """The whole file."""
+
+    out: str = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(default=[0], min_length=1)
+    data: Data = Data()
+    train: dict[str, Any] = {}
+    network: list[Network] = Field(min_length=1)
+    runs: Runs = Runs()
+    evaluate: Evaluate = Evaluate()
+    mepi: Mepi = Mepi()
+    report: Report = Report()
+
+
+def read(file: Path, *, out: str | None = None, data: str | None = None) -> Matrix:
+    """The matrix in a TOML file; `out` and `data` (a data set's folder) take the place of its own.
+
+    Raises InputError naming the first key that is wrong, its value and the rule.
+    """
+    values = settings_file.read(file)
+    if out is not None:
+        values["out"] = out
+    if data is not None:
+        values["data"] = {"folder": data}
+    try:
+        matrix = Matrix(**values)
+    except (ValidationError, TypeError) as error:
+        raise InputError(f"{printable(file)}: {_first(error)}") from None
+    try:
+        _check(matrix)
+    except InputError as error:
+        raise InputError(f"{printable(file)}: {error}") from None
+    return matrix
+
+
+def _first(error: ValidationError | TypeError) -> str:
+    if isinstance(error, TypeError):
+        return printable(error)
+    first = error.errors()[0]
+    # People count tables from 1.
+    key = ".".join(f"{part + 1}" if isinstance(part, int) else str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{printable(key)} is missing"
+    return f"{printable(key)} = {printable(repr(first['input'])):.80}: {first['msg']}"
+
+
+def _check(matrix: Matrix) -> None:
+    """Raises InputError for what is right key by key and wrong together."""
+    if bool(matrix.data.folder) == (matrix.data.shapes is not None):
+        raise InputError("[data] needs one of two: folder = a data set made by `qrdali data index`, or [data.shapes]")
+    if matrix.data.shapes is not None:
+        spec = matrix.data.shapes.spec()
+        empty = next((split for split in ("train", "val", *matrix.evaluate.splits) if not getattr(spec, split)), "")
+        if empty:
+            raise InputError(f"data.shapes.{empty} = 0: this matrix needs pictures of {empty}")
+    folders = [network.folder.lower() for network in matrix.network]
+    for network in matrix.network:
+        if not network.folder or folders.count(network.folder.lower()) > 1:
+            raise InputError(f"more than one network, or none, can be called {printable(network.folder)!r}: give each [[network]] a name")
+    lists: dict[str, list[Any]] = {"seeds": matrix.seeds, "runs.methods": matrix.runs.methods, "runs.sequences": matrix.runs.sequences,
+                                   "runs.reductions": matrix.runs.reductions, "runs.controls": matrix.runs.controls,
+                                   "evaluate.splits": matrix.evaluate.splits, "mepi.reductions": matrix.mepi.reductions}
+    lists |= {f"runs.{name}.sequences": method.sequences or [] for name, method in _methods(matrix)}
+    for key, values in lists.items():
+        if len(set(values)) < len(values):
+            raise InputError(f"{key} = {printable(values):.80}: something stands there twice")
+    tables: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {"train": (matrix.train, ())}
+    for number, network in enumerate(matrix.network, 1):
+        tables |= {f"network.{number}.{key}": (getattr(network, key), COMMON_KEYS) for key in ("shared", "others")}
+    tables |= {f"runs.{name}": (method.settings(), COMMON_KEYS) for name, method in _methods(matrix)}
+    for name, (table, common) in tables.items():
+        for key in table:
+            if key in FIXED_KEYS or key not in Settings.model_fields:
+                why = "is set by the matrix itself" if key in FIXED_KEYS else "is no setting of a run"
+                raise InputError(f"{name}.{printable(key)} {why}: leave it out")
+            if key in common:
+                raise InputError(f"{name}.{key} would differ between the runs of a network: put it in [train]")
+    for name in ("shared", "baseline", "matched"):
+        if getattr(matrix.runs, name).sequences:
+            raise InputError(f"runs.{name}.sequences: these runs have full-quality epochs only, leave it out")
+    if ("matched" in matrix.runs.controls) != bool(matrix.runs.match):
+        raise InputError('runs.match = RUN and "matched" in runs.controls belong together: the run whose optimizer steps are taken')
+    if matrix.evaluate.sets:
+        from qrdali.evaluation.predict import check_set_name  # brings torch, which a plain matrix can do without
+    for name, folder in matrix.evaluate.sets.items():
+        check_set_name(name, f"evaluate.sets.{name}")
+        if not folder:
+            raise InputError(f"evaluate.sets.{name} is empty: give a folder of class folders")
+    if "\0" in matrix.out:
+        raise InputError("out holds a NUL character: no folder can have that name")
+    for key, step in (("evaluate.curve_step", matrix.evaluate.curve_step), ("mepi.step", matrix.mepi.step)):
+        try:
+            steps(step)
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from None
+    if matrix.evaluate.reduced is not None:
+        try:
+            level_of(matrix.evaluate.reduced, 4)
+        except InputError as error:
+            raise InputError(f"evaluate.reduced: {error}") from None
+
+
+def _methods(matrix: Matrix) -> Iterable[tuple[str, Method]]:
+    return ((name, value) for name in Runs.model_fields if isinstance(value := getattr(matrix.runs, name), Method))

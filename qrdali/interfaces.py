@@ -1,0 +1,82 @@
+"""What a loader hands to whoever asks for an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+    from qrdali.reduction.neighbors import Candidates
+    from qrdali.reduction.quality import Parameters
+    from qrdali.schedule.epoch_plan import Plan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images: float32 [N, 3, S, S], channels last in memory, normalised, on the loader's device. labels, samples: int64
+    [N] on the same device: class and sample number of each image. number: of the batch in its plan."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    samples: torch.Tensor
+    number: int
+
+
+@dataclass(frozen=True)
+class Ask:
+    """States whose neighbours are to be shown to a network. samples: int64 [N]. window: int32 [N, 4], the windows of the
+    states; the candidates' lie within."""
+
+    samples: npt.NDArray[np.int64]
+    window: npt.NDArray[np.int32]
+    candidates: Candidates
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What was asked, as network inputs. images: float32 [K, N, 3, S, S], as `Batch.images`; those that do not exist are
+    of no use. pictures: the reduced images uint8 HWC, K lists of N, or None where they were not wanted."""
+
+    ask: Ask
+    images: torch.Tensor
+    pictures: list[list[npt.NDArray[np.uint8]]] | None
+
+
+class Loader(Protocol):
+    """Decodes, reduces and prepares the images of one split. The core knows the DALI loader only by this."""
+
+    def epoch(self, plan: Plan, unreadable: Callable[[dict[int, str]], None] | None = None) -> Iterator[Batch]:
+        """The batches of `plan` from `plan.first_batch` on; a batch without images is left out.
+
+        Images that cannot be read raise Unreadable. With `unreadable` they are told to it instead, by sample number with the reason,
+        and left out: everything else comes once, in the same batches and order."""
+        ...
+
+    def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
+        """The neighbours of states, each image decoded once. `most`: the largest N. `dimensions`: of the K columns. Raises Unreadable."""
+        ...
+
+
+class Maker(Protocol):
+    """Decodes originals that a search keeps, and makes reduced images of them: the same bytes as a loader's."""
+
+    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None],
+                  most: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
+        """(sample, pixels) of each image in order, decoded ahead. Pixels are uint8 HWC, where the maker wants them: host
+        arrays or tensors on its GPU. Images that cannot be read are left out and told to `unreadable` with the reason.
+        `most` says how many may be taken from `samples` together, if fewer than the maker would."""
+        ...
+
+    def inputs(self, pixels: list[Any], reduction: Parameters) -> torch.Tensor:
+        """Network inputs, as `Batch.images`, of M originals reduced by `reduction`, on the maker's device."""
+        ...
+
+    def pictures(self, pixels: list[Any], reduction: Parameters) -> list[npt.NDArray[np.uint8]]:
+        """The reduced images uint8 HWC of M originals, in host memory."""
+        ...

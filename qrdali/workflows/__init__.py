@@ -1,0 +1,1 @@
+"""Whole jobs as plain functions: train, evaluate, build MEPIs, report, reproduce, benchmark."""

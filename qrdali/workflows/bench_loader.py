@@ -1,0 +1,146 @@
+"""Loader speed against its peers on the same files and threads, rounds alternating so that the machine's drift cancels."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.plugin.pytorch import feed_ndarray
+
+from qrdali.cli.terminal import warn
+from qrdali.data.index import Index
+from qrdali.errors import InputError
+from qrdali.models import Preprocessing
+from qrdali.pipelines.engine import engine_for
+from qrdali.pipelines.graphs import Engine
+from qrdali.pipelines.loader import open_loader
+from qrdali.reduction.levels import FULL, Constant, constant
+from qrdali.reduction.quality import REDUCTIONS
+from qrdali.schedule.epoch_plan import Plan
+from qrdali.system.device import device_of
+from qrdali.system.environment import environment
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+REDUCED = {name: constant(moving, 2) for name, moving in REDUCTIONS.items() if any(moving)}  # quality .5 of step .25
+
+
+class _Files(torch.utils.data.Dataset[Any]):
+    """Peers written as users write them: one file per item, torchvision's transforms as in PyTorch's ImageNet example."""
+
+    def __init__(self, paths: list[str], side: int, pillow: bool) -> None:
+        from torchvision import transforms
+        from torchvision.transforms import v2
+
+        self.paths, self.pillow = paths, pillow
+        self.transform: Any
+        if pillow:
+            self.transform = transforms.Compose([transforms.Resize((side, side)), transforms.RandomHorizontalFlip(),
+                                                 transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+        else:
+            self.transform = v2.Compose([v2.Resize((side, side), antialias=True), v2.RandomHorizontalFlip(),
+                                         v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, item: int) -> Any:
+        if self.pillow:
+            from PIL import Image
+
+            return self.transform(Image.open(self.paths[item]).convert("RGB")), 0
+        from torchvision.io import ImageReadMode, decode_image
+
+        return self.transform(decode_image(self.paths[item], ImageReadMode.RGB)), 0
+
+
+def _torchvision(paths: list[str], side: int, batch: int, threads: int, pillow: bool) -> Callable[[], int]:
+    data = torch.utils.data.DataLoader(_Files(paths, side, pillow), batch, num_workers=threads, persistent_workers=True,
+                                       multiprocessing_context="spawn")
+    return lambda: sum(len(images) for images, _ in data)
+
+
+def _plain_dali(paths: list[str], side: int, batch: int, engine: Engine, decode_only: bool) -> Callable[[], int]:
+    @pipeline_def(batch_size=batch, num_threads=engine.threads, device_id=engine.device_id, prefetch_queue_depth=engine.depth)  # type: ignore[untyped-decorator]
+    def graph() -> Any:
+        encoded, label = fn.readers.file(files=paths, name="reader", random_shuffle=False)
+        image = fn.decoders.image(encoded, device=engine.decode_device)
+        if decode_only:
+            return image, label
+        image = fn.resize(image, size=[side, side], interp_type=types.INTERP_TRIANGULAR, antialias=True)
+        return fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="HWC", mean=[255 * m for m in MEAN],
+                                        std=[255 * s for s in STD], mirror=fn.random.coin_flip()), label
+
+    pipe = graph()
+
+    def run() -> int:
+        done = 0
+        while done < len(paths):
+            images, _ = pipe.run()
+            if not decode_only:
+                tensor = images.as_tensor()
+                device = "cpu" if engine.device_id is None else "cuda"
+                out = torch.empty(tensor.shape(), device=device)
+                feed_ndarray(tensor, out, cuda_stream=None if device == "cpu" else torch.cuda.current_stream())
+            done += len(images)
+        return done
+
+    return run
+
+
+def _ours(index: Index, side: int, batch: int, engine: Engine, levels: dict[str, Constant]) -> dict[str, Callable[[], int]]:
+    loader = open_loader(index, Preprocessing(side, "whole", 1.0, "bilinear", MEAN, STD), batch, engine)
+    epochs = iter(range(1, 10**6))
+
+    def run(level: Constant) -> int:
+        return sum(len(b.labels) for b in loader.epoch(
+            Plan(len(index), batch, level, training=True, augment="flip", epoch=next(epochs))))
+
+    return {name: lambda level=level: run(level) for name, level in levels.items()}  # type: ignore[misc]
+
+
+def measure(index: Index, *, rounds: int, side: int, threads: int, batch_size: int,
+            progress: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
+    """Images per second (median, minimum, maximum over rounds) of every contender, and the ratios."""
+    engine = engine_for(device_of("auto"), threads, warn)
+    if index.apart:
+        raise InputError("the images are in a store or in shards, which torchvision does not read: index a folder to compare loaders")
+    paths = index.paths(np.arange(len(index)))
+    contenders = _ours(index, side, batch_size, engine, {"qrdali full": FULL, **{f"qrdali {k}": v for k, v in REDUCED.items()}})
+    contenders["plain DALI"] = _plain_dali(paths, side, batch_size, engine, False)
+    contenders["DALI decode only"] = _plain_dali(paths, side, batch_size, engine, True)
+    contenders["torchvision, Pillow"] = _torchvision(paths, side, batch_size, threads, True)
+    contenders["torchvision.io"] = _torchvision(paths, side, batch_size, threads, False)
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, run in contenders.items():
+            begun = time.perf_counter()
+            images = run()
+            if turn:  # the first round warms files, workers and pools
+                rates[name].append(images / (time.perf_counter() - begun))
+            progress(name)
+    median = {name: statistics.median(values) for name, values in rates.items()}
+
+    def ratio(a: str, b: str) -> float:
+        """Median over rounds of a's rate ÷ b's in the same round."""
+        return round(statistics.median(x / y for x, y in zip(rates[a], rates[b], strict=True)), 3)
+
+    return {
+        "machine": machine(),
+        "images": len(index), "rounds": rounds, "threads": threads, "input_size": side, "batch_size": batch_size,
+        "images_per_second": {name: {"median": round(median[name], 1), "min": round(min(v), 1), "max": round(max(v), 1)}
+                              for name, v in rates.items()},
+        "speed_ratio": {f"qrdali full / {peer}": ratio("qrdali full", peer)
+                        for peer in ("torchvision, Pillow", "torchvision.io", "plain DALI")},
+        "time_reduced_over_full": {name: ratio("qrdali full", f"qrdali {name}") for name in REDUCED},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on: processor, GPU, versions."""
+    found = environment(device_of("auto"))
+    return {key: found[key] for key in ("cpu", "cores", "gpu", "python", "torch", "dali")}
