@@ -23,15 +23,15 @@ import torch
 from qrdali.data.index import Dataset, Writer
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
-from qrdali.evaluation.predict import evaluate
+from qrdali.evaluation.predict import predict
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import open_loader
-from qrdali.reduction.levels import FULL, constant
+from qrdali.reduction.levels import FULL_QUALITY, constant_levels
 from qrdali.reduction.quality import REDUCTIONS
 from qrdali.runs import checkpoint
 from qrdali.runs import folder as runs
 from qrdali.runs.settings import validated
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import autocast_for
 from qrdali.workflows.bench_loader import machine
 from qrdali.workflows.train import run_training
@@ -64,7 +64,7 @@ def last_accuracy(run: Path, dataset: Dataset) -> float:
     index = dataset.index("test")
     loader = open_loader(index, trained.preprocessing, 50, Engine())
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return evaluate(model, loader, Plan(len(index), 50, FULL), autocast_for("off", torch.device("cpu"))[0]).accuracy
+    return predict(model, loader, EpochPlan(len(index), 50, FULL_QUALITY), autocast_for("off", torch.device("cpu"))[0]).accuracy
 
 
 def above_chance(rows: list[dict[str, Any]], images: int, classes: int) -> dict[str, Any]:
@@ -88,11 +88,11 @@ def accuracies(run: Path, dataset: Dataset) -> dict[str, float]:
     model, trained = runs.load_best(run)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     result = {}
-    sets = {"val": ("val", FULL), "test": ("test", FULL)} | {f"test {r} .5": ("test", constant(REDUCTIONS[r], 2)) for r in REDUCED}
+    sets = {"val": ("val", FULL_QUALITY), "test": ("test", FULL_QUALITY)} | {f"test {r} .5": ("test", constant_levels(REDUCTIONS[r], 2)) for r in REDUCED}
     for name, (split, levels) in sets.items():
         index = dataset.index(split)
         loader = open_loader(index, trained.preprocessing, 50, Engine())
-        result[name] = evaluate(model, loader, Plan(len(index), 50, levels), autocast_for("off", torch.device("cpu"))[0]).accuracy
+        result[name] = predict(model, loader, EpochPlan(len(index), 50, levels), autocast_for("off", torch.device("cpu"))[0]).accuracy
     return result
 
 

@@ -33,20 +33,20 @@ from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import Unreadable
-from qrdali.interfaces import Ask, Loader
+from qrdali.interfaces import BatchSource, CandidateRequest
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.graphs import Engine
-from qrdali.pipelines.image_reducer import open_maker
+from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.pipelines.loader import open_loader
-from qrdali.reduction.levels import FULL, Constant
-from qrdali.reduction.neighbors import column_dimensions, neighbours
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels
+from qrdali.reduction.neighbors import column_dimensions, neighbors_of
+from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import device_of
 from qrdali.workflows.bench_loader import machine
 
 POINTS = 20
-REDUCED = Constant(2, 2, 2)
+REDUCED = ConstantLevels(2, 2, 2)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOVING = (True, True, True)
 
@@ -66,14 +66,14 @@ class Work:
         self._epochs = count(1)
         self._loader = self._open()
         self._batches: Iterator[Any] = iter(())
-        self._makers = open_maker(self.index, self.preprocessing, self.engine)
+        self._makers = open_image_reducer(self.index, self.preprocessing, self.engine)
 
-    def _open(self) -> Loader:
+    def _open(self) -> BatchSource:
         return open_loader(self.index, self.preprocessing, self.batch_size, self.engine)
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> EpochPlan:
         epoch = next(self._epochs)
-        return Plan(len(self.index), self.batch_size, REDUCED if epoch % 2 else FULL, training=True, augment="flip", epoch=epoch)
+        return EpochPlan(len(self.index), self.batch_size, REDUCED if epoch % 2 else FULL_QUALITY, training=True, augment="flip", epoch=epoch)
 
     def batch(self) -> None:
         """The next batch; at the end of an epoch the first of the next, full and reduced in turn."""
@@ -111,12 +111,12 @@ class Work:
 
     def probe(self) -> None:
         """The neighbours of every image, as before an adaptive stage."""
-        def asked() -> Iterator[Ask]:
+        def asked() -> Iterator[CandidateRequest]:
             for start in range(0, len(self.index), 4):
                 samples = np.arange(start, min(start + 4, len(self.index)))
                 sizes = self.index.sizes(samples)
                 window = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
-                yield Ask(samples, window, neighbours(np.zeros((len(samples), 3), np.uint8), window, sizes, MOVING, 4))
+                yield CandidateRequest(samples, window, neighbors_of(np.zeros((len(samples), 3), np.uint8), window, sizes, MOVING, 4))
 
         for shown in self._loader.candidates(asked(), 4, column_dimensions(MOVING), True):
             self._keep(shown)
@@ -125,10 +125,10 @@ class Work:
         """Originals decoded and kept, their reduced inputs and pictures, as `build-mepi` asks for them."""
         epoch = next(self._epochs)
         samples = np.arange(min(16, len(self.index)))
-        pixels = [image for _, image in self._makers.originals(iter(samples.tolist()), lambda sample, reason: None)]
-        plan = Plan(len(self.index), len(samples), REDUCED, training=True, epoch=epoch)
+        pixels = [image for _, image in self._makers.decode(iter(samples.tolist()), lambda sample, reason: None)]
+        plan = EpochPlan(len(self.index), len(samples), REDUCED, training=True, epoch=epoch)
         numbers = plan.parameters(samples, self.index.sizes(samples))
-        self._keep((pixels, self._makers.inputs(pixels, numbers), self._makers.pictures(pixels, numbers)))
+        self._keep((pixels, self._makers.network_inputs(pixels, numbers), self._makers.reduced_images(pixels, numbers)))
 
     def _keep(self, found: Any) -> None:
         if self.leak:
@@ -199,7 +199,7 @@ def main() -> None:
     result: dict[str, Any] = {"machine": machine(), "command": shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
                               "note": args.note, "images": args.images, "input_size": args.input_size, "batch_size": args.batch_size}
     engines = {"": engine_for(device_of("auto"), args.threads, lambda message: print(message, file=sys.stderr))}
-    if engines[""].host:
+    if engines[""].host_ops:
         engines[", whole graph"] = Engine(threads=args.threads, whole_graph=True)
     grown = []
     with TemporaryDirectory() as name:

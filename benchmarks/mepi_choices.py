@@ -25,23 +25,23 @@ from qrdali.cli.build_mepi import build
 from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
 from qrdali.mepi.folder import SEARCHED
-from qrdali.mepi.search import FULL, State, reduction_of
-from qrdali.pipelines.image_reducer import open_maker
+from qrdali.mepi.search import FULL_STATE, ReductionState, params_of_states
+from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.reduction.neighbors import ANCHORS
 from qrdali.reduction.png_entropy import encoder, entropy, entropy_within
-from qrdali.reduction.quality import placed, shrunk
+from qrdali.reduction.quality import scaled_size, window_offset
 from qrdali.workflows.bench_loader import machine
 
 N = 4  # of the step at which everything is tried
 
 
-def reachable(height: int, width: int) -> list[State]:
+def reachable(height: int, width: int) -> list[ReductionState]:
     """Every state of the combination at step 0.25."""
     places = {0: {(0, 0)}}
     for level in range(1, N):
-        outer, inner = (shrunk(np.array([[height, width]]), np.array([k]), N) for k in (level - 1, level))
+        outer, inner = (scaled_size(np.array([[height, width]]), np.array([k]), N) for k in (level - 1, level))
         places[level] = {(top + y, left + x) for top, left in places[level - 1]
-                         for y, x in placed(np.repeat(outer, 5, 0), np.repeat(inner, 5, 0), ANCHORS[5]).tolist()}
+                         for y, x in window_offset(np.repeat(outer, 5, 0), np.repeat(inner, 5, 0), ANCHORS[5]).tolist()}
     return [(color, crop, resolution, *place) for color, crop, resolution in product(range(N), repeat=3) for place in sorted(places[crop])]
 
 
@@ -51,14 +51,14 @@ def minimum(evaluator: Evaluator, maker: Any, pixels: Any, label: int) -> int:
     states, right = reachable(height, width), []
     for start in range(0, len(states), 64):
         part = states[start:start + 64]
-        reduction = reduction_of(part, np.tile(np.array([[height, width]], np.int32), (len(part), 1)), N)
+        reduction = params_of_states(part, np.tile(np.array([[height, width]], np.int32), (len(part), 1)), N)
         with torch.inference_mode(), evaluator.autocast():
             good = evaluator.model(maker.inputs([pixels] * len(part), reduction)).argmax(1) == label
         right += [(int(np.prod(reduction.size[i])) * (8 - float(np.log2(reduction.bin_width[i]))), state)
                   for i, state in enumerate(part) if good[i]]
     best = 1 << 60
     for _, state in sorted(right):
-        picture = maker.pictures([pixels], reduction_of([state], np.array([[height, width]], np.int32), N))[0]
+        picture = maker.pictures([pixels], params_of_states([state], np.array([[height, width]], np.int32), N))[0]
         best = entropy_within(picture, best) or best
     return best
 
@@ -68,7 +68,7 @@ def gap(run: Path, data: Path, split: str, images: int) -> dict[str, Any]:
     evaluator = Evaluator(run, device="cpu")
     evaluator.model.eval()
     index = Dataset.open(data).index(split)
-    maker = open_maker(index, evaluator.trained.preprocessing, evaluator.engine)
+    maker = open_image_reducer(index, evaluator.trained.preprocessing, evaluator.engine)
     with TemporaryDirectory() as folder:
         found = {}
         for prefer in ("confidence", "entropy"):
@@ -79,9 +79,9 @@ def gap(run: Path, data: Path, split: str, images: int) -> dict[str, Any]:
             rows = [json.loads(line) for line in lines]
             found[prefer] = {r["sample"]: r["mepi"] / r["full"] for r in rows if r.get("outcome") == "mepi"}
         best = {}
-        for sample, pixels in maker.originals(iter(sorted(found["confidence"])), lambda sample, reason: None):
+        for sample, pixels in maker.decode(iter(sorted(found["confidence"])), lambda sample, reason: None):
             label = int(index.labels(np.array([sample]))[0])
-            whole = maker.pictures([pixels], reduction_of([FULL], np.array([pixels.shape[:2]], np.int32), N))[0]
+            whole = maker.reduced_images([pixels], params_of_states([FULL_STATE], np.array([pixels.shape[:2]], np.int32), N))[0]
             best[sample] = minimum(evaluator, maker, pixels, label) / entropy(whole)
             print(f"{len(best)} of {len(found['confidence'])}", file=sys.stderr)
     result = {"images": len(best), "true minimum": statistics.mean(best.values())}

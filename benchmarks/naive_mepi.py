@@ -50,17 +50,17 @@ def reduced(whole: Image.Image, state: tuple[int, ...], n: int) -> Image.Image:
     return image
 
 
-def neighbours(whole: Image.Image, state: tuple[int, ...], moving: tuple[bool, bool, bool], n: int) -> list[tuple[int, ...]]:
+def neighbours(whole: Image.Image, state: tuple[int, ...], dimensions: tuple[bool, bool, bool], n: int) -> list[tuple[int, ...]]:
     """States one step below: color, resolution, crop windows."""
     color, crop, resolution, top, left = state
     h, w = _side(whole.height, crop, n), _side(whole.width, crop, n)
     found: list[tuple[int, ...]] = []
-    if moving[0]:
+    if dimensions[0]:
         found += [(k, crop, resolution, top, left) for k in range(color + 1, n) if _bins(k, n) != _bins(color, n)][:1]
-    if moving[2]:
+    if dimensions[2]:
         found += [(color, crop, k, top, left) for k in range(resolution + 1, n)
                   if (_side(h, k, n), _side(w, k, n)) != (_side(h, resolution, n), _side(w, resolution, n))][:1]
-    if moving[1]:
+    if dimensions[1]:
         sizes = [(k, _side(whole.height, k, n), _side(whole.width, k, n)) for k in range(crop + 1, n)]
         for k, a, b in [s for s in sizes if s[1:] != (h, w)][:1]:
             found += [(color, k, resolution, top + _round(y * (h - a)), left + _round(x * (w - b))) for y, x in ANCHORS]
@@ -84,7 +84,7 @@ class Naive:
             p = self.model(self.prepare(image)[None].to(self.device)).float().softmax(1)[0]
         return int(p.argmax()) == label, float(p[label])
 
-    def search(self, path: str, label: int, moving: tuple[bool, bool, bool], n: int) -> tuple[tuple[int, ...] | None, float]:
+    def search(self, path: str, label: int, dimensions: tuple[bool, bool, bool], n: int) -> tuple[tuple[int, ...] | None, float]:
         """(state, entropy quotient) of an image's MEPI, or None and 0 where it is wrong at full quality."""
         with Image.open(path) as file:
             whole = ImageOps.exif_transpose(file).convert("RGB")
@@ -93,7 +93,7 @@ class Naive:
             return None, 0.
         full = entropy = _png(whole)
         while True:
-            around = [(candidate, *self.judged(reduced(whole, candidate, n), label)) for candidate in neighbours(whole, state, moving, n)]
+            around = [(candidate, *self.judged(reduced(whole, candidate, n), label)) for candidate in neighbours(whole, state, dimensions, n)]
             good = [c for c in around if c[1]]
             if not good:
                 return state, entropy / full

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qrdali import distributed as ranks
-from qrdali.distributed.work_queue import Deal
+from qrdali.distributed.work_queue import WorkQueue
 from qrdali.mepi.folder import SEARCHED
 from qrdali.workflows.bench_loader import machine
 
@@ -63,12 +63,12 @@ def dealt(work: npt.NDArray[np.float64], world: int) -> float:
         total += amount
         return total
 
-    real, ranks.Counter.add = ranks.Counter.add, add  # type: ignore[method-assign]
-    deals = [Deal(ranks.Ranks(rank, world), len(work)) for rank in range(world)]
+    real, ranks.SharedCounter.add = ranks.SharedCounter.add, add  # type: ignore[method-assign]
+    deals = [WorkQueue(ranks.ProcessGroup(rank, world), len(work)) for rank in range(world)]
     blocks: list[deque[float]] = [deque() for _ in deals]
 
     def take(rank: int) -> None:
-        numbers = [n for n in (next(deals[rank], None) for _ in range(deals[rank].at_once())) if n is not None]
+        numbers = [n for n in (next(deals[rank], None) for _ in range(deals[rank].chunk_size())) if n is not None]
         if numbers:
             blocks[rank].append(float(work[numbers].sum()))
 
@@ -84,7 +84,7 @@ def dealt(work: npt.NDArray[np.float64], world: int) -> float:
         if blocks[rank]:
             ends[rank] = now + blocks[rank].popleft()
             heapq.heappush(events, (ends[rank], rank))
-    ranks.Counter.add = real  # type: ignore[method-assign]
+    ranks.SharedCounter.add = real  # type: ignore[method-assign]
     return idle(ends)
 
 

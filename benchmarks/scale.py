@@ -34,7 +34,7 @@ from PIL import Image
 from qrdali.data.index import ROWS, SCHEMA, Index
 from qrdali.data.scan import build
 from qrdali.reduction.counter_rng import uniform
-from qrdali.reduction.levels import PerImage
+from qrdali.reduction.levels import PerImageLevels
 
 CLASSES, FILES, SIZE = 1000, 256, (64, 48)
 BATCH, BATCHES = 32, 200
@@ -104,10 +104,10 @@ def opening(file: Path, levels: Path, cold: bool) -> dict[str, Any]:
     """Opens an index and an adaptive run's levels and windows of every image, then trains nothing: what a run costs before and at each
     batch. cold: nothing of the files is in the kernel's cache."""
     from qrdali.models import Preprocessing
-    from qrdali.pipelines.external_source import Source, window_arrays
+    from qrdali.pipelines.external_source import PlanSource, window_arrays
     from qrdali.pipelines.graphs import Engine
     from qrdali.pipelines.loader import open_loader
-    from qrdali.schedule.epoch_plan import Plan
+    from qrdali.schedule.epoch_plan import EpochPlan
 
     if cold:
         forgotten(file.parent)
@@ -115,8 +115,8 @@ def opening(file: Path, levels: Path, cold: bool) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     index = Index(file, CLASSES)
     opened = time.perf_counter() - begun
-    states = PerImage.load(levels, 1, len(index), 4, True, True)
-    plan = Plan(len(index), BATCH, states, 4, 1, 1, True, "flip")
+    states = PerImageLevels.load(levels, 1, len(index), 4, True, True)
+    plan = EpochPlan(len(index), BATCH, states, 4, 1, 1, True, "flip")
     plan.parameters(plan.batch(0), index.sizes(plan.batch(0)))
     with_levels = time.perf_counter() - begun
     ready = resident(), status("VmHWM") - peak
@@ -125,8 +125,8 @@ def opening(file: Path, levels: Path, cold: bool) -> dict[str, Any]:
     batches = open_loader(index, pre, BATCH, Engine(threads=1)).epoch(plan)
     next(batches)
     first = time.perf_counter() - begun
-    source = Source(index, "whole", .9, lambda paths, batch: window_arrays(paths, batch.reduction.window))
-    source.set(plan)
+    source = PlanSource(index, "whole", .9, lambda paths, batch: window_arrays(paths, batch.reduction.window))
+    source.start(plan)
     emitted = _each(source)
     loaded = _each(lambda: next(batches))
     later = resident()
@@ -213,7 +213,7 @@ def rows(folder: Path, most: int, rounds: int, result: Result) -> None:
     for key, count in sizes.items():
         (folder / key).mkdir()
         write_index(folder / key / "train.arrow", folder / "few", count)
-        PerImage.begin(count, True, True).save(folder / key / "levels", 1)
+        PerImageLevels.at_full_quality(count, True, True).save(folder / key / "levels", 1)
         cold = alone(opening, folder / key / "train.arrow", folder / key / "levels", True)
         parts[key] = {"rows": count, "index_mb": round((folder / key / "train.arrow").stat().st_size / _MB, 1),
                       "levels_mb": round(sum(file.stat().st_size for file in (folder / key / "levels").iterdir()) / _MB, 1),

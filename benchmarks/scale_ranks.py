@@ -28,8 +28,8 @@ from torch import distributed, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from qrdali import models
-from qrdali.reduction.levels import FULL
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.reduction.levels import FULL_QUALITY
+from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.workflows.bench_loader import machine
 
 WORLD, BATCH, IMAGENET, STEPS = 64, 4096, 1_281_167, 50
@@ -39,7 +39,7 @@ OBJECT, OBJECTS, DELAYS = 110_000, 128, (0.0, 0.02, 0.1)
 
 def plan(count: int, every: bool) -> dict[str, Any]:
     """What STEPS of an epoch of `count` images cost a rank; `every`: also that all ranks together see each image once."""
-    whole = Plan(count, BATCH, FULL, training=True, world=WORLD)
+    whole = EpochPlan(count, BATCH, FULL_QUALITY, training=True, world_size=WORLD)
     taken = []
     for number in range(STEPS):
         begun = time.perf_counter()

@@ -73,7 +73,7 @@ def main() -> None:
     from qrdali.data.index import Dataset
     from qrdali.data.scan import Reading
     from qrdali.data.tree import open_tree
-    from qrdali.pipelines.file_reader import Reader
+    from qrdali.pipelines.file_reader import FileReader
     from qrdali.system.environment import environment
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -97,7 +97,7 @@ def main() -> None:
             reading = Reading(verify=False, threads=threads)
             found[name] = timed(lambda name=name, reading=reading: index_root(root, Path(scratch) / name, reading), proxy)
         index = Dataset.open(Path(scratch) / "headers, 32 threads").index("train")
-        reader = Reader(index)
+        reader = FileReader(index)
         found["files, as training reads them"] = timed(
             lambda: [reader(np.arange(i, min(i + 32, len(index)))) for i in range(0, len(index), 32)], proxy)
     for row in found.values():

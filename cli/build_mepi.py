@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from qrdali.cli.evaluate import Evaluator
     from qrdali.data.index import Index
-    from qrdali.distributed import Ranks
-    from qrdali.interfaces import Maker
+    from qrdali.distributed import ProcessGroup
+    from qrdali.interfaces import ImageReducer
     from qrdali.mepi.folder import MepiSet
 
 REDUCTIONS = ("color", "crop", "resolution", "combination")
@@ -55,8 +55,8 @@ def build_mepi(as_json: bool, **options: Any) -> None:
     from qrdali.runs import folder as runs
     from qrdali.system.deterministic import deterministic
 
-    with deterministic(runs.deterministic(Path(options["run"])), options["device"]), job(options["device"]) as ranks:
-        summaries = build(ranks=ranks, **options)
+    with deterministic(runs.is_deterministic(Path(options["run"])), options["device"]), job(options["device"]) as group:
+        summaries = build(group=group, **options)
         if as_json:
             emit(summaries)
 
@@ -64,7 +64,7 @@ def build_mepi(as_json: bool, **options: Any) -> None:
 def build(*, run: str, data: str, out: str, split: str = "val", reduction: str = "all", step: float = 0.05, windows: str = "5",
           prefer: str = "confidence", search: str = "descend", limit: int | None = None, batch_size: int = 32,
           search_batch_size: int | None = None, memory: int = 1024, device: str = "auto", amp: str = "auto",
-          threads: int | None = None, resume: bool = False, ranks: Ranks | None = None,
+          threads: int | None = None, resume: bool = False, group: ProcessGroup | None = None,
           root: str | None = None) -> dict[str, Any]:
     """The command; returns summaries by reduction. Raises InputError or RunError before anything is written where it can. Of several
     ranks all call it; they share the images, and the first writes what is of the whole set."""
@@ -79,22 +79,22 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
     from qrdali.cli.signals import Stop
     from qrdali.cli.terminal import TerminalWatcher, say
     from qrdali.data.index import Dataset
-    from qrdali.distributed import ALONE
+    from qrdali.distributed import SINGLE_PROCESS
     from qrdali.errors import Interrupted, RunError, printable
     from qrdali.mepi.build import Builder
-    from qrdali.mepi.search import Rule, Search
-    from qrdali.pipelines.image_reducer import open_maker
+    from qrdali.mepi.search import Search, SearchRule
+    from qrdali.pipelines.image_reducer import open_image_reducer
     from qrdali.reduction import quality
     from qrdali.reduction.png_entropy import encoder
     from qrdali.runs.folder import weights_digest
-    from qrdali.training.probe import Descent, candidates_at_once
+    from qrdali.training.probe import DescentRule, candidates_at_once
 
-    ranks = ranks or ALONE
-    n = quality.steps(step)
+    group = group or SINGLE_PROCESS
+    num_levels = quality.num_levels_of(step)
     wanted = REDUCTIONS if reduction == "all" else (reduction,)
-    rules = ranks.together(lambda: {r: Rule(Descent(quality.REDUCTIONS[r], n, int(windows), prefer), search == "exhaustive")
+    rules = group.run_on_all(lambda: {r: SearchRule(DescentRule(quality.REDUCTIONS[r], num_levels, int(windows), prefer), search == "exhaustive")
                                     for r in wanted})
-    evaluator = Evaluator(Path(run), batch_size, device, amp, threads, ranks=ranks)
+    evaluator = Evaluator(Path(run), batch_size, device, amp, threads, group=group)
     trained, where = evaluator.trained, evaluator.device
 
     def opened() -> Index:
@@ -102,42 +102,42 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
         dataset.require_classes(trained.classes, f"the run {run}")
         return dataset.index(split)
 
-    index = ranks.together(opened)
+    index = group.run_on_all(opened)
     count = min(limit or len(index), len(index))
     samples = [i * len(index) // count for i in range(count)]
     at_once = search_batch_size or candidates_at_once(where, 128)
     seen = json.loads(json.dumps(asdict(trained.preprocessing)))
     options = {"run": str(Path(run).absolute()), "weights": weights_digest(Path(run)), "preprocessing": seen,
-               "data": index.fingerprint, "split": split, "step": 1 / n, "windows": int(windows), "prefer": prefer, "search": search,
+               "data": index.fingerprint, "split": split, "step": 1 / num_levels, "windows": int(windows), "prefer": prefer, "search": search,
                "limit": limit, "batch_size": batch_size, "search_batch_size": at_once, "device": where.type, "amp": amp,
                "encoder": encoder()}
-    if not ranks.alone:
-        ranks.same("weights, images or settings", hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest())
-    mepis = _opened(ranks, Path(out), index, trained.classes, n, options, resume)
-    maker = open_maker(index, trained.preprocessing, evaluator.engine)
-    watcher = TerminalWatcher()
-    say(f"MEPIs of {count} {split} images, {trained.model} at {trained.preprocessing.input_size} px, step {1 / n:g}, "
+    if not group.is_single:
+        group.require_equal("weights, images or settings", hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest())
+    mepis = _opened(group, Path(out), index, trained.classes, num_levels, options, resume)
+    maker = open_image_reducer(index, trained.preprocessing, evaluator.engine)
+    listener = TerminalWatcher()
+    say(f"MEPIs of {count} {split} images, {trained.model} at {trained.preprocessing.input_size} px, step {1 / num_levels:g}, "
         f"{'CPU' if where.type == 'cpu' else 'GPU'}")
     with closing(mepis), Stop() as stop:
         for name in wanted:
-            if ranks.of_main(ranks.together(lambda name=name: ranks.main and mepis.finished(name, samples))):  # type: ignore[misc]
+            if group.broadcast_object(group.run_on_all(lambda name=name: group.is_main and mepis.finished(name, samples))):  # type: ignore[misc]
                 say(f"{name} is finished; nothing to do")
-                if ranks.main and not (mepis.folder / f"{name}.png").exists():
+                if group.is_main and not (mepis.folder / f"{name}.png").exists():
                     _draw(mepis, name, maker)
                 continue
             searching = Search(evaluator.model, maker, rules[name], at_once, memory << 20, evaluator.engine.threads, evaluator.autocast)
             builder = Builder(mepis, name, searching, evaluator.engine.threads,
                               lambda check, name=name: _wrong(evaluator, mepis, name, check),  # type: ignore[misc]
-                              watcher, stop, ranks)
+                              listener, stop, group)
             try:
                 row = builder.build(samples)
             except Interrupted as interruption:
                 say(str(interruption))
                 raise SystemExit(128 + interruption.signum) from None
-            if ranks.main:
+            if group.is_main:
                 _draw(mepis, name, maker)
             say(_line(name, row))
-            if signum := max(ranks.tell(stop())):
+            if signum := max(group.all_gather_object(stop())):
                 more = ": the same command with --resume continues" if name != wanted[-1] else ", which was the last"
                 say(f"stopped after {name}{more}")
                 raise SystemExit(128 + signum)
@@ -148,29 +148,29 @@ def build(*, run: str, data: str, out: str, split: str = "val", reduction: str =
             raise RunError(f"no image of {printable(data)} could be read: see the lines above; --resume tries again")
         return {name: summaries[name] for name in wanted}
 
-    done = ranks.of_main(ranks.together(lambda: summed() if ranks.main else {}))
+    done = group.broadcast_object(group.run_on_all(lambda: summed() if group.is_main else {}))
     if np.all([row["mean_quotient"] is None for row in done.values()]):
         say("the run classifies none of these images correctly: there are no MEPIs")
     say(f"MEPI set: {out}")
     return done
 
 
-def _opened(ranks: Ranks, folder: Path, index: Index, classes: tuple[str, ...], n: int, options: dict[str, Any], resume: bool) -> MepiSet:
+def _opened(group: ProcessGroup, folder: Path, index: Index, classes: tuple[str, ...], num_levels: int, options: dict[str, Any], resume: bool) -> MepiSet:
     """The set in `folder`: rank 0 holds and loads it before the others read it. What torchrun starts again goes on."""
     from qrdali.mepi.folder import MepiSet
 
-    resume = resume or ranks.marked(str(folder.absolute()))
+    resume = resume or group.was_started(str(folder.absolute()))
 
     def held() -> MepiSet:
-        mepis = MepiSet.open(folder, index, classes, n, options, resume)
-        ranks.mark(str(folder.absolute()))
-        if not ranks.alone:
+        mepis = MepiSet.open(folder, index, classes, num_levels, options, resume)
+        group.record_started(str(folder.absolute()))
+        if not group.is_single:
             mepis.load()
         return mepis
 
-    mepis = ranks.together(lambda: held() if ranks.main else MepiSet.beside(folder, index, classes, n, ranks.rank))
-    if not ranks.alone:
-        ranks.together(mepis.load)
+    mepis = group.run_on_all(lambda: held() if group.is_main else MepiSet.open_on_other_rank(folder, index, classes, num_levels, group.rank))
+    if not group.is_single:
+        group.run_on_all(mepis.load)
     return mepis
 
 
@@ -187,17 +187,17 @@ def _wrong(evaluator: Evaluator, mepis: MepiSet, reduction: str, check: Callable
     from qrdali.data.scan import index_folder
 
     expected = {str(mepis.png(reduction, s).absolute()): s for s in mepis.journal(reduction).with_mepi().tolist()}
-    folder, ranks = mepis.folder / reduction, evaluator.ranks
+    folder, group = mepis.folder / reduction, evaluator.group
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "set.arrow"
         if not expected:
-            ranks.together(lambda: _only({str(p.absolute()) for p in folder.rglob("*.*")}, {}) if ranks.main else None)
+            group.run_on_all(lambda: _only({str(p.absolute()) for p in folder.rglob("*.*")}, {}) if group.is_main else None)
             return []
-        rejected = dict(index_folder(folder, mepis.classes, file, verify=True, ranks=ranks,
-                                     threads=None if ranks.alone else evaluator.engine.threads))
+        rejected = dict(index_folder(folder, mepis.classes, file, verify=True, group=group,
+                                     threads=None if group.is_single else evaluator.engine.threads))
         index = Index(file, len(mepis.classes))
         found = set(index.paths(np.arange(len(index))))
-        ranks.together(lambda: _only(found.union(rejected), expected, found) if ranks.main else None)
+        group.run_on_all(lambda: _only(found.union(rejected), expected, found) if group.is_main else None)
         rows = evaluator.rows(f"{reduction}, read back", index, check)
         bad = rows.samples[rows.labels != rows.predictions]
         return [expected[path] for path in index.paths(bad.astype(np.int64))]
@@ -219,7 +219,7 @@ def _only(there: set[str], expected: dict[str, int], readable: set[str] | None =
                        "makes it again")
 
 
-def _draw(mepis: MepiSet, reduction: str, maker: Maker) -> None:
+def _draw(mepis: MepiSet, reduction: str, maker: ImageReducer) -> None:
     """The contact sheet; what hinders it does not hinder the set."""
     from qrdali.cli.terminal import warn
     from qrdali.errors import RunError

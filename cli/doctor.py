@@ -47,22 +47,22 @@ def gather(run: Path, progress: Callable[[str], None]) -> Facts:
     import os
     import sys
 
-    from qrdali.pipelines.decoder_trial import place_of, remember, tried
+    from qrdali.pipelines.decoder_trial import remember, run_trial, trial_key
     from qrdali.pipelines.survey import survey
     from qrdali.system import machine
     from qrdali.system.doctor import Facts
 
     parts = survey()
     progress("decoding on the CPU")
-    decoding = {"cpu": _reason(tried(None, whole=False))}
+    decoding = {"cpu": _reason(run_trial(None, whole=False))}
     gpus = parts["gpus"].get("gpus", [])
     if gpus and gpus[0]["error"] is None:
         progress("decoding on the GPU")
-        decoding["gpu"] = _reason(tried(0, whole=True))
+        decoding["gpu"] = _reason(run_trial(0, whole=True))
         progress("regions of interest on the GPU")
-        region = tried(0, whole=False)
+        region = run_trial(0, whole=False)
         decoding["region"] = _reason(region)
-        place = place_of(parts["dali"].get("version"), parts["codec"].get("version"), parts["driver"].get("version"), gpus[0]["name"])
+        place = trial_key(parts["dali"].get("version"), parts["codec"].get("version"), parts["driver"].get("version"), gpus[0]["name"])
         if place and (region.works or decoding["gpu"] is None):
             remember(place, region)
     return Facts(sys.version_info[:3], parts, os.environ.get("CUDA_VISIBLE_DEVICES"), decoding, machine.processors(), machine.memory(),

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qrdali.data.index import Index
-    from qrdali.distributed import Ranks
-    from qrdali.evaluation.class_map import ClassMap, Rule
-    from qrdali.evaluation.predict import Rows
+    from qrdali.distributed import ProcessGroup
+    from qrdali.evaluation.class_map import ClassMap, MapRule
+    from qrdali.evaluation.predict import PredictionRows
     from qrdali.reduction.levels import Levels
 
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1, 1024), help="Decoding threads.  [default: all it may use]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def evaluate(run: str, data: str | None, root: str | None, split: str, sets: tuple[str, ...], curve: bool, reduced: float | None,
-             step: float, class_map: str | None, map_rule: Rule | None, batch_size: int, device: str, amp: str, threads: int | None,
+             step: float, class_map: str | None, map_rule: MapRule | None, batch_size: int, device: str, amp: str, threads: int | None,
              as_json: bool) -> None:
     """Accuracy of a run on a split and on named folders; one row per image goes into RUN/predictions/NAME.parquet.
 
@@ -50,12 +50,12 @@ def evaluate(run: str, data: str | None, root: str | None, split: str, sets: tup
     """
     from qrdali.cli.torchrun import job
     from qrdali.errors import InputError
-    from qrdali.evaluation.predict import named_sets
-    from qrdali.reduction.quality import steps
+    from qrdali.evaluation.predict import parse_named_sets
+    from qrdali.reduction.quality import num_levels_of
     from qrdali.runs import folder as runs
     from qrdali.system.deterministic import deterministic
 
-    folders = named_sets(sets, "--set")
+    folders = parse_named_sets(sets, "--set")
     if data is None and not sets:
         raise InputError("nothing to evaluate: give --data, --set NAME=FOLDER or both")
     if root and data is None:
@@ -64,10 +64,10 @@ def evaluate(run: str, data: str | None, root: str | None, split: str, sets: tup
         raise InputError("--reduced is of a split: give --data too")
     if map_rule and class_map is None:
         raise InputError("--map-rule is of a --class-map: give that too")
-    n = steps(step)
-    with deterministic(runs.deterministic(Path(run)), device), job(device) as ranks:
-        mapped = ranks.together(lambda: None if class_map is None else _mapped(Path(class_map), map_rule or "argmax", Path(run), data))
-        evaluator = Evaluator(Path(run), batch_size, device, amp, threads, n if curve else None, reduced, n, mapped, ranks)
+    num_levels = num_levels_of(step)
+    with deterministic(runs.is_deterministic(Path(run)), device), job(device) as group:
+        mapped = group.run_on_all(lambda: None if class_map is None else _mapped(Path(class_map), map_rule or "argmax", Path(run), data))
+        evaluator = Evaluator(Path(run), batch_size, device, amp, threads, num_levels if curve else None, reduced, num_levels, mapped, group)
         results = [evaluator.split(Path(data), split, root)] if data is not None else []
         results += [evaluator.folder(name, folder) for name, folder in folders.items()]
         _show(results, as_json)
@@ -91,12 +91,12 @@ def _show(results: list[dict[str, Any]], as_json: bool) -> None:
             say(f"curve: {result['curve']['files']}.png")
 
 
-def _mapped(file: Path, rule: Rule, run: Path, data: str | None) -> ClassMap:
+def _mapped(file: Path, rule: MapRule, run: Path, data: str | None) -> ClassMap:
     from qrdali.data.index import Dataset
-    from qrdali.evaluation.class_map import read
+    from qrdali.evaluation.class_map import read_class_map
     from qrdali.runs import folder as runs
 
-    return read(file, runs.describe_best(run).classes, None if data is None else Dataset.open(Path(data)).classes, rule)
+    return read_class_map(file, runs.describe_best(run).classes, None if data is None else Dataset.open(Path(data)).classes, rule)
 
 
 def _tell(result: dict[str, Any]) -> None:
@@ -117,49 +117,49 @@ class Evaluator:
     the same methods in the same order and get the same results, rank 0 writes."""
 
     def __init__(self, run: Path, batch_size: int = 32, device: str = "auto", amp: str = "auto", threads: int | None = None,
-                 curve: int | None = None, reduced: float | None = None, n: int = 4, class_map: ClassMap | None = None,
-                 ranks: Ranks | None = None) -> None:
+                 curve: int | None = None, reduced: float | None = None, num_levels: int = 4, class_map: ClassMap | None = None,
+                 group: ProcessGroup | None = None) -> None:
         import torch
 
         from qrdali.cli.torchrun import engine_of
-        from qrdali.distributed import ALONE
+        from qrdali.distributed import SINGLE_PROCESS
         from qrdali.evaluation.predict import top1
-        from qrdali.reduction.levels import reduced_sets
+        from qrdali.reduction.levels import reduced_split_levels
         from qrdali.runs import folder as runs
         from qrdali.system.device import autocast_for, device_of
 
-        self.run, self.batch_size, self.curve, self.reduced, self.n = run, batch_size, curve, reduced, n
-        self.ranks = ranks or ALONE
+        self.run, self.batch_size, self.curve, self.reduced, self.num_levels = run, batch_size, curve, reduced, num_levels
+        self.group = group or SINGLE_PROCESS
         if reduced is not None:
-            self.ranks.together(lambda: reduced_sets("", reduced, n))  # refused before the network is loaded
-        model, self.trained = self.ranks.together(lambda: runs.load_best(run))
-        if not self.ranks.alone:
-            self.ranks.same(f"the weights of {run}", self.ranks.together(lambda: runs.weights_digest(run)))
+            self.group.run_on_all(lambda: reduced_split_levels("", reduced, num_levels))  # refused before the network is loaded
+        model, self.trained = self.group.run_on_all(lambda: runs.load_best(run))
+        if not self.group.is_single:
+            self.group.require_equal(f"the weights of {run}", self.group.run_on_all(lambda: runs.weights_digest(run)))
         self.class_map, self.classes = class_map, class_map.classes if class_map else self.trained.classes
         self.decide = class_map.decide if class_map else top1
-        self.device = self.ranks.together(lambda: device_of(device))
+        self.device = self.group.run_on_all(lambda: device_of(device))
         self.model: torch.nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autocast = autocast_for(amp, self.device)[0]
-        self.engine = engine_of(self.device, threads, self.ranks)
+        self.engine = engine_of(self.device, threads, self.group)
 
     def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
         """Evaluates a split of a data set and writes its rows, and those of the split at a reduced quality where one was asked for."""
         from qrdali.data.index import Dataset
-        from qrdali.reduction.levels import reduced_sets
+        from qrdali.reduction.levels import reduced_split_levels
 
         def opened() -> Index:
             dataset = Dataset.open(data, root)
             dataset.require_classes(self.classes, "the --class-map" if self.class_map else f"the run {self.run}")
             return dataset.index(split)
 
-        index = self.ranks.together(opened)
-        if not self.ranks.alone:
-            self.ranks.same(f"the images of {data}", index.fingerprint)
+        index = self.group.run_on_all(opened)
+        if not self.group.is_single:
+            self.group.require_equal(f"the images of {data}", index.fingerprint)
         result = self._result(split, index, 0)
         if self.reduced is not None:
             result["reduced"] = {
                 reduction: self._written(name, index, self.rows(name, index, levels=levels), 0) | {"quality": self.reduced}
-                for reduction, (name, levels) in reduced_sets(split, self.reduced, self.n).items()}
+                for reduction, (name, levels) in reduced_split_levels(split, self.reduced, self.num_levels).items()}
         return result
 
     def folder(self, name: str, folder: Path | str) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Evaluator:
         with TemporaryDirectory() as scratch:
             file = Path(scratch) / "set.arrow"
             rejected = index_folder(folder, self.classes, file, verify=True, whose="the --class-map" if self.class_map else "the run",
-                                    ranks=self.ranks, threads=None if self.ranks.alone else self.engine.threads)
+                                    group=self.group, threads=None if self.group.is_single else self.engine.threads)
             for path, reason in rejected[:5]:
                 warn(f"left out: {path}: {reason}")
             if len(rejected) > 5:
@@ -183,13 +183,13 @@ class Evaluator:
             index = Index(file, len(self.classes))
             return self._result(name, index, len(rejected)) | {"unreadable_files": [[printable(p), printable(why)] for p, why in rejected]}
 
-    def rows(self, name: str, index: Index, check: Callable[[], None] = lambda: None, levels: Levels | None = None) -> Rows:
+    def rows(self, name: str, index: Index, check: Callable[[], None] = lambda: None, levels: Levels | None = None) -> PredictionRows:
         """One row per image of an index, at `levels` of the step 1/n where given. `check` is called at every batch and may raise."""
         from qrdali.cli.terminal import Bar
-        from qrdali.evaluation.predict import evaluate as predict
+        from qrdali.evaluation.predict import predict as predict
         from qrdali.pipelines.loader import open_loader
-        from qrdali.reduction.levels import FULL
-        from qrdali.schedule.epoch_plan import Plan
+        from qrdali.reduction.levels import FULL_QUALITY
+        from qrdali.schedule.epoch_plan import EpochPlan
 
         loader = open_loader(index, self.trained.preprocessing, self.batch_size, self.engine)
         with Bar(f"evaluate {name}", len(index)) as bar:
@@ -197,8 +197,8 @@ class Evaluator:
                 bar.advance(images)
                 check()
 
-            return predict(self.model, loader, Plan(len(index), self.batch_size, levels or FULL, self.n), self.autocast, progress,
-                           self.decide, self.ranks)
+            return predict(self.model, loader, EpochPlan(len(index), self.batch_size, levels or FULL_QUALITY, self.num_levels), self.autocast, progress,
+                           self.decide, self.group)
 
     def _result(self, name: str, index: Index, unreadable: int) -> dict[str, Any]:
         result = self._written(name, index, self.rows(name, index), unreadable)
@@ -212,12 +212,12 @@ class Evaluator:
         """Mapped results have names of their own: they are of other labels, and shall not take the place of the run's."""
         return f"{name}-mapped-{self.class_map.rule}" if self.class_map else name
 
-    def _written(self, name: str, index: Index, rows: Rows, unreadable: int) -> dict[str, Any]:
+    def _written(self, name: str, index: Index, rows: PredictionRows, unreadable: int) -> dict[str, Any]:
         from qrdali.evaluation.predict import write_rows
 
         name = self._named(name)
         file = self.run / "predictions" / f"{name}.parquet"
-        self.ranks.together(lambda: write_rows(file, rows, index, self.told) if self.ranks.main else None)
+        self.group.run_on_all(lambda: write_rows(file, rows, index, self.metadata) if self.group.is_main else None)
         result = {"set": name, "images": len(rows.labels), "correct": int((rows.labels == rows.predictions).sum()),
                   "accuracy": rows.accuracy, "unreadable": unreadable, "rows": str(file)}
         if self.class_map is not None:
@@ -225,7 +225,7 @@ class Evaluator:
         return result
 
     @property
-    def told(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What rows say of themselves: the epoch of the weights; of mapped classes also their names and the rule."""
         mapped = {"classes": list(self.classes), "map_rule": self.class_map.rule} if self.class_map else {}
         return {"epoch": self.trained.epoch, **mapped}

@@ -10,7 +10,7 @@ import click
 
 from qrdali import __version__
 from qrdali.cli import terminal
-from qrdali.errors import Elsewhere, InputError, RunError, printable
+from qrdali.errors import InputError, OtherRankFailed, RunError, printable
 
 COMMANDS = {
     "demo": "Generate pictures, index, train four methods, evaluate, build MEPIs, report.",
@@ -79,7 +79,7 @@ def main() -> None:
         _fail(error.format_message(), error.exit_code)
     except InputError as error:
         _fail(str(error), 2)
-    except Elsewhere:
+    except OtherRankFailed:
         sys.exit(1)
     except (RunError, OSError) as error:
         _fail(str(error), 1)

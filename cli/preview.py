@@ -58,12 +58,12 @@ def preview(image: str, out: str, step: float) -> None:
     from qrdali.errors import InputError, RunError, printable
     from qrdali.pipelines import host_ops as host
     from qrdali.pipelines.external_source import window_arrays
-    from qrdali.pipelines.graphs import Engine, windows
+    from qrdali.pipelines.graphs import Engine, decode_windows
     from qrdali.reduction.neighbors import RESOLUTION
     from qrdali.reduction.png_entropy import encoder, entropy
-    from qrdali.reduction.quality import REDUCTIONS, parameters, steps
+    from qrdali.reduction.quality import REDUCTIONS, num_levels_of, reduction_params
 
-    n = steps(step)
+    num_levels = num_levels_of(step)
     apart = storage.is_url(image)
     path = image if apart else str(Path(image).absolute())
     if not apart and not Path(path).is_file():
@@ -84,15 +84,15 @@ def preview(image: str, out: str, step: float) -> None:
         raise
     except Exception as error:  # Pillow's decoders raise many types
         raise InputError(f"{printable(image)} cannot be decoded: {printable(error)}") from None
-    levels = sorted({round(i * (n - 1) / (min(n, COLUMNS) - 1)) for i in range(min(n, COLUMNS))})
+    levels = sorted({round(i * (num_levels - 1) / (min(num_levels, COLUMNS) - 1)) for i in range(min(num_levels, COLUMNS))})
     grid = np.array([[level if moves else 0 for moves in REDUCTIONS[row]] for row in ROWS for level in levels],
                     np.uint8)
     count = len(grid)
-    reduction = parameters(grid, np.tile(np.array([height, width], np.int32), (count, 1)), np.full((count, 2), 0.5), n)
+    reduction = reduction_params(grid, np.tile(np.array([height, width], np.int32), (count, 1)), np.full((count, 2), 0.5), num_levels)
     name = np.frombuffer(encoded, np.uint8)
     emitted = iter([window_arrays([name] * count, reduction.window)])
     try:
-        (decoded,) = windows(lambda: next(emitted), Engine(depth=1), count, apart).run()
+        (decoded,) = decode_windows(lambda: next(emitted), Engine(depth=1), count, apart).run()
     except RuntimeError as error:  # what Pillow decodes and DALI does not
         raise RunError(f"{printable(image)} cannot be decoded: {printable(error)[:200]}") from None
     pictures = [host.reduce(np.array(decoded[i]), reduction.size[i], int(reduction.bin_width[i])) for i in range(count)]
@@ -109,7 +109,7 @@ def preview(image: str, out: str, step: float) -> None:
     draw = ImageDraw.Draw(sheet)
     for column, level in enumerate(levels):
         left = _MARGIN + column * pitch + indent
-        draw.text((left + cell[0] / 2, 18), f"quality {(n - level) / n:.2f}", "black", font, anchor="mm")
+        draw.text((left + cell[0] / 2, 18), f"quality {(num_levels - level) / num_levels:.2f}", "black", font, anchor="mm")
     for i, picture in enumerate(pictures):
         row, column = divmod(i, len(levels))
         left, top = _MARGIN + column * pitch + indent, 36 + row * (cell[1] + _CAPTION + _GAP)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from qrdali.experiment.expand import Run
+    from qrdali.experiment.expand import PlannedRun
     from qrdali.experiment.tasks import Task, Tasks
 
 
@@ -37,7 +37,7 @@ def reproduce(config: str, only: tuple[str, ...], dry_run: bool, out: str | None
     from qrdali.errors import InputError
     from qrdali.experiment.config import read
     from qrdali.experiment.expand import expand
-    from qrdali.experiment.folder import MatrixFolder
+    from qrdali.experiment.folder import ExperimentFolder
     from qrdali.experiment.tasks import Tasks
 
     if as_json and not dry_run:
@@ -45,18 +45,18 @@ def reproduce(config: str, only: tuple[str, ...], dry_run: bool, out: str | None
     matrix = read(_found(config), out=out, data=data)
     extra = {key: value for key, value in (("device", device), ("threads", threads)) if value is not None}
     matrix = matrix.model_copy(update={"train": {**matrix.train, **extra}})
-    folder = MatrixFolder(Path(matrix.out))
+    folder = ExperimentFolder(Path(matrix.out))
     dataset = Path(matrix.data.folder) if matrix.data.folder else folder.folder / "data"
     tasks = Tasks(matrix, folder, dataset, expand(matrix, dataset), only)
     _refuse_changes(tasks)
     if dry_run:
         _list(tasks, as_json)
     else:
-        from qrdali.system.deterministic import workspace
+        from qrdali.system.deterministic import cublas_workspace
 
         # A run that wants it may come after others have begun CUDA.
         wanted = [run.settings.device for run in tasks.wanted if run.settings.deterministic]
-        with workspace(next((name for name in wanted if name != "cpu"), "cpu")):
+        with cublas_workspace(next((name for name in wanted if name != "cpu"), "cpu")):
             _check_inputs(tasks)
             _execute(tasks)
 
@@ -97,7 +97,7 @@ def _refuse_changes(tasks: Tasks) -> None:
                              f"{'; '.join(changed)[:600]}. Say the same, choose another out, or remove that set")
 
 
-def _changed(run: Run, folder: Path) -> list[str]:
+def _changed(run: PlannedRun, folder: Path) -> list[str]:
     from qrdali import models
     from qrdali.errors import printable
     from qrdali.runs import settings as settings_file
@@ -117,7 +117,7 @@ def _changed(run: Run, folder: Path) -> list[str]:
             if before.get(key) != now.get(key)]
 
 
-def _changed_mepis(tasks: Tasks, run: Run) -> list[str]:
+def _changed_mepis(tasks: Tasks, run: PlannedRun) -> list[str]:
     """How a MEPI set that was begun differs from what would be built now."""
     from qrdali.files.json_objects import read_object
     from qrdali.runs import folder as runs

@@ -194,12 +194,12 @@ def random(**options: Any) -> None:
 def _run(method: str, options: dict[str, Any]) -> None:
     from qrdali.cli.torchrun import job
     from qrdali.errors import InputError, printable
-    from qrdali.evaluation.predict import named_sets
+    from qrdali.evaluation.predict import parse_named_sets
     from qrdali.runs import settings as settings_file
     from qrdali.system.deterministic import deterministic
     from qrdali.workflows.train import run_training
 
-    sets = named_sets(options.pop("track_sets"), "--track-set")
+    sets = parse_named_sets(options.pop("track_sets"), "--track-set")
     options["track_sets"] = sets or None
     run, resume, config, dry = Path(options.pop("run")), options.pop("resume"), options.pop("config"), options.pop("dry_run")
     values = settings_file.read(Path(config)) if config else {}
@@ -211,21 +211,21 @@ def _run(method: str, options: dict[str, Any]) -> None:
     if dry:
         _show_sequence(settings)
         return
-    with deterministic(settings.deterministic, settings.device), job(settings.device) as ranks:
-        run_training(settings, run, resume, ranks)
+    with deterministic(settings.deterministic, settings.device), job(settings.device) as group:
+        run_training(settings, run, resume, group)
 
 
 def _show_sequence(settings: Settings) -> None:
     """What would run at most, epoch by epoch, on stdout."""
     import numpy as np
 
-    from qrdali.reduction.quality import DIMENSIONS, quality, steps
-    from qrdali.schedule.epoch_schedule import longest
-    from qrdali.schedule.methods import check, reduced_levels, rule_of
+    from qrdali.reduction.quality import DIMENSIONS, num_levels_of, quality
+    from qrdali.schedule.epoch_schedule import longest_run
+    from qrdali.schedule.methods import check_settings, reduced_levels, schedule_rule_of
 
-    check(settings)
-    rule, n = rule_of(settings), steps(settings.step)
-    for epoch, stage, letter in longest(rule):
+    check_settings(settings)
+    rule, num_levels = schedule_rule_of(settings), num_levels_of(settings.step)
+    for epoch, stage, letter in longest_run(rule):
         if letter == "C":
             what = "full quality"
         elif settings.method == "adaptive":
@@ -233,11 +233,11 @@ def _show_sequence(settings: Settings) -> None:
         elif settings.method == "random":
             what = f"{settings.reduction}, quality {settings.low:g} to {settings.high:g}, drawn per image"
         else:
-            q = quality(reduced_levels(settings, stage, epoch).of(np.zeros(1, np.int64))[0], n)
+            q = quality(reduced_levels(settings, stage, epoch).for_samples(np.zeros(1, np.int64))[0], num_levels)
             what = ", ".join(f"{d} {v:.2f}" for d, v in zip(DIMENSIONS, q, strict=True) if v < 1) or "full quality (sham)"
         click.echo(f"epoch {epoch:3d}  stage {stage}  {letter}  {what}")
     if rule.patience is None:
         return
     more = "; stages follow one another until no image moves" if rule.stages is None else ""
-    click.echo(f"# the longest: each {'round' if rule.rounds else 'stage'} may end earlier, after {rule.patience} "
-               f"{'epochs' if rule.rounds or len(rule.sequence) == 1 else f'repetitions of {rule.sequence}'} without improvement{more}")
+    click.echo(f"# the longest: each {'round' if rule.has_rounds else 'stage'} may end earlier, after {rule.patience} "
+               f"{'epochs' if rule.has_rounds or len(rule.sequence) == 1 else f'repetitions of {rule.sequence}'} without improvement{more}")

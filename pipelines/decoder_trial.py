@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qrdali.errors import printable
-from qrdali.system.subprocess_trial import Say, ask
+from qrdali.system.subprocess_trial import Say, run_in_child
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,22 +32,22 @@ _WINDOWS = ((13, 21, 187, 250), (187, 249, 188, 251), (1, 2, 372, 497), (94, 125
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialResult:
     """A way of decoding, tried. reason: one line on why it does not work, else empty."""
 
     works: bool
     reason: str = ""
 
 
-def tried(device_id: int | None, whole: bool, limit: float = LIMIT) -> Tried:
+def run_trial(device_id: int | None, whole: bool, limit: float = LIMIT) -> TrialResult:
     """Decodes generated JPEGs as the loaders do, on a GPU (None: the CPU), whole images or regions of interest, in a child process."""
-    answer = ask("qrdali.pipelines.decoder_trial:trial", device_id, whole, limit=limit)
+    answer = run_in_child("qrdali.pipelines.decoder_trial:trial_in_child", device_id, whole, limit=limit)
     if answer.failure is None and answer.said:
-        return Tried(True)
-    return Tried(False, answer.failure or "no answer")
+        return TrialResult(True)
+    return TrialResult(False, answer.failure or "no answer")
 
 
-def trial(say: Say, device_id: int | None, whole: bool) -> None:
+def trial_in_child(say: Say, device_id: int | None, whole: bool) -> None:
     """The child's side of `tried`. Raises ValueError if pixels differ from Pillow's by more than a decoder's rounding."""
     import numpy as np
 
@@ -139,19 +139,19 @@ def cache_file() -> Path | None:
         return None
 
 
-def place_of(dali: str | None, codec: str | None, driver: str | None, gpu: str | None) -> str | None:
+def trial_key(dali: str | None, codec: str | None, driver: str | None, gpu: str | None) -> str | None:
     """The key under which a GPU's decoding is remembered; None where it cannot be told from another."""
     if not (dali and codec and driver and gpu):
         return None
     return printable(f"DALI {dali}, nvImageCodec {codec}, driver {driver}, {gpu}")
 
 
-def remembered(place: str) -> Tried | None:
+def recall(place: str) -> TrialResult | None:
     """What was found of region-of-interest decoding at a place, None if it is to be tried."""
     return _entries().get(place)
 
 
-def remember(place: str, found: Tried) -> None:
+def remember(place: str, found: TrialResult) -> None:
     """Keeps what was found at `place` for later processes; a folder that cannot be written forgets it."""
     from pydantic import TypeAdapter
 
@@ -164,13 +164,13 @@ def remember(place: str, found: Tried) -> None:
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_bytes(TypeAdapter(dict[str, Tried]).dump_json(kept, indent=1))
+            partial.write_bytes(TypeAdapter(dict[str, TrialResult]).dump_json(kept, indent=1))
             partial.rename(file)
         except OSError:
             partial.unlink(missing_ok=True)
 
 
-def _entries() -> dict[str, Tried]:
+def _entries() -> dict[str, TrialResult]:
     """The cache file, empty if it is not there or not as it was written."""
     from pydantic import TypeAdapter, ValidationError
 
@@ -179,6 +179,6 @@ def _entries() -> dict[str, Tried]:
         if file is None or not file.is_file():
             return {}
         with open(file, "rb") as opened:
-            return TypeAdapter(dict[str, Tried]).validate_json(opened.read(_MOST), strict=True)
+            return TypeAdapter(dict[str, TrialResult]).validate_json(opened.read(_MOST), strict=True)
     except (OSError, ValueError, ValidationError):
         return {}

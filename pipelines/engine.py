@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from qrdali.pipelines.decoder_trial import Tried, place_of, remember, remembered, tried
+from qrdali.pipelines.decoder_trial import TrialResult, recall, remember, run_trial, trial_key
 from qrdali.pipelines.graphs import Engine
 from qrdali.system import environment
 from qrdali.system.machine import processors
@@ -29,19 +29,19 @@ def engine_for(device: torch.device, threads: int | None, warn: Callable[[str], 
     return Engine(device.index, count, whole_decode=not found.works)
 
 
-def described(engine: Engine) -> str:
+def describe_decoding(engine: Engine) -> str:
     """The decode path in words."""
     return f"{'whole images' if engine.whole_decode else 'regions'} decoded on the {'CPU' if engine.device_id is None else 'GPU'}"
 
 
-def _regions(device: torch.device, warn: Callable[[str], None]) -> Tried:
+def _regions(device: torch.device, warn: Callable[[str], None]) -> TrialResult:
     """What is known of region-of-interest decoding on a GPU, or is found now."""
     facts, codec = environment.environment(device), environment.codec()
-    place = place_of(facts["dali"], codec and codec[1], facts["driver"], facts["gpu"])
-    if known := remembered(place) if place else None:
+    place = trial_key(facts["dali"], codec and codec[1], facts["driver"], facts["gpu"])
+    if known := recall(place) if place else None:
         return known
-    found = tried(device.index, whole=False)
-    if not found.works and not (control := tried(device.index, whole=True)).works:
+    found = run_trial(device.index, whole=False)
+    if not found.works and not (control := run_trial(device.index, whole=True)).works:
         # Not regions fail but all decoding there, for now at least: a full GPU, no driver. That is not to be remembered.
         warn(f"DALI decodes nothing on this GPU ({control.reason}); `qrdali doctor` says more, --device cpu does without it")
     elif place:

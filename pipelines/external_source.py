@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from qrdali.data.index import Index
-from qrdali.interfaces import Ask
-from qrdali.pipelines.file_reader import AHEAD, Files, Reader
+from qrdali.interfaces import CandidateRequest
+from qrdali.pipelines.file_reader import AHEAD, FileReader, Files
 from qrdali.reduction.neighbors import CROP
-from qrdali.reduction.quality import Parameters
+from qrdali.reduction.quality import ReductionParams
 from qrdali.reduction.view import View, view
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.schedule.epoch_plan import EpochPlan
 
 
 def reduction_arrays(start: npt.NDArray[np.int32], shape: npt.NDArray[np.int32], size: npt.NDArray[np.int32],
@@ -36,12 +36,12 @@ def reduction_arrays(start: npt.NDArray[np.int32], shape: npt.NDArray[np.int32],
     )
 
 
-def asked_arrays(paths: list[npt.NDArray[np.uint8]], ask: Ask, dimensions: tuple[int, ...], fit: str,
+def candidate_arrays(paths: list[npt.NDArray[np.uint8]], ask: CandidateRequest, columns: tuple[int, ...], fit: str,
                  crop_share: float) -> tuple[Any, ...]:
     """One batch of states in the order of `graphs.asked_inputs`: the window to decode, then each column's reduction."""
     window, found = ask.window, ask.candidates
     result: list[Any] = [paths, np.ascontiguousarray(window[:, :2]), np.ascontiguousarray(window[:, 2:])]
-    for k, dimension in enumerate(dimensions):
+    for k, dimension in enumerate(columns):
         there = found.exists[:, k, None]
         # What does not exist costs one pixel.
         start = np.where(there, found.window[:, k, :2] - window[:, :2], 0).astype(np.int32)
@@ -54,20 +54,20 @@ def asked_arrays(paths: list[npt.NDArray[np.uint8]], ask: Ask, dimensions: tuple
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedBatch:
     """One batch's numbers: its own in the plan, samples, labels int64 [N], and what becomes of each image."""
 
     number: int
     samples: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
-    reduction: Parameters
+    reduction: ReductionParams
     seen: View
 
 
-_Begun = tuple[int, "npt.NDArray[np.int64]", Callable[[], Files]]  # a batch's number, its samples, and what waits for their files
+_PendingRead = tuple[int, "npt.NDArray[np.int64]", Callable[[], Files]]  # a batch's number, its samples, and what waits for their files
 
 
-class Source:
+class PlanSource:
     """A callable that DALI asks for one batch at a time. Set a plan before the pipeline is reset: DALI reads ahead.
 
     form: makes a graph's arrays of the paths and numbers of a batch. flying: the batches emitted and not yet taken off by
@@ -75,26 +75,26 @@ class Source:
     """
 
     def __init__(self, index: Index, fit: str, crop_share: float,
-                 form: Callable[[list[npt.NDArray[np.uint8]], Prepared], tuple[Any, ...]]) -> None:
-        self._index, self._fit, self._crop_share, self._form = index, fit, crop_share, form
-        self.reader = Reader(index)
-        self._begun: deque[_Begun] = deque()
+                 form: Callable[[list[npt.NDArray[np.uint8]], PreparedBatch], tuple[Any, ...]]) -> None:
+        self._index, self._fit, self._crop_share, self._to_graph_inputs = index, fit, crop_share, form
+        self.reader = FileReader(index)
+        self._pending_reads: deque[_PendingRead] = deque()
         self._batches: Iterator[tuple[Any, ...]] = iter(())
         self._numbers: Iterator[tuple[int, npt.NDArray[np.int64]]] = iter(())
-        self.flying: deque[Prepared] = deque()
+        self.in_flight: deque[PreparedBatch] = deque()
 
-    def set(self, plan: Plan) -> None:
-        self.flying.clear()
-        self._begun.clear()
+    def start(self, plan: EpochPlan) -> None:
+        self.in_flight.clear()
+        self._pending_reads.clear()
         self._numbers = ((number, plan.batch(number)) for number in range(plan.first_batch, plan.batches))
         self._batches = self._emit(plan)
 
-    def again(self, plan: Plan, without: Iterable[int]) -> None:
+    def replay_without(self, plan: EpochPlan, without: Iterable[int]) -> None:
         """What is flying comes once more, less the samples `without`, and then the rest of the plan."""
-        left = [(batch.number, batch.samples[~np.isin(batch.samples, list(without))]) for batch in self.flying]
-        left += [(number, samples) for number, samples, _ in self._begun]
-        self.flying.clear()
-        self._begun.clear()
+        left = [(batch.number, batch.samples[~np.isin(batch.samples, list(without))]) for batch in self.in_flight]
+        left += [(number, samples) for number, samples, _ in self._pending_reads]
+        self.in_flight.clear()
+        self._pending_reads.clear()
         self._numbers = chain(left, self._numbers)
         self._batches = self._emit(plan)
 
@@ -104,29 +104,29 @@ class Source:
     def __call__(self) -> tuple[Any, ...]:
         return next(self._batches)
 
-    def _emit(self, plan: Plan) -> Iterator[tuple[Any, ...]]:
+    def _emit(self, plan: EpochPlan) -> Iterator[tuple[Any, ...]]:
         for number, samples, files in self._read():
             reduction = plan.parameters(samples, self._index.sizes(samples))
             seen = plan.view(samples, reduction.size, self._fit, self._crop_share)
-            prepared = Prepared(number, samples, self._index.labels(samples), reduction, seen)
-            self.flying.append(prepared)
-            yield self._form(files(), prepared)
+            prepared = PreparedBatch(number, samples, self._index.labels(samples), reduction, seen)
+            self.in_flight.append(prepared)
+            yield self._to_graph_inputs(files(), prepared)
 
-    def _read(self) -> Iterator[_Begun]:
+    def _read(self) -> Iterator[_PendingRead]:
         """The batches that hold images; the files of the next ones are read meanwhile, where reading is not DALI's."""
         while True:
-            while not self._begun or (self.reader.apart and sum(len(samples) for _, samples, _ in self._begun) < AHEAD):
+            while not self._pending_reads or (self.reader.needs_bytes and sum(len(samples) for _, samples, _ in self._pending_reads) < AHEAD):
                 number, samples = next(self._numbers, (0, None))
                 if samples is None:
                     break
                 if len(samples):
-                    self._begun.append((number, samples, self.reader.begun(samples)))
-            if not self._begun:
+                    self._pending_reads.append((number, samples, self.reader.start_reading(samples)))
+            if not self._pending_reads:
                 return
-            yield self._begun.popleft()
+            yield self._pending_reads.popleft()
 
 
-def graph_arrays(paths: list[npt.NDArray[np.uint8]], batch: Prepared) -> tuple[Any, ...]:
+def graph_arrays(paths: list[npt.NDArray[np.uint8]], batch: PreparedBatch) -> tuple[Any, ...]:
     """One batch in the order of `graphs.INPUTS`."""
     reduction = batch.reduction
     return (

@@ -23,23 +23,23 @@ Files = list[npt.NDArray[np.uint8]]
 Item = TypeVar("Item")
 
 REQUESTS = 32  # reads under way at once
-Begun = tuple[Item, "npt.NDArray[np.int64]", Callable[[], Files]]  # an item, its samples, and what waits for their files
+PendingRead = tuple[Item, "npt.NDArray[np.int64]", Callable[[], Files]]  # an item, its samples, and what waits for their files
 AHEAD = 64  # images whose reading has begun before their batch is asked for, in whole batches
 _NOTHING = bytes(1)  # no decoder takes it: the loader then finds out what is wrong with the file
 
 
-class Reader:
+class FileReader:
     """Of one index. apart: whether graphs get bytes instead of names."""
 
     def __init__(self, index: Index) -> None:
-        self._index, self.apart = index, index.apart
-        self._pool = ThreadPoolExecutor(REQUESTS, "read") if self.apart else None
+        self._index, self.needs_bytes = index, index.needs_bytes
+        self._pool = ThreadPoolExecutor(REQUESTS, "read") if self.needs_bytes else None
 
     def __call__(self, samples: npt.NDArray[np.int64]) -> Files:
         """Raises Unreachable."""
-        return self.begun(samples)()
+        return self.start_reading(samples)()
 
-    def begun(self, samples: npt.NDArray[np.int64]) -> Callable[[], Files]:
+    def start_reading(self, samples: npt.NDArray[np.int64]) -> Callable[[], Files]:
         """Begins to read; the result waits for the end."""
         if self._pool is None:
             return lambda: self._index.path_bytes(samples)
@@ -47,19 +47,19 @@ class Reader:
         return lambda: [future.result() for future in futures]
 
 
-def read_ahead(reader: Reader, items: Iterator[Item], samples: Callable[[Item], npt.NDArray[np.int64]], begun: deque[Begun[Item]],
+def read_ahead(reader: FileReader, items: Iterator[Item], samples: Callable[[Item], npt.NDArray[np.int64]], pending_reads: deque[PendingRead[Item]],
                images: Callable[[], int] = lambda: AHEAD) -> Iterator[tuple[Item, Files]]:
     """Each of `items` with its files. Where bytes are read, that of the next ones has `begun` meanwhile, of `images` or a few more."""
     while True:
-        while not begun or (reader.apart and sum(len(numbers) for _, numbers, _ in begun) < images()):
+        while not pending_reads or (reader.needs_bytes and sum(len(numbers) for _, numbers, _ in pending_reads) < images()):
             following = next(items, None)
             if following is None:
                 break
             numbers = samples(following)
-            begun.append((following, numbers, reader.begun(numbers)))
-        if not begun:
+            pending_reads.append((following, numbers, reader.start_reading(numbers)))
+        if not pending_reads:
             return
-        item, _, files = begun.popleft()
+        item, _, files = pending_reads.popleft()
         yield item, files()
 
 

@@ -36,7 +36,7 @@ INPUTS = (
     "flip",  # int32
 )
 WINDOW_INPUTS = ("path", "start", "shape")
-KEPT_INPUTS = (*REDUCTION, "region")
+DECODED_INPUTS = (*REDUCTION, "region")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Engine:
     whole_graph: bool = False
 
     @property
-    def host(self) -> bool:
+    def host_ops(self) -> bool:
         """Whether DALI decodes and `host.py` does the rest."""
         return self.device_id is None and not self.whole_graph
 
@@ -60,13 +60,13 @@ class Engine:
         return "cpu" if self.device_id is None else "mixed"
 
 
-def _reduced(inputs: dict[str, Any], engine: Engine, apart: bool) -> Any:
+def _read_and_reduce(inputs: dict[str, Any], engine: Engine, apart: bool) -> Any:
     """Crop, resolution and colour, each only for the samples that need it."""
     image = ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart)
-    return _shrunk_and_binned(image, inputs)
+    return _reduce_resolution_and_color(image, inputs)
 
 
-def _shrunk_and_binned(image: Any, inputs: dict[str, Any]) -> Any:
+def _reduce_resolution_and_color(image: Any, inputs: dict[str, Any]) -> Any:
     if inputs["resized"]:
         image = ops.resolution(image, inputs["size"])
     if inputs["binned"] == 1:
@@ -83,7 +83,7 @@ def network_input(source: Callable[[], Any], engine: Engine, batch_size: int, pr
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         inputs = _inputs(source, INPUTS)
-        image = _reduced(inputs, engine, apart)
+        image = _read_and_reduce(inputs, engine, apart)
         image = ops.prepare(image, inputs["region"], inputs["flip"], preprocessing.input_size,
                             INTERPOLATION[preprocessing.interpolation], [255 * m for m in preprocessing.mean],
                             [255 * s for s in preprocessing.std])
@@ -92,7 +92,7 @@ def network_input(source: Callable[[], Any], engine: Engine, batch_size: int, pr
     return _instance(graph, engine, batch_size)
 
 
-def windows(source: Callable[[], Any], engine: Engine, batch_size: int, apart: bool = False) -> Any:
+def decode_windows(source: Callable[[], Any], engine: Engine, batch_size: int, apart: bool = False) -> Any:
     """A pipeline of decoded windows, uint8 HWC of their own sizes."""
 
     @pipeline_def
@@ -107,13 +107,13 @@ def _column_inputs(dimension: int) -> tuple[str, ...]:
     return (*REDUCTION[0 if dimension == CROP else 2:], "region")  # start and shape are a crop's own
 
 
-def asked_inputs(dimensions: tuple[int, ...]) -> tuple[str, ...]:
+def candidate_inputs(columns: tuple[int, ...]) -> tuple[str, ...]:
     """The arrays of `candidates`: the window to decode, then the reduction and region of each column."""
-    return ("path", "start", "shape", *(f"{name}{k}" for k, d in enumerate(dimensions) for name in _column_inputs(d)))
+    return ("path", "start", "shape", *(f"{name}{k}" for k, d in enumerate(columns) for name in _column_inputs(d)))
 
 
 def candidates(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing,
-               dimensions: tuple[int, ...], pictures: bool, apart: bool = False) -> Any:
+               columns: tuple[int, ...], with_images: bool, apart: bool = False) -> Any:
     """A pipeline of network inputs, one output per column; with `pictures`, then the reduced images, one output per column.
 
     Each image is decoded once; `dimensions` says what each column moves, and only crops (1) cut the decoded window.
@@ -122,34 +122,34 @@ def candidates(source: Callable[[], Any], engine: Engine, batch_size: int, prepr
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        inputs = _inputs(source, asked_inputs(dimensions))
+        inputs = _inputs(source, candidate_inputs(columns))
         decoded = ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart)
         seen, reduced = [], []
-        for k, dimension in enumerate(dimensions):
+        for k, dimension in enumerate(columns):
             own = _column(inputs, k, dimension)
             image = decoded
             if dimension == CROP:
                 image = ops.cut(image, own["start"], own["shape"])
-            image = _shrunk_and_binned(image, own)
+            image = _reduce_resolution_and_color(image, own)
             reduced.append(image)
             seen.append(ops.prepare(image, own["region"], 0, preprocessing.input_size,
                                     INTERPOLATION[preprocessing.interpolation], mean, std))
-        return tuple(seen + reduced if pictures else seen)
+        return tuple(seen + reduced if with_images else seen)
 
     return _instance(graph, engine, batch_size)
 
 
-def kept(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing | None) -> Any:
+def reduce_decoded(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing | None) -> Any:
     """A pipeline over decoded originals instead of files: network inputs float32 HWC, or without `preprocessing` the
     reduced images uint8 HWC. The source gives one batch at each run: pixels uint8 HWC, then `KEPT_INPUTS`."""
     device = "cpu" if engine.device_id is None else "gpu"
-    names = REDUCTION if preprocessing is None else KEPT_INPUTS
+    names = REDUCTION if preprocessing is None else DECODED_INPUTS
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         pixels = fn.external_source(lambda: source()[0], batch=True, device=device, layout="HWC")
         inputs = _inputs(lambda: source()[1:1 + len(names)], names)
-        image = _shrunk_and_binned(ops.cut(pixels, inputs["start"], inputs["shape"]), inputs)
+        image = _reduce_resolution_and_color(ops.cut(pixels, inputs["start"], inputs["shape"]), inputs)
         if preprocessing is None:
             return image
         return ops.prepare(image, inputs["region"], 0, preprocessing.input_size, INTERPOLATION[preprocessing.interpolation],

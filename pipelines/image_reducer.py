@@ -18,56 +18,56 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from qrdali.data.index import Index
 from qrdali.errors import RunError
-from qrdali.interfaces import Maker
+from qrdali.interfaces import ImageReducer
 from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs
 from qrdali.pipelines import host_ops as host
 from qrdali.pipelines.external_source import reduction_arrays, window_arrays
-from qrdali.pipelines.file_reader import Begun, Reader, read_ahead
+from qrdali.pipelines.file_reader import FileReader, PendingRead, read_ahead
 from qrdali.pipelines.graphs import Engine
-from qrdali.pipelines.loader import failure, problem
-from qrdali.reduction.quality import Parameters
+from qrdali.pipelines.loader import one_line_error, why_unreadable
+from qrdali.reduction.quality import ReductionParams
 from qrdali.reduction.view import view
 
 _TOGETHER, _PIXELS = 8, 16_000_000  # files and pixels that a decoding pipeline reads at once, though at least one file
 
 
-def open_maker(index: Index, preprocessing: Preprocessing, engine: Engine) -> Maker:
+def open_image_reducer(index: Index, preprocessing: Preprocessing, engine: Engine) -> ImageReducer:
     """A maker of one split's images."""
-    return (HostMaker if engine.host else GraphMaker)(index, preprocessing, engine)
+    return (HostImageReducer if engine.host_ops else GraphImageReducer)(index, preprocessing, engine)
 
 
-class _Maker(ABC):
+class _ImageReducer(ABC):
     def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
         self._index, self._preprocessing, self._engine = index, preprocessing, engine
-        self._reader = Reader(index)
+        self._reader = FileReader(index)
 
-    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None],
-                  most: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
+    def decode(self, samples: Iterator[int], on_unreadable: Callable[[int, str], None],
+                  max_batch: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
         """See `Maker.originals`."""
         again: deque[list[int]] = deque()  # what was in flight when a file failed, less that file
         while True:
             flying: deque[list[int]] = deque()
-            begun: deque[Begun[list[int]]] = deque()
-            pipe = self._decoding(samples, again, flying, begun, most or (lambda: _TOGETHER))
+            begun: deque[PendingRead[list[int]]] = deque()
+            pipe = self._decoding(samples, again, flying, begun, max_batch or (lambda: _TOGETHER))
             try:
                 while True:
                     (windows,) = pipe.run()
-                    yield from [(sample, self._own(windows, i)) for i, sample in enumerate(flying.popleft())]
+                    yield from [(sample, self._take_image(windows, i)) for i, sample in enumerate(flying.popleft())]
             except StopIteration:
                 return
             except RunError:  # the source's: no file's fault
                 raise
             except RuntimeError as error:
-                bad = {sample: reason for chunk in flying for sample in chunk if (reason := problem(self._index, sample))}
+                bad = {sample: reason for chunk in flying for sample in chunk if (reason := why_unreadable(self._index, sample))}
                 if not bad:
-                    raise RunError(failure(error)) from None
+                    raise RunError(one_line_error(error)) from None
                 for sample, reason in bad.items():
-                    unreadable(sample, reason)
+                    on_unreadable(sample, reason)
                 again = deque([*(left for chunk in flying if (left := [s for s in chunk if s not in bad])),
                                *(chunk for chunk, _, _ in begun), *again])
 
-    def _decoding(self, samples: Iterator[int], again: deque[list[int]], flying: deque[list[int]], begun: deque[Begun[list[int]]],
+    def _decoding(self, samples: Iterator[int], again: deque[list[int]], flying: deque[list[int]], begun: deque[PendingRead[list[int]]],
                   most: Callable[[], int]) -> Any:
         """A pipeline that decodes `again`, then `samples`, and notes in `flying` what it has been given, in `begun` what is being read."""
         chunks: Iterator[list[int]] = iter(lambda: again.popleft() if again else self._chunk(samples, min(_TOGETHER, most())), [])
@@ -79,7 +79,7 @@ class _Maker(ABC):
             sizes = self._index.sizes(np.array(chunk))
             return window_arrays(files, np.concatenate([np.zeros_like(sizes), sizes], axis=1))
 
-        return graphs.windows(emit, replace(self._engine, depth=2), _TOGETHER, self._reader.apart)
+        return graphs.decode_windows(emit, replace(self._engine, depth=2), _TOGETHER, self._reader.needs_bytes)
 
     def _chunk(self, samples: Iterator[int], most: int) -> list[int]:
         chunk, pixels = [], 0
@@ -91,21 +91,21 @@ class _Maker(ABC):
         return chunk
 
     @abstractmethod
-    def _own(self, windows: Any, i: int) -> Any:
+    def _take_image(self, windows: Any, i: int) -> Any:
         """Image `i` of a pipeline's output, in memory of its own."""
 
 
-class HostMaker(_Maker):
+class HostImageReducer(_ImageReducer):
     """DALI decodes; `host.py` makes the reduced images in threads."""
 
     def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
         super().__init__(index, preprocessing, engine)
         self._pool = ThreadPoolExecutor(engine.threads, "make")
 
-    def _own(self, windows: Any, i: int) -> npt.NDArray[np.uint8]:
+    def _take_image(self, windows: Any, i: int) -> npt.NDArray[np.uint8]:
         return np.array(windows[i])
 
-    def inputs(self, pixels: list[Any], reduction: Parameters) -> torch.Tensor:
+    def network_inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:
         """See `Maker.inputs`."""
         pre = self._preprocessing
         images = torch.empty((len(pixels), pre.input_size, pre.input_size, 3))
@@ -117,17 +117,17 @@ class HostMaker(_Maker):
         list(self._pool.map(one, range(len(pixels))))
         return images.permute(0, 3, 1, 2)
 
-    def pictures(self, pixels: list[Any], reduction: Parameters) -> list[npt.NDArray[np.uint8]]:
+    def reduced_images(self, pixels: list[Any], reduction: ReductionParams) -> list[npt.NDArray[np.uint8]]:
         """See `Maker.pictures`."""
         return [np.ascontiguousarray(_reduced(p, reduction, i)) for i, p in enumerate(pixels)]
 
 
-def _reduced(pixels: npt.NDArray[np.uint8], reduction: Parameters, i: int) -> npt.NDArray[np.uint8]:
+def _reduced(pixels: npt.NDArray[np.uint8], reduction: ReductionParams, i: int) -> npt.NDArray[np.uint8]:
     window = host.cut(pixels, reduction.window[i, :2], reduction.window[i, 2:])
     return host.reduce(window, reduction.size[i], int(reduction.bin_width[i]))
 
 
-class GraphMaker(_Maker):
+class GraphImageReducer(_ImageReducer):
     """Everything in DALI: on a GPU, or on a CPU where it is to be compared. Threads take turns."""
 
     def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
@@ -145,13 +145,13 @@ class GraphMaker(_Maker):
         feed_ndarray(source, target, cuda_stream=stream)
         return target
 
-    def _own(self, windows: Any, i: int) -> Any:
+    def _take_image(self, windows: Any, i: int) -> Any:
         if self._engine.device_id is None:
             return np.array(windows[i])
         image = windows[i]
         return self._copy(image, torch.empty(image.shape(), dtype=torch.uint8, device=self._device))
 
-    def inputs(self, pixels: list[Any], reduction: Parameters) -> torch.Tensor:
+    def network_inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:
         """See `Maker.inputs`."""
         side = self._preprocessing.input_size
         target = torch.empty((len(pixels), side, side, 3), device=self._device)
@@ -159,18 +159,18 @@ class GraphMaker(_Maker):
             (images,) = self._run(True, pixels, reduction)
             return self._copy(images.as_tensor(), target).permute(0, 3, 1, 2)
 
-    def pictures(self, pixels: list[Any], reduction: Parameters) -> list[npt.NDArray[np.uint8]]:
+    def reduced_images(self, pixels: list[Any], reduction: ReductionParams) -> list[npt.NDArray[np.uint8]]:
         """See `Maker.pictures`."""
         with self._turn:
             (images,) = self._run(False, pixels, reduction)
             images = images.as_cpu()
             return [np.array(images[i]) for i in range(len(pixels))]
 
-    def _run(self, seen: bool, pixels: list[Any], reduction: Parameters) -> Any:
+    def _run(self, seen: bool, pixels: list[Any], reduction: ReductionParams) -> Any:
         pipe, most = self._pipes.get(seen, (None, 0))
         if len(pixels) > most:
             most = len(pixels)
-            pipe = graphs.kept(lambda: self._asked, self._engine, most, self._preprocessing if seen else None)
+            pipe = graphs.reduce_decoded(lambda: self._asked, self._engine, most, self._preprocessing if seen else None)
             self._pipes[seen] = pipe, most
         pre = self._preprocessing
         self._asked = (pixels, *reduction_arrays(reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width),
@@ -178,4 +178,4 @@ class GraphMaker(_Maker):
         try:
             return pipe.run()
         except RuntimeError as error:
-            raise RunError(failure(error)) from None
+            raise RunError(one_line_error(error)) from None

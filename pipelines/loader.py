@@ -18,23 +18,29 @@ from qrdali.data import storage
 from qrdali.data.index import Index
 from qrdali.data.scan import MAX_PIXELS, look, quiet_pillow
 from qrdali.errors import RunError, Unreadable, printable
-from qrdali.interfaces import Ask, Batch, Loader, Shown
+from qrdali.interfaces import Batch, BatchSource, CandidateBatch, CandidateRequest
 from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs
 from qrdali.pipelines import host_ops as host
-from qrdali.pipelines.external_source import Prepared, Source, asked_arrays, graph_arrays, window_arrays
+from qrdali.pipelines.external_source import (
+    PlanSource,
+    PreparedBatch,
+    candidate_arrays,
+    graph_arrays,
+    window_arrays,
+)
 from qrdali.pipelines.file_reader import read_ahead
 from qrdali.pipelines.graphs import Engine
 from qrdali.reduction.neighbors import CROP
 from qrdali.reduction.view import view
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.schedule.epoch_plan import EpochPlan
 
 Samples = npt.NDArray[np.int64]
 
 
-def open_loader(index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> Loader:
+def open_loader(index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> BatchSource:
     """A loader of one split. `batch_size` is the largest batch a plan may ask for."""
-    return (HostLoader if engine.host else GraphLoader)(index, preprocessing, batch_size, engine)
+    return (HostLoader if engine.host_ops else GraphLoader)(index, preprocessing, batch_size, engine)
 
 
 class _Loader(ABC):
@@ -42,16 +48,16 @@ class _Loader(ABC):
 
     def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
         self._index, self._preprocessing, self._batch_size, self._engine = index, preprocessing, batch_size, engine
-        self._source = Source(index, preprocessing.fit, preprocessing.crop_share, self._form)
+        self._source = PlanSource(index, preprocessing.fit, preprocessing.crop_share, self._to_graph_inputs)
         self._reader = self._source.reader
         self._pipe: Any = None
         self._clean = True  # whether the last epoch was read to its end
-        self._plan: Plan | None = None
-        self._unreadable: Callable[[dict[int, str]], None] | None = None
+        self._plan: EpochPlan | None = None
+        self._on_unreadable: Callable[[dict[int, str]], None] | None = None
 
     @staticmethod
     @abstractmethod
-    def _form(paths: list[npt.NDArray[np.uint8]], batch: Prepared) -> tuple[Any, ...]: ...
+    def _to_graph_inputs(paths: list[npt.NDArray[np.uint8]], batch: PreparedBatch) -> tuple[Any, ...]: ...
 
     @abstractmethod
     def _graph(self) -> Any: ...
@@ -59,7 +65,7 @@ class _Loader(ABC):
     @abstractmethod
     def _batches(self) -> Iterator[Batch]: ...
 
-    def epoch(self, plan: Plan, unreadable: Callable[[dict[int, str]], None] | None = None) -> Iterator[Batch]:
+    def epoch(self, plan: EpochPlan, on_unreadable: Callable[[dict[int, str]], None] | None = None) -> Iterator[Batch]:
         """See `Loader.epoch`. A second call abandons an epoch that was not read to its end."""
         if plan.samples != len(self._index):
             raise ValueError(f"the plan has {plan.samples} samples, {self._index.file} has {len(self._index)}")
@@ -69,13 +75,13 @@ class _Loader(ABC):
         elif not self._clean:
             self._drain()
         # The plan first, then the reset: the pipeline reads ahead from the moment it is reset.
-        self._source.set(plan)
-        self._plan, self._unreadable = plan, unreadable
+        self._source.start(plan)
+        self._plan, self._on_unreadable = plan, on_unreadable
         self._pipe.reset()
         self._clean = False
         return self._batches()
 
-    def _outputs(self) -> Iterator[tuple[Prepared, tuple[Any, ...]]]:
+    def _run_batches(self) -> Iterator[tuple[PreparedBatch, tuple[Any, ...]]]:
         """Each batch's numbers and the graph's outputs, which last until the next is asked for."""
         while True:
             try:
@@ -85,16 +91,16 @@ class _Loader(ABC):
                 return
             except RuntimeError as error:
                 self._pipe, self._clean = None, True  # DALI's pipelines do not survive an error
-                found = self._explained(error, (batch.samples for batch in self._source.flying))
-                if self._unreadable is None or self._plan is None:
+                found = self._diagnose(error, (batch.samples for batch in self._source.in_flight))
+                if self._on_unreadable is None or self._plan is None:
                     raise Unreadable(found) from None
-                self._unreadable(found)
-                self._source.again(self._plan, found)
+                self._on_unreadable(found)
+                self._source.replay_without(self._plan, found)
                 self._pipe, self._clean = self._graph(), False
                 continue
-            yield self._source.flying.popleft(), outputs
+            yield self._source.in_flight.popleft(), outputs
 
-    def _asked(self, pipe: Any, flying: deque[Ask]) -> Iterator[tuple[Ask, tuple[Any, ...]]]:
+    def _run_candidates(self, pipe: Any, flying: deque[CandidateRequest]) -> Iterator[tuple[CandidateRequest, tuple[Any, ...]]]:
         """The same for a pass over states, whose pipeline is its own: such passes are long and rare."""
         while True:
             try:
@@ -102,7 +108,7 @@ class _Loader(ABC):
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise Unreadable(self._explained(error, (ask.samples for ask in flying))) from None
+                raise Unreadable(self._diagnose(error, (ask.samples for ask in flying))) from None
             yield flying.popleft(), outputs
 
     def _settle(self) -> None:  # noqa: B027  most loaders leave nothing behind
@@ -119,18 +125,18 @@ class _Loader(ABC):
         except RuntimeError:
             self._pipe, self._clean = self._graph(), True
 
-    def _explained(self, error: RuntimeError, flying: Iterable[Samples]) -> dict[int, str]:
+    def _diagnose(self, error: RuntimeError, flying: Iterable[Samples]) -> dict[int, str]:
         """DALI's message seldom names the file: look at those in flight. Raises RunError if it is none of them."""
         if isinstance(error, RunError):  # the source's: no file's fault
             raise error from None
         every = (sample for samples in flying for sample in samples.tolist())
-        found = {sample: reason for sample in every if (reason := problem(self._index, sample))}
+        found = {sample: reason for sample in every if (reason := why_unreadable(self._index, sample))}
         if not found:
-            raise RunError(failure(error)) from None
+            raise RunError(one_line_error(error)) from None
         return found
 
 
-def problem(index: Index, sample: int) -> str | None:
+def why_unreadable(index: Index, sample: int) -> str | None:
     """Why an indexed image cannot be read any more, naming it, or None if it can."""
     number = np.array([sample])
     path = index.paths(number)[0]
@@ -148,7 +154,7 @@ def problem(index: Index, sample: int) -> str | None:
     return None
 
 
-def failure(error: RuntimeError) -> str:
+def one_line_error(error: RuntimeError) -> str:
     """A pipeline's error on one line."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"the image pipeline failed: {printable(' '.join(lines)[:400])}"
@@ -162,36 +168,36 @@ def _pixels(windows: Any, i: int) -> npt.NDArray[np.uint8]:
 class GraphLoader(_Loader):
     """Everything in one DALI graph: on a GPU, or on a CPU where it is to be compared."""
 
-    _form = staticmethod(graph_arrays)
+    _to_graph_inputs = staticmethod(graph_arrays)
 
     def _graph(self) -> Any:
-        return graphs.network_input(self._source, self._engine, self._batch_size, self._preprocessing, self._reader.apart)
+        return graphs.network_input(self._source, self._engine, self._batch_size, self._preprocessing, self._reader.needs_bytes)
 
     def _batches(self) -> Iterator[Batch]:
-        for batch, (images, labels, samples) in self._outputs():
+        for batch, (images, labels, samples) in self._run_batches():
             # HWC in memory seen as CHW is torch's channels_last: no transposition anywhere.
             yield Batch(self._tensor(images).permute(0, 3, 1, 2), self._tensor(labels), self._tensor(samples), batch.number)
 
-    def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
+    def candidates(self, requests: Iterator[CandidateRequest], max_batch: int, columns: tuple[int, ...], with_images: bool) -> Iterator[CandidateBatch]:
         """See `Loader.candidates`."""
-        flying: deque[Ask] = deque()
-        pre, count = self._preprocessing, len(dimensions)
-        stream = read_ahead(self._reader, asked, lambda ask: ask.samples, deque())
+        flying: deque[CandidateRequest] = deque()
+        pre, count = self._preprocessing, len(columns)
+        stream = read_ahead(self._reader, requests, lambda ask: ask.samples, deque())
 
         def emit() -> tuple[Any, ...]:
             ask, files = next(stream)
             flying.append(ask)
-            return asked_arrays(files, ask, dimensions, pre.fit, pre.crop_share)
+            return candidate_arrays(files, ask, columns, pre.fit, pre.crop_share)
 
-        pipe = graphs.candidates(emit, self._engine, most, pre, dimensions, pictures, self._reader.apart)
-        for ask, outputs in self._asked(pipe, flying):
+        pipe = graphs.candidates(emit, self._engine, max_batch, pre, columns, with_images, self._reader.needs_bytes)
+        for ask, outputs in self._run_candidates(pipe, flying):
             images = torch.empty((count, len(ask.samples), pre.input_size, pre.input_size, 3), device=self._device)
             for k in range(count):
                 self._copy(outputs[k].as_tensor(), images[k])
             reduced = None
-            if pictures:
+            if with_images:
                 reduced = [[np.array(out[i]) for i in range(len(ask.samples))] for out in (o.as_cpu() for o in outputs[count:])]
-            yield Shown(ask, images.permute(0, 1, 4, 2, 3), reduced)
+            yield CandidateBatch(ask, images.permute(0, 1, 4, 2, 3), reduced)
 
     @property
     def _device(self) -> str:
@@ -225,17 +231,17 @@ class HostLoader(_Loader):
         self._working: list[Future[None]] = []
 
     @staticmethod
-    def _form(paths: list[npt.NDArray[np.uint8]], batch: Prepared) -> tuple[Any, ...]:
+    def _to_graph_inputs(paths: list[npt.NDArray[np.uint8]], batch: PreparedBatch) -> tuple[Any, ...]:
         return window_arrays(paths, batch.reduction.window)
 
     def _graph(self) -> Any:
-        return graphs.windows(self._source, self._engine, self._batch_size, self._reader.apart)
+        return graphs.decode_windows(self._source, self._engine, self._batch_size, self._reader.needs_bytes)
 
     def _batches(self) -> Iterator[Batch]:
-        ahead: tuple[Prepared, torch.Tensor] | None = None
+        ahead: tuple[PreparedBatch, torch.Tensor] | None = None
         # One batch is prepared while whoever asked works on the one before.
-        for batch, (windows,) in self._outputs():
-            before, ahead = ahead, (batch, self._prepared(batch, windows))
+        for batch, (windows,) in self._run_batches():
+            before, ahead = ahead, (batch, self._prepare(batch, windows))
             if before is not None:
                 yield self._batch(*before)
             self._settle()
@@ -248,7 +254,7 @@ class HostLoader(_Loader):
         for future in working:
             future.result()
 
-    def _prepared(self, batch: Prepared, windows: Any) -> torch.Tensor:
+    def _prepare(self, batch: PreparedBatch, windows: Any) -> torch.Tensor:
         count, pre, seen = len(batch.samples), self._preprocessing, batch.seen
         images = torch.empty((count, pre.input_size, pre.input_size, 3))
         target = images.numpy()
@@ -268,13 +274,13 @@ class HostLoader(_Loader):
         self._working = [self._pool.submit(work, a, b) for a, b in pairwise(edges) if a < b]
 
     @staticmethod
-    def _batch(batch: Prepared, images: torch.Tensor) -> Batch:
+    def _batch(batch: PreparedBatch, images: torch.Tensor) -> Batch:
         return Batch(images.permute(0, 3, 1, 2), torch.from_numpy(batch.labels), torch.from_numpy(batch.samples), batch.number)
 
-    def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
+    def candidates(self, requests: Iterator[CandidateRequest], max_batch: int, columns: tuple[int, ...], with_images: bool) -> Iterator[CandidateBatch]:
         """See `Loader.candidates`."""
-        flying: deque[Ask] = deque()
-        stream = read_ahead(self._reader, asked, lambda ask: ask.samples, deque())
+        flying: deque[CandidateRequest] = deque()
+        stream = read_ahead(self._reader, requests, lambda ask: ask.samples, deque())
 
         def emit() -> tuple[Any, ...]:
             ask, files = next(stream)
@@ -282,21 +288,21 @@ class HostLoader(_Loader):
             return window_arrays(files, ask.window)
 
         self._settle()
-        for ask, (windows,) in self._asked(graphs.windows(emit, self._engine, most, self._reader.apart), flying):
-            yield self._shown(ask, windows, dimensions, pictures)
+        for ask, (windows,) in self._run_candidates(graphs.decode_windows(emit, self._engine, max_batch, self._reader.needs_bytes), flying):
+            yield self._candidate_batch(ask, windows, columns, with_images)
 
-    def _shown(self, ask: Ask, windows: Any, dimensions: tuple[int, ...], pictures: bool) -> Shown:
+    def _candidate_batch(self, ask: CandidateRequest, windows: Any, columns: tuple[int, ...], pictures: bool) -> CandidateBatch:
         pre, found = self._preprocessing, ask.candidates
         count, side = len(ask.samples), pre.input_size
-        images = torch.zeros((len(dimensions), count, side, side, 3))
+        images = torch.zeros((len(columns), count, side, side, 3))
         target = images.numpy()
         none = np.zeros((1, 1, 3), np.uint8)
-        reduced = [[none] * count for _ in dimensions] if pictures else None
+        reduced = [[none] * count for _ in columns] if pictures else None
 
         def work(first: int, last: int) -> None:
             for i in range(first, last):
                 decoded = _pixels(windows, i)
-                for k, dimension in enumerate(dimensions):
+                for k, dimension in enumerate(columns):
                     if not found.exists[i, k]:
                         continue
                     own = found.window[i, k]
@@ -309,4 +315,4 @@ class HostLoader(_Loader):
 
         self._spread(work, count)
         self._settle()
-        return Shown(ask, images.permute(0, 1, 4, 2, 3), reduced)
+        return CandidateBatch(ask, images.permute(0, 1, 4, 2, 3), reduced)

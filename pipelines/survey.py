@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qrdali.system.subprocess_trial import Say, ask
+from qrdali.system.subprocess_trial import Say, run_in_child
 
 LIMIT = 60.0  # seconds of the whole survey, counted anew after a part that fails
 
@@ -19,7 +19,7 @@ def survey(limit: float = LIMIT) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     left = list(PARTS)
     while left:
-        answer = ask("qrdali.pipelines.survey:look", left, limit=limit)
+        answer = run_in_child("qrdali.pipelines.survey:survey_in_child", left, limit=limit)
         found.update(zip(left, answer.said, strict=False))
         left = left[len(answer.said):]
         if left:  # the first of them is what the child did not survive
@@ -28,7 +28,7 @@ def survey(limit: float = LIMIT) -> dict[str, dict[str, Any]]:
     return found
 
 
-def look(say: Say, parts: Sequence[str]) -> None:
+def survey_in_child(say: Say, parts: Sequence[str]) -> None:
     """The child's side of `survey`: says one object per part."""
     for part in parts:
         try:

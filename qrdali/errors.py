@@ -21,11 +21,11 @@ class Unreadable(RunError):
         self.reasons = reasons
 
 
-class Elsewhere(RunError):
+class OtherRankFailed(RunError):
     """Another process of the same job failed, and has said why: this one ends without a word."""
 
 
-class Lost(RunError):
+class RanksLost(RunError):
     """Other processes of the same job are gone."""
 
 

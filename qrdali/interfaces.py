@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import torch
 
     from qrdali.reduction.neighbors import Candidates
-    from qrdali.reduction.quality import Parameters
-    from qrdali.schedule.epoch_plan import Plan
+    from qrdali.reduction.quality import ReductionParams
+    from qrdali.schedule.epoch_plan import EpochPlan
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Ask:
+class CandidateRequest:
     """States whose neighbours are to be shown to a network. samples: int64 [N]. window: int32 [N, 4], the windows of the
     states; the candidates' lie within."""
 
@@ -39,44 +39,58 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Shown:
+class CandidateBatch:
     """What was asked, as network inputs. images: float32 [K, N, 3, S, S], as `Batch.images`; those that do not exist are
     of no use. pictures: the reduced images uint8 HWC, K lists of N, or None where they were not wanted."""
 
-    ask: Ask
+    request: CandidateRequest
     images: torch.Tensor
-    pictures: list[list[npt.NDArray[np.uint8]]] | None
+    reduced_images: list[list[npt.NDArray[np.uint8]]] | None
 
 
-class Loader(Protocol):
+class BatchSource(Protocol):
     """Decodes, reduces and prepares the images of one split. The core knows the DALI loader only by this."""
 
-    def epoch(self, plan: Plan, unreadable: Callable[[dict[int, str]], None] | None = None) -> Iterator[Batch]:
+    def epoch(self, plan: EpochPlan, on_unreadable: Callable[[dict[int, str]], None] | None = None) -> Iterator[Batch]:
         """The batches of `plan` from `plan.first_batch` on; a batch without images is left out.
 
         Images that cannot be read raise Unreadable. With `unreadable` they are told to it instead, by sample number with the reason,
         and left out: everything else comes once, in the same batches and order."""
         ...
 
-    def candidates(self, asked: Iterator[Ask], most: int, dimensions: tuple[int, ...], pictures: bool) -> Iterator[Shown]:
+    def candidates(self, requests: Iterator[CandidateRequest], max_batch: int, columns: tuple[int, ...], with_images: bool) -> Iterator[CandidateBatch]:
         """The neighbours of states, each image decoded once. `most`: the largest N. `dimensions`: of the K columns. Raises Unreadable."""
         ...
 
 
-class Maker(Protocol):
+class ImageReducer(Protocol):
     """Decodes originals that a search keeps, and makes reduced images of them: the same bytes as a loader's."""
 
-    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None],
-                  most: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
+    def decode(self, samples: Iterator[int], on_unreadable: Callable[[int, str], None],
+                  max_batch: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
         """(sample, pixels) of each image in order, decoded ahead. Pixels are uint8 HWC, where the maker wants them: host
         arrays or tensors on its GPU. Images that cannot be read are left out and told to `unreadable` with the reason.
         `most` says how many may be taken from `samples` together, if fewer than the maker would."""
         ...
 
-    def inputs(self, pixels: list[Any], reduction: Parameters) -> torch.Tensor:
+    def network_inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:
         """Network inputs, as `Batch.images`, of M originals reduced by `reduction`, on the maker's device."""
         ...
 
-    def pictures(self, pixels: list[Any], reduction: Parameters) -> list[npt.NDArray[np.uint8]]:
+    def reduced_images(self, pixels: list[Any], reduction: ReductionParams) -> list[npt.NDArray[np.uint8]]:
         """The reduced images uint8 HWC of M originals, in host memory."""
         ...
+
+
+class ProgressListener(Protocol):
+    """Is told how long work proceeds: the terminal, a notebook's bars, or nobody.
+
+    `begin` opens a pass over a number of images, `advance` reports images done since the last call, `end` closes the pass.
+    `line` is something that has happened, `warn` something that should not have.
+    """
+
+    def begin(self, what: str, images: int) -> None: ...
+    def advance(self, images: int, note: Callable[[], str]) -> None: ...
+    def end(self) -> None: ...
+    def line(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from qrdali.cli.torchrun import job
-from qrdali.distributed import Ranks
+from qrdali.distributed import ProcessGroup
 from qrdali.runs.settings import validated
 from qrdali.training.epoch import EpochTrainer
 from qrdali.workflows.train import run_training
 
 
 @contextmanager
-def logged(run: Path, ranks: Ranks, entry: dict[str, Any]) -> Iterator[None]:
+def logged(run: Path, ranks: ProcessGroup, entry: dict[str, Any]) -> Iterator[None]:
     kill, end, spoil = (entry.get(key) for key in ("kill", "end", "spoil"))
     taken = EpochTrainer._step
 
@@ -42,7 +42,7 @@ def logged(run: Path, ranks: Ranks, entry: dict[str, Any]) -> Iterator[None]:
                 torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory]
         samples = [] if batch is None else batch.samples.tolist()
         with open(f"{run}.{ranks.rank}.jsonl", "a") as log:
-            log.write(json.dumps([time.time(), plan.epoch, number, ranks.world, samples]) + "\n")
+            log.write(json.dumps([time.time(), plan.epoch, number, ranks.world_size, samples]) + "\n")
         return taken(self, number, batch, count, epoch, plan, reduced)
 
     EpochTrainer._step = step  # type: ignore[method-assign]
@@ -52,7 +52,7 @@ def logged(run: Path, ranks: Ranks, entry: dict[str, Any]) -> Iterator[None]:
         EpochTrainer._step = taken  # type: ignore[method-assign]
 
 
-def train(entries: list[dict[str, Any]], ranks: Ranks) -> None:
+def train(entries: list[dict[str, Any]], ranks: ProcessGroup) -> None:
     for entry in entries:
         with logged(Path(entry["run"]), ranks, entry):
             run_training(validated(entry["settings"]), Path(entry["run"]), entry.get("resume", False), ranks)

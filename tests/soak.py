@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from killed import Case, Outcome, killed
+from kill_helpers import Case, Outcome, killed
 from soak_cases import Ground, commands, training
 
 

@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from killed import Case, call, contents
-from tiny import fill
+from kill_helpers import Case, call, contents
+from tiny_data import fill
 
 SEQUENCES = ("paired-epochs", "paired-rounds", "CRR")
 REDUCTIONS = ("color", "crop", "resolution", "combination", "none")
@@ -118,7 +118,7 @@ def _whole_or_absent(now: Path, whole: Path) -> None:
 
 
 def _disjoint(now: Path, whole: Path) -> None:
-    from tiny import images
+    from tiny_data import images
 
     found = {split: {path for path, _ in images(now / "data", split)} for split in ("train", "val")
              if (now / "data" / f"{split}.arrow").exists()}

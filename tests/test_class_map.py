@@ -16,8 +16,8 @@ from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build
 from qrdali.errors import InputError, RunError
-from qrdali.evaluation.class_map import ClassMap, read
-from qrdali.evaluation.predict import read_rows, told_of, top1
+from qrdali.evaluation.class_map import ClassMap, read_class_map
+from qrdali.evaluation.predict import read_metadata, read_rows, top1
 from qrdali.runs import folder as runs
 from qrdali.runs.settings import validated
 from qrdali.workflows.train import run_training
@@ -65,9 +65,9 @@ RUN = ("tabby", "tiger cat", "husky", "sofa")
 def test_a_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "map.tsv"
     file.write_bytes("\ufeff# WordNet\nrun_class\tdata_class\r\ntiger cat\tcat\r\n\n# dogs\nhusky\tdog\ntabby\tcat".encode())
-    found = read(file, RUN, ("dog", "cat", "cat"[::-1])[:2], "sum")
+    found = read_class_map(file, RUN, ("dog", "cat", "cat"[::-1])[:2], "sum")
     assert (found.classes, found.target.tolist(), found.rule) == (("dog", "cat"), [1, 1, 0, -1], "sum")
-    assert read(file, RUN, None, "argmax").classes == ("cat", "dog")
+    assert read_class_map(file, RUN, None, "argmax").classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -89,15 +89,15 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 def test_a_wrong_line_is_named(tmp_path: Path, text: bytes, message: str) -> None:
     (tmp_path / "map.tsv").write_bytes(text)
     with pytest.raises(InputError, match=message) as error:
-        read(tmp_path / "map.tsv", RUN, ("cat", "dog"), "argmax")
+        read_class_map(tmp_path / "map.tsv", RUN, ("cat", "dog"), "argmax")
     assert str(error.value).isprintable()
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: No such file"):
-        read(tmp_path / "map.tsv", RUN, None, "argmax")
+        read_class_map(tmp_path / "map.tsv", RUN, None, "argmax")
     with pytest.raises(InputError, match="is no file"):
-        read(tmp_path, RUN, None, "argmax")
+        read_class_map(tmp_path, RUN, None, "argmax")
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_a_run_on_data_of_other_classes(run: Path, two: tuple[Path, Path], table
     assert found["accuracy"] == np.mean(expected == rows["label"]) == found["sets"][f"copy-mapped-{rule}"]["accuracy"]
     assert (found["map_rule"], found["unmapped"]) == (rule, int((expected == -1).sum()))
     assert found["set"] == f"test-mapped-{rule}"
-    assert told_of(run, f"test-mapped-{rule}") == {"epoch": runs.describe_best(run).epoch, "classes": ["red", "z-orange"], "map_rule": rule}
+    assert read_metadata(run, f"test-mapped-{rule}") == {"epoch": runs.describe_best(run).epoch, "classes": ["red", "z-orange"], "map_rule": rule}
     assert not (run / "predictions" / "test.parquet").exists()  # the run's own rows are never replaced
     for reduction, own in found["reduced"].items():
         assert own["accuracy"] == read_rows(run, f"test-{reduction}-0.5-mapped-{rule}")["correct"].mean()
@@ -182,7 +182,7 @@ def test_rows_of_ordinary_sets_tell_their_epoch_only_and_impossible_ones_are_ref
     found = evaluated(run, "--data", dataset.folder, "--split", "val")
     assert "map_rule" not in found
     file = run / "predictions" / "val.parquet"
-    assert told_of(run, "val") == {"epoch": runs.describe_best(run).epoch}
+    assert read_metadata(run, "val") == {"epoch": runs.describe_best(run).epoch}
     rows = pq.read_table(file)
     for column, value in (("label", -1), ("prediction", -2)):
         values = [value] * len(rows)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from scipy.io import savemat
-from tiny import fill, images, info, jpeg, made, paths
+from tiny_data import fill, images, info, jpeg, made, paths
 
 from qrdali.cli.main import cli
 from qrdali.data import provenance as source

@@ -18,15 +18,15 @@ from qrdali.data.index import Dataset
 from qrdali.pipelines import dali_ops as ops
 from qrdali.pipelines import decoder_trial as decoding
 from qrdali.pipelines import engine
-from qrdali.pipelines.decoder_trial import Tried, remember, remembered
-from qrdali.pipelines.engine import described, engine_for
-from qrdali.reduction.levels import FULL
+from qrdali.pipelines.decoder_trial import TrialResult, recall, remember
+from qrdali.pipelines.engine import describe_decoding, engine_for
+from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.runs.settings import validated
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system import environment
 from qrdali.system import subprocess_trial as child
 from qrdali.system.machine import Processors
-from qrdali.system.subprocess_trial import Answer, ask
+from qrdali.system.subprocess_trial import Answer, run_in_child
 
 PATIENT = """
 import os, signal, subprocess, sys, time
@@ -54,7 +54,7 @@ def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
     (tmp_path / "patients").mkdir()
     (tmp_path / "patients" / "patient.py").write_text(PATIENT)
     monkeypatch.syspath_prepend(tmp_path / "patients")
-    return lambda function, *arguments, limit=20: ask(f"patient:{function}", *arguments, limit=limit)
+    return lambda function, *arguments, limit=20: run_in_child(f"patient:{function}", *arguments, limit=limit)
 
 
 def test_a_child_says_its_answers(patient: Callable[..., Answer]) -> None:
@@ -106,7 +106,7 @@ def test_nothing_in_the_working_directory_is_imported(patient: Callable[..., Ans
 
 def test_a_child_that_cannot_be_started_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/python")
-    assert "no process can be started" in str(ask("time:sleep", limit=1).failure)
+    assert "no process can be started" in str(run_in_child("time:sleep", limit=1).failure)
 
 
 def test_half_a_line_and_long_reasons_are_cut() -> None:
@@ -116,12 +116,12 @@ def test_half_a_line_and_long_reasons_are_cut() -> None:
 
 
 def test_the_cpu_decodes_as_pillow_does() -> None:
-    assert decoding.tried(None, whole=False) == Tried(True)
+    assert decoding.run_trial(None, whole=False) == TrialResult(True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_where_there_is_no_gpu_its_decoding_fails_with_a_reason() -> None:
-    found = decoding.tried(0, whole=False)
+    found = decoding.run_trial(0, whole=False)
     assert not found.works
     assert found.reason
     assert "\n" not in found.reason
@@ -130,21 +130,21 @@ def test_where_there_is_no_gpu_its_decoding_fails_with_a_reason() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_decodes_and_the_path_taken_is_one_that_works(cache: Path) -> None:
-    assert decoding.tried(0, whole=True) == Tried(True)
+    assert decoding.run_trial(0, whole=True) == TrialResult(True)
     warned: list[str] = []
     made = engine_for(torch.device("cuda", 0), 2, warned.append)
-    assert decoding.tried(0, whole=made.whole_decode).works
+    assert decoding.run_trial(0, whole=made.whole_decode).works
     assert bool(warned) == made.whole_decode
 
 
 def test_a_window_one_pixel_off_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     right = ops.read
     said: list[dict[str, Any]] = []
-    decoding.trial(said.append, None, True)
+    decoding.trial_in_child(said.append, None, True)
     assert said == [{"difference": 0.0}]
     monkeypatch.setattr(ops, "read", lambda path, start, shape, device, whole: right(path, start - (start > 0), shape, device, whole))
     with pytest.raises(ValueError, match="wrong pixels: a baseline JPEG differs from Pillow's by"):
-        decoding.trial(said.append, None, True)
+        decoding.trial_in_child(said.append, None, True)
 
 
 def test_every_picture_shows_a_shift_and_forgives_rounding() -> None:
@@ -156,15 +156,15 @@ def test_every_picture_shows_a_shift_and_forgives_rounding() -> None:
 
 
 def test_what_was_found_is_remembered_by_place(cache: Path) -> None:
-    assert remembered("one") is None
-    remember("one", Tried(False, "crashed: SIGSEGV"))
-    remember("two", Tried(True))
-    remember("one", Tried(True))
-    assert (remembered("one"), remembered("two"), remembered("three")) == (Tried(True), Tried(True), None)
+    assert recall("one") is None
+    remember("one", TrialResult(False, "crashed: SIGSEGV"))
+    remember("two", TrialResult(True))
+    remember("one", TrialResult(True))
+    assert (recall("one"), recall("two"), recall("three")) == (TrialResult(True), TrialResult(True), None)
     for i in range(60):
-        remember(f"place {i}", Tried(True))
+        remember(f"place {i}", TrialResult(True))
     assert len(json.loads(cache.read_text())) == 50
-    assert remembered("place 59") == Tried(True)
+    assert recall("place 59") == TrialResult(True)
     assert [file.name for file in cache.parent.iterdir()] == ["decoding.json"]
 
 
@@ -174,22 +174,22 @@ def test_what_was_found_is_remembered_by_place(cache: Path) -> None:
 def test_a_damaged_memory_is_none_and_is_made_anew(cache: Path, damage: bytes) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_bytes(damage)
-    assert remembered("one") is None
-    remember("one", Tried(False, "no"))
-    assert remembered("one") == Tried(False, "no")
+    assert recall("one") is None
+    remember("one", TrialResult(False, "no"))
+    assert recall("one") == TrialResult(False, "no")
 
 
 def test_a_memory_that_cannot_be_kept_is_forgotten(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cache.mkdir(parents=True)  # a folder where the file should be
-    remember("one", Tried(True))
-    assert remembered("one") is None
+    remember("one", TrialResult(True))
+    assert recall("one") is None
     assert list(cache.parent.iterdir()) == [cache]
     cache.rmdir()
     os.mkfifo(cache)
-    assert remembered("one") is None
+    assert recall("one") is None
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    remember("one", Tried(True))
-    assert remembered("one") is None
+    remember("one", TrialResult(True))
+    assert recall("one") is None
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert decoding.cache_file() == tmp_path / "home" / ".cache" / "qrdali" / "decoding.json"
@@ -199,11 +199,11 @@ class Card:
     """A GPU that is not there: `regions` and `whole` are what trials find; `trials` are those made."""
 
     def __init__(self) -> None:
-        self.regions, self.whole = Tried(True), Tried(True)
+        self.regions, self.whole = TrialResult(True), TrialResult(True)
         self.trials: list[tuple[int | None, bool]] = []
         self.facts: dict[str, Any] = {"dali": "2.4.0", "driver": "580.1", "gpu": "NVIDIA Card"}
 
-    def tried(self, device_id: int | None, whole: bool) -> Tried:
+    def tried(self, device_id: int | None, whole: bool) -> TrialResult:
         self.trials.append((device_id, whole))
         return self.whole if whole else self.regions
 
@@ -214,14 +214,14 @@ GPU = torch.device("cuda", 1)
 @pytest.fixture
 def card(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
     fake = Card()
-    monkeypatch.setattr(engine, "tried", fake.tried)
+    monkeypatch.setattr(engine, "run_trial", fake.tried)
     monkeypatch.setattr(environment, "environment", lambda device: fake.facts)
     monkeypatch.setattr(environment, "codec", lambda: ("nvidia-nvimgcodec-cu12", "0.9.0"))
     return fake
 
 
 def taken(warned: list[str] | None = None) -> str:
-    return described(engine_for(GPU, 4, [].append if warned is None else warned.append))
+    return describe_decoding(engine_for(GPU, 4, [].append if warned is None else warned.append))
 
 
 def test_regions_that_work_are_taken_and_tried_once(card: Card) -> None:
@@ -234,7 +234,7 @@ def test_regions_that_work_are_taken_and_tried_once(card: Card) -> None:
 
 def test_regions_that_fail_are_avoided_with_a_warning_each_time(card: Card) -> None:
     warned: list[str] = []
-    card.regions = Tried(False, "crashed: SIGSEGV")
+    card.regions = TrialResult(False, "crashed: SIGSEGV")
     assert [taken(warned), taken(warned)] == ["whole images decoded on the GPU"] * 2
     assert card.trials == [(1, False), (1, True)]
     assert len(warned) == 2
@@ -243,9 +243,9 @@ def test_regions_that_fail_are_avoided_with_a_warning_each_time(card: Card) -> N
 
 @pytest.mark.parametrize("changed", ["dali", "driver", "gpu"])
 def test_another_version_driver_or_card_is_tried_anew(card: Card, changed: str) -> None:
-    card.regions = Tried(False, "crashed: SIGSEGV")
+    card.regions = TrialResult(False, "crashed: SIGSEGV")
     taken()
-    card.regions = Tried(True)
+    card.regions = TrialResult(True)
     card.facts = {**card.facts, changed: "another"}
     assert taken() == "regions decoded on the GPU"
     assert card.trials == [(1, False), (1, True), (1, False)]
@@ -253,10 +253,10 @@ def test_another_version_driver_or_card_is_tried_anew(card: Card, changed: str) 
 
 def test_a_card_that_decodes_nothing_is_not_remembered_for_it(card: Card) -> None:
     warned: list[str] = []
-    card.regions = card.whole = Tried(False, "out of memory")
+    card.regions = card.whole = TrialResult(False, "out of memory")
     assert taken(warned) == "whole images decoded on the GPU"
     assert "decodes nothing" in warned[0]
-    card.regions = card.whole = Tried(True)
+    card.regions = card.whole = TrialResult(True)
     assert taken() == "regions decoded on the GPU"
 
 
@@ -275,7 +275,7 @@ def test_on_a_cpu_training_starts_no_process_and_says_its_path(dataset: Dataset,
         raise AssertionError(f"a process is started: {arguments}")
 
     def fit(self: Trainer, resume: bool) -> None:
-        assert len(list(self.train_loader.epoch(Plan(len(self.train_index), 8, FULL)))) == 3
+        assert len(list(self.train_loader.epoch(EpochPlan(len(self.train_index), 8, FULL_QUALITY)))) == 3
 
     environment.environment(torch.device("cpu"))  # asks `uname` of the platform's name, once in a process
     monkeypatch.setattr(subprocess, "Popen", refused)

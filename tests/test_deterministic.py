@@ -24,7 +24,7 @@ from qrdali.errors import InputError, RunError
 from qrdali.runs import folder as runs
 from qrdali.runs.settings import Settings, read, validated
 from qrdali.system import deterministic as module
-from qrdali.system.deterministic import VARIABLE, deterministic, workspace
+from qrdali.system.deterministic import VARIABLE, cublas_workspace, deterministic
 from qrdali.workflows import train as training
 from qrdali.workflows.train import run_training
 
@@ -137,10 +137,10 @@ def test_an_operation_of_the_backward_pass_is_found_too() -> None:
     before = [value.clone() for value in network.state_dict().values()]
     state = torch.get_rng_state()
     with deterministic(True, "cpu"):
-        module.require(network, 8, 4, "off", torch.device("cpu"))
-        module.require(network, 9, 4, "off", torch.device("cpu"))  # another failure: not its business
+        module.require_deterministic_model(network, 8, 4, "off", torch.device("cpu"))
+        module.require_deterministic_model(network, 9, 4, "off", torch.device("cpu"))  # another failure: not its business
         with pytest.raises(RunError, match="put_ has no deterministic form"):
-            module.require(backward, 8, 4, "off", torch.device("cpu"))
+            module.require_deterministic_model(backward, 8, 4, "off", torch.device("cpu"))
     assert all(torch.equal(a, b) for a, b in zip(before, network.state_dict().values(), strict=True))
     assert torch.equal(state, torch.get_rng_state())
     assert network.training
@@ -173,13 +173,13 @@ def test_a_change_is_shown_and_refused(dataset: Dataset, tmp_path: Path) -> None
     with pytest.raises(InputError, match="deterministic False → True"):
         run_training(settings(dataset, deterministic=True), older, True)
     run_training(settings(dataset), older, True)  # as it was begun
-    assert not runs.deterministic(older)
+    assert not runs.is_deterministic(older)
     config.write_text("deterministic = 1\n")
-    assert not runs.deterministic(older)
+    assert not runs.is_deterministic(older)
     config.write_text("deterministic = \n")
     with pytest.raises(InputError, match="cannot be read as TOML"):
-        runs.deterministic(older)
-    assert not runs.deterministic(tmp_path / "nowhere")
+        runs.is_deterministic(older)
+    assert not runs.is_deterministic(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(("words", "expected"), [([], True), (["--no-deterministic"], False), (["--deterministic"], True)])
@@ -223,7 +223,7 @@ def test_cublas_is_told_before_cuda_begins(monkeypatch: pytest.MonkeyPatch) -> N
     with deterministic(True, "cuda"), deterministic(True, "auto"):
         assert os.environ[VARIABLE] == ":4096:8"
     assert VARIABLE not in os.environ
-    with workspace("auto"):  # of a matrix some of whose runs want it
+    with cublas_workspace("auto"):  # of a matrix some of whose runs want it
         cuda(monkeypatch, True, True)
         with deterministic(True, "cuda"):
             assert os.environ[VARIABLE] == ":4096:8"

@@ -17,7 +17,7 @@ from qrdali.cli.main import cli
 from qrdali.errors import RunError
 from qrdali.pipelines import decoder_trial as decoding
 from qrdali.pipelines import survey
-from qrdali.pipelines.decoder_trial import Tried, place_of, remember, remembered
+from qrdali.pipelines.decoder_trial import TrialResult, recall, remember, trial_key
 from qrdali.system import machine
 from qrdali.system.device import device_of
 from qrdali.system.doctor import OK, PROBLEM, WARNING, Facts, Finding, examine, verdict
@@ -230,7 +230,7 @@ def test_a_part_that_crashes_does_not_hide_those_after_it(monkeypatch: pytest.Mo
         said = tuple({"of": name} for name in names[:names.index("gpus")]) if "gpus" in names else tuple({"of": name} for name in names)
         return Answer(said, "crashed: SIGSEGV" if "gpus" in names else None)
 
-    monkeypatch.setattr(survey, "ask", fake)
+    monkeypatch.setattr(survey, "run_in_child", fake)
     assert survey.survey() == {name: {"error": "crashed: SIGSEGV"} if name == "gpus" else {"of": name} for name in survey.PARTS}
     assert asked == [list(survey.PARTS), ["torchvision", "timm", "dali", "codec"]]
 
@@ -241,7 +241,7 @@ def test_a_part_that_raises_is_named_and_the_rest_looked_at(monkeypatch: pytest.
 
     monkeypatch.setitem(survey.PARTS, "torchvision", broken)
     said: list[dict[str, Any]] = []
-    survey.look(said.append, ["torchvision", "codec"])
+    survey.survey_in_child(said.append, ["torchvision", "codec"])
     assert said[0] == {"error": "operator torchvision::nms does not exist"}
     assert said[1]["version"][0].isdigit()
 
@@ -268,7 +268,7 @@ class NVML(ModuleType):
 
 def surveyed(part: str) -> dict[str, Any]:
     said: list[dict[str, Any]] = []
-    survey.look(said.append, [part])
+    survey.survey_in_child(said.append, [part])
     return said[0]
 
 
@@ -310,12 +310,12 @@ def test_why_torch_sees_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_doctor(facts: Facts, monkeypatch: pytest.MonkeyPatch, *options: str) -> Result:
     """The command on a machine of these facts, but for what cannot be faked."""
-    def tried(device_id: int | None, whole: bool) -> Tried:
+    def tried(device_id: int | None, whole: bool) -> TrialResult:
         reason = facts.decoding["cpu" if device_id is None else "gpu" if whole else "region"]
-        return Tried(reason is None, reason or "")
+        return TrialResult(reason is None, reason or "")
 
     monkeypatch.setattr(survey, "survey", lambda: facts.parts)
-    monkeypatch.setattr(decoding, "tried", tried)
+    monkeypatch.setattr(decoding, "run_trial", tried)
     for name, value in (("processors", facts.processors), ("memory", facts.memory), ("shared_memory", facts.shared)):
         monkeypatch.setattr(machine, name, lambda value=value: value)
     return CliRunner().invoke(cli, ["doctor", *options], env={"CUDA_VISIBLE_DEVICES": None})
@@ -348,16 +348,16 @@ def test_the_table_fits_and_hostile_names_are_shown_harmless(cache: Path, tmp_pa
 
 
 def test_the_doctor_renews_what_the_loaders_remember(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = place_of("2.4.0", "0.9.0", "580.65.06", "NVIDIA Card")
+    place = trial_key("2.4.0", "0.9.0", "580.65.06", "NVIDIA Card")
     assert place is not None
-    remember(place, Tried(False, "no answer within 60 s"))
+    remember(place, TrialResult(False, "no answer within 60 s"))
     assert run_doctor(HOST, monkeypatch).exit_code == 0
-    assert remembered(place) == Tried(True)
-    crash = Tried(False, "crashed: SIGSEGV")
+    assert recall(place) == TrialResult(True)
+    crash = TrialResult(False, "crashed: SIGSEGV")
     run_doctor(replace(HOST, decoding={"cpu": None, "gpu": None, "region": crash.reason}), monkeypatch)
-    assert remembered(place) == crash
+    assert recall(place) == crash
     run_doctor(replace(HOST, decoding={"cpu": None, "gpu": "out of memory", "region": "out of memory"}), monkeypatch)
-    assert remembered(place) == crash  # a full GPU says nothing about regions
+    assert recall(place) == crash  # a full GPU says nothing about regions
 
 
 @pytest.mark.slow

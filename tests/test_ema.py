@@ -33,9 +33,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_the_average_is_validated_and_saved(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[dict[str, torch.Tensor]] = []
     answered: list[dict[str, torch.Tensor]] = []
-    optimize, evaluate = learner.Learner._passes, trainer.evaluate
+    optimize, evaluate = learner.TrainStep._forward_backward, trainer.predict
 
-    def passes(self: learner.Learner, *rest: Any) -> Any:
+    def passes(self: learner.TrainStep, *rest: Any) -> Any:
         steps.append({name: value.detach().clone() for name, value in self.model.state_dict().items()})  # as the step before left them
         return optimize(self, *rest)
 
@@ -43,9 +43,9 @@ def test_the_average_is_validated_and_saved(settings: Settings, tmp_path: Path, 
         answered.append({name: value.clone() for name, value in model.state_dict().items()})
         return evaluate(model, *rest, **named)
 
-    monkeypatch.setattr(learner.Learner, "_passes", passes)
-    monkeypatch.setattr(trainer, "evaluate", asked)
-    monkeypatch.setattr(trainer.Rows, "accuracy", property(lambda rows: float(len(answered))))  # every epoch is the best
+    monkeypatch.setattr(learner.TrainStep, "_forward_backward", passes)
+    monkeypatch.setattr(trainer, "predict", asked)
+    monkeypatch.setattr(trainer.PredictionRows, "accuracy", property(lambda rows: float(len(answered))))  # every epoch is the best
     run_training(settings, tmp_path / "run", False)
     last, best = (load_file(tmp_path / "run" / file) for file in ("last/ema.safetensors", "best/model.safetensors"))
     trained = load_file(tmp_path / "run" / "last" / "model.safetensors")
@@ -63,7 +63,7 @@ def test_the_average_is_validated_and_saved(settings: Settings, tmp_path: Path, 
 
 def test_a_probe_asks_the_average_and_patience_takes_it_back(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probed: list[dict[str, torch.Tensor]] = []
-    step, save = stages.step, checkpoint.save
+    step, save = stages.descend_by_probe, checkpoint.save
 
     def asking(model: torch.nn.Module, *rest: Any) -> Any:
         probed.append({name: value.clone() for name, value in model.state_dict().items()})
@@ -76,9 +76,9 @@ def test_a_probe_asks_the_average_and_patience_takes_it_back(settings: Settings,
         if folder.name == "unit":
             units.append(load_file(folder / "ema.safetensors"))
 
-    monkeypatch.setattr(stages, "step", asking)
+    monkeypatch.setattr(stages, "descend_by_probe", asking)
     monkeypatch.setattr(checkpoint, "save", saving)
-    monkeypatch.setattr(trainer.Rows, "accuracy", property(lambda rows: 0.5))  # the first unit of a stage stays its best
+    monkeypatch.setattr(trainer.PredictionRows, "accuracy", property(lambda rows: 0.5))  # the first unit of a stage stays its best
     chosen = validated({**settings.model_dump(), "method": "adaptive", "reduction": "color", "sequence": "CR", "patience": 1,
                         "max_epochs": 5})
     run_training(chosen, tmp_path / "run", False)

@@ -19,7 +19,7 @@ from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
 from qrdali.runs.settings import Settings, validated
 from qrdali.system import energy, environment
-from qrdali.system.energy import Energy, forget_memory, peak_memory
+from qrdali.system.energy import EnergyMeter, peak_memory, reset_peak_memory
 from qrdali.workflows.train import run_training
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -108,7 +108,7 @@ def test_the_gpu_and_its_driver_are_named(nvml: NVML, monkeypatch: pytest.Monkey
 
 def test_the_energy_of_a_gpu_is_its_counters_difference(nvml: NVML) -> None:
     nvml.millijoules = 10_000
-    used = Energy(GPU)
+    used = EnergyMeter(GPU)
     assert used.used() is None  # not begun
     nvml.millijoules = 20_000
     used.begin()
@@ -135,13 +135,13 @@ def test_a_gpu_without_a_counter_has_no_energy(nvml: NVML, how: str, monkeypatch
     else:
         own = SimpleNamespace(uuid="56-78") if how == "another GPU" else SimpleNamespace()
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: own)
-    used = Energy(GPU)
+    used = EnergyMeter(GPU)
     used.begin()
     assert used.used() is None
 
 
 def test_the_energy_of_a_cpu_is_its_packages(powercap: Path) -> None:
-    used = Energy(CPU)
+    used = EnergyMeter(CPU)
     used.begin()
     for zone, value in (("0", 6_500_000), ("1", 5_250_000), ("0:0", 9_000_000), ("2", 9_000_000)):
         (powercap / f"intel-rapl:{zone}" / "energy_uj").write_text(f"{value}\n")
@@ -157,7 +157,7 @@ def test_half_of_a_machine_is_no_figure(powercap: Path, file: str, text: str | N
     (powercap / "intel-rapl:1" / file).unlink()
     if text is not None:
         (powercap / "intel-rapl:1" / file).write_text(text)
-    used = Energy(CPU)
+    used = EnergyMeter(CPU)
     used.begin()
     assert used.used() is None
 
@@ -165,7 +165,7 @@ def test_half_of_a_machine_is_no_figure(powercap: Path, file: str, text: str | N
 def test_a_counter_is_read_often_enough_to_follow_it_around(powercap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(energy.time, "monotonic", lambda: now)
-    used = Energy(CPU)
+    used = EnergyMeter(CPU)
     used.begin()
     for value in (1, 6, 1, 6, 4, 5):  # twice around in 31 s each
         (powercap / "intel-rapl:0" / "energy_uj").write_text(f"{value}000000")
@@ -295,12 +295,12 @@ def test_the_peak_is_the_runs_own_not_the_process() -> None:
     large = np.ones(400_000_000, np.uint8)
     high = peak_memory(CPU)["peak_memory_mb"]
     del large
-    forget_memory(CPU)
+    reset_peak_memory(CPU)
     assert peak_memory(CPU)["peak_memory_mb"] < high - 300
 
 
 def test_a_divided_gpu_has_no_energy(nvml: NVML, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvml, "nvmlDeviceGetMigMode", lambda handle: [1, 1])
-    used = Energy(GPU)
+    used = EnergyMeter(GPU)
     used.begin()
     assert used.used() is None

@@ -12,7 +12,7 @@ import pytest
 from qrdali.data.index import SCHEMA, Index, Writer
 from qrdali.errors import RunError
 from qrdali.files.array_rows import ReadFile, open_npy
-from qrdali.reduction.levels import PerImage
+from qrdali.reduction.levels import PerImageLevels
 
 ROWS = 20_000
 
@@ -116,26 +116,26 @@ def test_large_levels_are_read_and_copied(tmp_path: Path, read: None) -> None:
     draws = np.random.default_rng(0)
     levels, places = draws.integers(0, 4, (500, 3)).astype(np.uint8), draws.integers(0, 90, (500, 2)).astype(np.int32)
     steps = draws.integers(0, 12, 500).astype(np.uint16)
-    PerImage(levels, places, steps).save(tmp_path, 1)
-    found, some = PerImage.load(tmp_path, 1, 500, 4, True, True), np.array([3, 499, 0, 3])
+    PerImageLevels(levels, places, steps).save(tmp_path, 1)
+    found, some = PerImageLevels.load(tmp_path, 1, 500, 4, True, True), np.array([3, 499, 0, 3])
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
-    assert np.array_equal(found.of(some), levels[some])
-    assert np.array_equal(found.places(some), places[some])
-    own = found.writable()
-    own.put(np.array([3]), np.array([[1, 2, 3]], np.uint8), np.array([[7, 8, 9, 9]], np.int32))
-    assert (own.of(some)[0].tolist(), own.window_places(some)[0].tolist()) == ([1, 2, 3], [7, 8])
+    assert np.array_equal(found.for_samples(some), levels[some])
+    assert np.array_equal(found.window_origins(some), places[some])
+    own = found.copy()
+    own.assign(np.array([3]), np.array([[1, 2, 3]], np.uint8), np.array([[7, 8, 9, 9]], np.int32))
+    assert (own.for_samples(some)[0].tolist(), own.window_origins_or_zero(some)[0].tolist()) == ([1, 2, 3], [7, 8])
     assert own.steps is not None
     assert np.array_equal(own.steps, steps)
-    assert np.array_equal(found.of(some), levels[some])
+    assert np.array_equal(found.for_samples(some), levels[some])
 
 
 def test_large_levels_are_checked_where_they_are_used(tmp_path: Path, read: None) -> None:
     levels = np.zeros((50, 3), np.uint8)
     levels[20] = 0, 9, 0
-    PerImage(levels, None, None).save(tmp_path, 1)
-    found = PerImage.load(tmp_path, 1, 50, 4, False, False)
-    assert found.of(np.array([3, 21])).tolist() == [[0, 0, 0]] * 2
-    for ask in (lambda: found.of(np.array([3, 20])), found.writable):
+    PerImageLevels(levels, None, None).save(tmp_path, 1)
+    found = PerImageLevels.load(tmp_path, 1, 50, 4, False, False)
+    assert found.for_samples(np.array([3, 21])).tolist() == [[0, 0, 0]] * 2
+    for ask in (lambda: found.for_samples(np.array([3, 20])), found.copy):
         with pytest.raises(RunError, match=r"0001\.levels\.npy holds values outside 0\.\.3"):
             ask()
 
@@ -148,4 +148,4 @@ def test_an_array_that_is_not_what_it_says_is_refused(tmp_path: Path, name: str,
     if array is None:
         os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(RunError, match=r"levels\.npy cannot be read: it (has|is stored|holds objects)"):
-        PerImage.load(tmp_path, 1, 9, 4, False, False)
+        PerImageLevels.load(tmp_path, 1, 9, 4, False, False)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from gcs import BUCKET, Store, forget, gcs
 from stores import loader_of, preprocessing, put, s3, tar
-from tiny import commands, done, fill, images, jpeg, made, paths, run
+from tiny_data import commands, done, fill, images, jpeg, made, paths, run
 
 from qrdali.data import storage, tree
 from qrdali.data.build import index_root
@@ -24,8 +24,8 @@ from qrdali.data.index import SPLITS, Dataset, Index
 from qrdali.data.scan import DECODED, build
 from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
-from qrdali.reduction.levels import FULL
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.reduction.levels import FULL_QUALITY
+from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.training.tracked_sets import index_sets
 
 ODD = ["one two.jpg", "\"'quotes'.jpg", "émoji 🦊.jpg", "%41?x#y+&=.jpg"]
@@ -92,7 +92,7 @@ def test_an_epoch_takes_a_request_per_image_many_at_once(pets: str, tmp_path: Pa
     made("index", pets, "--out", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")
     store.tell(delay=.3)
-    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(Plan(8, 4, FULL, 4))) == 8
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(8, 4, FULL_QUALITY, 4))) == 8
     assert store.kinds() == {"media": 8}
     assert store.most == 8
 
@@ -135,7 +135,7 @@ def test_keys_may_be_anything(store: Store, tmp_path: Path) -> None:
     assert [row.split("\t")[0] for row in (tmp_path / "data/rejected.tsv").read_text().splitlines()[1:]] == [
         f"gs://{BUCKET}/odd/train/b/zero.jpg"]
     index = Dataset.open(tmp_path / "data").index("train")
-    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(Plan(5, 4, FULL, 4))) == 5
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(5, 4, FULL_QUALITY, 4))) == 5
     store.put("odd/train/../z.jpg", jpeg())
     with pytest.raises(RunError, match=r"class folder .*\.\.' would lead out"):
         index_root(f"gs://{BUCKET}/odd", tmp_path / "x", DECODED)
@@ -158,13 +158,13 @@ def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path,
     key, bad = pets.split("/")[3], dict[int, str]()
     store.delete(f"{key}/train/cat/1.JPEG")
     store.put(f"{key}/train/dog/2.JPEG", b"garbage")
-    seen = [s for batch in loader_of(index, 2).epoch(Plan(8, 2, FULL, 4), bad.update) for s in batch.samples.tolist()]
+    seen = [s for batch in loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4), bad.update) for s in batch.samples.tolist()]
     assert sorted(seen) == [0, 2, 3, 4, 5, 7]
     assert f"sample 1, {pets}/train/cat/1.JPEG, is gone" in bad[1]
     assert "cannot be decoded" in bad[6]
     assert Counter(change.kind for change in changes(Dataset.open(tmp_path / "data"))) == {"missing": 1, "unreadable": 1}
     with pytest.raises(RunError, match="is gone since it was indexed"):
-        list(loader_of(index, 2).epoch(Plan(8, 2, FULL, 4)))
+        list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4)))
 
 
 @pytest.mark.parametrize(("fault", "match"), [
@@ -178,10 +178,10 @@ def test_what_a_server_says_instead(pets: str, tmp_path: Path, store: Store, fau
     store.tell(fault, kind)
     if kind == "media" and fault == "nonsense":  # an answer that is no image: of each file, as far as anybody knows
         with pytest.raises(RunError, match="cannot be decoded"):
-            list(loader_of(index, 2).epoch(Plan(8, 2, FULL, 4)))
+            list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4)))
         return
     work = {"list": lambda: index_root(pets, tmp_path / "x", DECODED),
-            "media": lambda: list(loader_of(index, 2).epoch(Plan(8, 2, FULL, 4), told.update))}
+            "media": lambda: list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4), told.update))}
     with pytest.raises(storage.Unreachable, match=match) as error:
         work[kind]()
     assert "\n" not in str(error.value)
@@ -194,7 +194,7 @@ def test_what_passes_is_asked_again(pets: str, tmp_path: Path, store: Store, fau
     made("index", pets, "--out", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")
     store.tell(fault, "media", times=1)
-    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(Plan(8, 4, FULL, 4))) == 8
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(8, 4, FULL_QUALITY, 4))) == 8
     own = [asked for asked in store.asked if asked.name.startswith(pets.split("/")[3])]  # others are what an earlier test left under way
     assert [asked.kind for asked in own] == ["media"] * 9
 
@@ -235,7 +235,7 @@ def test_shards(store: Store, tmp_path: Path) -> None:
         assert storage.opened(url).whole() == jpeg((16 + i, 12), i * 40)
     assert store.kinds() == {"media": 4}  # the shard is open
     index = Dataset.open(tmp_path / "data").index("train")
-    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(Plan(4, 4, FULL, 4))) == 4
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(4, 4, FULL_QUALITY, 4))) == 4
     made("index", tmp_path / "r", "--out", tmp_path / "here")
     there = Dataset.open(tmp_path / "here", f"gs://{BUCKET}/shards").index("train")
     assert there.paths(np.arange(4)) == index.paths(np.arange(4))
@@ -324,10 +324,10 @@ def long(store: Store, tmp_path: Path) -> tuple[Index, Index]:
 def test_a_search_reads_ahead(long: tuple[Index, Index], store: Store, gone: bool) -> None:
     """The next originals are asked for while those before them are searched; they are the same, in the same order."""
     from qrdali.pipelines.graphs import Engine
-    from qrdali.pipelines.image_reducer import open_maker
+    from qrdali.pipelines.image_reducer import open_image_reducer
 
     told: list[int] = []
-    far, near = (open_maker(index, preprocessing(), Engine(threads=1)).originals(iter(range(80)), lambda sample, why: told.append(sample))
+    far, near = (open_image_reducer(index, preprocessing(), Engine(threads=1)).decode(iter(range(80)), lambda sample, why: told.append(sample))
                  for index in long)
     if gone:
         store.delete("long/train/cat/12.JPEG")  # sorted by name, it is within the first pictures
@@ -347,14 +347,14 @@ def test_a_search_reads_ahead(long: tuple[Index, Index], store: Store, gone: boo
 
 @pytest.mark.parametrize("whole_graph", [False, True])
 def test_a_probe_reads_ahead(long: tuple[Index, Index], store: Store, whole_graph: bool) -> None:
-    from qrdali.distributed import ALONE
-    from qrdali.reduction.levels import PerImage
-    from qrdali.training.probe import Descent, _asked
+    from qrdali.distributed import SINGLE_PROCESS
+    from qrdali.reduction.levels import PerImageLevels
+    from qrdali.training.probe import DescentRule, _requests
 
     store.tell(delay=.1)
     shown = []
     for index in long:
-        asked = _asked(index, PerImage.begin(80, False, False), Descent((True, False, True), 4), 2, lambda *_: None, (), ALONE)
+        asked = _requests(index, PerImageLevels.at_full_quality(80, False, False), DescentRule((True, False, True), 4), 2, lambda *_: None, (), SINGLE_PROCESS)
         stream = loader_of(index, 2, whole_graph).candidates(asked, 2, (0, 2), False)
         first = next(stream)
         time.sleep(1)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import hostile
+import malformed_images
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -21,12 +21,12 @@ from qrdali.data.scan import MAX_BYTES, look, quiet_pillow
 from qrdali.errors import RunError
 from qrdali.models import Preprocessing
 from qrdali.pipelines.external_source import window_arrays
-from qrdali.pipelines.graphs import Engine, windows
-from qrdali.pipelines.image_reducer import open_maker
+from qrdali.pipelines.graphs import Engine, decode_windows
+from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.pipelines.loader import open_loader
-from qrdali.reduction.levels import FULL, Constant
+from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels
 from qrdali.runs.settings import validated
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.workflows.train import run_training
 
 NAMES = ["with space.jpg", "tab\there.jpg", "new\nline.jpg", "'quotes\".jpg", "émoji 🦊.jpg", "\x1b[31mred\x1b]0;title\x07.jpg",
@@ -44,18 +44,18 @@ def command(*words: object) -> "subprocess.CompletedProcess[str]":
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ holds everything, val/ and test/ what is accepted, in two classes."""
     root = tmp_path_factory.mktemp("hostile") / "root"
-    refused = {name: data for name, (data, _) in (hostile.rejected() | hostile.animated()).items()}
+    refused = {name: data for name, (data, _) in (malformed_images.rejected() | malformed_images.animated()).items()}
     for split in ("train", "val", "test"):
         for label, kind in enumerate(CLASSES):
             folder = root / split / kind
             folder.mkdir(parents=True)
-            for name, data in [*hostile.accepted().items(), *((name, hostile.jpeg()) for name in NAMES)][label::2]:
+            for name, data in [*malformed_images.accepted().items(), *((name, malformed_images.jpeg()) for name in NAMES)][label::2]:
                 (folder / name).write_bytes(data)
     folder = root / "train" / CLASSES[0]
     (folder / "broken").mkdir()
     for name, data in refused.items():
         (folder / f"x {name}").write_bytes(data)
-    (root.parent / "outside.jpg").write_bytes(hostile.jpeg())
+    (root.parent / "outside.jpg").write_bytes(malformed_images.jpeg())
     (folder / "link out.jpg").symlink_to(root.parent / "outside.jpg")
     (folder / "link in.jpg").symlink_to("exif 1.jpg")
     (folder / "y link nowhere.jpg").symlink_to("nowhere")
@@ -64,10 +64,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "y folder.jpg").mkdir()
     os.mkfifo(folder / "y fifo.jpg")
     with open(folder / "y sparse.webp", "wb") as file:
-        file.write(hostile.saved(hostile.photo(), "WEBP"))
+        file.write(malformed_images.saved(malformed_images.photo(), "WEBP"))
         file.truncate(MAX_BYTES + 1)
     with open(os.fsencode(folder) + b"/y \xff\x1b[1m.jpg", "wb") as file:
-        file.write(hostile.jpeg())
+        file.write(malformed_images.jpeg())
     return root
 
 
@@ -84,7 +84,7 @@ def name_of(path: str) -> str:
 
 
 def test_what_enters_the_index(data: Dataset) -> None:
-    wanted = {*hostile.accepted(), *NAMES}
+    wanted = {*malformed_images.accepted(), *NAMES}
     for split in data.splits:
         index = data.index(split)
         found = index.paths(np.arange(len(index)))
@@ -95,7 +95,7 @@ def test_what_is_rejected_and_why(data: Dataset) -> None:
     text = (data.folder / "rejected.tsv").read_text("utf-8")
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
     reasons = {name_of(path): reason for path, reason in (line.split("\t") for line in text.splitlines()[1:])}
-    wanted = {f"x {name}": pattern for name, (_, pattern) in (hostile.rejected() | hostile.animated()).items()}
+    wanted = {f"x {name}": pattern for name, (_, pattern) in (malformed_images.rejected() | malformed_images.animated()).items()}
     wanted |= {"y link nowhere.jpg": "No such file", "y link to itself.jpg": "symbolic links", "y device.jpg": "not a regular file",
                "y folder.jpg": "not a regular file", "y fifo.jpg": "not a regular file", "y sparse.webp": f"exceed {MAX_BYTES}",
                r"y \udcff\x1b[1m.jpg": "not UTF-8"}
@@ -119,9 +119,9 @@ def test_every_accepted_kind_is_decoded_to_pillows_pixels(data: Dataset, graph: 
     index = data.index("train")
     every = np.arange(len(index))
     paths, sizes = index.paths(every), index.sizes(every)
-    maker = open_maker(index, PRE, Engine(threads=1, whole_graph=graph))
+    maker = open_image_reducer(index, PRE, Engine(threads=1, whole_graph=graph))
     failed: list[str] = []
-    decoded = dict(maker.originals(iter(every.tolist()), lambda sample, reason: failed.append(reason)))
+    decoded = dict(maker.decode(iter(every.tolist()), lambda sample, reason: failed.append(reason)))
     assert not failed
     assert sorted(decoded) == every.tolist()
     for sample, pixels in decoded.items():
@@ -133,14 +133,14 @@ def test_every_accepted_kind_is_decoded_to_pillows_pixels(data: Dataset, graph: 
 PRE = Preprocessing(32, "whole", .9, "bilinear", (.485, .456, .406), (.229, .224, .225))
 
 
-@pytest.mark.parametrize("levels", [FULL, Constant(0, 2, 0)])
-def test_the_whole_graph_shows_the_network_the_same(data: Dataset, levels: Constant) -> None:
+@pytest.mark.parametrize("levels", [FULL_QUALITY, ConstantLevels(0, 2, 0)])
+def test_the_whole_graph_shows_the_network_the_same(data: Dataset, levels: ConstantLevels) -> None:
     """Windows of every kind too: DALI decodes regions of interest. Up to what its approximate resize differs."""
     index = data.index("train")
     seen = []
     for graph in (False, True):
         loader = open_loader(index, PRE, 8, Engine(threads=1, whole_graph=graph))
-        batches = list(loader.epoch(Plan(len(index), 8, levels)))
+        batches = list(loader.epoch(EpochPlan(len(index), 8, levels)))
         seen.append(np.concatenate([batch.images.numpy() for batch in batches]))
     assert len(seen[0]) == len(index)
     assert np.abs(seen[0] - seen[1]).mean(axis=(1, 2, 3)).max() * 255 * .226 < 1.5
@@ -150,7 +150,7 @@ def decoded_by_dali(path: Path, height: int, width: int) -> npt.NDArray[np.uint8
     window = np.array([[0, 0, height, width]], np.int32)
     name = [np.frombuffer(str(path).encode(), np.uint8)]
     try:
-        (output,) = windows(lambda: window_arrays(name, window), Engine(depth=1, threads=1), 1).run()
+        (output,) = decode_windows(lambda: window_arrays(name, window), Engine(depth=1, threads=1), 1).run()
     except RuntimeError:
         return None
     return np.array(output.at(0))
@@ -159,7 +159,7 @@ def decoded_by_dali(path: Path, height: int, width: int) -> npt.NDArray[np.uint8
 def test_nothing_is_rejected_that_dali_decodes_as_pillow(tmp_path: Path) -> None:
     """But for animations, which are rejected on purpose; a header of 20,000 × 20,000 is not tried."""
     quiet_pillow()
-    for name, (data, _) in (hostile.rejected() | hostile.animated()).items():
+    for name, (data, _) in (malformed_images.rejected() | malformed_images.animated()).items():
         if name == "huge.jpg":
             continue
         (tmp_path / name).write_bytes(data)
@@ -169,7 +169,7 @@ def test_nothing_is_rejected_that_dali_decodes_as_pillow(tmp_path: Path) -> None
             continue
         ours = decoded_by_dali(tmp_path / name, *theirs.shape[:2])
         same = ours is not None and ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1
-        assert same == (name in hostile.animated()), name
+        assert same == (name in malformed_images.animated()), name
 
 
 def test_training_evaluation_and_mepis_of_all_of_them(data: Dataset, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_training_evaluation_and_mepis_of_all_of_them(data: Dataset, tmp_path: P
 
 
 def test_max_pixels(root: Path, tmp_path: Path) -> None:
-    limit = hostile.WIDTH * hostile.HEIGHT
+    limit = malformed_images.WIDTH * malformed_images.HEIGHT
     done = command("data", "index", root, "--out", tmp_path / "d", "--threads", 1, "--max-pixels", limit)
     assert done.returncode == 0, done.stderr
     kept = Dataset.open(tmp_path / "d").index("test")
@@ -213,7 +213,7 @@ def nobody() -> Iterator[None]:
 
 def test_an_unreadable_file(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     file = tmp_path / "secret.jpg"
-    file.write_bytes(hostile.jpeg())
+    file.write_bytes(malformed_images.jpeg())
     file.chmod(0)
     assert not look(str(file), True).reason or os.geteuid()
     request.getfixturevalue("nobody")
@@ -229,7 +229,7 @@ def test_large_images_take_turns_in_memory(tmp_path: Path) -> None:
     Image.new("L", (12_000, 9_000), 77).save(large, "JPEG")
     for i in range(3):
         (tmp_path / f"root/train/a/{i}.jpg").symlink_to(large)
-    (tmp_path / "root/train/b/small.jpg").write_bytes(hostile.jpeg())
+    (tmp_path / "root/train/b/small.jpg").write_bytes(malformed_images.jpeg())
     # VmHWM and not ru_maxrss, which a child inherits.
     code = ("import sys; from pathlib import Path; from qrdali.data.scan import build; "
             "peak = lambda: int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]); "
@@ -250,11 +250,11 @@ def test_what_goes_bad_after_indexing_is_named(root: Path, data: Dataset, tmp_pa
     victim = [name_of(path) for path in paths].index("baseline.jpg")
     path = Path(paths[victim])
     kept = path.read_bytes()
-    for bad, (content, _) in hostile.rejected().items():
+    for bad, (content, _) in malformed_images.rejected().items():
         if bad not in ("cut 50.jpg", "zero.jpg", "gif.jpg", "cut 99.png", "checksum.png"):
             continue
         path.write_bytes(content)
         with pytest.raises(RunError, match=f"^sample {victim}, .*baseline.jpg, ") as raised:
-            list(open_loader(index, PRE, 8, Engine(threads=1)).epoch(Plan(len(index), 8, FULL)))
+            list(open_loader(index, PRE, 8, Engine(threads=1)).epoch(EpochPlan(len(index), 8, FULL_QUALITY)))
         assert "\n" not in str(raised.value)
     path.write_bytes(kept)

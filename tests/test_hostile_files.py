@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import made
+import fake_runs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,14 +26,14 @@ from qrdali.data import provenance as source
 from qrdali.data import verify
 from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Index
 from qrdali.errors import InputError, RunError, printable
-from qrdali.evaluation.predict import read_rows, told_of
+from qrdali.evaluation.predict import read_metadata, read_rows
 from qrdali.experiment import config as matrix
 from qrdali.experiment.estimate import rows as timed_rows
-from qrdali.experiment.folder import MatrixFolder
+from qrdali.experiment.folder import ExperimentFolder
 from qrdali.mepi.folder import MepiSet
 from qrdali.mepi.journal import Entry, Journal
 from qrdali.models import Preprocessing
-from qrdali.reduction.levels import PerImage
+from qrdali.reduction.levels import PerImageLevels
 from qrdali.report.read import read_epochs, read_mepis
 from qrdali.runs import checkpoint
 from qrdali.runs import folder as runs
@@ -79,11 +79,11 @@ def trained(folder: Path) -> object:
 
 
 def rows_of(folder: Path) -> object:
-    return [told_of(folder / "run", "test"), read_rows(folder / "run", "test", 1)]
+    return [read_metadata(folder / "run", "test"), read_rows(folder / "run", "test", 1)]
 
 
 def metrics_of(folder: Path) -> object:
-    found = [list(runs.rows(folder / "run")), timed_rows(folder / "run"), runs.last_recorded(folder / "run", "environment")]
+    found = [list(runs.metrics_rows(folder / "run")), timed_rows(folder / "run"), runs.last_recorded(folder / "run", "environment")]
     read_epochs(folder / "run/metrics.jsonl", lambda line: None)
     return [found, runs.optimizer_steps(folder / "run")]
 
@@ -103,7 +103,7 @@ def verified(folder: Path) -> object:
 
 
 def levels_of(folder: Path) -> object:
-    return PerImage.load(folder / "levels", 1, 5, 4, False, False).of(np.arange(5))
+    return PerImageLevels.load(folder / "levels", 1, 5, 4, False, False).for_samples(np.arange(5))
 
 
 def large_index_of(folder: Path) -> object:
@@ -128,7 +128,7 @@ def mepis_of(folder: Path) -> object:
 
 
 def mepi_set_of(folder: Path) -> object:
-    opened = MepiSet.open(folder / "mepi", Index(folder / "data/train.arrow", 4), made.CLASSES, 4, {"run": "x"}, True)
+    opened = MepiSet.open(folder / "mepi", Index(folder / "data/train.arrow", 4), fake_runs.CLASSES, 4, {"run": "x"}, True)
     try:
         return opened.summaries()
     finally:
@@ -136,7 +136,7 @@ def mepi_set_of(folder: Path) -> object:
 
 
 def summaries_of(folder: Path) -> object:
-    return MepiSet(folder / "mepi", Index(folder / "data/train.arrow", 4), made.CLASSES, 4, io.StringIO()).summaries()
+    return MepiSet(folder / "mepi", Index(folder / "data/train.arrow", 4), fake_runs.CLASSES, 4, io.StringIO()).summaries()
 
 
 READERS = [
@@ -159,8 +159,8 @@ READERS = [
     Reader("mepi/summary.json", summaries_of),
     Reader("mepi/summary.json", mepis_of),
     Reader("mepi/manifest.parquet", mepis_of),
-    Reader("notes/done.json", lambda folder: MatrixFolder(folder / "notes")),
-    Reader("notes/failures.json", lambda folder: MatrixFolder(folder / "notes")),
+    Reader("notes/done.json", lambda folder: ExperimentFolder(folder / "notes")),
+    Reader("notes/failures.json", lambda folder: ExperimentFolder(folder / "notes")),
 ]
 
 
@@ -168,10 +168,10 @@ READERS = [
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of each file, as qrdali writes it; the run's checkpoint without hashes, which would refuse every change alike."""
     root = tmp_path_factory.mktemp("good")
-    run = made.run(root / "run", [.25, .5], {"test": np.array([True, False, True, True])}, extra={"environment": {"torch": "2"}})
+    run = fake_runs.run(root / "run", [.25, .5], {"test": np.array([True, False, True, True])}, extra={"environment": {"torch": "2"}})
     shutil.copytree(run, root / "sums")
     (run / "best/SHA256SUMS").unlink()
-    made.mepis(root / "mepi", run, {"crop": {0: .5, 2: .25}, "color": {1: .75}}, 3)
+    fake_runs.mepis(root / "mepi", run, {"crop": {0: .5, 2: .25}, "color": {1: .75}}, 3)
     data = root / "data"
     data.mkdir()
     (data / "classes.tsv").write_text("label\tname\n0\tant\n1\tbee\n2\tcat\n3\tdog\n")
@@ -181,7 +181,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with pa.ipc.new_file(str(data / f"{name}.arrow"), content.schema) as writer:
             writer.write_table(content)
     source.write(data / "source.json", {"name": "shapes", "files": {"train": 5}})
-    PerImage(np.ones((5, 3), np.uint8), None, None).save(root / "levels", 1)
+    PerImageLevels(np.ones((5, 3), np.uint8), None, None).save(root / "levels", 1)
     entry = Entry(3, "mepi", ((1, 0, 0, 0, 0),), (.9, .8), (), 4, 100, 50)
     journal = Journal(root / "journal.jsonl", 9, 4)
     journal.begin()
@@ -401,14 +401,14 @@ def test_what_is_no_file_is_not_waited_for(good: Path, tmp_path: Path, reader: R
     assert not tried(reader, tmp_path / "good")
 
 
-@pytest.mark.parametrize("key", list(schedule.State(0.5).as_dict()))
+@pytest.mark.parametrize("key", list(schedule.ScheduleState(0.5).as_dict()))
 @pytest.mark.parametrize("value", [[], {}, "x", -2, 1.5, True])
 def test_a_state_of_other_types_is_refused(key: str, value: Any) -> None:
-    state = schedule.State(0.5, 3, 2, True, False, "C", 1, .5, .5, 2, 1, 3, "")
-    assert schedule.State.from_dict(state.as_dict()) == state
-    kind = {"float": (float, int), "int": (int,), "bool": (bool,), "str": (str,)}[str(schedule.State.__dataclass_fields__[key].type)]
+    state = schedule.ScheduleState(0.5, 3, 2, True, False, "C", 1, .5, .5, 2, 1, 3, "")
+    assert schedule.ScheduleState.from_dict(state.as_dict()) == state
+    kind = {"float": (float, int), "int": (int,), "bool": (bool,), "str": (str,)}[str(schedule.ScheduleState.__dataclass_fields__[key].type)]
     if type(value) in kind and not (value == -2 and kind == (int,)):
-        assert getattr(schedule.State.from_dict({**state.as_dict(), key: value}), key) == value
+        assert getattr(schedule.ScheduleState.from_dict({**state.as_dict(), key: value}), key) == value
     else:
         with pytest.raises((TypeError, ValueError), match=f"{key} is a|count below 0"):
-            schedule.State.from_dict({**state.as_dict(), key: value})
+            schedule.ScheduleState.from_dict({**state.as_dict(), key: value})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed import Case, Outcome, call, contents, killed
+from kill_helpers import Case, Outcome, call, contents, killed
 from soak_cases import Ground, commands, on_gpu, training
 
 from qrdali.data import scan

@@ -12,7 +12,7 @@ from qrdali.errors import InputError
 from qrdali.experiment import estimate as matrix_time
 from qrdali.experiment.config import Matrix, Network, read
 from qrdali.experiment.estimate import Pace, Work, declared, lasting, least, measured, most
-from qrdali.experiment.expand import Run, expand, matches, select
+from qrdali.experiment.expand import PlannedRun, expand, matches, select
 from qrdali.runs.settings import validated
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -34,11 +34,11 @@ def written(tmp_path: Path, **changes: Any) -> Path:
     return file
 
 
-def runs_of(tmp_path: Path, **changes: Any) -> list[Run]:
+def runs_of(tmp_path: Path, **changes: Any) -> list[PlannedRun]:
     return expand(read(written(tmp_path, **changes)), Path("d"))
 
 
-def shipped(name: str) -> tuple[Matrix, list[Run]]:
+def shipped(name: str) -> tuple[Matrix, list[PlannedRun]]:
     matrix = read(CONFIGS / f"{name}.toml")
     return matrix, expand(matrix, Path("d"))
 

@@ -15,16 +15,16 @@ from torch import nn
 from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import index_folder
 from qrdali.errors import InputError
-from qrdali.mepi.search import Journey, Rule, Search, State, reduction_of
+from qrdali.mepi.search import ReductionState, Search, SearchPath, SearchRule, params_of_states
 from qrdali.models import Preprocessing
 from qrdali.pipelines.graphs import Engine
-from qrdali.pipelines.image_reducer import open_maker
+from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.pipelines.loader import open_loader
-from qrdali.reduction.levels import FULL
+from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.reduction.png_entropy import entropy, entropy_within
-from qrdali.reduction.quality import REDUCTIONS, Parameters
-from qrdali.schedule.epoch_plan import Plan
-from qrdali.training.probe import Descent
+from qrdali.reduction.quality import REDUCTIONS, ReductionParams
+from qrdali.schedule.epoch_plan import EpochPlan
+from qrdali.training.probe import DescentRule
 
 ANCHORS = {5: [(0, 0), (0, 1), (1, 0), (1, 1), (.5, .5)], 9: [(y, x) for y in (0, .5, 1) for x in (0, .5, 1)]}
 PRE = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
@@ -55,11 +55,11 @@ class Numbers:
                   most: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
         raise NotImplementedError
 
-    def inputs(self, pixels: list[Any], reduction: Parameters) -> torch.Tensor:
+    def inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:
         own, d = np.array([[p.sample] for p in pixels]), reduction.bin_width[:, None]
         return torch.from_numpy(np.concatenate([reduction.window, reduction.size, d, own], axis=1).astype(np.float64))
 
-    def pictures(self, pixels: list[Any], reduction: Parameters) -> list[np.ndarray]:
+    def pictures(self, pixels: list[Any], reduction: ReductionParams) -> list[np.ndarray]:
         """As many pixels as the reduced image has, noisier the finer its bins."""
         result = []
         for i, p in enumerate(pixels):
@@ -88,9 +88,9 @@ class Planted(nn.Module):
         return torch.stack([-margin, margin], 1)
 
 
-def brute(model: nn.Module, maker: Numbers, sample: int, height: int, width: int, rule: Descent) -> tuple[State, int] | None:
+def brute(model: nn.Module, maker: Numbers, sample: int, height: int, width: int, rule: DescentRule) -> tuple[ReductionState, int] | None:
     """The definition, one image and candidate at a time, in plain Python; None where it is wrong at full quality."""
-    n, pixels = rule.n, Blank(sample, height, width)
+    n, pixels = rule.num_levels, Blank(sample, height, width)
 
     def side(length: int, level: int) -> int:
         return max(1, half_up(length * math.sqrt((n - level) / n)))
@@ -98,31 +98,31 @@ def brute(model: nn.Module, maker: Numbers, sample: int, height: int, width: int
     def bins(level: int) -> int:
         return min(128, half_up(256 ** (level / n)))
 
-    def numbers(state: State) -> Parameters:
+    def numbers(state: ReductionState) -> ReductionParams:
         h, w = side(height, state[1]), side(width, state[1])
         size = side(h, state[2]), side(w, state[2])
-        return Parameters(np.array([[state[3], state[4], h, w]]), np.array([size]), np.array([bins(state[0])]))
+        return ReductionParams(np.array([[state[3], state[4], h, w]]), np.array([size]), np.array([bins(state[0])]))
 
-    def judged(state: State) -> tuple[bool, float]:
+    def judged(state: ReductionState) -> tuple[bool, float]:
         logits = model(maker.inputs([pixels], numbers(state)))
         return bool(logits.argmax(1)[0] == 1), float(logits.softmax(1)[0, 1])
 
-    def neighbours(state: State) -> list[State]:
+    def neighbours(state: ReductionState) -> list[ReductionState]:
         color, crop, resolution, top, left = state
-        found: list[State] = []
-        if rule.moving[0]:
+        found: list[ReductionState] = []
+        if rule.dimensions[0]:
             found += [(k, crop, resolution, top, left) for k in range(color + 1, n) if bins(k) != bins(color)][:1]
         h, w = side(height, crop), side(width, crop)
-        if rule.moving[2]:
+        if rule.dimensions[2]:
             found += [(color, crop, k, top, left) for k in range(resolution + 1, n)
                       if (side(h, k), side(w, k)) != (side(h, resolution), side(w, resolution))][:1]
-        if rule.moving[1]:
+        if rule.dimensions[1]:
             for k in [k for k in range(crop + 1, n) if (side(height, k), side(width, k)) != (h, w)][:1]:
                 found += [(color, k, resolution, top + half_up(y * (h - side(height, k))), left + half_up(x * (w - side(width, k))))
                           for y, x in ANCHORS[rule.windows]]
         return found
 
-    state: State = (0, 0, 0, 0, 0)
+    state: ReductionState = (0, 0, 0, 0, 0)
     shown = 1
     if not judged(state)[0]:
         return None
@@ -139,14 +139,14 @@ def brute(model: nn.Module, maker: Numbers, sample: int, height: int, width: int
         state = around[max(good, key=lambda g: (g[2], -g[0]))[0]]
 
 
-def journeys(count: int, seed: int = 0) -> Iterator[Journey]:
+def journeys(count: int, seed: int = 0) -> Iterator[SearchPath]:
     rng = np.random.default_rng(seed)
     for sample in range(count):
         height, width = (int(v) for v in rng.integers(1, 60, 2)) if sample else (1, 1)
-        yield Journey(sample, 1, Blank(sample, height, width), (height, width))
+        yield SearchPath(sample, 1, Blank(sample, height, width), (height, width))
 
 
-def searched(model: nn.Module, rule: Rule, count: int = 40, batch_size: int = 16, memory: int = 10**9) -> dict[int, Journey]:
+def searched(model: nn.Module, rule: SearchRule, count: int = 40, batch_size: int = 16, memory: int = 10**9) -> dict[int, SearchPath]:
     search = Search(model, Numbers(), rule, batch_size, memory, 2, nullcontext)
     return {j.sample: j for j in search.finished(journeys(count))}
 
@@ -156,65 +156,65 @@ def searched(model: nn.Module, rule: Rule, count: int = 40, batch_size: int = 16
 @pytest.mark.parametrize("reduction", ["color", "crop", "resolution", "combination"])
 def test_descent_is_the_definition(reduction: str, prefer: str, n: int) -> None:
     windows = 9 if n == 4 else 5
-    rule, model = Descent(REDUCTIONS[reduction], n, windows, prefer), Planted((13,))
-    found = searched(model, Rule(rule))
+    rule, model = DescentRule(REDUCTIONS[reduction], n, windows, prefer), Planted((13,))
+    found = searched(model, SearchRule(rule))
     assert sorted(found) == list(range(40))
     for journey in found.values():
         expected = brute(model, Numbers(), journey.sample, *journey.size, rule)
-        assert journey.right is (expected is not None)
+        assert journey.is_correct is (expected is not None)
         if expected is not None:
             assert (journey.state, journey.evaluations) == expected
             assert len(journey.confidence) == len(journey.path) + 1
-    assert sum(not j.right for j in found.values()) > 2
+    assert sum(not j.is_correct for j in found.values()) > 2
     assert len({j.state for j in found.values()}) > 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 500])
 def test_the_batch_changes_nothing(batch_size: int) -> None:
-    rule = Rule(Descent(REDUCTIONS["combination"], 20))
+    rule = SearchRule(DescentRule(REDUCTIONS["combination"], 20))
     found, other = searched(Planted(), rule, batch_size=batch_size), searched(Planted(), rule)
     assert {s: (j.path, j.evaluations) for s, j in found.items()} == {s: (j.path, j.evaluations) for s, j in other.items()}
 
 
 def test_an_error_at_one_middle_level_ends_a_descent_and_not_an_exhaustive_search() -> None:
     """Bisection would step over it."""
-    rule, blind = Descent(REDUCTIONS["color"], 20), Planted((7,))  # levels 7: d = 7; up to d = 37 it would be right again
-    down = searched(blind, Rule(rule))
-    over = searched(blind, Rule(rule, exhaustive=True))
+    rule, blind = DescentRule(REDUCTIONS["color"], 20), Planted((7,))  # levels 7: d = 7; up to d = 37 it would be right again
+    down = searched(blind, SearchRule(rule))
+    over = searched(blind, SearchRule(rule, exhaustive=True))
     for sample, journey in down.items():
-        if journey.right:
+        if journey.is_correct:
             assert journey.state[0] == 6
             assert over[sample].state[0] == 13
-    assert any(j.right for j in down.values())
+    assert any(j.is_correct for j in down.values())
 
 
 @pytest.mark.parametrize("reduction", ["color", "resolution"])
 def test_exhaustive_is_the_smallest_of_all_right_levels(reduction: str) -> None:
-    rule = Descent(REDUCTIONS[reduction], 20)
+    rule = DescentRule(REDUCTIONS[reduction], 20)
     model, maker = Planted((4, 9)), Numbers()
-    for journey in searched(model, Rule(rule, exhaustive=True)).values():
-        if not journey.right:
+    for journey in searched(model, SearchRule(rule, exhaustive=True)).values():
+        if not journey.is_correct:
             continue
         pixels = Blank(journey.sample, *journey.size)
         sizes = []
         for level in range(20):
             state = (level, 0, 0, 0, 0) if reduction == "color" else (0, 0, level, 0, 0)
-            numbers = reduction_of([state], np.array([journey.size]), 20)
+            numbers = params_of_states([state], np.array([journey.size]), 20)
             if model(maker.inputs([pixels], numbers)).argmax(1)[0] == 1:
                 sizes.append(entropy(maker.pictures([pixels], numbers)[0]))
-        numbers = reduction_of([journey.state], np.array([journey.size]), 20)
+        numbers = params_of_states([journey.state], np.array([journey.size]), 20)
         assert entropy(maker.pictures([pixels], numbers)[0]) == min(sizes)
 
 
 def test_exhaustive_is_refused_where_there_are_too_many_states() -> None:
     for reduction in ("crop", "combination", "none"):
         with pytest.raises(InputError, match="exhaustive is for color and resolution"):
-            Rule(Descent(REDUCTIONS[reduction], 4), exhaustive=True)
+            SearchRule(DescentRule(REDUCTIONS[reduction], 4), exhaustive=True)
 
 
 def test_originals_kept_are_bounded_by_memory() -> None:
     Blank.alive = Blank.most = 0
-    search = Search(Planted(), Numbers(), Rule(Descent(REDUCTIONS["combination"], 4)), 64, 5_000, 1, nullcontext)
+    search = Search(Planted(), Numbers(), SearchRule(DescentRule(REDUCTIONS["combination"], 4)), 64, 5_000, 1, nullcontext)
     ended = 0
     for journey in search.finished(journeys(200)):
         journey.pixels = None
@@ -222,21 +222,21 @@ def test_originals_kept_are_bounded_by_memory() -> None:
     assert ended == 200
     assert Blank.most <= 7  # five, the one that is arriving and the one that is given back
     Blank.most = 0
-    list(Search(Planted(), Numbers(), Rule(Descent(REDUCTIONS["color"], 4)), 64, 1, 1, nullcontext).finished(journeys(20)))
+    list(Search(Planted(), Numbers(), SearchRule(DescentRule(REDUCTIONS["color"], 4)), 64, 1, 1, nullcontext).finished(journeys(20)))
 
 
 def test_a_struck_state_is_not_entered_again() -> None:
-    rule, model = Rule(Descent(REDUCTIONS["combination"], 4)), Planted()
+    rule, model = SearchRule(DescentRule(REDUCTIONS["combination"], 4)), Planted()
     before = searched(model, rule)
     moved = [j for j in before.values() if j.path]
     left = [j.state for j in moved]
-    assert all(j.retreat() for j in moved)
+    assert all(j.backtrack() for j in moved)
     again = {j.sample: j for j in Search(model, Numbers(), rule, 16, 10**9, 1, nullcontext).finished(iter(moved))}
     for journey, state in zip(moved, left, strict=True):
-        assert state in journey.struck
+        assert state in journey.forbidden
         assert state not in again[journey.sample].path
-        assert again[journey.sample].right
-    assert not Journey(0, 1, None, (5, 5)).retreat()
+        assert again[journey.sample].is_correct
+    assert not SearchPath(0, 1, None, (5, 5)).backtrack()
 
 
 def test_entropy_within_gives_up_only_beyond_its_bound() -> None:
@@ -250,7 +250,7 @@ def test_entropy_within_gives_up_only_beyond_its_bound() -> None:
 
 
 @pytest.fixture(scope="module")
-def states(dataset: Dataset) -> tuple[Index, list[int], list[State]]:
+def states(dataset: Dataset) -> tuple[Index, list[int], list[ReductionState]]:
     index = dataset.index("train")
     drawn = np.random.default_rng(4).integers(0, 20, (24, 3)).tolist()
     drawn[0] = [0, 0, 0]
@@ -259,36 +259,36 @@ def states(dataset: Dataset) -> tuple[Index, list[int], list[State]]:
 
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("fit", ["whole", "center"])
-def test_a_written_picture_gives_the_network_the_same_input(states: tuple[Index, list[int], list[State]], tmp_path: Path, graph: bool,
+def test_a_written_picture_gives_the_network_the_same_input(states: tuple[Index, list[int], list[ReductionState]], tmp_path: Path, graph: bool,
                                                             fit: str) -> None:
     index, samples, wanted = states
     pre = Preprocessing(32, fit, .875, "bilinear", PRE.mean, PRE.std)
     engine = Engine(whole_graph=graph)
-    maker = open_maker(index, pre, engine)
-    pixels = dict(maker.originals(iter(samples), lambda sample, reason: None))
-    numbers = reduction_of(wanted, index.sizes(np.array(samples)), 20)
-    shown = maker.inputs([pixels[s] for s in samples], numbers)
+    maker = open_image_reducer(index, pre, engine)
+    pixels = dict(maker.decode(iter(samples), lambda sample, reason: None))
+    numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
+    shown = maker.network_inputs([pixels[s] for s in samples], numbers)
     (tmp_path / "set" / "a").mkdir(parents=True)
-    for sample, picture in zip(samples, maker.pictures([pixels[s] for s in samples], numbers), strict=True):
+    for sample, picture in zip(samples, maker.reduced_images([pixels[s] for s in samples], numbers), strict=True):
         Image.fromarray(picture).save(tmp_path / "set" / "a" / f"{sample:03d}.png")
     index_folder(tmp_path / "set", ("a", "b"), tmp_path / "set.arrow", verify=True)
     written = Index(tmp_path / "set.arrow", 2)
-    (batch,) = list(open_loader(written, pre, 24, engine).epoch(Plan(24, 24, FULL)))
+    (batch,) = list(open_loader(written, pre, 24, engine).epoch(EpochPlan(24, 24, FULL_QUALITY)))
     assert torch.equal(batch.images, shown)
 
 
-def test_both_makers_make_the_same(states: tuple[Index, list[int], list[State]]) -> None:
+def test_both_makers_make_the_same(states: tuple[Index, list[int], list[ReductionState]]) -> None:
     index, samples, wanted = states
-    numbers = reduction_of(wanted, index.sizes(np.array(samples)), 20)
+    numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
     made = []
     for graph in (False, True):
-        maker = open_maker(index, PRE, Engine(whole_graph=graph))
-        pixels = dict(maker.originals(iter(samples), lambda sample, reason: None))
+        maker = open_image_reducer(index, PRE, Engine(whole_graph=graph))
+        pixels = dict(maker.decode(iter(samples), lambda sample, reason: None))
         assert list(pixels) == samples
         own = [pixels[s] for s in samples]
-        first, all_ = maker.inputs(own[:3], reduction_of(wanted[:3], index.sizes(np.array(samples[:3])), 20)), maker.inputs(own, numbers)
+        first, all_ = maker.network_inputs(own[:3], params_of_states(wanted[:3], index.sizes(np.array(samples[:3])), 20)), maker.network_inputs(own, numbers)
         assert torch.equal(first, all_[:3])
-        made.append((own, all_, maker.pictures(own, numbers)))
+        made.append((own, all_, maker.reduced_images(own, numbers)))
     (pixels_a, seen_a, a), (pixels_b, seen_b, b) = made
     assert all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(pixels_a, pixels_b, strict=True))
     assert ((seen_a - seen_b).abs() * 255 * .226).mean() < 2
@@ -311,7 +311,7 @@ def test_unreadable_originals_are_left_out_and_told(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "set" / "a" / "29.png")
     for graph in (False, True):
         told: dict[int, str] = {}
-        found = dict(open_maker(index, PRE, Engine(whole_graph=graph)).originals(iter(range(30)), told.__setitem__))
+        found = dict(open_image_reducer(index, PRE, Engine(whole_graph=graph)).decode(iter(range(30)), told.__setitem__))
         assert sorted(found) == [i for i in range(30) if i not in (3, 17, 29)]
         assert all(np.asarray(pixels).shape == (30, 20 + i, 3) and np.asarray(pixels)[0, 0, 0] == i for i, pixels in found.items())
         assert sorted(told) == [3, 17, 29]
@@ -323,15 +323,15 @@ def test_unreadable_originals_are_left_out_and_told(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_gpus_maker_is_close_to_a_cpus(states: tuple[Index, list[int], list[State]], whole: bool) -> None:
+def test_a_gpus_maker_is_close_to_a_cpus(states: tuple[Index, list[int], list[ReductionState]], whole: bool) -> None:
     index, samples, wanted = states
-    numbers = reduction_of(wanted, index.sizes(np.array(samples)), 20)
+    numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
     made = []
     for engine in (Engine(whole_graph=True), Engine(0, 2, 2, whole)):
-        maker = open_maker(index, PRE, engine)
-        pixels = dict(maker.originals(iter(samples), lambda sample, reason: None))
+        maker = open_image_reducer(index, PRE, engine)
+        pixels = dict(maker.decode(iter(samples), lambda sample, reason: None))
         own = [pixels[s] for s in samples]
-        made.append((maker.inputs(own, numbers).cpu(), maker.pictures(own, numbers)))
+        made.append((maker.network_inputs(own, numbers).cpu(), maker.reduced_images(own, numbers)))
     (seen_a, a), (seen_b, b) = made
     assert [x.shape for x in a] == [x.shape for x in b]
     assert ((seen_a - seen_b).abs() * 255 * .226).mean() < 4

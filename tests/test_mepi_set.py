@@ -27,7 +27,7 @@ from qrdali.errors import InputError, RunError
 from qrdali.mepi import folder as mepi_set
 from qrdali.pipelines import host_ops as host
 from qrdali.reduction.png_entropy import entropy, png_bytes
-from qrdali.reduction.quality import REDUCTIONS, bin_width, shrunk
+from qrdali.reduction.quality import REDUCTIONS, bin_width, scaled_size
 from qrdali.runs import folder as runs
 from qrdali.runs.settings import validated
 from qrdali.workflows.train import run_training
@@ -85,15 +85,15 @@ def test_the_manifest_rebuilds_every_file_byte_for_byte(built: Path, dataset: Da
             whole = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
         n = round(1 / row["step"])
         window = np.array([row["top"], row["left"], row["height"], row["width"]])
-        assert window[2:].tolist() == shrunk(np.array([whole.shape[:2]]), np.array([row["crop_level"]]), n)[0].tolist()
-        size = shrunk(window[None, 2:], np.array([row["resolution_level"]]), n)[0]
+        assert window[2:].tolist() == scaled_size(np.array([whole.shape[:2]]), np.array([row["crop_level"]]), n)[0].tolist()
+        size = scaled_size(window[None, 2:], np.array([row["resolution_level"]]), n)[0]
         picture = host.reduce(host.cut(whole, window[:2], window[2:]), size, int(bin_width(np.array([row["color_level"]]), n)[0]))
         png = png_bytes(np.ascontiguousarray(picture))
         assert png == (built / row["reduction"] / dataset.classes[row["label"]] / f"{row['sample']}.png").read_bytes()
         assert (row["entropy_mepi"], row["entropy_full"]) == (len(png), entropy(whole))
         assert row["quotient"] == row["entropy_mepi"] / row["entropy_full"]
-        moving = REDUCTIONS[row["reduction"]]
-        assert all(moves or not row[f"{name}_level"] for name, moves in zip(("color", "crop", "resolution"), moving, strict=True))
+        dimensions = REDUCTIONS[row["reduction"]]
+        assert all(moves or not row[f"{name}_level"] for name, moves in zip(("color", "crop", "resolution"), dimensions, strict=True))
 
 
 def test_no_neighbour_built_by_pillow_is_right(run: Path, built: Path) -> None:
@@ -105,8 +105,8 @@ def test_no_neighbour_built_by_pillow_is_right(run: Path, built: Path) -> None:
     for row in rows(built):
         with Image.open(row["path"]) as file:
             whole = ImageOps.exif_transpose(file).convert("RGB")
-        n, moving = round(1 / row["step"]), REDUCTIONS[row["reduction"]]
-        for picture in _neighbours(whole, row, moving, n):
+        n, dimensions = round(1 / row["step"]), REDUCTIONS[row["reduction"]]
+        for picture in _neighbours(whole, row, dimensions, n):
             square = np.asarray(picture.resize((pre.input_size,) * 2, Image.Resampling.BILINEAR if pre.interpolation == "bilinear"
                                                else Image.Resampling.BICUBIC))
             x = (square / 255 - np.array(pre.mean)) / np.array(pre.std)
@@ -117,7 +117,7 @@ def test_no_neighbour_built_by_pillow_is_right(run: Path, built: Path) -> None:
     assert wrong[False] <= .01 * wrong.total(), wrong
 
 
-def _neighbours(whole: Image.Image, row: dict[str, Any], moving: tuple[bool, bool, bool], n: int) -> list[Image.Image]:
+def _neighbours(whole: Image.Image, row: dict[str, Any], dimensions: tuple[bool, bool, bool], n: int) -> list[Image.Image]:
     def side(length: int, level: int) -> int:
         return max(1, int(np.floor(length * ((n - level) / n) ** .5 + .5)))
 
@@ -134,13 +134,13 @@ def _neighbours(whole: Image.Image, row: dict[str, Any], moving: tuple[bool, boo
     color, crop, resolution = row["color_level"], row["crop_level"], row["resolution_level"]
     top, left, height, width = window = row["top"], row["left"], row["height"], row["width"]
     found = []
-    if moving[0]:
+    if dimensions[0]:
         widths = [min(128, int(np.floor(256 ** (k / n) + .5))) for k in range(n)]
         found += [made(k, window, resolution) for k in range(color + 1, n) if widths[k] != widths[color]][:1]
-    if moving[2]:
+    if dimensions[2]:
         found += [made(color, window, k) for k in range(resolution + 1, n)
                   if (side(height, k), side(width, k)) != (side(height, resolution), side(width, resolution))][:1]
-    if moving[1]:
+    if dimensions[1]:
         for k in [k for k in range(crop + 1, n) if (side(whole.height, k), side(whole.width, k)) != (height, width)][:1]:
             h, w = side(whole.height, k), side(whole.width, k)
             places = [(top + int(y * (height - h) + .5), left + int(x * (width - w) + .5)) for y, x in ANCHORS]
@@ -410,24 +410,24 @@ def test_a_graphs_maker_builds_the_same_from_many_threads(run: Path, dataset: Da
     from contextlib import nullcontext
 
     from qrdali.mepi.build import Builder
-    from qrdali.mepi.search import Rule, Search, reduction_of
+    from qrdali.mepi.search import Search, SearchRule, params_of_states
     from qrdali.pipelines.graphs import Engine
-    from qrdali.pipelines.image_reducer import open_maker
-    from qrdali.training.probe import Descent
+    from qrdali.pipelines.image_reducer import open_image_reducer
+    from qrdali.training.probe import DescentRule
     from qrdali.workflows.bench_mepi import _Quiet
 
     model, trained = runs.load_best(run)
     index = dataset.index("train")
     mepis = mepi_set.MepiSet.open(tmp_path / "set", index, dataset.classes, 4, {}, False)
-    maker = open_maker(index, trained.preprocessing, Engine(whole_graph=True))
-    search = Search(model, maker, Rule(Descent((True, True, True), 4, 5, "entropy")), 16, 1 << 30, 4, nullcontext)
+    maker = open_image_reducer(index, trained.preprocessing, Engine(whole_graph=True))
+    search = Search(model, maker, SearchRule(DescentRule((True, True, True), 4, 5, "entropy")), 16, 1 << 30, 4, nullcontext)
     Builder(mepis, "combination", search, 4, lambda check: [], _Quiet(), lambda: 0).build(list(range(24)))
     journal = mepis.journal("combination")
-    pixels = dict(maker.originals(iter(range(24)), lambda sample, reason: None))
+    pixels = dict(maker.decode(iter(range(24)), lambda sample, reason: None))
     assert len(journal.with_mepi()) > 12
     for sample in journal.with_mepi().tolist():
         state = journal.entry(sample).state
-        (picture,) = maker.pictures([pixels[sample]], reduction_of([state], index.sizes(np.array([sample])), 4))
+        (picture,) = maker.reduced_images([pixels[sample]], params_of_states([state], index.sizes(np.array([sample])), 4))
         assert mepis.png("combination", sample).read_bytes() == png_bytes(picture)
         assert journal.rows[sample]["full"] == entropy(np.ascontiguousarray(pixels[sample]))
 

@@ -16,15 +16,15 @@ from qrdali.data.index import Dataset
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import InputError, RunError
-from qrdali.interfaces import Ask
+from qrdali.interfaces import CandidateRequest
 from qrdali.models import Preprocessing
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction import neighbors as descent
-from qrdali.reduction.levels import Constant, PerImage
+from qrdali.reduction.levels import ConstantLevels, PerImageLevels
 from qrdali.reduction.png_entropy import entropy
 from qrdali.runs.settings import Settings, validated
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import autocast_for
 from qrdali.training import probe
 from qrdali.workflows.train import run_training
@@ -71,10 +71,10 @@ def test_trains(data: str, shared: Path, tmp_path: Path, method: str, sequence: 
     values = {"feedback": "online"} if method == "online" else {}
     rows = trained(tmp_path / "run", data, shared, "adaptive" if method == "online" else method, sequence=sequence,
                    reduction=reduction, max_epochs=6, **values)[1:]
-    moving = ["color", "crop", "resolution"] if reduction == "combination" else [reduction]
+    dimensions = ["color", "crop", "resolution"] if reduction == "combination" else [reduction]
     for row in rows:
         for dimension, q in row["quality"].items():
-            if row["phase"] == "full" or dimension not in moving:
+            if row["phase"] == "full" or dimension not in dimensions:
                 assert q == 1
             elif method == "fixed":
                 assert q == .5
@@ -89,11 +89,11 @@ def test_trains(data: str, shared: Path, tmp_path: Path, method: str, sequence: 
     assert first["optimizer_steps"] == 3
     expected = 12 + 24 + 12  # the start's validation, an epoch, its validation
     if method == "adaptive":
-        columns = 5 * ("crop" in moving) + ("color" in moving) + ("resolution" in moving)
+        columns = 5 * ("crop" in dimensions) + ("color" in dimensions) + ("resolution" in dimensions)
         assert first["probe_candidates"] == 24 * columns
         assert first["probe_seconds"] > 0
         expected += 24 * columns
-        assert sum(first["levels"][moving[0]][1:]) <= round(24 * first["moved"])
+        assert sum(first["levels"][dimensions[0]][1:]) <= round(24 * first["moved"])
     if method == "online":
         assert first["moved"] == 1
         assert first["probe_candidates"] == 0
@@ -234,18 +234,18 @@ def test_both_makers_show_the_same_candidates(dataset: Dataset, windows: int) ->
     levels[1] = (3, 3, 3)  # has no neighbours
     places = np.array([[0, 0], [5, 3], *[[0, 0]] * 6], np.int32)
     window = descent.window_of(levels, places, sizes, 4)
-    ask = Ask(every, window, descent.neighbours(levels, window, sizes, (True, True, True), 4, windows))
+    ask = CandidateRequest(every, window, descent.neighbors_of(levels, window, sizes, (True, True, True), 4, windows))
     dimensions = descent.column_dimensions((True, True, True), windows)
     host, graph = (next(open_loader(index, pre, 8, Engine(whole_graph=g)).candidates(iter([ask]), 8, dimensions, True))
                    for g in (False, True))
     exists = torch.from_numpy(ask.candidates.exists.T)
     assert host.images.shape == (windows + 2, 8, 3, 32, 32)
     assert ((host.images - graph.images)[exists].abs() * 255 * .226).mean() < .35
-    assert host.pictures is not None
-    assert graph.pictures is not None
+    assert host.reduced_images is not None
+    assert graph.reduced_images is not None
     for k, i in zip(*np.nonzero(ask.candidates.exists.T), strict=True):
-        assert host.pictures[k][i].shape == graph.pictures[k][i].shape == (*ask.candidates.size[i, k], 3)
-        assert np.abs(host.pictures[k][i].astype(int) - graph.pictures[k][i]).mean() < .6
+        assert host.reduced_images[k][i].shape == graph.reduced_images[k][i].shape == (*ask.candidates.size[i, k], 3)
+        assert np.abs(host.reduced_images[k][i].astype(int) - graph.reduced_images[k][i]).mean() < .6
 
 
 @pytest.mark.parametrize("prefer", ["confidence", "entropy"])
@@ -254,17 +254,17 @@ def test_a_probe_equals_one_image_and_candidate_at_a_time(dataset: Dataset, redu
     index = dataset.index("train")
     pre = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
     loader = open_loader(index, pre, 8, Engine(threads=2))
-    rule = probe.Descent(descent_moving(reduction), 4, 5, prefer)
-    states, model = PerImage.begin(len(index), rule.moving[1], False), ByColor()
+    rule = probe.DescentRule(descent_moving(reduction), 4, 5, prefer)
+    states, model = PerImageLevels.at_full_quality(len(index), rule.dimensions[1], False), ByColor()
     seen: list[int] = []
     for _ in range(2):  # the second step starts from states that differ
-        after, moved = probe.step(model, loader, index, states, rule, 16, autocast_for("off", torch.device("cpu"))[0],
+        after, moved = probe.descend_by_probe(model, loader, index, states, rule, 16, autocast_for("off", torch.device("cpu"))[0],
                                   lambda images, candidates: seen.append(images))
         expected = _slow_step(model, index, pre, states, rule)
         every = np.arange(len(index))
-        assert after.of(every).tolist() == [e[0] for e in expected]
-        assert after.window_places(every).tolist() == [e[1] for e in expected]
-        changed = (after.of(every) != states.of(every)).any(axis=1).sum()
+        assert after.for_samples(every).tolist() == [e[0] for e in expected]
+        assert after.window_origins_or_zero(every).tolist() == [e[1] for e in expected]
+        changed = (after.for_samples(every) != states.for_samples(every)).any(axis=1).sum()
         assert 0 < changed == moved.images
         states = after
     assert sum(seen) == 2 * len(index)
@@ -276,18 +276,18 @@ def descent_moving(reduction: str) -> tuple[bool, bool, bool]:
     return MOVING[reduction]
 
 
-def _slow_step(model: nn.Module, index: Any, pre: Preprocessing, states: PerImage,
-               rule: probe.Descent) -> list[tuple[list[int], list[int]]]:
+def _slow_step(model: nn.Module, index: Any, pre: Preprocessing, states: PerImageLevels,
+               rule: probe.DescentRule) -> list[tuple[list[int], list[int]]]:
     """Every candidate as an image of its own through the ordinary loader."""
     every, result = np.arange(len(index)), []
     sizes, labels = index.sizes(every), index.labels(every)
-    window = descent.window_of(states.of(every), states.window_places(every), sizes, rule.n)
-    found = descent.neighbours(states.of(every), window, sizes, rule.moving, rule.n, rule.windows)
+    window = descent.window_of(states.for_samples(every), states.window_origins_or_zero(every), sizes, rule.num_levels)
+    found = descent.neighbors_of(states.for_samples(every), window, sizes, rule.dimensions, rule.num_levels, rule.windows)
     k = found.exists.shape[1]
     right, confidence, size = np.zeros((len(every), k), bool), np.zeros((len(every), k)), np.zeros((len(every), k), int)
     for column in range(k):
-        levels = PerImage(found.levels[:, column], np.ascontiguousarray(found.window[:, column, :2]), None)
-        for batch in open_loader(index, pre, 8, Engine(threads=1)).epoch(Plan(len(index), 8, levels)):
+        levels = PerImageLevels(found.levels[:, column], np.ascontiguousarray(found.window[:, column, :2]), None)
+        for batch in open_loader(index, pre, 8, Engine(threads=1)).epoch(EpochPlan(len(index), 8, levels)):
             with torch.inference_mode():
                 p = model(batch.images).softmax(1)
             for s, row in zip(batch.samples.tolist(), p, strict=True):
@@ -296,38 +296,38 @@ def _slow_step(model: nn.Module, index: Any, pre: Preprocessing, states: PerImag
         if rule.prefer == "entropy":
             for s in every.tolist():
                 size[s, column] = entropy(_reduced(index, s, found, column))
-    choice = descent.choose(right & found.exists, confidence.astype(np.float32), size if rule.prefer == "entropy" else None)
-    levels, window = descent.accept(states.of(every), window, found, choice)
+    choice = descent.choose_neighbor(right & found.exists, confidence.astype(np.float32), size if rule.prefer == "entropy" else None)
+    levels, window = descent.accept_neighbor(states.for_samples(every), window, found, choice)
     for s in every.tolist():
-        result.append((levels[s].tolist(), window[s, :2].tolist() if rule.moving[1] else [0, 0]))
+        result.append((levels[s].tolist(), window[s, :2].tolist() if rule.dimensions[1] else [0, 0]))
     return result
 
 
 def _reduced(index: Any, sample: int, found: descent.Candidates, column: int) -> np.ndarray:
     from qrdali.pipelines import host_ops as host
     from qrdali.pipelines.external_source import window_arrays
-    from qrdali.pipelines.graphs import windows
+    from qrdali.pipelines.graphs import decode_windows
 
-    (pixels,) = windows(lambda: window_arrays(index.path_bytes(np.array([sample])), found.window[sample, column][None]),
+    (pixels,) = decode_windows(lambda: window_arrays(index.path_bytes(np.array([sample])), found.window[sample, column][None]),
                         Engine(depth=1), 1).run()
     return host.reduce(np.array(pixels.at(0)), found.size[sample, column], int(found.bin_width[sample, column]))
 
 
 def test_online_feedback_steps_down_where_right_and_undoes_where_wrong(dataset: Dataset) -> None:
     index = dataset.index("train")
-    rule = probe.Descent((True, True, True), 4)
-    states, moved = probe.online_step(index, PerImage.begin(len(index), True, True), None, rule, 5)
+    rule = probe.DescentRule((True, True, True), 4)
+    states, moved = probe.descend_by_feedback(index, PerImageLevels.at_full_quality(len(index), True, True), None, rule, 5)
     every = np.arange(len(index))
     assert moved.images == len(index)
-    assert states.of(every).tolist() == [[1, 0, 0]] * len(index)
+    assert states.for_samples(every).tolist() == [[1, 0, 0]] * len(index)
     right = (every % 2 == 0).astype(np.uint8)
-    states, _ = probe.online_step(index, states, right, rule, 5)
-    assert states.of(every).tolist() == [[1, 0, 1] if r else [0, 0, 0] for r in right]
-    deeper, _ = probe.online_step(index, states, np.ones(len(index), np.uint8), rule, 5)
-    assert deeper.of(every).tolist() == [[1, 1, 1] if r else [1, 0, 0] for r in right]
-    undone, _ = probe.online_step(index, deeper, np.zeros(len(index), np.uint8), rule, 5)
-    assert undone.of(every).tolist() == states.of(every).tolist()
-    assert undone.window_places(every).tolist() == states.window_places(every).tolist()
+    states, _ = probe.descend_by_feedback(index, states, right, rule, 5)
+    assert states.for_samples(every).tolist() == [[1, 0, 1] if r else [0, 0, 0] for r in right]
+    deeper, _ = probe.descend_by_feedback(index, states, np.ones(len(index), np.uint8), rule, 5)
+    assert deeper.for_samples(every).tolist() == [[1, 1, 1] if r else [1, 0, 0] for r in right]
+    undone, _ = probe.descend_by_feedback(index, deeper, np.zeros(len(index), np.uint8), rule, 5)
+    assert undone.for_samples(every).tolist() == states.for_samples(every).tolist()
+    assert undone.window_origins_or_zero(every).tolist() == states.window_origins_or_zero(every).tolist()
 
 
 def test_validation_rows_stay_at_full_quality(data: str, shared: Path, tmp_path: Path) -> None:
@@ -340,11 +340,11 @@ def test_validation_rows_stay_at_full_quality(data: str, shared: Path, tmp_path:
 def test_levels_of_a_plan_keep_their_windows(dataset: Dataset) -> None:
     index = dataset.index("train")
     places = np.tile(np.array([[3, 5]], np.int32), (len(index), 1))
-    images = PerImage(np.tile(np.array([[0, 2, 0]], np.uint8), (len(index), 1)), places, None)
+    images = PerImageLevels(np.tile(np.array([[0, 2, 0]], np.uint8), (len(index), 1)), places, None)
     samples = np.arange(4)
-    plan = Plan(len(index), 4, images, training=True, epoch=3)
+    plan = EpochPlan(len(index), 4, images, training=True, epoch=3)
     assert plan.parameters(samples, index.sizes(samples)).window[:, :2].tolist() == [[3, 5]] * 4
-    free = Plan(len(index), 4, Constant(0, 2, 0), training=True, epoch=3).parameters(samples, index.sizes(samples)).window[:, :2]
+    free = EpochPlan(len(index), 4, ConstantLevels(0, 2, 0), training=True, epoch=3).parameters(samples, index.sizes(samples)).window[:, :2]
     assert len({tuple(place) for place in free.tolist()}) > 1
 
 
@@ -357,11 +357,11 @@ def test_candidates_on_the_gpu_are_close_to_the_cpus(dataset: Dataset, whole: bo
     every = np.arange(8)
     sizes, levels = index.sizes(every), np.zeros((8, 3), np.uint8)
     window = descent.window_of(levels, np.zeros((8, 2), np.int32), sizes, 4)
-    ask = Ask(every, window, descent.neighbours(levels, window, sizes, (True, True, True), 4))
+    ask = CandidateRequest(every, window, descent.neighbors_of(levels, window, sizes, (True, True, True), 4))
     dimensions = descent.column_dimensions((True, True, True))
     cpu, gpu = (next(open_loader(index, pre, 8, engine).candidates(iter([ask]), 8, dimensions, True))
                 for engine in (Engine(whole_graph=True), Engine(0, 2, 2, whole)))
     assert (cpu.images - gpu.images.cpu()).abs().mean() * 255 * .226 < 3
-    assert cpu.pictures is not None
-    assert gpu.pictures is not None
-    assert [[p.shape for p in column] for column in cpu.pictures] == [[p.shape for p in column] for column in gpu.pictures]
+    assert cpu.reduced_images is not None
+    assert gpu.reduced_images is not None
+    assert [[p.shape for p in column] for column in cpu.reduced_images] == [[p.shape for p in column] for column in gpu.reduced_images]

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
-from tiny import fill, images, info, jpeg, paths
+from tiny_data import fill, images, info, jpeg, paths
 
 from qrdali.cli.main import cli
 from qrdali.data import minival
@@ -18,7 +18,7 @@ from qrdali.data.index import Dataset
 from qrdali.data.scan import build
 from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
-from qrdali.files.lock import held
+from qrdali.files.lock import acquire
 from qrdali.reduction.counter_rng import shuffled
 
 
@@ -130,7 +130,7 @@ def test_minival_of_damaged_files(pets: Path) -> None:
 
 
 def test_one_cut_at_a_time(pets: Path) -> None:
-    with held(pets / ".lock", str), pytest.raises(RunError, match="is being cut by process"):
+    with acquire(pets / ".lock", str), pytest.raises(RunError, match="is being cut by process"):
         minival.cut(pets, 1, 0)
     (pets / ".lock").touch()  # of a process that is gone
     assert minival.cut(pets, 1, 0).val == 3

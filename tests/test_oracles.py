@@ -11,9 +11,9 @@ from PIL import Image, ImageOps
 from qrdali.data.scan import examine
 from qrdali.models import Preprocessing
 from qrdali.pipelines import host_ops as host
-from qrdali.pipelines.external_source import Prepared, graph_arrays, reduction_arrays, window_arrays
-from qrdali.pipelines.graphs import Engine, kept, network_input, windows
-from qrdali.reduction.quality import parameters
+from qrdali.pipelines.external_source import PreparedBatch, graph_arrays, reduction_arrays, window_arrays
+from qrdali.pipelines.graphs import Engine, decode_windows, network_input, reduce_decoded
+from qrdali.reduction.quality import reduction_params
 from qrdali.reduction.view import view
 
 Pixels = npt.NDArray[np.uint8]
@@ -41,31 +41,31 @@ MAKER = {"name": "graph"}
 def reduce(paths: list[Path], levels: tuple[int, int, int], n: int = 4, anchor: tuple[float, float] = (.5, .5)) -> list[Pixels]:
     count = len(paths)
     sizes = np.array([examine(str(p), True)[::-1] for p in paths], np.int32)
-    reduction = parameters(np.tile(np.array([levels], np.uint8), (count, 1)), sizes, np.tile([anchor], (count, 1)), n)
+    reduction = reduction_params(np.tile(np.array([levels], np.uint8), (count, 1)), sizes, np.tile([anchor], (count, 1)), n)
     names = [np.frombuffer(str(p).encode(), np.uint8) for p in paths]
     if MAKER["name"] == "host":
-        (decoded,) = windows(lambda: window_arrays(names, reduction.window), Engine(depth=1), count).run()
+        (decoded,) = decode_windows(lambda: window_arrays(names, reduction.window), Engine(depth=1), count).run()
         return [host.reduce(np.array(decoded.at(i)), reduction.size[i], int(reduction.bin_width[i])) for i in range(count)]
     whole = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
-    (decoded,) = windows(lambda: window_arrays(names, whole), Engine(depth=1), count).run()
+    (decoded,) = decode_windows(lambda: window_arrays(names, whole), Engine(depth=1), count).run()
     numbers = reduction_arrays(reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width)
     asked = ([np.array(decoded.at(i)) for i in range(count)], *numbers)
-    (images,) = kept(lambda: asked, Engine(), count, None).run()
+    (images,) = reduce_decoded(lambda: asked, Engine(), count, None).run()
     return [np.array(images.at(i)) for i in range(count)]
 
 
 def network_pixels(path: Path, fit: str) -> npt.NDArray[np.float32]:
     """What the network gets of a file at full quality, float32 [64, 64, 3]."""
     sizes = np.array([examine(str(path), True)[::-1]], np.int32)
-    reduction = parameters(np.zeros((1, 3), np.uint8), sizes, np.array([[.5, .5]]), 4)
+    reduction = reduction_params(np.zeros((1, 3), np.uint8), sizes, np.array([[.5, .5]]), 4)
     seen = view(reduction.size, fit, .875)
     name = [np.frombuffer(str(path).encode(), np.uint8)]
     if MAKER["name"] == "host":
-        (decoded,) = windows(lambda: window_arrays(name, reduction.window), Engine(depth=1), 1).run()
+        (decoded,) = decode_windows(lambda: window_arrays(name, reduction.window), Engine(depth=1), 1).run()
         out = np.empty((64, 64, 3), np.float32)
         host.prepare(np.array(decoded.at(0)), seen.region[0], False, PRE, out)
         return out
-    batch = Prepared(0, np.zeros(1, np.int64), np.zeros(1, np.int64), reduction, seen)
+    batch = PreparedBatch(0, np.zeros(1, np.int64), np.zeros(1, np.int64), reduction, seen)
     return np.array(network_input(lambda: graph_arrays(name, batch), Engine(depth=1), 1, PRE).run()[0].at(0))
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from qrdali.reduction.counter_rng import CROP, philox, uniform
-from qrdali.reduction.levels import FULL
-from qrdali.schedule.epoch_plan import Plan, permuted
+from qrdali.reduction.levels import FULL_QUALITY
+from qrdali.schedule.epoch_plan import EpochPlan, permute
 
 
 @pytest.mark.parametrize(("key", "counter", "words"), [
@@ -19,22 +19,22 @@ def test_philox_known_answers_of_random123(key: int, counter: tuple[int, int, in
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 17, 4096, 4097, 10007])
 def test_a_shuffle_is_a_bijection(count: int) -> None:
-    order = permuted(np.arange(count), count, 5, 1)
+    order = permute(np.arange(count), count, 5, 1)
     assert sorted(order.tolist()) == list(range(count))
     if count > 16:
         assert (order != np.arange(count)).mean() > .9
-        assert (order != permuted(np.arange(count), count, 5, 2)).mean() > .9
-        assert (order != permuted(np.arange(count), count, 6, 1)).mean() > .9
+        assert (order != permute(np.arange(count), count, 5, 2)).mean() > .9
+        assert (order != permute(np.arange(count), count, 6, 1)).mean() > .9
 
 
 def test_every_place_of_a_shuffle_is_as_likely_for_a_sample() -> None:
-    places = np.array([np.flatnonzero(permuted(np.arange(6), 6, seed, 1) == 2)[0] for seed in range(3000)])
+    places = np.array([np.flatnonzero(permute(np.arange(6), 6, seed, 1) == 2)[0] for seed in range(3000)])
     expected = 500
     assert ((np.bincount(places, minlength=6) - expected) ** 2 / expected).sum() < 20.5  # chi-square, 5 df, p = .001
 
 
 def stream(count: int, batch_size: int, world: int, first: int = 0) -> list[int]:
-    plans = [Plan(count, batch_size, FULL, seed=9, epoch=4, training=True, rank=rank, world=world) for rank in range(world)]
+    plans = [EpochPlan(count, batch_size, FULL_QUALITY, seed=9, epoch=4, training=True, rank=rank, world_size=world) for rank in range(world)]
     return [s for b in range(first, plans[0].batches) for plan in plans for s in plan.batch(b).tolist()]
 
 
@@ -56,14 +56,14 @@ def test_ranks_of_large_batches_see_what_one_process_sees() -> None:
 
 
 def test_the_last_batch_is_partial() -> None:
-    plan = Plan(65, 32, FULL)
+    plan = EpochPlan(65, 32, FULL_QUALITY)
     assert [len(plan.batch(b)) for b in range(plan.batches)] == [32, 32, 1]
     assert plan.batch(2).tolist() == [64]
 
 
 def test_ten_to_the_eight_samples_start_in_bounded_memory() -> None:
     tracemalloc.start()
-    batch = Plan(10**8, 32, FULL, training=True).batch(10**6)
+    batch = EpochPlan(10**8, 32, FULL_QUALITY, training=True).batch(10**6)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(set(batch.tolist())) == 32
@@ -86,7 +86,7 @@ def test_draws_belong_to_seed_epoch_sample_and_purpose() -> None:
 @pytest.mark.parametrize("augment", ["flip", "rrc", "none"])
 def test_views_stay_inside(augment: str) -> None:
     sizes = np.array([[1, 1], [1, 50], [50, 1], [37, 91]] * 25, np.int32)
-    plan = Plan(100, 100, FULL, training=True, augment=augment)
+    plan = EpochPlan(100, 100, FULL_QUALITY, training=True, augment=augment)
     view = plan.view(np.arange(100), sizes, "whole", 1)
     assert (view.region[:, :2] >= 0).all()
     assert (view.region[:, 2:] <= sizes).all()

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from qrdali.errors import InputError
-from qrdali.reduction.quality import bin_width, level_of, parameters, quality, rounded, steps
+from qrdali.reduction.quality import (
+    bin_width,
+    level_of,
+    num_levels_of,
+    quality,
+    reduction_params,
+    round_half_up,
+)
 
 
 def test_bin_widths_of_both_steps() -> None:
@@ -19,13 +26,13 @@ def test_levels_are_exact() -> None:
 
 @pytest.mark.parametrize(("step", "n"), [(.25, 4), (.05, 20), (.5, 2), (1 / 3, 3), (.1, 10), (1 / 255, 255)])
 def test_steps(step: float, n: int) -> None:
-    assert steps(step) == n
+    assert num_levels_of(step) == n
 
 
 @pytest.mark.parametrize("step", [.3, 0, -1, 1, 2, .25 + 1e-6, float("nan"), 1 / 256])
 def test_steps_that_are_not_one_over_n_are_refused(step: float) -> None:
     with pytest.raises(InputError, match="1/n"):
-        steps(step)
+        num_levels_of(step)
 
 
 @pytest.mark.parametrize("q", [0, -.5, 1.1, float("nan"), .6])
@@ -35,14 +42,14 @@ def test_qualities_refused(q: float) -> None:
 
 
 def test_half_rounds_up() -> None:
-    assert rounded(np.array([.5, 1.5, 2.5, 2.4999])).tolist() == [1, 2, 3, 2]
+    assert round_half_up(np.array([.5, 1.5, 2.5, 2.4999])).tolist() == [1, 2, 3, 2]
 
 
 def test_windows_and_sizes() -> None:
     # 375 · √.5 = 265.17, 500 · √.5 = 353.55; 375 - 265 = 110, 500 - 354 = 146
     sizes = np.tile(np.array([[375, 500]], np.int32), (5, 1))
     anchors = np.array([(0, 0), (0, 1), (1, 0), (1, 1), (.5, .5)])
-    p = parameters(np.tile(np.array([[0, 2, 2]], np.uint8), (5, 1)), sizes, anchors, 4)
+    p = reduction_params(np.tile(np.array([[0, 2, 2]], np.uint8), (5, 1)), sizes, anchors, 4)
     assert p.window.tolist() == [[0, 0, 265, 354], [0, 146, 265, 354], [110, 0, 265, 354], [110, 146, 265, 354],
                                  [55, 73, 265, 354]]
     assert p.size.tolist() == [[187, 250]] * 5  # 265 · √.5 = 187.38, 354 · √.5 = 250.3
@@ -50,7 +57,7 @@ def test_windows_and_sizes() -> None:
 
 
 def test_nothing_shrinks_below_a_pixel_and_level_0_is_everything() -> None:
-    p = parameters(np.array([[3, 3, 3], [0, 0, 0]], np.uint8), np.array([[1, 1], [7, 5000]]), np.ones((2, 2)), 4)
+    p = reduction_params(np.array([[3, 3, 3], [0, 0, 0]], np.uint8), np.array([[1, 1], [7, 5000]]), np.ones((2, 2)), 4)
     assert p.window.tolist() == [[0, 0, 1, 1], [0, 0, 7, 5000]]
     assert p.size.tolist() == [[1, 1], [7, 5000]]
     assert p.bin_width.tolist() == [64, 1]

@@ -20,9 +20,9 @@ from qrdali.errors import RunError, Unreadable
 from qrdali.models import Preprocessing
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import GraphLoader, HostLoader, open_loader
-from qrdali.reduction.levels import FULL
+from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.runs.settings import Settings, validated
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.workflows.train import run_training
 
 PRE = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
@@ -41,8 +41,8 @@ def spoil(data: Path, *samples: int) -> None:
         Path(path).write_bytes(content[:len(content) // 2])
 
 
-def plan(index: Index, epoch: int, **values: Any) -> Plan:
-    return Plan(len(index), 4, FULL, seed=2, epoch=epoch, training=True, augment="flip", **values)
+def plan(index: Index, epoch: int, **values: Any) -> EpochPlan:
+    return EpochPlan(len(index), 4, FULL_QUALITY, seed=2, epoch=epoch, training=True, augment="flip", **values)
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -67,7 +67,7 @@ def test_inside_an_epoch_every_good_image_comes_once_in_its_batch(data: Path, gr
         assert torch.equal(batch.samples, fresh[number].samples[good])
         assert torch.equal(batch.labels, fresh[number].labels[good])
         assert torch.equal(batch.images, fresh[number].images[good])
-    for after in (plan(index, 2, without=tuple(bad)), plan(index, 3, without=tuple(bad), first_batch=3)):
+    for after in (plan(index, 2, excluded=tuple(bad)), plan(index, 3, excluded=tuple(bad), first_batch=3)):
         came = [sample for batch in made.epoch(after) for sample in batch.samples.tolist()]
         assert came == [s for n in range(after.first_batch, 8) for s in plan(index, after.epoch).batch(n).tolist() if s not in bad]
     with pytest.raises(Unreadable) as raised:
@@ -114,24 +114,24 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, Callable[[],
 @pytest.mark.parametrize("graph", [False, True])
 def test_training_goes_on(data: Path, tmp_path: Path, graph: bool, at_step: Any, monkeypatch: pytest.MonkeyPatch,
                           capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(Engine, "host", property(lambda self: not graph))
+    monkeypatch.setattr(Engine, "host_ops", property(lambda self: not graph))
     seen: dict[int, list[int]] = {}
     without: dict[int, tuple[int, ...]] = {}
     loader = GraphLoader if graph else HostLoader
     inner = loader.epoch
 
-    def spied(self: Any, plan: Plan, *more: Any) -> Any:
+    def spied(self: Any, plan: EpochPlan, *more: Any) -> Any:
         for batch in inner(self, plan, *more):
             if plan.training:
-                without[plan.epoch] = plan.without
+                without[plan.epoch] = plan.excluded
                 seen.setdefault(plan.epoch, []).extend(batch.samples.tolist())
             yield batch
 
     monkeypatch.setattr(loader, "epoch", spied)
     index = Dataset.open(data).index("train")
-    later = int(Plan(30, 4, FULL, seed=0, epoch=2, training=True).batch(6)[0])
-    last = int(Plan(30, 4, FULL, seed=0, epoch=3, training=True, without=(later,)).batch(7)[0])  # of two
-    first = next(sample for sample in range(30) if sample not in (later, *Plan(30, 4, FULL, seed=0, epoch=3, training=True).batch(7)))
+    later = int(EpochPlan(30, 4, FULL_QUALITY, seed=0, epoch=2, training=True).batch(6)[0])
+    last = int(EpochPlan(30, 4, FULL_QUALITY, seed=0, epoch=3, training=True, excluded=(later,)).batch(7)[0])  # of two
+    first = next(sample for sample in range(30) if sample not in (later, *EpochPlan(30, 4, FULL_QUALITY, seed=0, epoch=3, training=True).batch(7)))
     at_step("epoch 1 val", 1, lambda: spoil(data, first))
     at_step("epoch 2 C", 1, lambda: spoil(data, later))
     at_step("epoch 3 C", 1, lambda: spoil(data, last))
@@ -153,7 +153,7 @@ def test_training_goes_on(data: Path, tmp_path: Path, graph: bool, at_step: Any,
 
 
 def test_stopped_inside_such_an_epoch_and_resumed_equals_uninterrupted(data: Path, tmp_path: Path, at_step: Any) -> None:
-    what = Plan(30, 4, FULL, seed=0, epoch=2, training=True)
+    what = EpochPlan(30, 4, FULL_QUALITY, seed=0, epoch=2, training=True)
     spoil(data, *what.batch(2).tolist())  # a batch without an image before the stop
     spoil(data, int(what.batch(5)[1]))
     run_training(settings(data, epochs=2, save_every="1", max_bad=.2), tmp_path / "once", False)

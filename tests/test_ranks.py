@@ -21,11 +21,11 @@ from torch import nn
 from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build
-from qrdali.distributed import ALONE, Ranks, declared
+from qrdali.distributed import SINGLE_PROCESS, ProcessGroup, from_environment
 from qrdali.errors import InputError, RunError
-from qrdali.evaluation.predict import at_once, read_rows
-from qrdali.reduction.levels import FULL
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.evaluation.predict import inference_batch_size, read_rows
+from qrdali.reduction.levels import FULL_QUALITY
+from qrdali.schedule.epoch_plan import EpochPlan
 
 STEPS = random.Random(11)  # at which ranks are killed; of six
 WORKER = Path(__file__).parent / "ranks_worker.py"
@@ -58,7 +58,7 @@ def alone(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    train(entries(folder, dataset.folder, list(RUNS)), ALONE)
+    train(entries(folder, dataset.folder, list(RUNS)), SINGLE_PROCESS)
     torch.set_num_threads(threads)
     return folder
 
@@ -114,7 +114,7 @@ def test_a_dead_rank_ends_the_job_and_one_process_goes_on(dataset: Dataset, alon
     assert done.returncode != 0
     assert time.monotonic() - begun < 60
     assert "rank 0 of 2 lost the others" in done.stderr or "SIGKILL" in done.stderr
-    train([{**what[0], "kill": None, "resume": True}], ALONE)
+    train([{**what[0], "kill": None, "resume": True}], SINGLE_PROCESS)
     assert order(tmp_path / "shared") == order(alone / "shared")
     first, second = (load_file(folder / "shared" / "last" / "model.safetensors") for folder in (alone, tmp_path))
     assert max(float((first[key] - second[key]).abs().max()) for key in first) < 2e-4
@@ -136,7 +136,7 @@ def test_a_signal_saves_what_all_ranks_have_done(dataset: Dataset, alone: Path, 
                if epoch == state["schedule"]["epoch"] + 1 and number < within)
     assert state["epoch"]["images"] == seen
     assert len(state["epoch"]["ranks"]) == 2
-    train([{**what[0], "end": None, "resume": True, "settings": what[0]["settings"]}], ALONE)
+    train([{**what[0], "end": None, "resume": True, "settings": what[0]["settings"]}], SINGLE_PROCESS)
     orders = order(tmp_path / "shared")
     assert orders[:6] == order(alone / "shared")
     assert len(orders) == 3 * 5
@@ -235,44 +235,44 @@ def test_batch_norm_over_ranks_keeps_the_network() -> None:
 def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
-    assert (declared(), declared().main, declared().alone) == (Ranks(), True, True)
+    assert (from_environment(), from_environment().is_main, from_environment().is_single) == (ProcessGroup(), True, True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="RANK, LOCAL_RANK, LOCAL_WORLD_SIZE is not set"):
-        declared()
+        from_environment()
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    assert (declared(), declared().main) == (Ranks(3, 4, 1, 2, 0), False)
+    assert (from_environment(), from_environment().is_main) == (ProcessGroup(3, 4, 1, 2, 0), False)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    assert declared().restarts == 2
+    assert from_environment().restarts == 2
     monkeypatch.setenv("RANK", "4")
     with pytest.raises(InputError, match="start with torchrun"):
-        declared()
+        from_environment()
     monkeypatch.setenv("RANK", "one")
     with pytest.raises(InputError, match="no numbers"):
-        declared()
+        from_environment()
 
 
 def test_alone_nothing_is_asked() -> None:
     values = np.arange(3)
-    assert (ALONE.gather(values)[0] is values, ALONE.tell("x"), ALONE.of_main(7)) == (True, ["x"], 7)
+    assert (SINGLE_PROCESS.all_gather(values)[0] is values, SINGLE_PROCESS.all_gather_object("x"), SINGLE_PROCESS.broadcast_object(7)) == (True, ["x"], 7)
     model = nn.Linear(1, 1)
-    assert ALONE.parallel(model, torch.device("cpu")) is model
-    assert ALONE.agreement().largest(15, 1) == (15, 1)
+    assert SINGLE_PROCESS.wrap_ddp(model, torch.device("cpu")) is model
+    assert SINGLE_PROCESS.lagged_max().update(15, 1) == (15, 1)
     with pytest.raises(RunError, match="gone"):
-        ALONE.together(lambda: (_ for _ in ()).throw(RunError("gone")))
+        SINGLE_PROCESS.run_on_all(lambda: (_ for _ in ()).throw(RunError("gone")))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_whole_batches_are_dealt_once(world: int) -> None:
-    plans = [Plan(50, 8, FULL, rank=rank, world=world, whole=True) for rank in range(world)]
+    plans = [EpochPlan(50, 8, FULL_QUALITY, rank=rank, world_size=world, whole_batches=True) for rank in range(world)]
     for number in range(plans[0].batches):
         parts = [plan.batch(number) for plan in plans]
         assert [len(part) > 0 for part in parts] == [rank == number % world for rank in range(world)]
         assert np.concatenate(parts).tolist() == list(range(8 * number, min(50, 8 * number + 8)))
         assert plans[0].count(number) == sum(map(len, parts))
-    assert Plan(50, 8, FULL, without=(48, 49)).count(6) == 0
+    assert EpochPlan(50, 8, FULL_QUALITY, excluded=(48, 49)).count(6) == 0
 
 
 def test_a_pass_without_gradients_has_the_shape_of_one_process() -> None:
-    assert [at_once(32, world) for world in (1, 2, 8)] == [32, 32, 32]
-    assert [at_once(1024, world) for world in (1, 2, 8)] == [1024, 512, 256]
+    assert [inference_batch_size(32, world) for world in (1, 2, 8)] == [32, 32, 32]
+    assert [inference_batch_size(1024, world) for world in (1, 2, 8)] == [1024, 512, 256]

@@ -22,9 +22,9 @@ from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build as index_images
 from qrdali.data.scan import index_folder
-from qrdali.distributed import Ranks
-from qrdali.distributed.work_queue import Deal
-from qrdali.errors import Elsewhere, Interrupted, RunError
+from qrdali.distributed import ProcessGroup
+from qrdali.distributed.work_queue import WorkQueue
+from qrdali.errors import Interrupted, OtherRankFailed, RunError
 from qrdali.mepi.journal import Entry, Journal
 from qrdali.runs.settings import validated
 from qrdali.workflows.train import run_training
@@ -190,7 +190,7 @@ def test_an_image_that_one_rank_cannot_read_ends_all_with_one_line(run: Path, im
                                               "by --root OLD=NEW where it is now, or index again"]
 
 
-class Pretended(Ranks):
+class Pretended(ProcessGroup):
     """A rank whose peers are told for it: `tell` gives what `others` say and then its own."""
 
     def say(self, *others: Any) -> "Pretended":
@@ -202,32 +202,32 @@ class Pretended(Ranks):
 
 
 @pytest.mark.parametrize(("others", "raised"), [
-    (None, RunError), (["disk", 0], Elsewhere), (["stopped", 15], RunError)])
+    (None, RunError), (["disk", 0], OtherRankFailed), (["stopped", 15], RunError)])
 def test_what_a_failure_of_several_ranks_raises(others: Any, raised: type[Exception]) -> None:
     def fails() -> None:
         raise RunError("here")
 
     with pytest.raises(raised) as caught:
-        Pretended(1, 2, 1, 2).say(others).together(fails)
+        Pretended(1, 2, 1, 2).say(others).run_on_all(fails)
     assert type(caught.value) is raised
 
 
 def test_a_signal_anywhere_interrupts_all() -> None:
     with pytest.raises(Interrupted) as caught:
-        Pretended(1, 2, 1, 2).say(["stopped", 15]).together(lambda: 1)
+        Pretended(1, 2, 1, 2).say(["stopped", 15]).run_on_all(lambda: 1)
     assert caught.value.signum == 15
 
 
 def test_who_watches_rank_0_sees_what_failed_on_another_host() -> None:
-    class Last(Ranks):
+    class Last(ProcessGroup):
         def tell(self, value: Any) -> list[Any]:
             return [value, None, ["disk", 0]]
 
     with pytest.raises(RunError, match="rank 2: disk") as caught:
-        Last(0, 3, 0, 2).together(lambda: 1)
-    assert not isinstance(caught.value, Elsewhere)
-    with pytest.raises(Elsewhere):
-        Last(0, 3, 0, 3).together(lambda: 1)
+        Last(0, 3, 0, 2).run_on_all(lambda: 1)
+    assert not isinstance(caught.value, OtherRankFailed)
+    with pytest.raises(OtherRankFailed):
+        Last(0, 3, 0, 3).run_on_all(lambda: 1)
 
 
 def test_a_deal_gives_each_number_to_one_rank_and_single_ones_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,8 +237,8 @@ def test_a_deal_gives_each_number_to_one_rank_and_single_ones_at_the_end(monkeyp
         total[0] += amount
         return total[0]
 
-    monkeypatch.setattr("qrdali.distributed.Counter.add", add)
-    deals = [iter(Deal(Ranks(rank, 3, rank, 3), 200)) for rank in range(3)]
+    monkeypatch.setattr("qrdali.distributed.SharedCounter.add", add)
+    deals = [iter(WorkQueue(ProcessGroup(rank, 3, rank, 3), 200)) for rank in range(3)]
     given: list[list[int]] = [[], [], []]
     turn = 0
     while (number := next(deals[turn % 3 if turn % 7 else 0], None)) is not None:  # the first rank is faster
@@ -249,8 +249,8 @@ def test_a_deal_gives_each_number_to_one_rank_and_single_ones_at_the_end(monkeyp
     assert sorted(number for own in given for number in own) == list(range(200))
     assert len(given[0]) > len(given[1]) > 40
     assert given[1][:8] == list(range(given[1][0], given[1][0] + 8))
-    assert [Deal(Ranks(), 9).at_once(), Deal(Ranks(0, 3), 200).at_once(), Deal(Ranks(0, 3), 30).at_once(),
-            Deal(Ranks(0, 3), 5).at_once()] == [8, 8, 2, 1]
+    assert [WorkQueue(ProcessGroup(), 9).chunk_size(), WorkQueue(ProcessGroup(0, 3), 200).chunk_size(), WorkQueue(ProcessGroup(0, 3), 30).chunk_size(),
+            WorkQueue(ProcessGroup(0, 3), 5).chunk_size()] == [8, 8, 2, 1]
 
 
 def _entry(sample: int, levels: int, outcome: str = "mepi") -> Entry:
@@ -270,11 +270,11 @@ def test_parts_of_other_ranks_are_taken_in_and_go(tmp_path: Path) -> None:
     other = Journal(file, 9, 4, 1)
     assert other.with_mepi().tolist() == [4]
     journal = Journal(file, 9, 4)
-    journal.take_in()
+    journal.merge_rank_parts()
     assert journal.with_mepi().tolist() == [2, 4, 7]
     assert journal.entry(7) == _entry(7, 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["crop.copy.jsonl", "crop.jsonl"]
-    other.read_on()
+    other.reload()
     assert np.array_equal(other.rows, journal.rows)
     assert other.entry(2) == _entry(2, 1)
     journal.begin()
@@ -288,7 +288,7 @@ def test_a_damaged_part_is_named_and_kept(tmp_path: Path) -> None:
     part = tmp_path / "crop.3.jsonl"
     part.write_bytes(b"[]\n")
     with pytest.raises(RunError, match=r"crop.3.jsonl line 1 is damaged"):
-        Journal(tmp_path / "crop.jsonl", 9, 4).take_in()
+        Journal(tmp_path / "crop.jsonl", 9, 4).merge_rank_parts()
     assert part.exists()
 
 
@@ -304,7 +304,7 @@ def test_ranks_index_one_folder_alike(images: Path, dataset: Dataset, tmp_path: 
 
     told = [listed, []]
 
-    class Second(Ranks):
+    class Second(ProcessGroup):
         def of_main(self, value: Any) -> Any:
             return told.pop(0)
 
@@ -314,6 +314,6 @@ def test_ranks_index_one_folder_alike(images: Path, dataset: Dataset, tmp_path: 
         def tell(self, value: Any) -> list[Any]:
             return [[bad if path == str(first) else [*Image.open(path).size, ""] for _, path in listed[::2]], value]
 
-    found = index_folder(tmp_path / "val", dataset.classes, tmp_path / "second.arrow", verify=True, ranks=Second(1, 2, 1, 2))
+    found = index_folder(tmp_path / "val", dataset.classes, tmp_path / "second.arrow", verify=True, group=Second(1, 2, 1, 2))
     assert [path for path, _ in found] == [str(first)]
     assert (tmp_path / "second.arrow").read_bytes() == (tmp_path / "alone.arrow").read_bytes()

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import made
+import fake_runs
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -30,13 +30,13 @@ def four(tmp_path: Path) -> dict[str, Path]:
     """Shared, baseline, linear and adaptive of one network: test has 40 images, a reduced set 20."""
     base = tmp_path / "runs"
     return {
-        "shared": made.run(base / "shared", [.1, .4, .5], {"val": right(10, 10), "test": right(20, 20), "small": right(5, 15)},
+        "shared": fake_runs.run(base / "shared", [.1, .4, .5], {"val": right(10, 10), "test": right(20, 20), "small": right(5, 15)},
                            method="shared"),
-        "baseline": made.run(base / "baseline", [.5, .6, .55], {"val": right(12, 8), "test": right(24, 16), "small": right(6, 14)}),
+        "baseline": fake_runs.run(base / "baseline", [.5, .6, .55], {"val": right(12, 8), "test": right(24, 16), "small": right(6, 14)}),
         # 30 right: 21 of the baseline's 24, and 9 of its errors; b = 3, c = 9.
-        "linear": made.run(base / "linear", [.5, .45, .65], {"val": right(13, 7), "test": right(21, 3, 9, 7), "small": right(12, 8)},
+        "linear": fake_runs.run(base / "linear", [.5, .45, .65], {"val": right(13, 7), "test": right(21, 3, 9, 7), "small": right(12, 8)},
                            letters="RC", method="linear", reduction="crop", sequence="paired-epochs"),
-        "adaptive": made.run(base / "adaptive", [.5, .45, .5, .6], {"val": right(12, 8), "test": right(24, 16), "small": right(10, 10)},
+        "adaptive": fake_runs.run(base / "adaptive", [.5, .45, .5, .6], {"val": right(12, 8), "test": right(24, 16), "small": right(10, 10)},
                              letters="RRC", method="adaptive", reduction="crop", sequence="paired-rounds"),
     }
 
@@ -97,10 +97,10 @@ def test_the_files(four: dict[str, Path], tmp_path: Path) -> None:
 def test_seeds_of_one_configuration_are_one_line(tmp_path: Path) -> None:
     folders = []
     for seed, base, count in ((0, 20, 20), (1, 18, 24), (2, 20, 28)):
-        folders.append(made.run(tmp_path / f"b{seed}", [.5], {"val": right(20, 20), "test": right(base, 40 - base)}, seed=seed))
-        folders.append(made.run(tmp_path / f"f{seed}", [.5], {"val": right(20, 20), "test": right(count, 40 - count)}, seed=seed,
+        folders.append(fake_runs.run(tmp_path / f"b{seed}", [.5], {"val": right(20, 20), "test": right(base, 40 - base)}, seed=seed))
+        folders.append(fake_runs.run(tmp_path / f"f{seed}", [.5], {"val": right(20, 20), "test": right(count, 40 - count)}, seed=seed,
                                 method="fixed", reduction="color", quality=.5))
-    folders.append(made.run(tmp_path / "other", [.5], {"val": right(20, 20), "test": right(20, 20)}, method="fixed", reduction="color",
+    folders.append(fake_runs.run(tmp_path / "other", [.5], {"val": right(20, 20), "test": right(20, 20)}, method="fixed", reduction="color",
                             quality=.5, lr=.5))
     told = build(folders, [], tmp_path / "out")
     rows = table(told, "accuracy-1")
@@ -118,7 +118,7 @@ def test_seeds_of_one_configuration_are_one_line(tmp_path: Path) -> None:
 
 
 def test_data_sets_and_networks_stand_apart(four: dict[str, Path], tmp_path: Path) -> None:
-    other = made.run(tmp_path / "other", [.5], {"val": right(5, 5)}, data="/data/else", prefix="/else/")
+    other = fake_runs.run(tmp_path / "other", [.5], {"val": right(5, 5)}, data="/data/else", prefix="/else/")
     told = build([four["baseline"], four["linear"], other], [], tmp_path / "out")
     assert [row["method"] for row in table(told, "accuracy-1")] == ["baseline", "linear"]
     assert [row["method"] for row in table(told, "accuracy-2")] == ["baseline"]
@@ -138,7 +138,7 @@ def test_missing_rows_are_named_with_the_command(four: dict[str, Path], tmp_path
 
 
 def test_rows_of_other_images_are_not_compared(four: dict[str, Path], tmp_path: Path) -> None:
-    made.rows(four["linear"], "test", right(30, 10), prefix="/moved/")
+    fake_runs.rows(four["linear"], "test", right(30, 10), prefix="/moved/")
     told = build(list(four.values()), [], tmp_path / "out")
     assert {row["run"]: row["p"] for row in table(told, "comparisons-1") if row["set"] == "test"}["linear"] is None
     assert any("not of the same images" in note for note in told["tables"]["accuracy-1"]["notes"])
@@ -197,7 +197,7 @@ def test_a_run_that_is_not_ready_is_left_out(four: dict[str, Path], tmp_path: Pa
 
 def test_settings_and_places_are_told_once(tmp_path: Path) -> None:
     here, there = {"torch": "2", "cpu": "this"}, {"torch": "3", "cpu": "that"}
-    folders = [made.run(tmp_path / f"r{i}", [.5], {}, seed=i, extra={"environment": there if i == 4 else here}) for i in range(5)]
+    folders = [fake_runs.run(tmp_path / f"r{i}", [.5], {}, seed=i, extra={"environment": there if i == 4 else here}) for i in range(5)]
     told = build(folders, [], tmp_path / "out")
     assert [(row["runs"], row["how many"], row["cpu"]) for row in table(told, "versions")] == [
         ("r0, r1, r2 and 1 more", 4, "this"), ("r4", 1, "that")]
@@ -207,7 +207,7 @@ def test_settings_and_places_are_told_once(tmp_path: Path) -> None:
 
 
 def test_a_run_with_its_start_only(tmp_path: Path) -> None:
-    told = build([made.run(tmp_path / "only", [.25], {})], [], tmp_path / "out")
+    told = build([fake_runs.run(tmp_path / "only", [.25], {})], [], tmp_path / "out")
     row, = table(told, "accuracy-1")
     assert (row["val"], row["epochs"]) == (25, 0)
 
@@ -234,7 +234,7 @@ def test_rows_and_curves_of_other_weights_are_left_out(four: dict[str, Path], tm
 def test_validation_by_phase_is_no_full_quality_accuracy(tmp_path: Path) -> None:
     for best, shown in (("C", 60), ("R", None)):
         accuracies = [.3, .4, .6] if best == "C" else [.3, .6, .4]
-        folder = made.run(tmp_path / best, accuracies, {}, letters="RC", method="fixed", reduction="crop", monitor="phase")
+        folder = fake_runs.run(tmp_path / best, accuracies, {}, letters="RC", method="fixed", reduction="crop", monitor="phase")
         told = build([folder], [], tmp_path / "out")
         assert table(told, "accuracy-1")[0]["val"] == shown
         assert any("--monitor phase" in note for note in told["tables"]["accuracy-1"]["notes"])
@@ -258,9 +258,9 @@ def test_mapped_rows_are_a_set_of_their_own(four: dict[str, Path], tmp_path: Pat
 
 def test_the_baseline_that_agrees_most_and_a_run_without(tmp_path: Path) -> None:
     sets = {"val": right(20, 20), "test": right(20, 20)}
-    folders = [made.run(tmp_path / "slow", [.5], sets, lr=.1), made.run(tmp_path / "fast", [.5], {**sets, "test": right(30, 10)}, lr=.5),
-               made.run(tmp_path / "fixed", [.5], {**sets, "test": right(30, 10)}, lr=.5, method="fixed", reduction="crop"),
-               made.run(tmp_path / "alone", [.5], sets, lr=.5, method="fixed", reduction="color", seed=7)]
+    folders = [fake_runs.run(tmp_path / "slow", [.5], sets, lr=.1), fake_runs.run(tmp_path / "fast", [.5], {**sets, "test": right(30, 10)}, lr=.5),
+               fake_runs.run(tmp_path / "fixed", [.5], {**sets, "test": right(30, 10)}, lr=.5, method="fixed", reduction="crop"),
+               fake_runs.run(tmp_path / "alone", [.5], sets, lr=.5, method="fixed", reduction="color", seed=7)]
     told = build(folders, [], tmp_path / "out")
     row = next(row for row in table(told, "comparisons-1") if (row["run"], row["set"]) == ("fixed", "test"))
     assert (row["baseline"], row["difference"]) == ("fast", 0)
@@ -272,14 +272,14 @@ def test_the_joint_figure_takes_sets_that_all_have(four: dict[str, Path], tmp_pa
     from qrdali.report.plots import joint, reduced_sets
     from qrdali.report.read import read_run
 
-    made.rows(four["linear"], "mine", right(1, 0))
-    made.rows(four["linear"], "val-crop-0.5", right(1, 0))
+    fake_runs.rows(four["linear"], "mine", right(1, 0))
+    fake_runs.rows(four["linear"], "val-crop-0.5", right(1, 0))
     found, = group([read_run(folder, name, lambda text: None) for name, folder in four.items()])
     assert reduced_sets(found) == ("small",)
     figure = joint(found, "x")
     assert figure is not None
     assert "4 configurations" in figure.alt
-    made.rows(four["linear"], "small", right(12, 8), prefix="/elsewhere/")
+    fake_runs.rows(four["linear"], "small", right(12, 8), prefix="/elsewhere/")
     found, = group([read_run(folder, name, lambda text: None) for name, folder in four.items()])
     assert joint(found, "x") is None
 
@@ -290,17 +290,17 @@ def test_the_joint_figure_takes_sets_that_all_have(four: dict[str, Path], tmp_pa
     ("test-crop-0.3", "--data D --split test --reduced 0.3 --step 0.1"),
 ])
 def test_the_command_that_makes_a_set(name: str, expected: str) -> None:
-    from qrdali.evaluation.predict import asked
+    from qrdali.evaluation.predict import evaluate_command_for
 
-    assert asked(name, "D") == expected
+    assert evaluate_command_for(name, "D") == expected
 
 
 QUOTIENTS = {0: .1, 1: .2, 2: .3, 3: .4, 4: .5}
 
 
 def test_quotients_of_two_runs_on_the_images_both_have(four: dict[str, Path], tmp_path: Path) -> None:
-    one = made.mepis(tmp_path / "m" / "one", four["baseline"], {"color": QUOTIENTS, "crop": {}}, 10)
-    other = made.mepis(tmp_path / "m" / "other", four["linear"], {"color": {1: .1, 2: .1, 3: .1, 4: .1, 5: .9}}, 10)
+    one = fake_runs.mepis(tmp_path / "m" / "one", four["baseline"], {"color": QUOTIENTS, "crop": {}}, 10)
+    other = fake_runs.mepis(tmp_path / "m" / "other", four["linear"], {"color": {1: .1, 2: .1, 3: .1, 4: .1, 5: .9}}, 10)
     told = build(list(four.values()), [other, one], tmp_path / "out")
     means = {row["set"]: row for row in table(told, "quotients-1") if row["reduction"] == "color"}
     assert (means["one"]["images"], means["one"]["with MEPI"]) == (10, 5)
@@ -325,17 +325,17 @@ def test_quotients_of_two_runs_on_the_images_both_have(four: dict[str, Path], tm
 
 
 def test_sets_with_other_options_are_not_compared(four: dict[str, Path], tmp_path: Path) -> None:
-    one = made.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
-    other = made.mepis(tmp_path / "other", four["linear"], {"color": QUOTIENTS}, 10, step=.25)
-    third = made.mepis(tmp_path / "third", four["linear"], {"color": QUOTIENTS}, 10)
+    one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
+    other = fake_runs.mepis(tmp_path / "other", four["linear"], {"color": QUOTIENTS}, 10, step=.25)
+    third = fake_runs.mepis(tmp_path / "third", four["linear"], {"color": QUOTIENTS}, 10)
     told = build(list(four.values()), [one, other, third], tmp_path / "out")
     assert [row["set"] for row in table(told, "quotients-1")] == ["one", "third"]
     assert [row["set"] for row in table(told, "quotients-2")] == ["other"]
     assert [(row["first"], row["second"]) for row in table(told, "quotient-pairs-1")] == [("one", "third")]
     assert "quotient-pairs-2" not in told["tables"]
     assert "Entropy quotients: step 0.25" in (tmp_path / "out" / "report.html").read_text()
-    fourth = made.mepis(tmp_path / "fourth", four["linear"], {"color": QUOTIENTS}, 10, limit=None)
-    fifth = made.mepis(tmp_path / "fifth", four["linear"], {"color": QUOTIENTS}, 10, limit=7)
+    fourth = fake_runs.mepis(tmp_path / "fourth", four["linear"], {"color": QUOTIENTS}, 10, limit=None)
+    fifth = fake_runs.mepis(tmp_path / "fifth", four["linear"], {"color": QUOTIENTS}, 10, limit=7)
     build(list(four.values()), [fourth, fifth], tmp_path / "limits")
     shown = (tmp_path / "limits" / "report.html").read_text()
     assert "Entropy quotients: all images<" in shown
@@ -344,7 +344,7 @@ def test_sets_with_other_options_are_not_compared(four: dict[str, Path], tmp_pat
 
 def test_the_gallery_and_a_report_without_the_images(four: dict[str, Path], tmp_path: Path) -> None:
     images = tmp_path / "images"
-    one = made.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS, "resolution": QUOTIENTS}, 10, images)
+    one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS, "resolution": QUOTIENTS}, 10, images)
     build(list(four.values()), [one], tmp_path / "out", gallery_rows=4)
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<article>") == 4
@@ -361,7 +361,7 @@ def test_the_gallery_and_a_report_without_the_images(four: dict[str, Path], tmp_
 
 
 def test_damaged_mepi_sets(four: dict[str, Path], tmp_path: Path) -> None:
-    one = made.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
+    one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
     whole = (one / "manifest.parquet").read_bytes()
     for name, content, message in (("manifest.parquet", whole[:99], "is damaged"), ("summary.json", b"[]", "holds no JSON object"),
                                    ("summary.json", b'{"color": {"images": "x"}}', "is damaged"), ("summary.json", b"{}", "no finished"),
@@ -374,8 +374,8 @@ def test_damaged_mepi_sets(four: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_a_set_without_any_mepi_counts(four: dict[str, Path], tmp_path: Path) -> None:
-    one = made.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
-    none = made.mepis(tmp_path / "none", four["linear"], {"color": {}}, 10)
+    one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
+    none = fake_runs.mepis(tmp_path / "none", four["linear"], {"color": {}}, 10)
     told = build(list(four.values()), [one, none], tmp_path / "out")
     row = next(row for row in table(told, "quotients-1") if row["set"] == "none")
     assert (row["images"], row["with MEPI"], row["mean"]) == (10, 0, None)
@@ -385,7 +385,7 @@ def test_a_set_without_any_mepi_counts(four: dict[str, Path], tmp_path: Path) ->
 
 def test_of_equal_weights_the_folder_decides(four: dict[str, Path], tmp_path: Path) -> None:
     shutil.copy(four["shared"] / "best" / "model.safetensors", four["baseline"] / "best" / "model.safetensors")
-    one = made.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
+    one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
     told = build(list(four.values()), [one], tmp_path / "out")
     assert [row["run"] for row in table(told, "mepi-options")] == ["baseline"]
 
@@ -396,7 +396,7 @@ def test_manifests_that_contradict_themselves(four: dict[str, Path], tmp_path: P
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    one = made.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
+    one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
     rows = pq.read_table(one / "manifest.parquet").to_pylist()
     rows[0][column] = value
     pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(one / "manifest.parquet")), one / "manifest.parquet")
@@ -405,7 +405,7 @@ def test_manifests_that_contradict_themselves(four: dict[str, Path], tmp_path: P
 
 
 def test_shares_in_the_gallery_have_no_exponent(four: dict[str, Path], tmp_path: Path) -> None:
-    one = made.mepis(tmp_path / "one", four["baseline"], {"color": {0: 1.0, 1: 1.07, 2: .996, 3: .0012}}, 4, tmp_path / "images")
+    one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": {0: 1.0, 1: 1.07, 2: .996, 3: .0012}}, 4, tmp_path / "images")
     build(list(four.values()), [one], tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert re.findall("color: [^,]*%", page) == [
@@ -418,14 +418,14 @@ HOSTILE = ("<img src=x onerror=alert(1)>", "\x1b[31mred", "$\\frac$", "=HYPERLIN
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     folder = tmp_path / "<script>alert(1)<" / "script>\x1b]0;x\x07$\\frac$"
-    base = made.run(folder, [.5, .6], {"val": right(2, 2), "test": right(3, 1), "set-crop-0.5": right(1, 1)}, classes=HOSTILE,
+    base = fake_runs.run(folder, [.5, .6], {"val": right(2, 2), "test": right(3, 1), "set-crop-0.5": right(1, 1)}, classes=HOSTILE,
                     data='/data/"><b>', extra={"environment": {"<u>": "</table>", "gpu": "<i>\x1b"},
                                                "tracked": {"<em>": .5}})
     (base / "curves").mkdir()
     (base / "curves" / "<i>.json").write_text(json.dumps({"curves": {"color": {"quality": [1], "accuracy": [1], "area": 1}}}))
-    other = made.run(tmp_path / "=1+1|`\\input{x}", [.5], {"val": right(2, 2), "test": right(1, 3)}, classes=HOSTILE, data='/data/"><b>',
+    other = fake_runs.run(tmp_path / "=1+1|`\\input{x}", [.5], {"val": right(2, 2), "test": right(1, 3)}, classes=HOSTILE, data='/data/"><b>',
                      method="random")
-    one = made.mepis(tmp_path / "onerror=x <b>", base, {"color": QUOTIENTS}, 10, tmp_path / "images")
+    one = fake_runs.mepis(tmp_path / "onerror=x <b>", base, {"color": QUOTIENTS}, 10, tmp_path / "images")
     result = CliRunner().invoke(cli, ["report", str(base), str(other), "--mepi", str(one), "--out", str(tmp_path / "out"),
                                       "--title", "<script>1</script>", "--json"])
     assert result.exception is None, result.exception

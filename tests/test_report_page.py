@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import made
+import fake_runs
 import numpy as np
 import pytest
 from selenium import webdriver
@@ -29,13 +29,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     classes = ("<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "a" * 200, "dög")
     sets = [{name: draw.random(40) < p for name in ("val", "test", "crop-0.5")} for p in (.5, .6, .9)]
     told = {"tracked": {"crop-0.5": .5}}
-    base = made.run(root / "baseline", [.5, .6, .4], sets[0], classes=classes, extra=told)
-    runs = [base, made.run(root / "<b>linear", [.5, .4, .7, .5, .8], sets[1], classes=classes, letters="RC", method="linear",
+    base = fake_runs.run(root / "baseline", [.5, .6, .4], sets[0], classes=classes, extra=told)
+    runs = [base, fake_runs.run(root / "<b>linear", [.5, .4, .7, .5, .8], sets[1], classes=classes, letters="RC", method="linear",
                            reduction="crop", extra=told),
-            made.run(root / "fixed", [.5, *[.4] * 11, .9], sets[2], classes=classes, letters="RC", method="fixed", reduction="color",
+            fake_runs.run(root / "fixed", [.5, *[.4] * 11, .9], sets[2], classes=classes, letters="RC", method="fixed", reduction="color",
                      extra=told)]
     quotients = {r: {i: .1 * (i + 1) for i in range(8)} for r in ("color", "crop", "resolution", "combination")}
-    mepis = [made.mepis(root / f"mepi-{i}", run, quotients, 10, root / "images") for i, run in enumerate(runs[:2])]
+    mepis = [fake_runs.mepis(root / f"mepi-{i}", run, quotients, 10, root / "images") for i, run in enumerate(runs[:2])]
     build(runs, mepis, root / "out", title="A <report> & more")
     return root / "out" / "report.html"
 

@@ -19,7 +19,7 @@ from qrdali.cli.main import main
 from qrdali.data.scan import build
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import RunError
-from qrdali.files.lock import held
+from qrdali.files.lock import acquire
 from qrdali.runs import folder as runs
 from qrdali.runs.settings import read, validated
 from qrdali.training import trainer
@@ -294,7 +294,7 @@ def test_a_folder_of_something_else_is_not_touched(call: Call, config: Path, tmp
 
 def test_two_processes_do_not_share_a_folder(call: Call, config: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with held(tmp_path / "out" / ".lock", str):
+    with acquire(tmp_path / "out" / ".lock", str):
         refused = call(config)
     assert (refused.status, refused.err.count("\n")) == (1, 1)
     assert f"being worked on by process {os.getpid()}" in refused.err

@@ -5,22 +5,31 @@ import json
 import pytest
 
 from qrdali.errors import InputError
-from qrdali.schedule.epoch_schedule import Event, Rule, State, begin_stage, longest, phase, start, update
+from qrdali.schedule.epoch_schedule import (
+    ScheduleEvent,
+    ScheduleRule,
+    ScheduleState,
+    begin_stage,
+    longest_run,
+    next_phase,
+    start,
+    update,
+)
 
 
-def run(rule: Rule, accuracies: list[float], first: float = 0.0, moved: list[int] | None = None) -> tuple[str, State, list[Event]]:
+def run(rule: ScheduleRule, accuracies: list[float], first: float = 0.0, moved: list[int] | None = None) -> tuple[str, ScheduleState, list[ScheduleEvent]]:
     """Letters with a / before each stage after the first; every state goes through JSON."""
     state, letters, events, moves = start(first), "", [], iter(moved or [])
     for accuracy in accuracies:
         if not state.begun:
             letters += "/" if state.stage > 1 else ""
             state = begin_stage(rule, state, next(moves) if moved else None)
-        letter = phase(rule, state)
+        letter = next_phase(rule, state)
         assert letter, f"ended after {letters}"
         letters += letter
         state, event = update(rule, state, accuracy)
         events.append(event)
-        again = State.from_dict(json.loads(json.dumps(state.as_dict())))
+        again = ScheduleState.from_dict(json.loads(json.dumps(state.as_dict())))
         assert again == state
         state = again
     return letters, state, events
@@ -37,12 +46,12 @@ def run(rule: Rule, accuracies: list[float], first: float = 0.0, moved: list[int
     ("CCR", 1, [.9, .5, .1, .9, .5, .9], "CCRCCR", .5, 3),  # judged by the last C, not by the first
 ])
 def test_patterns(pattern: str, patience: int, accuracies: list[float], letters: str, best: float, best_epoch: int) -> None:
-    rule = Rule(pattern, patience, 300)
+    rule = ScheduleRule(pattern, patience, 300)
     seen, state, events = run(rule, accuracies)
     assert (seen, state.best, state.best_epoch) == (letters, best, best_epoch)
     assert state.ended.startswith("patience")
-    assert [bool(e.closed) for e in events] == [False] * (len(events) - 1) + [True]
-    assert phase(rule, state) is None
+    assert [bool(e.stage_end_reason) for e in events] == [False] * (len(events) - 1) + [True]
+    assert next_phase(rule, state) is None
     assert not run(rule, accuracies[:-1])[1].ended
 
 
@@ -50,29 +59,29 @@ R_ROUND, C_ROUND = [.50, .55, .60, .60, .59, .58], [.61, .62, .63, .64, .64, .63
 
 
 def test_paired_rounds_one_stage() -> None:
-    rule = Rule("paired-rounds", 3, 300)
+    rule = ScheduleRule("paired-rounds", 3, 300)
     letters, state, events = run(rule, R_ROUND + C_ROUND)
     assert letters == "RRRRRRCCCCCCC"
-    assert [i for i, e in enumerate(events) if e.closed] == [5, 12]
-    assert "0.6000 of epoch 3" in events[5].closed
-    assert "0.6400 of epoch 10" in events[12].closed
+    assert [i for i, e in enumerate(events) if e.stage_end_reason] == [5, 12]
+    assert "0.6000 of epoch 3" in events[5].stage_end_reason
+    assert "0.6400 of epoch 10" in events[12].stage_end_reason
     assert (state.run_best, state.run_best_epoch) == (.64, 10)
     assert state.ended
 
 
 def test_the_round_forgets_the_one_before() -> None:
     """Patience starts at minus infinity in each round: a C round below the R round's best still has its own."""
-    _, state, events = run(Rule("paired-rounds", 1, 300), [.9, .8, .1, .2, .2])
-    assert [e.unit_improved for e in events] == [True, False, True, True, False]
+    _, state, events = run(ScheduleRule("paired-rounds", 1, 300), [.9, .8, .1, .2, .2])
+    assert [e.is_best_of_stage for e in events] == [True, False, True, True, False]
     assert state.run_best == .9
 
 
 def test_linear_stages_and_the_last_level() -> None:
-    letters, state, _ = run(Rule("paired-rounds", 1, 300, 3), [.5, .4, .6, .5] * 3)
+    letters, state, _ = run(ScheduleRule("paired-rounds", 1, 300, 3), [.5, .4, .6, .5] * 3)
     assert letters == "RRCC/RRCC/RRCC"
     assert state.ended
     assert state.stage == 3
-    letters, state, _ = run(Rule("RC", 1, 300, 3), [.5, .6, .5, .6] * 2)
+    letters, state, _ = run(ScheduleRule("RC", 1, 300, 3), [.5, .6, .5, .6] * 2)
     assert letters == "RCRC/RCRC"
     assert not state.ended
     assert (state.stage, state.begun, state.best) == (3, False, float("-inf"))
@@ -80,7 +89,7 @@ def test_linear_stages_and_the_last_level() -> None:
 
 @pytest.mark.parametrize(("moved", "letters"), [([5, 1, 0], "RCRC/RCRC/RCRC"), ([0], "RCRC"), ([5, 0], "RCRC/RCRC")])
 def test_adaptive_ends_after_the_stage_before_which_nothing_moved(moved: list[int], letters: str) -> None:
-    rule = Rule("RC", 1, 300, None)
+    rule = ScheduleRule("RC", 1, 300, None)
     seen, state, _ = run(rule, [.5, .6, .5, .6] * len(moved), moved=moved)
     assert seen == letters
     assert state.ended
@@ -91,7 +100,7 @@ def test_adaptive_ends_after_the_stage_before_which_nothing_moved(moved: list[in
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_patience_counts_units_that_do_not_improve(patience: int) -> None:
     for pattern in ("C", "RC", "CCCCCCCR"):
-        rule = Rule(pattern, patience, 300)
+        rule = ScheduleRule(pattern, patience, 300)
         flat = [.5] * len(pattern) * (1 + patience)
         assert run(rule, flat)[1].ended
         assert not run(rule, flat[:-1])[1].ended
@@ -99,29 +108,29 @@ def test_patience_counts_units_that_do_not_improve(patience: int) -> None:
 
 
 def test_max_epochs_ends_in_the_middle_of_a_pair_and_of_a_round() -> None:
-    letters, state, events = run(Rule("RC", 3, 3), [.1, .2, .3])
+    letters, state, events = run(ScheduleRule("RC", 3, 3), [.1, .2, .3])
     assert letters == "RCR"
     assert state.ended == "--max-epochs 3"
     assert state.best_epoch == 2
-    assert not any(e.closed for e in events)
-    letters, state, _ = run(Rule("paired-rounds", 1, 3), [.1, .1, .2])
+    assert not any(e.stage_end_reason for e in events)
+    letters, state, _ = run(ScheduleRule("paired-rounds", 1, 3), [.1, .1, .2])
     assert letters == "RRC"
     assert state.ended == "--max-epochs 3"
     # Both at once: the round ends by patience, the run by its bound.
-    _, state, events = run(Rule("paired-rounds", 1, 2), [.1, .1])
-    assert events[-1].closed
+    _, state, events = run(ScheduleRule("paired-rounds", 1, 2), [.1, .1])
+    assert events[-1].stage_end_reason
     assert state.ended == "--max-epochs 2"
 
 
 def test_the_start_is_epoch_0_of_the_run_and_ties_keep_the_earlier() -> None:
-    _, state, _ = run(Rule("C", 3, 300), [.5, .4], first=.5)
+    _, state, _ = run(ScheduleRule("C", 3, 300), [.5, .4], first=.5)
     assert (state.run_best, state.run_best_epoch, state.best_epoch) == (.5, 0, 1)
-    _, state, _ = run(Rule("RC", 3, 300), [.7, .6], first=.5)
+    _, state, _ = run(ScheduleRule("RC", 3, 300), [.7, .6], first=.5)
     assert (state.run_best, state.run_best_epoch, state.best) == (.7, 1, .6)
 
 
 def test_an_epoch_before_its_stage_or_after_the_end_is_refused() -> None:
-    rule = Rule("C", 1, 300)
+    rule = ScheduleRule("C", 1, 300)
     with pytest.raises(ValueError, match="has not begun"):
         update(rule, start(0), .5)
     with pytest.raises(ValueError, match="no epoch is due"):
@@ -129,15 +138,15 @@ def test_an_epoch_before_its_stage_or_after_the_end_is_refused() -> None:
 
 
 def test_the_longest_run_visits_every_stage() -> None:
-    rule = Rule("paired-rounds", 2, 30, 3)
-    rows = list(longest(rule))
+    rule = ScheduleRule("paired-rounds", 2, 30, 3)
+    rows = list(longest_run(rule))
     assert [epoch for epoch, _, _ in rows] == list(range(1, 31))
     letters = "".join(letter for _, _, letter in rows)
     assert letters == "R" * 15 + "CCC" + "RRRCCC" * 2
-    assert "".join(letter for _, _, letter in longest(Rule("RC", 3, 5))) == "RCRCR"
+    assert "".join(letter for _, _, letter in longest_run(ScheduleRule("RC", 3, 5))) == "RCRCR"
 
 
 @pytest.mark.parametrize(("pattern", "patience", "epochs"), [("", 3, 9), ("RX", 3, 9), ("RC", 0, 9), ("RC", 3, 0)])
 def test_refused(pattern: str, patience: int, epochs: int) -> None:
     with pytest.raises(InputError):
-        Rule(pattern, patience, epochs)
+        ScheduleRule(pattern, patience, epochs)

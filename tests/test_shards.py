@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from stores import header, loader_of, preprocessing, special, tar
-from tiny import images, info, jpeg, made
+from tiny_data import images, info, jpeg, made
 
 from qrdali.cli.main import cli
 from qrdali.data import shards, storage
@@ -24,8 +24,8 @@ from qrdali.data.index import Dataset
 from qrdali.data.scan import DECODED, Reading
 from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
-from qrdali.reduction.levels import FULL
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.reduction.levels import FULL_QUALITY
+from qrdali.schedule.epoch_plan import EpochPlan
 
 
 def samples(texts: "list[str]", start: int = 0) -> "list[tuple[str, bytes]]":
@@ -73,7 +73,7 @@ def test_pixels_are_those_of_the_members(root: Path, tmp_path: Path, whole_graph
         (folders / "train" / name / storage.member(url).name).write_bytes(storage.opened(url).whole())
     made("index", folders, "--out", tmp_path / "plain")
     from qrdali.pipelines.graphs import Engine
-    from qrdali.pipelines.image_reducer import open_maker
+    from qrdali.pipelines.image_reducer import open_image_reducer
 
     seen: list[dict[str, Any]] = []
     for data in ("data", "plain"):
@@ -81,10 +81,10 @@ def test_pixels_are_those_of_the_members(root: Path, tmp_path: Path, whole_graph
         names = [storage.shown(path) for path in index.paths(np.arange(6))]
         loader = loader_of(index, 2, whole_graph)
         for _ in range(2):
-            found = {names[s]: image.numpy() for batch in loader.epoch(Plan(6, 2, FULL, 4))
+            found = {names[s]: image.numpy() for batch in loader.epoch(EpochPlan(6, 2, FULL_QUALITY, 4))
                      for s, image in zip(batch.samples.tolist(), batch.images, strict=True)}
-        maker = open_maker(index, preprocessing(), Engine(threads=1, whole_graph=whole_graph))
-        originals = dict(maker.originals(iter(range(6)), lambda sample, why: pytest.fail(why)))
+        maker = open_image_reducer(index, preprocessing(), Engine(threads=1, whole_graph=whole_graph))
+        originals = dict(maker.decode(iter(range(6)), lambda sample, why: pytest.fail(why)))
         seen.append({name: (found[name], originals[i]) for i, name in enumerate(names)})
     assert len(seen[0]) == 6
     for name, (image, original) in seen[0].items():
@@ -202,7 +202,7 @@ def test_roots_that_cannot_be_shards(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_shard_that_went_bad_is_told(root: Path, tmp_path: Path) -> None:
-    from qrdali.pipelines.loader import problem
+    from qrdali.pipelines.loader import why_unreadable
 
     made("index", root, "--out", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")
@@ -212,13 +212,13 @@ def test_a_shard_that_went_bad_is_told(root: Path, tmp_path: Path) -> None:
     shard.write_bytes(data)
     bad: dict[int, str] = {}
     loader = loader_of(index, 2)
-    seen = [s for batch in loader.epoch(Plan(6, 2, FULL, 4), bad.update) for s in batch.samples.tolist()]
+    seen = [s for batch in loader.epoch(EpochPlan(6, 2, FULL_QUALITY, 4), bad.update) for s in batch.samples.tolist()]
     assert sorted(seen) == [0, 1, 2, 4, 5]
     assert list(bad) == [3]
     assert "cannot be decoded" in bad[3]
     assert [change.kind for change in changes(Dataset.open(tmp_path / "data"))] == ["unreadable"]
     shard.unlink()
-    assert "is gone" in str(problem(index, 4))
+    assert "is gone" in str(why_unreadable(index, 4))
     assert [change.kind for change in changes(Dataset.open(tmp_path / "data"))] == ["missing"] * 3
 
 

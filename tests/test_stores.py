@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stores import BUCKET, forget, loader_of, put, s3, tar
-from tiny import commands, done, fill, images, info, jpeg, made, paths, run
+from tiny_data import commands, done, fill, images, info, jpeg, made, paths, run
 
 from qrdali.data import provenance as source
 from qrdali.data import storage, tree
@@ -20,8 +20,8 @@ from qrdali.data.relocation import Moved, moved
 from qrdali.data.scan import DECODED, Reading, build
 from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
-from qrdali.reduction.levels import FULL
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.reduction.levels import FULL_QUALITY
+from qrdali.schedule.epoch_plan import EpochPlan
 
 ODD = ["one two.jpg", "\"'quotes'.jpg", "émoji 🦊.jpg", "%41?x#y+&=.jpg"]
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_keys_may_be_anything(client: Any, tmp_path: Path) -> None:
     assert [row.split("\t")[0] for row in (tmp_path / "data/rejected.tsv").read_text().splitlines()[1:]] == [
         f"s3://{BUCKET}/odd/train/b/zero.jpg"]
     index = Dataset.open(tmp_path / "data").index("train")
-    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(Plan(5, 4, FULL, 4))) == 5
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(5, 4, FULL_QUALITY, 4))) == 5
     client.put_object(Bucket=BUCKET, Key="odd/train/../z.jpg", Body=jpeg())
     with pytest.raises(RunError, match=r"class folder .*\.\.' would lead out"):
         index_root(f"s3://{BUCKET}/odd", tmp_path / "x", DECODED)
@@ -113,14 +113,14 @@ def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path,
     client.put_object(Bucket=BUCKET, Key=f"{key}/train/dog/2.JPEG", Body=b"garbage")
     bad: dict[int, str] = {}
     loader = loader_of(index, 2)
-    seen = [s for batch in loader.epoch(Plan(8, 2, FULL, 4), bad.update) for s in batch.samples.tolist()]
+    seen = [s for batch in loader.epoch(EpochPlan(8, 2, FULL_QUALITY, 4), bad.update) for s in batch.samples.tolist()]
     assert sorted(seen) == [0, 2, 3, 4, 5, 7]
     assert set(bad) == {1, 6}
     assert f"sample 1, {pets}/train/cat/1.JPEG, is gone" in bad[1]
     assert "cannot be decoded" in bad[6]
     assert Counter(change.kind for change in changes(Dataset.open(tmp_path / "data"))) == {"missing": 1, "unreadable": 1}
     with pytest.raises(RunError, match="is gone since it was indexed: restore it, say by --root OLD=NEW where it is now, or"):
-        list(loader_of(index, 2).epoch(Plan(8, 2, FULL, 4)))
+        list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4)))
 
 
 def test_stores_that_cannot_be_read(pets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_stores_that_cannot_be_read(pets: str, tmp_path: Path, monkeypatch: pyte
         forget(storage)
         index, told = Dataset.open(tmp_path / "data").index("train"), dict[int, str]()
         for work in (lambda: index_root(pets, tmp_path / "x", DECODED), lambda: list(changes(Dataset.open(tmp_path / "data"))),
-                     lambda: list(loader_of(index, 2).epoch(Plan(8, 2, FULL, 4), told.update))):
+                     lambda: list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4), told.update))):
             with pytest.raises(storage.Unreachable, match=r"s3://pictures cannot be read: check the network, AWS_ENDPOINT_URL") as error:
                 work()
             assert "\n" not in str(error.value)
@@ -166,7 +166,7 @@ def test_an_image_takes_two_requests(pets: str, tmp_path: Path, monkeypatch: pyt
     requests: list[str] = []
     monkeypatch.setattr(WSGIRequestHandler, "log_request", lambda self, *_: requests.append(self.command))
     index = Dataset.open(tmp_path / "data").index("train")
-    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(Plan(8, 4, FULL, 4))) == 8
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(8, 4, FULL_QUALITY, 4))) == 8
     assert Counter(requests) == {"HEAD": 8, "GET": 8}
 
 
@@ -192,7 +192,7 @@ def test_shards_in_a_store(client: Any, tmp_path: Path) -> None:
         assert url.startswith(f"tar+s3://{BUCKET}/shards/train-0%20%C3%A9.tar?offset=")
         assert storage.opened(url).whole() == jpeg((16 + i, 12), i * 40)
     index = Dataset.open(tmp_path / "data").index("train")
-    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(Plan(4, 4, FULL, 4))) == 4
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(4, 4, FULL_QUALITY, 4))) == 4
     made("index", tmp_path / "r", "--out", tmp_path / "here")
     there = Dataset.open(tmp_path / "here", f"s3://{BUCKET}/shards").index("train")
     assert there.paths(np.arange(4)) == index.paths(np.arange(4))
@@ -235,7 +235,7 @@ def test_roots_that_say_nothing(tmp_path: Path) -> None:
         index.paths(np.arange(1))
     with pytest.raises(RunError, match="does not lie below"):
         list(loader_of(Dataset.open(tmp_path / "old", f"{tmp_path}/pet={tmp_path}").index("train"), 2).epoch(
-            Plan(4, 2, FULL, 4)))
+            EpochPlan(4, 2, FULL_QUALITY, 4)))
     index = Dataset.open(tmp_path / "old", f"{tmp_path}/pets={tmp_path}/new=place").index("train")
     assert index.paths(np.arange(1)) == [f"{tmp_path}/new=place/train/cat/0.JPEG"]
     assert moved(f"{tmp_path}/new=place", {"root": "/x"}, tmp_path) == Moved("/x", f"{tmp_path}/new=place")

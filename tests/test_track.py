@@ -15,7 +15,7 @@ from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
 from qrdali.runs.settings import Settings, read, validated
-from qrdali.training.tracked_sets import tracked_text
+from qrdali.training.tracked_sets import tracked_summary
 from qrdali.workflows.train import run_training
 
 
@@ -70,10 +70,10 @@ def test_training_is_the_same_and_the_figures_are_those_of_evaluate(dataset: Dat
 
 
 def test_many_sets_are_not_for_a_line() -> None:
-    assert tracked_text({}) == ""
-    assert tracked_text({"tracked": {"a": .5, "val-x": None}}) == "  tracked a 0.500 val-x none"
-    assert tracked_text({"tracked": {str(i): 0. for i in range(6)}}).count("0.000") == 6
-    assert tracked_text({"tracked": {str(i): 0. for i in range(7)}}) == ""
+    assert tracked_summary({}) == ""
+    assert tracked_summary({"tracked": {"a": .5, "val-x": None}}) == "  tracked a 0.500 val-x none"
+    assert tracked_summary({"tracked": {str(i): 0. for i in range(6)}}).count("0.000") == 6
+    assert tracked_summary({"tracked": {str(i): 0. for i in range(7)}}) == ""
 
 
 def _go_on(run: Path) -> None:
@@ -161,7 +161,7 @@ def test_what_is_tracked_are_the_epochs_weights_not_those_restored(dataset: Data
     from qrdali.training import trainer
 
     seen: list[dict[str, float]] = []
-    measure, validate = trainer.Tracker.measure, trainer.Trainer._validate
+    measure, validate = trainer.TrackedSets.evaluate, trainer.Trainer._validate
     restored: list[bool] = []
 
     def noted(self: Any, what: str, model: Any, *rest: Any) -> Any:
@@ -177,7 +177,7 @@ def test_what_is_tracked_are_the_epochs_weights_not_those_restored(dataset: Data
         return load(self, *rest)
 
     load = trainer.Trainer._load_weights
-    monkeypatch.setattr(trainer.Tracker, "measure", noted)
+    monkeypatch.setattr(trainer.TrackedSets, "evaluate", noted)
     monkeypatch.setattr(trainer.Trainer, "_validate", validated_too)
     monkeypatch.setattr(trainer.Trainer, "_load_weights", loaded)
     run_training(settings(dataset, method="baseline", patience=1, max_epochs=6, track_reduced=.5), tmp_path / "run", False)

@@ -13,7 +13,7 @@ from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, new_f
 from qrdali.data.tree import image_files
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files import text_lines as lines
-from qrdali.files.text_lines import short
+from qrdali.files.text_lines import quote
 from qrdali.reduction.counter_rng import shuffled
 
 _SYNSET_HEADS = ("wnid", "wnids", "synset", "synsets")
@@ -35,7 +35,7 @@ class Mapping:
         kept = {name: tuple(synset for synset in own if synset in there) for name, own in self.synsets.items()}
         for name, own in kept.items():
             if not own:
-                raise InputError(f"none of the synsets of {short(name)} is in train/ ({', '.join(self.synsets[name][:3])})")
+                raise InputError(f"none of the synsets of {quote(name)} is in train/ ({', '.join(self.synsets[name][:3])})")
         return Mapping(kept, self.file, self.sha256), [s for own in self.synsets.values() for s in own if s not in there]
 
 
@@ -48,10 +48,10 @@ def read_mapping(file: Path) -> Mapping:
     found: dict[str, list[str]] = {}
     owner: dict[str, str] = {}
     column: int | None = None  # of the synsets
-    for number, (where, text) in enumerate(lines.read(file)):
+    for number, (where, text) in enumerate(lines.read_lines(file)):
         cells = text.split("\t")
         if len(cells) != 2:
-            raise InputError(f"{where} is {short(text)}: give a synset, a tab and its class; or a class, a tab and its synsets")
+            raise InputError(f"{where} is {quote(text)}: give a synset, a tab and its class; or a class, a tab and its synsets")
         heads = [place for place, cell in enumerate(cells) if cell.strip().lower() in _SYNSET_HEADS]
         if number == 0 and len(heads) == 1:
             column = heads[0]
@@ -61,9 +61,9 @@ def read_mapping(file: Path) -> Mapping:
         name = _class_name(cells[1 - column], where)
         for synset in (part.strip() for part in (cells[column].split(",") if column else cells[:1])):
             if not WNID.fullmatch(synset):
-                raise InputError(f"{where}: {short(synset)} is no synset, which is n and 8 digits")
+                raise InputError(f"{where}: {quote(synset)} is no synset, which is n and 8 digits")
             if synset in owner:
-                raise InputError(f"{where}: {synset} stands in an earlier line too, as {short(owner[synset])}: a synset has one class")
+                raise InputError(f"{where}: {synset} stands in an earlier line too, as {quote(owner[synset])}: a synset has one class")
             owner[synset] = name
             found.setdefault(name, []).append(synset)
     if len(found) < 2:
@@ -118,7 +118,7 @@ def _files(imagenet: ImageNet, synset: str, pool: str) -> list[str]:
 def _require(name: str, there: int, need: int, pool: str, reason: str = "") -> None:
     if there < need:
         kind = "readable images" if reason else "images"
-        raise RunError(f"class {short(name)} has {there:,} {kind} in {pool}/ for the {need:,} asked for: ask for fewer, or map more "
+        raise RunError(f"class {quote(name)} has {there:,} {kind} in {pool}/ for the {need:,} asked for: ask for fewer, or map more "
                        f"synsets to it{reason}")
 
 
@@ -127,11 +127,11 @@ def _column(where: str, text: str, cells: list[str]) -> int:
     synsets = [place for place, cell in enumerate(cells) if all(WNID.fullmatch(part.strip()) for part in cell.split(","))]
     if len(synsets) != 1:
         what = "both columns are synsets: a header must say which" if synsets else "neither column is a synset, which is n and 8 digits"
-        raise InputError(f"{where} is {short(text)}: {what}")
+        raise InputError(f"{where} is {quote(text)}: {what}")
     return synsets[0]
 
 
 def _class_name(name: str, where: str) -> str:
     if not name or name != name.strip() or "/" in name or name in (".", "..") or len(name.encode()) > _LONGEST_NAME:
-        raise InputError(f"{where}: {short(name)} is no name of a class: it must do as a folder's, without / and spaces around it")
+        raise InputError(f"{where}: {quote(name)} is no name of a class: it must do as a folder's, without / and spaces around it")
     return name

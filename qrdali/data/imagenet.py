@@ -14,7 +14,7 @@ from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, new_f
 from qrdali.data.tree import image_files
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files import text_lines as lines
-from qrdali.files.text_lines import short
+from qrdali.files.text_lines import quote
 
 WNID = re.compile(r"n[0-9]{8}", re.ASCII)
 GROUND_TRUTH, SOLUTION = "ILSVRC2012_validation_ground_truth.txt", "LOC_val_solution.csv"
@@ -58,7 +58,7 @@ def train_folder(root: Path) -> tuple[Path, tuple[str, ...]]:
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     for name in names:
         if not WNID.fullmatch(name):
-            raise InputError(f"{printable(folder)} has the folder {short(name)}, which is no synset: n and 8 digits")
+            raise InputError(f"{printable(folder)} has the folder {quote(name)}, which is no synset: n and 8 digits")
     return folder.absolute(), tuple(names)
 
 
@@ -132,13 +132,13 @@ def _in_places(root: Path, *names: str) -> Path | None:
 def _solution(file: Path) -> dict[str, str]:
     """Synset by image name. Rows are ImageId,PredictionString, whose first word is the synset and the rest boxes."""
     found: dict[str, str] = {}
-    for number, (where, text) in enumerate(lines.read(file)):
+    for number, (where, text) in enumerate(lines.read_lines(file)):
         image, comma, rest = text.partition(",")
         if number == 0 and image == "ImageId":
             continue
         synset = rest.split(" ", 1)[0]
         if not (comma and _IMAGE.fullmatch(image) and WNID.fullmatch(synset)):
-            raise InputError(f"{where} is {short(text)}, not ILSVRC2012_val_ and 8 digits, a comma, and a synset")
+            raise InputError(f"{where} is {quote(text)}, not ILSVRC2012_val_ and 8 digits, a comma, and a synset")
         if image in found:
             raise InputError(f"{where}: {image} stands in an earlier line too")
         found[image] = synset
@@ -148,10 +148,10 @@ def _solution(file: Path) -> dict[str, str]:
 def _ground_truth(file: Path, synsets: list[str]) -> dict[str, str]:
     """Synset by image name: line i is the id of ILSVRC2012_val_i."""
     found: dict[str, str] = {}
-    for where, text in lines.read(file):
+    for where, text in lines.read_lines(file):
         number = int(text) if re.fullmatch("[0-9]{1,4}", text.strip(), re.ASCII) else 0
         if not 1 <= number <= len(synsets):
-            raise InputError(f"{where} is {short(text)}, not an id from 1 to {len(synsets)}")
+            raise InputError(f"{where} is {quote(text)}, not an id from 1 to {len(synsets)}")
         found[f"ILSVRC2012_val_{len(found) + 1:08d}"] = synsets[number - 1]
     return found
 
@@ -172,10 +172,10 @@ def _ids(root: Path, ground_truth: Path, file: Path | None) -> list[str]:
 
 def _listed(file: Path) -> list[str]:
     found: dict[str, None] = {}
-    for where, text in lines.read(file):
+    for where, text in lines.read_lines(file):
         synset = text.split()[0] if text.split() else text  # the devkit's lists go on with the words
         if not WNID.fullmatch(synset):
-            raise InputError(f"{where} is {short(text)}, not a synset: n and 8 digits")
+            raise InputError(f"{where} is {quote(text)}, not a synset: n and 8 digits")
         if synset in found:
             raise InputError(f"{where}: {synset} stands in an earlier line too")
         found[synset] = None
@@ -214,6 +214,6 @@ def _labelled(flat: list[str], named: dict[str, str], file: Path) -> dict[str, l
 def _match(official: dict[str, list[str]], synsets: tuple[str, ...], val: Path) -> None:
     unknown, lacking = sorted(set(official) - set(synsets)), sorted(set(synsets) - set(official))
     if unknown:
-        raise InputError(f"{printable(val)} has images of {short(unknown[0])}, which train/ lacks ({len(unknown)} such)")
+        raise InputError(f"{printable(val)} has images of {quote(unknown[0])}, which train/ lacks ({len(unknown)} such)")
     if lacking:
-        raise InputError(f"{printable(val)} has no image of {short(lacking[0])}, which train/ has ({len(lacking)} such)")
+        raise InputError(f"{printable(val)} has no image of {quote(lacking[0])}, which train/ has ({len(lacking)} such)")

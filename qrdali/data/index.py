@@ -98,7 +98,7 @@ class Index:
             raise RunError(f"{printable(self.file)} holds a path that is not UTF-8: run `qrdali data index` again") from None
 
     @cached_property
-    def apart(self) -> bool:
+    def needs_bytes(self) -> bool:
         """Whether the images are not files on the disk that decoders open themselves, by the first one's path."""
         return bool(len(self)) and storage.is_url(self.path_bytes(np.zeros(1, np.int64))[0][:16].tobytes().decode("latin-1"))
 

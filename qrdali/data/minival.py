@@ -15,7 +15,7 @@ from qrdali.data import provenance as source
 from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Samples, read_batches
 from qrdali.data.scan import tsv_field
 from qrdali.errors import InputError, RunError, printable
-from qrdali.files.lock import held
+from qrdali.files.lock import acquire
 from qrdali.reduction.counter_rng import shuffled
 
 LIST = "minival.tsv"  # path and class of the images moved; written when all new files are whole
@@ -45,7 +45,7 @@ def cut(folder: Path, per_class: int | None, seed: int, share: float = 0) -> Cut
     Raises InputError for a data set that has a validation split, RunError for a class with too few images.
     """
     _without_val(folder)  # before a lock is left in a folder that is no data set
-    with held(folder / _LOCK, lambda who: f"{printable(folder)} is being cut by {who}: wait for it"):
+    with acquire(folder / _LOCK, lambda who: f"{printable(folder)} is being cut by {who}: wait for it"):
         try:
             dataset = _without_val(folder)
             resumed = (folder / LIST).exists()

@@ -24,10 +24,10 @@ from qrdali.data import formats, storage
 from qrdali.data.index import FILES_SCHEMA, SPLITS, RowWriter, Writer, write_classes
 from qrdali.data.tree import LISTINGS, LocalTree, Tree, open_tree
 from qrdali.errors import InputError, RunError, printable
-from qrdali.files.atomic import put
+from qrdali.files.atomic import replace_atomically
 
 if TYPE_CHECKING:
-    from qrdali.distributed import Ranks
+    from qrdali.distributed import ProcessGroup
 
 MAX_PIXELS = 128_000_000  # a decoded image of 384 MB; checked on the header before anything is decoded
 MAX_BYTES = 1 << 30  # of a file: decoders read it whole
@@ -148,7 +148,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield partial
         if out.exists():
             out.rmdir()
-        put(partial, out)
+        replace_atomically(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -211,16 +211,16 @@ class Indexer:
 
 def index_folder(root: Path | str, classes: tuple[str, ...], file: Path, verify: bool, threads: int | None = None,
                  progress: Callable[[int], None] = lambda files: None, whose: str = "the run",
-                 ranks: Ranks | None = None) -> list[tuple[str, str]]:
+                 group: ProcessGroup | None = None) -> list[tuple[str, str]]:
     """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`; returns (path, reason) of files left out. ROOT is a folder
     or in a store.
 
     In the order of the classes, then of the names. Raises InputError for a folder that is no class or where nothing can be
     read. Of several `ranks` the first lists the files, each looks at some, and each writes the same `file` of its own.
     """
-    files = (ranks.together(lambda: _set_files(root, classes, whose) if ranks.main else iter(())) if ranks
+    files = (group.run_on_all(lambda: _set_files(root, classes, whose) if group.is_main else iter(())) if group
              else _set_files(root, classes, whose))
-    most = _CHUNK * (ranks.world if ranks else 1)
+    most = _CHUNK * (group.world_size if group else 1)
     rejected, writer = [], Writer(file)
     quiet_pillow()
     far = storage.is_remote(str(root))
@@ -228,9 +228,9 @@ def index_folder(root: Path | str, classes: tuple[str, ...], file: Path, verify:
         def looked(paths: list[str]) -> list[tuple[int, int, str]]:
             return [(found.width, found.height, found.reason) for found in pool.map(lambda path: look(path, verify), paths)]
 
-        while chunk := _same_for_all(lambda: list(islice(files, most)), ranks):
+        while chunk := _same_for_all(lambda: list(islice(files, most)), group):
             paths = [path for _, path in chunk]
-            for (label, path), (width, height, reason) in zip(chunk, _dealt(looked, paths, ranks), strict=True):
+            for (label, path), (width, height, reason) in zip(chunk, _dealt(looked, paths, group), strict=True):
                 if reason:
                     rejected.append((path, reason))
                 else:
@@ -243,7 +243,7 @@ def index_folder(root: Path | str, classes: tuple[str, ...], file: Path, verify:
         def refuse() -> None:
             raise InputError(f"{printable(root)} holds no readable image in a class folder{first}")
 
-        ranks.together(refuse) if ranks else refuse()
+        group.run_on_all(refuse) if group else refuse()
     return rejected
 
 
@@ -264,20 +264,20 @@ def _set_files(root: Path | str, classes: tuple[str, ...], whose: str) -> Iterat
     return ((labels[name], path) for name, files in zip(names, tree.images((), names), strict=True) for path in files)
 
 
-def _same_for_all(make: Callable[[], list[tuple[int, str]]], ranks: Ranks | None) -> list[tuple[int, str]]:
+def _same_for_all(make: Callable[[], list[tuple[int, str]]], group: ProcessGroup | None) -> list[tuple[int, str]]:
     """What rank 0 makes."""
-    if ranks is None or ranks.alone:
+    if group is None or group.is_single:
         return make()
-    found = ranks.together(lambda: make() if ranks.main else [])
-    return [(label, path) for label, path in ranks.of_main(found)]
+    found = group.run_on_all(lambda: make() if group.is_main else [])
+    return [(label, path) for label, path in group.broadcast_object(found)]
 
 
-def _dealt(looked: Callable[[list[str]], list[tuple[int, int, str]]], paths: list[str], ranks: Ranks | None) -> list[tuple[int, int, str]]:
+def _dealt(looked: Callable[[list[str]], list[tuple[int, int, str]]], paths: list[str], group: ProcessGroup | None) -> list[tuple[int, int, str]]:
     """What the ranks find of `paths`, each looking at every world-th, in the order of the paths."""
-    if ranks is None or ranks.alone:
+    if group is None or group.is_single:
         return looked(paths)
-    parts = ranks.tell(ranks.together(lambda: looked(paths[ranks.rank::ranks.world])))
-    return [tuple(parts[i % ranks.world][i // ranks.world]) for i in range(len(paths))]
+    parts = group.all_gather_object(group.run_on_all(lambda: looked(paths[group.rank::group.world_size])))
+    return [tuple(parts[i % group.world_size][i // group.world_size]) for i in range(len(paths))]
 
 
 def _classes(tree: Tree, splits: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from qrdali.data import storage
 from qrdali.data.storage import Member, Stored
 from qrdali.data.tree import EXTENSIONS, Tree
 from qrdali.errors import InputError, RunError, printable
-from qrdali.files.text_lines import short
+from qrdali.files.text_lines import quote
 
 CLASSES = "classes.txt"  # in the root: line i, from 0, is the name of class i
 _BLOCK = tarfile.BLOCKSIZE
@@ -77,7 +77,7 @@ def listed_classes(tree: Tree) -> Classes | None:
         raise InputError(f"{printable(name)} cannot be read: {printable(error)}") from None
     for number, one in enumerate(names, 1):
         if not one or "\t" in one:
-            raise InputError(f"{printable(name)} line {number} is {short(one)}: give the name of a class on each line")
+            raise InputError(f"{printable(name)} line {number} is {quote(one)}: give the name of a class on each line")
     if len(set(names)) < len(names):
         raise InputError(f"{printable(name)} names a class twice")
     return Classes(names, True)
@@ -151,7 +151,7 @@ def _class(file: Stored, member: Member) -> tuple[str, str]:
     except UnicodeDecodeError:
         return "", f"{name} beside it is not UTF-8"
     if not text or any(c in text for c in "\t\r\n\0"):
-        return "", f"{name} beside it is {short(text)}: give the number or the name of a class"
+        return "", f"{name} beside it is {quote(text)}: give the number or the name of a class"
     return text, ""
 
 

@@ -41,7 +41,7 @@ def changes(dataset: Dataset, hashed: bool = False, threads: int | None = None, 
     """
     quiet_pillow()
     recorded = {split: _recorded(dataset, split, hashed) for split in dataset.splits}
-    apart = any(dataset.rows(split).apart for split in dataset.splits)
+    apart = any(dataset.rows(split).needs_bytes for split in dataset.splits)
     with ThreadPoolExecutor(threads or (LISTINGS if apart else os.cpu_count())) as pool:
         for split, facts in recorded.items():
             index = dataset.rows(split)

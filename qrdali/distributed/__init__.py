@@ -4,8 +4,8 @@ Every method that speaks to the others must be called by all ranks, in the same 
 JSON, never pickles.
 """
 
-from qrdali.distributed.counters import Agreement, Counter
-from qrdali.distributed.launch import declared, joined
-from qrdali.distributed.process_group import ALONE, Ranks
+from qrdali.distributed.counters import LaggedMax, SharedCounter
+from qrdali.distributed.launch import from_environment, init_process_group
+from qrdali.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
-__all__ = ["ALONE", "Agreement", "Counter", "Ranks", "declared", "joined"]
+__all__ = ["SINGLE_PROCESS", "LaggedMax", "ProcessGroup", "SharedCounter", "from_environment", "init_process_group"]

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from qrdali.distributed import Counter, Ranks
+from qrdali.distributed import ProcessGroup, SharedCounter
 
-AT_ONCE = 8  # numbers that a rank takes at once, while many are left
+MAX_CHUNK = 8  # numbers that a rank takes at once, while many are left
 
 
-class Deal:
+class WorkQueue:
     """An iterator over 0 to count - 1 of which every rank gets some, each when it asks, so that all end at the same time whatever
     each takes. To be made by all ranks."""
 
-    def __init__(self, ranks: Ranks, count: int) -> None:
-        self._ranks, self._count, self._given = ranks, count, Counter(ranks)
+    def __init__(self, group: ProcessGroup, count: int) -> None:
+        self._group, self._count, self._given = group, count, SharedCounter(group)
         self._own, self._seen = range(0), 0
 
-    def at_once(self) -> int:
+    def chunk_size(self) -> int:
         """How many numbers should be asked for together: fewer towards the end, where the others would wait for them."""
-        return AT_ONCE if self._ranks.alone else max(1, min(AT_ONCE, (self._count - self._seen) // (4 * self._ranks.world)))
+        return MAX_CHUNK if self._group.is_single else max(1, min(MAX_CHUNK, (self._count - self._seen) // (4 * self._group.world_size)))
 
-    def __iter__(self) -> Deal:
+    def __iter__(self) -> WorkQueue:
         return self
 
     def __next__(self) -> int:
         if not self._own:
             if self._seen >= self._count:
                 raise StopIteration
-            most = self.at_once()
+            most = self.chunk_size()
             self._seen = self._given.add(most)
             self._own = range(self._seen - most, min(self._seen, self._count))
             if not self._own:

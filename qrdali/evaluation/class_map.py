@@ -14,9 +14,9 @@ import torch
 
 from qrdali.errors import InputError, printable
 from qrdali.files import text_lines as lines
-from qrdali.files.text_lines import short
+from qrdali.files.text_lines import quote
 
-Rule = Literal["argmax", "sum"]
+MapRule = Literal["argmax", "sum"]
 UNMAPPED = -1  # the prediction of an image whose class is none of the data set's
 _HEADER = ("run_class", "data_class")
 
@@ -32,7 +32,7 @@ class ClassMap:
 
     classes: tuple[str, ...]
     target: npt.NDArray[np.int64]
-    rule: Rule
+    rule: MapRule
 
     @property
     def chance(self) -> float:
@@ -56,7 +56,7 @@ class ClassMap:
         return prediction, confidence.clamp(max=1.0)  # a sum of all may round to just above
 
 
-def read(file: Path, run_classes: tuple[str, ...], data_classes: tuple[str, ...] | None, rule: Rule) -> ClassMap:
+def read_class_map(file: Path, run_classes: tuple[str, ...], data_classes: tuple[str, ...] | None, rule: MapRule) -> ClassMap:
     """The map in a TSV file of run class and data class. Without `data_classes` they are the second column's, sorted.
 
     Raises InputError, naming the line, for anything but UTF-8 lines of two known names where no run class stands twice; and for a data
@@ -67,11 +67,11 @@ def read(file: Path, run_classes: tuple[str, ...], data_classes: tuple[str, ...]
     found: dict[str, str] = {}
     for where, run_class, data_class in _lines(file):
         if run_class not in number_of:
-            raise InputError(f"{where}: {short(run_class)} is no class of the run")
+            raise InputError(f"{where}: {quote(run_class)} is no class of the run")
         if known is not None and data_class not in known:
-            raise InputError(f"{where}: {short(data_class)} is no class of the data set")
+            raise InputError(f"{where}: {quote(data_class)} is no class of the data set")
         if run_class in found:
-            raise InputError(f"{where}: {short(run_class)} stands in an earlier line too: a class of the run maps to one class")
+            raise InputError(f"{where}: {quote(run_class)} stands in an earlier line too: a class of the run maps to one class")
         found[run_class] = data_class
     if not found:
         raise InputError(f"{printable(file)} maps no class: give lines of a class of the run, a tab and a class of the data set")
@@ -79,7 +79,7 @@ def read(file: Path, run_classes: tuple[str, ...], data_classes: tuple[str, ...]
     classes = data_classes or tuple(sorted(reached))
     missing = [name for name in classes if name not in reached]
     if missing:
-        raise InputError(f"{printable(file)} maps no class of the run to {short(missing[0])} ({len(missing)} such): none of its images "
+        raise InputError(f"{printable(file)} maps no class of the run to {quote(missing[0])} ({len(missing)} such): none of its images "
                          "could be right")
     target = np.full(len(run_classes), UNMAPPED, np.int64)
     place = {name: i for i, name in enumerate(classes)}
@@ -90,9 +90,9 @@ def read(file: Path, run_classes: tuple[str, ...], data_classes: tuple[str, ...]
 
 def _lines(file: Path) -> Iterator[tuple[str, str, str]]:
     """(where, first column, second column) of each line but the header."""
-    for number, (where, text) in enumerate(lines.read(file)):
+    for number, (where, text) in enumerate(lines.read_lines(file)):
         columns = text.split("\t")
         if len(columns) != 2 or not all(columns):
-            raise InputError(f"{where} is {short(text)}: give a class of the run, a tab and a class of the data set")
+            raise InputError(f"{where} is {quote(text)}: give a class of the run, a tab and a class of the data set")
         if number or tuple(columns) != _HEADER:
             yield where, columns[0], columns[1]

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from qrdali.data.index import SPLITS, Index
-from qrdali.distributed import ALONE, Ranks
+from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 from qrdali.errors import InputError, RunError, printable
-from qrdali.files.atomic import put
+from qrdali.files.atomic import replace_atomically
 from qrdali.files.json_objects import MOST_BYTES
-from qrdali.interfaces import Loader
+from qrdali.interfaces import BatchSource
 from qrdali.reduction.quality import REDUCTIONS
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.schedule.epoch_plan import EpochPlan
 
 _ROW: list[tuple[str, str]] = [("sample", "i8"), ("path", "O"), ("label", "i8"), ("prediction", "i8"), ("correct", "?"),
                                ("confidence", "f4")]
@@ -36,7 +36,7 @@ _RESERVED = re.compile(rf"({'|'.join(SPLITS)})(-({'|'.join(REDUCTIONS)})-0\.[0-9
 
 
 @dataclass(frozen=True)
-class Rows:
+class PredictionRows:
     """One row per image in sample order: samples, labels, predictions int64 [N]; confidence float32 [N], the
     probability of the prediction. A prediction may be -1, none of the classes (see class_map.py)."""
 
@@ -63,20 +63,20 @@ def top1(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return prediction, confidence
 
 
-def at_once(batch_size: int, world: int) -> int:
+def inference_batch_size(batch_size: int, world: int) -> int:
     """Images of a forward pass without gradients, where `world` ranks share training batches of `batch_size`: no fewer than in training,
     and up to 256 those of a whole batch, so that every figure is what one process alone gets."""
     return max(-(-batch_size // world), min(batch_size, 256))
 
 
-def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[], AbstractContextManager[object]],
+def predict(model: nn.Module, loader: BatchSource, plan: EpochPlan, autocast: Callable[[], AbstractContextManager[object]],
              progress: Callable[[int], None] = lambda images: None,
-             decide: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = top1, ranks: Ranks = ALONE) -> Rows:
+             decide: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = top1, group: ProcessGroup = SINGLE_PROCESS) -> PredictionRows:
     """Classifies every image of `plan` in evaluation mode; the model is left in the mode it was in. `decide` as `top1`.
 
     `ranks` take every world-th batch as it is and all get all rows, the same as one process alone. `progress` is told images of all.
     """
-    own = replace(plan, rank=ranks.rank, world=ranks.world, whole=True)
+    own = replace(plan, rank=group.rank, world_size=group.world_size, whole_batches=True)
 
     def classified(check: Callable[[], None]) -> list[npt.NDArray[Any]]:
         columns: list[tuple[torch.Tensor, ...]] = []
@@ -86,7 +86,7 @@ def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[]
             columns.append((batch.samples, batch.labels, *decide(logits)))
             check()
             done = batch.number * plan.batch_size
-            progress(min(plan.samples, done + ranks.world * plan.batch_size) - done)
+            progress(min(plan.samples, done + group.world_size * plan.batch_size) - done)
         if not columns:
             return [np.empty(0, kind) for kind in (np.int64, np.int64, np.int64, np.float32)]
         return [torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)]
@@ -94,11 +94,11 @@ def evaluate(model: nn.Module, loader: Loader, plan: Plan, autocast: Callable[[]
     training = model.training
     model.eval()
     with torch.inference_mode():
-        mine = ranks.watched(classified)
+        mine = group.run_interruptible(classified)
     model.train(training)
-    samples, labels, predictions, confidences = (np.concatenate(ranks.gather(column)) for column in mine)
+    samples, labels, predictions, confidences = (np.concatenate(group.all_gather(column)) for column in mine)
     order = np.argsort(samples, kind="stable")
-    return Rows(samples[order], labels[order], predictions[order], confidences[order])
+    return PredictionRows(samples[order], labels[order], predictions[order], confidences[order])
 
 
 def check_set_name(name: str, option: str) -> None:
@@ -108,7 +108,7 @@ def check_set_name(name: str, option: str) -> None:
                          f"{', '.join(SPLITS)} nor one of them reduced, such as test-crop-0.5")
 
 
-def named_sets(texts: tuple[str, ...], option: str) -> dict[str, str]:
+def parse_named_sets(texts: tuple[str, ...], option: str) -> dict[str, str]:
     """The folders, paths or URLs, of NAME=FOLDER texts by name. Raises InputError for a name that is given twice or cannot be."""
     folders = {}
     for text in texts:
@@ -122,7 +122,7 @@ def named_sets(texts: tuple[str, ...], option: str) -> dict[str, str]:
     return folders
 
 
-def write_rows(file: Path, rows: Rows, index: Index, told: dict[str, Any] | None = None) -> None:
+def write_rows(file: Path, rows: PredictionRows, index: Index, metadata: dict[str, Any] | None = None) -> None:
     """Writes Parquet columns sample, path, label, prediction, correct, confidence; whole or not at all. `told` goes as JSON into the
     schema's metadata, under "qrdali": the epoch of the weights, and what a class map did."""
     table = pa.table({
@@ -133,15 +133,15 @@ def write_rows(file: Path, rows: Rows, index: Index, told: dict[str, Any] | None
         "correct": rows.labels == rows.predictions,
         "confidence": rows.confidence,
     })
-    if told:
-        table = table.replace_schema_metadata({"qrdali": json.dumps(told)})
+    if metadata:
+        table = table.replace_schema_metadata({"qrdali": json.dumps(metadata)})
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     pq.write_table(table, partial)
-    put(partial, file)
+    replace_atomically(partial, file)
 
 
-def asked(name: str, data: str = "DATASET") -> str:
+def evaluate_command_for(name: str, data: str = "DATASET") -> str:
     """The options of `qrdali evaluate` that make the rows of `name`."""
     if not _RESERVED.fullmatch(name):
         return f"--set {printable(name)}=FOLDER"
@@ -157,7 +157,7 @@ def _step(quality: float) -> str:
     return "" if n == 4 else f" --step {1 / n:.12g}"
 
 
-def told_of(run: Path, name: str) -> dict[str, Any]:
+def read_metadata(run: Path, name: str) -> dict[str, Any]:
     """What `write_rows` was told of a set: "epoch" of the weights, and for mapped classes "classes" and "map_rule". Empty if nothing."""
     try:
         file = run / "predictions" / f"{name}.parquet"
@@ -188,10 +188,10 @@ def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.
     the file is damaged or its rows contradict themselves.
     """
     file = run / "predictions" / f"{name}.parquet"
-    again = f"make them with `qrdali evaluate --run {printable(run)} {asked(name)}`"
+    again = f"make them with `qrdali evaluate --run {printable(run)} {evaluate_command_for(name)}`"
     if not file.is_file():
         raise InputError(f"{printable(run)} has no rows of {printable(name)!r}: {again}")
-    if epoch is not None and (made_at := told_of(run, name).get("epoch", epoch)) != epoch:
+    if epoch is not None and (made_at := read_metadata(run, name).get("epoch", epoch)) != epoch:
         raise InputError(f"the rows of {printable(name)!r} of {printable(run)} are of epoch {printable(made_at)}, best/ is of epoch "
                          f"{epoch}: {again}")
     try:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from qrdali.data.shapes import ShapesSpec
 from qrdali.errors import InputError, printable
-from qrdali.reduction.quality import level_of, steps
+from qrdali.reduction.quality import level_of, num_levels_of
 from qrdali.runs import settings as settings_file
 from qrdali.runs.settings import Settings
 
@@ -225,7 +225,9 @@ def _check(matrix: Matrix) -> None:
     if ("matched" in matrix.runs.controls) != bool(matrix.runs.match):
         raise InputError('runs.match = RUN and "matched" in runs.controls belong together: the run whose optimizer steps are taken')
     if matrix.evaluate.sets:
-        from qrdali.evaluation.predict import check_set_name  # brings torch, which a plain matrix can do without
+        from qrdali.evaluation.predict import (
+            check_set_name,  # brings torch, which a plain matrix can do without
+        )
     for name, folder in matrix.evaluate.sets.items():
         check_set_name(name, f"evaluate.sets.{name}")
         if not folder:
@@ -234,7 +236,7 @@ def _check(matrix: Matrix) -> None:
         raise InputError("out holds a NUL character: no folder can have that name")
     for key, step in (("evaluate.curve_step", matrix.evaluate.curve_step), ("mepi.step", matrix.mepi.step)):
         try:
-            steps(step)
+            num_levels_of(step)
         except InputError as error:
             raise InputError(f"{key}: {error}") from None
     if matrix.evaluate.reduced is not None:

@@ -10,14 +10,14 @@ from typing import Any
 
 from qrdali.errors import RunError
 from qrdali.experiment.config import Network
-from qrdali.experiment.expand import Run
+from qrdali.experiment.expand import PlannedRun
 from qrdali.experiment.tasks import Task, Tasks
 from qrdali.files.json_objects import read_objects
-from qrdali.reduction.quality import REDUCTIONS, steps
+from qrdali.reduction.quality import REDUCTIONS, num_levels_of
 from qrdali.runs.settings import Settings
 from qrdali.schedule import epoch_schedule as schedule
-from qrdali.schedule.epoch_schedule import Rule
-from qrdali.schedule.methods import rule_of
+from qrdali.schedule.epoch_schedule import ScheduleRule
+from qrdali.schedule.methods import schedule_rule_of
 
 # An adaptive run's probe in full epochs where nothing better is known: SqueezeNet 1.1 on two CPU cores, README.
 PROBE_SHARE = {"color": 0.33, "crop": 1.51, "resolution": 0.34, "combination": 2.09}
@@ -33,25 +33,25 @@ class Work:
 
 def least(settings: Settings) -> Work:
     """The shortest run: no unit of patience but the first improves, and an adaptive run's images do not move."""
-    return Work(_shortest(rule_of(settings)), int(_probes(settings) > 0))
+    return Work(_shortest(schedule_rule_of(settings)), int(_probes(settings) > 0))
 
 
 def most(settings: Settings) -> Work:
     """The longest run: units improve until --max-epochs."""
-    rule = rule_of(settings)
-    letters = "".join(letter for _, _, letter in schedule.longest(rule))
-    stage = len(_shortest(Rule(rule.sequence, rule.patience, rule.max_epochs)))
+    rule = schedule_rule_of(settings)
+    letters = "".join(letter for _, _, letter in schedule.longest_run(rule))
+    stage = len(_shortest(ScheduleRule(rule.sequence, rule.patience, rule.max_epochs)))
     return Work(letters, min(_probes(settings), math.ceil(len(letters) / stage)))
 
 
-def _shortest(rule: Rule) -> str:
+def _shortest(rule: ScheduleRule) -> str:
     if rule.patience is None:
         return "C" * rule.max_epochs
     state, letters = schedule.start(0.0), ""
     while not state.ended:
         if not state.begun:
             state = schedule.begin_stage(rule, state, moved=0)
-        letters += schedule.phase(rule, state) or ""
+        letters += schedule.next_phase(rule, state) or ""
         state, _ = schedule.update(rule, state, 0.0)
     return letters
 
@@ -60,7 +60,7 @@ def _probes(settings: Settings) -> int:
     """Probes of the longest descent: every image goes down every level one by one, and the last probe moves none."""
     if settings.method != "adaptive" or settings.feedback != "probe":
         return 0
-    return sum(REDUCTIONS[settings.reduction]) * (steps(settings.step) - 1) + 1
+    return sum(REDUCTIONS[settings.reduction]) * (num_levels_of(settings.step) - 1) + 1
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Estimate:
             self._paces[network] = measured(finished, declared(self._networks[network]))
         return self._paces[network]
 
-    def left(self, run: Run) -> tuple[tuple[int, int], tuple[float | None, float | None]]:
+    def left(self, run: PlannedRun) -> tuple[tuple[int, int], tuple[float | None, float | None]]:
         """(epochs at least, at most), (seconds at least, at most) still to come; zeros for a finished run."""
         if self.tasks.folder.ended(run.name):
             return (0, 0), (0.0, 0.0)
@@ -158,7 +158,7 @@ class Estimate:
                  and (run := self.tasks.runs.get(key.partition(" ")[2])) is not None and run.network == network]
         return (min(taken), max(taken)) if taken else (None, None)
 
-    def _works(self, run: Run) -> tuple[Work, Work]:
+    def _works(self, run: PlannedRun) -> tuple[Work, Work]:
         if not run.settings.match:
             return least(run.settings), most(run.settings)
         model = self.tasks.runs[run.needs[-1]]  # as many steps, so as many epochs

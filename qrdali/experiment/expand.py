@@ -13,13 +13,13 @@ from qrdali.errors import InputError, printable
 from qrdali.experiment.config import Matrix, Method, Network
 from qrdali.runs import settings as settings_file
 from qrdali.runs.settings import Settings
-from qrdali.schedule.methods import check
+from qrdali.schedule.methods import check_settings
 
 MOST_RUNS, MOST_EPOCHS = 10_000, 100_000
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """name: NETWORK/RUN, or NETWORK/seed-N/RUN where there are several seeds; also its folder below runs/. values: for
     `settings.validated`. needs: names of the runs that must be finished first."""
 
@@ -36,7 +36,7 @@ class Run:
             for key in ("epochs", "max_epochs"):
                 if getattr(settings, key) > MOST_EPOCHS:
                     raise InputError(f"{key} = {getattr(settings, key)}: at most {MOST_EPOCHS}")
-            check(settings)
+            check_settings(settings)
             return settings
         except InputError as error:
             raise InputError(f"run {printable(self.name)}: {error}") from None
@@ -47,7 +47,7 @@ def matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or ("/" not in pattern and fnmatchcase(name.rpartition("/")[2], pattern))
 
 
-def select(runs: list[Run], patterns: Iterable[str], whose: str) -> list[Run]:
+def select(runs: list[PlannedRun], patterns: Iterable[str], whose: str) -> list[PlannedRun]:
     """The runs that a pattern names and those they need, in the order of `runs`; all of them without a pattern.
 
     Raises InputError for a pattern that names none; `whose` says where it stood.
@@ -64,7 +64,7 @@ def select(runs: list[Run], patterns: Iterable[str], whose: str) -> list[Run]:
     return [run for run in runs if run.name in wanted]
 
 
-def expand(matrix: Matrix, data: Path) -> list[Run]:
+def expand(matrix: Matrix, data: Path) -> list[PlannedRun]:
     """Every run, those that others start from first. data: the data set's folder. Raises InputError naming what cannot be."""
     size = len(matrix.network) * len(matrix.seeds) * (
         2 + (len(matrix.runs.methods) + len(matrix.runs.controls)) * 8 * len(matrix.runs.reductions))
@@ -79,19 +79,19 @@ def expand(matrix: Matrix, data: Path) -> list[Run]:
     return runs
 
 
-def _of_network(matrix: Matrix, network: Network, seed: int, data: Path) -> list[Run]:
+def _of_network(matrix: Matrix, network: Network, seed: int, data: Path) -> list[PlannedRun]:
     asked, folder = matrix.runs, Path(matrix.out).absolute() / "runs"
     prefix = f"{network.folder}/" + (f"seed-{seed}/" if len(matrix.seeds) > 1 else "")
     own: dict[str, Any] = {"batch_size": network.batch_size, "lr": network.lr, "input_size": network.input_size or None}
     common = {**matrix.train, **{key: value for key, value in own.items() if value is not None},
               "model": network.model, "data": str(data.absolute()), "seed": seed}
     first = {"epochs": network.epochs} if network.epochs is not None else {}
-    runs = [Run(f"{prefix}shared", network.folder, _placed({
+    runs = [PlannedRun(f"{prefix}shared", network.folder, _placed({
         **common, **first, **asked.shared.settings(), **network.shared, "method": "shared"}))]
 
     def add(name: str, method: str, table: Method, **values: Any) -> None:
         init = {"init": str(folder / runs[0].name), "method": method}
-        runs.append(Run(f"{prefix}{name}", network.folder, _placed({
+        runs.append(PlannedRun(f"{prefix}{name}", network.folder, _placed({
             **common, **table.settings(), **network.others, **init, **values}), (runs[0].name,)))
 
     if "baseline" in asked.methods:
@@ -111,7 +111,7 @@ def _of_network(matrix: Matrix, network: Network, seed: int, data: Path) -> list
             raise InputError(f"runs.match = {printable(asked.match)!r} is no run of {network.folder} that trains after shared, such as "
                              f"{runs[-1].name.removeprefix(prefix)}")
         add("baseline-matched", "baseline", asked.matched, match=str(folder / model.name))
-        runs[-1] = Run(runs[-1].name, network.folder, runs[-1].values, (runs[0].name, model.name))
+        runs[-1] = PlannedRun(runs[-1].name, network.folder, runs[-1].values, (runs[0].name, model.name))
     return runs
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from qrdali.errors import InputError, RunError, printable
-from qrdali.files.atomic import put
+from qrdali.files.atomic import replace_atomically
 from qrdali.files.json_objects import read_object
-from qrdali.files.lock import held
+from qrdali.files.lock import acquire
 from qrdali.runs import checkpoint
 
 LOCK, DONE, FAILURES = ".lock", "done.json", "failures.json"
 
 
-class MatrixFolder:
+class ExperimentFolder:
     """done, failures: what the notes say, by task."""
 
     def __init__(self, folder: Path) -> None:
@@ -36,7 +36,7 @@ class MatrixFolder:
     def lock(self) -> TextIO:
         """Makes the folder and holds it for this process. Raises RunError if another one works in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = held(self.folder / LOCK, lambda who: f"{printable(self.folder)} is being worked on by {who}: wait for it, or choose "
+        lock = acquire(self.folder / LOCK, lambda who: f"{printable(self.folder)} is being worked on by {who}: wait for it, or choose "
                                                     "another --out")
         self.read()
         return lock
@@ -99,4 +99,4 @@ def _write(file: Path, notes: dict[str, Any]) -> None:
     """Whole or not at all."""
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(json.dumps(notes, indent=1) + "\n", "utf-8")
-    put(partial, file)
+    replace_atomically(partial, file)

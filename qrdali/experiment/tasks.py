@@ -13,8 +13,8 @@ from qrdali.data import storage
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError, printable
 from qrdali.experiment.config import Matrix
-from qrdali.experiment.expand import Run, matches, select
-from qrdali.experiment.folder import MatrixFolder
+from qrdali.experiment.expand import PlannedRun, matches, select
+from qrdali.experiment.folder import ExperimentFolder
 from qrdali.files.json_objects import read_object
 from qrdali.runs import folder as run_folders
 
@@ -43,7 +43,7 @@ def _task(key: str) -> Task:
 class Tasks:
     """What a call has to do, and what is done. runs: every run of the matrix; wanted: those of this call."""
 
-    def __init__(self, matrix: Matrix, folder: MatrixFolder, data: Path, runs: list[Run], only: Iterable[str]) -> None:
+    def __init__(self, matrix: Matrix, folder: ExperimentFolder, data: Path, runs: list[PlannedRun], only: Iterable[str]) -> None:
         """Raises InputError for a pattern that names no run."""
         self.matrix, self.folder, self.data = matrix, folder, data
         self.runs = {run.name: run for run in runs}
@@ -122,7 +122,7 @@ class Tasks:
             seen[row] = [stat.st_size, stat.st_mtime_ns]
         return seen
 
-    def origin(self, run: Run) -> dict[str, Any]:
+    def origin(self, run: PlannedRun) -> dict[str, Any]:
         """What a run is trained from: the images, and the weights of the runs it needs."""
         return {"images": self._fingerprint("train"), "weights": {name: self._digest(name) for name in run.needs}}
 
@@ -134,7 +134,7 @@ class Tasks:
             self._digests[name] = run_folders.weights_digest(self.folder.run(name))
         return self._digests[name]
 
-    def replaced(self, run: Run) -> str:
+    def replaced(self, run: PlannedRun) -> str:
         """What has changed since a run was begun that it was trained from, or nothing."""
         noted = self.folder.done.get(f"from {run.name}")
         if noted is None or not (self.folder.run(run.name) / "config.toml").exists():

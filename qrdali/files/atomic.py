@@ -15,7 +15,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def put(partial: Path, place: Path) -> None:
+def replace_atomically(partial: Path, place: Path) -> None:
     """Gives the complete file or folder `partial` its name; what is in `place` after a loss of power is the old or the new, whole."""
     for path in partial.rglob("*") if partial.is_dir() else ():
         sync(path)

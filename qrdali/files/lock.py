@@ -12,7 +12,7 @@ from typing import TextIO
 from qrdali.errors import RunError, printable
 
 
-def held(file: Path, refusal: Callable[[str], str]) -> TextIO:
+def acquire(file: Path, refusal: Callable[[str], str]) -> TextIO:
     """Holds the lock `file` until it is closed or the process ends. Raises RunError with the `refusal` that names the holder if
     another process holds it."""
     lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115

@@ -12,7 +12,7 @@ from qrdali.errors import InputError, printable
 MOST_LINES, LONGEST_LINE = 1_000_000, 10_000  # lines; bytes of one
 
 
-def read(file: Path) -> Iterator[tuple[str, str]]:
+def read_lines(file: Path) -> Iterator[tuple[str, str]]:
     """(where, text) of each line that is neither empty nor a comment; `where` is FILE line N, for messages.
 
     Raises InputError, naming the line, for what is no file, cannot be read or is not UTF-8; for control characters other than tabs,
@@ -38,7 +38,7 @@ def read(file: Path) -> Iterator[tuple[str, str]]:
         raise InputError(f"{shown} cannot be read: {printable(error.strerror)}") from None
 
 
-def short(text: str) -> str:
+def quote(text: str) -> str:
     """`text` quoted for a message: printable, at most 80 characters."""
     return repr(printable(text) if len(text) <= 80 else printable(text[:80]) + "…")
 
@@ -49,5 +49,5 @@ def _text(line: bytes, where: str, number: int) -> str:
     except UnicodeDecodeError:
         raise InputError(f"{where} is not UTF-8") from None
     if any(unicodedata.category(c) == "Cc" and c != "\t" for c in text):
-        raise InputError(f"{where} is {short(text)}: control characters do not belong there")
+        raise InputError(f"{where} is {quote(text)}: control characters do not belong there")
     return text

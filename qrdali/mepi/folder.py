@@ -18,9 +18,9 @@ from qrdali.data.index import Index, Samples
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import sync
 from qrdali.files.json_objects import read_object
-from qrdali.files.lock import held
+from qrdali.files.lock import acquire
 from qrdali.mepi.journal import OUTCOMES, Entry, Journal
-from qrdali.mepi.search import reduction_of
+from qrdali.mepi.search import params_of_states
 from qrdali.reduction import neighbors as descent
 from qrdali.reduction.levels import CHUNK
 from qrdali.reduction.png_entropy import encoder
@@ -44,13 +44,13 @@ class MepiSet:
     folder: Path
     index: Index
     classes: tuple[str, ...]
-    n: int
+    num_levels: int
     _lock: TextIO | None
     _rank: int = 0
     _journals: dict[str, Journal] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, index: Index, classes: tuple[str, ...], n: int, options: dict[str, Any], resume: bool) -> MepiSet:
+    def open(cls, folder: Path, index: Index, classes: tuple[str, ...], num_levels: int, options: dict[str, Any], resume: bool) -> MepiSet:
         """Makes or continues a set. Raises InputError for a folder of other options or, without `resume`, one in use."""
         for name in classes:
             if name in ("", ".", "..") or "/" in name or "\0" in name:
@@ -67,12 +67,12 @@ class MepiSet:
                                  "another --out")
         else:
             _write(file, (json.dumps(options, indent=1) + "\n").encode())
-        return cls(folder, index, classes, n, lock)
+        return cls(folder, index, classes, num_levels, lock)
 
     @classmethod
-    def beside(cls, folder: Path, index: Index, classes: tuple[str, ...], n: int, rank: int) -> MepiSet:
+    def open_on_other_rank(cls, folder: Path, index: Index, classes: tuple[str, ...], num_levels: int, rank: int) -> MepiSet:
         """The set that rank 0 has opened and loaded, for another rank."""
-        return cls(folder, index, classes, n, None, rank)
+        return cls(folder, index, classes, num_levels, None, rank)
 
     def load(self) -> None:
         """Reads all journals, so that what ranks of a job that ended have left is taken in. Raises RunError for a damaged one."""
@@ -87,12 +87,12 @@ class MepiSet:
     def journal(self, reduction: str) -> Journal:
         """Raises RunError for a damaged one."""
         if reduction not in self._journals:
-            journal = Journal(self.folder / PROGRESS / f"{reduction}.jsonl", len(self.index), self.n, self._rank)
+            journal = Journal(self.folder / PROGRESS / f"{reduction}.jsonl", len(self.index), self.num_levels, self._rank)
             if not self._rank:
-                journal.take_in()
+                journal.merge_rank_parts()
             samples = journal.with_mepi()
             sizes, states = self.index.sizes(samples), journal.rows[samples]["state"]
-            window = reduction_of(states, sizes, self.n).window.astype(np.int64)
+            window = params_of_states(states, sizes, self.num_levels).window.astype(np.int64)
             still = np.flatnonzero(~np.array(REDUCTIONS[reduction]))
             if (window[:, :2] + window[:, 2:] > sizes).any() or states[:, still].any():
                 raise RunError(f"{printable(journal.file)} holds states that its images cannot have: remove the file to search this "
@@ -111,14 +111,14 @@ class MepiSet:
         label = int(self.index.labels(np.array([sample]))[0])
         return self.folder / reduction / self.classes[label] / f"{sample}.png"
 
-    def keep(self, reduction: str, entry: Entry, png: bytes, seconds: float) -> None:
+    def add_mepi(self, reduction: str, entry: Entry, png: bytes, seconds: float) -> None:
         """Writes a MEPI's file, then its entry: an entry promises that the file is there."""
         file = self.png(reduction, entry.sample)
         file.parent.mkdir(parents=True, exist_ok=True)
         _write(file, png)
         self.journal(reduction).append(entry, seconds)
 
-    def drop(self, reduction: str, entry: Entry, seconds: float) -> None:
+    def add_without_mepi(self, reduction: str, entry: Entry, seconds: float) -> None:
         """An image turned out to have no MEPI."""
         self.png(reduction, entry.sample).unlink(missing_ok=True)
         self.journal(reduction).append(entry, seconds)
@@ -179,20 +179,20 @@ class MepiSet:
 
     def _rows(self, reduction: str, samples: Samples) -> pa.Table:
         rows = self.journal(reduction).rows[samples]
-        window = reduction_of(rows["state"], self.index.sizes(samples), self.n).window
-        columns = [samples, self.index.paths(samples), self.index.labels(samples), [reduction] * len(rows), [1 / self.n] * len(rows),
+        window = params_of_states(rows["state"], self.index.sizes(samples), self.num_levels).window
+        columns = [samples, self.index.paths(samples), self.index.labels(samples), [reduction] * len(rows), [1 / self.num_levels] * len(rows),
                    *rows["state"][:, :3].T, *window.T, rows["full"], rows["mepi"], rows["mepi"] / rows["full"], rows["evaluations"],
                    rows["confidence"]]
         return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
     def lowest(self, reduction: str) -> int:
         """How many MEPIs stand at the lowest state: nothing that moves has a level left."""
-        moving, samples, total = np.flatnonzero(REDUCTIONS[reduction]), self.journal(reduction).with_mepi(), 0
+        dimensions, samples, total = np.flatnonzero(REDUCTIONS[reduction]), self.journal(reduction).with_mepi(), 0
         for start in range(0, len(samples), CHUNK):
             part = samples[start:start + CHUNK]
             states, sizes = self.journal(reduction).rows[part]["state"], self.index.sizes(part)
-            window = reduction_of(states, sizes, self.n).window
-            total += int((descent.next_levels(states[:, :3].astype(np.uint8), window, sizes, self.n)[:, moving] < 0).all(axis=1).sum())
+            window = params_of_states(states, sizes, self.num_levels).window
+            total += int((descent.next_levels(states[:, :3].astype(np.uint8), window, sizes, self.num_levels)[:, dimensions] < 0).all(axis=1).sum())
         return total
 
 
@@ -209,7 +209,7 @@ def _locked(folder: Path) -> TextIO:
             entry.name not in (LOCK, f".{OPTIONS}.partial") for entry in folder.iterdir())):
         raise InputError(f"{printable(folder)} exists and is no MEPI set: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    return held(file, lambda who: f"{printable(folder)} is being built by {who}: wait for it, or choose another --out")
+    return acquire(file, lambda who: f"{printable(folder)} is being built by {who}: wait for it, or choose another --out")
 
 
 def _has_size(file: Path, size: int) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from qrdali.data.index import Samples
 from qrdali.errors import RunError, printable
 from qrdali.files.atomic import sync
-from qrdali.mepi.search import FULL, Journey, State
+from qrdali.mepi.search import FULL_STATE, ReductionState, SearchPath
 
 
 @dataclass(frozen=True)
@@ -25,29 +25,29 @@ class Entry:
 
     sample: int
     outcome: str
-    path: tuple[State, ...] = ()
+    path: tuple[ReductionState, ...] = ()
     confidence: tuple[float, ...] = ()
-    struck: tuple[State, ...] = ()
+    struck: tuple[ReductionState, ...] = ()
     evaluations: int = 0
     full: int = 0
     mepi: int = 0
     why: str = ""
 
     @property
-    def state(self) -> State:
-        return self.path[-1] if self.path else FULL
+    def state(self) -> ReductionState:
+        return self.path[-1] if self.path else FULL_STATE
 
 
-def entry_of(journey: Journey, full: int, mepi: int) -> Entry:
-    return Entry(journey.sample, "mepi", tuple(journey.path), tuple(journey.confidence), tuple(sorted(journey.struck)),
+def entry_of_path(journey: SearchPath, full: int, mepi: int) -> Entry:
+    return Entry(journey.sample, "mepi", tuple(journey.path), tuple(journey.confidence), tuple(sorted(journey.forbidden)),
                  journey.evaluations, full, mepi)
 
 
-def _entry(data: dict[str, Any], count: int, n: int) -> Entry:
+def _entry(data: dict[str, Any], count: int, num_levels: int) -> Entry:
     """Raises ValueError, KeyError or TypeError for anything `asdict` of an Entry cannot have given."""
-    def states(key: str) -> tuple[State, ...]:
+    def states(key: str) -> tuple[ReductionState, ...]:
         found = tuple(tuple(map(_whole, state)) for state in data[key])
-        if any(len(s) != 5 or max(s[:3]) >= n or max(s) >= 1 << 31 for s in found):
+        if any(len(s) != 5 or max(s[:3]) >= num_levels or max(s) >= 1 << 31 for s in found):
             raise ValueError(f"{key} has states outside the step's levels")
         return found  # type: ignore[return-value]
 
@@ -101,22 +101,22 @@ class Journal:
     passes, and all read the file on.
     """
 
-    def __init__(self, file: Path, count: int, n: int, rank: int = 0) -> None:
+    def __init__(self, file: Path, count: int, num_levels: int, rank: int = 0) -> None:
         """Reads what is there; a last line cut short is dropped. Raises RunError for a damaged one."""
         self.file, self.rows, self.session = file, np.zeros(count, ROW), 0.0
-        self._n, self._before, self._end, self._lines = n, 0.0, 0, 0  # seconds of the sessions before; what is read: bytes, lines
+        self._num_levels, self._before, self._end, self._lines = num_levels, 0.0, 0, 0  # seconds of the sessions before; what is read: bytes, lines
         self._part = file.with_suffix(f".{rank}.jsonl") if rank else None
         self._out: BinaryIO | None = None
-        self.read_on()
+        self.reload()
         self._before, self.session = self._before + self.session, 0.0
 
-    def read_on(self) -> None:
+    def reload(self) -> None:
         """Reads what has come to the file. Raises RunError as the beginning does."""
         if self.file.exists():
             for line in _whole_lines(self.file, self._end, self._lines, self._read):
                 self._end, self._lines = self._end + len(line), self._lines + 1
 
-    def take_in(self) -> None:
+    def merge_rank_parts(self) -> None:
         """The entries of all parts come to the file, and the parts go. Raises RunError for a damaged one."""
         parts = sorted(p for p in self.file.parent.glob(f"{self.file.stem}.*.jsonl") if p.name.split(".")[-2].isdecimal())
         if not parts:
@@ -140,7 +140,7 @@ class Journal:
         seconds = float(values.pop("seconds"))
         if not math.isfinite(seconds) or seconds < 0:
             raise ValueError("seconds")
-        self._add(_entry(values, len(self.rows), self._n), self._end)
+        self._add(_entry(values, len(self.rows), self._num_levels), self._end)
         self.session = max(self.session, seconds)
 
     @property
@@ -165,7 +165,7 @@ class Journal:
             lines.seek(int(self.rows[sample]["place"]))
             values = json.loads(lines.readline())
         values.pop("seconds")
-        return _entry(values, len(self.rows), self._n)
+        return _entry(values, len(self.rows), self._num_levels)
 
     def begin(self) -> None:
         """Opens the journal for a session."""
@@ -178,7 +178,7 @@ class Journal:
         self._out = open(self.file, "ab")  # noqa: SIM115
         self._out.truncate(self._end)
 
-    def go_on(self) -> None:
+    def reopen(self) -> None:
         """Opens the journal again in the same session."""
         if self._part is None:
             self._open()

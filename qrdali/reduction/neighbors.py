@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qrdali.reduction.quality import bin_width, placed, shrunk
+from qrdali.reduction.quality import bin_width, scaled_size, window_offset
 
 Bytes = npt.NDArray[np.uint8]
 Int32 = npt.NDArray[np.int32]
@@ -40,47 +40,47 @@ class Candidates:
     bin_width: Int32
 
 
-def column_dimensions(moving: tuple[bool, bool, bool], windows: int = 5) -> tuple[int, ...]:
+def column_dimensions(dimensions: tuple[bool, bool, bool], windows: int = 5) -> tuple[int, ...]:
     """The dimension that each of the K columns of `neighbours` moves."""
-    return (COLOR,) * moving[COLOR] + (RESOLUTION,) * moving[RESOLUTION] + (CROP,) * (windows if moving[CROP] else 0)
+    return (COLOR,) * dimensions[COLOR] + (RESOLUTION,) * dimensions[RESOLUTION] + (CROP,) * (windows if dimensions[CROP] else 0)
 
 
-def window_of(levels: Bytes, places: Int32, sizes: npt.NDArray[np.integer], n: int) -> Int32:
+def window_of(levels: Bytes, places: Int32, sizes: npt.NDArray[np.integer], num_levels: int) -> Int32:
     """Windows [N, 4] of states whose top and left are `places` [N, 2] in images of `sizes` [N, 2]."""
-    return np.concatenate([places, shrunk(sizes, levels[:, CROP], n)], axis=1)
+    return np.concatenate([places, scaled_size(sizes, levels[:, CROP], num_levels)], axis=1)
 
 
-def next_levels(levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], n: int) -> npt.NDArray[np.int64]:
+def next_levels(levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], num_levels: int) -> npt.NDArray[np.int64]:
     """The next lower level of each dimension that changes the image, int64 [N, 3]; -1 where there is none.
 
     A level that leaves the bin width, or every side, as it is, is dead and skipped.
     """
     result = np.full(levels.shape, -1, np.int64)
-    widths = bin_width(np.arange(n), n)
-    size = shrunk(window[:, 2:], levels[:, RESOLUTION], n)
+    widths = bin_width(np.arange(num_levels), num_levels)
+    size = scaled_size(window[:, 2:], levels[:, RESOLUTION], num_levels)
     for dimension in (COLOR, CROP, RESOLUTION):
         todo, level = np.arange(len(levels)), levels[:, dimension].astype(np.int64)
-        while len(todo := todo[level[todo] + 1 < n]):
+        while len(todo := todo[level[todo] + 1 < num_levels]):
             level[todo] += 1
             k = level[todo]
             if dimension == COLOR:
                 changed = widths[k] != widths[levels[todo, COLOR]]
             elif dimension == CROP:
-                changed = (shrunk(sizes[todo], k, n) != window[todo, 2:]).any(axis=1)
+                changed = (scaled_size(sizes[todo], k, num_levels) != window[todo, 2:]).any(axis=1)
             else:
-                changed = (shrunk(window[todo, 2:], k, n) != size[todo]).any(axis=1)
+                changed = (scaled_size(window[todo, 2:], k, num_levels) != size[todo]).any(axis=1)
             result[todo[changed], dimension] = k[changed]
             todo = todo[~changed]
     return result
 
 
-def neighbours(levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], moving: tuple[bool, bool, bool], n: int,
+def neighbors_of(levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], dimensions: tuple[bool, bool, bool], num_levels: int,
                windows: int = 5) -> Candidates:
     """The states one step below: one for color, one for resolution, one per candidate window for crop.
 
     levels: uint8 [N, 3]. window: int32 [N, 4]. sizes: [N, 2], upright height and width of the originals.
     """
-    after = next_levels(levels, window, sizes, n)
+    after = next_levels(levels, window, sizes, num_levels)
     exists, new_levels, new_window = [], [], []
 
     def add(dimension: int, place: Int32 | None) -> None:
@@ -91,14 +91,14 @@ def neighbours(levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], mov
         new_levels.append(moved)
         new_window.append(window if place is None else np.where(there[:, None], place, window))
 
-    if moving[COLOR]:
+    if dimensions[COLOR]:
         add(COLOR, None)
-    if moving[RESOLUTION]:
+    if dimensions[RESOLUTION]:
         add(RESOLUTION, None)
-    if moving[CROP]:
-        inner = shrunk(sizes, np.maximum(after[:, CROP], levels[:, CROP]), n)
+    if dimensions[CROP]:
+        inner = scaled_size(sizes, np.maximum(after[:, CROP], levels[:, CROP]), num_levels)
         for anchor in ANCHORS[windows]:
-            place = window[:, :2] + placed(window[:, 2:], inner, np.broadcast_to(anchor, (len(levels), 2)))
+            place = window[:, :2] + window_offset(window[:, 2:], inner, np.broadcast_to(anchor, (len(levels), 2)))
             add(CROP, np.concatenate([place, inner], axis=1).astype(np.int32))
     k = len(exists)
     if not k:
@@ -106,11 +106,11 @@ def neighbours(levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], mov
         return Candidates(empty.astype(np.bool_), np.empty((len(levels), 0, 3), np.uint8), np.empty((len(levels), 0, 4), np.int32),
                           np.empty((len(levels), 0, 2), np.int32), empty)
     lv, wd = np.stack(new_levels, axis=1), np.stack(new_window, axis=1).astype(np.int32)
-    size = shrunk(wd[..., 2:].reshape(-1, 2), lv[..., RESOLUTION].reshape(-1), n).reshape(-1, k, 2)
-    return Candidates(np.stack(exists, axis=1), lv, wd, size, bin_width(lv[..., COLOR], n))
+    size = scaled_size(wd[..., 2:].reshape(-1, 2), lv[..., RESOLUTION].reshape(-1), num_levels).reshape(-1, k, 2)
+    return Candidates(np.stack(exists, axis=1), lv, wd, size, bin_width(lv[..., COLOR], num_levels))
 
 
-def choose(acceptable: Bools, confidence: npt.NDArray[np.floating],
+def choose_neighbor(acceptable: Bools, confidence: npt.NDArray[np.floating],
            entropy: npt.NDArray[np.integer] | None = None) -> npt.NDArray[np.int64]:
     """The column accepted for each state, int64 [N]; -1 where none is acceptable (exists and is classified correctly).
 
@@ -129,7 +129,7 @@ def choose(acceptable: Bools, confidence: npt.NDArray[np.floating],
     return np.where(good.any(axis=1), best, -1)
 
 
-def accept(levels: Bytes, window: Int32, candidates: Candidates, choice: npt.NDArray[np.int64]) -> tuple[Bytes, Int32]:
+def accept_neighbor(levels: Bytes, window: Int32, candidates: Candidates, choice: npt.NDArray[np.int64]) -> tuple[Bytes, Int32]:
     """The states after a step: those chosen, or as they were where the choice is -1."""
     if not candidates.exists.shape[1]:
         return levels, window
@@ -139,7 +139,7 @@ def accept(levels: Bytes, window: Int32, candidates: Candidates, choice: npt.NDA
             np.where(moved, candidates.window[rows, column], window).astype(np.int32))
 
 
-def walked(steps: npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], moving: tuple[bool, bool, bool], n: int,
+def levels_after(steps: npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], dimensions: tuple[bool, bool, bool], num_levels: int,
            anchors: Callable[[int], Floats]) -> tuple[Bytes, Int32, npt.NDArray[np.int64]]:
     """States after `steps` [N] unasked steps from full quality, one dimension after another in the order color,
     resolution, crop; the window of step t is placed by `anchors(t)`, [N, 2] in [0, 1].
@@ -150,9 +150,9 @@ def walked(steps: npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], movin
     levels = np.zeros((count, 3), np.uint8)
     window = np.concatenate([np.zeros((count, 2), np.int32), sizes.astype(np.int32)], axis=1)
     taken, turn = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    order = np.array([d for d in (COLOR, RESOLUTION, CROP) if moving[d]])
+    order = np.array([d for d in (COLOR, RESOLUTION, CROP) if dimensions[d]])
     for t in range(int(steps.max(initial=0)) if len(order) else 0):
-        after = next_levels(levels, window, sizes, n)[:, order]
+        after = next_levels(levels, window, sizes, num_levels)[:, order]
         after[steps <= t] = -1
         # The first dimension from each image's turn on that still has a level to go to.
         ahead = (turn[:, None] + np.arange(len(order))) % len(order)
@@ -161,8 +161,8 @@ def walked(steps: npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], movin
         pick = np.take_along_axis(ahead, alive.argmax(axis=1)[:, None], axis=1)[rows, 0]
         levels[rows, order[pick]] = after[rows, pick]
         cropped = rows[order[pick] == CROP]
-        inner = shrunk(sizes[cropped], levels[cropped, CROP], n)
-        window[cropped, :2] += placed(window[cropped, 2:], inner, anchors(t)[cropped])
+        inner = scaled_size(sizes[cropped], levels[cropped, CROP], num_levels)
+        window[cropped, :2] += window_offset(window[cropped, 2:], inner, anchors(t)[cropped])
         window[cropped, 2:] = inner
         turn[rows] = (pick + 1) % len(order)
         taken[rows] += 1

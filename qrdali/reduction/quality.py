@@ -15,7 +15,7 @@ from qrdali.errors import InputError
 
 Int32 = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
-Levels = npt.NDArray[np.uint8]
+LevelArray = npt.NDArray[np.uint8]
 
 DIMENSIONS = ("color", "crop", "resolution")
 REDUCTIONS: dict[str, tuple[bool, bool, bool]] = {
@@ -29,7 +29,7 @@ CENTER = (0.5, 0.5)
 
 
 @dataclass(frozen=True)
-class Parameters:
+class ReductionParams:
     """What the pipelines apply to N images, all int32.
 
     window [N, 4]: top, left, height, width in the upright original.
@@ -42,7 +42,7 @@ class Parameters:
     bin_width: Int32
 
 
-def steps(step: float) -> int:
+def num_levels_of(step: float) -> int:
     """n of a step 1/n. Raises InputError unless `step` is 1/n within 1e-9 with n from 2 to 255."""
     n = round(1 / step) if 1e-3 < step <= 1 else 0
     if not 2 <= n <= 255 or abs(step - 1 / n) > 1e-9:
@@ -50,52 +50,52 @@ def steps(step: float) -> int:
     return n
 
 
-def level_of(quality: float, n: int) -> int:
+def level_of(quality: float, num_levels: int) -> int:
     """The level whose quality is `quality`. Raises InputError outside (0, 1] or off the grid of the step 1/n."""
     if not 0 < quality <= 1:
         raise InputError(f"quality {quality:g} is outside (0, 1]: 1 is the untouched image")
-    level = round((1 - quality) * n)
-    if abs((n - level) / n - quality) > 1e-9:
-        below, above = (np.floor(quality * n) / n, np.ceil(quality * n) / n)
-        raise InputError(f"quality {quality:g} is no level of step {1 / n:g}: use {above:g}"
+    level = round((1 - quality) * num_levels)
+    if abs((num_levels - level) / num_levels - quality) > 1e-9:
+        below, above = (np.floor(quality * num_levels) / num_levels, np.ceil(quality * num_levels) / num_levels)
+        raise InputError(f"quality {quality:g} is no level of step {1 / num_levels:g}: use {above:g}"
                          + (f" or {below:g}" if below > 0 else "") + ", or a finer --step")
     return level
 
 
-def quality(levels: npt.NDArray[np.integer], n: int) -> Floats:
+def quality(levels: npt.NDArray[np.integer], num_levels: int) -> Floats:
     """q = (n - k) / n for levels k of the step 1/n, any shape. Raises ValueError for a level outside 0..n-1."""
-    if levels.size and not 0 <= int(levels.min()) <= int(levels.max()) < n:
-        raise ValueError(f"levels {levels.min()}..{levels.max()} are outside 0..{n - 1} of step 1/{n}")
-    return (n - levels.astype(np.float64)) / n
+    if levels.size and not 0 <= int(levels.min()) <= int(levels.max()) < num_levels:
+        raise ValueError(f"levels {levels.min()}..{levels.max()} are outside 0..{num_levels - 1} of step 1/{num_levels}")
+    return (num_levels - levels.astype(np.float64)) / num_levels
 
 
-def rounded(x: Floats) -> npt.NDArray[np.int64]:
+def round_half_up(x: Floats) -> npt.NDArray[np.int64]:
     """floor(x + 0.5), the only rounding of the definitions (numpy's own rounds halves to even)."""
     return np.floor(x + 0.5).astype(np.int64)
 
 
-def bin_width(color_levels: npt.NDArray[np.integer], n: int) -> Int32:
+def bin_width(color_levels: npt.NDArray[np.integer], num_levels: int) -> Int32:
     """d = min(128, round(256^(1 - q))) for levels of any shape; 1 to 128."""
-    return np.minimum(128, rounded(256.0 ** (1 - quality(color_levels, n)))).astype(np.int32)
+    return np.minimum(128, round_half_up(256.0 ** (1 - quality(color_levels, num_levels)))).astype(np.int32)
 
 
-def shrunk(sizes: npt.NDArray[np.integer], levels: npt.NDArray[np.integer], n: int) -> Int32:
+def scaled_size(sizes: npt.NDArray[np.integer], levels: npt.NDArray[np.integer], num_levels: int) -> Int32:
     """max(1, round(side · √q)) for sizes [N, 2] and levels [N]: the area keeps the share q."""
-    share = np.sqrt(quality(levels, n))[:, None]
-    return np.maximum(1, rounded(sizes.astype(np.float64) * share)).astype(np.int32)
+    share = np.sqrt(quality(levels, num_levels))[:, None]
+    return np.maximum(1, round_half_up(sizes.astype(np.float64) * share)).astype(np.int32)
 
 
-def placed(outer: npt.NDArray[np.integer], inner: npt.NDArray[np.integer], anchors: Floats) -> Int32:
+def window_offset(outer: npt.NDArray[np.integer], inner: npt.NDArray[np.integer], anchors: Floats) -> Int32:
     """round(a · (outer - inner)): where windows of size `inner` [N, 2] lie within `outer` [N, 2], by anchors [N, 2]."""
-    return rounded(anchors * (outer.astype(np.int64) - inner)).astype(np.int32)
+    return round_half_up(anchors * (outer.astype(np.int64) - inner)).astype(np.int32)
 
 
-def parameters(levels: Levels, sizes: npt.NDArray[np.integer], anchors: Floats, n: int) -> Parameters:
+def reduction_params(levels: LevelArray, sizes: npt.NDArray[np.integer], anchors: Floats, num_levels: int) -> ReductionParams:
     """Integers for N images.
 
     levels: uint8 [N, 3] (color, crop, resolution). sizes: [N, 2] upright height and width in pixels, at least 1.
     anchors: float64 [N, 2] (a_y, a_x) in [0, 1]. Raises ValueError for levels outside 0..n-1.
     """
-    window_size = shrunk(sizes, levels[:, 1], n)
-    window = np.concatenate([placed(sizes, window_size, anchors), window_size], axis=1)
-    return Parameters(window, shrunk(window_size, levels[:, 2], n), bin_width(levels[:, 0], n))
+    window_size = scaled_size(sizes, levels[:, 1], num_levels)
+    window = np.concatenate([window_offset(sizes, window_size, anchors), window_size], axis=1)
+    return ReductionParams(window, scaled_size(window_size, levels[:, 2], num_levels), bin_width(levels[:, 0], num_levels))

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from qrdali.errors import printable
-from qrdali.evaluation.predict import asked
+from qrdali.evaluation.predict import evaluate_command_for
 from qrdali.evaluation.stats import McNemar, holm, mcnemar, wilson
 from qrdali.report.groups import Configuration, Group, is_baseline
 from qrdali.report.read import Run
@@ -92,7 +92,7 @@ def missing(group: Group) -> list[str]:
         without = [run for run in group.runs if name not in run.sets]
         if without:
             notes.append(f"No rows of {name} for {_some(without)}: qrdali evaluate --run {shlex.quote(str(without[0].folder))} "
-                         f"{asked(name, shlex.quote(without[0].settings.data))}")
+                         f"{evaluate_command_for(name, shlex.quote(without[0].settings.data))}")
         if len({run.sets[name].digest for run in group.runs if name in run.sets}) > 1:
             notes.append(f"The rows of {name} are not of the same images in all runs, and those are not compared: evaluate all on the "
                          "same data.")

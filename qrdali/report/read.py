@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qrdali.errors import InputError, RunError, printable
-from qrdali.evaluation.predict import read_rows, read_table, told_of
+from qrdali.evaluation.predict import read_metadata, read_rows, read_table
 from qrdali.files.json_objects import read_object
 from qrdali.mepi.folder import MANIFEST, OPTIONS, SCHEMA, SEARCHED, SUMMARY
 from qrdali.runs import folder as runs
@@ -86,7 +86,7 @@ class Run:
     folder: Path
     name: str
     settings: Settings
-    trained: runs.Trained
+    trained: runs.BestModel
     epochs: tuple[Epoch, ...]
     sets: dict[str, SetRows]
     curves: dict[str, tuple[dict[str, Any], float | None]]
@@ -159,7 +159,7 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
     files = sorted((folder / "predictions").glob("*.parquet"), key=lambda f: (_place(f.stem), f.stem))
     sets, images = {}, settings.data
     for file in files:
-        told = told_of(folder, file.stem)
+        told = read_metadata(folder, file.stem)
         try:
             rows = read_rows(folder, file.stem)
         except (InputError, RunError) as error:

@@ -74,12 +74,12 @@ def _write(folder: Path, state: dict[str, Any], tensors: dict[str, Tensors]) -> 
 
 def _on_disk(file: Path) -> str:
     """The digest of a file that is then on the disk."""
-    found = digest(file)
+    found = sha256_of(file)
     sync(file)
     return found
 
 
-def digest(file: Path) -> str:
+def sha256_of(file: Path) -> str:
     """SHA-256, hexadecimal. Raises OSError."""
     found = hashlib.sha256()
     with open(file, "rb") as data:
@@ -134,7 +134,7 @@ def load_newest(folder: Path, *names: str) -> tuple[dict[str, Any], list[Tensors
             raise RunError(f"{error}; and the one before: {older}") from None
 
 
-def set_aside(folder: Path) -> None:
+def quarantine_damaged(folder: Path) -> None:
     """Renames a damaged folder to `NAME.damaged`, so that the next save leaves the good one before it in place."""
     damaged = folder.with_name(folder.name + ".damaged")
     shutil.rmtree(damaged, ignore_errors=True)
@@ -188,7 +188,7 @@ def _sums(folder: Path) -> dict[str, str]:
 def _check(file: Path, sums: dict[str, str]) -> None:
     """Raises RunError if `file` is not what its hash says."""
     try:
-        if sums and file.is_file() and digest(file) != sums.get(file.name):
+        if sums and file.is_file() and sha256_of(file) != sums.get(file.name):
             raise RunError(f"{printable(file)} is damaged: its SHA-256 is not that in {SUMS}")
     except OSError as error:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None

@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 
 from qrdali.errors import InputError, RunError, printable
-from qrdali.files.atomic import put
+from qrdali.files.atomic import replace_atomically
 from qrdali.files.json_objects import read_objects
-from qrdali.files.lock import held
+from qrdali.files.lock import acquire
 from qrdali.models import Preprocessing, create
 from qrdali.runs import checkpoint, settings
 
@@ -23,7 +23,7 @@ LOCK = ".lock"
 
 
 @dataclass(frozen=True)
-class Trained:
+class BestModel:
     """What `best/` says of itself: the network, its classes and preprocessing, and the epoch it comes from."""
 
     model: str
@@ -36,7 +36,7 @@ class Trained:
         return {**asdict(self), "classes": list(self.classes)}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], file: Path) -> Trained:
+    def from_dict(cls, data: dict[str, Any], file: Path) -> BestModel:
         """Raises RunError for anything but what `as_dict` made."""
         try:
             pre = dict(data["preprocessing"])
@@ -53,28 +53,28 @@ def holds_run(folder: Path) -> bool:
     return (folder / "config.toml").exists()
 
 
-def deterministic(folder: Path) -> bool:
+def is_deterministic(folder: Path) -> bool:
     """Whether a run is trained under deterministic algorithms: what is made of its network then is too. Raises InputError if its
     config.toml cannot be read."""
     return holds_run(folder) and settings.read(folder / "config.toml").get("deterministic") is True
 
 
-def describe_best(folder: Path) -> Trained:
+def describe_best(folder: Path) -> BestModel:
     """What a run's `best/` says of itself. Raises InputError if there is no run, RunError if it is damaged."""
     return _best(folder)[0]
 
 
-def _best(folder: Path, *names: str) -> tuple[Trained, list[checkpoint.Tensors]]:
+def _best(folder: Path, *names: str) -> tuple[BestModel, list[checkpoint.Tensors]]:
     """State and tensors of one and the same best/, which a running training may replace at any moment."""
     if not holds_run(folder):
         raise InputError(f"{printable(folder)} holds no run (no config.toml)")
     if not (folder / "best").exists() and not (folder / "best.old").exists():
         raise RunError(f"{printable(folder)} has no best/ yet: continue it with --resume")
     state, tensors = checkpoint.load(folder / "best", *names)
-    return Trained.from_dict(state, folder / "best" / "state.json"), tensors
+    return BestModel.from_dict(state, folder / "best" / "state.json"), tensors
 
 
-def load_best(folder: Path) -> tuple[nn.Module, Trained]:
+def load_best(folder: Path) -> tuple[nn.Module, BestModel]:
     """The network of a run's `best/` on the CPU. Raises as `describe_best`, and RunError for weights of another network."""
     trained, (weights,) = _best(folder, "model")
     model = create(trained.model, len(trained.classes))
@@ -89,20 +89,20 @@ def weights_digest(folder: Path) -> str:
     """SHA-256, hexadecimal, of a run's best weights; "" where there are none (any more). Raises RunError if they cannot be read."""
     file = checkpoint.current(folder / "best") / "model.safetensors"
     try:
-        return checkpoint.digest(file)
+        return checkpoint.sha256_of(file)
     except FileNotFoundError:
         return ""
     except OSError as error:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None
 
 
-def ended(folder: Path) -> bool:
+def has_ended(folder: Path) -> bool:
     """Whether a run is finished. Raises RunError if its last/ cannot be read, nor the one before it."""
     state = checkpoint.load_newest(folder / "last")[0].get("schedule")
     return isinstance(state, dict) and bool(state.get("ended"))
 
 
-def rows(folder: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
+def metrics_rows(folder: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
     """The lines of metrics.jsonl up to the first that is damaged or cut; with `whole`, ValueError for that one.
 
     Raises RunError if the file cannot be read.
@@ -120,7 +120,7 @@ def optimizer_steps(folder: Path) -> int:
     """How many optimizer steps a run has taken. Raises InputError if `folder` holds no run with an epoch."""
     file = folder / "metrics.jsonl"
     try:
-        taken = [int(row["optimizer_steps"]) for row in rows(folder, whole=True) if row["epoch"]]
+        taken = [int(row["optimizer_steps"]) for row in metrics_rows(folder, whole=True) if row["epoch"]]
     except (RunError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{printable(file)} does not tell optimizer steps ({printable(error)[:160]}): is it a run folder?") from None
     if not taken:
@@ -138,19 +138,19 @@ def append_metrics(folder: Path, row: dict[str, Any]) -> None:
 
 def last_recorded(folder: Path, key: str) -> Any:
     """The value of the last line of metrics.jsonl that has `key`, or None."""
-    return next((row[key] for row in reversed(list(rows(folder))) if key in row), None)
+    return next((row[key] for row in reversed(list(metrics_rows(folder))) if key in row), None)
 
 
 def keep_metrics(folder: Path, epochs: int) -> None:
     """Drops lines of epochs after `epochs`, and a last line cut short: a resumed run writes them again."""
     file = folder / "metrics.jsonl"
-    kept = [json.dumps(row) + "\n" for row in rows(folder) if row["epoch"] <= epochs] if file.exists() else []
+    kept = [json.dumps(row) + "\n" for row in metrics_rows(folder) if row["epoch"] <= epochs] if file.exists() else []
     partial = file.with_suffix(".partial")
     partial.write_text("".join(kept), "utf-8")
-    put(partial, file)
+    replace_atomically(partial, file)
 
 
-def saved(folder: Path) -> str:
+def describe_saved(folder: Path) -> str:
     """Where `--resume` would go on from, for a message."""
     try:
         state = checkpoint.load_newest(folder / "last")[0]
@@ -161,7 +161,7 @@ def saved(folder: Path) -> str:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock_run_folder(folder: Path) -> Iterator[None]:
     """Makes the run folder and holds it for this process. One that holds nothing afterwards is removed.
 
     Raises RunError if another process trains in it, or if it cannot be written; and for a full disk or another error of the system
@@ -170,7 +170,7 @@ def alone(folder: Path) -> Iterator[None]:
     new, file = not folder.exists(), folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = held(file, lambda who: f"{printable(folder)} is being trained by {who}: wait for it, or choose another --run")
+        lock = acquire(file, lambda who: f"{printable(folder)} is being trained by {who}: wait for it, or choose another --run")
     except OSError as error:
         raise RunError(f"{printable(folder)} cannot be written ({printable(error.strerror or error)}): nothing has been changed; choose "
                        "another --run, in a container mount a volume that its user may write (-v, --user)") from None
@@ -178,7 +178,7 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         what = f"{error.strerror}: {printable(error.filename or folder)}" if error.strerror else printable(error)
-        raise RunError(f"{what}: training stopped, nothing that was complete is damaged, {saved(folder)}; when that is "
+        raise RunError(f"{what}: training stopped, nothing that was complete is damaged, {describe_saved(folder)}; when that is "
                        "mended, the same command with --resume continues") from None
     finally:
         if [entry.name for entry in folder.iterdir()] == [LOCK]:

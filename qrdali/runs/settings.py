@@ -11,7 +11,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qrdali.errors import InputError, printable
-from qrdali.files.atomic import put
+from qrdali.files.atomic import replace_atomically
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -125,4 +125,4 @@ def write(file: Path, settings: Settings) -> None:
     """Writes every setting, defaults included; whole or not at all."""
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(tomli_w.dumps(settings.model_dump()), "utf-8")
-    put(partial, file)
+    replace_atomically(partial, file)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from qrdali.reduction.counter_rng import CROP, FLIP, ORDER, RESIZED_CROP, philox, uniform
 from qrdali.reduction.levels import Levels
-from qrdali.reduction.quality import CENTER, Parameters, parameters
+from qrdali.reduction.quality import CENTER, ReductionParams, reduction_params
 from qrdali.reduction.view import View, random_view, view
 
 Samples = npt.NDArray[np.int64]
@@ -25,7 +25,7 @@ _BLOCK = 4096  # positions permuted at once: numpy's cost per call spreads over 
 _LOW = np.uint64(0xFFFFFFFF)
 
 
-def permuted(positions: Samples, count: int, seed: int, epoch: int) -> Samples:
+def permute(positions: Samples, count: int, seed: int, epoch: int) -> Samples:
     """Where a (seed, epoch) shuffle of 0..count-1 puts `positions`: a bijection, in memory bounded by `positions`.
 
     A Feistel network over the smallest power of two that holds `count`, walked until it lands inside.
@@ -50,11 +50,11 @@ def permuted(positions: Samples, count: int, seed: int, epoch: int) -> Samples:
 @lru_cache(maxsize=4)
 def _block(number: int, count: int, seed: int, epoch: int) -> Samples:
     positions = np.arange(number * _BLOCK, min((number + 1) * _BLOCK, count), dtype=np.int64)
-    return permuted(positions, count, seed, epoch)
+    return permute(positions, count, seed, epoch)
 
 
 @dataclass(frozen=True)
-class Plan:
+class EpochPlan:
     """One pass over a split.
 
     samples: images in the split. batch_size: images of a global batch, all ranks together. levels: what level each
@@ -67,16 +67,16 @@ class Plan:
     samples: int
     batch_size: int
     levels: Levels
-    n: int = 4
+    num_levels: int = 4
     seed: int = 0
     epoch: int = 0
     training: bool = False
     augment: str = "none"
     rank: int = 0
-    world: int = 1
-    whole: bool = False
+    world_size: int = 1
+    whole_batches: bool = False
     first_batch: int = 0
-    without: tuple[int, ...] = ()
+    excluded: tuple[int, ...] = ()
 
     @property
     def batches(self) -> int:
@@ -86,38 +86,38 @@ class Plan:
     def batch(self, number: int) -> Samples:
         """Sample numbers of this rank's part of global batch `number`; ranks in order give the whole batch."""
         samples = self._batch(number)
-        return samples[~np.isin(samples, self.without)] if self.without else samples
+        return samples[~np.isin(samples, self.excluded)] if self.excluded else samples
 
     def count(self, number: int) -> int:
         """Images of global batch `number`, all ranks together."""
-        if not self.without:
+        if not self.excluded:
             return min(self.batch_size, self.samples - number * self.batch_size)
-        return len(replace(self, rank=0, world=1).batch(number))
+        return len(replace(self, rank=0, world_size=1).batch(number))
 
     def _batch(self, number: int) -> Samples:
         start = number * self.batch_size
         length = min(self.batch_size, self.samples - start)
-        if self.whole:
-            first, last = start, start + (length if number % self.world == self.rank else 0)
+        if self.whole_batches:
+            first, last = start, start + (length if number % self.world_size == self.rank else 0)
         else:
-            first, last = start + length * self.rank // self.world, start + length * (self.rank + 1) // self.world
+            first, last = start + length * self.rank // self.world_size, start + length * (self.rank + 1) // self.world_size
         positions = np.arange(first, last, dtype=np.int64)
         if not self.training:
             return positions
-        if self.world > 1 and 4 * self.batch_size >= _BLOCK:  # a block would serve few steps, and most of it other ranks
-            return permuted(positions, self.samples, self.seed, self.epoch)
+        if self.world_size > 1 and 4 * self.batch_size >= _BLOCK:  # a block would serve few steps, and most of it other ranks
+            return permute(positions, self.samples, self.seed, self.epoch)
         parts = [_block(block, self.samples, self.seed, self.epoch)[max(0, first - block * _BLOCK):last - block * _BLOCK]
                  for block in range(first // _BLOCK, -(-last // _BLOCK))]
         return np.concatenate(parts) if parts else positions
 
-    def parameters(self, samples: Samples, sizes: npt.NDArray[np.int32]) -> Parameters:
+    def parameters(self, samples: Samples, sizes: npt.NDArray[np.int32]) -> ReductionParams:
         """The reductions of `samples` [N], whose upright sizes (height, width) are `sizes` [N, 2]."""
         if self.training:
             anchors = uniform(self.seed, self.epoch, samples, CROP)[:, :2]
         else:
             anchors = np.full((len(samples), 2), CENTER)
-        result = parameters(self.levels.of(samples), sizes, anchors, self.n)
-        places = self.levels.places(samples)
+        result = reduction_params(self.levels.for_samples(samples), sizes, anchors, self.num_levels)
+        places = self.levels.window_origins(samples)
         if places is not None:
             result.window[:, :2] = places
         return result

@@ -19,7 +19,7 @@ NAMED_PATTERNS = {"paired-epochs": "RC"}
 
 
 @dataclass(frozen=True)
-class Rule:
+class ScheduleRule:
     """What a run does.
 
     sequence: "paired-rounds" (an R round, then a C round, in each stage) or a pattern of the letters R and C, repeated
@@ -43,21 +43,21 @@ class Rule:
             raise InputError(f"{self.max_epochs} epochs train nothing: use 1 or more")
 
     @property
-    def rounds(self) -> bool:
+    def has_rounds(self) -> bool:
         return self.sequence == ROUNDS
 
     def pattern(self, round_: str) -> str:
         """The letters of a unit of patience, in the round "R" or "C" of paired-rounds."""
-        return round_ if self.rounds else self.sequence
+        return round_ if self.has_rounds else self.sequence
 
 
-def judged(pattern: str) -> int:
+def scoring_position(pattern: str) -> int:
     """Position within `pattern` whose accuracy judges it: the last C, or the last of a pattern without C."""
     return pattern.rindex("C") if "C" in pattern else len(pattern) - 1
 
 
 @dataclass(frozen=True)
-class State:
+class ScheduleState:
     """Plain data.
 
     epoch: epochs finished. stage: the one in hand, from 1; begun: its levels are set; final: it is the last. round:
@@ -85,7 +85,7 @@ class State:
         return {key: None if value == NEVER else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> State:
+    def from_dict(cls, data: dict[str, Any]) -> ScheduleState:
         """The inverse of `as_dict`. Raises TypeError for other keys and values of other types, ValueError for counts below 0."""
         values: dict[str, Any] = {key: NEVER if value is None else value for key, value in data.items()}
         state = cls(**values)
@@ -99,22 +99,22 @@ class State:
 
 
 @dataclass(frozen=True)
-class Event:
+class ScheduleEvent:
     """What an epoch brought. run_improved: a new best of the run. unit_improved: a new best of the patience, whose
     training state must be kept. closed: why a round or stage ended by patience, or empty: the best unit's training state
     is to be restored."""
 
-    run_improved: bool
-    unit_improved: bool
-    closed: str
+    is_best_of_run: bool
+    is_best_of_stage: bool
+    stage_end_reason: str
 
 
-def start(accuracy: float) -> State:
+def start(accuracy: float) -> ScheduleState:
     """The state before the first epoch; `accuracy` is that of the starting weights."""
-    return State(run_best=accuracy)
+    return ScheduleState(run_best=accuracy)
 
 
-def begin_stage(rule: Rule, state: State, moved: int | None = None) -> State:
+def begin_stage(rule: ScheduleRule, state: ScheduleState, moved: int | None = None) -> ScheduleState:
     """The stage in hand has its levels. moved: images that a descent step changed; None where levels are not per image.
 
     A run ends after a stage before which no image moved.
@@ -123,12 +123,12 @@ def begin_stage(rule: Rule, state: State, moved: int | None = None) -> State:
     return replace(state, begun=True, final=final)
 
 
-def phase(rule: Rule, state: State) -> str | None:
+def next_phase(rule: ScheduleRule, state: ScheduleState) -> str | None:
     """The letter of the epoch to come, or None when the run has ended."""
     return None if state.ended else rule.pattern(state.round)[state.position]
 
 
-def update(rule: Rule, state: State, accuracy: float) -> tuple[State, Event]:
+def update(rule: ScheduleRule, state: ScheduleState, accuracy: float) -> tuple[ScheduleState, ScheduleEvent]:
     """The state after an epoch with the monitored `accuracy`; improving means strictly greater.
 
     Raises ValueError if the stage has not begun or the run has ended.
@@ -140,7 +140,7 @@ def update(rule: Rule, state: State, accuracy: float) -> tuple[State, Event]:
     run_improved = accuracy > state.run_best
     if run_improved:
         state = replace(state, run_best=accuracy, run_best_epoch=epoch)
-    if state.position == judged(pattern):
+    if state.position == scoring_position(pattern):
         state = replace(state, unit_accuracy=accuracy)
     unit_improved = False
     position = state.position + 1
@@ -158,28 +158,28 @@ def update(rule: Rule, state: State, accuracy: float) -> tuple[State, Event]:
         unit = "epoch" if len(pattern) == 1 else f"{pattern} repetition"
         closed = (f"patience: {state.wait} {unit}{'s' if state.wait > 1 else ''} did not exceed {state.best:.4f} "
                   f"of epoch {state.best_epoch}")
-        state = _closed(rule, state, closed)
+        state = _after_stage_end(rule, state, closed)
     if not state.ended and epoch >= rule.max_epochs:
         state = replace(state, ended=f"the set number of {epoch} epochs" if rule.patience is None else f"--max-epochs {epoch}")
-    return state, Event(run_improved, unit_improved, closed)
+    return state, ScheduleEvent(run_improved, unit_improved, closed)
 
 
-def _closed(rule: Rule, state: State, reason: str) -> State:
+def _after_stage_end(rule: ScheduleRule, state: ScheduleState, reason: str) -> ScheduleState:
     """After a round's or stage's last epoch: the next round, the next stage or the end."""
-    if rule.rounds and state.round == "R":
+    if rule.has_rounds and state.round == "R":
         return replace(state, round="C", best=NEVER, best_epoch=0, wait=0)
     if state.final:
         return replace(state, ended=reason)
     return replace(state, stage=state.stage + 1, begun=False, round="R", best=NEVER, best_epoch=0, wait=0)
 
 
-def longest(rule: Rule) -> Iterator[tuple[int, int, str]]:
+def longest_run(rule: ScheduleRule) -> Iterator[tuple[int, int, str]]:
     """(epoch, stage, letter) of the run in which every unit improves until only as many epochs are left as the later
     rounds and stages need at the least: the longest that still visits them all. Adaptive runs have at most as many
     stages as `rule.stages` says; None counts as one."""
     epoch = 0
     parts = [(stage, rule.pattern(letter)) for stage in range(1, (rule.stages or 1) + 1)
-             for letter in (("R", "C") if rule.rounds else ("R",))]
+             for letter in (("R", "C") if rule.has_rounds else ("R",))]
     # The first unit always improves on minus infinity, then patience runs out.
     least = [len(pattern) * ((rule.patience or 0) + 1) for _, pattern in parts]
     for number, (stage, pattern) in enumerate(parts):

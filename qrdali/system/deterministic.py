@@ -33,7 +33,7 @@ def deterministic(wanted: bool, device: str = "auto") -> Iterator[None]:
     if not wanted:
         yield
         return
-    with workspace(device):
+    with cublas_workspace(device):
         cudnn: Any = torch.backends.cudnn
         memory: Any = torch.utils.deterministic
         before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -53,7 +53,7 @@ def deterministic(wanted: bool, device: str = "auto") -> Iterator[None]:
 
 
 @contextmanager
-def workspace(device: str) -> Iterator[None]:
+def cublas_workspace(device: str) -> Iterator[None]:
     """Within, cuBLAS repeats its results: it reads an environment variable when CUDA begins, which is therefore set before. device: as
     --device. Raises InputError if it has another value, or CUDA has begun without."""
     value = os.environ.get(VARIABLE)
@@ -76,7 +76,7 @@ def workspace(device: str) -> Iterator[None]:
             del os.environ[VARIABLE]
 
 
-def require(model: nn.Module, input_size: int, classes: int, amp: str, device: torch.device) -> None:
+def require_deterministic_model(model: nn.Module, input_size: int, classes: int, amp: str, device: torch.device) -> None:
     """Raises RunError, naming the operation, if a training step of `model`, which stays as it is, needs one that has no deterministic
     form. Whatever else a step may fail of is left to the first."""
     autocast, _ = autocast_for(amp, device)

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from qrdali.distributed import ALONE, Ranks
+from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 
 POWERCAP = Path("/sys/class/powercap")
 _POLL_SECONDS = 30.0  # a RAPL counter begins again after 10 minutes at the earliest: it must be read more often than that
 
 
-def peak_memory(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
+def peak_memory(device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> dict[str, Any]:
     """peak_memory_mb in 10^6 bytes, and memory_of, what it is of; of the rank that needs most.
 
     "gpu": memory of the device in use now, by every process and DALI too, or the most that torch has reserved since `forget_memory` if
@@ -29,12 +29,12 @@ def peak_memory(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
         used, of = max(total - free, torch.cuda.max_memory_reserved(device)), "gpu"
     else:
         used, of = _resident_peak(), "process"
-    found: dict[str, Any] = max(ranks.tell({"peak_memory_mb": round(used / 1e6, 1), "memory_of": of}),
+    found: dict[str, Any] = max(group.all_gather_object({"peak_memory_mb": round(used / 1e6, 1), "memory_of": of}),
                                 key=lambda peak: peak["peak_memory_mb"])
     return found
 
 
-def forget_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Gives back what earlier work of this process keeps for later, and begins the peaks anew: they are the next run's own."""
     gc.collect()
     if device.type == "cuda":
@@ -53,7 +53,7 @@ def _resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
 
 
-class Energy:
+class EnergyMeter:
     """Joules used by the training device since `begin`: of a GPU by NVML's counter, of a CPU by RAPL's counters of its packages.
 
     They count all that the device does, for other processes too. Where no counter can be read there is no figure.
@@ -82,12 +82,12 @@ class Energy:
             self._used = None if more is None else self._used + more
         return self._used
 
-    def of_all(self, key: str, ranks: Ranks) -> dict[str, float]:
+    def all_ranks(self, key: str, group: ProcessGroup) -> dict[str, float]:
         """{key: joules} of all GPUs, or of the processors of all hosts; nothing if any has no figure."""
         used = self.used()
-        if self._cpu and ranks.local_rank:
+        if self._cpu and group.local_rank:
             used = 0.0  # counted by the first rank of this host
-        found = ranks.tell(used)
+        found = group.all_gather_object(used)
         return {} if None in found else {key: round(sum(found), 2)}
 
     def _take(self) -> float | None:

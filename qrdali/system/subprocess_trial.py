@@ -32,7 +32,7 @@ class Answer:
     failure: str | None
 
 
-def ask(function: str, *arguments: object, limit: float) -> Answer:
+def run_in_child(function: str, *arguments: object, limit: float) -> Answer:
     """Calls `function` ("package.module:name") with `say` and `arguments` (plain literals) in a new interpreter that has this one's
     import path. It is killed after `limit` seconds; nothing it does can end this process. Never raises."""
     # -c would import from the working directory first, where anything may lie: this process' path replaces that.
@@ -51,7 +51,7 @@ def ask(function: str, *arguments: object, limit: float) -> Answer:
     return Answer(tuple(said), None if failure is None else _line(failure))
 
 
-def answer(function: str, arguments: tuple[Any, ...], limit: int) -> None:
+def answer_parent(function: str, arguments: tuple[Any, ...], limit: int) -> None:
     """The child's side of `ask`: ends the process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected: it leaves no file
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -9,39 +9,38 @@ from typing import Any
 
 import torch
 
-from qrdali.distributed import Ranks
-from qrdali.errors import Elsewhere, Interrupted, RunError
-from qrdali.interfaces import Batch, Loader
+from qrdali.distributed import ProcessGroup
+from qrdali.errors import Interrupted, OtherRankFailed, RunError
+from qrdali.interfaces import Batch, BatchSource, ProgressListener
 from qrdali.reduction.levels import Levels
-from qrdali.reduction.quality import steps
+from qrdali.reduction.quality import num_levels_of
 from qrdali.runs import folder as runs
 from qrdali.runs.settings import Settings
 from qrdali.schedule import epoch_schedule as schedule
-from qrdali.schedule.epoch_plan import Plan
-from qrdali.system.energy import Energy
-from qrdali.training.finite_check import Finite, NotFinite
-from qrdali.training.level_stages import Stages
-from qrdali.training.optimizer_step import Learner
+from qrdali.schedule.epoch_plan import EpochPlan
+from qrdali.system.energy import EnergyMeter
+from qrdali.training.finite_check import FiniteCheck, NotFinite
+from qrdali.training.level_stages import LevelStages
+from qrdali.training.optimizer_step import TrainStep
 from qrdali.training.quarantine import Quarantine
-from qrdali.training.train_state import Epoch, Totals
-from qrdali.watcher import Watcher
+from qrdali.training.train_state import EpochSums, RunTotals
 
 
 class EpochTrainer:
     """Of the run in the folder `run`, by its parts. `save` writes `last/` at a state and the sums of the epoch after it."""
 
-    def __init__(self, settings: Settings, run: Path, loader: Loader, samples: int, learner: Learner, stages: Stages,
-                 quarantine: Quarantine, energy: Energy, watcher: Watcher, stop: Callable[[], int],
-                 save: Callable[[schedule.State, Epoch], None], ranks: Ranks) -> None:
+    def __init__(self, settings: Settings, run: Path, loader: BatchSource, samples: int, learner: TrainStep, stages: LevelStages,
+                 quarantine: Quarantine, energy: EnergyMeter, listener: ProgressListener, stop: Callable[[], int],
+                 save: Callable[[schedule.ScheduleState, EpochSums], None], group: ProcessGroup) -> None:
         self.settings, self.run, self.loader, self.samples, self.learner = settings, run, loader, samples, learner
-        self.stages, self.quarantine, self.energy, self.watcher = stages, quarantine, energy, watcher
-        self.stop, self.save, self.ranks = stop, save, ranks
-        self.totals, self.finite, self.n = Totals(), Finite(), steps(settings.step)
+        self.stages, self.quarantine, self.energy, self.listener = stages, quarantine, energy, listener
+        self.stop, self.save, self.group = stop, save, group
+        self.totals, self.finite, self.num_levels = RunTotals(), FiniteCheck(), num_levels_of(settings.step)
         every = settings.save_every
         self.save_seconds = 60 * float(every[:-1]) if every.endswith("m") else None
         self.save_steps = int(every) if every and self.save_seconds is None else None
 
-    def train(self, state: schedule.State, letter: str, levels: Levels, epoch: Epoch, totals: Totals) -> Epoch:
+    def train(self, state: schedule.ScheduleState, letter: str, levels: Levels, epoch: EpochSums, totals: RunTotals) -> EpochSums:
         """The rest of the epoch after `state`, of the phase `letter`; `epoch` has the sums of what is done of it and gets those of the
         rest, as `totals`. Raises Interrupted after a signal, when all is saved, and RunError."""
         self.totals = totals
@@ -52,11 +51,11 @@ class EpochTrainer:
             return epoch  # stopped in its validation
         before, saved = epoch.seconds, time.monotonic()
         begun = asked = time.perf_counter()
-        agreement = self.ranks.agreement()
-        self.watcher.begin(f"epoch {state.epoch + 1} {letter}", plan.samples - min(plan.samples, epoch.step * plan.batch_size))
+        agreement = self.group.lagged_max()
+        self.listener.begin(f"epoch {state.epoch + 1} {letter}", plan.samples - min(plan.samples, epoch.step * plan.batch_size))
         for number, batch in self._steps(plan, state.epoch + 1):
-            epoch.waited += time.perf_counter() - asked
-            count = len(batch.labels) if self.ranks.alone and batch is not None else plan.count(number)
+            epoch.data_wait += time.perf_counter() - asked
+            count = len(batch.labels) if self.group.is_single and batch is not None else plan.count(number)
             if not self._step(number, batch, count, epoch, plan, letter == "R"):
                 epoch.step, asked = number + 1, time.perf_counter()
                 continue
@@ -67,19 +66,19 @@ class EpochTrainer:
             self.totals.optimizer_steps += 1
             self.totals.forward_images += count
             self.energy.poll()
-            self.watcher.advance(count, lambda: f"train {int(epoch.correct) / max(1, epoch.images):.3f}")
-            if self.save_seconds and self.ranks.main and time.monotonic() - saved >= self.save_seconds:
+            self.listener.advance(count, lambda: f"train {int(epoch.correct) / max(1, epoch.images):.3f}")
+            if self.save_seconds and self.group.is_main and time.monotonic() - saved >= self.save_seconds:
                 due, saved = True, time.monotonic()
             else:
                 due = bool(self.save_steps and epoch.step % self.save_steps == 0)
-            signum, to_save = agreement.largest(self.stop(), int(due))
+            signum, to_save = agreement.update(self.stop(), int(due))
             if to_save or signum:
                 self._require_finite(state, weights=True)
                 self.save(state, epoch)
             if signum:
-                self.watcher.end()
-                agreement.settled()
-                self.ranks.wait()  # a rank that leaves ends those of its host: not before the save is whole
+                self.listener.end()
+                agreement.flush()
+                self.group.barrier()  # a rank that leaves ends those of its host: not before the save is whole
                 raise Interrupted(f"stopped in epoch {state.epoch + 1} after step {epoch.step}, saved: the same command "
                                   "with --resume continues", signum)
             if self.totals.optimizer_steps == self.settings.match_steps:
@@ -87,22 +86,22 @@ class EpochTrainer:
             asked = time.perf_counter()
         else:
             epoch.step = plan.batches
-        agreement.settled()
+        agreement.flush()
         self._require_finite(state, weights=True)
-        self.watcher.end()
+        self.listener.end()
         return epoch
 
-    def _plan(self, state: schedule.State, levels: Levels, first_batch: int) -> Plan:
+    def _plan(self, state: schedule.ScheduleState, levels: Levels, first_batch: int) -> EpochPlan:
         s = self.settings
         order = state.epoch + 1 - (state.position if s.same_order else 0)
-        return Plan(self.samples, s.batch_size, levels, self.n, s.seed, order, True, s.augment, self.ranks.rank, self.ranks.world,
-                    first_batch=first_batch, without=self.quarantine.samples)
+        return EpochPlan(self.samples, s.batch_size, levels, self.num_levels, s.seed, order, True, s.augment, self.group.rank, self.group.world_size,
+                    first_batch=first_batch, excluded=self.quarantine.samples)
 
-    def _steps(self, plan: Plan, epoch: int) -> Iterator[tuple[int, Batch | None]]:
+    def _steps(self, plan: EpochPlan, epoch: int) -> Iterator[tuple[int, Batch | None]]:
         """Number and batch of each step. Alone, steps without an image do not come; of ranks all take every step that any may have an
         image for, with None for those that have none."""
-        batches = self.loader.epoch(plan, lambda reasons: self.quarantine.found(epoch, reasons))
-        if self.ranks.alone:
+        batches = self.loader.epoch(plan, lambda reasons: self.quarantine.record(epoch, reasons))
+        if self.group.is_single:
             yield from ((batch.number, batch) for batch in batches)
             return
         ahead = next(batches, None)
@@ -113,7 +112,7 @@ class EpochTrainer:
             elif plan.count(number):
                 yield number, None
 
-    def _step(self, number: int, batch: Batch | None, count: int, epoch: Epoch, plan: Plan, reduced: bool) -> bool:
+    def _step(self, number: int, batch: Batch | None, count: int, epoch: EpochSums, plan: EpochPlan, reduced: bool) -> bool:
         """One optimizer step, `batch` being this rank's part of `count` images. False if the batch had to be passed over."""
         if batch is None and self.settings.sync_batch_norm:
             raise RunError(f"--sync-batch-norm needs an image for every process in every step: one has none that can be read for step "
@@ -123,8 +122,8 @@ class EpochTrainer:
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            if self.quarantine.samples and self.ranks.alone:  # left of a batch of more: no reason to end the run
-                self.watcher.warn(f"batch norm cannot train on the one image left of step {number + 1}: it is passed over")
+            if self.quarantine.samples and self.group.is_single:  # left of a batch of more: no reason to end the run
+                self.listener.warn(f"batch norm cannot train on the one image left of step {number + 1}: it is passed over")
                 return False
             raise RunError(f"batch norm cannot train on one image, as in step {number + 1}: choose a --batch-size that does not leave "
                            f"one of {plan.samples} images over for a process or part of a step") from None
@@ -136,23 +135,23 @@ class EpochTrainer:
             epoch.correct += right.sum()
             epoch.images += len(batch.labels)
             if self.stages.online and reduced:
-                self.stages.hear(batch.samples, right)
-        self.finite.seen(number + 1, loss, batch.samples)
+                self.stages.record(batch.samples, right)
+        self.finite.record(number + 1, loss, batch.samples)
         return True
 
-    def _require_finite(self, state: schedule.State, weights: bool) -> None:
+    def _require_finite(self, state: schedule.ScheduleState, weights: bool) -> None:
         own: list[Any] = []
         try:
-            self.finite.check(self.learner.model if weights else None)
+            self.finite.verify(self.learner.model if weights else None)
         except NotFinite as error:
-            own = [not error.loss, error.step, self.ranks.rank, str(error)]
+            own = [not error.loss, error.step, self.group.rank, str(error)]
         # Of several ranks the one that saw it first knows the samples; the others' weights are spoilt by it a step later.
-        found = [one for one in self.ranks.tell(own) if one] if self.ranks.world > 1 else [own] if own else []
+        found = [one for one in self.group.all_gather_object(own) if one] if self.group.world_size > 1 else [own] if own else []
         if found:
-            self.watcher.end()
+            self.listener.end()
             _, _, rank, text = min(found)
-            if rank != self.ranks.rank:
-                raise Elsewhere(f"rank {rank}: {text}")
-            raise RunError(f"epoch {state.epoch + 1}: {text}: training stopped before it could be saved, {runs.saved(self.run)}; "
+            if rank != self.group.rank:
+                raise OtherRankFailed(f"rank {rank}: {text}")
+            raise RunError(f"epoch {state.epoch + 1}: {text}: training stopped before it could be saved, {runs.describe_saved(self.run)}; "
                            "lower --lr, or look at these images") from None
 

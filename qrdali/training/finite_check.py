@@ -18,23 +18,23 @@ class NotFinite(ValueError):
         self.step, self.loss = step, loss
 
 
-class Finite:
+class FiniteCheck:
     """Keeps the losses and sample numbers of the steps since the last check, on the device. They are read every EVERY steps, before
     a save and at an epoch's end: at most EVERY steps are taken with a network that is already spoilt, and none of them is saved."""
 
     EVERY = 50
 
     def __init__(self) -> None:
-        self._seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self._recorded: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
-    def seen(self, step: int, loss: torch.Tensor, samples: torch.Tensor) -> None:
+    def record(self, step: int, loss: torch.Tensor, samples: torch.Tensor) -> None:
         """A step has been taken, counted from 1 in its epoch. loss: scalar. samples: int64 [N]."""
-        self._seen.append((step, loss.detach(), samples))
+        self._recorded.append((step, loss.detach(), samples))
 
-    def check(self, model: nn.Module | None) -> None:
+    def verify(self, model: nn.Module | None) -> None:
         """Raises NotFinite naming the first step whose loss is not finite, with its samples; or, of `model` if given, a weight that
         is not, with the steps since the last check and the samples of the last one."""
-        seen, self._seen = self._seen, []
+        seen, self._recorded = self._recorded, []
         if not seen:
             return
         losses = torch.stack([loss for _, loss, _ in seen]).float().tolist()

@@ -10,34 +10,34 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from qrdali.distributed import Ranks
+from qrdali.distributed import ProcessGroup
 from qrdali.interfaces import Batch
 from qrdali.runs.settings import Settings
 from qrdali.system.device import autocast_for
 
 
-class Learner:
+class TrainStep:
     """`model` on `device` with its optimizer, precision and, with --ema, the average of its weights. `judged` is what is validated, asked
     in probes and saved as best/. All of `ranks` make one, and take every step."""
 
-    def __init__(self, settings: Settings, model: nn.Module, input_size: int, device: torch.device, ranks: Ranks) -> None:
-        self._ranks, self._device, self._input_size, self._accumulate = ranks, device, input_size, settings.accumulate
-        torch.manual_seed((settings.seed + ranks.rank * 0x9E3779B97F4A7C15) % 2**63)  # dropout differs between ranks
+    def __init__(self, settings: Settings, model: nn.Module, input_size: int, device: torch.device, group: ProcessGroup) -> None:
+        self._group, self._device, self._input_size, self._accumulate = group, device, input_size, settings.accumulate
+        torch.manual_seed((settings.seed + group.rank * 0x9E3779B97F4A7C15) % 2**63)  # dropout differs between ranks
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if settings.sync_batch_norm and not ranks.alone:
+        if settings.sync_batch_norm and not group.is_single:
             self.model = convert_sync_batchnorm(self.model)  # timm's: torch's own drops the activations in its networks' layers
         self.ema = ModelEmaV3(self.model, settings.ema) if settings.ema else None
-        self.judged: nn.Module = self.ema.module if self.ema else self.model
-        self._parallel = ranks.parallel(self.model, device)
+        self.eval_model: nn.Module = self.ema.module if self.ema else self.model
+        self._parallel = group.wrap_ddp(self.model, device)
         self.optimizer = create_optimizer_v2(self.model, settings.optimizer, lr=settings.lr,
                                              weight_decay=settings.weight_decay)
         self.autocast, scaled = autocast_for(settings.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self._loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-        if not ranks.alone:
+        if not group.is_single:
             # DDP orders gradients anew after its first pass, and three ranks or more add in that order: a run that goes on
             # shall not differ.
-            self._take_part()
+            self._dummy_step()
             self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, batch: Batch | None, count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -46,22 +46,22 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         found = None
         if batch is None:
-            self._take_part()
+            self._dummy_step()
         else:
-            found = self._passes(batch, len(batch.labels) * self._ranks.world / count)
+            found = self._forward_backward(batch, len(batch.labels) * self._group.world_size / count)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema:
             self.ema.update(self.model)
         return found
 
-    def share_buffers(self) -> None:
+    def broadcast_buffers(self) -> None:
         """Rank 0's statistics of batch norm, on every rank: what is validated is what is saved."""
-        self._ranks.share_buffers(self.model)
+        self._group.broadcast_buffers(self.model)
         if self.ema:
-            self._ranks.share_buffers(self.judged)
+            self._group.broadcast_buffers(self.eval_model)
 
-    def _passes(self, batch: Batch, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward_backward(self, batch: Batch, share: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and backward of a batch, in --accumulate parts. Returns its mean loss, and which images are right.
 
         share: what the mean over these images counts in the mean of ranks: 1 where all have as many.
@@ -72,22 +72,22 @@ class Learner:
         losses, right = [], []
         for i, (images, labels) in enumerate(parts):
             last = i == len(parts) - 1  # gradients are exchanged once
-            with nullcontext() if last or self._ranks.alone else self._parallel.no_sync():  # type: ignore[operator]
-                with self._ranks.speaking(), self.autocast():
+            with nullcontext() if last or self._group.is_single else self._parallel.no_sync():  # type: ignore[operator]
+                with self._group.translate_errors(), self.autocast():
                     logits = self._parallel(images)
                     loss = self._loss(logits, labels)
                 weight = share * len(labels) / count
-                with self._ranks.speaking():
+                with self._group.translate_errors():
                     self.scaler.scale(loss if weight == 1 else loss * weight).backward()
             losses.append(loss.detach() if len(parts) == 1 else loss.detach() * len(labels) / count)
             right.append(logits.detach().argmax(1) == labels)
         return (losses[0], right[0]) if len(parts) == 1 else (torch.stack(losses).sum(), torch.cat(right))
 
-    def _take_part(self) -> None:
+    def _dummy_step(self) -> None:
         """The part in a step of a rank that has no image for it: gradients of nothing, so that the others' are the mean."""
         side = self._input_size
         self.model.eval()  # statistics of batch norm are those of images
-        with self._ranks.speaking():
+        with self._group.translate_errors():
             with self.autocast():
                 nothing = self._parallel(torch.zeros((1, 3, side, side), device=self._device)).sum() * 0
             self.scaler.scale(nothing).backward()

@@ -9,7 +9,7 @@ import numpy as np
 
 from qrdali.data.index import Index
 from qrdali.data.scan import tsv_field
-from qrdali.distributed import ALONE, Ranks
+from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 from qrdali.errors import RunError, printable
 from qrdali.files import text_lines as lines
 
@@ -21,15 +21,15 @@ class Quarantine:
     """The images that a run does without. `samples`: their numbers, sorted. The file in the run's folder is read where there is one, so
     that a run that goes on does without the same."""
 
-    def __init__(self, run: Path, index: Index, share: float, warn: Callable[[str], None], ranks: Ranks = ALONE) -> None:
+    def __init__(self, run: Path, index: Index, share: float, warn: Callable[[str], None], group: ProcessGroup = SINGLE_PROCESS) -> None:
         """share: of the training images, how many may be bad; at least one may, unless it is 0. Of several `ranks`, all of which make one,
         the first reads and writes the file. Raises RunError for a damaged one."""
-        self._ranks = ranks
+        self._group = group
         self._unshared: dict[int, str] = {}  # found by this rank, not yet told to the others
         self._file, self._index, self._warn, self._share = run / FILE, index, warn, share
         self._most = max(1, int(share * len(index))) if share else 0
-        known = sorted(set(self._read())) if ranks.main and self._file.exists() else []
-        self.samples: tuple[int, ...] = tuple(ranks.of_main(known))
+        known = sorted(set(self._read())) if group.is_main and self._file.exists() else []
+        self.samples: tuple[int, ...] = tuple(group.broadcast_object(known))
 
     def check(self) -> None:
         """Raises RunError if there are more than may be."""
@@ -37,17 +37,17 @@ class Quarantine:
             raise RunError(f"{len(self.samples)} of {len(self._index)} training images cannot be read, {self._most} may (--max-bad "
                            f"{self._share:.4g}), {printable(self._file)} names them: restore them and remove that file, or allow more")
 
-    def found(self, epoch: int, reasons: dict[int, str]) -> None:
+    def record(self, epoch: int, reasons: dict[int, str]) -> None:
         """This rank could not read these: of several, each leaves out its own until all are told."""
-        if self._ranks.alone:
+        if self._group.is_single:
             self.add(epoch, reasons)
         else:
             self._unshared |= reasons
 
     def share(self, epoch: int) -> None:
         """Tells what was `found` by any to all."""
-        if not self._ranks.alone:
-            found, self._unshared = self._ranks.tell(self._unshared), {}
+        if not self._group.is_single:
+            found, self._unshared = self._group.all_gather_object(self._unshared), {}
             self.add(epoch, {int(sample): reason for part in found for sample, reason in part.items()})
 
     def add(self, epoch: int, reasons: dict[int, str]) -> None:
@@ -57,14 +57,14 @@ class Quarantine:
             return
         if not self._most:
             raise RunError(next(iter(new.values())))
-        if self._ranks.main:
-            self._note(epoch, new)
+        if self._group.is_main:
+            self._append(epoch, new)
         for reason in new.values():
             self._warn(f"{reason}; training goes on without it")
         self.samples = tuple(sorted({*self.samples, *new}))
         self.check()
 
-    def _note(self, epoch: int, new: dict[int, str]) -> None:
+    def _append(self, epoch: int, new: dict[int, str]) -> None:
         began = self._file.exists()
         with open(self._file, "a", encoding="utf-8") as file:
             if not began:
@@ -81,7 +81,7 @@ class Quarantine:
             partial.write_bytes(content[:content.rfind(b"\n") + 1])
             partial.rename(self._file)
         samples = []
-        for where, text in lines.read(self._file):
+        for where, text in lines.read_lines(self._file):
             if text == _HEAD:
                 continue
             cells = text.split("\t")

@@ -16,59 +16,59 @@ from torch import nn
 
 from qrdali.data.index import Index
 from qrdali.data.scan import index_folder
-from qrdali.distributed import ALONE, Ranks
+from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 from qrdali.errors import InputError, Interrupted, RunError, printable
-from qrdali.evaluation.predict import evaluate
-from qrdali.interfaces import Loader
-from qrdali.reduction.levels import FULL, Levels
+from qrdali.evaluation.predict import predict
+from qrdali.interfaces import BatchSource
+from qrdali.reduction.levels import FULL_QUALITY, Levels
 from qrdali.reduction.quality import REDUCTIONS
 from qrdali.runs import folder as runs
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.schedule.epoch_plan import EpochPlan
 
 if TYPE_CHECKING:
-    from qrdali.watcher import Watcher
+    from qrdali.interfaces import ProgressListener
 
 _REDUCED = re.compile(rf"val-({'|'.join(REDUCTIONS)})-([0-9.e-]+)")  # no folder's name: see check_set_name
 _FEW = 6  # sets that a line on the terminal has room for
 
 
 @dataclass(frozen=True)
-class Tracked:
+class TrackedSet:
     """A set by name: its loader, how many images it has, and the levels at which they are shown."""
 
     name: str
-    loader: Loader
+    loader: BatchSource
     images: int
-    levels: Levels = FULL
+    levels: Levels = FULL_QUALITY
 
 
-class Tracker:
+class TrackedSets:
     """Evaluates `sets` when asked. n: of the quality step 1/n of their levels."""
 
-    def __init__(self, sets: Sequence[Tracked], batch_size: int, n: int) -> None:
-        self._sets, self._batch_size, self._n = sets, batch_size, n
+    def __init__(self, sets: Sequence[TrackedSet], batch_size: int, num_levels: int) -> None:
+        self._sets, self._batch_size, self._num_levels = sets, batch_size, num_levels
 
-    def measure(self, what: str, model: nn.Module, autocast: Callable[[], AbstractContextManager[object]],
-                watcher: Watcher, progress: Callable[[int], None], ranks: Ranks = ALONE) -> dict[str, dict[str, float | None]]:
+    def evaluate(self, what: str, model: nn.Module, autocast: Callable[[], AbstractContextManager[object]],
+                listener: ProgressListener, progress: Callable[[int], None], group: ProcessGroup = SINGLE_PROCESS) -> dict[str, dict[str, float | None]]:
         """{"tracked": accuracy by name}, or nothing without sets. `progress` is told the images of each batch and may raise.
         A set that cannot be read any more has None and a warning: training does not end for it."""
         found: dict[str, float | None] = {}
         for own in self._sets:
-            plan = Plan(own.images, self._batch_size, own.levels, self._n)
-            watcher.begin(f"{what} {own.name}", own.images)
+            plan = EpochPlan(own.images, self._batch_size, own.levels, self._num_levels)
+            listener.begin(f"{what} {own.name}", own.images)
             try:
-                found[own.name] = evaluate(model, own.loader, plan, autocast, progress, ranks=ranks).accuracy
-                watcher.end()
+                found[own.name] = predict(model, own.loader, plan, autocast, progress, group=group).accuracy
+                listener.end()
             except Interrupted:
                 raise
             except RunError as error:
-                watcher.end()
-                watcher.warn(f"the tracked set {own.name} has no accuracy here: {error}")
+                listener.end()
+                listener.warn(f"the tracked set {own.name} has no accuracy here: {error}")
                 found[own.name] = None
         return {"tracked": found} if found else {}
 
 
-def tracked_text(row: dict[str, dict[str, float | None]]) -> str:
+def tracked_summary(row: dict[str, dict[str, float | None]]) -> str:
     """The accuracies of `Tracker.measure` for a line on the terminal, if they are few: folders, then the reduced splits by quality."""
     found = row.get("tracked", {})
     if not 0 < len(found) <= _FEW:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qrdali.distributed import Ranks
+from qrdali.distributed import ProcessGroup
 from qrdali.errors import RunError, printable
 from qrdali.runs import checkpoint
 from qrdali.runs import folder as runs
@@ -23,7 +23,7 @@ _UNFIT = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, Typ
 
 
 @dataclass
-class Epoch:
+class EpochSums:
     """Sums over this rank's part of the epoch in hand, kept on the device: reading them would wait for it. `step`: batches done.
     `joules`: used before this process took the epoch on."""
 
@@ -32,29 +32,29 @@ class Epoch:
     loss: torch.Tensor
     correct: torch.Tensor
     seconds: float = 0.0
-    waited: float = 0.0
+    data_wait: float = 0.0
     joules: float | None = 0.0
 
     @classmethod
-    def begin(cls, device: torch.device) -> Epoch:
+    def begin(cls, device: torch.device) -> EpochSums:
         zero = torch.zeros((), dtype=torch.float64, device=device)
         return cls(0, 0, zero, zero.clone().long())
 
-    def of_all(self, ranks: Ranks) -> Epoch:
+    def all_ranks(self, group: ProcessGroup) -> EpochSums:
         """The sums of all ranks, the same on all; times are rank 0's."""
-        if ranks.alone:
+        if group.is_single:
             return self
-        parts = ranks.tell(self._sums())
+        parts = group.all_gather_object(self._sums())
         loss, correct, images = (sum(column) for column in zip(*parts, strict=True))
-        seconds, waited = ranks.of_main([self.seconds, self.waited])
-        return Epoch(self.step, images, torch.tensor(loss, dtype=torch.float64), torch.tensor(correct), seconds, waited, self.joules)
+        seconds, waited = group.broadcast_object([self.seconds, self.data_wait])
+        return EpochSums(self.step, images, torch.tensor(loss, dtype=torch.float64), torch.tensor(correct), seconds, waited, self.joules)
 
     def _sums(self) -> tuple[float, int, int]:
         return float(self.loss), int(self.correct), self.images
 
 
 @dataclass
-class Totals:
+class RunTotals:
     """Of the whole run. forward_images: images the network saw, in training, validation and probes. seconds: of training
     and probes. Tracked sets count in neither: they cost a run nothing that it needs."""
 
@@ -64,26 +64,26 @@ class Totals:
 
 
 @dataclass
-class Stage:
+class StageInfo:
     """What a stage's first epoch reports of its beginning, and whether it has."""
 
     row: dict[str, Any]
-    shown: bool = False
+    reported: bool = False
 
 
 @dataclass
-class Saved:
+class RestoredState:
     """What `last/` says. feedback: of online runs, uint8 [N]. damage: why it is that of the save before, or nothing."""
 
-    schedule: schedule.State
-    epoch: Epoch | None
-    totals: Totals
-    stage: Stage
+    schedule: schedule.ScheduleState
+    epoch: EpochSums | None
+    totals: RunTotals
+    stage: StageInfo
     feedback: torch.Tensor | None
     damage: str
 
 
-class Saves:
+class TrainStateStore:
     """Writes and takes back what belongs to `model` (with statistics of batch norm), `optimizer`, `scaler`, torch's generators and, of
     runs that have one, the average of weights `ema`, which is then what `best/` holds.
 
@@ -92,36 +92,36 @@ class Saves:
     """
 
     def __init__(self, run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-                 device: torch.device, fingerprint: str, images: int, batch_size: int, ranks: Ranks, ema: nn.Module | None = None) -> None:
+                 device: torch.device, fingerprint: str, images: int, batch_size: int, group: ProcessGroup, ema: nn.Module | None = None) -> None:
         self._networks = {"model": model} if ema is None else {"model": model, "ema": ema}
         self._best = model if ema is None else ema
         self._run, self._optimizer, self._scaler, self._device = run, optimizer, scaler, device
-        self._fingerprint, self._images, self._batch_size, self._ranks = fingerprint, images, batch_size, ranks
+        self._fingerprint, self._images, self._batch_size, self._group = fingerprint, images, batch_size, group
 
-    def there(self) -> bool:
+    def exists(self) -> bool:
         """Whether there is something to continue."""
         return (self._run / "last").exists() or (self._run / "last.old").exists()
 
-    def best(self, trained: runs.Trained) -> None:
+    def save_best(self, trained: runs.BestModel) -> None:
         """Of rank 0 alone."""
-        if self._ranks.main:
+        if self._group.is_main:
             checkpoint.save(self._run / "best", trained.as_dict(), model=self._best.state_dict())
 
-    def write(self, name: str, state: schedule.State, epoch: Epoch | None, totals: Totals, stage: Stage,
+    def save(self, name: str, state: schedule.ScheduleState, epoch: EpochSums | None, totals: RunTotals, stage: StageInfo,
               feedback: torch.Tensor | None, joules: float | None) -> None:
         """joules: used in the epoch in hand."""
         random = self._generators()
-        sums = [] if epoch is None else self._ranks.tell(epoch._sums())
-        if not self._ranks.main:
+        sums = [] if epoch is None else self._group.all_gather_object(epoch._sums())
+        if not self._group.is_main:
             return
         tensors, rest = checkpoint.flatten(self._optimizer.state_dict())
         data: dict[str, Any] = {"schedule": state.as_dict(), "optimizer": rest, "scaler": self._scaler.state_dict(),
                                 "epoch": None, "totals": asdict(totals), "stage_row": stage.row,
-                                "stage_shown": stage.shown, "data": self._fingerprint}
+                                "stage_shown": stage.reported, "data": self._fingerprint}
         if epoch is not None:
             loss, correct, images = (sum(column) for column in zip(*sums, strict=True))
             data["epoch"] = {"step": epoch.step, "images": images, "loss": loss, "correct": correct, "seconds": epoch.seconds,
-                             "waited": epoch.waited, "joules": joules}
+                             "waited": epoch.data_wait, "joules": joules}
             if len(sums) > 1:
                 data["epoch"]["ranks"] = sums  # added up again at the end, in the same order
         if feedback is not None:
@@ -129,13 +129,13 @@ class Saves:
         checkpoint.save(self._run / name, data, keep_previous=name == "last",
                         **{key: network.state_dict() for key, network in self._networks.items()}, optimizer=tensors, random=random)
 
-    def back_to(self, name: str) -> None:
+    def restore(self, name: str) -> None:
         """Takes weights, their average, optimizer and scaler back."""
-        self._ranks.wait()  # until rank 0 has written it
+        self._group.barrier()  # until rank 0 has written it
         state, (optimizer, *weights) = checkpoint.load(self._run / name, "optimizer", *self._networks)
         self._take(self._run / name, state, weights, optimizer)
 
-    def read(self, check: Callable[[schedule.State], object]) -> Saved:
+    def read(self, check: Callable[[schedule.ScheduleState], object]) -> RestoredState:
         """Takes `last/` back, or the save before it if that is damaged. `check` raises for a state that cannot be.
 
         Raises RunError for what is damaged or of other data. A rank that was not there takes rank 0's place in nothing: its generators
@@ -149,23 +149,23 @@ class Saves:
         self._take(folder, data, weights, optimizer)
         try:
             self._take_generators(random)
-            state = schedule.State.from_dict(data["schedule"])
+            state = schedule.ScheduleState.from_dict(data["schedule"])
             check(state)
-            totals = Totals(**data["totals"])
-            if totals != Totals(int(totals.optimizer_steps), int(totals.forward_images), float(totals.seconds)):
+            totals = RunTotals(**data["totals"])
+            if totals != RunTotals(int(totals.optimizer_steps), int(totals.forward_images), float(totals.seconds)):
                 raise ValueError("totals that are no numbers")
-            saved = Saved(state, self._epoch_of(data["epoch"]), totals, Stage(dict(data["stage_row"]), bool(data["stage_shown"])),
+            saved = RestoredState(state, self._epoch_of(data["epoch"]), totals, StageInfo(dict(data["stage_row"]), bool(data["stage_shown"])),
                           random.get("feedback"), damage)
         except _UNFIT as error:
             raise _unfit(folder, error) from None
-        self._ranks.same("the checkpoints", f"{state.as_dict()} {data['epoch']}")
+        self._group.require_equal("the checkpoints", f"{state.as_dict()} {data['epoch']}")
         return saved
 
-    def put_aside(self) -> None:
+    def quarantine_damaged(self) -> None:
         """Makes room for the next save where `last/` is damaged, so that the one before it stays."""
-        self._ranks.wait()  # until all have read it
-        if self._ranks.main:
-            checkpoint.set_aside(self._run / "last")
+        self._group.barrier()  # until all have read it
+        if self._group.is_main:
+            checkpoint.quarantine_damaged(self._run / "last")
 
     def _generators(self) -> checkpoint.Tensors:
         """States of torch's generators by device; those of rank r, from 1, as DEVICE.r."""
@@ -173,11 +173,11 @@ class Saves:
         if self._device.type == "cuda":
             own["cuda"] = torch.cuda.get_rng_state(self._device)
         return {name if rank == 0 else f"{name}.{rank}": torch.from_numpy(state)
-                for name, tensor in own.items() for rank, state in enumerate(self._ranks.gather(tensor.numpy()))}
+                for name, tensor in own.items() for rank, state in enumerate(self._group.all_gather(tensor.numpy()))}
 
     def _take_generators(self, random: checkpoint.Tensors) -> None:
-        suffix = "" if self._ranks.main else f".{self._ranks.rank}"
-        if self._ranks.main or f"cpu{suffix}" in random:
+        suffix = "" if self._group.is_main else f".{self._group.rank}"
+        if self._group.is_main or f"cpu{suffix}" in random:
             torch.set_rng_state(random[f"cpu{suffix}"])
         if self._device.type == "cuda" and f"cuda{suffix}" in random:
             torch.cuda.set_rng_state(random[f"cuda{suffix}"], self._device)
@@ -192,21 +192,21 @@ class Saves:
         except _UNFIT as error:
             raise _unfit(folder, error) from None
 
-    def _epoch_of(self, sums: dict[str, Any] | None) -> Epoch | None:
+    def _epoch_of(self, sums: dict[str, Any] | None) -> EpochSums | None:
         """The epoch in hand as it was saved."""
         if sums is None:
             return None
         joules = sums.get("joules")
-        parts, ranks = sums.get("ranks", []), self._ranks
+        parts, group = sums.get("ranks", []), self._group
         loss, correct, images = sums["loss"], sums["correct"], sums["images"]
         # Fewer images than steps have room for, where some could not be read.
         if sums["step"] < 1 or not 0 <= images <= min(sums["step"] * self._batch_size, self._images):
             raise ValueError(f"{images} images in {sums['step']} steps")
-        if len(parts) == ranks.world:
-            loss, correct, images = parts[ranks.rank]
-        elif not ranks.main:
+        if len(parts) == group.world_size:
+            loss, correct, images = parts[group.rank]
+        elif not group.is_main:
             loss, correct, images, joules = 0.0, 0, 0, 0.0
-        return Epoch(int(sums["step"]), int(images), torch.tensor(float(loss), dtype=torch.float64, device=self._device),
+        return EpochSums(int(sums["step"]), int(images), torch.tensor(float(loss), dtype=torch.float64, device=self._device),
                      torch.tensor(int(correct), device=self._device), float(sums["seconds"]), float(sums["waited"]),
                      None if joules is None else float(joules))
 

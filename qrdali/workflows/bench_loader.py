@@ -19,14 +19,14 @@ from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import open_loader
-from qrdali.reduction.levels import FULL, Constant, constant
+from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels, constant_levels
 from qrdali.reduction.quality import REDUCTIONS
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import device_of
 from qrdali.system.environment import environment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-REDUCED = {name: constant(moving, 2) for name, moving in REDUCTIONS.items() if any(moving)}  # quality .5 of step .25
+REDUCED = {name: constant_levels(dimensions, 2) for name, dimensions in REDUCTIONS.items() if any(dimensions)}  # quality .5 of step .25
 
 
 class _Files(torch.utils.data.Dataset[Any]):
@@ -92,13 +92,13 @@ def _plain_dali(paths: list[str], side: int, batch: int, engine: Engine, decode_
     return run
 
 
-def _ours(index: Index, side: int, batch: int, engine: Engine, levels: dict[str, Constant]) -> dict[str, Callable[[], int]]:
+def _ours(index: Index, side: int, batch: int, engine: Engine, levels: dict[str, ConstantLevels]) -> dict[str, Callable[[], int]]:
     loader = open_loader(index, Preprocessing(side, "whole", 1.0, "bilinear", MEAN, STD), batch, engine)
     epochs = iter(range(1, 10**6))
 
-    def run(level: Constant) -> int:
+    def run(level: ConstantLevels) -> int:
         return sum(len(b.labels) for b in loader.epoch(
-            Plan(len(index), batch, level, training=True, augment="flip", epoch=next(epochs))))
+            EpochPlan(len(index), batch, level, training=True, augment="flip", epoch=next(epochs))))
 
     return {name: lambda level=level: run(level) for name, level in levels.items()}  # type: ignore[misc]
 
@@ -107,10 +107,10 @@ def measure(index: Index, *, rounds: int, side: int, threads: int, batch_size: i
             progress: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
     """Images per second (median, minimum, maximum over rounds) of every contender, and the ratios."""
     engine = engine_for(device_of("auto"), threads, warn)
-    if index.apart:
+    if index.needs_bytes:
         raise InputError("the images are in a store or in shards, which torchvision does not read: index a folder to compare loaders")
     paths = index.paths(np.arange(len(index)))
-    contenders = _ours(index, side, batch_size, engine, {"qrdali full": FULL, **{f"qrdali {k}": v for k, v in REDUCED.items()}})
+    contenders = _ours(index, side, batch_size, engine, {"qrdali full": FULL_QUALITY, **{f"qrdali {k}": v for k, v in REDUCED.items()}})
     contenders["plain DALI"] = _plain_dali(paths, side, batch_size, engine, False)
     contenders["DALI decode only"] = _plain_dali(paths, side, batch_size, engine, True)
     contenders["torchvision, Pillow"] = _torchvision(paths, side, batch_size, threads, True)

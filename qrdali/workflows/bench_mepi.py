@@ -18,19 +18,19 @@ from qrdali.cli.terminal import warn
 from qrdali.data.index import Index, Samples, Writer
 from qrdali.data.scan import index_folder
 from qrdali.errors import InputError
-from qrdali.evaluation.predict import evaluate
+from qrdali.evaluation.predict import predict
 from qrdali.mepi.build import Builder
 from qrdali.mepi.folder import SEARCHED, MepiSet
-from qrdali.mepi.search import Rule, Search
+from qrdali.mepi.search import Search, SearchRule
 from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.graphs import Engine
-from qrdali.pipelines.image_reducer import open_maker
+from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction import quality
-from qrdali.reduction.levels import FULL
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.reduction.levels import FULL_QUALITY
+from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import autocast_for
-from qrdali.training.probe import Descent, candidates_at_once
+from qrdali.training.probe import DescentRule, candidates_at_once
 from qrdali.workflows.bench_loader import machine
 
 NAIVE = Path(__file__).resolve().parents[2] / "benchmarks" / "naive_mepi.py"
@@ -84,7 +84,7 @@ def measure(index: Index, *, name: str, side: int | None, threads: int, images: 
     image has a MEPI. Rounds alternate between the two, so that the machine's drift cancels.
     """
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    naive, n, pre = naive_module(), quality.steps(step), models.preprocessing(name, side)
+    naive, n, pre = naive_module(), quality.num_levels_of(step), models.preprocessing(name, side)
     autocast = autocast_for("auto", device)[0]
     engine = engine_for(device, threads, warn)
     torch.manual_seed(0)
@@ -100,13 +100,13 @@ def measure(index: Index, *, name: str, side: int | None, threads: int, images: 
         forward = _forward_rate(model, at_once, pre.input_size, device, autocast)
         result: dict[str, Any] = {}
         for reduction in reductions:
-            rule = Rule(Descent(quality.REDUCTIONS[reduction], n))
+            rule = SearchRule(DescentRule(quality.REDUCTIONS[reduction], n))
             ours, theirs, over = [], [], []
             same = 0
             for turn in range(rounds):
                 out = Path(folder) / f"{reduction}-{turn}"
                 mepis = MepiSet.open(out, part, classes, n, {}, False)
-                search = Search(model, open_maker(part, pre, engine), rule, at_once, 1 << 30, threads, autocast)
+                search = Search(model, open_image_reducer(part, pre, engine), rule, at_once, 1 << 30, threads, autocast)
 
                 def read_back(check: Callable[[], None], mepis: MepiSet = mepis, out: Path = out, reduction: str = reduction) -> list[int]:
                     index_folder(out / reduction, classes, out / "set.arrow", verify=False)
@@ -120,8 +120,8 @@ def measure(index: Index, *, name: str, side: int | None, threads: int, images: 
                 ours.append(len(samples) / taken)
                 over.append(taken * forward() / (row["evaluations"] + len(samples)))
                 begun = time.perf_counter()
-                moving = quality.REDUCTIONS[reduction]
-                answers = [reference.search(path, label, moving, n) for path, label in zip(paths, labels, strict=True)]
+                dimensions = quality.REDUCTIONS[reduction]
+                answers = [reference.search(path, label, dimensions, n) for path, label in zip(paths, labels, strict=True)]
                 theirs.append(len(few) / (time.perf_counter() - begun))
                 progress(f"{reduction}, naive")
                 states = mepis.journal(reduction).rows["state"]
@@ -144,7 +144,7 @@ def _labelled(index: Index, images: int, model: _Centred, pre: models.Preprocess
     _write(file, index, every, np.zeros(len(every), np.int64))
     loader, total, count = open_loader(Index(file, len(classes)), pre, 8, engine), 0.0, 0
     with torch.inference_mode():
-        for batch in loader.epoch(Plan(len(every), 8, FULL)):
+        for batch in loader.epoch(EpochPlan(len(every), 8, FULL_QUALITY)):
             with autocast():
                 total = total + model(batch.images).float().sum(0)
             count += len(batch.labels)
@@ -163,7 +163,7 @@ def _write(file: Path, index: Index, samples: Samples, labels: Samples) -> None:
 
 
 def _classified(index: Index, model: nn.Module, pre: models.Preprocessing, engine: Engine, autocast: Any) -> Any:
-    return evaluate(model, open_loader(index, pre, 32, engine), Plan(len(index), 32, FULL), autocast)
+    return predict(model, open_loader(index, pre, 32, engine), EpochPlan(len(index), 32, FULL_QUALITY), autocast)
 
 
 def _forward_rate(model: nn.Module, batch: int, side: int, device: torch.device, autocast: Any) -> Callable[[], float]:

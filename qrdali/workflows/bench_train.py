@@ -17,14 +17,14 @@ from qrdali.cli.terminal import warn
 from qrdali.data.index import Index
 from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.loader import open_loader
-from qrdali.reduction.levels import FULL, Levels, PerImage, constant
+from qrdali.reduction.levels import FULL_QUALITY, Levels, PerImageLevels, constant_levels
 from qrdali.reduction.quality import REDUCTIONS
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import autocast_for
 from qrdali.training import probe
 from qrdali.workflows.bench_loader import machine
 
-REDUCED = [name for name, moving in REDUCTIONS.items() if any(moving)]
+REDUCED = [name for name, dimensions in REDUCTIONS.items() if any(dimensions)]
 
 # Seconds of the thesis' slides, RTX 3090, HumaNet: an epoch in full and reduced, and one adaptive generation.
 THESIS: dict[str, dict[str, float]] = {
@@ -56,7 +56,7 @@ def measure(index: Index, classes: int, *, name: str, rounds: int, side: int | N
         model.train()
         correct = torch.zeros((), dtype=torch.int64, device=device)
         kept = torch.zeros(len(part), dtype=torch.uint8, device=device)
-        for batch in loader.epoch(Plan(len(part), batch_size, levels, 4, 0, next(epochs), True, "flip")):
+        for batch in loader.epoch(EpochPlan(len(part), batch_size, levels, 4, 0, next(epochs), True, "flip")):
             with autocast():
                 logits = model(batch.images)
                 loss = nn.functional.cross_entropy(logits, batch.labels)
@@ -69,13 +69,13 @@ def measure(index: Index, classes: int, *, name: str, rounds: int, side: int | N
             if feedback:
                 kept[batch.samples] = right.to(torch.uint8)
         if feedback:
-            rule = probe.Descent(REDUCTIONS["combination"], 4)
-            probe.online_step(part, PerImage.begin(len(part), True, True), kept.cpu().numpy(), rule, 0)
+            rule = probe.DescentRule(REDUCTIONS["combination"], 4)
+            probe.descend_by_feedback(part, PerImageLevels.at_full_quality(len(part), True, True), kept.cpu().numpy(), rule, 0)
         correct.item()
 
     def ask(reduction: str) -> None:
-        rule = probe.Descent(REDUCTIONS[reduction], 4)
-        probe.step(model, loader, part, PerImage.begin(len(part), rule.moving[1], False), rule,
+        rule = probe.DescentRule(REDUCTIONS[reduction], 4)
+        probe.descend_by_probe(model, loader, part, PerImageLevels.at_full_quality(len(part), rule.dimensions[1], False), rule,
                    probe.candidates_at_once(device, batch_size), autocast,
                    lambda done, candidates: None)
 
@@ -84,14 +84,14 @@ def measure(index: Index, classes: int, *, name: str, rounds: int, side: int | N
         model.eval()
         with torch.inference_mode():
             for _ in range(5):
-                for batch in loader.epoch(Plan(len(part), batch_size, constant(REDUCTIONS["crop"], 1))):
+                for batch in loader.epoch(EpochPlan(len(part), batch_size, constant_levels(REDUCTIONS["crop"], 1))):
                     with autocast():
                         model(batch.images).softmax(1)
 
-    work: dict[str, Callable[[], None]] = {"full": lambda: train(FULL)}
+    work: dict[str, Callable[[], None]] = {"full": lambda: train(FULL_QUALITY)}
     for reduction in REDUCED:
-        work[reduction] = lambda reduction=reduction: train(constant(REDUCTIONS[reduction], 2))  # type: ignore[misc]
-    work["online combination"] = lambda: train(constant(REDUCTIONS["combination"], 2), feedback=True)
+        work[reduction] = lambda reduction=reduction: train(constant_levels(REDUCTIONS[reduction], 2))  # type: ignore[misc]
+    work["online combination"] = lambda: train(constant_levels(REDUCTIONS["combination"], 2), feedback=True)
     for reduction in REDUCED:
         work[f"probe {reduction}"] = lambda reduction=reduction: ask(reduction)  # type: ignore[misc]
     work["probe crop, a decode per candidate"] = ask_one_by_one

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from qrdali.interfaces import Maker
+    from qrdali.interfaces import ImageReducer
     from qrdali.mepi.folder import MepiSet
 
 PAIRS, COLUMNS = 24, 4
 _CELL, _GAP, _CAPTION, _TITLE = 150, 10, 18, 34
 
 
-def draw(mepis: MepiSet, reduction: str, maker: Maker, out: Path) -> None:
+def draw(mepis: MepiSet, reduction: str, maker: ImageReducer, out: Path) -> None:
     """Writes a PNG of up to 24 images spread evenly over the set: the original beside its MEPI, in its place and size."""
     from PIL import Image, ImageDraw, ImageFont
 
     from qrdali.errors import printable
-    from qrdali.mepi.search import FULL, reduction_of
+    from qrdali.mepi.search import FULL_STATE, params_of_states
 
     found = mepis.journal(reduction).with_mepi()
     if not len(found):
@@ -29,7 +29,7 @@ def draw(mepis: MepiSet, reduction: str, maker: Maker, out: Path) -> None:
     samples = found[np.unique(np.linspace(0, len(found) - 1, min(PAIRS, len(found))).astype(int))]
     some = mepis.journal(reduction).rows[samples]
     sizes, labels = mepis.index.sizes(samples), mepis.index.labels(samples)
-    windows = reduction_of(some["state"], sizes, mepis.n).window
+    windows = params_of_states(some["state"], sizes, mepis.num_levels).window
     columns = min(COLUMNS, len(some))
     rows = -(-len(some) // columns)
     pitch, line = 2 * _CELL + 3 * _GAP, _CELL + _CAPTION + _GAP
@@ -39,13 +39,13 @@ def draw(mepis: MepiSet, reduction: str, maker: Maker, out: Path) -> None:
     pen.text((_GAP, _TITLE / 2), f"{reduction}: original and MEPI of {len(some)} of {len(found)} images, mean quotient {mean:.4f}",
              "black", title, anchor="lm")
     where = {int(sample): i for i, sample in enumerate(samples)}
-    for sample, pixels in maker.originals(iter(where), lambda sample, reason: None):
+    for sample, pixels in maker.decode(iter(where), lambda sample, reason: None):
         i = where[sample]
         row, label, window = some[i], int(labels[i]), windows[i].tolist()
         left, top = _GAP + i % columns * pitch, _TITLE + i // columns * line
         height, width = sizes[i].tolist()
         scale = _CELL / max(height, width)
-        original = Image.fromarray(maker.pictures([pixels], reduction_of([FULL], sizes[i][None], mepis.n))[0])
+        original = Image.fromarray(maker.reduced_images([pixels], params_of_states([FULL_STATE], sizes[i][None], mepis.num_levels))[0])
         with Image.open(mepis.png(reduction, sample)) as file:
             mepi = file.convert("RGB")
         cell = max(1, round(width * scale)), max(1, round(height * scale))

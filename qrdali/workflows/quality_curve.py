@@ -16,34 +16,34 @@ if TYPE_CHECKING:
     from qrdali.data.index import Index
 
 
-def measure(evaluator: Evaluator, name: str, index: Index, n: int) -> pa.Table:
+def measure(evaluator: Evaluator, name: str, index: Index, num_levels: int) -> pa.Table:
     """A row per image and level: reduction, level, quality, sample, label, prediction, correct, confidence. Crops are centred."""
     import pyarrow as pa
 
     from qrdali.cli.terminal import Bar
-    from qrdali.evaluation.predict import evaluate
+    from qrdali.evaluation.predict import predict
     from qrdali.pipelines.loader import open_loader
-    from qrdali.reduction.levels import FULL, constant
+    from qrdali.reduction.levels import FULL_QUALITY, constant_levels
     from qrdali.reduction.quality import REDUCTIONS
-    from qrdali.schedule.epoch_plan import Plan
+    from qrdali.schedule.epoch_plan import EpochPlan
 
     loader = open_loader(index, evaluator.trained.preprocessing, evaluator.batch_size, evaluator.engine)
     tables = []
-    with Bar(f"curve of {name}", len(index) * (1 + (n - 1) * len(SEARCHED))) as bar:
+    with Bar(f"curve of {name}", len(index) * (1 + (num_levels - 1) * len(SEARCHED))) as bar:
         def rows(level: int, reduction: str) -> Any:
-            levels = constant(REDUCTIONS[reduction], level) if level else FULL
-            plan = Plan(len(index), evaluator.batch_size, levels, n)
-            return evaluate(evaluator.model, loader, plan, evaluator.autocast, lambda images: bar.advance(images, reduction),
-                            evaluator.decide, evaluator.ranks)
+            levels = constant_levels(REDUCTIONS[reduction], level) if level else FULL_QUALITY
+            plan = EpochPlan(len(index), evaluator.batch_size, levels, num_levels)
+            return predict(evaluator.model, loader, plan, evaluator.autocast, lambda images: bar.advance(images, reduction),
+                            evaluator.decide, evaluator.group)
 
         full = rows(0, "color")
         for reduction in SEARCHED:
-            for level in range(n):
+            for level in range(num_levels):
                 found = rows(level, reduction) if level else full
                 count = len(found.samples)
                 tables.append(pa.table({
                     "reduction": pa.array([reduction] * count), "level": pa.array([level] * count, pa.int32()),
-                    "quality": [(n - level) / n] * count, "sample": found.samples, "label": found.labels.astype(np.int32),
+                    "quality": [(num_levels - level) / num_levels] * count, "sample": found.samples, "label": found.labels.astype(np.int32),
                     "prediction": found.predictions.astype(np.int32), "correct": found.labels == found.predictions,
                     "confidence": found.confidence}))
     return pa.concat_tables(tables)
@@ -62,15 +62,15 @@ def summary(rows: pa.Table) -> dict[str, Any]:
     return result
 
 
-def make(evaluator: Evaluator, name: str, index: Index, n: int) -> dict[str, Any]:
+def make(evaluator: Evaluator, name: str, index: Index, num_levels: int) -> dict[str, Any]:
     """Writes RUN/curves/NAME.parquet, .json, .png and .svg; returns the summary with the folder. Of several ranks the first writes."""
-    rows = measure(evaluator, name, index, n)
-    curves, ranks = summary(rows), evaluator.ranks
-    ranks.together(lambda: _write(evaluator, name, index, n, rows, curves) if ranks.main else None)
-    return {"step": 1 / n, "files": str(evaluator.run / "curves" / name), **curves}
+    rows = measure(evaluator, name, index, num_levels)
+    curves, group = summary(rows), evaluator.group
+    group.run_on_all(lambda: _write(evaluator, name, index, num_levels, rows, curves) if group.is_main else None)
+    return {"step": 1 / num_levels, "files": str(evaluator.run / "curves" / name), **curves}
 
 
-def _write(evaluator: Evaluator, name: str, index: Index, n: int, rows: pa.Table, curves: dict[str, Any]) -> None:
+def _write(evaluator: Evaluator, name: str, index: Index, num_levels: int, rows: pa.Table, curves: dict[str, Any]) -> None:
     import pyarrow.parquet as pq
 
     from qrdali.report.plots import quality_curve
@@ -80,7 +80,7 @@ def _write(evaluator: Evaluator, name: str, index: Index, n: int, rows: pa.Table
     pq.write_table(rows, folder / f".{name}.partial")
     (folder / f".{name}.partial").rename(folder / f"{name}.parquet")
     chance = evaluator.class_map.chance if evaluator.class_map else 1 / len(evaluator.classes)
-    told = {"set": name, "images": len(index), "step": 1 / n, "chance": chance, "curves": curves, **evaluator.told}
+    told = {"set": name, "images": len(index), "step": 1 / num_levels, "chance": chance, "curves": curves, **evaluator.metadata}
     partial = folder / f".{name}.json.partial"
     partial.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     partial.rename(folder / f"{name}.json")

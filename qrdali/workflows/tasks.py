@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qrdali.experiment.expand import Run
+    from qrdali.experiment.expand import PlannedRun
     from qrdali.experiment.tasks import Task, Tasks
 
 
@@ -64,16 +64,16 @@ def _data(tasks: Tasks) -> None:
         build(images, tasks.data, progress=lambda split, files: bar.advance(files, split))
 
 
-def _evaluate(tasks: Tasks, run: Run) -> dict[str, float]:
+def _evaluate(tasks: Tasks, run: PlannedRun) -> dict[str, float]:
     """Accuracy by name of the rows."""
     from qrdali.cli.evaluate import Evaluator
     from qrdali.cli.terminal import say
-    from qrdali.reduction.quality import steps
+    from qrdali.reduction.quality import num_levels_of
 
     asked, settings = tasks.matrix.evaluate, run.settings
     extra: dict[str, Any] = {} if asked.reduced is None else {"reduced": asked.reduced}
     evaluator = Evaluator(tasks.folder.run(run.name), settings.batch_size, settings.device, settings.amp, settings.threads or None,
-                          steps(asked.curve_step) if asked.curve else None, **extra)
+                          num_levels_of(asked.curve_step) if asked.curve else None, **extra)
     results = [evaluator.split(tasks.data, split) for split in asked.splits]
     results += [evaluator.folder(name, folder) for name, folder in asked.sets.items()]
     found = {r["set"]: r["accuracy"] for result in results for r in (result, *result.get("reduced", {}).values())}
@@ -81,7 +81,7 @@ def _evaluate(tasks: Tasks, run: Run) -> dict[str, float]:
     return found
 
 
-def _mepi(tasks: Tasks, run: Run) -> dict[str, float | None]:
+def _mepi(tasks: Tasks, run: PlannedRun) -> dict[str, float | None]:
     """Mean entropy quotient by reduction."""
     from qrdali.cli.build_mepi import build
 

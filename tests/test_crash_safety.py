@@ -25,13 +25,13 @@ from qrdali import models
 from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
-from qrdali.reduction.levels import FULL
+from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.runs import checkpoint
 from qrdali.runs import folder as runs
 from qrdali.runs.settings import Settings, validated
-from qrdali.schedule.epoch_plan import Plan
+from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.training import trainer
-from qrdali.training.finite_check import Finite
+from qrdali.training.finite_check import FiniteCheck
 from qrdali.workflows.train import run_training
 
 TIMED = ("second", "memory", "energy", "environment")
@@ -336,7 +336,7 @@ def test_a_full_disk_stops_the_run_and_damages_nothing(settings: Settings, whole
                 seen.append(rows)
             return len(seen) / 10
 
-        monkeypatch.setattr(trainer.Rows, "accuracy", property(better))
+        monkeypatch.setattr(trainer.PredictionRows, "accuracy", property(better))
     with pytest.raises(RunError, match=r"No space left on device.*nothing that was complete is damaged, last/ holds epoch 1; .*--resume"):
         run_training(settings, disk / "run", False)
     monkeypatch.undo()
@@ -382,7 +382,7 @@ def test_a_second_process_is_refused_and_evaluate_is_not(settings: Settings, who
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "last")  # last.old is there: not finished
-    with runs.alone(run):
+    with runs.lock_run_folder(run):
         with pytest.raises(RunError, match=f"is being trained by process {os.getpid()} on {platform.node()}: wait"):
             run_training(settings, run, True)
         assert Evaluator(run, device="cpu").split(dataset.folder, "test")["images"] == 12
@@ -407,7 +407,7 @@ def test_of_two_processes_that_begin_the_same_run_the_later_is_refused(settings:
 
 def test_a_refusal_leaves_no_lock(tmp_path: Path) -> None:
     def refused(run: Path) -> None:
-        with runs.alone(run):
+        with runs.lock_run_folder(run):
             assert (run / ".lock").exists()
             assert not runs.holds_run(run)
             raise InputError("no")
@@ -431,9 +431,9 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(settings: Settings, w
         return loss * float(value) if calls[0] == 6 + 2 else loss  # epoch 2, step 2
 
     monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", spoilt)
-    monkeypatch.setattr(Finite, "EVERY", 3)
+    monkeypatch.setattr(FiniteCheck, "EVERY", 3)
     run, chosen = tmp_path / "run", settings.model_copy(update={"save_every": save_every})
-    order = Plan(24, 4, FULL, 4, settings.seed, 2, True, "flip")
+    order = EpochPlan(24, 4, FULL_QUALITY, 4, settings.seed, 2, True, "flip")
     samples = ", ".join(map(str, order.batch(1).tolist()))
     saved = "epoch 1 and 1 steps of the next" if save_every else "epoch 1"
     with pytest.raises(RunError, match=f"epoch 2: the loss of step 2 is {value} \\(samples {samples}\\).*last/ holds {saved};"):
@@ -446,19 +446,19 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(settings: Settings, w
 
 
 def test_weights_that_are_no_numbers_are_named_with_the_last_samples() -> None:
-    model, finite = torch.nn.Linear(2, 2), Finite()
-    finite.check(model)
+    model, finite = torch.nn.Linear(2, 2), FiniteCheck()
+    finite.verify(model)
     for step in (7, 8):
-        finite.seen(step, torch.tensor(1.0), torch.arange(20) + step)
-    finite.check(None)
+        finite.record(step, torch.tensor(1.0), torch.arange(20) + step)
+    finite.verify(None)
     with torch.no_grad():
         model.bias[1] = np.inf
-    finite.check(model)  # no step was taken
-    finite.seen(9, torch.tensor(1.0), torch.arange(20))
-    finite.seen(10, torch.tensor(1.0), torch.arange(20) + 100)
+    finite.verify(model)  # no step was taken
+    finite.record(9, torch.tensor(1.0), torch.arange(20))
+    finite.record(10, torch.tensor(1.0), torch.arange(20) + 100)
     listed = ", ".join(map(str, range(100, 116)))
     with pytest.raises(ValueError, match=f"the weights bias are not finite after a step from 9 to 10 .*last: {listed} and 4 more"):
-        finite.check(model)
+        finite.verify(model)
 
 
 def test_a_benchmark_that_is_terminated_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 # Imported once: a child is a fork of a process that has them and has started no thread.
-NEEDED = ["numpy", "torch", "timm", "pyarrow.parquet", "safetensors.torch", "PIL.Image", "nvidia.dali.plugin.pytorch", "killed",
+NEEDED = ["numpy", "torch", "timm", "pyarrow.parquet", "safetensors.torch", "PIL.Image", "nvidia.dali.plugin.pytorch", "kill_helpers",
           "qrdali.training.trainer", "qrdali.cli.main", "qrdali.cli.train", "qrdali.workflows.train", "qrdali.cli.evaluate",
           "qrdali.cli.build_mepi", "qrdali.cli.data", "qrdali.cli.reproduce", "qrdali.mepi.build",
           "qrdali.pipelines.loader", "qrdali.pipelines.image_reducer",

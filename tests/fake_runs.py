@@ -13,7 +13,7 @@ from PIL import Image
 from qrdali.mepi.folder import SCHEMA
 from qrdali.models import Preprocessing
 from qrdali.runs import checkpoint
-from qrdali.runs.folder import Trained
+from qrdali.runs.folder import BestModel
 from qrdali.runs.settings import validated, write
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -38,7 +38,7 @@ def run(folder: Path, accuracies: list[float], sets: "dict[str, np.ndarray[Any, 
     write(folder / "config.toml", validated({"method": "baseline", "data": data, "model": "test_resnet", "input_size": 32, **settings}))
     best = int(np.argmax(accuracies))
     pre = Preprocessing(32, "whole", .9, "bilinear", (.5, .5, .5), (.5, .5, .5))
-    checkpoint.save(folder / "best", Trained("test_resnet", classes, pre, best, accuracies[best]).as_dict(),
+    checkpoint.save(folder / "best", BestModel("test_resnet", classes, pre, best, accuracies[best]).as_dict(),
                     model={"w": torch.tensor([float(sum(map(ord, str(folder))))])})
     lines = []
     for epoch, accuracy in enumerate(accuracies):
