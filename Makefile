@@ -15,6 +15,7 @@ test: lint types unit
 
 lint: .venv/installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: .venv/installed
 	$(BIN)/mypy

@@ -42,18 +42,42 @@ REDUCED = ("color", "crop", "resolution", "combination")
 def table(seed: int, folder: Path, data: Path, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Settings of every run of one seed, in the order in which they must run."""
     common = {"data": str(data), "device": "cpu", "batch_size": args.batch_size, "seed": seed}
-    later = {**common, "init": str(folder / "shared"), "patience": args.patience, "max_epochs": args.max_epochs, "lr": args.lr}
-    result: dict[str, dict[str, Any]] = {"shared": {**common, "method": "shared", "model": args.model, "input_size": args.input_size,
-                                                    "epochs": args.epochs, "lr": args.shared_lr}}
+    later = {
+        **common,
+        "init": str(folder / "shared"),
+        "patience": args.patience,
+        "max_epochs": args.max_epochs,
+        "lr": args.lr,
+    }
+    result: dict[str, dict[str, Any]] = {
+        "shared": {
+            **common,
+            "method": "shared",
+            "model": args.model,
+            "input_size": args.input_size,
+            "epochs": args.epochs,
+            "lr": args.shared_lr,
+        }
+    }
     result["baseline"] = {**later, "method": "baseline"}
     for sequence in ("paired-epochs", "paired-rounds"):
         short = sequence.removeprefix("paired-")
         result[f"sham {short}"] = {**later, "method": "fixed", "reduction": "none", "sequence": sequence}
         for reduction in REDUCED:
             for method in ("random", "fixed", "linear", "adaptive"):
-                result[f"{method} {short} {reduction}"] = {**later, "method": method, "reduction": reduction, "sequence": sequence}
-    result["baseline matched"] = {**common, "method": "baseline", "init": str(folder / "shared"), "lr": args.lr,
-                                  "match": str(folder / args.matched.replace(" ", "-"))}
+                result[f"{method} {short} {reduction}"] = {
+                    **later,
+                    "method": method,
+                    "reduction": reduction,
+                    "sequence": sequence,
+                }
+    result["baseline matched"] = {
+        **common,
+        "method": "baseline",
+        "init": str(folder / "shared"),
+        "lr": args.lr,
+        "match": str(folder / args.matched.replace(" ", "-")),
+    }
     return result
 
 
@@ -64,7 +88,9 @@ def last_accuracy(run: Path, dataset: Dataset) -> float:
     index = dataset.index("test")
     loader = open_loader(index, trained.preprocessing, 50, Engine())
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return predict(model, loader, EpochPlan(len(index), 50, FULL_QUALITY), autocast_for("off", torch.device("cpu"))[0]).accuracy
+    return predict(
+        model, loader, EpochPlan(len(index), 50, FULL_QUALITY), autocast_for("off", torch.device("cpu"))[0]
+    ).accuracy
 
 
 def above_chance(rows: list[dict[str, Any]], images: int, classes: int) -> dict[str, Any]:
@@ -74,12 +100,21 @@ def above_chance(rows: list[dict[str, Any]], images: int, classes: int) -> dict[
 
     result: dict[str, Any] = {}
     for column in ("test", "test last"):
-        p = sorted(float(binomtest(round(row[column] * images), images, 1 / classes, alternative="greater").pvalue) for row in rows)
+        p = sorted(
+            float(binomtest(round(row[column] * images), images, 1 / classes, alternative="greater").pvalue)
+            for row in rows
+        )
         holm = 0
         while holm < len(p) and p[holm] * (len(p) - holm) < 0.05:
             holm += 1
-        result[column] = {"runs": len(p), "p < .05": sum(x < 0.05 for x in p), "after Holm": holm, "smallest p": p[0],
-                          "highest": max(row[column] for row in rows), "mean": statistics.mean(row[column] for row in rows)}
+        result[column] = {
+            "runs": len(p),
+            "p < .05": sum(x < 0.05 for x in p),
+            "after Holm": holm,
+            "smallest p": p[0],
+            "highest": max(row[column] for row in rows),
+            "mean": statistics.mean(row[column] for row in rows),
+        }
     return result
 
 
@@ -88,11 +123,15 @@ def accuracies(run: Path, dataset: Dataset) -> dict[str, float]:
     model, trained = runs.load_best(run)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     result = {}
-    sets = {"val": ("val", FULL_QUALITY), "test": ("test", FULL_QUALITY)} | {f"test {r} .5": ("test", constant_levels(REDUCTIONS[r], 2)) for r in REDUCED}
+    sets = {"val": ("val", FULL_QUALITY), "test": ("test", FULL_QUALITY)} | {
+        f"test {r} .5": ("test", constant_levels(REDUCTIONS[r], 2)) for r in REDUCED
+    }
     for name, (split, levels) in sets.items():
         index = dataset.index(split)
         loader = open_loader(index, trained.preprocessing, 50, Engine())
-        result[name] = predict(model, loader, EpochPlan(len(index), 50, levels), autocast_for("off", torch.device("cpu"))[0]).accuracy
+        result[name] = predict(
+            model, loader, EpochPlan(len(index), 50, levels), autocast_for("off", torch.device("cpu"))[0]
+        ).accuracy
     return result
 
 
@@ -110,12 +149,27 @@ def write(out: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> No
             values = [row[column] for row in own]
             mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
             summary[name][column] = {"mean": round(mean, 4), "sd": round(spread, 4)}
-            cells.append(f"{mean:,.0f}" if column in ("epochs", "optimizer steps", "forward images") else f"{mean:.3f} ± {spread:.3f}")
+            cells.append(
+                f"{mean:,.0f}"
+                if column in ("epochs", "optimizer steps", "forward images")
+                else f"{mean:.3f} ± {spread:.3f}"
+            )
         lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
     extra = {"above chance": above_chance(rows, args.test * 20, 20)} if args.shuffled else {}
     (out / "table.md").write_text("\n".join(lines) + "\n")
-    (out / "table.json").write_text(json.dumps({"machine": machine(), "settings": {k: str(v) for k, v in vars(args).items() if k != "out"},
-                                                "pairs": pairs(out), **extra, "runs": summary}, indent=1) + "\n")
+    (out / "table.json").write_text(
+        json.dumps(
+            {
+                "machine": machine(),
+                "settings": {k: str(v) for k, v in vars(args).items() if k != "out"},
+                "pairs": pairs(out),
+                **extra,
+                "runs": summary,
+            },
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 def pairs(out: Path) -> dict[str, Any]:
@@ -129,8 +183,13 @@ def pairs(out: Path) -> dict[str, Any]:
         for reduced, full in zip(rows[::2], rows[1::2], strict=False):
             above += full["val_accuracy"] > reduced["val_accuracy"]
             below += full["val_accuracy"] < reduced["val_accuracy"]
-    return {"C above R": above, "C below R": below,
-            "p_value": float(binomtest(above, above + below, alternative="greater").pvalue) if above + below else None}
+    return {
+        "C above R": above,
+        "C below R": below,
+        "p_value": float(binomtest(above, above + below, alternative="greater").pvalue)
+        if above + below
+        else None,
+    }
 
 
 def shuffle_labels(data: Path, seed: int = 0) -> None:
@@ -149,7 +208,9 @@ def shuffle_labels(data: Path, seed: int = 0) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", default="test_resnet")
@@ -164,9 +225,13 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--shared-lr", type=float, default=2e-3)
     parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--matched", default="fixed epochs combination", help="the run whose optimizer steps are matched")
+    parser.add_argument(
+        "--matched", default="fixed epochs combination", help="the run whose optimizer steps are matched"
+    )
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after this time")
-    parser.add_argument("--shuffled", action="store_true", help="permute all labels: no method may beat chance on test")
+    parser.add_argument(
+        "--shuffled", action="store_true", help="permute all labels: no method may beat chance on test"
+    )
     parser.add_argument("--only", default="", help="regular expression of runs; shared always runs")
     args = parser.parse_args()
     begun = time.monotonic()
@@ -193,8 +258,15 @@ def main() -> int:
             run = folder / name.replace(" ", "-")
             run_training(validated(values), run, True)
             last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
-            row = {"run": name, "seed": seed, **accuracies(run, dataset), "epochs": last["epoch"],
-                   "optimizer steps": last["optimizer_steps"], "forward images": last["forward_images"], "seconds": last["total_seconds"]}
+            row = {
+                "run": name,
+                "seed": seed,
+                **accuracies(run, dataset),
+                "epochs": last["epoch"],
+                "optimizer steps": last["optimizer_steps"],
+                "forward images": last["forward_images"],
+                "seconds": last["total_seconds"],
+            }
             if args.shuffled:
                 row |= {"test last": last_accuracy(run, dataset), "train accuracy": last["train_accuracy"]}
             rows.append(row)

@@ -73,7 +73,14 @@ class Work:
 
     def _plan(self) -> EpochPlan:
         epoch = next(self._epochs)
-        return EpochPlan(len(self.index), self.batch_size, REDUCED if epoch % 2 else FULL_QUALITY, training=True, augment="flip", epoch=epoch)
+        return EpochPlan(
+            len(self.index),
+            self.batch_size,
+            REDUCED if epoch % 2 else FULL_QUALITY,
+            training=True,
+            augment="flip",
+            epoch=epoch,
+        )
 
     def batch(self) -> None:
         """The next batch; at the end of an epoch the first of the next, full and reduced in turn."""
@@ -111,12 +118,17 @@ class Work:
 
     def probe(self) -> None:
         """The neighbours of every image, as before an adaptive stage."""
+
         def asked() -> Iterator[CandidateRequest]:
             for start in range(0, len(self.index), 4):
                 samples = np.arange(start, min(start + 4, len(self.index)))
                 sizes = self.index.sizes(samples)
                 window = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
-                yield CandidateRequest(samples, window, neighbors_of(np.zeros((len(samples), 3), np.uint8), window, sizes, MOVING, 4))
+                yield CandidateRequest(
+                    samples,
+                    window,
+                    neighbors_of(np.zeros((len(samples), 3), np.uint8), window, sizes, MOVING, 4),
+                )
 
         for shown in self._loader.candidates(asked(), 4, column_dimensions(MOVING), True):
             self._keep(shown)
@@ -125,10 +137,18 @@ class Work:
         """Originals decoded and kept, their reduced inputs and pictures, as `build-mepi` asks for them."""
         epoch = next(self._epochs)
         samples = np.arange(min(16, len(self.index)))
-        pixels = [image for _, image in self._makers.decode(iter(samples.tolist()), lambda sample, reason: None)]
+        pixels = [
+            image for _, image in self._makers.decode(iter(samples.tolist()), lambda sample, reason: None)
+        ]
         plan = EpochPlan(len(self.index), len(samples), REDUCED, training=True, epoch=epoch)
         numbers = plan.parameters(samples, self.index.sizes(samples))
-        self._keep((pixels, self._makers.network_inputs(pixels, numbers), self._makers.reduced_images(pixels, numbers)))
+        self._keep(
+            (
+                pixels,
+                self._makers.network_inputs(pixels, numbers),
+                self._makers.reduced_images(pixels, numbers),
+            )
+        )
 
     def _keep(self, found: Any) -> None:
         if self.leak:
@@ -138,8 +158,21 @@ class Work:
 class _Malloc(ctypes.Structure):
     """struct mallinfo2."""
 
-    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
-                                                     "fordblks", "keepcost")]
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
 
 
 def used(engine: Engine) -> dict[str, float]:
@@ -163,8 +196,12 @@ def trend(units: list[int], kib: list[float], tolerance: float) -> dict[str, Any
     first = len(units) // 4
     slope, _, low, _ = theilslopes(kib[first:], units[first:])
     added = slope * units[-1]
-    return {"mb": [round(value / 1024, 1) for value in kib], "kib_per_unit": round(float(slope), 2),
-            "mb_added": round(float(added) / 1024, 2), "grows": bool(low > 0 and added > tolerance)}
+    return {
+        "mb": [round(value / 1024, 1) for value in kib],
+        "kib_per_unit": round(float(slope), 2),
+        "mb_added": round(float(added) / 1024, 2),
+        "grows": bool(low > 0 and added > tolerance),
+    }
 
 
 def repeated(one: Callable[[], None], times: int, engine: Engine, tolerance: float) -> dict[str, Any]:
@@ -183,7 +220,9 @@ def repeated(one: Callable[[], None], times: int, engine: Engine, tolerance: flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batches", type=int, default=1000)
     parser.add_argument("--resets", type=int, default=50, help="of each of the others")
     parser.add_argument("--images", type=int, default=48)
@@ -196,27 +235,51 @@ def main() -> None:
     parser.add_argument("--leak", action="store_true")
     parser.add_argument("--note", default="")
     args = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "command": shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
-                              "note": args.note, "images": args.images, "input_size": args.input_size, "batch_size": args.batch_size}
-    engines = {"": engine_for(device_of("auto"), args.threads, lambda message: print(message, file=sys.stderr))}
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "command": shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
+        "note": args.note,
+        "images": args.images,
+        "input_size": args.input_size,
+        "batch_size": args.batch_size,
+    }
+    engines = {
+        "": engine_for(device_of("auto"), args.threads, lambda message: print(message, file=sys.stderr))
+    }
     if engines[""].host_ops:
         engines[", whole graph"] = Engine(threads=args.threads, whole_graph=True)
     grown = []
     with TemporaryDirectory() as name:
         folder = Path(name)
-        generate(folder / "images", ShapesSpec(classes=2, train=args.images // 2, val=0, test=0, size=tuple(args.size)), workers=1)
+        generate(
+            folder / "images",
+            ShapesSpec(classes=2, train=args.images // 2, val=0, test=0, size=tuple(args.size)),
+            workers=1,
+        )
         build(folder / "images", folder / "data", threads=1)
         index = Dataset.open(folder / "data").index("train")
         for suffix, engine in engines.items():
-            work = Work(index, Preprocessing(args.input_size, "whole", 1.0, "bilinear", MEAN, STD), engine, args.batch_size, args.leak)
-            kinds = {"batch": args.batches} | dict.fromkeys(("reset", "rebuild", "reopen", "probe", "search"), args.resets)
+            work = Work(
+                index,
+                Preprocessing(args.input_size, "whole", 1.0, "bilinear", MEAN, STD),
+                engine,
+                args.batch_size,
+                args.leak,
+            )
+            kinds = {"batch": args.batches} | dict.fromkeys(
+                ("reset", "rebuild", "reopen", "probe", "search"), args.resets
+            )
             for kind, times in kinds.items():
                 if args.only and kind not in args.only:
                     continue
                 found = repeated(getattr(work, kind), times, engine, args.tolerance * 1024)
                 result[kind + suffix] = found
                 print(f"{kind}{suffix}: {found}", file=sys.stderr)
-                grown += [f"{kind}{suffix}, {what}" for what, value in found.items() if isinstance(value, dict) and value["grows"]]
+                grown += [
+                    f"{kind}{suffix}, {what}"
+                    for what, value in found.items()
+                    if isinstance(value, dict) and value["grows"]
+                ]
                 work.kept.clear()
     result["grows"] = grown
     print(json.dumps(result))

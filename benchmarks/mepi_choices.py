@@ -39,10 +39,19 @@ def reachable(height: int, width: int) -> list[ReductionState]:
     """Every state of the combination at step 0.25."""
     places = {0: {(0, 0)}}
     for level in range(1, N):
-        outer, inner = (scaled_size(np.array([[height, width]]), np.array([k]), N) for k in (level - 1, level))
-        places[level] = {(top + y, left + x) for top, left in places[level - 1]
-                         for y, x in window_offset(np.repeat(outer, 5, 0), np.repeat(inner, 5, 0), ANCHORS[5]).tolist()}
-    return [(color, crop, resolution, *place) for color, crop, resolution in product(range(N), repeat=3) for place in sorted(places[crop])]
+        outer, inner = (
+            scaled_size(np.array([[height, width]]), np.array([k]), N) for k in (level - 1, level)
+        )
+        places[level] = {
+            (top + y, left + x)
+            for top, left in places[level - 1]
+            for y, x in window_offset(np.repeat(outer, 5, 0), np.repeat(inner, 5, 0), ANCHORS[5]).tolist()
+        }
+    return [
+        (color, crop, resolution, *place)
+        for color, crop, resolution in product(range(N), repeat=3)
+        for place in sorted(places[crop])
+    ]
 
 
 def minimum(evaluator: Evaluator, maker: Any, pixels: Any, label: int) -> int:
@@ -50,15 +59,20 @@ def minimum(evaluator: Evaluator, maker: Any, pixels: Any, label: int) -> int:
     height, width = pixels.shape[:2]
     states, right = reachable(height, width), []
     for start in range(0, len(states), 64):
-        part = states[start:start + 64]
+        part = states[start : start + 64]
         reduction = params_of_states(part, np.tile(np.array([[height, width]], np.int32), (len(part), 1)), N)
         with torch.inference_mode(), evaluator.autocast():
             good = evaluator.model(maker.inputs([pixels] * len(part), reduction)).argmax(1) == label
-        right += [(int(np.prod(reduction.size[i])) * (8 - float(np.log2(reduction.bin_width[i]))), state)
-                  for i, state in enumerate(part) if good[i]]
+        right += [
+            (int(np.prod(reduction.size[i])) * (8 - float(np.log2(reduction.bin_width[i]))), state)
+            for i, state in enumerate(part)
+            if good[i]
+        ]
     best = 1 << 60
     for _, state in sorted(right):
-        picture = maker.pictures([pixels], params_of_states([state], np.array([[height, width]], np.int32), N))[0]
+        picture = maker.pictures(
+            [pixels], params_of_states([state], np.array([[height, width]], np.int32), N)
+        )[0]
         best = entropy_within(picture, best) or best
     return best
 
@@ -73,38 +87,71 @@ def gap(run: Path, data: Path, split: str, images: int) -> dict[str, Any]:
         found = {}
         for prefer in ("confidence", "entropy"):
             out = Path(folder) / prefer
-            build(run=str(run), data=str(data), out=str(out), split=split, reduction="combination", step=1 / N, prefer=prefer, limit=images,
-                  device="cpu")
+            build(
+                run=str(run),
+                data=str(data),
+                out=str(out),
+                split=split,
+                reduction="combination",
+                step=1 / N,
+                prefer=prefer,
+                limit=images,
+                device="cpu",
+            )
             lines = (out / ".progress" / "combination.jsonl").read_text().splitlines()
             rows = [json.loads(line) for line in lines]
             found[prefer] = {r["sample"]: r["mepi"] / r["full"] for r in rows if r.get("outcome") == "mepi"}
         best = {}
         for sample, pixels in maker.decode(iter(sorted(found["confidence"])), lambda sample, reason: None):
             label = int(index.labels(np.array([sample]))[0])
-            whole = maker.reduced_images([pixels], params_of_states([FULL_STATE], np.array([pixels.shape[:2]], np.int32), N))[0]
+            whole = maker.reduced_images(
+                [pixels], params_of_states([FULL_STATE], np.array([pixels.shape[:2]], np.int32), N)
+            )[0]
             best[sample] = minimum(evaluator, maker, pixels, label) / entropy(whole)
             print(f"{len(best)} of {len(found['confidence'])}", file=sys.stderr)
     result = {"images": len(best), "true minimum": statistics.mean(best.values())}
     for prefer, quotients in found.items():
         result[prefer] = statistics.mean(quotients.values())
-        result[f"{prefer} at the minimum"] = statistics.mean(quotients[s] <= best[s] * (1 + 1e-12) for s in best)
+        result[f"{prefer} at the minimum"] = statistics.mean(
+            quotients[s] <= best[s] * (1 + 1e-12) for s in best
+        )
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="val")
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--gap-images", type=int, default=12)
     args = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "encoder": encoder(), "images": args.images, "step": 0.05, "mean_quotient": {}}
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "encoder": encoder(),
+        "images": args.images,
+        "step": 0.05,
+        "mean_quotient": {},
+    }
     with TemporaryDirectory() as folder:
-        for name, values in {"confidence": {}, "entropy": {"prefer": "entropy"}, "exhaustive": {"search": "exhaustive"}}.items():
+        for name, values in {
+            "confidence": {},
+            "entropy": {"prefer": "entropy"},
+            "exhaustive": {"search": "exhaustive"},
+        }.items():
             for reduction in SEARCHED if name != "exhaustive" else ("color", "resolution"):
-                row = build(run=str(args.run), data=str(args.data), out=str(Path(folder) / f"{name}-{reduction}"), split=args.split,
-                            reduction=reduction, limit=args.images, device="cpu", **values)[reduction]
+                row = build(
+                    run=str(args.run),
+                    data=str(args.data),
+                    out=str(Path(folder) / f"{name}-{reduction}"),
+                    split=args.split,
+                    reduction=reduction,
+                    limit=args.images,
+                    device="cpu",
+                    **values,
+                )[reduction]
                 result["mean_quotient"].setdefault(reduction, {})[name] = row["mean_quotient"]
                 result["mean_quotient"][reduction][f"{name}, images/s"] = row["images_per_second"]
     result["combination at step 0.25"] = gap(args.run, args.data, args.split, args.gap_images)

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-ANCHORS = ((0, 0), (0, 1), (1, 0), (1, 1), (.5, .5))
+ANCHORS = ((0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5))
 
 
 def _round(x: float) -> int:
-    return math.floor(x + .5)
+    return math.floor(x + 0.5)
 
 
 def _side(length: int, level: int, n: int) -> int:
@@ -50,33 +50,53 @@ def reduced(whole: Image.Image, state: tuple[int, ...], n: int) -> Image.Image:
     return image
 
 
-def neighbours(whole: Image.Image, state: tuple[int, ...], dimensions: tuple[bool, bool, bool], n: int) -> list[tuple[int, ...]]:
+def neighbours(
+    whole: Image.Image, state: tuple[int, ...], dimensions: tuple[bool, bool, bool], n: int
+) -> list[tuple[int, ...]]:
     """States one step below: color, resolution, crop windows."""
     color, crop, resolution, top, left = state
     h, w = _side(whole.height, crop, n), _side(whole.width, crop, n)
     found: list[tuple[int, ...]] = []
     if dimensions[0]:
-        found += [(k, crop, resolution, top, left) for k in range(color + 1, n) if _bins(k, n) != _bins(color, n)][:1]
+        found += [
+            (k, crop, resolution, top, left) for k in range(color + 1, n) if _bins(k, n) != _bins(color, n)
+        ][:1]
     if dimensions[2]:
-        found += [(color, crop, k, top, left) for k in range(resolution + 1, n)
-                  if (_side(h, k, n), _side(w, k, n)) != (_side(h, resolution, n), _side(w, resolution, n))][:1]
+        found += [
+            (color, crop, k, top, left)
+            for k in range(resolution + 1, n)
+            if (_side(h, k, n), _side(w, k, n)) != (_side(h, resolution, n), _side(w, resolution, n))
+        ][:1]
     if dimensions[1]:
         sizes = [(k, _side(whole.height, k, n), _side(whole.width, k, n)) for k in range(crop + 1, n)]
         for k, a, b in [s for s in sizes if s[1:] != (h, w)][:1]:
-            found += [(color, k, resolution, top + _round(y * (h - a)), left + _round(x * (w - b))) for y, x in ANCHORS]
+            found += [
+                (color, k, resolution, top + _round(y * (h - a)), left + _round(x * (w - b)))
+                for y, x in ANCHORS
+            ]
     return found
 
 
 class Naive:
     """side: of the network's input; mean, std in 0..1; interpolation "bilinear" or "bicubic"."""
 
-    def __init__(self, model: torch.nn.Module, device: Any, side: int, mean: tuple[float, ...], std: tuple[float, ...],
-                 interpolation: str, autocast: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        device: Any,
+        side: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: str,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         from torchvision import transforms
 
         self.model, self.device, self.autocast = model, device, autocast
         method = transforms.InterpolationMode(interpolation)
-        self.prepare = transforms.Compose([transforms.Resize((side, side), method), transforms.ToTensor(), transforms.Normalize(mean, std)])
+        self.prepare = transforms.Compose(
+            [transforms.Resize((side, side), method), transforms.ToTensor(), transforms.Normalize(mean, std)]
+        )
 
     def judged(self, image: Image.Image, label: int) -> tuple[bool, float]:
         """Whether the network is right, and the true class's probability."""
@@ -84,16 +104,21 @@ class Naive:
             p = self.model(self.prepare(image)[None].to(self.device)).float().softmax(1)[0]
         return int(p.argmax()) == label, float(p[label])
 
-    def search(self, path: str, label: int, dimensions: tuple[bool, bool, bool], n: int) -> tuple[tuple[int, ...] | None, float]:
+    def search(
+        self, path: str, label: int, dimensions: tuple[bool, bool, bool], n: int
+    ) -> tuple[tuple[int, ...] | None, float]:
         """(state, entropy quotient) of an image's MEPI, or None and 0 where it is wrong at full quality."""
         with Image.open(path) as file:
             whole = ImageOps.exif_transpose(file).convert("RGB")
         state: tuple[int, ...] = (0, 0, 0, 0, 0)
         if not self.judged(whole, label)[0]:
-            return None, 0.
+            return None, 0.0
         full = entropy = _png(whole)
         while True:
-            around = [(candidate, *self.judged(reduced(whole, candidate, n), label)) for candidate in neighbours(whole, state, dimensions, n)]
+            around = [
+                (candidate, *self.judged(reduced(whole, candidate, n), label))
+                for candidate in neighbours(whole, state, dimensions, n)
+            ]
             good = [c for c in around if c[1]]
             if not good:
                 return state, entropy / full

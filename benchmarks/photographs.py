@@ -16,7 +16,9 @@ from PIL import Image
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("photographs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", default="300x225")
@@ -33,11 +35,13 @@ def main() -> None:
             folder = args.out / split / path.stem
             folder.mkdir(parents=True)
             for i in range(getattr(args, split)):
-                share = rng.uniform(.45, .8)
+                share = rng.uniform(0.45, 0.8)
                 w = min(whole.width, whole.height * width / height) * share
                 h = w * height / width
                 left, top = rng.uniform(0, whole.width - w), rng.uniform(0, whole.height - h)
-                window = whole.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
+                window = whole.resize(
+                    (width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h)
+                )
                 window.save(folder / f"{i:03d}.jpg", quality=95)
 
 

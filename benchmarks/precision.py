@@ -24,7 +24,9 @@ from qrdali.workflows.bench_loader import machine
 MODELS = {"squeezenet1_1": 224, "test_resnet": 96, "efficientnet_b3": 96, "resnet152": 64}
 
 
-def step(name: str, side: int, batch: int, device: torch.device, amp: str, layout: torch.memory_format) -> Callable[[], None]:
+def step(
+    name: str, side: int, batch: int, device: torch.device, amp: str, layout: torch.memory_format
+) -> Callable[[], None]:
     """One training step of a fresh network on fixed random images."""
     torch.manual_seed(0)
     model = models.create(name, 20).to(device, memory_format=layout).train()  # type: ignore[call-overload]
@@ -47,14 +49,21 @@ def step(name: str, side: int, batch: int, device: torch.device, amp: str, layou
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--only", nargs="+", default=list(MODELS), choices=MODELS)
     args = parser.parse_args()
     device = device_of("auto")
     amps = ["off", "bf16"] + (["fp16"] if device.type == "cuda" else [])
-    result: dict[str, Any] = {"machine": machine(), "batch_size": args.batch_size, "rounds": args.rounds, "models": {}}
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "batch_size": args.batch_size,
+        "rounds": args.rounds,
+        "models": {},
+    }
     for name in args.only:
         kinds = {f"{amp}, channels-last": (amp, torch.channels_last) for amp in amps}
         kinds["off, contiguous"] = ("off", torch.contiguous_format)
@@ -67,9 +76,16 @@ def main() -> None:
                 if turn:  # the first warms up
                     seconds[kind].append(time.perf_counter() - begun)
         base = seconds["off, channels-last"]
-        result["models"][name] = {"input_size": MODELS[name], **{kind: {
-            "seconds": round(statistics.median(taken), 4),
-            "ratio": round(statistics.median(a / b for a, b in zip(taken, base, strict=True)), 3)} for kind, taken in seconds.items()}}
+        result["models"][name] = {
+            "input_size": MODELS[name],
+            **{
+                kind: {
+                    "seconds": round(statistics.median(taken), 4),
+                    "ratio": round(statistics.median(a / b for a, b in zip(taken, base, strict=True)), 3),
+                }
+                for kind, taken in seconds.items()
+            },
+        }
     print(json.dumps(result, indent=1))
 
 

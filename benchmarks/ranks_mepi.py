@@ -38,7 +38,16 @@ def qrdali(*words: object, world: int = 1) -> None:
         command = ["taskset", "-c", "0", *command]
     else:
         pinned = ["bash", "-c", 'exec taskset -c "$LOCAL_RANK" "$0" "$@"', *command]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "--no-python", "--"]
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(world),
+            "--no-python",
+            "--",
+        ]
         command = [*torchrun, *pinned]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -68,7 +77,9 @@ def dealt(work: npt.NDArray[np.float64], world: int) -> float:
     blocks: list[deque[float]] = [deque() for _ in deals]
 
     def take(rank: int) -> None:
-        numbers = [n for n in (next(deals[rank], None) for _ in range(deals[rank].chunk_size())) if n is not None]
+        numbers = [
+            n for n in (next(deals[rank], None) for _ in range(deals[rank].chunk_size())) if n is not None
+        ]
         if numbers:
             blocks[rank].append(float(work[numbers].sum()))
 
@@ -91,37 +102,108 @@ def dealt(work: npt.NDArray[np.float64], world: int) -> float:
 def simulated(work: npt.NDArray[np.float64]) -> dict[str, Any]:
     """Idle shares of IMAGES images whose work is that of these, in the same order."""
     many = work[np.arange(IMAGES) * len(work) // IMAGES]
-    return {str(world): {"contiguous": idle([float(part.sum()) for part in np.array_split(many, world)]),
-                         "every_world_th": idle([float(many[rank::world].sum()) for rank in range(world)]),
-                         "as_asked": dealt(many, world)} for world in WORLDS}
+    return {
+        str(world): {
+            "contiguous": idle([float(part.sum()) for part in np.array_split(many, world)]),
+            "every_world_th": idle([float(many[rank::world].sum()) for rank in range(world)]),
+            "as_asked": dealt(many, world),
+        }
+        for world in WORLDS
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--per-class", type=int, default=40, help="pictures of each of six classes")
     parser.add_argument("--reductions", nargs="+", default=REDUCTIONS, choices=SEARCHED)
     parser.add_argument("--note", default="", help="what else the machine did")
     args = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "command": " ".join(["python", *sys.argv]),
-                              "note": args.note,
-                              "model": "test_resnet", "input_size": 64, "step": 0.05, "images": 6 * args.per_class, "reductions": {}}
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "command": " ".join(["python", *sys.argv]),
+        "note": args.note,
+        "model": "test_resnet",
+        "input_size": 64,
+        "step": 0.05,
+        "images": 6 * args.per_class,
+        "reductions": {},
+    }
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        qrdali("data", "shapes", folder / "images", "--classes", 6, "--train", args.per_class, "--val", 4, "--test", 4, "--size", "192x144")
+        qrdali(
+            "data",
+            "shapes",
+            folder / "images",
+            "--classes",
+            6,
+            "--train",
+            args.per_class,
+            "--val",
+            4,
+            "--test",
+            4,
+            "--size",
+            "192x144",
+        )
         qrdali("data", "index", folder / "images", "--out", folder / "data")
-        qrdali("train", "shared", "--data", folder / "data", "--run", folder / "run", "--model", "test_resnet", "--input-size", 64, "--lr",
-               "0.002", "--epochs", 12, "--device", "cpu")
+        qrdali(
+            "train",
+            "shared",
+            "--data",
+            folder / "data",
+            "--run",
+            folder / "run",
+            "--model",
+            "test_resnet",
+            "--input-size",
+            64,
+            "--lr",
+            "0.002",
+            "--epochs",
+            12,
+            "--device",
+            "cpu",
+        )
         for reduction in args.reductions:
             for world in (1, 2):
-                qrdali("build-mepi", "--run", folder / "run", "--data", folder / "data", "--split", "train", "--reduction", reduction,
-                       "--device", "cpu", "--threads", 1, "--out", folder / f"{reduction}-{world}", world=world)
-            rows = [json.loads((folder / f"{reduction}-{world}" / "summary.json").read_text())[reduction] for world in (1, 2)]
-            same = len({(folder / f"{reduction}-{world}" / "manifest.parquet").read_bytes() for world in (1, 2)}) == 1
+                qrdali(
+                    "build-mepi",
+                    "--run",
+                    folder / "run",
+                    "--data",
+                    folder / "data",
+                    "--split",
+                    "train",
+                    "--reduction",
+                    reduction,
+                    "--device",
+                    "cpu",
+                    "--threads",
+                    1,
+                    "--out",
+                    folder / f"{reduction}-{world}",
+                    world=world,
+                )
+            rows = [
+                json.loads((folder / f"{reduction}-{world}" / "summary.json").read_text())[reduction]
+                for world in (1, 2)
+            ]
+            same = (
+                len({(folder / f"{reduction}-{world}" / "manifest.parquet").read_bytes() for world in (1, 2)})
+                == 1
+            )
             work = works(folder / f"{reduction}-1" / ".progress" / f"{reduction}.jsonl")
             result["reductions"][reduction] = {
-                "seconds": [row["seconds"] for row in rows], "speedup": round(rows[0]["seconds"] / rows[1]["seconds"], 3),
-                "idle_share": rows[1]["idle_share"], "same_manifest": same, "passes_per_image": round(float(work.mean()), 1),
-                "passes_deviation": round(float(work.std()), 1), f"idle_share_of_{IMAGES}_simulated": simulated(work)}
+                "seconds": [row["seconds"] for row in rows],
+                "speedup": round(rows[0]["seconds"] / rows[1]["seconds"], 3),
+                "idle_share": rows[1]["idle_share"],
+                "same_manifest": same,
+                "passes_per_image": round(float(work.mean()), 1),
+                "passes_deviation": round(float(work.std()), 1),
+                f"idle_share_of_{IMAGES}_simulated": simulated(work),
+            }
     print(json.dumps(result, indent=1))
 
 

@@ -46,7 +46,11 @@ def small_jpegs(folder: Path, count: int, per_folder: int) -> None:
     pictures = []
     for i in range(64):
         draws = uniform(i, 0, np.arange(SIZE[0] * SIZE[1]), 1)[:, :3]
-        image = Image.fromarray((draws.reshape(SIZE[1], SIZE[0], 3) * 255).astype(np.uint8)).resize((8, 6)).resize(SIZE)
+        image = (
+            Image.fromarray((draws.reshape(SIZE[1], SIZE[0], 3) * 255).astype(np.uint8))
+            .resize((8, 6))
+            .resize(SIZE)
+        )
         file = BytesIO()
         image.save(file, "JPEG", quality=90)
         pictures.append(file.getvalue())
@@ -61,14 +65,18 @@ def write_index(file: Path, images: Path, rows: int) -> None:
     path = os.fsencode(images / "0000" / f"{0:08d}.jpg")
     text = np.tile(np.frombuffer(path, np.uint8), (ROWS, 1))
     for digit in range(3):  # FILES has three
-        text[:, -5 - digit] = ord("0") + np.arange(ROWS) % FILES // 10 ** digit % 10
+        text[:, -5 - digit] = ord("0") + np.arange(ROWS) % FILES // 10**digit % 10
     offsets = np.arange(0, (ROWS + 1) * len(path), len(path), dtype=np.int32)
     paths = pa.Array.from_buffers(pa.string(), ROWS, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
     width, height = (pa.array(np.full(ROWS, side, np.int32)) for side in SIZE)
     with pa.ipc.new_file(str(file), SCHEMA) as writer:
         for start in range(0, rows, ROWS):
             label = pa.array((np.arange(start, start + ROWS) % CLASSES).astype(np.int32))
-            writer.write_batch(pa.record_batch([paths, label, width, height], schema=SCHEMA).slice(0, min(ROWS, rows - start)))
+            writer.write_batch(
+                pa.record_batch([paths, label, width, height], schema=SCHEMA).slice(
+                    0, min(ROWS, rows - start)
+                )
+            )
 
 
 def status(key: str) -> float:
@@ -120,21 +128,28 @@ def opening(file: Path, levels: Path, cold: bool) -> dict[str, Any]:
     plan.parameters(plan.batch(0), index.sizes(plan.batch(0)))
     with_levels = time.perf_counter() - begun
     ready = resident(), status("VmHWM") - peak
-    pre = Preprocessing(SIZE[1], "whole", .9, "bilinear", (.5, .5, .5), (.5, .5, .5))
+    pre = Preprocessing(SIZE[1], "whole", 0.9, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     begun = time.perf_counter()
     batches = open_loader(index, pre, BATCH, Engine(threads=1)).epoch(plan)
     next(batches)
     first = time.perf_counter() - begun
-    source = PlanSource(index, "whole", .9, lambda paths, batch: window_arrays(paths, batch.reduction.window))
+    source = PlanSource(
+        index, "whole", 0.9, lambda paths, batch: window_arrays(paths, batch.reduction.window)
+    )
     source.start(plan)
     emitted = _each(source)
     loaded = _each(lambda: next(batches))
     later = resident()
-    return {"seconds_to_open": round(opened, 3), "seconds_to_open_with_levels": round(with_levels, 3),
-            "seconds_to_first_batch": round(first, 3), "mapped_mb": round(mapped(file.parent), 1),
-            "resident_mb": {key: round(ready[0][key] - before[key], 1) for key in before} | {"peak": round(ready[1], 1)},
-            "resident_mb_after_batches": {key: round(later[key] - before[key], 1) for key in before},
-            "microseconds_per_batch": {"numbers_and_paths": emitted, "with_decoding": loaded}}
+    return {
+        "seconds_to_open": round(opened, 3),
+        "seconds_to_open_with_levels": round(with_levels, 3),
+        "seconds_to_first_batch": round(first, 3),
+        "mapped_mb": round(mapped(file.parent), 1),
+        "resident_mb": {key: round(ready[0][key] - before[key], 1) for key in before}
+        | {"peak": round(ready[1], 1)},
+        "resident_mb_after_batches": {key: round(later[key] - before[key], 1) for key in before},
+        "microseconds_per_batch": {"numbers_and_paths": emitted, "with_decoding": loaded},
+    }
 
 
 def _each(what: Callable[[], Any]) -> float:
@@ -157,8 +172,11 @@ def _files(root: Path) -> list[str]:
 
 
 def _rate(count: int, begun: float, before: float) -> dict[str, Any]:
-    return {"files_per_second": round(count / (time.perf_counter() - begun)), "peak_mb": round(status("VmHWM"), 1),
-            "of_it_before_mb": round(before, 1)}
+    return {
+        "files_per_second": round(count / (time.perf_counter() - begun)),
+        "peak_mb": round(status("VmHWM"), 1),
+        "of_it_before_mb": round(before, 1),
+    }
 
 
 def indexed(root: Path, threads: int) -> dict[str, Any]:
@@ -185,7 +203,7 @@ def _only(root: Path, threads: int, work: Callable[[str], object]) -> dict[str, 
     before, begun = status("VmRSS"), time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(files), 1024):
-            list(pool.map(work, files[start:start + 1024]))
+            list(pool.map(work, files[start : start + 1024]))
     return _rate(len(files), begun, before)
 
 
@@ -207,7 +225,7 @@ class Result:
 def rows(folder: Path, most: int, rounds: int, result: Result) -> None:
     """10^6 rows, whose file is mapped; 10^7 and more, whose files are read."""
     small_jpegs(folder / "few", FILES, FILES)
-    sizes = {"small": min(10 ** 6, most), "middle": min(10 ** 7, most), "large": most}
+    sizes = {"small": min(10**6, most), "middle": min(10**7, most), "large": most}
     found: dict[str, list[dict[str, Any]]] = {key: [] for key in sizes}
     parts: dict[str, Any] = {}
     for key, count in sizes.items():
@@ -215,51 +233,104 @@ def rows(folder: Path, most: int, rounds: int, result: Result) -> None:
         write_index(folder / key / "train.arrow", folder / "few", count)
         PerImageLevels.at_full_quality(count, True, True).save(folder / key / "levels", 1)
         cold = alone(opening, folder / key / "train.arrow", folder / key / "levels", True)
-        parts[key] = {"rows": count, "index_mb": round((folder / key / "train.arrow").stat().st_size / _MB, 1),
-                      "levels_mb": round(sum(file.stat().st_size for file in (folder / key / "levels").iterdir()) / _MB, 1),
-                      "cold": {name: value for name, value in cold.items() if name.startswith("seconds")}}
+        parts[key] = {
+            "rows": count,
+            "index_mb": round((folder / key / "train.arrow").stat().st_size / _MB, 1),
+            "levels_mb": round(
+                sum(file.stat().st_size for file in (folder / key / "levels").iterdir()) / _MB, 1
+            ),
+            "cold": {name: value for name, value in cold.items() if name.startswith("seconds")},
+        }
     for _ in range(rounds):
         for key in sizes:
             found[key].append(alone(opening, folder / key / "train.arrow", folder / key / "levels", False))
         costs = {key: [one["microseconds_per_batch"] for one in each] for key, each in found.items()}
-        result.add(**{key: parts[key] | _median(each) for key, each in found.items()}, cost_per_batch_of_large={
-            f"over_{key}": {what: round(statistics.median(a[what] / b[what] for a, b in zip(costs["large"], costs[key], strict=True)), 3)
-                            for what in costs[key][0]} for key in ("small", "middle")})
+        result.add(
+            **{key: parts[key] | _median(each) for key, each in found.items()},
+            cost_per_batch_of_large={
+                f"over_{key}": {
+                    what: round(
+                        statistics.median(
+                            a[what] / b[what] for a, b in zip(costs["large"], costs[key], strict=True)
+                        ),
+                        3,
+                    )
+                    for what in costs[key][0]
+                }
+                for key in ("small", "middle")
+            },
+        )
     for key in sizes:
         shutil.rmtree(folder / key)
 
 
 def _median(found: list[dict[str, Any]]) -> dict[str, Any]:
-    return {key: _median([one[key] for one in found]) if isinstance(value, dict) else round(statistics.median(one[key] for one in found), 3)
-            for key, value in found[0].items()}
+    return {
+        key: _median([one[key] for one in found])
+        if isinstance(value, dict)
+        else round(statistics.median(one[key] for one in found), 3)
+        for key, value in found[0].items()
+    }
 
 
 def indexing(folder: Path, files: int, threads: int, rounds: int, result: Result) -> None:
     small_jpegs(folder / "many" / "train", files, -(-files // 100))
-    indexing = {"files": files, "mean_bytes": round(statistics.mean(os.path.getsize(path) for path in _files(folder / "many")[:64]))}
+    indexing = {
+        "files": files,
+        "mean_bytes": round(statistics.mean(os.path.getsize(path) for path in _files(folder / "many")[:64])),
+    }
     found: dict[str, list[dict[str, Any]]] = {"read": [], "decode": [], "index": []}
     for number in range(rounds):
         for key, work in (("read", only_read), ("decode", only_decoded), ("index", indexed)):
             found[key].append(alone(work, folder / "many", threads))
-        medians = {key: {what: statistics.median(one[what] for one in each) for what in each[0]} for key, each in found.items()}
-        shares = [a["files_per_second"] / b["files_per_second"] for a, b in zip(found["index"], found["decode"], strict=True)]
-        result.add(indexing={**indexing, "rounds": number + 1, **medians, "index_over_decode": round(statistics.median(shares), 3)})
+        medians = {
+            key: {what: statistics.median(one[what] for one in each) for what in each[0]}
+            for key, each in found.items()
+        }
+        shares = [
+            a["files_per_second"] / b["files_per_second"]
+            for a, b in zip(found["index"], found["decode"], strict=True)
+        ]
+        result.add(
+            indexing={
+                **indexing,
+                "rounds": number + 1,
+                **medians,
+                "index_over_decode": round(statistics.median(shares), 3),
+            }
+        )
 
 
 def main() -> None:
     from qrdali.workflows.bench_loader import machine
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=10 ** 8)
-    parser.add_argument("--files", type=int, default=10 ** 5)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=10**8)
+    parser.add_argument("--files", type=int, default=10**5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--rounds", type=int, default=3, help="of the indexes, and of indexing and its peers; medians are given")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="of the indexes, and of indexing and its peers; medians are given",
+    )
     parser.add_argument("--out", type=Path, help="a file for the figures too, written again after each part")
     parser.add_argument("--note", default="")
     args = parser.parse_args()
     command = shlex.join(["python", "benchmarks/scale.py", *sys.argv[1:]])
-    result = Result(args.out, {"machine": machine(), "command": command, "note": args.note, "batch_size": BATCH, "threads": args.threads,
-                               "rounds": args.rounds})
+    result = Result(
+        args.out,
+        {
+            "machine": machine(),
+            "command": command,
+            "note": args.note,
+            "batch_size": BATCH,
+            "threads": args.threads,
+            "rounds": args.rounds,
+        },
+    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with TemporaryDirectory() as name:
         print(f"working in {name}", file=sys.stderr)

@@ -33,7 +33,11 @@ from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.workflows.bench_loader import machine
 
 WORLD, BATCH, IMAGENET, STEPS = 64, 4096, 1_281_167, 50
-NETWORKS = {"squeezenet1_1": 64, "efficientnet_b3": 64, "resnet152": 64}  # pictures' side: gradients do not depend on it
+NETWORKS = {
+    "squeezenet1_1": 64,
+    "efficientnet_b3": 64,
+    "resnet152": 64,
+}  # pictures' side: gradients do not depend on it
 OBJECT, OBJECTS, DELAYS = 110_000, 128, (0.0, 0.02, 0.1)
 
 
@@ -45,7 +49,11 @@ def plan(count: int, every: bool) -> dict[str, Any]:
         begun = time.perf_counter()
         assert len(whole.batch(number)) == BATCH // WORLD
         taken.append(time.perf_counter() - begun)
-    result = {"images": count, "steps": whole.batches, "microseconds_per_step_and_rank": round(statistics.median(taken) * 1e6)}
+    result = {
+        "images": count,
+        "steps": whole.batches,
+        "microseconds_per_step_and_rank": round(statistics.median(taken) * 1e6),
+    }
     if every:
         seen = np.zeros(count, np.uint8)
         ranks = [replace(whole, rank=rank) for rank in range(WORLD)]
@@ -59,7 +67,9 @@ def plan(count: int, every: bool) -> dict[str, Any]:
 def gradients(name: str, side: int) -> dict[str, Any]:
     """Two steps of one of the ranks; the first one's pieces are rearranged by torch."""
     torch.manual_seed(0)
-    model = nn.parallel.DistributedDataParallel(models.create(name, 1000).train(), gradient_as_bucket_view=True)
+    model = nn.parallel.DistributedDataParallel(
+        models.create(name, 1000).train(), gradient_as_bucket_view=True
+    )
     pieces: list[int] = []
 
     def noted(bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -68,13 +78,20 @@ def gradients(name: str, side: int) -> dict[str, Any]:
         future.set_result(bucket.buffer())
         return future
 
-    model.register_comm_hook(None, lambda state, bucket: noted(bucket))  # without annotations, which torch would compare
+    model.register_comm_hook(
+        None, lambda state, bucket: noted(bucket)
+    )  # without annotations, which torch would compare
     for _ in range(2):
         pieces.clear()
         nn.functional.cross_entropy(model(torch.rand(2, 3, side, side)), torch.tensor([0, 1])).backward()
     buffers = sum(b.numel() * b.element_size() for b in model.module.buffers())
-    return {"parameters": sum(p.numel() for p in model.parameters()), "bytes_per_step": sum(pieces), "pieces": len(pieces),
-            "largest_piece": max(pieces), "buffer_bytes": buffers}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "bytes_per_step": sum(pieces),
+        "pieces": len(pieces),
+        "largest_piece": max(pieces),
+        "buffer_bytes": buffers,
+    }
 
 
 class _Bucket(BaseHTTPRequestHandler):
@@ -107,7 +124,7 @@ class _Bucket(BaseHTTPRequestHandler):
         self.send_header("Last-Modified", "Wed, 25 Nov 2026 00:00:00 GMT")
         self.end_headers()
         if whole:
-            self.wfile.write(_Bucket.body[first:last + 1])
+            self.wfile.write(_Bucket.body[first : last + 1])
         with _Bucket.lock:
             _Bucket.now -= 1
 
@@ -119,8 +136,13 @@ def bucket() -> Iterator[None]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Bucket)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
-                   "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     yield
     server.shutdown()
 
@@ -129,8 +151,10 @@ def storage(threads: int, delay: float) -> dict[str, Any]:
     """Objects a second that a pipeline of batches of 32, two ahead, reads with `threads`."""
     from nvidia.dali import fn, pipeline_def
 
-    names = [np.frombuffer(f"s3://bucket/{threads}-{delay}/{i}.jpg".encode(), np.uint8) for i in range(OBJECTS)]
-    batches = [names[i:i + 32] for i in range(0, OBJECTS, 32)]
+    names = [
+        np.frombuffer(f"s3://bucket/{threads}-{delay}/{i}.jpg".encode(), np.uint8) for i in range(OBJECTS)
+    ]
+    batches = [names[i : i + 32] for i in range(0, OBJECTS, 32)]
 
     @pipeline_def(batch_size=32, num_threads=threads, device_id=None, prefetch_queue_depth=2)
     def reading() -> Any:
@@ -145,19 +169,34 @@ def storage(threads: int, delay: float) -> dict[str, Any]:
             (files,) = pipe.run()
             assert files.at(0).nbytes == OBJECT
     rate = OBJECTS / (time.perf_counter() - begun)
-    return {"threads": threads, "milliseconds_before_each_answer": delay * 1000, "objects_per_second": round(rate, 1),
-            "requests_per_object": round(_Bucket.requests / OBJECTS, 2), "most_at_once": _Bucket.most}
+    return {
+        "threads": threads,
+        "milliseconds_before_each_answer": delay * 1000,
+        "objects_per_second": round(rate, 1),
+        "requests_per_object": round(_Bucket.requests / OBJECTS, 2),
+        "most_at_once": _Bucket.most,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.parse_args()
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=WORLD)
-    result: dict[str, Any] = {"machine": machine(), "command": "python benchmarks/scale_ranks.py", "world": WORLD, "batch_size": BATCH,
-                              "plan": [plan(IMAGENET, True), plan(1 << 30, False)],
-                              "gradients": {name: gradients(name, side) for name, side in NETWORKS.items()}}
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "command": "python benchmarks/scale_ranks.py",
+        "world": WORLD,
+        "batch_size": BATCH,
+        "plan": [plan(IMAGENET, True), plan(1 << 30, False)],
+        "gradients": {name: gradients(name, side) for name, side in NETWORKS.items()},
+    }
     with bucket():
-        result["storage"] = {"object_bytes": OBJECT, "reads": [storage(threads, delay) for threads in (1, 4, 16) for delay in DELAYS]}
+        result["storage"] = {
+            "object_bytes": OBJECT,
+            "reads": [storage(threads, delay) for threads in (1, 4, 16) for delay in DELAYS],
+        }
     print(json.dumps(result, indent=1))
 
 

@@ -28,7 +28,9 @@ VAL = 50  # per class
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", default=list(RUNS), choices=RUNS)
     args = parser.parse_args()
     result: dict[str, Any] = {"machine": machine(), "classes": 4, "chance": 0.25, "runs": {}}
@@ -37,19 +39,41 @@ def main() -> None:
             side, epochs, train = RUNS[model]
             data = Path(folder) / f"data-{train}"
             if not data.exists():
-                generate(Path(folder) / f"images-{train}", ShapesSpec(classes=4, train=train, val=VAL, test=0, size=(160, 120)))
+                generate(
+                    Path(folder) / f"images-{train}",
+                    ShapesSpec(classes=4, train=train, val=VAL, test=0, size=(160, 120)),
+                )
                 build(Path(folder) / f"images-{train}", data)
             run = Path(folder) / model
-            run_training(validated({"method": "shared", "data": str(data), "model": model, "input_size": side, "epochs": epochs,
-                                    "device": "cpu"}), run, False)
+            run_training(
+                validated(
+                    {
+                        "method": "shared",
+                        "data": str(data),
+                        "model": model,
+                        "input_size": side,
+                        "epochs": epochs,
+                        "device": "cpu",
+                    }
+                ),
+                run,
+                False,
+            )
             rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             used, last = read(run / "config.toml"), rows[-1]["val_accuracy"]
             result["runs"][model] = {
-                "input_size": side, "optimizer": used["optimizer"], "lr": used["lr"], "batch_size": used["batch_size"],
-                "images": {"train": 4 * train, "val": 4 * VAL}, "train_loss": [round(r["train_loss"], 4) for r in rows[1:]],
+                "input_size": side,
+                "optimizer": used["optimizer"],
+                "lr": used["lr"],
+                "batch_size": used["batch_size"],
+                "images": {"train": 4 * train, "val": 4 * VAL},
+                "train_loss": [round(r["train_loss"], 4) for r in rows[1:]],
                 "val_accuracy": [r["val_accuracy"] for r in rows],
                 # Of the last epoch, not of the best: that would be the luckiest of several.
-                "p_value_of_last_above_chance": float(binomtest(round(last * 4 * VAL), 4 * VAL, 0.25, alternative="greater").pvalue)}
+                "p_value_of_last_above_chance": float(
+                    binomtest(round(last * 4 * VAL), 4 * VAL, 0.25, alternative="greater").pvalue
+                ),
+            }
     print(json.dumps(result, indent=1))
 
 

@@ -27,32 +27,69 @@ SIDE = 224
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="resnet152")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--times", type=int, default=3, help="that training is stopped, of each batch size")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", default="1", help="decoding threads; those of the network are OMP_NUM_THREADS")
+    parser.add_argument(
+        "--threads", default="1", help="decoding threads; those of the network are OMP_NUM_THREADS"
+    )
     parser.add_argument("--note", default="")
     args = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "note": args.note, "model": args.model, "input_size": SIDE, "device": args.device,
-                              "batch_sizes": {}}
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "note": args.note,
+        "model": args.model,
+        "input_size": SIDE,
+        "device": args.device,
+        "batch_sizes": {},
+    }
     with TemporaryDirectory() as folder:
         generate(Path(folder) / "images", ShapesSpec(classes=2, train=128, val=2, test=0, size=(SIDE, SIDE)))
         build(Path(folder) / "images", Path(folder) / "data")
         for size in args.batch_sizes:
-            found = [stopped(args, size, Path(folder) / "data", Path(folder) / f"{size}-{i}", random.Random(i)) for i in range(args.times)]
+            found = [
+                stopped(args, size, Path(folder) / "data", Path(folder) / f"{size}-{i}", random.Random(i))
+                for i in range(args.times)
+            ]
             result["batch_sizes"][size] = {
-                "seconds_per_step_and_save": [round(one[0], 2) for one in found], "seconds_to_stop": [round(one[1], 2) for one in found]}
+                "seconds_per_step_and_save": [round(one[0], 2) for one in found],
+                "seconds_to_stop": [round(one[1], 2) for one in found],
+            }
             print(f"{size}: {result['batch_sizes'][size]}", file=sys.stderr)
     print(json.dumps(result, indent=1))
 
 
-def stopped(args: argparse.Namespace, size: int, data: Path, run: Path, draw: random.Random) -> tuple[float, float]:
+def stopped(
+    args: argparse.Namespace, size: int, data: Path, run: Path, draw: random.Random
+) -> tuple[float, float]:
     """(seconds of a step and its save, seconds from SIGTERM to the end)."""
-    command = [sys.executable, "-m", "qrdali", "train", "shared", "--data", str(data), "--run", str(run), "--model", args.model,
-               "--input-size", str(SIDE), "--batch-size", str(size), "--device", args.device, "--threads", args.threads,
-               "--save-every", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "qrdali",
+        "train",
+        "shared",
+        "--data",
+        str(data),
+        "--run",
+        str(run),
+        "--model",
+        args.model,
+        "--input-size",
+        str(SIDE),
+        "--batch-size",
+        str(size),
+        "--device",
+        args.device,
+        "--threads",
+        args.threads,
+        "--save-every",
+        "1",
+    ]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as child:
         first = _saved(child, run, 1)
         second = _saved(child, run, 2)
@@ -73,7 +110,11 @@ def _saved(child: subprocess.Popen[bytes], run: Path, step: int) -> float:
         try:
             if json.loads((run / "last" / "state.json").read_text())["epoch"]["step"] >= step:
                 return time.monotonic()
-        except (OSError, ValueError, TypeError):  # not there, or replaced at this moment; or of an epoch's end
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+        ):  # not there, or replaced at this moment; or of an epoch's end
             pass
         time.sleep(0.02)
     raise SystemExit(f"training ended before step {step}")

@@ -1,6 +1,6 @@
 """Indexing from and reading of an object store whose answers take a while: an S3 server on loopback, with a delay before each request.
 
-    python benchmarks/stores.py --images 600 --delay 30 --json benchmarks/results/stores-cpu.json
+python benchmarks/stores.py --images 600 --delay 30 --json benchmarks/results/stores-cpu.json
 """
 
 from __future__ import annotations
@@ -81,30 +81,48 @@ def main() -> None:
     server.start()
     address = server.get_host_and_port()
     proxy = Delayed(address, options.delay / 1000)
-    os.environ.update(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b", AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true",
-                      AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}")
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="a",
+        AWS_SECRET_ACCESS_KEY="b",
+        AWS_DEFAULT_REGION="us-east-1",
+        AWS_EC2_METADATA_DISABLED="true",
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}",
+    )
     client = boto3.client("s3", endpoint_url=f"http://{address[0]}:{address[1]}")
     client.create_bucket(Bucket=BUCKET)
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)).save(file, "JPEG", quality=90)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)).save(
+        file, "JPEG", quality=90
+    )
     for i in range(options.images):
         client.put_object(Bucket=BUCKET, Key=f"train/{i % CLASSES:02d}/{i:05d}.jpg", Body=file.getvalue())
     root, found = f"s3://{BUCKET}", {}
     classes = [f"{i:02d}" for i in range(CLASSES)]
-    found["listing"] = timed(lambda: [list(files) for files in open_tree(root).images(("train",), classes)], proxy)
+    found["listing"] = timed(
+        lambda: [list(files) for files in open_tree(root).images(("train",), classes)], proxy
+    )
     with TemporaryDirectory() as scratch:
         for name, threads in (("headers, 1 thread", 1), ("headers, 32 threads", 32)):
             reading = Reading(verify=False, threads=threads)
-            found[name] = timed(lambda name=name, reading=reading: index_root(root, Path(scratch) / name, reading), proxy)
+            found[name] = timed(
+                lambda name=name, reading=reading: index_root(root, Path(scratch) / name, reading), proxy
+            )
         index = Dataset.open(Path(scratch) / "headers, 32 threads").index("train")
         reader = FileReader(index)
         found["files, as training reads them"] = timed(
-            lambda: [reader(np.arange(i, min(i + 32, len(index)))) for i in range(0, len(index), 32)], proxy)
+            lambda: [reader(np.arange(i, min(i + 32, len(index)))) for i in range(0, len(index), 32)], proxy
+        )
     for row in found.values():
         row["images_per_second"] = round(options.images / row["seconds"], 1)
     facts = environment(torch.device("cpu"))
-    result = {"images": options.images, "bytes_each": len(file.getvalue()), "classes": CLASSES, "delay_milliseconds": options.delay,
-              "machine": {key: facts[key] for key in ("cpu", "cores", "python")}, "found": found}
+    result = {
+        "images": options.images,
+        "bytes_each": len(file.getvalue()),
+        "classes": CLASSES,
+        "delay_milliseconds": options.delay,
+        "machine": {key: facts[key] for key in ("cpu", "cores", "python")},
+        "found": found,
+    }
     text = json.dumps(result, indent=1)
     if options.json:
         options.json.write_text(text + "\n")

@@ -30,7 +30,9 @@ def data() -> None:
 @click.option("--train", default=50, show_default=True, help="Pictures per class.")
 @click.option("--val", default=10, show_default=True, help="Pictures per class.")
 @click.option("--test", default=10, show_default=True, help="Pictures per class.")
-@click.option("--size", default="500x375", show_default=True, help="WIDTHxHEIGHT; half of the pictures stand upright.")
+@click.option(
+    "--size", default="500x375", show_default=True, help="WIDTHxHEIGHT; half of the pictures stand upright."
+)
 @click.option("--seed", default=0, show_default=True)
 def shapes(root: str, classes: int, train: int, val: int, test: int, size: str, seed: int) -> None:
     """Generate JPEG pictures of coloured, textured shapes on cluttered backgrounds into ROOT.
@@ -56,12 +58,32 @@ def shapes(root: str, classes: int, train: int, val: int, test: int, size: str, 
 @click.option("--no-verify", is_flag=True, help="Read headers only; broken files are found in training then.")
 @click.option("--hash", "hashed", is_flag=True, help="Keep every file's SHA-256, for `data verify --hash`.")
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores; 32 for an object store]")
-@click.option("--max-pixels", type=click.IntRange(1), default=128_000_000, show_default=True,
-              help="Larger images are rejected by their header.")
-@click.option("--val-share", type=float, metavar="X", help="For a ROOT without val: move this share of each class of train there.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of --val-share's choice.")
-def index(root: str, out: str, no_verify: bool, hashed: bool, threads: int | None, max_pixels: int, val_share: float | None,
-          seed: int) -> None:
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=128_000_000,
+    show_default=True,
+    help="Larger images are rejected by their header.",
+)
+@click.option(
+    "--val-share",
+    type=float,
+    metavar="X",
+    help="For a ROOT without val: move this share of each class of train there.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of --val-share's choice."
+)
+def index(
+    root: str,
+    out: str,
+    no_verify: bool,
+    hashed: bool,
+    threads: int | None,
+    max_pixels: int,
+    val_share: float | None,
+    seed: int,
+) -> None:
     """Index ROOT/train, val, test (any of them) into the data set OUT. Images stay in place.
 
     ROOT is a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. Each split has class folders, or WebDataset's shards *.tar with KEY.jpg and
@@ -81,8 +103,14 @@ def index(root: str, out: str, no_verify: bool, hashed: bool, threads: int | Non
     with sigterm_exits():
         tree = open_tree(root)
         with Bar("index", files_of(tree), "files") as bar:
-            summary = index_root(tree, Path(out), Reading(not no_verify, hashed, threads, max_pixels), val_share=val_share, seed=seed,
-                                 progress=lambda split, files: bar.advance(files, split))
+            summary = index_root(
+                tree,
+                Path(out),
+                Reading(not no_verify, hashed, threads, max_pixels),
+                val_share=val_share,
+                seed=seed,
+                progress=lambda split, files: bar.advance(files, split),
+            )
     tell(summary, out)
 
 
@@ -107,27 +135,42 @@ def info(dataset: str, as_json: bool) -> None:
     for split in opened.splits:
         rows = Index(opened.folder / f"{split}.arrow", len(opened.classes))
         if not len(rows):  # a split folder without a class folder
-            splits[split] = {"images": 0, "per_class_min": 0, "per_class_max": 0, "width": [0] * 3, "height": [0] * 3}
+            splits[split] = {
+                "images": 0,
+                "per_class_min": 0,
+                "per_class_max": 0,
+                "width": [0] * 3,
+                "height": [0] * 3,
+            }
             continue
         every = np.arange(len(rows))
         labels, sizes = np.bincount(rows.labels(every), minlength=len(opened.classes)), rows.sizes(every)
         splits[split] = {
-            "images": len(rows), "per_class_min": int(labels.min()), "per_class_max": int(labels.max()),
+            "images": len(rows),
+            "per_class_min": int(labels.min()),
+            "per_class_max": int(labels.max()),
             "width": [int(f(sizes[:, 1])) for f in (np.min, np.median, np.max)],
-            "height": [int(f(sizes[:, 0])) for f in (np.min, np.median, np.max)]}
+            "height": [int(f(sizes[:, 0])) for f in (np.min, np.median, np.max)],
+        }
     rejected_file = opened.folder / "rejected.tsv"
     rejected = 0
     if rejected_file.exists():
         with open(rejected_file, encoding="utf-8") as lines:
             rejected = sum(1 for _ in lines) - 1
     if as_json:
-        emit({"classes": list(opened.classes), "splits": splits, "rejected": rejected, "source": known or None})
+        emit(
+            {"classes": list(opened.classes), "splits": splits, "rejected": rejected, "source": known or None}
+        )
         return
-    say(f"{len(opened.classes)} classes: {', '.join(opened.classes[:5])}{', …' if len(opened.classes) > 5 else ''}")
+    say(
+        f"{len(opened.classes)} classes: {', '.join(opened.classes[:5])}{', …' if len(opened.classes) > 5 else ''}"
+    )
     for split, row in splits.items():
         w, h = row["width"], row["height"]
-        say(f"{split:5}  {row['images']:>9,} images, {row['per_class_min']}–{row['per_class_max']} per class, "
-            f"width {w[0]}–{w[2]} (median {w[1]}), height {h[0]}–{h[2]} (median {h[1]})")
+        say(
+            f"{split:5}  {row['images']:>9,} images, {row['per_class_min']}–{row['per_class_max']} per class, "
+            f"width {w[0]}–{w[2]} (median {w[1]}), height {h[0]}–{h[2]} (median {h[1]})"
+        )
     say(f"rejected files: {rejected}")
     for line in origin(known):
         say(line)

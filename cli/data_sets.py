@@ -20,8 +20,12 @@ def _indexing(command: F) -> F:
     """The options of every command that makes a data set."""
     for option in (
         click.option("--threads", type=click.IntRange(1), help="[default: all cores]"),
-        click.option("--hash", "hashed", is_flag=True, help="Keep every file's SHA-256, for `data verify --hash`."),
-        click.option("--no-verify", is_flag=True, help="Read headers only; broken files are found in training then."),
+        click.option(
+            "--hash", "hashed", is_flag=True, help="Keep every file's SHA-256, for `data verify --hash`."
+        ),
+        click.option(
+            "--no-verify", is_flag=True, help="Read headers only; broken files are found in training then."
+        ),
         click.option("--seed", default=0, show_default=True, type=_SEED, help="Of the choice of images."),
         click.option("--out", required=True, type=click.Path(), help="New folder for the data set."),
     ):
@@ -32,10 +36,18 @@ def _indexing(command: F) -> F:
 def _labels(command: F) -> F:
     """Where the labels of a flat val/ are, if not in a usual place."""
     for option in (
-        click.option("--synsets", type=click.Path(), metavar="FILE",
-                     help="What the ground truth's numbers mean: the devkit's meta.mat, or a synset per line in the order of the ids."),
-        click.option("--val-labels", type=click.Path(), metavar="FILE",
-                     help="LOC_val_solution.csv or ILSVRC2012_validation_ground_truth.txt.  [default: found in ROOT]"),
+        click.option(
+            "--synsets",
+            type=click.Path(),
+            metavar="FILE",
+            help="What the ground truth's numbers mean: the devkit's meta.mat, or a synset per line in the order of the ids.",
+        ),
+        click.option(
+            "--val-labels",
+            type=click.Path(),
+            metavar="FILE",
+            help="LOC_val_solution.csv or ILSVRC2012_validation_ground_truth.txt.  [default: found in ROOT]",
+        ),
     ):
         command = option(command)
     return command
@@ -45,9 +57,24 @@ def _labels(command: F) -> F:
 @click.argument("root", type=click.Path())
 @_indexing
 @_labels
-@click.option("--per-class", default=25, show_default=True, type=click.IntRange(1), help="Validation images of each class, cut from train.")
-def imagenet(root: str, out: str, seed: int, no_verify: bool, hashed: bool, threads: int | None, val_labels: str | None,
-             synsets: str | None, per_class: int) -> None:
+@click.option(
+    "--per-class",
+    default=25,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Validation images of each class, cut from train.",
+)
+def imagenet(
+    root: str,
+    out: str,
+    seed: int,
+    no_verify: bool,
+    hashed: bool,
+    threads: int | None,
+    val_labels: str | None,
+    synsets: str | None,
+    per_class: int,
+) -> None:
     """Index ImageNet: ROOT/train/SYNSET/ and ROOT/val, flat or in class folders, into the data set OUT.
 
     Test is the official validation set; validation is cut from train and listed in OUT/minival.tsv.
@@ -63,24 +90,55 @@ def imagenet(root: str, out: str, seed: int, no_verify: bool, hashed: bool, thre
     found = recognise(Path(root), _path(val_labels), _path(synsets))
     say(f"{len(found.synsets)} synsets in {found.train}; {found.found}")
     with sigterm_exits(), Bar("index", found.files, "files") as bar:
-        summary = build(found, Path(out), per_class=per_class, seed=seed, reading=Reading(not no_verify, hashed, threads),
-                        progress=lambda split, files: bar.advance(files, split))
+        summary = build(
+            found,
+            Path(out),
+            per_class=per_class,
+            seed=seed,
+            reading=Reading(not no_verify, hashed, threads),
+            progress=lambda split, files: bar.advance(files, split),
+        )
     tell(summary, out)
 
 
 @click.command()
 @click.argument("imagenet", type=click.Path())
 @_indexing
-@click.option("--mapping", required=True, type=click.Path(), metavar="TSV", help="Lines of synset, tab, class; or class, tab, synsets.")
+@click.option(
+    "--mapping",
+    required=True,
+    type=click.Path(),
+    metavar="TSV",
+    help="Lines of synset, tab, class; or class, tab, synsets.",
+)
 @click.option("--train", default=1250, show_default=True, type=click.IntRange(1), help="Images per class.")
 @click.option("--val", default=25, show_default=True, type=click.IntRange(0), help="Images per class.")
 @click.option("--test", default=50, show_default=True, type=click.IntRange(0), help="Images per class.")
-@click.option("--test-from", type=click.Choice(["train", "val"]), default="train", show_default=True,
-              help="ImageNet's set that the test images are of.")
+@click.option(
+    "--test-from",
+    type=click.Choice(["train", "val"]),
+    default="train",
+    show_default=True,
+    help="ImageNet's set that the test images are of.",
+)
 @click.option("--allow-missing", is_flag=True, help="Do without synsets of the mapping that are not on disk.")
 @_labels
-def humanet(imagenet: str, out: str, seed: int, no_verify: bool, hashed: bool, threads: int | None, mapping: str, train: int, val: int,
-            test: int, test_from: str, allow_missing: bool, val_labels: str | None, synsets: str | None) -> None:
+def humanet(
+    imagenet: str,
+    out: str,
+    seed: int,
+    no_verify: bool,
+    hashed: bool,
+    threads: int | None,
+    mapping: str,
+    train: int,
+    val: int,
+    test: int,
+    test_from: str,
+    allow_missing: bool,
+    val_labels: str | None,
+    synsets: str | None,
+) -> None:
     """Index HumaNet, a few classes made of IMAGENET's synsets by a mapping, into the data set OUT.
 
     \b
@@ -104,18 +162,31 @@ def humanet(imagenet: str, out: str, seed: int, no_verify: bool, hashed: bool, t
     if missing:
         names = f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
         if not allow_missing:
-            raise InputError(f"{len(missing)} synsets of {mapping} are not in {found.train}: {names}; --allow-missing does without them")
+            raise InputError(
+                f"{len(missing)} synsets of {mapping} are not in {found.train}: {names}; --allow-missing does without them"
+            )
         warn(f"{len(missing)} synsets of {mapping} are not in {found.train}: {names}")
     counts = {"train": train, "val": val, "test": test}
     with sigterm_exits(), Bar("index", len(there.synsets) * sum(counts.values()), "files") as bar:
-        summary = build(found, there, Path(out), counts, seed=seed, test_from_val=test_from == "val", missing=missing,
-                        reading=Reading(not no_verify, hashed, threads), progress=lambda split, files: bar.advance(files, split))
+        summary = build(
+            found,
+            there,
+            Path(out),
+            counts,
+            seed=seed,
+            test_from_val=test_from == "val",
+            missing=missing,
+            reading=Reading(not no_verify, hashed, threads),
+            progress=lambda split, files: bar.advance(files, split),
+        )
     tell(summary, out)
 
 
 @click.command()
 @click.argument("dataset", type=click.Path())
-@click.option("--per-class", default=25, show_default=True, type=click.IntRange(1), help="Images of each class to move.")
+@click.option(
+    "--per-class", default=25, show_default=True, type=click.IntRange(1), help="Images of each class to move."
+)
 @click.option("--seed", default=0, show_default=True, type=_SEED)
 def minival(dataset: str, per_class: int, seed: int) -> None:
     """Move a validation set out of DATASET's train: as many images of each class, listed in DATASET/minival.tsv.
@@ -136,10 +207,18 @@ def minival(dataset: str, per_class: int, seed: int) -> None:
 @click.argument("dataset", type=click.Path())
 @click.option("--root", metavar="[OLD=]NEW", help="Where the images are now, if they moved.")
 @click.option("--hash", "hashed", is_flag=True, help="Compare SHA-256 too; of a data set made with --hash.")
-@click.option("--most", default=20, show_default=True, type=click.IntRange(0), help="Changed files to name; all are counted.")
+@click.option(
+    "--most",
+    default=20,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Changed files to name; all are counted.",
+)
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def verify(dataset: str, root: str | None, hashed: bool, most: int, threads: int | None, as_json: bool) -> None:
+def verify(
+    dataset: str, root: str | None, hashed: bool, most: int, threads: int | None, as_json: bool
+) -> None:
     """Check that the files of DATASET are still what was indexed: there, as many bytes, as many pixels. Exit status 1 if not.
 
     \b
@@ -158,12 +237,21 @@ def verify(dataset: str, root: str | None, hashed: bool, most: int, threads: int
         for change in changes(opened, hashed, threads, lambda split, done: bar.advance(done, split)):
             counts[change.kind] += 1
             if len(named) < most:
-                named.append({"split": change.split, "path": change.path, "kind": change.kind, "detail": change.detail})
+                named.append(
+                    {"split": change.split, "path": change.path, "kind": change.kind, "detail": change.detail}
+                )
                 if not as_json:
                     say(f"{change.split}  {change.kind}  {change.path}: {change.detail}")
     changed = sum(counts.values())
     if as_json:
-        emit({"files": files, "changed": changed, "kinds": {kind: counts[kind] for kind in KINDS}, "changes": named})
+        emit(
+            {
+                "files": files,
+                "changed": changed,
+                "kinds": {kind: counts[kind] for kind in KINDS},
+                "changes": named,
+            }
+        )
     if changed:
         kinds = ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS if counts[kind])
         raise RunError(f"{changed:,} of {files:,} files of {dataset} are not what was indexed: {kinds}")
@@ -174,17 +262,21 @@ def tell(summary: Summary, out: str) -> None:
     """What was made, as one line."""
     from qrdali.cli.terminal import say
 
-    say(f"{', '.join(f'{split} {images}' for split, images in summary.images.items())} images of "
+    say(
+        f"{', '.join(f'{split} {images}' for split, images in summary.images.items())} images of "
         f"{len(summary.classes)} classes in {out}"
-        + (f"; {summary.rejected} rejected, see {out}/rejected.tsv" if summary.rejected else ""))
+        + (f"; {summary.rejected} rejected, see {out}/rejected.tsv" if summary.rejected else "")
+    )
 
 
 def origin(known: dict[str, Any]) -> list[str]:
     """A data set's source as lines of key and value."""
     from qrdali.data.provenance import brief
 
-    return [f"{key}: {', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value}"
-            for key, value in brief(known).items()]
+    return [
+        f"{key}: {', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value}"
+        for key, value in brief(known).items()
+    ]
 
 
 def _path(text: str | None) -> Path | None:

@@ -8,7 +8,10 @@ from typing import Any
 import click
 
 MODEL, INPUT_SIZE, EPOCHS = "test_resnet", 96, 15
-SEARCHED, IMAGES = ("baseline", "linear"), 24  # runs whose MEPIs are compared, and on how many validation images
+SEARCHED, IMAGES = (
+    ("baseline", "linear"),
+    24,
+)  # runs whose MEPIs are compared, and on how many validation images
 REDUCED = 0.5  # quality of the reduced test sets
 
 
@@ -58,18 +61,32 @@ def demo(out: str) -> None:
         run_training(validated({"method": method, **common, **values}), runs / method, False)
     for method in plans:
         result = Evaluator(runs / method, device="cpu", reduced=REDUCED).split(data, "test")
-        at = ", ".join(f"{reduction} {found['accuracy']:.3f}" for reduction, found in result["reduced"].items())
-        say(f"{runs / method}: test accuracy {result['accuracy']:.3f} ({result['correct']} of {result['images']}); at quality "
-            f"{REDUCED:g}: {at}")
+        at = ", ".join(
+            f"{reduction} {found['accuracy']:.3f}" for reduction, found in result["reduced"].items()
+        )
+        say(
+            f"{runs / method}: test accuracy {result['accuracy']:.3f} ({result['correct']} of {result['images']}); at quality "
+            f"{REDUCED:g}: {at}"
+        )
     sets = {}
     for method in SEARCHED:
         say(f"--- MEPIs of {method}")
-        sets[method] = build_mepi(run=str(runs / method), data=str(data), out=str(folder / "mepi" / method), limit=IMAGES, device="cpu")
+        sets[method] = build_mepi(
+            run=str(runs / method),
+            data=str(data),
+            out=str(folder / "mepi" / method),
+            limit=IMAGES,
+            device="cpu",
+        )
     say("mean entropy quotient of MEPIs: " + ", ".join(SEARCHED))
     for reduction in sets[SEARCHED[0]]:
         quotients = [sets[method][reduction]["mean_quotient"] for method in SEARCHED]
         say(f"  {reduction:12s}" + "".join("    none" if q is None else f"  {q:.4f}" for q in quotients))
-    page = make([runs / method for method in plans], [folder / "mepi" / method for method in SEARCHED], folder / "report")
+    page = make(
+        [runs / method for method in plans],
+        [folder / "mepi" / method for method in SEARCHED],
+        folder / "report",
+    )
     say(f"contact sheets: {', '.join(str(folder / 'mepi' / method) for method in SEARCHED)}")
     say(f"done in {time.monotonic() - begun:.0f} s; run folders in {runs}: {', '.join(plans)}")
     say(str(page))

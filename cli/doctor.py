@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--run", default=".", type=click.Path(), help="Folder for runs, whose disk is looked at.  [default: the working directory]")
+@click.option(
+    "--run",
+    default=".",
+    type=click.Path(),
+    help="Folder for runs, whose disk is looked at.  [default: the working directory]",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def doctor(run: str, as_json: bool) -> None:
     """Whether training works here and what would make it work better: packages, driver, GPU, decoding, memory, disk.
@@ -35,7 +40,14 @@ def doctor(run: str, as_json: bool) -> None:
     findings = examine(facts)
     state = verdict(findings)
     if as_json:
-        emit({"qrdali": __version__, "state": state, "works": state != PROBLEM, "findings": [asdict(finding) for finding in findings]})
+        emit(
+            {
+                "qrdali": __version__,
+                "state": state,
+                "works": state != PROBLEM,
+                "findings": [asdict(finding) for finding in findings],
+            }
+        )
     else:
         _show(findings, state, facts)
     if state == PROBLEM:
@@ -62,11 +74,25 @@ def gather(run: Path, progress: Callable[[str], None]) -> Facts:
         progress("regions of interest on the GPU")
         region = run_trial(0, whole=False)
         decoding["region"] = _reason(region)
-        place = trial_key(parts["dali"].get("version"), parts["codec"].get("version"), parts["driver"].get("version"), gpus[0]["name"])
+        place = trial_key(
+            parts["dali"].get("version"),
+            parts["codec"].get("version"),
+            parts["driver"].get("version"),
+            gpus[0]["name"],
+        )
         if place and (region.works or decoding["gpu"] is None):
             remember(place, region)
-    return Facts(sys.version_info[:3], parts, os.environ.get("CUDA_VISIBLE_DEVICES"), decoding, machine.processors(), machine.memory(),
-                 machine.shared_memory(), str(run), machine.disk(run))
+    return Facts(
+        sys.version_info[:3],
+        parts,
+        os.environ.get("CUDA_VISIBLE_DEVICES"),
+        decoding,
+        machine.processors(),
+        machine.memory(),
+        machine.shared_memory(),
+        str(run),
+        machine.disk(run),
+    )
 
 
 def _reason(found: Any) -> str | None:
@@ -96,5 +122,9 @@ def _show(findings: list[Finding], state: State, facts: Facts) -> None:
     Console(stderr=True, highlight=False).print(table)
     wrong = [finding.name for finding in findings if finding.state == state]
     device = "on the GPU" if "gpu" in facts.decoding else "on the CPU"
-    say(f"training cannot work here: {', '.join(wrong)}" if state == PROBLEM else f"training works {device}"
-        + ("" if state == OK else f"; {len(wrong)} warning{'s' if len(wrong) > 1 else ''}"))
+    say(
+        f"training cannot work here: {', '.join(wrong)}"
+        if state == PROBLEM
+        else f"training works {device}"
+        + ("" if state == OK else f"; {len(wrong)} warning{'s' if len(wrong) > 1 else ''}")
+    )

@@ -22,23 +22,57 @@ if TYPE_CHECKING:
 @click.option("--data", type=click.Path(), help="Data set made by `qrdali data index`.")
 @click.option("--root", metavar="[OLD=]NEW", help="Where the images of --data are now, if they moved.")
 @click.option("--split", default="test", show_default=True, help="train, val or test of --data.")
-@click.option("--set", "sets", multiple=True, metavar="NAME=FOLDER",
-              help="A folder of class folders, such as mepi/crop, or s3:// or gs://; repeatable.")
-@click.option("--curve", is_flag=True, help="Also accuracy at every level of each reduction, into RUN/curves/.")
-@click.option("--reduced", type=float, help="Also the split at this quality in each reduction, centre crops; such as 0.5.")
-@click.option("--step", default=0.25, show_default=True, help="Grid of qualities of --curve and --reduced, 1/n.")
-@click.option("--class-map", type=click.Path(), metavar="TSV",
-              help="For a run with other classes than the data: lines of its class, a tab, the data's class.")
-@click.option("--map-rule", type=click.Choice(["argmax", "sum"]),
-              help="The first choice, mapped; or the largest sum of probabilities.  [default: argmax]")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="NAME=FOLDER",
+    help="A folder of class folders, such as mepi/crop, or s3:// or gs://; repeatable.",
+)
+@click.option(
+    "--curve", is_flag=True, help="Also accuracy at every level of each reduction, into RUN/curves/."
+)
+@click.option(
+    "--reduced",
+    type=float,
+    help="Also the split at this quality in each reduction, centre crops; such as 0.5.",
+)
+@click.option(
+    "--step", default=0.25, show_default=True, help="Grid of qualities of --curve and --reduced, 1/n."
+)
+@click.option(
+    "--class-map",
+    type=click.Path(),
+    metavar="TSV",
+    help="For a run with other classes than the data: lines of its class, a tab, the data's class.",
+)
+@click.option(
+    "--map-rule",
+    type=click.Choice(["argmax", "sum"]),
+    help="The first choice, mapped; or the largest sum of probabilities.  [default: argmax]",
+)
 @click.option("--batch-size", type=click.IntRange(1, 1 << 20), default=32, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Decoding threads.  [default: all it may use]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def evaluate(run: str, data: str | None, root: str | None, split: str, sets: tuple[str, ...], curve: bool, reduced: float | None,
-             step: float, class_map: str | None, map_rule: MapRule | None, batch_size: int, device: str, amp: str, threads: int | None,
-             as_json: bool) -> None:
+def evaluate(
+    run: str,
+    data: str | None,
+    root: str | None,
+    split: str,
+    sets: tuple[str, ...],
+    curve: bool,
+    reduced: float | None,
+    step: float,
+    class_map: str | None,
+    map_rule: MapRule | None,
+    batch_size: int,
+    device: str,
+    amp: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     """Accuracy of a run on a split and on named folders; one row per image goes into RUN/predictions/NAME.parquet.
 
     \b
@@ -66,8 +100,23 @@ def evaluate(run: str, data: str | None, root: str | None, split: str, sets: tup
         raise InputError("--map-rule is of a --class-map: give that too")
     num_levels = num_levels_of(step)
     with deterministic(runs.is_deterministic(Path(run)), device), job(device) as group:
-        mapped = group.run_on_all(lambda: None if class_map is None else _mapped(Path(class_map), map_rule or "argmax", Path(run), data))
-        evaluator = Evaluator(Path(run), batch_size, device, amp, threads, num_levels if curve else None, reduced, num_levels, mapped, group)
+        mapped = group.run_on_all(
+            lambda: (
+                None if class_map is None else _mapped(Path(class_map), map_rule or "argmax", Path(run), data)
+            )
+        )
+        evaluator = Evaluator(
+            Path(run),
+            batch_size,
+            device,
+            amp,
+            threads,
+            num_levels if curve else None,
+            reduced,
+            num_levels,
+            mapped,
+            group,
+        )
         results = [evaluator.split(Path(data), split, root)] if data is not None else []
         results += [evaluator.folder(name, folder) for name, folder in folders.items()]
         _show(results, as_json)
@@ -85,7 +134,9 @@ def _show(results: list[dict[str, Any]], as_json: bool) -> None:
             _tell(found)
         for reduction, found in result.get("curve", {}).items():
             if isinstance(found, dict):
-                at = ", ".join(f"{q:g}: {a:.3f}" for q, a in zip(found["quality"], found["accuracy"], strict=True))
+                at = ", ".join(
+                    f"{q:g}: {a:.3f}" for q, a in zip(found["quality"], found["accuracy"], strict=True)
+                )
                 say(f"  {reduction:12s} area {found['area']:.3f}  {at}")
         if "curve" in result:
             say(f"curve: {result['curve']['files']}.png")
@@ -96,7 +147,12 @@ def _mapped(file: Path, rule: MapRule, run: Path, data: str | None) -> ClassMap:
     from qrdali.evaluation.class_map import read_class_map
     from qrdali.runs import folder as runs
 
-    return read_class_map(file, runs.describe_best(run).classes, None if data is None else Dataset.open(Path(data)).classes, rule)
+    return read_class_map(
+        file,
+        runs.describe_best(run).classes,
+        None if data is None else Dataset.open(Path(data)).classes,
+        rule,
+    )
 
 
 def _tell(result: dict[str, Any]) -> None:
@@ -105,8 +161,10 @@ def _tell(result: dict[str, Any]) -> None:
     notes = f", {result['unreadable']} unreadable" if result["unreadable"] else ""
     if result.get("unmapped"):
         notes += f", {result['unmapped']} of no class of the data"
-    say(f"{result['set']}: accuracy {result['accuracy']:.4f} ({result['correct']} of {result['images']}{notes}), "
-        f"rows in {result['rows']}")
+    say(
+        f"{result['set']}: accuracy {result['accuracy']:.4f} ({result['correct']} of {result['images']}{notes}), "
+        f"rows in {result['rows']}"
+    )
 
 
 class Evaluator:
@@ -116,9 +174,19 @@ class Evaluator:
     have map_rule and unmapped, the number of predictions that are no class of the data. ranks: who evaluates together; all must call
     the same methods in the same order and get the same results, rank 0 writes."""
 
-    def __init__(self, run: Path, batch_size: int = 32, device: str = "auto", amp: str = "auto", threads: int | None = None,
-                 curve: int | None = None, reduced: float | None = None, num_levels: int = 4, class_map: ClassMap | None = None,
-                 group: ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        batch_size: int = 32,
+        device: str = "auto",
+        amp: str = "auto",
+        threads: int | None = None,
+        curve: int | None = None,
+        reduced: float | None = None,
+        num_levels: int = 4,
+        class_map: ClassMap | None = None,
+        group: ProcessGroup | None = None,
+    ) -> None:
         import torch
 
         from qrdali.cli.torchrun import engine_of
@@ -128,13 +196,23 @@ class Evaluator:
         from qrdali.runs import folder as runs
         from qrdali.system.device import autocast_for, device_of
 
-        self.run, self.batch_size, self.curve, self.reduced, self.num_levels = run, batch_size, curve, reduced, num_levels
+        self.run, self.batch_size, self.curve, self.reduced, self.num_levels = (
+            run,
+            batch_size,
+            curve,
+            reduced,
+            num_levels,
+        )
         self.group = group or SINGLE_PROCESS
         if reduced is not None:
-            self.group.run_on_all(lambda: reduced_split_levels("", reduced, num_levels))  # refused before the network is loaded
+            self.group.run_on_all(
+                lambda: reduced_split_levels("", reduced, num_levels)
+            )  # refused before the network is loaded
         model, self.trained = self.group.run_on_all(lambda: runs.load_best(run))
         if not self.group.is_single:
-            self.group.require_equal(f"the weights of {run}", self.group.run_on_all(lambda: runs.weights_digest(run)))
+            self.group.require_equal(
+                f"the weights of {run}", self.group.run_on_all(lambda: runs.weights_digest(run))
+            )
         self.class_map, self.classes = class_map, class_map.classes if class_map else self.trained.classes
         self.decide = class_map.decide if class_map else top1
         self.device = self.group.run_on_all(lambda: device_of(device))
@@ -149,7 +227,9 @@ class Evaluator:
 
         def opened() -> Index:
             dataset = Dataset.open(data, root)
-            dataset.require_classes(self.classes, "the --class-map" if self.class_map else f"the run {self.run}")
+            dataset.require_classes(
+                self.classes, "the --class-map" if self.class_map else f"the run {self.run}"
+            )
             return dataset.index(split)
 
         index = self.group.run_on_all(opened)
@@ -158,8 +238,12 @@ class Evaluator:
         result = self._result(split, index, 0)
         if self.reduced is not None:
             result["reduced"] = {
-                reduction: self._written(name, index, self.rows(name, index, levels=levels), 0) | {"quality": self.reduced}
-                for reduction, (name, levels) in reduced_split_levels(split, self.reduced, self.num_levels).items()}
+                reduction: self._written(name, index, self.rows(name, index, levels=levels), 0)
+                | {"quality": self.reduced}
+                for reduction, (name, levels) in reduced_split_levels(
+                    split, self.reduced, self.num_levels
+                ).items()
+            }
         return result
 
     def folder(self, name: str, folder: Path | str) -> dict[str, Any]:
@@ -174,16 +258,27 @@ class Evaluator:
 
         with TemporaryDirectory() as scratch:
             file = Path(scratch) / "set.arrow"
-            rejected = index_folder(folder, self.classes, file, verify=True, whose="the --class-map" if self.class_map else "the run",
-                                    group=self.group, threads=None if self.group.is_single else self.engine.threads)
+            rejected = index_folder(
+                folder,
+                self.classes,
+                file,
+                verify=True,
+                whose="the --class-map" if self.class_map else "the run",
+                group=self.group,
+                threads=None if self.group.is_single else self.engine.threads,
+            )
             for path, reason in rejected[:5]:
                 warn(f"left out: {path}: {reason}")
             if len(rejected) > 5:
                 warn(f"left out: {len(rejected) - 5} more files that cannot be read; --json names all")
             index = Index(file, len(self.classes))
-            return self._result(name, index, len(rejected)) | {"unreadable_files": [[printable(p), printable(why)] for p, why in rejected]}
+            return self._result(name, index, len(rejected)) | {
+                "unreadable_files": [[printable(p), printable(why)] for p, why in rejected]
+            }
 
-    def rows(self, name: str, index: Index, check: Callable[[], None] = lambda: None, levels: Levels | None = None) -> PredictionRows:
+    def rows(
+        self, name: str, index: Index, check: Callable[[], None] = lambda: None, levels: Levels | None = None
+    ) -> PredictionRows:
         """One row per image of an index, at `levels` of the step 1/n where given. `check` is called at every batch and may raise."""
         from qrdali.cli.terminal import Bar
         from qrdali.evaluation.predict import predict as predict
@@ -193,12 +288,20 @@ class Evaluator:
 
         loader = open_loader(index, self.trained.preprocessing, self.batch_size, self.engine)
         with Bar(f"evaluate {name}", len(index)) as bar:
+
             def progress(images: int) -> None:
                 bar.advance(images)
                 check()
 
-            return predict(self.model, loader, EpochPlan(len(index), self.batch_size, levels or FULL_QUALITY, self.num_levels), self.autocast, progress,
-                           self.decide, self.group)
+            return predict(
+                self.model,
+                loader,
+                EpochPlan(len(index), self.batch_size, levels or FULL_QUALITY, self.num_levels),
+                self.autocast,
+                progress,
+                self.decide,
+                self.group,
+            )
 
     def _result(self, name: str, index: Index, unreadable: int) -> dict[str, Any]:
         result = self._written(name, index, self.rows(name, index), unreadable)
@@ -217,9 +320,17 @@ class Evaluator:
 
         name = self._named(name)
         file = self.run / "predictions" / f"{name}.parquet"
-        self.group.run_on_all(lambda: write_rows(file, rows, index, self.metadata) if self.group.is_main else None)
-        result = {"set": name, "images": len(rows.labels), "correct": int((rows.labels == rows.predictions).sum()),
-                  "accuracy": rows.accuracy, "unreadable": unreadable, "rows": str(file)}
+        self.group.run_on_all(
+            lambda: write_rows(file, rows, index, self.metadata) if self.group.is_main else None
+        )
+        result = {
+            "set": name,
+            "images": len(rows.labels),
+            "correct": int((rows.labels == rows.predictions).sum()),
+            "accuracy": rows.accuracy,
+            "unreadable": unreadable,
+            "rows": str(file),
+        }
         if self.class_map is not None:
             result |= {"map_rule": self.class_map.rule, "unmapped": int((rows.predictions < 0).sum())}
         return result

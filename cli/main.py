@@ -92,5 +92,8 @@ def main() -> None:
 
 def _fail(message: str, status: int) -> NoReturn:
     line = printable(message)
-    print(f"qrdali: {terminal.who}error: {line if len(line) <= _LONGEST else line[:_LONGEST] + '…'}", file=sys.stderr)
+    print(
+        f"qrdali: {terminal.who}error: {line if len(line) <= _LONGEST else line[:_LONGEST] + '…'}",
+        file=sys.stderr,
+    )
     sys.exit(status)

@@ -25,7 +25,11 @@ def models(pattern: str, as_json: bool) -> None:
     from qrdali.cli.terminal import Bar, emit
     from qrdali.errors import InputError
 
-    names = [name for name in zoo.known() if fnmatch.fnmatch(name, pattern)] if pattern else [*zoo.THESIS, *zoo.SMALL]
+    names = (
+        [name for name in zoo.known() if fnmatch.fnmatch(name, pattern)]
+        if pattern
+        else [*zoo.THESIS, *zoo.SMALL]
+    )
     if not names:
         raise InputError(f"no model matches {pattern!r}: `qrdali models '*'` lists all {len(zoo.known())}")
     rows = []
@@ -40,9 +44,16 @@ def models(pattern: str, as_json: bool) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        table.add_row(row.name, f"{row.parameters / 1e6:.2f} M", "" if row.gmacs is None else f"{row.gmacs:.2f}", f"{row.input_size} px")
+        table.add_row(
+            row.name,
+            f"{row.parameters / 1e6:.2f} M",
+            "" if row.gmacs is None else f"{row.gmacs:.2f}",
+            f"{row.input_size} px",
+        )
     console = Console(stderr=True)
     console.print(table)
     console.print(
         "Parameters with 1000 classes; GFLOP counts a multiply-add once, as the literature does.",
-        highlight=False, soft_wrap=True)
+        highlight=False,
+        soft_wrap=True,
+    )

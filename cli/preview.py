@@ -15,14 +15,21 @@ if TYPE_CHECKING:
 ROWS = ("color", "crop", "resolution", "combination")
 COLUMNS = 8
 _CELL, _GAP, _CAPTION, _MARGIN = 176, 12, 20, 116
-_DETAIL, _SEEN, _LEAST = 0.48, 0.14, 16  # the inset's side by the cell's, the share of the shorter side it shows, its least pixels
+_DETAIL, _SEEN, _LEAST = (
+    0.48,
+    0.14,
+    16,
+)  # the inset's side by the cell's, the share of the shorter side it shows, its least pixels
 _COLUMN = 92  # least width of a column: its heading
 
 
 def liveliest(picture: npt.NDArray[np.uint8], side: int) -> tuple[int, int]:
     """Top and left of the square of `side` pixels with the most contrast in the middle of a uint8 [H, W, 3] picture."""
     places = [(top, left) for top in _grid(picture.shape[0], side) for left in _grid(picture.shape[1], side)]
-    return max(places, key=lambda at: float(picture[at[0]:at[0] + side, at[1]:at[1] + side].std(axis=(0, 1)).sum()))
+    return max(
+        places,
+        key=lambda at: float(picture[at[0] : at[0] + side, at[1] : at[1] + side].std(axis=(0, 1)).sum()),
+    )
 
 
 def _grid(length: int, side: int) -> range:
@@ -30,12 +37,14 @@ def _grid(length: int, side: int) -> range:
     return range(length // 4, max(length // 4, length * 3 // 4 - side) + 1, max(1, side // 4))
 
 
-def detail(picture: npt.NDArray[np.uint8], window: npt.NDArray[np.int32], at: tuple[int, int], side: int) -> npt.NDArray[np.uint8]:
+def detail(
+    picture: npt.NDArray[np.uint8], window: npt.NDArray[np.int32], at: tuple[int, int], side: int
+) -> npt.NDArray[np.uint8]:
     """What a reduced picture of `window` shows of the square `at` in the original; at least one pixel."""
     scale = picture.shape[0] / window[2], picture.shape[1] / window[3]
     start = [min(max(0, round((at[i] - int(window[i])) * scale[i])), picture.shape[i] - 1) for i in range(2)]
     extent = [max(1, round(side * scale[i])) for i in range(2)]
-    return picture[start[0]:start[0] + extent[0], start[1]:start[1] + extent[1]]
+    return picture[start[0] : start[0] + extent[0], start[1] : start[1] + extent[1]]
 
 
 @click.command()
@@ -84,18 +93,29 @@ def preview(image: str, out: str, step: float) -> None:
         raise
     except Exception as error:  # Pillow's decoders raise many types
         raise InputError(f"{printable(image)} cannot be decoded: {printable(error)}") from None
-    levels = sorted({round(i * (num_levels - 1) / (min(num_levels, COLUMNS) - 1)) for i in range(min(num_levels, COLUMNS))})
-    grid = np.array([[level if moves else 0 for moves in REDUCTIONS[row]] for row in ROWS for level in levels],
-                    np.uint8)
+    levels = sorted(
+        {
+            round(i * (num_levels - 1) / (min(num_levels, COLUMNS) - 1))
+            for i in range(min(num_levels, COLUMNS))
+        }
+    )
+    grid = np.array(
+        [[level if moves else 0 for moves in REDUCTIONS[row]] for row in ROWS for level in levels], np.uint8
+    )
     count = len(grid)
-    reduction = reduction_params(grid, np.tile(np.array([height, width], np.int32), (count, 1)), np.full((count, 2), 0.5), num_levels)
+    reduction = reduction_params(
+        grid, np.tile(np.array([height, width], np.int32), (count, 1)), np.full((count, 2), 0.5), num_levels
+    )
     name = np.frombuffer(encoded, np.uint8)
     emitted = iter([window_arrays([name] * count, reduction.window)])
     try:
         (decoded,) = decode_windows(lambda: next(emitted), Engine(depth=1), count, apart).run()
     except RuntimeError as error:  # what Pillow decodes and DALI does not
         raise RunError(f"{printable(image)} cannot be decoded: {printable(error)[:200]}") from None
-    pictures = [host.reduce(np.array(decoded[i]), reduction.size[i], int(reduction.bin_width[i])) for i in range(count)]
+    pictures = [
+        host.reduce(np.array(decoded[i]), reduction.size[i], int(reduction.bin_width[i]))
+        for i in range(count)
+    ]
     full = entropy(pictures[0])
     spot_side = max(1, round(min(width, height) * _SEEN))
     spot = liveliest(pictures[0], spot_side)
@@ -104,12 +124,21 @@ def preview(image: str, out: str, step: float) -> None:
     cell = max(1, round(width * scale)), max(1, round(height * scale))
     pitch, indent = max(cell[0], _COLUMN) + _GAP, max(0, _COLUMN - cell[0]) // 2
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
-    sheet = Image.new("RGB", (_MARGIN + len(levels) * pitch + _GAP,
-                              36 + len(ROWS) * (cell[1] + _CAPTION + _GAP) + 26), "white")
+    sheet = Image.new(
+        "RGB",
+        (_MARGIN + len(levels) * pitch + _GAP, 36 + len(ROWS) * (cell[1] + _CAPTION + _GAP) + 26),
+        "white",
+    )
     draw = ImageDraw.Draw(sheet)
     for column, level in enumerate(levels):
         left = _MARGIN + column * pitch + indent
-        draw.text((left + cell[0] / 2, 18), f"quality {(num_levels - level) / num_levels:.2f}", "black", font, anchor="mm")
+        draw.text(
+            (left + cell[0] / 2, 18),
+            f"quality {(num_levels - level) / num_levels:.2f}",
+            "black",
+            font,
+            anchor="mm",
+        )
     for i, picture in enumerate(pictures):
         row, column = divmod(i, len(levels))
         left, top = _MARGIN + column * pitch + indent, 36 + row * (cell[1] + _CAPTION + _GAP)
@@ -120,7 +149,9 @@ def preview(image: str, out: str, step: float) -> None:
         shown = max(1, round(w)), max(1, round(h))
         # Enlarging repeats pixels, so that a low resolution is seen for what it is.
         enlarged = picture.shape[1] < shown[0]
-        tile = Image.fromarray(picture).resize(shown, Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX)
+        tile = Image.fromarray(picture).resize(
+            shown, Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX
+        )
         sheet.paste(tile, (left + round(x), top + round(y)))
         side = round(_DETAIL * min(cell))
         if REDUCTIONS[ROWS[row]][RESOLUTION] and side >= _LEAST:
@@ -128,12 +159,24 @@ def preview(image: str, out: str, step: float) -> None:
             part = detail(picture, reduction.window[i], spot, spot_side)
             inset = Image.fromarray(part).resize((side, side), Image.Resampling.NEAREST)
             corner = left + cell[0] - side - 4, top + cell[1] - side - 4
-            draw.rectangle((corner[0] - 2, corner[1] - 2, corner[0] + side + 1, corner[1] + side + 1), "white")
+            draw.rectangle(
+                (corner[0] - 2, corner[1] - 2, corner[0] + side + 1, corner[1] + side + 1), "white"
+            )
             sheet.paste(inset, corner)
-        draw.text((left + cell[0] / 2, top + cell[1] + _CAPTION / 2), f"{entropy(picture) / full:.1%}", "black", small,
-                  anchor="mm")
-    draw.text((10, sheet.height - 16), f"{width}x{height}, {full:,} bytes of PNG = 100% ({encoder()})", "#555555",
-              small, anchor="lm")
+        draw.text(
+            (left + cell[0] / 2, top + cell[1] + _CAPTION / 2),
+            f"{entropy(picture) / full:.1%}",
+            "black",
+            small,
+            anchor="mm",
+        )
+    draw.text(
+        (10, sheet.height - 16),
+        f"{width}x{height}, {full:,} bytes of PNG = 100% ({encoder()})",
+        "#555555",
+        small,
+        anchor="lm",
+    )
     partial = Path(f"{out}.partial")
     try:
         sheet.save(partial, "PNG", optimize=True)

@@ -14,16 +14,34 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("config", type=click.Path())
-@click.option("--only", multiple=True, metavar="PATTERN",
-              help="Runs of this name, and those they start from; * and ? as in a shell. Repeatable.")
-@click.option("--dry-run", is_flag=True, help="List every task, its state and the time it may take; nothing is touched.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PATTERN",
+    help="Runs of this name, and those they start from; * and ? as in a shell. Repeatable.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="List every task, its state and the time it may take; nothing is touched."
+)
 @click.option("--out", type=click.Path(), help="Folder of the matrix in place of the file's.")
-@click.option("--data", type=click.Path(), help="Data set made by `qrdali data index` in place of the file's.")
+@click.option(
+    "--data", type=click.Path(), help="Data set made by `qrdali data index` in place of the file's."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="In place of the file's.")
 @click.option("--threads", type=click.IntRange(1), help="Decoding threads.  [default: all it may use]")
-@click.option("--json", "as_json", is_flag=True, help="With --dry-run: the list as one JSON object on stdout.")
-def reproduce(config: str, only: tuple[str, ...], dry_run: bool, out: str | None, data: str | None, device: str | None,
-              threads: int | None, as_json: bool) -> None:
+@click.option(
+    "--json", "as_json", is_flag=True, help="With --dry-run: the list as one JSON object on stdout."
+)
+def reproduce(
+    config: str,
+    only: tuple[str, ...],
+    dry_run: bool,
+    out: str | None,
+    data: str | None,
+    device: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     """The thesis' experiment matrix: every run that CONFIG.toml asks for, their evaluation, minimal images and the report.
 
     The same command goes on where it was stopped, skips what is done and tries again what failed. Three files are part of qrdali:
@@ -83,18 +101,26 @@ def _refuse_changes(tasks: Tasks) -> None:
     from qrdali.errors import InputError, printable
 
     if tasks.matrix.data.shapes is not None and (changed := tasks.changed_pictures()):
-        raise InputError(f"the pictures in {printable(tasks.folder.folder)} are others than [data.shapes] now says: "
-                         f"{'; '.join(changed)}. Say the same, or choose another out")
+        raise InputError(
+            f"the pictures in {printable(tasks.folder.folder)} are others than [data.shapes] now says: "
+            f"{'; '.join(changed)}. Say the same, or choose another out"
+        )
     for run in tasks.runs.values():
         if changed := _changed(run, tasks.folder.run(run.name)):
-            raise InputError(f"{printable(tasks.folder.run(run.name))} was begun with other settings than the file now says: "
-                             f"{'; '.join(changed)[:600]}. Say the same, choose another out, or remove that run")
+            raise InputError(
+                f"{printable(tasks.folder.run(run.name))} was begun with other settings than the file now says: "
+                f"{'; '.join(changed)[:600]}. Say the same, choose another out, or remove that run"
+            )
         if what := tasks.replaced(run):
-            raise InputError(f"{printable(tasks.folder.run(run.name))} was trained from others than are there now: {what} changed since. "
-                             "Remove that run, and it is trained anew")
+            raise InputError(
+                f"{printable(tasks.folder.run(run.name))} was trained from others than are there now: {what} changed since. "
+                "Remove that run, and it is trained anew"
+            )
         if changed := _changed_mepis(tasks, run):
-            raise InputError(f"{printable(tasks.folder.mepi(run.name))} was built with other options than the file now says: "
-                             f"{'; '.join(changed)[:600]}. Say the same, choose another out, or remove that set")
+            raise InputError(
+                f"{printable(tasks.folder.mepi(run.name))} was built with other options than the file now says: "
+                f"{'; '.join(changed)[:600]}. Say the same, choose another out, or remove that set"
+            )
 
 
 def _changed(run: PlannedRun, folder: Path) -> list[str]:
@@ -108,13 +134,22 @@ def _changed(run: PlannedRun, folder: Path) -> list[str]:
         return []
     settings = run.settings
     # What `qrdali train` fills in, so that like is compared with like.
-    now = settings.model_copy(update={
-        "lr": settings.lr or models.learning_rate(settings.model),
-        "input_size": settings.input_size or models.preprocessing(settings.model).input_size}).model_dump()
-    before = {**{key: field.default for key, field in Settings.model_fields.items()}, **settings_file.read(folder / "config.toml")}
+    now = settings.model_copy(
+        update={
+            "lr": settings.lr or models.learning_rate(settings.model),
+            "input_size": settings.input_size or models.preprocessing(settings.model).input_size,
+        }
+    ).model_dump()
+    before = {
+        **{key: field.default for key, field in Settings.model_fields.items()},
+        **settings_file.read(folder / "config.toml"),
+    }
     ignored = {*HARMLESS, "match_steps", *(("max_epochs",) if settings.match else ())}
-    return [f"{printable(key)} {printable(before.get(key))} → {printable(now.get(key))}" for key in sorted({*before, *now} - ignored)
-            if before.get(key) != now.get(key)]
+    return [
+        f"{printable(key)} {printable(before.get(key))} → {printable(now.get(key))}"
+        for key in sorted({*before, *now} - ignored)
+        if before.get(key) != now.get(key)
+    ]
 
 
 def _changed_mepis(tasks: Tasks, run: PlannedRun) -> list[str]:
@@ -126,7 +161,13 @@ def _changed_mepis(tasks: Tasks, run: PlannedRun) -> list[str]:
     if run not in tasks.wanted or not file.exists():
         return []
     before, asked = read_object(file), tasks.matrix.mepi
-    now: dict[str, Any] = {"split": asked.split, "step": asked.step, "windows": asked.windows, "prefer": asked.prefer, "limit": asked.limit}
+    now: dict[str, Any] = {
+        "split": asked.split,
+        "step": asked.step,
+        "windows": asked.windows,
+        "prefer": asked.prefer,
+        "limit": asked.limit,
+    }
     if tasks.folder.ended(run.name):
         now["weights"] = runs.weights_digest(tasks.folder.run(run.name))
     return [f"{key} {before.get(key)} → {value}" for key, value in now.items() if before.get(key) != value]
@@ -152,12 +193,18 @@ def _check_inputs(tasks: Tasks) -> None:
             dataset.index(split)
     for name, folder in matrix.evaluate.sets.items():
         if not Path(folder).is_dir():
-            raise InputError(f"evaluate.sets.{name} = {printable(folder)!r} is no folder: a set holds class folders of images")
+            raise InputError(
+                f"evaluate.sets.{name} = {printable(folder)!r} is no folder: a set holds class folders of images"
+            )
         if matrix.data.folder:
-            unknown = sorted({entry.name for entry in Path(folder).iterdir() if entry.is_dir()} - set(dataset.classes))
+            unknown = sorted(
+                {entry.name for entry in Path(folder).iterdir() if entry.is_dir()} - set(dataset.classes)
+            )
             if unknown:
-                raise InputError(f"evaluate.sets.{name}: {printable(unknown[0])!r} is no class of {printable(tasks.data)}"
-                                 + (f", and {len(unknown) - 1} more are not" if len(unknown) > 1 else ""))
+                raise InputError(
+                    f"evaluate.sets.{name}: {printable(unknown[0])!r} is no class of {printable(tasks.data)}"
+                    + (f", and {len(unknown) - 1} more are not" if len(unknown) > 1 else "")
+                )
 
 
 def _execute(tasks: Tasks) -> None:
@@ -167,7 +214,9 @@ def _execute(tasks: Tasks) -> None:
 
     with tasks.folder.lock(), sigterm_exits():
         total, before = len(tasks.all), sum(map(tasks.done, tasks.all))
-        say(f"{total} tasks in {tasks.folder.folder}" + (f", {before} of them done already" if before else ""))
+        say(
+            f"{total} tasks in {tasks.folder.folder}" + (f", {before} of them done already" if before else "")
+        )
         waiting: list[tuple[Task, str]] = []
         for number, task in enumerate(tasks.all, 1):
             if tasks.done(task):
@@ -189,7 +238,9 @@ def _execute(tasks: Tasks) -> None:
             say(f"waiting for {blocked}: {task.key}")
         if failed or waiting:
             behind = f" and {len(waiting)} wait for them" if waiting else ""
-            raise RunError(f"{len(failed)} of {total} tasks failed{behind}: the same command tries them again")
+            raise RunError(
+                f"{len(failed)} of {total} tasks failed{behind}: the same command tries them again"
+            )
         page = tasks.folder.report / "report.html"
         if page.exists():
             say(str(page))
@@ -210,7 +261,9 @@ def _attempt(tasks: Tasks, task: Task) -> None:
         warn(f"{task.key} failed: {printable(error)}")
     except Exception as error:  # of a library: a day's other runs shall not die of it
         tasks.folder.failed(task.key, f"{type(error).__name__}: {error}", traceback.format_exc())
-        warn(f"{task.key} failed: {type(error).__name__}: {printable(error)[:300]} (failures.json says where)")
+        warn(
+            f"{task.key} failed: {type(error).__name__}: {printable(error)[:300]} (failures.json says where)"
+        )
     finally:
         _release()
 
@@ -245,14 +298,23 @@ def _table(tasks: Tasks) -> None:
         table.add_column(column, justify="left" if column in ("run", "state") else "right", overflow="fold")
     for run in tasks.wanted:
         rows = matrix_time.rows(tasks.folder.run(run.name))
-        found = tasks.folder.done[f"evaluate {run.name}"].get("accuracy") if tasks.done(Task("evaluate", run.name)) else None
+        found = (
+            tasks.folder.done[f"evaluate {run.name}"].get("accuracy")
+            if tasks.done(Task("evaluate", run.name))
+            else None
+        )
         accuracy = found.get(split) if isinstance(found, dict) else None
         try:
             val = f"{runs.describe_best(tasks.folder.run(run.name)).val_accuracy:.4f}"
         except (RunError, ValueError):
             val = ""
-        table.add_row(printable(run.name), val, f"{accuracy:.4f}" if isinstance(accuracy, float) else "",
-                      tasks.state(Task("train", run.name))[0], f"{rows[-1].get('total_seconds', 0):,.0f}" if rows else "")
+        table.add_row(
+            printable(run.name),
+            val,
+            f"{accuracy:.4f}" if isinstance(accuracy, float) else "",
+            tasks.state(Task("train", run.name))[0],
+            f"{rows[-1].get('total_seconds', 0):,.0f}" if rows else "",
+        )
     Console(stderr=True, markup=False, highlight=False).print(table)
 
 
@@ -276,7 +338,14 @@ def _list(tasks: Tasks, as_json: bool) -> None:
     unknown = any(seconds is None for pair in known for seconds in pair)
     total = None if unknown else [sum(pair[0] for pair in known), sum(pair[1] for pair in known)]
     if as_json:
-        emit({"out": str(tasks.folder.folder), "tasks": entries, "seconds": total, "source": estimate.sources()})
+        emit(
+            {
+                "out": str(tasks.folder.folder),
+                "tasks": entries,
+                "seconds": total,
+                "source": estimate.sources(),
+            }
+        )
         return
     width = max(len(entry["name"]) for entry in entries)
     for number, entry in enumerate(entries, 1):
@@ -287,15 +356,22 @@ def _list(tasks: Tasks, as_json: bool) -> None:
             left = f"{left:14} {lasting(*seconds)}"
         elif "seconds" in entry and entry["state"] != "done":
             left = f"{'':14} {lasting(*entry['seconds'])}"
-        click.echo(f"{number:4d}  {entry['kind']:8}  {entry['name']:{width}}  {entry['state']:7}  {left}  {entry['why']}".rstrip())
+        click.echo(
+            f"{number:4d}  {entry['kind']:8}  {entry['name']:{width}}  {entry['state']:7}  {left}  {entry['why']}".rstrip()
+        )
     states = [entry["state"] for entry in entries]
-    click.echo(f"# {len(entries)} tasks: " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
+    click.echo(
+        f"# {len(entries)} tasks: "
+        + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    )
     click.echo(f"# training left: {lasting(*(total or (None, None)))} on one machine, without validation")
     rest = [entry["seconds"] for entry in entries if "seconds" in entry and entry["kind"] != "train"]
     counted = [pair for pair in rest if pair[0] is not None]
     if rest:
         missing = len(rest) - len(counted)
         unknown_too = f"; {missing} more take an unknown time until one like them is done" if missing else ""
-        click.echo(f"# evaluation and MEPIs left: {lasting(*(sum(pair[i] for pair in counted) for i in (0, 1)))}{unknown_too}")
+        click.echo(
+            f"# evaluation and MEPIs left: {lasting(*(sum(pair[i] for pair in counted) for i in (0, 1)))}{unknown_too}"
+        )
     for network, source in estimate.sources().items():
         click.echo(f"# time of {network}: {source}")

@@ -26,7 +26,9 @@ class Stop:
         return self.signum
 
     def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {
+            number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,6 +52,7 @@ class Stop:
 @contextmanager
 def sigterm_exits() -> Iterator[None]:
     """SIGTERM ends the program by SystemExit(143), so that what is under way is closed, unless a `Stop` listens within."""
+
     def leave(signum: int, _: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 

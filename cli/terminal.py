@@ -61,12 +61,19 @@ class Bar:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._progress = Progress(
-                TextColumn("{task.description}", markup=False), BarColumn(None),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(None),
                 TextColumn("{task.completed:,.0f}" + ("/{task.total:,.0f}" if self._total else "")),
-                TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}", markup=False), console=Console(stderr=True), transient=True)
+                TextColumn("{task.fields[rate]}", markup=False),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", markup=False),
+                console=Console(stderr=True),
+                transient=True,
+            )
             self._progress.start()
-            self._task = self._progress.add_task(self._description, total=self._total or None, rate="", note="")
+            self._task = self._progress.add_task(
+                self._description, total=self._total or None, rate="", note=""
+            )
         return self
 
     def advance(self, n: int, note: str = "") -> None:
@@ -91,7 +98,9 @@ class Bar:
 
     def _line(self) -> str:
         total = f"/{self._total:,}" if self._total else ""
-        return f"{self._description}: {self._done:,}{total} {self._unit}, {self._rate()} {self._note}".rstrip()
+        return (
+            f"{self._description}: {self._done:,}{total} {self._unit}, {self._rate()} {self._note}".rstrip()
+        )
 
 
 class TerminalWatcher:

@@ -36,40 +36,94 @@ def train() -> None:
 
 def _common(command: F) -> F:
     options = [
-        click.option("--data", required=True, type=click.Path(), help="Data set made by `qrdali data index`."),
-        click.option("--root", metavar="[OLD=]NEW", help="Where the images are now, if they moved since they were indexed."),
+        click.option(
+            "--data", required=True, type=click.Path(), help="Data set made by `qrdali data index`."
+        ),
+        click.option(
+            "--root",
+            metavar="[OLD=]NEW",
+            help="Where the images are now, if they moved since they were indexed.",
+        ),
         click.option("--run", required=True, type=click.Path(), help="Folder for this run."),
-        click.option("--model", help="Name from `qrdali models`.  [default: squeezenet1_1, or that of --init]"),
+        click.option(
+            "--model", help="Name from `qrdali models`.  [default: squeezenet1_1, or that of --init]"
+        ),
         click.option("--init", type=click.Path(), help="Start from the best/ of this run."),
         click.option("--pretrained", is_flag=True, default=None, help="Start from published weights."),
-        click.option("--batch-size", type=int, help="Images per step, of all processes together.  [default: 32]"),
-        click.option("--lr", type=float, help="Learning rate.  [default: one at which AdamW trains it from scratch, with --init too]"),
+        click.option(
+            "--batch-size", type=int, help="Images per step, of all processes together.  [default: 32]"
+        ),
+        click.option(
+            "--lr",
+            type=float,
+            help="Learning rate.  [default: one at which AdamW trains it from scratch, with --init too]",
+        ),
         click.option("--optimizer", help="Any optimizer of timm.  [default: adamw]"),
         click.option("--weight-decay", type=float, help="[default: 0.05]"),
         click.option("--label-smoothing", type=float, help="[default: 0]"),
-        click.option("--input-size", type=int, help="Side of the network's input.  [default: that of --init, or the model's]"),
-        click.option("--fit", type=click.Choice(["whole", "center"]), help="What of an image is seen.  [default: whole]"),
+        click.option(
+            "--input-size",
+            type=int,
+            help="Side of the network's input.  [default: that of --init, or the model's]",
+        ),
+        click.option(
+            "--fit",
+            type=click.Choice(["whole", "center"]),
+            help="What of an image is seen.  [default: whole]",
+        ),
         click.option("--augment", type=click.Choice(["flip", "rrc", "none"]), help="[default: flip]"),
-        click.option("--track-set", "track_sets", multiple=True, metavar="NAME=FOLDER",
-                     help="A folder of class folders, or s3:// or gs://, whose accuracy every epoch's line holds; repeatable."),
-        click.option("--track-reduced", type=float,
-                     help="Also that of the validation split at this quality of --step, in each reduction."),
+        click.option(
+            "--track-set",
+            "track_sets",
+            multiple=True,
+            metavar="NAME=FOLDER",
+            help="A folder of class folders, or s3:// or gs://, whose accuracy every epoch's line holds; repeatable.",
+        ),
+        click.option(
+            "--track-reduced",
+            type=float,
+            help="Also that of the validation split at this quality of --step, in each reduction.",
+        ),
         click.option("--save-every", help="Save within an epoch: N steps, or Nm minutes."),
-        click.option("--accumulate", type=int, metavar="PARTS",
-                     help="Forward passes of a step, each of a part of its images: less memory.  [default: 1]"),
-        click.option("--ema", type=float, metavar="DECAY",
-                     help="Validate, save as best/ and ask in probes a moving average of the weights, such as 0.999.  [default: off]"),
-        click.option("--sync-batch-norm", is_flag=True, default=None, help="Of several GPUs: statistics of batch norm over all."),
+        click.option(
+            "--accumulate",
+            type=int,
+            metavar="PARTS",
+            help="Forward passes of a step, each of a part of its images: less memory.  [default: 1]",
+        ),
+        click.option(
+            "--ema",
+            type=float,
+            metavar="DECAY",
+            help="Validate, save as best/ and ask in probes a moving average of the weights, such as 0.999.  [default: off]",
+        ),
+        click.option(
+            "--sync-batch-norm",
+            is_flag=True,
+            default=None,
+            help="Of several GPUs: statistics of batch norm over all.",
+        ),
         click.option("--seed", type=int, help="[default: 0]"),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]"),
         click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), help="[default: auto]"),
-        click.option("--deterministic/--no-deterministic", default=None,
-                     help="On a GPU the same weights each time, bit for bit, where torch has such algorithms; slower.  [default: no]"),
+        click.option(
+            "--deterministic/--no-deterministic",
+            default=None,
+            help="On a GPU the same weights each time, bit for bit, where torch has such algorithms; slower.  [default: no]",
+        ),
         click.option("--threads", type=int, help="Decoding threads.  [default: all it may use]"),
-        click.option("--max-bad", callback=_share, metavar="SHARE",
-                     help="Training images that may turn out unreadable; 0: none.  [default: 0.1%]"),
-        click.option("--config", type=click.Path(), help="TOML file of these options; the command line wins."),
-        click.option("--dry-run", is_flag=True, help="Print the epochs that would run at most; no data is touched."),
+        click.option(
+            "--max-bad",
+            callback=_share,
+            metavar="SHARE",
+            help="Training images that may turn out unreadable; 0: none.  [default: 0.1%]",
+        ),
+        click.option(
+            "--config", type=click.Path(), help="TOML file of these options; the command line wins."
+        ),
+        click.option(
+            "--dry-run", is_flag=True, help="Print the epochs that would run at most; no data is touched."
+        ),
         click.option("--resume", is_flag=True, help="Continue this run; starts it if it has not begun."),
     ]
     for option in reversed(options):
@@ -79,10 +133,19 @@ def _common(command: F) -> F:
 
 def _patience(command: F) -> F:
     for option in (
-        click.option("--no-restore-best", "restore_best", flag_value=False, default=None, type=bool,
-                     help="Keep the last weights instead of the best when patience ends."),
-        click.option("--monitor", type=click.Choice(["full", "phase"]),
-                     help="Validate on full quality, or on that of the epoch.  [default: full]"),
+        click.option(
+            "--no-restore-best",
+            "restore_best",
+            flag_value=False,
+            default=None,
+            type=bool,
+            help="Keep the last weights instead of the best when patience ends.",
+        ),
+        click.option(
+            "--monitor",
+            type=click.Choice(["full", "phase"]),
+            help="Validate on full quality, or on that of the epoch.  [default: full]",
+        ),
         click.option("--max-epochs", type=int, help="Bound of the whole run.  [default: 300]"),
         click.option("--patience", type=int, help="Units without improvement before the end.  [default: 3]"),
     ):
@@ -92,11 +155,19 @@ def _patience(command: F) -> F:
 
 def _reduced(command: F) -> F:
     for option in (
-        click.option("--same-order", is_flag=True, default=None, help="The epochs of a pair differ in reductions only."),
-        click.option("--sequence", help="paired-epochs, paired-rounds or a pattern such as CCCCCCCR.  [default: paired-epochs]"),
+        click.option(
+            "--same-order", is_flag=True, default=None, help="The epochs of a pair differ in reductions only."
+        ),
+        click.option(
+            "--sequence",
+            help="paired-epochs, paired-rounds or a pattern such as CCCCCCCR.  [default: paired-epochs]",
+        ),
         click.option("--step", type=float, help="Grid of qualities, 1/n.  [default: 0.25]"),
-        click.option("--reduction", type=click.Choice(["color", "crop", "resolution", "combination", "none"]),
-                     help="What R epochs reduce; none is the sham control.  [default: combination]"),
+        click.option(
+            "--reduction",
+            type=click.Choice(["color", "crop", "resolution", "combination", "none"]),
+            help="What R epochs reduce; none is the sham control.  [default: combination]",
+        ),
     ):
         command = option(command)
     return command
@@ -117,7 +188,9 @@ def shared(**options: Any) -> None:
 @train.command()
 @_common
 @_patience
-@click.option("--match", type=click.Path(), help="Take as many optimizer steps as this run took, without patience.")
+@click.option(
+    "--match", type=click.Path(), help="Take as many optimizer steps as this run took, without patience."
+)
 def baseline(**options: Any) -> None:
     """Full-quality epochs until patience ends them.
 
@@ -145,7 +218,11 @@ def fixed(**options: Any) -> None:
 @_common
 @_patience
 @_reduced
-@click.option("--direction", type=click.Choice(["down", "up"]), help="From the first level down, or from the lowest up.  [default: down]")
+@click.option(
+    "--direction",
+    type=click.Choice(["down", "up"]),
+    help="From the first level down, or from the lowest up.  [default: down]",
+)
 def linear(**options: Any) -> None:
     """R epochs whose quality falls by one step per stage, the same for every image.
 
@@ -159,12 +236,22 @@ def linear(**options: Any) -> None:
 @_common
 @_patience
 @_reduced
-@click.option("--feedback", type=click.Choice(["probe", "online"]),
-              help="Ask the network about every neighbour, or use its training predictions.  [default: probe]")
-@click.option("--prefer", type=click.Choice(["confidence", "entropy"]), help="Which correct neighbour is taken.  [default: confidence]")
+@click.option(
+    "--feedback",
+    type=click.Choice(["probe", "online"]),
+    help="Ask the network about every neighbour, or use its training predictions.  [default: probe]",
+)
+@click.option(
+    "--prefer",
+    type=click.Choice(["confidence", "entropy"]),
+    help="Which correct neighbour is taken.  [default: confidence]",
+)
 @click.option("--windows", type=click.Choice(["5", "9"]), help="Candidate windows of a crop.  [default: 5]")
-@click.option("--probe-batch-size", type=int,
-              help="Candidates per forward pass of a probe.  [default: 16 on a CPU, twice --batch-size on a GPU]")
+@click.option(
+    "--probe-batch-size",
+    type=int,
+    help="Candidates per forward pass of a probe.  [default: 16 on a CPU, twice --batch-size on a GPU]",
+)
 def adaptive(**options: Any) -> None:
     """R epochs in which each image has its own level: one step down per stage where the classifier is still right.
 
@@ -201,11 +288,18 @@ def _run(method: str, options: dict[str, Any]) -> None:
 
     sets = parse_named_sets(options.pop("track_sets"), "--track-set")
     options["track_sets"] = sets or None
-    run, resume, config, dry = Path(options.pop("run")), options.pop("resume"), options.pop("config"), options.pop("dry_run")
+    run, resume, config, dry = (
+        Path(options.pop("run")),
+        options.pop("resume"),
+        options.pop("config"),
+        options.pop("dry_run"),
+    )
     values = settings_file.read(Path(config)) if config else {}
     if values.get("method", method) != method:
-        raise InputError(f"{config} is for `train {printable(values['method'])[:40]}`, this is `train {method}`: leave method out, "
-                         "or call the other")
+        raise InputError(
+            f"{config} is for `train {printable(values['method'])[:40]}`, this is `train {method}`: leave method out, "
+            "or call the other"
+        )
     values.update({key: value for key, value in options.items() if value is not None}, method=method)
     settings = settings_file.validated(values)
     if dry:
@@ -233,11 +327,18 @@ def _show_sequence(settings: Settings) -> None:
         elif settings.method == "random":
             what = f"{settings.reduction}, quality {settings.low:g} to {settings.high:g}, drawn per image"
         else:
-            q = quality(reduced_levels(settings, stage, epoch).for_samples(np.zeros(1, np.int64))[0], num_levels)
-            what = ", ".join(f"{d} {v:.2f}" for d, v in zip(DIMENSIONS, q, strict=True) if v < 1) or "full quality (sham)"
+            q = quality(
+                reduced_levels(settings, stage, epoch).for_samples(np.zeros(1, np.int64))[0], num_levels
+            )
+            what = (
+                ", ".join(f"{d} {v:.2f}" for d, v in zip(DIMENSIONS, q, strict=True) if v < 1)
+                or "full quality (sham)"
+            )
         click.echo(f"epoch {epoch:3d}  stage {stage}  {letter}  {what}")
     if rule.patience is None:
         return
     more = "; stages follow one another until no image moves" if rule.stages is None else ""
-    click.echo(f"# the longest: each {'round' if rule.has_rounds else 'stage'} may end earlier, after {rule.patience} "
-               f"{'epochs' if rule.has_rounds or len(rule.sequence) == 1 else f'repetitions of {rule.sequence}'} without improvement{more}")
+    click.echo(
+        f"# the longest: each {'round' if rule.has_rounds else 'stage'} may end earlier, after {rule.patience} "
+        f"{'epochs' if rule.has_rounds or len(rule.sequence) == 1 else f'repetitions of {rule.sequence}'} without improvement{more}"
+    )

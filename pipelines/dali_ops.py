@@ -24,8 +24,9 @@ def read(path: Node, start: Node, shape: Node, device: str, whole: bool, apart: 
     if whole:
         image = fn.decoders.image(encoded, device=device, output_type=types.RGB)
         return cut(image, start, shape)
-    return fn.decoders.image_slice(encoded, start=start, shape=shape, axis_names="HW", device=device,
-                                   output_type=types.RGB)
+    return fn.decoders.image_slice(
+        encoded, start=start, shape=shape, axis_names="HW", device=device, output_type=types.RGB
+    )
 
 
 def cut(image: Node, start: Node, shape: Node) -> Node:
@@ -49,18 +50,36 @@ def color_any(image: Node, bin_width: Node) -> Node:
     Two saturating linear maps, a tenth of the cost of arithmetic in floats: the first rounds (v - (d - 1) / 2) / d to
     the nearest integer, which is floor(v / d); the second multiplies and adds.
     """
-    index = fn.brightness_contrast(image, brightness=1.0 / bin_width,
-                                   brightness_shift=-(bin_width - 1.0) / 2.0 / bin_width / 255.0, dtype=types.UINT8)
-    return fn.brightness_contrast(index, brightness=bin_width, brightness_shift=fn.cast(
-        fn.cast(bin_width, dtype=types.INT32) // 2, dtype=types.FLOAT) / 255.0, dtype=types.UINT8)
+    index = fn.brightness_contrast(
+        image,
+        brightness=1.0 / bin_width,
+        brightness_shift=-(bin_width - 1.0) / 2.0 / bin_width / 255.0,
+        dtype=types.UINT8,
+    )
+    return fn.brightness_contrast(
+        index,
+        brightness=bin_width,
+        brightness_shift=fn.cast(fn.cast(bin_width, dtype=types.INT32) // 2, dtype=types.FLOAT) / 255.0,
+        dtype=types.UINT8,
+    )
 
 
-def prepare(image: Node, region: Node, flip: Node, side: int, interpolation: int, mean: list[float],
-            std: list[float]) -> Node:
+def prepare(
+    image: Node, region: Node, flip: Node, side: int, interpolation: int, mean: list[float], std: list[float]
+) -> Node:
     """The network's input: float32 HWC [side, side, 3] of `region` (float32 [4]: top, left, bottom, right), normalised.
 
     mean, std: in 0..255. flip: int32 scalar, 1 mirrors.
     """
-    square = fn.resize(image, size=[side, side], roi_start=region[0:2], roi_end=region[2:4], interp_type=interpolation,
-                       antialias=True, dtype=types.UINT8)
-    return fn.crop_mirror_normalize(square, dtype=types.FLOAT, output_layout="HWC", mirror=flip, mean=mean, std=std)
+    square = fn.resize(
+        image,
+        size=[side, side],
+        roi_start=region[0:2],
+        roi_end=region[2:4],
+        interp_type=interpolation,
+        antialias=True,
+        dtype=types.UINT8,
+    )
+    return fn.crop_mirror_normalize(
+        square, dtype=types.FLOAT, output_layout="HWC", mirror=flip, mean=mean, std=std
+    )

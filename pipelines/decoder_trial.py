@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 LIMIT = 60.0  # seconds of one trial: a first import from a cold disk takes half of that
 _RUNS = 3  # batches decoded in a trial: some failures need more than one
-_CPU_TOLERANCE, _GPU_TOLERANCE = 0.5, 3.0  # mean difference from Pillow, of 255: nvJPEG's transforms round otherwise
+_CPU_TOLERANCE, _GPU_TOLERANCE = (
+    0.5,
+    3.0,
+)  # mean difference from Pillow, of 255: nvJPEG's transforms round otherwise
 _MOST, _ENTRIES = 1 << 18, 50  # bytes and entries of the cache file: whatever is longer is none of ours
 
 # Upright pixels: top, left, height, width of a picture 375 high and 500 wide. None on the decoder's grid of 8 or 16 but the last.
@@ -59,7 +62,9 @@ def trial_in_child(say: Say, device_id: int | None, whole: bool) -> None:
 
     from qrdali.pipelines import dali_ops as ops
 
-    pictures = [(name, data, reference, window) for name, data, reference in _pictures() for window in _WINDOWS]
+    pictures = [
+        (name, data, reference, window) for name, data, reference in _pictures() for window in _WINDOWS
+    ]
     # Without names: no file is left behind, whatever happens.
     files = [tempfile.TemporaryFile(buffering=0) for _ in pictures]  # noqa: SIM115
     for file, (_, data, _, _) in zip(files, pictures, strict=True):
@@ -80,9 +85,13 @@ def trial_in_child(say: Say, device_id: int | None, whole: bool) -> None:
         decoded = decoded.as_cpu()
         for i, (name, _, reference, _) in enumerate(pictures):
             top, left, height, width = windows[i].tolist()
-            difference = _difference(np.asarray(decoded[i]), reference[top:top + height, left:left + width])
+            difference = _difference(
+                np.asarray(decoded[i]), reference[top : top + height, left : left + width]
+            )
             if difference > (_CPU_TOLERANCE if device_id is None else _GPU_TOLERANCE):
-                raise ValueError(f"wrong pixels: a {name} JPEG differs from Pillow's by {difference:.1f} of 255")
+                raise ValueError(
+                    f"wrong pixels: a {name} JPEG differs from Pillow's by {difference:.1f} of 255"
+                )
             worst = max(worst, difference)
     say({"difference": worst})
 
@@ -103,9 +112,12 @@ def _pictures() -> list[tuple[str, bytes, Pixels]]:
     rotated[0x0112] = 6  # the camera stood upright
     found: list[tuple[str, bytes, Pixels]] = []
     for name, own, options in (
-            ("baseline", image, {"subsampling": "4:2:0"}), ("4:4:4", image, {"subsampling": "4:4:4"}),
-            ("progressive", image, {"progressive": True}), ("gray", image.convert("L"), {}),
-            ("rotated", image, {"exif": rotated.tobytes()})):
+        ("baseline", image, {"subsampling": "4:2:0"}),
+        ("4:4:4", image, {"subsampling": "4:4:4"}),
+        ("progressive", image, {"progressive": True}),
+        ("gray", image.convert("L"), {}),
+        ("rotated", image, {"exif": rotated.tobytes()}),
+    ):
         file = io.BytesIO()
         own.save(file, "JPEG", quality=90, **options)
         with Image.open(file) as opened:

@@ -12,7 +12,9 @@ from qrdali.system import environment
 from qrdali.system.machine import processors
 
 
-def engine_for(device: torch.device, threads: int | None, warn: Callable[[str], None], sharing: int = 1) -> Engine:
+def engine_for(
+    device: torch.device, threads: int | None, warn: Callable[[str], None], sharing: int = 1
+) -> Engine:
     """Images for a network on `device`. threads: decoding threads, None or 0 for as many as the process may use at once,
     divided by how many processes are `sharing` them.
 
@@ -24,8 +26,10 @@ def engine_for(device: torch.device, threads: int | None, warn: Callable[[str], 
         return Engine(None, count)
     found = _regions(device, warn)
     if not found.works:
-        warn(f"region-of-interest decoding fails on this GPU ({found.reason}): whole images are decoded instead; "
-             "`qrdali doctor` tries it again")
+        warn(
+            f"region-of-interest decoding fails on this GPU ({found.reason}): whole images are decoded instead; "
+            "`qrdali doctor` tries it again"
+        )
     return Engine(device.index, count, whole_decode=not found.works)
 
 
@@ -43,7 +47,9 @@ def _regions(device: torch.device, warn: Callable[[str], None]) -> TrialResult:
     found = run_trial(device.index, whole=False)
     if not found.works and not (control := run_trial(device.index, whole=True)).works:
         # Not regions fail but all decoding there, for now at least: a full GPU, no driver. That is not to be remembered.
-        warn(f"DALI decodes nothing on this GPU ({control.reason}); `qrdali doctor` says more, --device cpu does without it")
+        warn(
+            f"DALI decodes nothing on this GPU ({control.reason}); `qrdali doctor` says more, --device cpu does without it"
+        )
     elif place:
         remember(place, found)
     return found

@@ -20,8 +20,12 @@ from qrdali.reduction.view import View, view
 from qrdali.schedule.epoch_plan import EpochPlan
 
 
-def reduction_arrays(start: npt.NDArray[np.int32], shape: npt.NDArray[np.int32], size: npt.NDArray[np.int32],
-                     d: npt.NDArray[np.int32]) -> tuple[Any, ...]:
+def reduction_arrays(
+    start: npt.NDArray[np.int32],
+    shape: npt.NDArray[np.int32],
+    size: npt.NDArray[np.int32],
+    d: npt.NDArray[np.int32],
+) -> tuple[Any, ...]:
     """What the reductions of one batch need, in the order of `graphs.REDUCTION`."""
     power = d & (d - 1) == 0
     return (
@@ -36,8 +40,13 @@ def reduction_arrays(start: npt.NDArray[np.int32], shape: npt.NDArray[np.int32],
     )
 
 
-def candidate_arrays(paths: list[npt.NDArray[np.uint8]], ask: CandidateRequest, columns: tuple[int, ...], fit: str,
-                 crop_share: float) -> tuple[Any, ...]:
+def candidate_arrays(
+    paths: list[npt.NDArray[np.uint8]],
+    ask: CandidateRequest,
+    columns: tuple[int, ...],
+    fit: str,
+    crop_share: float,
+) -> tuple[Any, ...]:
     """One batch of states in the order of `graphs.asked_inputs`: the window to decode, then each column's reduction."""
     window, found = ask.window, ask.candidates
     result: list[Any] = [paths, np.ascontiguousarray(window[:, :2]), np.ascontiguousarray(window[:, 2:])]
@@ -64,7 +73,9 @@ class PreparedBatch:
     seen: View
 
 
-_PendingRead = tuple[int, "npt.NDArray[np.int64]", Callable[[], Files]]  # a batch's number, its samples, and what waits for their files
+_PendingRead = tuple[
+    int, "npt.NDArray[np.int64]", Callable[[], Files]
+]  # a batch's number, its samples, and what waits for their files
 
 
 class PlanSource:
@@ -74,8 +85,13 @@ class PlanSource:
     whoever gets the graph's outputs, oldest first.
     """
 
-    def __init__(self, index: Index, fit: str, crop_share: float,
-                 form: Callable[[list[npt.NDArray[np.uint8]], PreparedBatch], tuple[Any, ...]]) -> None:
+    def __init__(
+        self,
+        index: Index,
+        fit: str,
+        crop_share: float,
+        form: Callable[[list[npt.NDArray[np.uint8]], PreparedBatch], tuple[Any, ...]],
+    ) -> None:
         self._index, self._fit, self._crop_share, self._to_graph_inputs = index, fit, crop_share, form
         self.reader = FileReader(index)
         self._pending_reads: deque[_PendingRead] = deque()
@@ -91,7 +107,9 @@ class PlanSource:
 
     def replay_without(self, plan: EpochPlan, without: Iterable[int]) -> None:
         """What is flying comes once more, less the samples `without`, and then the rest of the plan."""
-        left = [(batch.number, batch.samples[~np.isin(batch.samples, list(without))]) for batch in self.in_flight]
+        left = [
+            (batch.number, batch.samples[~np.isin(batch.samples, list(without))]) for batch in self.in_flight
+        ]
         left += [(number, samples) for number, samples, _ in self._pending_reads]
         self.in_flight.clear()
         self._pending_reads.clear()
@@ -115,7 +133,9 @@ class PlanSource:
     def _read(self) -> Iterator[_PendingRead]:
         """The batches that hold images; the files of the next ones are read meanwhile, where reading is not DALI's."""
         while True:
-            while not self._pending_reads or (self.reader.needs_bytes and sum(len(samples) for _, samples, _ in self._pending_reads) < AHEAD):
+            while not self._pending_reads or (
+                self.reader.needs_bytes and sum(len(samples) for _, samples, _ in self._pending_reads) < AHEAD
+            ):
                 number, samples = next(self._numbers, (0, None))
                 if samples is None:
                     break
@@ -132,7 +152,9 @@ def graph_arrays(paths: list[npt.NDArray[np.uint8]], batch: PreparedBatch) -> tu
     return (
         paths,
         batch.samples,
-        *reduction_arrays(reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width),
+        *reduction_arrays(
+            reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width
+        ),
         batch.labels,
         batch.seen.region,
         batch.seen.flip.astype(np.int32),

@@ -23,7 +23,9 @@ Files = list[npt.NDArray[np.uint8]]
 Item = TypeVar("Item")
 
 REQUESTS = 32  # reads under way at once
-PendingRead = tuple[Item, "npt.NDArray[np.int64]", Callable[[], Files]]  # an item, its samples, and what waits for their files
+PendingRead = tuple[
+    Item, "npt.NDArray[np.int64]", Callable[[], Files]
+]  # an item, its samples, and what waits for their files
 AHEAD = 64  # images whose reading has begun before their batch is asked for, in whole batches
 _NOTHING = bytes(1)  # no decoder takes it: the loader then finds out what is wrong with the file
 
@@ -47,11 +49,18 @@ class FileReader:
         return lambda: [future.result() for future in futures]
 
 
-def read_ahead(reader: FileReader, items: Iterator[Item], samples: Callable[[Item], npt.NDArray[np.int64]], pending_reads: deque[PendingRead[Item]],
-               images: Callable[[], int] = lambda: AHEAD) -> Iterator[tuple[Item, Files]]:
+def read_ahead(
+    reader: FileReader,
+    items: Iterator[Item],
+    samples: Callable[[Item], npt.NDArray[np.int64]],
+    pending_reads: deque[PendingRead[Item]],
+    images: Callable[[], int] = lambda: AHEAD,
+) -> Iterator[tuple[Item, Files]]:
     """Each of `items` with its files. Where bytes are read, that of the next ones has `begun` meanwhile, of `images` or a few more."""
     while True:
-        while not pending_reads or (reader.needs_bytes and sum(len(numbers) for _, numbers, _ in pending_reads) < images()):
+        while not pending_reads or (
+            reader.needs_bytes and sum(len(numbers) for _, numbers, _ in pending_reads) < images()
+        ):
             following = next(items, None)
             if following is None:
                 break

@@ -13,8 +13,12 @@ from qrdali.models import Preprocessing
 from qrdali.pipelines import dali_ops as ops
 from qrdali.reduction.neighbors import CROP
 
-INTERPOLATION = {"nearest": types.INTERP_NN, "bilinear": types.INTERP_TRIANGULAR, "bicubic": types.INTERP_CUBIC,
-                 "lanczos": types.INTERP_LANCZOS3}
+INTERPOLATION = {
+    "nearest": types.INTERP_NN,
+    "bilinear": types.INTERP_TRIANGULAR,
+    "bicubic": types.INTERP_CUBIC,
+    "lanczos": types.INTERP_LANCZOS3,
+}
 
 # The arrays a source emits per batch, in this order; [N, …] unless said otherwise.
 REDUCTION = (
@@ -62,7 +66,9 @@ class Engine:
 
 def _read_and_reduce(inputs: dict[str, Any], engine: Engine, apart: bool) -> Any:
     """Crop, resolution and colour, each only for the samples that need it."""
-    image = ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart)
+    image = ops.read(
+        inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart
+    )
     return _reduce_resolution_and_color(image, inputs)
 
 
@@ -76,17 +82,28 @@ def _reduce_resolution_and_color(image: Any, inputs: dict[str, Any]) -> Any:
     return image
 
 
-def network_input(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing,
-                  apart: bool = False) -> Any:
+def network_input(
+    source: Callable[[], Any],
+    engine: Engine,
+    batch_size: int,
+    preprocessing: Preprocessing,
+    apart: bool = False,
+) -> Any:
     """A pipeline of (images float32 HWC, labels, samples), built at its first run."""
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         inputs = _inputs(source, INPUTS)
         image = _read_and_reduce(inputs, engine, apart)
-        image = ops.prepare(image, inputs["region"], inputs["flip"], preprocessing.input_size,
-                            INTERPOLATION[preprocessing.interpolation], [255 * m for m in preprocessing.mean],
-                            [255 * s for s in preprocessing.std])
+        image = ops.prepare(
+            image,
+            inputs["region"],
+            inputs["flip"],
+            preprocessing.input_size,
+            INTERPOLATION[preprocessing.interpolation],
+            [255 * m for m in preprocessing.mean],
+            [255 * s for s in preprocessing.std],
+        )
         return image, inputs["label"], inputs["sample"]
 
     return _instance(graph, engine, batch_size)
@@ -98,22 +115,36 @@ def decode_windows(source: Callable[[], Any], engine: Engine, batch_size: int, a
     @pipeline_def
     def graph() -> Any:
         inputs = _inputs(source, WINDOW_INPUTS)
-        return ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart)
+        return ops.read(
+            inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart
+        )
 
     return _instance(graph, engine, batch_size)
 
 
 def _column_inputs(dimension: int) -> tuple[str, ...]:
-    return (*REDUCTION[0 if dimension == CROP else 2:], "region")  # start and shape are a crop's own
+    return (*REDUCTION[0 if dimension == CROP else 2 :], "region")  # start and shape are a crop's own
 
 
 def candidate_inputs(columns: tuple[int, ...]) -> tuple[str, ...]:
     """The arrays of `candidates`: the window to decode, then the reduction and region of each column."""
-    return ("path", "start", "shape", *(f"{name}{k}" for k, d in enumerate(columns) for name in _column_inputs(d)))
+    return (
+        "path",
+        "start",
+        "shape",
+        *(f"{name}{k}" for k, d in enumerate(columns) for name in _column_inputs(d)),
+    )
 
 
-def candidates(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing,
-               columns: tuple[int, ...], with_images: bool, apart: bool = False) -> Any:
+def candidates(
+    source: Callable[[], Any],
+    engine: Engine,
+    batch_size: int,
+    preprocessing: Preprocessing,
+    columns: tuple[int, ...],
+    with_images: bool,
+    apart: bool = False,
+) -> Any:
     """A pipeline of network inputs, one output per column; with `pictures`, then the reduced images, one output per column.
 
     Each image is decoded once; `dimensions` says what each column moves, and only crops (1) cut the decoded window.
@@ -123,7 +154,9 @@ def candidates(source: Callable[[], Any], engine: Engine, batch_size: int, prepr
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         inputs = _inputs(source, candidate_inputs(columns))
-        decoded = ops.read(inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart)
+        decoded = ops.read(
+            inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart
+        )
         seen, reduced = [], []
         for k, dimension in enumerate(columns):
             own = _column(inputs, k, dimension)
@@ -132,14 +165,25 @@ def candidates(source: Callable[[], Any], engine: Engine, batch_size: int, prepr
                 image = ops.cut(image, own["start"], own["shape"])
             image = _reduce_resolution_and_color(image, own)
             reduced.append(image)
-            seen.append(ops.prepare(image, own["region"], 0, preprocessing.input_size,
-                                    INTERPOLATION[preprocessing.interpolation], mean, std))
+            seen.append(
+                ops.prepare(
+                    image,
+                    own["region"],
+                    0,
+                    preprocessing.input_size,
+                    INTERPOLATION[preprocessing.interpolation],
+                    mean,
+                    std,
+                )
+            )
         return tuple(seen + reduced if with_images else seen)
 
     return _instance(graph, engine, batch_size)
 
 
-def reduce_decoded(source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing | None) -> Any:
+def reduce_decoded(
+    source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing | None
+) -> Any:
     """A pipeline over decoded originals instead of files: network inputs float32 HWC, or without `preprocessing` the
     reduced images uint8 HWC. The source gives one batch at each run: pixels uint8 HWC, then `KEPT_INPUTS`."""
     device = "cpu" if engine.device_id is None else "gpu"
@@ -148,15 +192,28 @@ def reduce_decoded(source: Callable[[], Any], engine: Engine, batch_size: int, p
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         pixels = fn.external_source(lambda: source()[0], batch=True, device=device, layout="HWC")
-        inputs = _inputs(lambda: source()[1:1 + len(names)], names)
+        inputs = _inputs(lambda: source()[1 : 1 + len(names)], names)
         image = _reduce_resolution_and_color(ops.cut(pixels, inputs["start"], inputs["shape"]), inputs)
         if preprocessing is None:
             return image
-        return ops.prepare(image, inputs["region"], 0, preprocessing.input_size, INTERPOLATION[preprocessing.interpolation],
-                           [255 * m for m in preprocessing.mean], [255 * s for s in preprocessing.std])
+        return ops.prepare(
+            image,
+            inputs["region"],
+            0,
+            preprocessing.input_size,
+            INTERPOLATION[preprocessing.interpolation],
+            [255 * m for m in preprocessing.mean],
+            [255 * s for s in preprocessing.std],
+        )
 
-    return graph(batch_size=batch_size, num_threads=engine.threads, device_id=engine.device_id, prefetch_queue_depth=1,
-                 exec_async=False, exec_pipelined=False)
+    return graph(
+        batch_size=batch_size,
+        num_threads=engine.threads,
+        device_id=engine.device_id,
+        prefetch_queue_depth=1,
+        exec_async=False,
+        exec_pipelined=False,
+    )
 
 
 @do_not_convert
@@ -170,5 +227,9 @@ def _inputs(source: Callable[[], Any], names: tuple[str, ...]) -> dict[str, Any]
 
 
 def _instance(graph: Any, engine: Engine, batch_size: int) -> Any:
-    return graph(batch_size=batch_size, num_threads=engine.threads, device_id=engine.device_id,
-                 prefetch_queue_depth=engine.depth)
+    return graph(
+        batch_size=batch_size,
+        num_threads=engine.threads,
+        device_id=engine.device_id,
+        prefetch_queue_depth=engine.depth,
+    )

@@ -23,7 +23,7 @@ RESOLUTION_FILTER = "bilinear"  # with antialiasing: the triangle filter of the 
 def cut(image: Pixels, start: npt.NDArray[np.integer], shape: npt.NDArray[np.integer]) -> Pixels:
     """The window `start`, `shape` (top, left; height, width; pixels) of an image: a view."""
     top, left, height, width = int(start[0]), int(start[1]), int(shape[0]), int(shape[1])
-    return image[top:top + height, left:left + width]
+    return image[top : top + height, left : left + width]
 
 
 def resize(image: Pixels, height: int, width: int, interpolation: str) -> Pixels:
@@ -33,7 +33,9 @@ def resize(image: Pixels, height: int, width: int, interpolation: str) -> Pixels
     # Contiguous: views of a window take torch's slow path. The batch's axis comes before the permutation: only then has it the stride by
     # which torch sees channels-last, and writes the result so too.
     planes = torch.from_numpy(np.require(image, requirements=["C", "W"])).unsqueeze(0).permute(0, 3, 1, 2)
-    resized = torch.nn.functional.interpolate(planes, size=(height, width), mode=interpolation, antialias=True)
+    resized = torch.nn.functional.interpolate(
+        planes, size=(height, width), mode=interpolation, antialias=True
+    )
     pixels: Pixels = resized.permute(0, 2, 3, 1)[0].contiguous().numpy()
     return pixels
 
@@ -64,7 +66,7 @@ def square(image: Pixels, region: npt.NDArray[np.float32], side: int, interpolat
     top, left, bottom, right = map(float, region)
     whole = all(edge.is_integer() for edge in (top, left, bottom, right))
     if whole:
-        return resize(image[int(top):int(bottom), int(left):int(right)], side, side, interpolation)
+        return resize(image[int(top) : int(bottom), int(left) : int(right)], side, side, interpolation)
     # torch cannot begin between two pixels; Pillow's filter is the same one.
     from PIL import Image
 
@@ -72,7 +74,13 @@ def square(image: Pixels, region: npt.NDArray[np.float32], side: int, interpolat
     return np.asarray(Image.fromarray(image).resize((side, side), method, box=(left, top, right, bottom)))
 
 
-def prepare(image: Pixels, region: npt.NDArray[np.float32], flip: bool, preprocessing: Preprocessing, out: npt.NDArray[np.float32]) -> None:
+def prepare(
+    image: Pixels,
+    region: npt.NDArray[np.float32],
+    flip: bool,
+    preprocessing: Preprocessing,
+    out: npt.NDArray[np.float32],
+) -> None:
     """Writes a network's input into `out`, float32 [S, S, 3]: `region` as `square` makes it, mirrored if `flip`, normalised."""
     side = preprocessing.input_size
     mean, scale = _rows(preprocessing)
@@ -81,7 +89,7 @@ def prepare(image: Pixels, region: npt.NDArray[np.float32], flip: bool, preproce
     target = out.reshape(side, side * 3)
     if flip:
         for channel in range(3):
-            target[:, channel::3] = rows[:, side * 3 - 3 + channel::-3]
+            target[:, channel::3] = rows[:, side * 3 - 3 + channel :: -3]
     else:
         target[...] = rows
     target -= mean

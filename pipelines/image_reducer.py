@@ -29,7 +29,10 @@ from qrdali.pipelines.loader import one_line_error, why_unreadable
 from qrdali.reduction.quality import ReductionParams
 from qrdali.reduction.view import view
 
-_TOGETHER, _PIXELS = 8, 16_000_000  # files and pixels that a decoding pipeline reads at once, though at least one file
+_TOGETHER, _PIXELS = (
+    8,
+    16_000_000,
+)  # files and pixels that a decoding pipeline reads at once, though at least one file
 
 
 def open_image_reducer(index: Index, preprocessing: Preprocessing, engine: Engine) -> ImageReducer:
@@ -42,8 +45,12 @@ class _ImageReducer(ABC):
         self._index, self._preprocessing, self._engine = index, preprocessing, engine
         self._reader = FileReader(index)
 
-    def decode(self, samples: Iterator[int], on_unreadable: Callable[[int, str], None],
-                  max_batch: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
+    def decode(
+        self,
+        samples: Iterator[int],
+        on_unreadable: Callable[[int, str], None],
+        max_batch: Callable[[], int] | None = None,
+    ) -> Iterator[tuple[int, Any]]:
         """See `Maker.originals`."""
         again: deque[list[int]] = deque()  # what was in flight when a file failed, less that file
         while True:
@@ -53,25 +60,51 @@ class _ImageReducer(ABC):
             try:
                 while True:
                     (windows,) = pipe.run()
-                    yield from [(sample, self._take_image(windows, i)) for i, sample in enumerate(flying.popleft())]
+                    yield from [
+                        (sample, self._take_image(windows, i)) for i, sample in enumerate(flying.popleft())
+                    ]
             except StopIteration:
                 return
             except RunError:  # the source's: no file's fault
                 raise
             except RuntimeError as error:
-                bad = {sample: reason for chunk in flying for sample in chunk if (reason := why_unreadable(self._index, sample))}
+                bad = {
+                    sample: reason
+                    for chunk in flying
+                    for sample in chunk
+                    if (reason := why_unreadable(self._index, sample))
+                }
                 if not bad:
                     raise RunError(one_line_error(error)) from None
                 for sample, reason in bad.items():
                     on_unreadable(sample, reason)
-                again = deque([*(left for chunk in flying if (left := [s for s in chunk if s not in bad])),
-                               *(chunk for chunk, _, _ in begun), *again])
+                again = deque(
+                    [
+                        *(left for chunk in flying if (left := [s for s in chunk if s not in bad])),
+                        *(chunk for chunk, _, _ in begun),
+                        *again,
+                    ]
+                )
 
-    def _decoding(self, samples: Iterator[int], again: deque[list[int]], flying: deque[list[int]], begun: deque[PendingRead[list[int]]],
-                  most: Callable[[], int]) -> Any:
+    def _decoding(
+        self,
+        samples: Iterator[int],
+        again: deque[list[int]],
+        flying: deque[list[int]],
+        begun: deque[PendingRead[list[int]]],
+        most: Callable[[], int],
+    ) -> Any:
         """A pipeline that decodes `again`, then `samples`, and notes in `flying` what it has been given, in `begun` what is being read."""
-        chunks: Iterator[list[int]] = iter(lambda: again.popleft() if again else self._chunk(samples, min(_TOGETHER, most())), [])
-        stream = read_ahead(self._reader, chunks, lambda chunk: np.array(chunk, np.int64), begun, lambda: 2 * min(_TOGETHER, most()))
+        chunks: Iterator[list[int]] = iter(
+            lambda: again.popleft() if again else self._chunk(samples, min(_TOGETHER, most())), []
+        )
+        stream = read_ahead(
+            self._reader,
+            chunks,
+            lambda chunk: np.array(chunk, np.int64),
+            begun,
+            lambda: 2 * min(_TOGETHER, most()),
+        )
 
         def emit() -> tuple[Any, ...]:
             chunk, files = next(stream)
@@ -79,7 +112,9 @@ class _ImageReducer(ABC):
             sizes = self._index.sizes(np.array(chunk))
             return window_arrays(files, np.concatenate([np.zeros_like(sizes), sizes], axis=1))
 
-        return graphs.decode_windows(emit, replace(self._engine, depth=2), _TOGETHER, self._reader.needs_bytes)
+        return graphs.decode_windows(
+            emit, replace(self._engine, depth=2), _TOGETHER, self._reader.needs_bytes
+        )
 
     def _chunk(self, samples: Iterator[int], most: int) -> list[int]:
         chunk, pixels = [], 0
@@ -132,7 +167,9 @@ class GraphImageReducer(_ImageReducer):
 
     def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
         super().__init__(index, preprocessing, engine)
-        self._pipes: dict[bool, tuple[Any, int]] = {}  # by whether they show the network's inputs; and their largest batch
+        self._pipes: dict[
+            bool, tuple[Any, int]
+        ] = {}  # by whether they show the network's inputs; and their largest batch
         self._asked: tuple[Any, ...] = ()
         self._turn = Lock()  # a pipeline's outputs go when it is run again
 
@@ -170,11 +207,18 @@ class GraphImageReducer(_ImageReducer):
         pipe, most = self._pipes.get(seen, (None, 0))
         if len(pixels) > most:
             most = len(pixels)
-            pipe = graphs.reduce_decoded(lambda: self._asked, self._engine, most, self._preprocessing if seen else None)
+            pipe = graphs.reduce_decoded(
+                lambda: self._asked, self._engine, most, self._preprocessing if seen else None
+            )
             self._pipes[seen] = pipe, most
         pre = self._preprocessing
-        self._asked = (pixels, *reduction_arrays(reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width),
-                       view(reduction.size, pre.fit, pre.crop_share).region)
+        self._asked = (
+            pixels,
+            *reduction_arrays(
+                reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width
+            ),
+            view(reduction.size, pre.fit, pre.crop_share).region,
+        )
         try:
             return pipe.run()
         except RuntimeError as error:

@@ -47,7 +47,12 @@ class _Loader(ABC):
     """Implements `qrdali.interfaces.Loader`: the protocol of epochs, and what a failure means."""
 
     def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
-        self._index, self._preprocessing, self._batch_size, self._engine = index, preprocessing, batch_size, engine
+        self._index, self._preprocessing, self._batch_size, self._engine = (
+            index,
+            preprocessing,
+            batch_size,
+            engine,
+        )
         self._source = PlanSource(index, preprocessing.fit, preprocessing.crop_share, self._to_graph_inputs)
         self._reader = self._source.reader
         self._pipe: Any = None
@@ -65,10 +70,14 @@ class _Loader(ABC):
     @abstractmethod
     def _batches(self) -> Iterator[Batch]: ...
 
-    def epoch(self, plan: EpochPlan, on_unreadable: Callable[[dict[int, str]], None] | None = None) -> Iterator[Batch]:
+    def epoch(
+        self, plan: EpochPlan, on_unreadable: Callable[[dict[int, str]], None] | None = None
+    ) -> Iterator[Batch]:
         """See `Loader.epoch`. A second call abandons an epoch that was not read to its end."""
         if plan.samples != len(self._index):
-            raise ValueError(f"the plan has {plan.samples} samples, {self._index.file} has {len(self._index)}")
+            raise ValueError(
+                f"the plan has {plan.samples} samples, {self._index.file} has {len(self._index)}"
+            )
         self._settle()
         if self._pipe is None:
             self._pipe = self._graph()
@@ -100,7 +109,9 @@ class _Loader(ABC):
                 continue
             yield self._source.in_flight.popleft(), outputs
 
-    def _run_candidates(self, pipe: Any, flying: deque[CandidateRequest]) -> Iterator[tuple[CandidateRequest, tuple[Any, ...]]]:
+    def _run_candidates(
+        self, pipe: Any, flying: deque[CandidateRequest]
+    ) -> Iterator[tuple[CandidateRequest, tuple[Any, ...]]]:
         """The same for a pass over states, whose pipeline is its own: such passes are long and rare."""
         while True:
             try:
@@ -141,8 +152,10 @@ def why_unreadable(index: Index, sample: int) -> str | None:
     number = np.array([sample])
     path = index.paths(number)[0]
     if not storage.exists(path):
-        return (f"sample {sample}, {printable(path)}, is gone since it was indexed: restore it, say by --root OLD=NEW where it is now, "
-                "or index again")
+        return (
+            f"sample {sample}, {printable(path)}, is gone since it was indexed: restore it, say by --root OLD=NEW where it is now, "
+            "or index again"
+        )
     height, width = index.sizes(number)[0].tolist()
     quiet_pillow()
     found = look(path, verify=True, max_pixels=max(MAX_PIXELS, height * width))
@@ -171,14 +184,27 @@ class GraphLoader(_Loader):
     _to_graph_inputs = staticmethod(graph_arrays)
 
     def _graph(self) -> Any:
-        return graphs.network_input(self._source, self._engine, self._batch_size, self._preprocessing, self._reader.needs_bytes)
+        return graphs.network_input(
+            self._source, self._engine, self._batch_size, self._preprocessing, self._reader.needs_bytes
+        )
 
     def _batches(self) -> Iterator[Batch]:
         for batch, (images, labels, samples) in self._run_batches():
             # HWC in memory seen as CHW is torch's channels_last: no transposition anywhere.
-            yield Batch(self._tensor(images).permute(0, 3, 1, 2), self._tensor(labels), self._tensor(samples), batch.number)
+            yield Batch(
+                self._tensor(images).permute(0, 3, 1, 2),
+                self._tensor(labels),
+                self._tensor(samples),
+                batch.number,
+            )
 
-    def candidates(self, requests: Iterator[CandidateRequest], max_batch: int, columns: tuple[int, ...], with_images: bool) -> Iterator[CandidateBatch]:
+    def candidates(
+        self,
+        requests: Iterator[CandidateRequest],
+        max_batch: int,
+        columns: tuple[int, ...],
+        with_images: bool,
+    ) -> Iterator[CandidateBatch]:
         """See `Loader.candidates`."""
         flying: deque[CandidateRequest] = deque()
         pre, count = self._preprocessing, len(columns)
@@ -189,14 +215,21 @@ class GraphLoader(_Loader):
             flying.append(ask)
             return candidate_arrays(files, ask, columns, pre.fit, pre.crop_share)
 
-        pipe = graphs.candidates(emit, self._engine, max_batch, pre, columns, with_images, self._reader.needs_bytes)
+        pipe = graphs.candidates(
+            emit, self._engine, max_batch, pre, columns, with_images, self._reader.needs_bytes
+        )
         for ask, outputs in self._run_candidates(pipe, flying):
-            images = torch.empty((count, len(ask.samples), pre.input_size, pre.input_size, 3), device=self._device)
+            images = torch.empty(
+                (count, len(ask.samples), pre.input_size, pre.input_size, 3), device=self._device
+            )
             for k in range(count):
                 self._copy(outputs[k].as_tensor(), images[k])
             reduced = None
             if with_images:
-                reduced = [[np.array(out[i]) for i in range(len(ask.samples))] for out in (o.as_cpu() for o in outputs[count:])]
+                reduced = [
+                    [np.array(out[i]) for i in range(len(ask.samples))]
+                    for out in (o.as_cpu() for o in outputs[count:])
+                ]
             yield CandidateBatch(ask, images.permute(0, 1, 4, 2, 3), reduced)
 
     @property
@@ -261,7 +294,9 @@ class HostLoader(_Loader):
 
         def work(first: int, last: int) -> None:
             for i in range(first, last):
-                image = host.reduce(_pixels(windows, i), batch.reduction.size[i], int(batch.reduction.bin_width[i]))
+                image = host.reduce(
+                    _pixels(windows, i), batch.reduction.size[i], int(batch.reduction.bin_width[i])
+                )
                 host.prepare(image, seen.region[i], bool(seen.flip[i]), pre, target[i])
 
         self._spread(work, count)
@@ -275,9 +310,20 @@ class HostLoader(_Loader):
 
     @staticmethod
     def _batch(batch: PreparedBatch, images: torch.Tensor) -> Batch:
-        return Batch(images.permute(0, 3, 1, 2), torch.from_numpy(batch.labels), torch.from_numpy(batch.samples), batch.number)
+        return Batch(
+            images.permute(0, 3, 1, 2),
+            torch.from_numpy(batch.labels),
+            torch.from_numpy(batch.samples),
+            batch.number,
+        )
 
-    def candidates(self, requests: Iterator[CandidateRequest], max_batch: int, columns: tuple[int, ...], with_images: bool) -> Iterator[CandidateBatch]:
+    def candidates(
+        self,
+        requests: Iterator[CandidateRequest],
+        max_batch: int,
+        columns: tuple[int, ...],
+        with_images: bool,
+    ) -> Iterator[CandidateBatch]:
         """See `Loader.candidates`."""
         flying: deque[CandidateRequest] = deque()
         stream = read_ahead(self._reader, requests, lambda ask: ask.samples, deque())
@@ -288,10 +334,14 @@ class HostLoader(_Loader):
             return window_arrays(files, ask.window)
 
         self._settle()
-        for ask, (windows,) in self._run_candidates(graphs.decode_windows(emit, self._engine, max_batch, self._reader.needs_bytes), flying):
+        for ask, (windows,) in self._run_candidates(
+            graphs.decode_windows(emit, self._engine, max_batch, self._reader.needs_bytes), flying
+        ):
             yield self._candidate_batch(ask, windows, columns, with_images)
 
-    def _candidate_batch(self, ask: CandidateRequest, windows: Any, columns: tuple[int, ...], pictures: bool) -> CandidateBatch:
+    def _candidate_batch(
+        self, ask: CandidateRequest, windows: Any, columns: tuple[int, ...], pictures: bool
+    ) -> CandidateBatch:
         pre, found = self._preprocessing, ask.candidates
         count, side = len(ask.samples), pre.input_size
         images = torch.zeros((len(columns), count, side, side, 3))
@@ -306,7 +356,11 @@ class HostLoader(_Loader):
                     if not found.exists[i, k]:
                         continue
                     own = found.window[i, k]
-                    image = host.cut(decoded, own[:2] - ask.window[i, :2], own[2:]) if dimension == CROP else decoded
+                    image = (
+                        host.cut(decoded, own[:2] - ask.window[i, :2], own[2:])
+                        if dimension == CROP
+                        else decoded
+                    )
                     image = host.reduce(image, found.size[i, k], int(found.bin_width[i, k]))
                     region = view(found.size[i, k][None], pre.fit, pre.crop_share).region[0]
                     host.prepare(image, region, False, pre, target[k, i])

@@ -21,7 +21,7 @@ def survey(limit: float = LIMIT) -> dict[str, dict[str, Any]]:
     while left:
         answer = run_in_child("qrdali.pipelines.survey:survey_in_child", left, limit=limit)
         found.update(zip(left, answer.said, strict=False))
-        left = left[len(answer.said):]
+        left = left[len(answer.said) :]
         if left:  # the first of them is what the child did not survive
             found[left[0]] = {"error": answer.failure or "no answer"}
             left = left[1:]
@@ -44,9 +44,17 @@ def _driver() -> dict[str, Any]:
 
     pynvml.nvmlInit()
     handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-    return {"version": _text(pynvml.nvmlSystemGetDriverVersion()),
-            "gpus": [{"name": _text(pynvml.nvmlDeviceGetName(handle)), "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)), "mig": _mig(handle)}
-                     for handle in handles]}
+    return {
+        "version": _text(pynvml.nvmlSystemGetDriverVersion()),
+        "gpus": [
+            {
+                "name": _text(pynvml.nvmlDeviceGetName(handle)),
+                "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
+                "mig": _mig(handle),
+            }
+            for handle in handles
+        ],
+    }
 
 
 def _mig(handle: Any) -> str | None:
@@ -66,7 +74,11 @@ def _torch() -> dict[str, Any]:
     """version; cuda: what it is built for, or None; architectures: those its kernels are for."""
     import torch
 
-    return {"version": torch.__version__, "cuda": torch.version.cuda, "architectures": list(torch.cuda.get_arch_list())}
+    return {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "architectures": list(torch.cuda.get_arch_list()),
+    }
 
 
 def _gpus() -> dict[str, Any]:
@@ -96,8 +108,13 @@ def _gpu(device: int) -> dict[str, Any]:
     except Exception as reason:
         error = " ".join(str(reason).split())
     uuid = getattr(facts, "uuid", None)
-    return {"name": facts.name, "uuid": None if uuid is None else f"GPU-{str(uuid).removeprefix('GPU-')}", "memory": facts.total_memory,
-            "capability": [facts.major, facts.minor], "error": error}
+    return {
+        "name": facts.name,
+        "uuid": None if uuid is None else f"GPU-{str(uuid).removeprefix('GPU-')}",
+        "memory": facts.total_memory,
+        "capability": [facts.major, facts.minor],
+        "error": error,
+    }
 
 
 def _torchvision() -> dict[str, Any]:
@@ -129,4 +146,11 @@ def _distribution(found: tuple[str, str] | None) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
-    "driver": _driver, "torch": _torch, "gpus": _gpus, "torchvision": _torchvision, "timm": _timm, "dali": _dali, "codec": _codec}
+    "driver": _driver,
+    "torch": _torch,
+    "gpus": _gpus,
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "dali": _dali,
+    "codec": _codec,
+}

@@ -39,4 +39,7 @@ class Interrupted(RunError):
 
 def printable(text: object) -> str:
     """`text` on one line, with control characters, surrogates and bidirectional overrides replaced by `?`."""
-    return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") or c in "\ufffe\uffff" else c for c in str(text))
+    return "".join(
+        "?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") or c in "\ufffe\uffff" else c
+        for c in str(text)
+    )

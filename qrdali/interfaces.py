@@ -51,14 +51,22 @@ class CandidateBatch:
 class BatchSource(Protocol):
     """Decodes, reduces and prepares the images of one split. The core knows the DALI loader only by this."""
 
-    def epoch(self, plan: EpochPlan, on_unreadable: Callable[[dict[int, str]], None] | None = None) -> Iterator[Batch]:
+    def epoch(
+        self, plan: EpochPlan, on_unreadable: Callable[[dict[int, str]], None] | None = None
+    ) -> Iterator[Batch]:
         """The batches of `plan` from `plan.first_batch` on; a batch without images is left out.
 
         Images that cannot be read raise Unreadable. With `unreadable` they are told to it instead, by sample number with the reason,
         and left out: everything else comes once, in the same batches and order."""
         ...
 
-    def candidates(self, requests: Iterator[CandidateRequest], max_batch: int, columns: tuple[int, ...], with_images: bool) -> Iterator[CandidateBatch]:
+    def candidates(
+        self,
+        requests: Iterator[CandidateRequest],
+        max_batch: int,
+        columns: tuple[int, ...],
+        with_images: bool,
+    ) -> Iterator[CandidateBatch]:
         """The neighbours of states, each image decoded once. `most`: the largest N. `dimensions`: of the K columns. Raises Unreadable."""
         ...
 
@@ -66,8 +74,12 @@ class BatchSource(Protocol):
 class ImageReducer(Protocol):
     """Decodes originals that a search keeps, and makes reduced images of them: the same bytes as a loader's."""
 
-    def decode(self, samples: Iterator[int], on_unreadable: Callable[[int, str], None],
-                  max_batch: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
+    def decode(
+        self,
+        samples: Iterator[int],
+        on_unreadable: Callable[[int, str], None],
+        max_batch: Callable[[], int] | None = None,
+    ) -> Iterator[tuple[int, Any]]:
         """(sample, pixels) of each image in order, decoded ahead. Pixels are uint8 HWC, where the maker wants them: host
         arrays or tensors on its GPU. Images that cannot be read are left out and told to `unreadable` with the reason.
         `most` says how many may be taken from `samples` together, if fewer than the maker would."""

@@ -63,14 +63,19 @@ def _library(name: str) -> tuple[str, str]:
     import torchvision
 
     prefix, slash, bare = name.rpartition("/")
-    choices = {"timm": timm.is_model, "torchvision": set(torchvision.models.list_models(module=torchvision.models)).__contains__}
+    choices = {
+        "timm": timm.is_model,
+        "torchvision": set(torchvision.models.list_models(module=torchvision.models)).__contains__,
+    }
     if not slash or prefix in choices:
         for library, has in choices.items():
             if (not slash or prefix == library) and has(bare):
                 return library, bare
     near = difflib.get_close_matches(bare, known(), 3, 0.5)
-    raise InputError(f"no model is called {printable(name)!r}; "
-                     + (f"near it: {', '.join(near)}" if near else "`qrdali models '*'` lists them"))
+    raise InputError(
+        f"no model is called {printable(name)!r}; "
+        + (f"near it: {', '.join(near)}" if near else "`qrdali models '*'` lists them")
+    )
 
 
 def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
@@ -96,8 +101,10 @@ def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
     except Exception as error:  # download errors have many types; the message is what matters
         if not pretrained:
             raise RunError(f"{bare} cannot be built: {printable(error)}") from None
-        raise RunError(f"the published weights of {bare} cannot be loaded ({printable(error)[:120]}): connect to the network "
-                       "once so that they are cached, or train from scratch without --pretrained") from None
+        raise RunError(
+            f"the published weights of {bare} cannot be loaded ({printable(error)[:120]}): connect to the network "
+            "once so that they are cached, or train from scratch without --pretrained"
+        ) from None
     _replace_head(model, classes)
     return model
 
@@ -110,7 +117,9 @@ def _replace_head(model: nn.Module, classes: int) -> None:
             setattr(parent, name.rpartition(".")[2], nn.Linear(module.in_features, classes))
             return
         if isinstance(module, nn.Conv2d):
-            setattr(parent, name.rpartition(".")[2], nn.Conv2d(module.in_channels, classes, module.kernel_size[0]))
+            setattr(
+                parent, name.rpartition(".")[2], nn.Conv2d(module.in_channels, classes, module.kernel_size[0])
+            )
             return
     raise InputError("--pretrained: this network has no last layer to replace; train it from scratch")
 
@@ -122,7 +131,9 @@ def preprocessing(name: str, input_size: int | None = None, fit: str = "whole") 
         from timm.data import resolve_model_data_config
         from timm.models import get_pretrained_cfg
 
-        config: dict[str, Any] = resolve_model_data_config(None, pretrained_cfg=get_pretrained_cfg(bare).to_dict())
+        config: dict[str, Any] = resolve_model_data_config(
+            None, pretrained_cfg=get_pretrained_cfg(bare).to_dict()
+        )
         side, share = int(config["input_size"][-1]), float(config["crop_pct"])
         interpolation, mean, std = config["interpolation"], config["mean"], config["std"]
     else:
@@ -136,7 +147,9 @@ def preprocessing(name: str, input_size: int | None = None, fit: str = "whole") 
         raise InputError(f"--input-size is {input_size}: choose 8 to 4096 pixels")
     if interpolation not in ("bilinear", "bicubic"):
         interpolation = "bicubic"
-    return Preprocessing(input_size or side, fit, share, interpolation, tuple(map(float, mean)), tuple(map(float, std)))
+    return Preprocessing(
+        input_size or side, fit, share, interpolation, tuple(map(float, mean)), tuple(map(float, std))
+    )
 
 
 def learning_rate(name: str) -> float:
@@ -171,8 +184,10 @@ def require_size(model: nn.Module, name: str, input_size: int) -> None:
     try:
         error = _refusal(model, input_size)
         if error and not _refusal(model, own):  # otherwise it is not the size
-            raise InputError(f"--input-size is {input_size}, and {name} does not take it ({printable(error)[:120]}): leave it out, the "
-                             f"network's own is {own}")
+            raise InputError(
+                f"--input-size is {input_size}, and {name} does not take it ({printable(error)[:120]}): leave it out, the "
+                f"network's own is {own}"
+            )
     finally:
         model.train(training)
 

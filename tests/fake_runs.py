@@ -19,34 +19,73 @@ from qrdali.runs.settings import validated, write
 CLASSES = ("ant", "bee", "cat", "dog")
 
 
-def rows(folder: Path, name: str, correct: "np.ndarray[Any, Any]", classes: int = 4, prefix: str = "/data/") -> None:
+def rows(
+    folder: Path, name: str, correct: "np.ndarray[Any, Any]", classes: int = 4, prefix: str = "/data/"
+) -> None:
     """Predictions on a set: sample i is of class i modulo the number of classes."""
     count = len(correct)
     labels = np.arange(count) % classes
-    table = pa.table({"sample": np.arange(count), "path": [f"{prefix}{name}/{i}.jpg" for i in range(count)],
-                      "label": labels.astype(np.int32), "prediction": np.where(correct, labels, (labels + 1) % classes).astype(np.int32),
-                      "correct": correct, "confidence": np.full(count, .5, np.float32)})
+    table = pa.table(
+        {
+            "sample": np.arange(count),
+            "path": [f"{prefix}{name}/{i}.jpg" for i in range(count)],
+            "label": labels.astype(np.int32),
+            "prediction": np.where(correct, labels, (labels + 1) % classes).astype(np.int32),
+            "correct": correct,
+            "confidence": np.full(count, 0.5, np.float32),
+        }
+    )
     (folder / "predictions").mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / "predictions" / f"{name}.parquet")
 
 
-def run(folder: Path, accuracies: list[float], sets: "dict[str, np.ndarray[Any, Any]]", *, classes: tuple[str, ...] = CLASSES,
-        data: str = "/data/shapes", letters: str = "C", prefix: str = "/data/", extra: dict[str, Any] | None = None,
-        **settings: Any) -> Path:
+def run(
+    folder: Path,
+    accuracies: list[float],
+    sets: "dict[str, np.ndarray[Any, Any]]",
+    *,
+    classes: tuple[str, ...] = CLASSES,
+    data: str = "/data/shapes",
+    letters: str = "C",
+    prefix: str = "/data/",
+    extra: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
     """A run with one validation accuracy per epoch, the start's first, and the given sets of rows."""
     folder.mkdir(parents=True)
-    write(folder / "config.toml", validated({"method": "baseline", "data": data, "model": "test_resnet", "input_size": 32, **settings}))
+    write(
+        folder / "config.toml",
+        validated({"method": "baseline", "data": data, "model": "test_resnet", "input_size": 32, **settings}),
+    )
     best = int(np.argmax(accuracies))
-    pre = Preprocessing(32, "whole", .9, "bilinear", (.5, .5, .5), (.5, .5, .5))
-    checkpoint.save(folder / "best", BestModel("test_resnet", classes, pre, best, accuracies[best]).as_dict(),
-                    model={"w": torch.tensor([float(sum(map(ord, str(folder))))])})
+    pre = Preprocessing(32, "whole", 0.9, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    checkpoint.save(
+        folder / "best",
+        BestModel("test_resnet", classes, pre, best, accuracies[best]).as_dict(),
+        model={"w": torch.tensor([float(sum(map(ord, str(folder))))])},
+    )
     lines = []
     for epoch, accuracy in enumerate(accuracies):
-        line: dict[str, Any] = {"epoch": epoch, "phase": "start", "stage": 1, "quality": {}, "val_accuracy": accuracy, **(extra or {})}
+        line: dict[str, Any] = {
+            "epoch": epoch,
+            "phase": "start",
+            "stage": 1,
+            "quality": {},
+            "val_accuracy": accuracy,
+            **(extra or {}),
+        }
         if epoch:
             letter = letters[(epoch - 1) % len(letters)]
-            line |= {"phase": {"C": "full", "R": "reduced"}[letter], "stage": 1 + (epoch - 1) // 2, "train_loss": 1.0, "seconds": 2.0,
-                     "images_per_second": 50.0, "optimizer_steps": 10 * epoch, "forward_images": 140 * epoch, "total_seconds": 2.0 * epoch}
+            line |= {
+                "phase": {"C": "full", "R": "reduced"}[letter],
+                "stage": 1 + (epoch - 1) // 2,
+                "train_loss": 1.0,
+                "seconds": 2.0,
+                "images_per_second": 50.0,
+                "optimizer_steps": 10 * epoch,
+                "forward_images": 140 * epoch,
+                "total_seconds": 2.0 * epoch,
+            }
         lines.append(json.dumps(line))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     for name, correct in sets.items():
@@ -60,25 +99,76 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "best" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def mepis(folder: Path, made_of: Path, quotients: dict[str, dict[int, float]], tried: int, images: Path | None = None,
-          **options: Any) -> Path:
+def mepis(
+    folder: Path,
+    made_of: Path,
+    quotients: dict[str, dict[int, float]],
+    tried: int,
+    images: Path | None = None,
+    **options: Any,
+) -> Path:
     """A MEPI set of `made_of`'s weights. quotients: by reduction and sample; `tried` images were searched. images: folder of
     originals SAMPLE.png, which are made (40 × 30)."""
     folder.mkdir(parents=True)
-    (folder / "options.json").write_text(json.dumps({
-        "run": str(made_of), "weights": digest(made_of), "data": "d", "split": "val", "step": .05, "windows": 5, "prefer": "confidence",
-        "search": "descend", "limit": None, "batch_size": 32, "device": "cpu", "amp": "auto", **options}))
+    (folder / "options.json").write_text(
+        json.dumps(
+            {
+                "run": str(made_of),
+                "weights": digest(made_of),
+                "data": "d",
+                "split": "val",
+                "step": 0.05,
+                "windows": 5,
+                "prefer": "confidence",
+                "search": "descend",
+                "limit": None,
+                "batch_size": 32,
+                "device": "cpu",
+                "amp": "auto",
+                **options,
+            }
+        )
+    )
     lines, summary = [], {}
     for reduction, found in quotients.items():
-        summary[reduction] = {"images": tried, "without_mepi": tried - len(found), "unreadable": 0, "returned": 0, "seconds": 2.0,
-                              "mean_quotient": float(np.mean(list(found.values()))) if found else None, "images_per_second": tried / 2,
-                              "evaluations": 10 * tried, "encoder": "Pillow", "lowest_state": 0, "lowest_state_share": 0.0,
-                              "near_void_class": "ant", "near_void_class_share": .5}
+        summary[reduction] = {
+            "images": tried,
+            "without_mepi": tried - len(found),
+            "unreadable": 0,
+            "returned": 0,
+            "seconds": 2.0,
+            "mean_quotient": float(np.mean(list(found.values()))) if found else None,
+            "images_per_second": tried / 2,
+            "evaluations": 10 * tried,
+            "encoder": "Pillow",
+            "lowest_state": 0,
+            "lowest_state_share": 0.0,
+            "near_void_class": "ant",
+            "near_void_class_share": 0.5,
+        }
         for sample, quotient in found.items():
             path = f"{images or '/gone'}/{sample}.png"
-            lines.append({"sample": sample, "path": path, "label": sample % 4, "reduction": reduction, "step": .05, "color_level": 1,
-                          "crop_level": 0, "resolution_level": 0, "top": 0, "left": 0, "height": 30, "width": 40, "entropy_full": 10_000,
-                          "entropy_mepi": round(10_000 * quotient), "quotient": quotient, "evaluations": 10, "confidence": .9})
+            lines.append(
+                {
+                    "sample": sample,
+                    "path": path,
+                    "label": sample % 4,
+                    "reduction": reduction,
+                    "step": 0.05,
+                    "color_level": 1,
+                    "crop_level": 0,
+                    "resolution_level": 0,
+                    "top": 0,
+                    "left": 0,
+                    "height": 30,
+                    "width": 40,
+                    "entropy_full": 10_000,
+                    "entropy_mepi": round(10_000 * quotient),
+                    "quotient": quotient,
+                    "evaluations": 10,
+                    "confidence": 0.9,
+                }
+            )
             if images is not None:
                 images.mkdir(exist_ok=True)
                 noise = np.random.default_rng(sample).integers(0, 255, (30, 40, 3), np.uint8)

@@ -31,6 +31,7 @@ BUCKET = "pictures"
 PAGE = 1000  # items and prefixes of one answer, at most
 KINDS = ("bucket", "list", "object", "media")
 
+
 @dataclass(frozen=True)
 class Asked:
     """kind: bucket, list, object (what is known of it) or media (its bytes). name: of the object, or the prefix."""
@@ -56,13 +57,25 @@ class Server(ThreadingHTTPServer):
     def reset(self) -> None:
         self.asked: list[Asked] = []
         self.most = self.now = 0
-        self.told: dict[str, Any] = {"delay": 0, "page": PAGE, "fault": "", "kinds": [], "name": "", "times": 0}
+        self.told: dict[str, Any] = {
+            "delay": 0,
+            "page": PAGE,
+            "fault": "",
+            "kinds": [],
+            "name": "",
+            "times": 0,
+        }
 
     def fault(self, asked: Asked) -> str:
         """What goes wrong with a request, if anything: the first `times` of the `kinds` whose name has `name` in it."""
         told = self.told
         with self.lock:
-            if not told["fault"] or asked.kind not in told["kinds"] or told["name"] not in asked.name or not told["times"]:
+            if (
+                not told["fault"]
+                or asked.kind not in told["kinds"]
+                or told["name"] not in asked.name
+                or not told["times"]
+            ):
                 return ""
             told["times"] -= 1
             return str(told["fault"])
@@ -133,8 +146,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"cut")
         elif fault != "closed":
             code = int(fault)
-            why = {401: ("authError", "Invalid Credentials"), 403: ("forbidden", "somebody does not have storage.objects.get access."),
-                   429: ("rateLimitExceeded", "The object exceeded the rate limit."), 503: ("backendError", "Backend Error")}
+            why = {
+                401: ("authError", "Invalid Credentials"),
+                403: ("forbidden", "somebody does not have storage.objects.get access."),
+                429: ("rateLimitExceeded", "The object exceeded the rate limit."),
+                503: ("backendError", "Backend Error"),
+            }
             self.error(code, *why[code])
 
     def _answer(self, asked: Asked) -> None:
@@ -142,8 +159,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self.error(404, "notFound", "The specified bucket does not exist.")
         objects = self.server.objects[asked.bucket]
         if asked.kind == "bucket":
-            return self.json({"kind": "storage#bucket", "id": asked.bucket, "name": asked.bucket, "location": "US", "metageneration": "1",
-                              "storageClass": "STANDARD", "timeCreated": "2024-01-01T00:00:00.000Z", "updated": "2024-01-01T00:00:00.000Z"})
+            return self.json(
+                {
+                    "kind": "storage#bucket",
+                    "id": asked.bucket,
+                    "name": asked.bucket,
+                    "location": "US",
+                    "metageneration": "1",
+                    "storageClass": "STANDARD",
+                    "timeCreated": "2024-01-01T00:00:00.000Z",
+                    "updated": "2024-01-01T00:00:00.000Z",
+                }
+            )
         if asked.kind == "list":
             return self.json(_page(objects, asked, self.server.told["page"]))
         data, generation = objects.get(asked.name, (b"", 0))
@@ -154,9 +181,16 @@ class _Handler(BaseHTTPRequestHandler):
         return self._media(data, generation)
 
     def _media(self, data: bytes, generation: int) -> None:
-        headers = {"Content-Type": "image/jpeg", "x-goog-generation": str(generation), "x-goog-metageneration": "1",
-                   "x-goog-stored-content-length": str(len(data)), "x-goog-stored-content-encoding": "identity",
-                   "x-goog-storage-class": "STANDARD", "x-goog-hash": f"crc32c={_crc32c(data)},md5={_md5(data)}", "Accept-Ranges": "bytes"}
+        headers = {
+            "Content-Type": "image/jpeg",
+            "x-goog-generation": str(generation),
+            "x-goog-metageneration": "1",
+            "x-goog-stored-content-length": str(len(data)),
+            "x-goog-stored-content-encoding": "identity",
+            "x-goog-storage-class": "STANDARD",
+            "x-goog-hash": f"crc32c={_crc32c(data)},md5={_md5(data)}",
+            "Accept-Ranges": "bytes",
+        }
         wanted = self.headers.get("Range", "")
         if not wanted:
             return self.send(200, data, headers)
@@ -165,14 +199,24 @@ class _Handler(BaseHTTPRequestHandler):
         end = min(len(data) - 1, int(last)) if first and last else len(data) - 1
         if start > end:
             return self.send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
-        return self.send(206, data[start:end + 1], headers | {"Content-Range": f"bytes {start}-{end}/{len(data)}"})
+        return self.send(
+            206, data[start : end + 1], headers | {"Content-Range": f"bytes {start}-{end}/{len(data)}"}
+        )
 
     def json(self, value: Any, code: int = 200) -> None:
         self.send(code, json.dumps(value).encode(), {"Content-Type": "application/json; charset=UTF-8"})
 
     def error(self, code: int, why: str, message: str) -> None:
-        self.json({"error": {"code": code, "message": message,
-                             "errors": [{"message": message, "domain": "global", "reason": why}]}}, code)
+        self.json(
+            {
+                "error": {
+                    "code": code,
+                    "message": message,
+                    "errors": [{"message": message, "domain": "global", "reason": why}],
+                }
+            },
+            code,
+        )
 
     def send(self, code: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(code)
@@ -193,7 +237,9 @@ def _asked(path: str) -> Asked:
         return Asked("bucket", bucket, query=query)
     if len(parts) == 2:
         return Asked("list", bucket, query.get("prefix", ""), query)
-    return Asked("media" if query.get("alt") == "media" else "object", bucket, unquote("/".join(parts[2:])), query)
+    return Asked(
+        "media" if query.get("alt") == "media" else "object", bucket, unquote("/".join(parts[2:])), query
+    )
 
 
 def _page(objects: dict[str, tuple[bytes, int]], asked: Asked, most: int) -> dict[str, Any]:
@@ -202,12 +248,16 @@ def _page(objects: dict[str, tuple[bytes, int]], asked: Asked, most: int) -> dic
     most = min(most, int(query.get("maxResults") or most))
     found: dict[str, bool] = {}  # names, and whether each is a prefix
     for name in sorted((name for name in list(objects) if name.startswith(prefix)), key=str.encode):
-        head, cut, tail = name[len(prefix):].partition(delimiter) if delimiter else (name, "", "")
+        head, cut, tail = name[len(prefix) :].partition(delimiter) if delimiter else (name, "", "")
         if cut:
             found[prefix + head + cut] = True
         if not cut or (not tail and query.get("includeTrailingDelimiter") == "true"):
             found[name if not cut else name + "\0"] = False  # \0: an item of the same name as a prefix
-    names = [name for name in found if not query.get("pageToken") or name > base64.b64decode(query["pageToken"]).decode()]
+    names = [
+        name
+        for name in found
+        if not query.get("pageToken") or name > base64.b64decode(query["pageToken"]).decode()
+    ]
     shown = names[:most]
     result: dict[str, Any] = {"kind": "storage#objects"}
     if items := [name.rstrip("\0") for name in shown if not found[name]]:
@@ -221,9 +271,22 @@ def _page(objects: dict[str, tuple[bytes, int]], asked: Asked, most: int) -> dic
 
 def _resource(bucket: str, name: str, data: bytes, generation: int) -> dict[str, Any]:
     then = "2024-01-01T00:00:00.000Z"
-    return {"kind": "storage#object", "id": f"{bucket}/{name}/{generation}", "name": name, "bucket": bucket, "generation": str(generation),
-            "metageneration": "1", "contentType": "image/jpeg", "timeCreated": then, "updated": then, "storageClass": "STANDARD",
-            "size": str(len(data)), "md5Hash": _md5(data), "crc32c": _crc32c(data), "etag": "CAE="}
+    return {
+        "kind": "storage#object",
+        "id": f"{bucket}/{name}/{generation}",
+        "name": name,
+        "bucket": bucket,
+        "generation": str(generation),
+        "metageneration": "1",
+        "contentType": "image/jpeg",
+        "timeCreated": then,
+        "updated": then,
+        "storageClass": "STANDARD",
+        "size": str(len(data)),
+        "md5Hash": _md5(data),
+        "crc32c": _crc32c(data),
+        "etag": "CAE=",
+    }
 
 
 @cache
@@ -274,11 +337,30 @@ class Store:
     def delete(self, name: str) -> None:
         self._say("DELETE", f"/{quote(name, safe='')}")
 
-    def tell(self, fault: str = "", *kinds: str, name: str = "", times: int = 1 << 30, delay: float = 0, page: int = PAGE) -> None:
+    def tell(
+        self,
+        fault: str = "",
+        *kinds: str,
+        name: str = "",
+        times: int = 1 << 30,
+        delay: float = 0,
+        page: int = PAGE,
+    ) -> None:
         """Forgets what was asked. delay: seconds before each answer. page: as `PAGE`. fault: what becomes of the first `times`
         requests of `kinds` for a name or prefix that has `name` in it: an error's code, closed, cut, garbage, nonsense, silence."""
-        self._say("POST", data=json.dumps({"fault": fault, "kinds": kinds or KINDS, "name": name, "times": times, "delay": delay,
-                                           "page": page}).encode())
+        self._say(
+            "POST",
+            data=json.dumps(
+                {
+                    "fault": fault,
+                    "kinds": kinds or KINDS,
+                    "name": name,
+                    "times": times,
+                    "delay": delay,
+                    "page": page,
+                }
+            ).encode(),
+        )
 
     @property
     def asked(self) -> list[Asked]:
@@ -299,7 +381,9 @@ def gcs() -> Iterator[Store]:
     from qrdali.data import storage
 
     before = os.environ.get("STORAGE_EMULATOR_HOST")
-    with subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         store = Store(int(process.stdout.readline()))
         os.environ["STORAGE_EMULATOR_HOST"] = f"http://127.0.0.1:{store.port}"
@@ -325,7 +409,7 @@ def main() -> None:
     """Serves until its input ends: with the process that began it."""
     server = Server()
     print(server.server_port, flush=True)
-    threading.Thread(target=server.serve_forever, args=(.05,), daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     sys.stdin.read()
 
 

@@ -19,13 +19,43 @@ from pathlib import Path
 from typing import Any
 
 # Imported once: a child is a fork of a process that has them and has started no thread.
-NEEDED = ["numpy", "torch", "timm", "pyarrow.parquet", "safetensors.torch", "PIL.Image", "nvidia.dali.plugin.pytorch", "kill_helpers",
-          "qrdali.training.trainer", "qrdali.cli.main", "qrdali.cli.train", "qrdali.workflows.train", "qrdali.cli.evaluate",
-          "qrdali.cli.build_mepi", "qrdali.cli.data", "qrdali.cli.reproduce", "qrdali.mepi.build",
-          "qrdali.pipelines.loader", "qrdali.pipelines.image_reducer",
-          "qrdali.pipelines.engine", "qrdali.workflows.tasks", "qrdali.cli.report", "qrdali.report.build",
-          "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg"]
-TOUCHING = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate", "os.link"}
+NEEDED = [
+    "numpy",
+    "torch",
+    "timm",
+    "pyarrow.parquet",
+    "safetensors.torch",
+    "PIL.Image",
+    "nvidia.dali.plugin.pytorch",
+    "kill_helpers",
+    "qrdali.training.trainer",
+    "qrdali.cli.main",
+    "qrdali.cli.train",
+    "qrdali.workflows.train",
+    "qrdali.cli.evaluate",
+    "qrdali.cli.build_mepi",
+    "qrdali.cli.data",
+    "qrdali.cli.reproduce",
+    "qrdali.mepi.build",
+    "qrdali.pipelines.loader",
+    "qrdali.pipelines.image_reducer",
+    "qrdali.pipelines.engine",
+    "qrdali.workflows.tasks",
+    "qrdali.cli.report",
+    "qrdali.report.build",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.backends.backend_agg",
+]
+TOUCHING = {
+    "open",
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "shutil.rmtree",
+    "os.truncate",
+    "os.link",
+}
 TIMED = ("second", "memory", "energy", "joules", "waited")
 # Of a finished run or matrix what is not compared: locks, the save before the last, hashes of files that hold times, and notes with
 # times of files in them.
@@ -70,7 +100,9 @@ class Outcome:
     differences: list[str]
 
 
-def call(command: list[str], folder: Path, log: Path, deadly: int | None = None, after: float | None = None) -> Ended:
+def call(
+    command: list[str], folder: Path, log: Path, deadly: int | None = None, after: float | None = None
+) -> Ended:
     """`qrdali COMMAND`, killed at the moment number `deadly` or `after` so many seconds if it is not at its end by then. What it begins
     is appended to `log`."""
     context = multiprocessing.get_context("forkserver")
@@ -88,7 +120,13 @@ def call(command: list[str], folder: Path, log: Path, deadly: int | None = None,
     assert not late, f"no end within {LIMIT:g} s: {' '.join(command)}"
     assert child.exitcode is not None
     moments, halves = json.loads(count.read_text()) if count.exists() else (0, [])
-    return Ended(child.exitcode, moments, halves, time.monotonic() - begun, said.read_text(errors="replace") if said.exists() else "")
+    return Ended(
+        child.exitcode,
+        moments,
+        halves,
+        time.monotonic() - begun,
+        said.read_text(errors="replace") if said.exists() else "",
+    )
 
 
 def _child(command: list[str], folder: str, log: str, deadly: int | None) -> None:
@@ -106,7 +144,11 @@ def _child(command: list[str], folder: str, log: str, deadly: int | None) -> Non
             os.kill(os.getpid(), signal.SIGKILL)
 
     def heard(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in TOUCHING and isinstance(arguments[0], (str, os.PathLike)) and os.fspath(arguments[0]).startswith(folder):
+        if (
+            event in TOUCHING
+            and isinstance(arguments[0], (str, os.PathLike))
+            and os.fspath(arguments[0]).startswith(folder)
+        ):
             moment()
 
     notes = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -136,13 +178,20 @@ def _watch(begins: Callable[[str], None]) -> None:
     from qrdali.training import epoch as epoch_trainer
     from qrdali.workflows import tasks as reproduce_tasks
 
-    steps, look, append, rows, perform = (epoch_trainer.EpochTrainer._steps, scan.look, mepi_set.Journal.append, evaluate.Evaluator.rows,
-                                          reproduce_tasks.perform)
+    steps, look, append, rows, perform = (
+        epoch_trainer.EpochTrainer._steps,
+        scan.look,
+        mepi_set.Journal.append,
+        evaluate.Evaluator.rows,
+        reproduce_tasks.perform,
+    )
 
     def told_steps(self: Any, plan: Any, epoch: int) -> Iterator[Any]:
         for number, batch in steps(self, plan, epoch):
             pixels = zlib.crc32(batch.images.contiguous().cpu().numpy().tobytes())
-            begins(f"{self.run} epoch {epoch} step {number}: {batch.samples.tolist()} {batch.labels.tolist()} {pixels:08x}")
+            begins(
+                f"{self.run} epoch {epoch} step {number}: {batch.samples.tolist()} {batch.labels.tolist()} {pixels:08x}"
+            )
             yield number, batch
 
     def told_look(path: str, *rest: Any, **named: Any) -> Any:
@@ -202,7 +251,9 @@ def _content(path: Path) -> bytes:
     if path.suffix == ".json":
         return json.dumps(_less_times(json.loads(path.read_text()))).encode()
     if path.suffix == ".jsonl":
-        return "\n".join(json.dumps(_less_times(json.loads(line))) for line in path.read_text().splitlines()).encode()
+        return "\n".join(
+            json.dumps(_less_times(json.loads(line))) for line in path.read_text().splitlines()
+        ).encode()
     return b"" if path.suffix == ".svg" else path.read_bytes()  # matplotlib dates its drawings
 
 
@@ -221,7 +272,14 @@ def killed(case: Case, folder: Path, seed: str, kills: int | None, timed: bool =
     case.prepare(now)
     reference = call(case.command, now, log)
     if reference.status:
-        return Outcome(case.name, 0, 0, 0, 0, [f"the uninterrupted one ended with {reference.status}: {reference.said[-300:]}"])
+        return Outcome(
+            case.name,
+            0,
+            0,
+            0,
+            0,
+            [f"the uninterrupted one ended with {reference.status}: {reference.said[-300:]}"],
+        )
     expected = log.read_text().splitlines()
     log.unlink()
     now.rename(whole)
@@ -232,9 +290,17 @@ def killed(case: Case, folder: Path, seed: str, kills: int | None, timed: bool =
     times = len(reference.halves) if kills is None else kills
     for attempt in range(times + 1):
         last = attempt == times
-        by_time = timed and draw.random() < .5
-        share = draw.uniform(0, draw.choice((.5, 1)))  # half of the kills come early, so that there is something left to kill again
-        deadly = None if last or by_time else 1 + int(share * reference.moments) if kills else reference.halves[attempt]
+        by_time = timed and draw.random() < 0.5
+        share = draw.uniform(
+            0, draw.choice((0.5, 1))
+        )  # half of the kills come early, so that there is something left to kill again
+        deadly = (
+            None
+            if last or by_time
+            else 1 + int(share * reference.moments)
+            if kills
+            else reference.halves[attempt]
+        )
         after = share * reference.seconds if by_time and not last else None
         seen: set[str] = set(log.read_text().splitlines()) if log.exists() else set()
         ended = call(case.command + (case.again if attempt else []), now, log, deadly, after)
@@ -250,18 +316,33 @@ def killed(case: Case, folder: Path, seed: str, kills: int | None, timed: bool =
         if ended.status:
             differences.append(f"after {done} kills it ended with {ended.status}: {ended.said[-300:]}")
         break
-    return Outcome(case.name, done, len(expected), len(lines) - len(set(lines)), longest,
-                   differences + _differing(whole, now, expected, lines))
+    return Outcome(
+        case.name,
+        done,
+        len(expected),
+        len(lines) - len(set(lines)),
+        longest,
+        differences + _differing(whole, now, expected, lines),
+    )
 
 
 def _differing(whole: Path, now: Path, expected: list[str], lines: list[str]) -> list[str]:
     first, second = contents(whole), contents(now)
-    found = [f"{name} {'differs' if name in first and name in second else 'is missing' if name in first else 'is left over'}"
-             for name in sorted(first.keys() | second.keys()) if first.get(name) != second.get(name)]
+    found = [
+        f"{name} {'differs' if name in first and name in second else 'is missing' if name in first else 'is left over'}"
+        for name in sorted(first.keys() | second.keys())
+        if first.get(name) != second.get(name)
+    ]
     # In the order in which each was begun first: a step that was taken again must have had the same samples. Files are looked at and
     # MEPIs found by several threads.
-    orders = [list(dict.fromkeys(line for line in log if not line.startswith(("MEPI", "look")))) for log in (expected, lines)]
+    orders = [
+        list(dict.fromkeys(line for line in log if not line.startswith(("MEPI", "look"))))
+        for log in (expected, lines)
+    ]
     if orders[0] != orders[1] or set(lines) != set(expected):
-        unlike = next((pair for pair in zip(*orders, strict=False) if pair[0] != pair[1]), sorted(set(lines) ^ set(expected))[:2])
+        unlike = next(
+            (pair for pair in zip(*orders, strict=False) if pair[0] != pair[1]),
+            sorted(set(lines) ^ set(expected))[:2],
+        )
         found.append(f"the log of samples differs: {' | '.join(unlike)}")
     return found

@@ -29,7 +29,9 @@ def logged(run: Path, ranks: ProcessGroup, entry: dict[str, Any]) -> Iterator[No
     kill, end, spoil = (entry.get(key) for key in ("kill", "end", "spoil"))
     taken = EpochTrainer._step
 
-    def step(self: EpochTrainer, number: int, batch: Any, count: int, epoch: Any, plan: Any, reduced: bool) -> bool:
+    def step(
+        self: EpochTrainer, number: int, batch: Any, count: int, epoch: Any, plan: Any, reduced: bool
+    ) -> bool:
         if kill == [ranks.rank, self.totals.optimizer_steps] and not ranks.restarts:
             os.kill(os.getpid(), signal.SIGKILL)
         if end == [ranks.rank, self.totals.optimizer_steps]:
@@ -38,8 +40,12 @@ def logged(run: Path, ranks: ProcessGroup, entry: dict[str, Any]) -> Iterator[No
             batch.images.fill_(float("nan"))
         if "switches" in entry:
             assert entry["switches"] == [
-                torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
-                torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory]
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+                torch.backends.cudnn.deterministic,
+                torch.backends.cudnn.benchmark,
+                torch.utils.deterministic.fill_uninitialized_memory,
+            ]
         samples = [] if batch is None else batch.samples.tolist()
         with open(f"{run}.{ranks.rank}.jsonl", "a") as log:
             log.write(json.dumps([time.time(), plan.epoch, number, ranks.world_size, samples]) + "\n")
@@ -69,7 +75,10 @@ def order(run: Path) -> list[tuple[int, int, list[int]]]:
         if rank >= world or any(other >= world for other in parts):
             parts.clear()  # of a job with more ranks, before
         parts[rank] = samples
-    return [(*at, [sample for _, part in sorted(parts.items()) for sample in part]) for at, parts in sorted(found.items())]
+    return [
+        (*at, [sample for _, part in sorted(parts.items()) for sample in part])
+        for at, parts in sorted(found.items())
+    ]
 
 
 if __name__ == "__main__":

@@ -20,10 +20,19 @@ from soak_cases import Ground, commands, training
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60, help="no case is begun after that  [default: 60]")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="no case is begun after that  [default: 60]"
+    )
     parser.add_argument("--kills", type=int, default=3, help="at most, of each case  [default: 3]")
-    parser.add_argument("--rounds", type=int, default=1, help="times that all cases are taken, with other moments  [default: 1]")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=1,
+        help="times that all cases are taken, with other moments  [default: 1]",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the order of cases and of the moments")
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--work", type=Path, default=Path("soak"), help="folder to work in  [default: soak]")
@@ -47,7 +56,11 @@ def main() -> None:
             rows.append(row)
             with open(noted, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            print(f"[{len(rows)}/{len(cases) * args.rounds}] {case.name}: {_told(row)}", file=sys.stderr, flush=True)
+            print(
+                f"[{len(rows)}/{len(cases) * args.rounds}] {case.name}: {_told(row)}",
+                file=sys.stderr,
+                flush=True,
+            )
     json.dump(_result(rows, len(cases) * args.rounds, args), sys.stdout, indent=1)
     print()
     sys.exit(any(row["differences"] for row in rows))
@@ -87,19 +100,28 @@ def _result(rows: list[dict[str, Any]], cases: int, args: argparse.Namespace) ->
     kinds: dict[str, dict[str, int]] = {}
     for row in rows:
         words = row["name"].split()
-        kind = kinds.setdefault(" ".join(words[:2]) if words[0] in ("train", "data") else words[0],
-                                {"cases": 0, "kills": 0, "begun": 0, "redone": 0, "most_redone_after_a_kill": 0, "different": 0})
+        kind = kinds.setdefault(
+            " ".join(words[:2]) if words[0] in ("train", "data") else words[0],
+            {"cases": 0, "kills": 0, "begun": 0, "redone": 0, "most_redone_after_a_kill": 0, "different": 0},
+        )
         kind["cases"] += 1
         kind["different"] += bool(row["differences"])
         kind["most_redone_after_a_kill"] = max(kind["most_redone_after_a_kill"], row["longest"])
         for key in ("kills", "begun", "redone"):
             kind[key] += row[key]
-    return {"machine": machine(), "note": args.note, "seed": args.seed, "cases": cases, "cases_done": len(rows),
-            "with_ema": sum(row["name"].endswith(" ema") for row in rows), "kills": sum(row["kills"] for row in rows),
-            "cases_that_differ": [row["name"] for row in rows if row["differences"]],
-            "minutes": round(sum(row["seconds"] for row in rows) / 60, 1),
-            "of_each_kind": dict(sorted(kinds.items())),
-            "each": {f"{row['name']}, seed {row['seed']}": _told(row) for row in rows}}
+    return {
+        "machine": machine(),
+        "note": args.note,
+        "seed": args.seed,
+        "cases": cases,
+        "cases_done": len(rows),
+        "with_ema": sum(row["name"].endswith(" ema") for row in rows),
+        "kills": sum(row["kills"] for row in rows),
+        "cases_that_differ": [row["name"] for row in rows if row["differences"]],
+        "minutes": round(sum(row["seconds"] for row in rows) / 60, 1),
+        "of_each_kind": dict(sorted(kinds.items())),
+        "each": {f"{row['name']}, seed {row['seed']}": _told(row) for row in rows},
+    }
 
 
 def _told(row: dict[str, Any]) -> str:

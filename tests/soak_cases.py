@@ -20,15 +20,30 @@ class Ground:
         from qrdali.data.scan import build
         from qrdali.data.shapes import ShapesSpec, generate
 
-        self.folder, self.images, self.data, self.run = folder, folder / "images", folder / "data", folder / "shared"
-        self.imagenet, self.mapping, self.matrix = folder / "imagenet", folder / "mapping.tsv", folder / "matrix.toml"
+        self.folder, self.images, self.data, self.run = (
+            folder,
+            folder / "images",
+            folder / "data",
+            folder / "shared",
+        )
+        self.imagenet, self.mapping, self.matrix = (
+            folder / "imagenet",
+            folder / "mapping.tsv",
+            folder / "matrix.toml",
+        )
         folder.mkdir(parents=True)
-        generate(self.images, ShapesSpec(classes=3, train=12, val=4, test=4, size=(48, 36), seed=1), workers=1)
+        generate(
+            self.images, ShapesSpec(classes=3, train=12, val=4, test=4, size=(48, 36), seed=1), workers=1
+        )
         build(self.images, self.data)
         for number, synset in enumerate(SYNSETS):
             fill(self.imagenet / "train" / synset, 6, synset + "_{}.JPEG")
             fill(self.imagenet / "val" / synset, 2, f"ILSVRC2012_val_{number}{{}}.JPEG")
-        self.mapping.write_text("".join(f"{synset}\t{name}\n" for synset, name in zip(SYNSETS, ("fish", "fish", "fox"), strict=True)))
+        self.mapping.write_text(
+            "".join(
+                f"{synset}\t{name}\n" for synset, name in zip(SYNSETS, ("fish", "fish", "fox"), strict=True)
+            )
+        )
         self.matrix.write_text(f"""out = "unused"
 data = {{ folder = {json.dumps(str(self.data))} }}
 train = {{ device = "cpu", threads = 1, batch_size = 8, patience = 1, max_epochs = 2, save_every = "2" }}
@@ -36,21 +51,47 @@ network = [{{ model = "test_resnet", input_size = 32, epochs = 2 }}]
 runs = {{ methods = ["fixed"], reductions = ["crop"] }}
 mepi = {{ runs = ["fixed-paired-epochs-crop"], limit = 3, step = 0.25, reductions = ["crop"] }}
 """)
-        made = call(self.train("shared", self.run, "--epochs", "12", "--augment", "none"), folder, folder / "log")
+        made = call(
+            self.train("shared", self.run, "--epochs", "12", "--augment", "none"), folder, folder / "log"
+        )
         assert made.status == 0, made.said
 
     def train(self, method: str, run: Path, *words: str) -> list[str]:
-        return ["train", method, "--data", str(self.data), "--run", str(run), "--model", "test_resnet", "--input-size", "32",
-                "--lr", "2e-3", "--batch-size", "8", "--device", "cpu", "--threads", "1", "--save-every", "2", *words]
+        return [
+            "train",
+            method,
+            "--data",
+            str(self.data),
+            "--run",
+            str(run),
+            "--model",
+            "test_resnet",
+            "--input-size",
+            "32",
+            "--lr",
+            "2e-3",
+            "--batch-size",
+            "8",
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            "--save-every",
+            "2",
+            *words,
+        ]
 
 
 def training(ground: Ground, now: Path) -> Iterator[Case]:
     """Every training case; the run is NOW/run."""
     bounded = ("--patience", "1", "--max-epochs", "4", "--init", str(ground.run))
-    plain: dict[str, list[str]] = {"shared": ["shared", "--epochs", "3"], "baseline": ["baseline", *bounded],
-                                   "shared dropout": ["shared", "--epochs", "2", "--model", "squeezenet1_1"],
-                                   "baseline deterministic": ["baseline", *bounded, "--deterministic"],
-                                   "baseline match": ["baseline", "--match", str(ground.run), "--init", str(ground.run)]}
+    plain: dict[str, list[str]] = {
+        "shared": ["shared", "--epochs", "3"],
+        "baseline": ["baseline", *bounded],
+        "shared dropout": ["shared", "--epochs", "2", "--model", "squeezenet1_1"],
+        "baseline deterministic": ["baseline", *bounded, "--deterministic"],
+        "baseline match": ["baseline", "--match", str(ground.run), "--init", str(ground.run)],
+    }
     for sequence in SEQUENCES:
         for reduction in REDUCTIONS:
             asked = (*bounded, "--sequence", sequence, "--reduction", reduction)
@@ -59,24 +100,44 @@ def training(ground: Ground, now: Path) -> Iterator[Case]:
             plain[f"adaptive online {sequence} {reduction}"] = ["adaptive", *asked, "--feedback", "online"]
     for name, (method, *words) in plain.items():
         for ema in (False, True):
-            yield Case(f"train {name}{' ema' if ema else ''}",
-                       ground.train(method, now / "run", *words, *(("--ema", "0.7") if ema else ())), ["--resume"], check=_loads)
+            yield Case(
+                f"train {name}{' ema' if ema else ''}",
+                ground.train(method, now / "run", *words, *(("--ema", "0.7") if ema else ())),
+                ["--resume"],
+                check=_loads,
+            )
 
 
 def on_gpu(ground: Ground, now: Path) -> Iterator[Case]:
     """Training that a GPU repeats bit for bit: dropout and batch norm, probes and restored weights, gradients that are scaled."""
-    bounded = ("--patience", "1", "--max-epochs", "4", "--init", str(ground.run), "--reduction", "combination")
-    for name, method, words in (("squeezenet", "shared", ("--epochs", "2", "--model", "squeezenet1_1", "--input-size", "64")),
-                                ("adaptive", "adaptive", (*bounded, "--sequence", "paired-rounds", "--ema", "0.7")),
-                                ("random fp16", "random", (*bounded, "--amp", "fp16"))):
+    bounded = (
+        "--patience",
+        "1",
+        "--max-epochs",
+        "4",
+        "--init",
+        str(ground.run),
+        "--reduction",
+        "combination",
+    )
+    for name, method, words in (
+        ("squeezenet", "shared", ("--epochs", "2", "--model", "squeezenet1_1", "--input-size", "64")),
+        ("adaptive", "adaptive", (*bounded, "--sequence", "paired-rounds", "--ema", "0.7")),
+        ("random fp16", "random", (*bounded, "--amp", "fp16")),
+    ):
         command = ground.train(method, now / "run", *words, "--device", "cuda", "--deterministic")
         yield Case(f"gpu {name}", command, ["--resume"], check=_loads)
 
 
 def commands(ground: Ground, now: Path) -> Iterator[Case]:
     """The commands beside training."""
+
     def data(name: str, *words: str) -> Case:
-        return Case(f"data {name}", ["data", name, *words, "--out", str(now / "data"), "--threads", "1", "--hash"], check=_whole_or_absent)
+        return Case(
+            f"data {name}",
+            ["data", name, *words, "--out", str(now / "data"), "--threads", "1", "--hash"],
+            check=_whole_or_absent,
+        )
 
     def copied(folder: Path) -> None:
         shutil.copytree(ground.run, folder / "run")
@@ -86,16 +147,68 @@ def commands(ground: Ground, now: Path) -> Iterator[Case]:
 
     yield data("index", str(ground.images))
     yield data("imagenet", str(ground.imagenet), "--per-class", "2")
-    yield data("humanet", str(ground.imagenet), "--mapping", str(ground.mapping), "--train", "2", "--val", "1", "--test", "2")
-    yield Case("data minival", ["data", "minival", str(now / "data"), "--per-class", "3"], prepare=without_val, check=_disjoint)
-    asked = ["evaluate", "--run", str(now / "run"), "--threads", "1", "--device", "cpu", "--step", "0.5", "--data", str(ground.data)]
+    yield data(
+        "humanet",
+        str(ground.imagenet),
+        "--mapping",
+        str(ground.mapping),
+        "--train",
+        "2",
+        "--val",
+        "1",
+        "--test",
+        "2",
+    )
+    yield Case(
+        "data minival",
+        ["data", "minival", str(now / "data"), "--per-class", "3"],
+        prepare=without_val,
+        check=_disjoint,
+    )
+    asked = [
+        "evaluate",
+        "--run",
+        str(now / "run"),
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--step",
+        "0.5",
+        "--data",
+        str(ground.data),
+    ]
     yield Case("evaluate curve", [*asked, "--curve"], prepare=copied, check=_rows_are_whole)
-    yield Case("evaluate sets", [*asked, "--reduced", "0.5", "--set", f"mine={ground.images / 'val'}"], prepare=copied,
-               check=_rows_are_whole)
+    yield Case(
+        "evaluate sets",
+        [*asked, "--reduced", "0.5", "--set", f"mine={ground.images / 'val'}"],
+        prepare=copied,
+        check=_rows_are_whole,
+    )
     for reduction in ("all", "crop"):
-        yield Case(f"build-mepi {reduction}", ["build-mepi", "--run", str(ground.run), "--data", str(ground.data), "--split", "val",
-                                               "--reduction", reduction, "--out", str(now / "mepi"), "--step", "0.25", "--threads", "1",
-                                               "--device", "cpu"], ["--resume"])
+        yield Case(
+            f"build-mepi {reduction}",
+            [
+                "build-mepi",
+                "--run",
+                str(ground.run),
+                "--data",
+                str(ground.data),
+                "--split",
+                "val",
+                "--reduction",
+                reduction,
+                "--out",
+                str(now / "mepi"),
+                "--step",
+                "0.25",
+                "--threads",
+                "1",
+                "--device",
+                "cpu",
+            ],
+            ["--resume"],
+        )
     yield Case("reproduce", ["reproduce", str(ground.matrix), "--out", str(now / "matrix")])
 
 
@@ -114,14 +227,19 @@ def _loads(now: Path, whole: Path) -> None:
 
 
 def _whole_or_absent(now: Path, whole: Path) -> None:
-    assert not (now / "data").exists() or contents(now / "data") == contents(whole / "data"), "half a data set is there"
+    assert not (now / "data").exists() or contents(now / "data") == contents(whole / "data"), (
+        "half a data set is there"
+    )
 
 
 def _disjoint(now: Path, whole: Path) -> None:
     from tiny_data import images
 
-    found = {split: {path for path, _ in images(now / "data", split)} for split in ("train", "val")
-             if (now / "data" / f"{split}.arrow").exists()}
+    found = {
+        split: {path for path, _ in images(now / "data", split)}
+        for split in ("train", "val")
+        if (now / "data" / f"{split}.arrow").exists()
+    }
     assert not found["train"] & found.get("val", set()), "an image is in train and in val"
     assert "val" not in found or len(found["train"] | found["val"]) == 36, "an image is lost"
 

@@ -26,8 +26,13 @@ def s3() -> Iterator[Any]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    own = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-           "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+    own = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     before = {key: os.environ.get(key) for key in own}
     os.environ.update(own)
     forget(storage)
@@ -54,7 +59,9 @@ def forget(storage: Any) -> None:
 def put(client: Any, folder: Path, prefix: str) -> None:
     for file in sorted(folder.rglob("*")):
         if file.is_file():
-            client.put_object(Bucket=BUCKET, Key=f"{prefix}/{file.relative_to(folder)}", Body=file.read_bytes())
+            client.put_object(
+                Bucket=BUCKET, Key=f"{prefix}/{file.relative_to(folder)}", Body=file.read_bytes()
+            )
 
 
 def tar(file: Path, *members: tuple[str, bytes] | tarfile.TarInfo, **options: Any) -> Path:
@@ -80,8 +87,13 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 def header(name: bytes, size: int, kind: bytes = b"0") -> bytes:
     """A header that may lie about its size."""
     block = bytearray(512)
-    block[:len(name)] = name
-    block[100:108], block[124:136], block[156:157], block[257:265] = b"0000644\0", b"%011o\0" % size, kind, b"ustar\00000"
+    block[: len(name)] = name
+    block[100:108], block[124:136], block[156:157], block[257:265] = (
+        b"0000644\0",
+        b"%011o\0" % size,
+        kind,
+        b"ustar\00000",
+    )
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
@@ -91,7 +103,7 @@ def preprocessing() -> Any:
     """Of a network of 8 pixels."""
     from qrdali.models import Preprocessing
 
-    return Preprocessing(8, "whole", .9, "bilinear", (.5, .5, .5), (.5, .5, .5))
+    return Preprocessing(8, "whole", 0.9, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def loader_of(index: Any, batch_size: int, whole_graph: bool = False) -> Any:

@@ -67,7 +67,9 @@ def folders(tmp_path: Path) -> Path:
 
 def test_shapes_index_info(run: Run, tmp_path: Path) -> None:
     images, data = tmp_path / "images", tmp_path / "data"
-    made = run("data", "shapes", images, "--classes", 2, "--train", 2, "--val", 1, "--test", 1, "--size", "64x48")
+    made = run(
+        "data", "shapes", images, "--classes", 2, "--train", 2, "--val", 1, "--test", 1, "--size", "64x48"
+    )
     assert (made.status, made.out) == (0, "")
     assert len(list(images.glob("*/*/*.jpg"))) == 8
     indexed = run("data", "index", images, "--out", data, "--threads", 1)
@@ -77,7 +79,11 @@ def test_shapes_index_info(run: Run, tmp_path: Path) -> None:
     shown = json.loads(info.out)
     assert shown["classes"] == class_names(2)
     assert shown["rejected"] == 0
-    assert {split: row["images"] for split, row in shown["splits"].items()} == {"train": 4, "val": 2, "test": 2}
+    assert {split: row["images"] for split, row in shown["splits"].items()} == {
+        "train": 4,
+        "val": 2,
+        "test": 2,
+    }
     for row in shown["splits"].values():
         assert row["per_class_min"] == row["per_class_max"] == row["images"] // 2
         for side in ("width", "height"):
@@ -117,7 +123,11 @@ def test_index_refusals(run: Run, folders: Path, tmp_path: Path) -> None:
     refused(run("data", "index", tmp_path / "lone", "--out", out), 1, "1 class", "at least two")
     (folders / "train" / "elk").mkdir()
     refused(run("data", "index", folders, "--out", out), 1, "elk", "no readable image")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "images", "lone"]  # nothing left behind
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "bare",
+        "images",
+        "lone",
+    ]  # nothing left behind
 
 
 def test_existing_out_is_untouched(run: Run, folders: Path, tmp_path: Path) -> None:
@@ -129,32 +139,44 @@ def test_existing_out_is_untouched(run: Run, folders: Path, tmp_path: Path) -> N
     assert kept.read_text() == "mine"
 
 
-@pytest.mark.parametrize(("words", "named"), [
-    (["nonsense"], ["nonsense", "see 'qrdali --help'"]),
-    (["data", "index", "."], ["--out", "see 'qrdali data index --help'"]),
-    (["data", "index", ".", "--out", "x", "--threads", "0"], ["--threads", "see 'qrdali data index --help'"]),
-    (["data", "shapes", "x", "--size", "9"], ["'9'", "500x375"]),
-    (["data", "shapes", "x", "--classes", "1"], ["--classes is 1"]),
-    (["data", "info", "nowhere"], ["nowhere", "qrdali data index"]),
-])
-def test_usage_is_one_line_and_status_2(run: Run, words: list[str], named: list[str], tmp_path: Path,
-                                        monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["nonsense"], ["nonsense", "see 'qrdali --help'"]),
+        (["data", "index", "."], ["--out", "see 'qrdali data index --help'"]),
+        (
+            ["data", "index", ".", "--out", "x", "--threads", "0"],
+            ["--threads", "see 'qrdali data index --help'"],
+        ),
+        (["data", "shapes", "x", "--size", "9"], ["'9'", "500x375"]),
+        (["data", "shapes", "x", "--classes", "1"], ["--classes is 1"]),
+        (["data", "info", "nowhere"], ["nowhere", "qrdali data index"]),
+    ],
+)
+def test_usage_is_one_line_and_status_2(
+    run: Run, words: list[str], named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     refused(run(*words), 2, *named)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", [[], ["data"], ["data", "shapes"], ["data", "index"], ["data", "info"], ["preview"],
-                                   ["models"]])
+@pytest.mark.parametrize(
+    "words", [[], ["data"], ["data", "shapes"], ["data", "index"], ["data", "info"], ["preview"], ["models"]]
+)
 def test_help_holds_an_example(run: Run, words: list[str]) -> None:
     result = run(*words, "--help")
     assert result.status == 0
     assert f"qrdali {' '.join(words)}" in result.out.partition("\n")[2]
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt("interrupted"), 130), (OSError("disk full"), 1),
-                                               (ModuleNotFoundError("no dali"), 1)])
-def test_failures_are_one_line(run: Run, error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt("interrupted"), 130), (OSError("disk full"), 1), (ModuleNotFoundError("no dali"), 1)],
+)
+def test_failures_are_one_line(
+    run: Run, error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_: Path) -> None:
         raise error
 
@@ -162,7 +184,9 @@ def test_failures_are_one_line(run: Run, error: BaseException, status: int, monk
     refused(run("data", "info", "x"), status, str(error))
 
 
-def test_control_characters_are_replaced(run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_control_characters_are_replaced(
+    run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     result = run("data", "index", tmp_path / "a\x1b[31m\nb\u202e", "--out", tmp_path / "data")
     refused(result, 2, "a?[31m?b?")
     say("[bold]\x07name\x9b")
@@ -181,7 +205,7 @@ def test_preview_layout(run: Run, size: tuple[int, int], tmp_path: Path) -> None
         # Crops leave gaps: the columns of cells are read in the first row, the rows in the first column.
         rows = runs(colored.any(axis=1), 60)
         assert len(rows) == 4
-        first_row = runs(colored[rows[0][0]:rows[0][1]].any(axis=0), 60)
+        first_row = runs(colored[rows[0][0] : rows[0][1]].any(axis=0), 60)
         assert len(first_row) == columns
         cell = (rows[0][1] - rows[0][0], first_row[0][1] - first_row[0][0])
         assert max(cell) > 140
@@ -189,7 +213,7 @@ def test_preview_layout(run: Run, size: tuple[int, int], tmp_path: Path) -> None
         for top, bottom in rows:
             assert abs(bottom - top - cell[0]) <= 2  # the first column is whole in every row
         # The crop at the lowest quality stands in its place: its centre is the cell's.
-        shown = colored[rows[1][0]:rows[1][1], first_row[-1][0]:first_row[-1][1]]
+        shown = colored[rows[1][0] : rows[1][1], first_row[-1][0] : first_row[-1][1]]
         y, x = np.nonzero(shown)
         share = (np.ptp(y) + 1) * (np.ptp(x) + 1) / (cell[0] * cell[1])
         assert abs(share - (0.25 if columns == 4 else 0.05)) < 0.03
@@ -237,41 +261,103 @@ def test_entropy_is_the_size_of_pillows_png(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_prints_every_epoch_and_touches_nothing(run: Run, tmp_path: Path) -> None:
-    result = run("train", "linear", "--data", tmp_path / "no", "--run", tmp_path / "run", "--sequence", "paired-rounds", "--patience", 1,
-                 "--max-epochs", 14, "--reduction", "crop", "--dry-run")
+    result = run(
+        "train",
+        "linear",
+        "--data",
+        tmp_path / "no",
+        "--run",
+        tmp_path / "run",
+        "--sequence",
+        "paired-rounds",
+        "--patience",
+        1,
+        "--max-epochs",
+        14,
+        "--reduction",
+        "crop",
+        "--dry-run",
+    )
     lines = result.out.splitlines()
     assert result.status == 0
-    assert [line.split()[1:] for line in lines[:5]] == [[str(i), "stage", "1", *what] for i, what in enumerate(
-        [["R", "crop", "0.75"]] * 4 + [["C", "full", "quality"]], 1)]
+    assert [line.split()[1:] for line in lines[:5]] == [
+        [str(i), "stage", "1", *what]
+        for i, what in enumerate([["R", "crop", "0.75"]] * 4 + [["C", "full", "quality"]], 1)
+    ]
     assert lines[13].split()[:5] == ["epoch", "14", "stage", "3", "C"]
     assert lines[14].startswith("#")
     assert len(lines) == 15
     assert not list(tmp_path.iterdir())
-    up = run("train", "linear", "--data", "x", "--run", "y", "--direction", "up", "--max-epochs", 20, "--dry-run")
+    up = run(
+        "train", "linear", "--data", "x", "--run", "y", "--direction", "up", "--max-epochs", 20, "--dry-run"
+    )
     assert "color 0.25, crop 0.25, resolution 0.25" in up.out.splitlines()[0]
-    sham = run("train", "fixed", "--data", "x", "--run", "y", "--reduction", "none", "--sequence", "C", "--max-epochs", 3, "--dry-run")
+    sham = run(
+        "train",
+        "fixed",
+        "--data",
+        "x",
+        "--run",
+        "y",
+        "--reduction",
+        "none",
+        "--sequence",
+        "C",
+        "--max-epochs",
+        3,
+        "--dry-run",
+    )
     assert sham.out.count("full quality") == 3
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (("fixed", "--step", .3), "not 1/n"),
-    (("fixed", "--quality", 0), "quality"),
-    (("fixed", "--quality", 1.2), "quality"),
-    (("linear", "--sequence", "RCX"), "neither paired-epochs nor paired-rounds"),
-    (("adaptive", "--sequence", "CCC"), "no R epoch"),
-    (("adaptive", "--patience", 0), "patience"),
-    (("random", "--low", .75, "--high", .5), "above --high"),
-    (("linear", "--same-order", "--sequence", "paired-rounds"), "--same-order"),
-    (("adaptive", "--windows", 7), "--windows"),
-    (("baseline", "--match", "nowhere"), "is it a run folder"),
-])
-def test_methods_refuse_what_cannot_be(run: Run, dataset: Dataset, tmp_path: Path, words: tuple[object, ...], message: str) -> None:
-    refused(run("train", *words, "--data", dataset.folder, "--run", tmp_path / "run", "--model", "test_resnet"), 2, message)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("fixed", "--step", 0.3), "not 1/n"),
+        (("fixed", "--quality", 0), "quality"),
+        (("fixed", "--quality", 1.2), "quality"),
+        (("linear", "--sequence", "RCX"), "neither paired-epochs nor paired-rounds"),
+        (("adaptive", "--sequence", "CCC"), "no R epoch"),
+        (("adaptive", "--patience", 0), "patience"),
+        (("random", "--low", 0.75, "--high", 0.5), "above --high"),
+        (("linear", "--same-order", "--sequence", "paired-rounds"), "--same-order"),
+        (("adaptive", "--windows", 7), "--windows"),
+        (("baseline", "--match", "nowhere"), "is it a run folder"),
+    ],
+)
+def test_methods_refuse_what_cannot_be(
+    run: Run, dataset: Dataset, tmp_path: Path, words: tuple[object, ...], message: str
+) -> None:
+    refused(
+        run("train", *words, "--data", dataset.folder, "--run", tmp_path / "run", "--model", "test_resnet"),
+        2,
+        message,
+    )
     assert not (tmp_path / "run").exists()
 
 
-def test_a_last_batch_of_one_that_batch_norm_cannot_take_is_explained(run: Run, dataset: Dataset, tmp_path: Path) -> None:
-    result = run("train", "shared", "--data", dataset.folder, "--run", tmp_path / "run", "--model", "test_resnet", "--input-size", 16,
-                 "--batch-size", 23, "--epochs", 1, "--device", "cpu", "--threads", 1)
+def test_a_last_batch_of_one_that_batch_norm_cannot_take_is_explained(
+    run: Run, dataset: Dataset, tmp_path: Path
+) -> None:
+    result = run(
+        "train",
+        "shared",
+        "--data",
+        dataset.folder,
+        "--run",
+        tmp_path / "run",
+        "--model",
+        "test_resnet",
+        "--input-size",
+        16,
+        "--batch-size",
+        23,
+        "--epochs",
+        1,
+        "--device",
+        "cpu",
+        "--threads",
+        1,
+    )
     assert result.status == 1
     assert "choose a --batch-size that does not leave one of 24 images over" in result.err.splitlines()[-1]

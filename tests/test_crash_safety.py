@@ -39,8 +39,21 @@ TIMED = ("second", "memory", "energy", "environment")
 
 @pytest.fixture(scope="module")
 def settings(dataset: Dataset) -> Settings:
-    return validated({"method": "fixed", "data": str(dataset.folder), "model": "test_resnet", "input_size": 32, "batch_size": 4,
-                      "device": "cpu", "threads": 1, "reduction": "color", "sequence": "RC", "max_epochs": 3, "seed": 5})
+    return validated(
+        {
+            "method": "fixed",
+            "data": str(dataset.folder),
+            "model": "test_resnet",
+            "input_size": 32,
+            "batch_size": 4,
+            "device": "cpu",
+            "threads": 1,
+            "reduction": "color",
+            "sequence": "RC",
+            "max_epochs": 3,
+            "seed": 5,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +68,16 @@ def outcome(run: Path) -> dict[str, Any]:
     """Weights, optimizer and generators by hash, and the metrics less what was measured."""
     files = ("best/model", "last/model", "last/optimizer", "last/random")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {name: hashlib.sha256((run / f"{name}.safetensors").read_bytes()).hexdigest() for name in files} | {
-        "rows": [{k: v for k, v in row.items() if not any(t in k for t in TIMED)} for row in rows]}
+    return {
+        name: hashlib.sha256((run / f"{name}.safetensors").read_bytes()).hexdigest() for name in files
+    } | {"rows": [{k: v for k, v in row.items() if not any(t in k for t in TIMED)} for row in rows]}
 
 
 def small(value: int) -> dict[str, Any]:
-    return {"model": {"w": torch.full((1000,), float(value))}, "optimizer": {"m": torch.full((1000,), float(value))}}
+    return {
+        "model": {"w": torch.full((1000,), float(value))},
+        "optimizer": {"m": torch.full((1000,), float(value))},
+    }
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -74,12 +91,20 @@ def forked(work: Callable[[], None]) -> int:
     return os.waitpid(child, 0)[1]
 
 
-OPERATIONS = [(checkpoint, "save_file"), (checkpoint, "sync"), (checkpoint, "digest"), (shutil, "rmtree"), (Path, "rename"),
-              (Path, "mkdir"), (Path, "write_text")]
+OPERATIONS = [
+    (checkpoint, "save_file"),
+    (checkpoint, "sync"),
+    (checkpoint, "digest"),
+    (shutil, "rmtree"),
+    (Path, "rename"),
+    (Path, "mkdir"),
+    (Path, "write_text"),
+]
 
 
 def at_every_operation(patch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
     """`act` before each thing that a save does to the disk, and after it; and where a file is half written."""
+
     def acting(real: Callable[..., Any], name: str) -> Callable[..., Any]:
         def acted(*args: Any, **named: Any) -> Any:
             act()
@@ -87,7 +112,7 @@ def at_every_operation(patch: pytest.MonkeyPatch, act: Callable[[], None]) -> No
             if name in ("save_file", "write_text"):
                 file = args[1] if name == "save_file" else args[0]
                 content = file.read_bytes()
-                file.write_bytes(content[:len(content) // 2])
+                file.write_bytes(content[: len(content) // 2])
                 act()
                 file.write_bytes(content)
             act()
@@ -100,7 +125,9 @@ def at_every_operation(patch: pytest.MonkeyPatch, act: Callable[[], None]) -> No
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_sigkill_at_every_step_of_a_save_leaves_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool) -> None:
+def test_sigkill_at_every_step_of_a_save_leaves_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
     """Real SIGKILLs, one per operation of the third save: what loads is the second or the third, never a mixture."""
     seen = []
     for deadly in range(1, 200):
@@ -136,8 +163,9 @@ def test_sigkill_at_every_step_of_a_save_leaves_a_whole_one(tmp_path: Path, monk
     assert set(seen) == {2, 3}
 
 
-def test_a_run_killed_at_any_step_of_a_save_goes_on_to_the_same_end(settings: Settings, whole: Path, tmp_path: Path,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_at_any_step_of_a_save_goes_on_to_the_same_end(
+    settings: Settings, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The run folder is copied at every operation of the second epoch's save: what SIGKILL would have left there."""
     copies: list[Path] = []
     save = checkpoint.save
@@ -179,8 +207,13 @@ def test_a_run_killed_at_any_step_of_a_save_goes_on_to_the_same_end(settings: Se
 
 
 def test_a_real_sigkill_inside_a_save(settings: Settings, whole: Path, tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text("\n".join(f"{k} = {json.dumps(v)}" for k, v in settings.model_dump(exclude_defaults=True).items()
-                                               if k not in ("method", "data")))
+    (tmp_path / "c.toml").write_text(
+        "\n".join(
+            f"{k} = {json.dumps(v)}"
+            for k, v in settings.model_dump(exclude_defaults=True).items()
+            if k not in ("method", "data")
+        )
+    )
     program = """
 import os, signal, sys
 from qrdali.runs import checkpoint
@@ -194,8 +227,24 @@ def sync(path):
 checkpoint.sync = sync
 main()
 """
-    killed = subprocess.run([sys.executable, "-c", program, "train", "fixed", "--data", settings.data, "--run", str(tmp_path / "run"),
-                             "--config", str(tmp_path / "c.toml")], capture_output=True, text=True, timeout=200)
+    killed = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            program,
+            "train",
+            "fixed",
+            "--data",
+            settings.data,
+            "--run",
+            str(tmp_path / "run"),
+            "--config",
+            str(tmp_path / "c.toml"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (tmp_path / "run" / "last.new").exists()
     run_training(settings, tmp_path / "run", True)
@@ -203,8 +252,9 @@ main()
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "state.json", "SHA256SUMS", "random.safetensors"])
-def test_a_damaged_newest_save_gives_way_to_the_one_before(settings: Settings, whole: Path, tmp_path: Path, file: str,
-                                                          capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_newest_save_gives_way_to_the_one_before(
+    settings: Settings, whole: Path, tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     content = bytearray((run / "last" / file).read_bytes())
@@ -239,19 +289,35 @@ def test_both_saves_damaged_are_named(settings: Settings, whole: Path, tmp_path:
         run_training(settings, tmp_path / "run", True)
 
 
-@pytest.mark.parametrize(("place", "value"), [
-    ("schedule", {"epoch": "x"}), ("schedule", {"position": 99}), ("schedule", {"round": []}), ("schedule", None),
-    ("totals", {"seconds": "1"}), ("totals", {"steps": 1}), ("optimizer", []), ("optimizer", {"plain": {"x": {}}}), ("stage_row", 3),
-    ("epoch", {"step": 1}), ("epoch", {"step": 2, "images": 999, "loss": 1, "correct": 1, "seconds": 1, "waited": 1}), ("epoch", [1]),
-    ("data", "other")])
-def test_a_state_that_no_save_has_written_is_refused_in_one_line(settings: Settings, whole: Path, tmp_path: Path, place: str,
-                                                                value: Any) -> None:
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("schedule", {"epoch": "x"}),
+        ("schedule", {"position": 99}),
+        ("schedule", {"round": []}),
+        ("schedule", None),
+        ("totals", {"seconds": "1"}),
+        ("totals", {"steps": 1}),
+        ("optimizer", []),
+        ("optimizer", {"plain": {"x": {}}}),
+        ("stage_row", 3),
+        ("epoch", {"step": 1}),
+        ("epoch", {"step": 2, "images": 999, "loss": 1, "correct": 1, "seconds": 1, "waited": 1}),
+        ("epoch", [1]),
+        ("data", "other"),
+    ],
+)
+def test_a_state_that_no_save_has_written_is_refused_in_one_line(
+    settings: Settings, whole: Path, tmp_path: Path, place: str, value: Any
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     (run / "last" / "SHA256SUMS").unlink()  # made by someone who knows that it would not agree
     state = json.loads((run / "last" / "state.json").read_text())
     state["schedule"]["ended"] = ""
-    state[place] = {**state[place], **value} if isinstance(value, dict) and isinstance(state[place], dict) else value
+    state[place] = (
+        {**state[place], **value} if isinstance(value, dict) and isinstance(state[place], dict) else value
+    )
     (run / "last" / "state.json").write_text(json.dumps(state))
     with pytest.raises(RunError, match="does not fit this run|has changed since") as raised:
         run_training(settings, run, True)
@@ -260,7 +326,12 @@ def test_a_state_that_no_save_has_written_is_refused_in_one_line(settings: Setti
 
 def test_sha256sum_agrees_and_a_flipped_bit_is_noticed(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole / "best", tmp_path / "best")
-    checked = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path / "best", capture_output=True, text=True)
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"],
+        cwd=tmp_path / "best",
+        capture_output=True,
+        text=True,
+    )
     assert checked.stdout.splitlines() == ["model.safetensors: OK", "state.json: OK"]
     weights = tmp_path / "best" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
@@ -296,7 +367,9 @@ def test_a_reader_beside_a_writer_never_sees_a_mixture(tmp_path: Path) -> None:
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 32 MB of its own; skips where none can be mounted."""
     (tmp_path / "disk").mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(tmp_path / "disk")], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(tmp_path / "disk")], capture_output=True
+    ).returncode:
         pytest.skip("no file system can be mounted here")
     try:
         yield tmp_path / "disk"
@@ -305,8 +378,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("when", ["last", "best", "metrics"])
-def test_a_full_disk_stops_the_run_and_damages_nothing(settings: Settings, whole: Path, disk: Path, monkeypatch: pytest.MonkeyPatch,
-                                                       when: str) -> None:
+def test_a_full_disk_stops_the_run_and_damages_nothing(
+    settings: Settings, whole: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
     filler = disk / "filler"
 
     def fill(left: int) -> None:
@@ -323,7 +397,9 @@ def test_a_full_disk_stops_the_run_and_damages_nothing(settings: Settings, whole
     def appending(folder: Path, row: dict[str, Any]) -> None:
         if when == "metrics" and row["epoch"] == 2:
             fill(0)
-            monkeypatch.setattr(json, "dumps", lambda row, **_: "x" * 100_000)  # more than is left of its page
+            monkeypatch.setattr(
+                json, "dumps", lambda row, **_: "x" * 100_000
+            )  # more than is left of its page
         append(folder, row)
 
     monkeypatch.setattr(checkpoint, "save", saving)
@@ -337,7 +413,10 @@ def test_a_full_disk_stops_the_run_and_damages_nothing(settings: Settings, whole
             return len(seen) / 10
 
         monkeypatch.setattr(trainer.PredictionRows, "accuracy", property(better))
-    with pytest.raises(RunError, match=r"No space left on device.*nothing that was complete is damaged, last/ holds epoch 1; .*--resume"):
+    with pytest.raises(
+        RunError,
+        match=r"No space left on device.*nothing that was complete is damaged, last/ holds epoch 1; .*--resume",
+    ):
         run_training(settings, disk / "run", False)
     monkeypatch.undo()
     assert not list(disk.rglob("*.new"))
@@ -348,14 +427,18 @@ def test_a_full_disk_stops_the_run_and_damages_nothing(settings: Settings, whole
         assert outcome(disk / "run") == outcome(whole)
 
 
-def test_a_full_disk_where_none_can_be_mounted(settings: Settings, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_where_none_can_be_mounted(
+    settings: Settings, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_file = checkpoint.save_file
 
     def full(tensors: checkpoint.Tensors, file: Path) -> None:
         save_file(tensors, file)
         if file.parent.name == "last.new" and (tmp_path / "run" / "last.old").exists():
             file.write_bytes(file.read_bytes()[:100])
-            raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(errno.ENOSPC)} (os error 28)")
+            raise SafetensorError(
+                f"Error while serializing: I/O error: {os.strerror(errno.ENOSPC)} (os error 28)"
+            )
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(RunError, match=r"No space left on device.*last/ holds epoch 2;"):
@@ -373,25 +456,32 @@ def test_a_read_only_folder_is_refused(settings: Settings, whole: Path, disk: Pa
     before = {path: path.stat().st_mtime_ns for path in disk.rglob("*")}
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     for run, resume in ((disk / "run", True), (disk / "new", False)):
-        with pytest.raises(RunError, match=r"cannot be written \(Read-only file system\): nothing has been changed"):
+        with pytest.raises(
+            RunError, match=r"cannot be written \(Read-only file system\): nothing has been changed"
+        ):
             run_training(settings, run, resume)
     assert {path: path.stat().st_mtime_ns for path in disk.rglob("*")} == before
 
 
-def test_a_second_process_is_refused_and_evaluate_is_not(settings: Settings, whole: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_evaluate_is_not(
+    settings: Settings, whole: Path, dataset: Dataset, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "last")  # last.old is there: not finished
     with runs.lock_run_folder(run):
-        with pytest.raises(RunError, match=f"is being trained by process {os.getpid()} on {platform.node()}: wait"):
+        with pytest.raises(
+            RunError, match=f"is being trained by process {os.getpid()} on {platform.node()}: wait"
+        ):
             run_training(settings, run, True)
         assert Evaluator(run, device="cpu").split(dataset.folder, "test")["images"] == 12
     run_training(settings, run, True)
     assert outcome(run) == outcome(whole)
 
 
-def test_of_two_processes_that_begin_the_same_run_the_later_is_refused(settings: Settings, tmp_path: Path,
-                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_processes_that_begin_the_same_run_the_later_is_refused(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     create, run = models.create, tmp_path / "run"
 
     def slow(*args: Any, **named: Any) -> Any:
@@ -421,8 +511,15 @@ def test_a_refusal_leaves_no_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("value", "save_every"), [("nan", ""), ("inf", ""), ("nan", "1")])
-def test_a_loss_that_is_no_number_stops_before_it_is_saved(settings: Settings, whole: Path, dataset: Dataset, tmp_path: Path, value: str,
-                                                          save_every: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(
+    settings: Settings,
+    whole: Path,
+    dataset: Dataset,
+    tmp_path: Path,
+    value: str,
+    save_every: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real, calls = torch.nn.CrossEntropyLoss.forward, [0]
 
     def spoilt(self: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -436,7 +533,10 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(settings: Settings, w
     order = EpochPlan(24, 4, FULL_QUALITY, 4, settings.seed, 2, True, "flip")
     samples = ", ".join(map(str, order.batch(1).tolist()))
     saved = "epoch 1 and 1 steps of the next" if save_every else "epoch 1"
-    with pytest.raises(RunError, match=f"epoch 2: the loss of step 2 is {value} \\(samples {samples}\\).*last/ holds {saved};"):
+    with pytest.raises(
+        RunError,
+        match=f"epoch 2: the loss of step 2 is {value} \\(samples {samples}\\).*last/ holds {saved};",
+    ):
         run_training(chosen, run, False)
     assert calls[0] == (6 + 2 if save_every else 6 + 3)
     assert all(torch.isfinite(w).all() for w in load_file(run / "last" / "model.safetensors").values())
@@ -457,18 +557,25 @@ def test_weights_that_are_no_numbers_are_named_with_the_last_samples() -> None:
     finite.record(9, torch.tensor(1.0), torch.arange(20))
     finite.record(10, torch.tensor(1.0), torch.arange(20) + 100)
     listed = ", ".join(map(str, range(100, 116)))
-    with pytest.raises(ValueError, match=f"the weights bias are not finite after a step from 9 to 10 .*last: {listed} and 4 more"):
+    with pytest.raises(
+        ValueError,
+        match=f"the weights bias are not finite after a step from 9 to 10 .*last: {listed} and 4 more",
+    ):
         finite.verify(model)
 
 
 def test_a_benchmark_that_is_terminated_leaves_nothing_behind(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-m", "qrdali", "bench", "loader", "--rounds", "1"], stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(tmp_path)}) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "qrdali", "bench", "loader", "--rounds", "1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as process:
         try:
             for _ in range(600):
                 if any(tmp_path.rglob("*.jpg")) or process.poll() is not None:
                     break
-                time.sleep(.1)
+                time.sleep(0.1)
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 143
         finally:

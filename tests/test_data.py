@@ -45,7 +45,7 @@ def test_what_cannot_be_decoded_is_listed_and_stays_out(tmp_path: Path) -> None:
     tree(tmp_path / "r", "a/good.jpg", "b/good.jpg")
     whole = picture("red-striped-disc", (1,), (80, 60))
     for share in (1, 50, 99):
-        (folder / f"cut{share}.jpg").write_bytes(whole[:len(whole) * share // 100])
+        (folder / f"cut{share}.jpg").write_bytes(whole[: len(whole) * share // 100])
     (folder / "zero.jpg").write_bytes(b"")
     (folder / "garbage.png").write_bytes(os.urandom(500))
     Image.new("P", (4, 4)).save(folder / "gif.jpg", "GIF")
@@ -69,7 +69,7 @@ def test_what_cannot_be_decoded_is_listed_and_stays_out(tmp_path: Path) -> None:
 def test_no_verify_trusts_headers(tmp_path: Path) -> None:
     tree(tmp_path / "r", "a/good.jpg", "b/good.jpg")
     whole = picture("red-striped-disc", (1,), (80, 60))
-    (tmp_path / "r/train/a/cut.jpg").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "r/train/a/cut.jpg").write_bytes(whole[: len(whole) // 2])
     assert build(tmp_path / "r", tmp_path / "d", verify=False).images == {"train": 3}
 
 
@@ -99,8 +99,15 @@ def test_refusals_leave_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("flat", ["train", "val"])
 def test_a_flat_split_is_refused(tmp_path: Path, flat: str) -> None:
     for split in ("train", "val"):
-        tree(tmp_path / "root", *(["x.jpg", "y.JPEG", "note.txt"] if split == flat else ["a/x.jpg", "b/x.jpg"]), split=split)
-    with pytest.raises(InputError, match=rf"root/{flat} holds 2 image file\(s\) and no class folder: .*`qrdali data imagenet`$"):
+        tree(
+            tmp_path / "root",
+            *(["x.jpg", "y.JPEG", "note.txt"] if split == flat else ["a/x.jpg", "b/x.jpg"]),
+            split=split,
+        )
+    with pytest.raises(
+        InputError,
+        match=rf"root/{flat} holds 2 image file\(s\) and no class folder: .*`qrdali data imagenet`$",
+    ):
         build(tmp_path / "root", tmp_path / "d")
     assert [p.name for p in tmp_path.iterdir()] == ["root"]
 
@@ -108,7 +115,10 @@ def test_a_flat_split_is_refused(tmp_path: Path, flat: str) -> None:
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:
     tree(tmp_path / "root", "a/x.jpg", "b/x.jpg")
     build(tmp_path / "root", tmp_path / "d")
-    with pytest.raises(InputError, match="has no split 'val': it has train; `qrdali data minival` cuts one from train, .*--val-share"):
+    with pytest.raises(
+        InputError,
+        match="has no split 'val': it has train; `qrdali data minival` cuts one from train, .*--val-share",
+    ):
         Dataset.open(tmp_path / "d").index("val")
     with pytest.raises(InputError, match="has no split 'test': it has train$"):
         Dataset.open(tmp_path / "d").index("test")
@@ -128,8 +138,11 @@ def test_damaged_data_sets(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "classes.tsv").write_text("label\tname\n1\ta\n")
     with pytest.raises(RunError, match="line 2"):
         Dataset.open(tmp_path)
-    for content, said in ((b"", "is empty and lists no class"), (b"label\tname\n", "lists no class but has 'label"),
-                          (b"\x1b[31mjunk", r"lists no class but has '[^\x1b]*junk'")):
+    for content, said in (
+        (b"", "is empty and lists no class"),
+        (b"label\tname\n", "lists no class but has 'label"),
+        (b"\x1b[31mjunk", r"lists no class but has '[^\x1b]*junk'"),
+    ):
         (tmp_path / "classes.tsv").write_bytes(content)
         with pytest.raises(RunError, match=rf"classes\.tsv {said}.*: index again$"):
             Dataset.open(tmp_path)
@@ -161,7 +174,9 @@ def test_full_size_shapes_are_as_heavy_as_photographs() -> None:
 
 
 @pytest.mark.parametrize("most", [1 << 28, 0], ids=["mapped", "read"])
-def test_rows_are_found_in_many_record_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_rows_are_found_in_many_record_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
     monkeypatch.setattr("qrdali.data.index.ROWS", 4)
     monkeypatch.setattr("qrdali.data.index_columns.MAPPED", most)
     writer = Writer(tmp_path / "x.arrow")
@@ -171,7 +186,14 @@ def test_rows_are_found_in_many_record_batches(tmp_path: Path, monkeypatch: pyte
     index = Index(tmp_path / "x.arrow", 7)
     shuffled = np.random.default_rng(0).permutation(50)
     assert (str(tmp_path) in Path("/proc/self/maps").read_text()) == bool(most)
-    for samples in (np.arange(50), shuffled, shuffled[:5], np.array([49, 0, 0]), np.tile(np.arange(8), 9), np.arange(0)):
+    for samples in (
+        np.arange(50),
+        shuffled,
+        shuffled[:5],
+        np.array([49, 0, 0]),
+        np.tile(np.arange(8), 9),
+        np.arange(0),
+    ):
         assert index.paths(samples) == [f"/{i}.jpg" for i in samples]
         assert index.labels(samples).tolist() == (samples % 7).tolist()
         assert index.sizes(samples).tolist() == [[200 + i, 100 + i] for i in samples.tolist()]
@@ -180,7 +202,9 @@ def test_rows_are_found_in_many_record_batches(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("most", [1 << 28, 0], ids=["mapped", "read"])
-def test_a_large_index_is_checked_where_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_a_large_index_is_checked_where_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
     monkeypatch.setattr("qrdali.data.index_columns.MAPPED", most)
     writer = Writer(tmp_path / "x.arrow")
     for label, side in ((0, 5), (9, 5), (1, 0), (1, 5)):

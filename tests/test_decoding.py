@@ -58,11 +58,15 @@ def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
 
 
 def test_a_child_says_its_answers(patient: Callable[..., Answer]) -> None:
-    assert patient("well", 1, None, "it's", True) == Answer(({"values": [1, None, "it's", True]}, {"more": 1}), None)
+    assert patient("well", 1, None, "it's", True) == Answer(
+        ({"values": [1, None, "it's", True]}, {"more": 1}), None
+    )
     assert patient("chatter") == Answer(({"said": 1},), None)
 
 
-@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_CORE)[1] == 0, reason="no process here may leave a core file")
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_CORE)[1] == 0, reason="no process here may leave a core file"
+)
 def test_a_crash_leaves_no_core_file(patient: Callable[..., Answer]) -> None:
     before = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
@@ -72,29 +76,41 @@ def test_a_crash_leaves_no_core_file(patient: Callable[..., Answer]) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, before)
 
 
-@pytest.mark.parametrize(("function", "said", "failure"), [
-    ("ill", 1, "ValueError: no way"), ("crash", 1, "crashed: SIGSEGV"), ("leave", 0, "the reason"), ("silent", 0, "ended with status 3"),
-    ("absent", 0, "AttributeError: module 'patient' has no attribute 'absent'")])
-def test_what_happens_to_a_child_is_an_answer(patient: Callable[..., Answer], function: str, said: int, failure: str) -> None:
+@pytest.mark.parametrize(
+    ("function", "said", "failure"),
+    [
+        ("ill", 1, "ValueError: no way"),
+        ("crash", 1, "crashed: SIGSEGV"),
+        ("leave", 0, "the reason"),
+        ("silent", 0, "ended with status 3"),
+        ("absent", 0, "AttributeError: module 'patient' has no attribute 'absent'"),
+    ],
+)
+def test_what_happens_to_a_child_is_an_answer(
+    patient: Callable[..., Answer], function: str, said: int, failure: str
+) -> None:
     assert patient(function) == Answer(({"begun": 1},) * said, failure)
 
 
 def test_a_child_that_hangs_is_killed_with_its_own(patient: Callable[..., Answer], tmp_path: Path) -> None:
     begun = time.monotonic()
-    assert patient("hang", str(tmp_path / "pids"), limit=1.5) == Answer(({"begun": 1},), "no answer within 1.5 s")
+    assert patient("hang", str(tmp_path / "pids"), limit=1.5) == Answer(
+        ({"begun": 1},), "no answer within 1.5 s"
+    )
     assert time.monotonic() - begun < 8
     for pid in (tmp_path / "pids").read_text().split():
         for _ in range(50):
             state = Path(f"/proc/{pid}/stat")
             if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
                 break
-            time.sleep(.1)
+            time.sleep(0.1)
         else:
             pytest.fail(f"process {pid} lives on")
 
 
-def test_nothing_in_the_working_directory_is_imported(patient: Callable[..., Answer], tmp_path: Path,
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_in_the_working_directory_is_imported(
+    patient: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trap = tmp_path / "trap"
     trap.mkdir()
     for name in ("json", "signal", "resource", "qrdali", "numpy"):
@@ -142,7 +158,11 @@ def test_a_window_one_pixel_off_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
     said: list[dict[str, Any]] = []
     decoding.trial_in_child(said.append, None, True)
     assert said == [{"difference": 0.0}]
-    monkeypatch.setattr(ops, "read", lambda path, start, shape, device, whole: right(path, start - (start > 0), shape, device, whole))
+    monkeypatch.setattr(
+        ops,
+        "read",
+        lambda path, start, shape, device, whole: right(path, start - (start > 0), shape, device, whole),
+    )
     with pytest.raises(ValueError, match="wrong pixels: a baseline JPEG differs from Pillow's by"):
         decoding.trial_in_child(said.append, None, True)
 
@@ -168,9 +188,22 @@ def test_what_was_found_is_remembered_by_place(cache: Path) -> None:
     assert [file.name for file in cache.parent.iterdir()] == ["decoding.json"]
 
 
-@pytest.mark.parametrize("damage", [
-    b"", b"{", b"[]", b"null", b'{"one": true}', b'{"one": {"works": "yes", "reason": ""}}', b'{"one": {"works": 1, "reason": ""}}',
-    b'{"one": {"reason": ""}}', b"\xff\xfe", b"[" * 60_000, b'{"one": {"works": true, "reason": "' + b"x" * 270_000 + b'"}}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"one": true}',
+        b'{"one": {"works": "yes", "reason": ""}}',
+        b'{"one": {"works": 1, "reason": ""}}',
+        b'{"one": {"reason": ""}}',
+        b"\xff\xfe",
+        b"[" * 60_000,
+        b'{"one": {"works": true, "reason": "' + b"x" * 270_000 + b'"}}',
+    ],
+)
 def test_a_damaged_memory_is_none_and_is_made_anew(cache: Path, damage: bytes) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_bytes(damage)
@@ -179,7 +212,9 @@ def test_a_damaged_memory_is_none_and_is_made_anew(cache: Path, damage: bytes) -
     assert recall("one") == TrialResult(False, "no")
 
 
-def test_a_memory_that_cannot_be_kept_is_forgotten(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_memory_that_cannot_be_kept_is_forgotten(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     cache.mkdir(parents=True)  # a folder where the file should be
     remember("one", TrialResult(True))
     assert recall("one") is None
@@ -266,8 +301,13 @@ def test_a_card_that_cannot_be_told_from_another_is_tried_each_time(card: Card) 
     assert card.trials == [(1, False)] * 2
 
 
-def test_on_a_cpu_training_starts_no_process_and_says_its_path(dataset: Dataset, tmp_path: Path, cache: Path,
-                                                               monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_cpu_training_starts_no_process_and_says_its_path(
+    dataset: Dataset,
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     from qrdali.training.trainer import Trainer
     from qrdali.workflows.train import run_training
 
@@ -281,8 +321,21 @@ def test_on_a_cpu_training_starts_no_process_and_says_its_path(dataset: Dataset,
     monkeypatch.setattr(subprocess, "Popen", refused)
     monkeypatch.setattr(os, "fork", refused)
     monkeypatch.setattr(Trainer, "fit", fit)
-    run_training(validated({"method": "shared", "data": str(dataset.folder), "model": "test_resnet", "input_size": 32, "device": "cpu",
-                            "batch_size": 8, "threads": 1}), tmp_path / "run", False)
+    run_training(
+        validated(
+            {
+                "method": "shared",
+                "data": str(dataset.folder),
+                "model": "test_resnet",
+                "input_size": 32,
+                "device": "cpu",
+                "batch_size": 8,
+                "threads": 1,
+            }
+        ),
+        tmp_path / "run",
+        False,
+    )
     assert "4 classes, CPU, regions decoded on the CPU\n" in capsys.readouterr().err
     assert not cache.exists()
 
@@ -291,5 +344,3 @@ def test_threads_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(engine, "processors", lambda: Processors(64, 64, 2.0))
     cpu = torch.device("cpu")
     assert [engine_for(cpu, threads, [].append).threads for threads in (None, 0, 5)] == [2, 2, 5]
-
-

@@ -21,8 +21,12 @@ from qrdali.reduction.neighbors import (
 )
 from qrdali.reduction.quality import bin_width, round_half_up, scaled_size
 
-MOVING = {"color": (True, False, False), "crop": (False, True, False), "resolution": (False, False, True),
-          "combination": (True, True, True)}
+MOVING = {
+    "color": (True, False, False),
+    "crop": (False, True, False),
+    "resolution": (False, False, True),
+    "combination": (True, True, True),
+}
 reductions = st.sampled_from(sorted(MOVING))
 sides = st.one_of(st.integers(1, 12), st.integers(13, 700))
 
@@ -36,7 +40,9 @@ def states(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     levels = np.array([[draw(st.integers(0, n - 1)) for _ in range(3)] for _ in range(count)], np.uint8)
     hw = scaled_size(sizes, levels[:, 1], n)
     free = sizes - hw
-    places = np.array([[draw(st.integers(0, int(y))), draw(st.integers(0, int(x)))] for y, x in free], np.int32)
+    places = np.array(
+        [[draw(st.integers(0, int(y))), draw(st.integers(0, int(x)))] for y, x in free], np.int32
+    )
     return levels, window_of(levels, places, sizes, n), sizes, n
 
 
@@ -49,7 +55,8 @@ def looks(levels: np.ndarray, window: np.ndarray, n: int) -> tuple[object, ...]:
 @settings(max_examples=200, deadline=None)
 @given(states(), reductions, st.sampled_from([5, 9]))
 def test_a_neighbour_is_one_live_level_below_in_one_dimension(
-        state: tuple[np.ndarray, np.ndarray, np.ndarray, int], reduction: str, windows: int) -> None:
+    state: tuple[np.ndarray, np.ndarray, np.ndarray, int], reduction: str, windows: int
+) -> None:
     levels, window, sizes, n = state
     found = neighbors_of(levels, window, sizes, MOVING[reduction], n, windows)
     dimensions = column_dimensions(MOVING[reduction], windows)
@@ -64,7 +71,7 @@ def test_a_neighbour_is_one_live_level_below_in_one_dimension(
                     below[dimension] = level
                     w = window[i].copy()
                     if dimension == 1:
-                        w[2:] = scaled_size(sizes[i:i + 1], np.array([level]), n)[0]
+                        w[2:] = scaled_size(sizes[i : i + 1], np.array([level]), n)[0]
                     assert looks(below, w, n) == looks(old, window[i], n)
                 continue
             assert (new != old).tolist() == [d == dimension for d in range(3)]
@@ -75,7 +82,7 @@ def test_a_neighbour_is_one_live_level_below_in_one_dimension(
                 between[dimension] = level
                 w = window[i].copy()
                 if dimension == 1:
-                    w[2:] = scaled_size(sizes[i:i + 1], np.array([level]), n)[0]
+                    w[2:] = scaled_size(sizes[i : i + 1], np.array([level]), n)[0]
                 assert looks(between, w, n) == looks(old, window[i], n)
             top, left, h, w_ = found.window[i, k].tolist()
             t0, l0, h0, w0 = window[i].tolist()
@@ -84,7 +91,7 @@ def test_a_neighbour_is_one_live_level_below_in_one_dimension(
             assert top + h <= t0 + h0
             assert left + w_ <= l0 + w0
             if dimension == 1:
-                assert [h, w_] == scaled_size(sizes[i:i + 1], new[1:2], n)[0].tolist()
+                assert [h, w_] == scaled_size(sizes[i : i + 1], new[1:2], n)[0].tolist()
                 a = ANCHORS[windows][k - dimensions.index(1)]
                 assert [top - t0, left - l0] == round_half_up(a * (window[i, 2:] - [h, w_])).tolist()
             else:
@@ -98,15 +105,17 @@ def test_a_neighbour_is_one_live_level_below_in_one_dimension(
 def test_the_choice_is_among_the_correct_and_follows_the_preference(data: st.DataObject) -> None:
     k = data.draw(st.integers(1, 7))
     ok = np.array([[data.draw(st.booleans()) for _ in range(k)]])
-    confidence = np.array([[data.draw(st.sampled_from([.1, .5, .9])) for _ in range(k)]])
+    confidence = np.array([[data.draw(st.sampled_from([0.1, 0.5, 0.9])) for _ in range(k)]])
     size = np.array([[data.draw(st.integers(1, 3)) for _ in range(k)]])
     for entropy in (None, size):
         (choice,) = choose_neighbor(ok, confidence, entropy)
         allowed = [i for i in range(k) if ok[0, i]]
         assert (choice == -1) == (not allowed)
         if allowed:
+
             def key(i: int, entropy: np.ndarray | None = entropy) -> tuple[float, ...]:
                 return (-confidence[0, i], i) if entropy is None else (entropy[0, i], -confidence[0, i], i)
+
             assert choice == min(allowed, key=key)
 
 
@@ -115,7 +124,13 @@ def test_neighbours_by_hand() -> None:
     window = window_of(levels, np.zeros((1, 2), np.int32), sizes, 4)
     found = neighbors_of(levels, window, sizes, (True, True, True), 4)
     assert found.levels[0].tolist() == [[1, 0, 0], [0, 0, 1]] + [[0, 1, 0]] * 5
-    assert found.window[0, 2:].tolist() == [[0, 0, 87, 173], [0, 27, 87, 173], [13, 0, 87, 173], [13, 27, 87, 173], [7, 14, 87, 173]]
+    assert found.window[0, 2:].tolist() == [
+        [0, 0, 87, 173],
+        [0, 27, 87, 173],
+        [13, 0, 87, 173],
+        [13, 27, 87, 173],
+        [7, 14, 87, 173],
+    ]
     assert found.size[0].tolist() == [[100, 200], [87, 173]] + [[87, 173]] * 5
     assert found.bin_width[0].tolist() == [4, 1, 1, 1, 1, 1, 1]
     after, moved = accept_neighbor(levels, window, found, np.array([3]))
@@ -137,7 +152,8 @@ def test_dead_levels_are_skipped_and_the_lowest_is_final() -> None:
 @settings(max_examples=60, deadline=None)
 @given(reductions, st.integers(0, 30), st.sampled_from([4, 20]), sides, sides, st.integers(0, 10))
 def test_online_steps_go_one_dimension_after_another_and_can_be_undone(
-        reduction: str, steps: int, n: int, h: int, w: int, seed: int) -> None:
+    reduction: str, steps: int, n: int, h: int, w: int, seed: int
+) -> None:
     sizes = np.array([[h, w]], np.int32)
     anchors = np.random.default_rng(seed).random((60, 1, 2))
     before = levels_after(np.array([steps]), sizes, MOVING[reduction], n, lambda t: anchors[t])
@@ -160,8 +176,8 @@ def test_drawn_levels_cover_their_range_evenly_and_depend_on_the_epoch() -> None
     a, b = (RandomLevels((True, False, True), 0, 3, 7, epoch).for_samples(samples) for epoch in (1, 2))
     assert (a[:, 0] == a[:, 2]).all()
     assert not a[:, 1].any()
-    assert (np.abs(np.bincount(a[:, 0], minlength=4) / 4000 - .25) < .03).all()
-    assert .6 < (a[:, 0] != b[:, 0]).mean() < .9
+    assert (np.abs(np.bincount(a[:, 0], minlength=4) / 4000 - 0.25) < 0.03).all()
+    assert 0.6 < (a[:, 0] != b[:, 0]).mean() < 0.9
     assert (RandomLevels((True, False, True), 0, 3, 7, 1).for_samples(samples[100:110]) == a[100:110]).all()
 
 

@@ -37,8 +37,13 @@ def settings(dataset: Dataset, **values: Any) -> Settings:
 
 
 def switches() -> tuple[bool, ...]:
-    return (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
-            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory)
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.benchmark,
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
 
 
 IN_FORCE = (True, False, True, False, True)
@@ -67,17 +72,31 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, tuple[bool, ...]]]
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_in_force_in_every_pass(dataset: Dataset, tmp_path: Path, seen: list[tuple[bool, tuple[bool, ...]]], wanted: bool) -> None:
+def test_in_force_in_every_pass(
+    dataset: Dataset, tmp_path: Path, seen: list[tuple[bool, tuple[bool, ...]]], wanted: bool
+) -> None:
     """Of training, validation and probes; afterwards of evaluation and of the search for MEPIs, without being told."""
     run = tmp_path / "run"
     outside = switches()
-    run_training(settings(dataset, method="adaptive", reduction="crop", patience=1, max_epochs=2, deterministic=wanted), run, False)
+    run_training(
+        settings(
+            dataset, method="adaptive", reduction="crop", patience=1, max_epochs=2, deterministic=wanted
+        ),
+        run,
+        False,
+    )
     assert {training for training, _ in seen} == {True, False}
     assert {found for _, found in seen} == {IN_FORCE if wanted else outside}
     assert read(run / "config.toml")["deterministic"] is wanted
     seen.clear()
-    for command, words in ((evaluate, []), (build_mepi, ["--reduction", "color", "--step", ".25", "--out", str(tmp_path / "mepi")])):
-        done = CliRunner().invoke(command, ["--run", str(run), "--data", str(dataset.folder), "--device", "cpu", "--threads", "1", *words])
+    for command, words in (
+        (evaluate, []),
+        (build_mepi, ["--reduction", "color", "--step", ".25", "--out", str(tmp_path / "mepi")]),
+    ):
+        done = CliRunner().invoke(
+            command,
+            ["--run", str(run), "--data", str(dataset.folder), "--device", "cpu", "--threads", "1", *words],
+        )
         assert done.exit_code == 0, done.output
         assert {found for _, found in seen} == {IN_FORCE if wanted else outside}
         seen.clear()
@@ -87,7 +106,9 @@ def test_on_a_cpu_it_changes_no_bit(dataset: Dataset, tmp_path: Path) -> None:
     """Nor does the trial step that asks torch: the network has batch norm."""
     for name, wanted in (("with", True), ("without", False)):
         run_training(settings(dataset, deterministic=wanted, epochs=2), tmp_path / name, False)
-    first, second = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("with", "without"))
+    first, second = (
+        load_file(tmp_path / name / "last" / "model.safetensors") for name in ("with", "without")
+    )
     assert all(torch.equal(first[key], second[key]) for key in first | second)
 
 
@@ -117,11 +138,14 @@ class Backward(torch.autograd.Function):
         return gradient
 
 
-def test_an_operation_without_such_a_form_is_named_before_anything_is_there(dataset: Dataset, tmp_path: Path,
-                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operation_without_such_a_form_is_named_before_anything_is_there(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(models, "create", lambda *args, **named: Refused(create(*args, **named), "training"))
     run = tmp_path / "run"
-    with pytest.raises(RunError, match="^put_ has no deterministic form on this device: give --no-deterministic, or") as error:
+    with pytest.raises(
+        RunError, match="^put_ has no deterministic form on this device: give --no-deterministic, or"
+    ) as error:
         run_training(settings(dataset, deterministic=True), run, False)
     assert "\n" not in str(error.value)
     assert not run.exists()
@@ -131,14 +155,18 @@ def test_an_operation_without_such_a_form_is_named_before_anything_is_there(data
 
 def test_an_operation_of_the_backward_pass_is_found_too() -> None:
     """And nothing is left of the trial, in statistics of batch norm, gradients or torch's generator."""
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(.5), nn.Flatten(), nn.LazyLinear(4))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(4)
+    )
     backward = nn.Sequential(nn.Conv2d(3, 3, 1), Refused(network, "backward"))
     network(torch.zeros(1, 3, 8, 8))
     before = [value.clone() for value in network.state_dict().values()]
     state = torch.get_rng_state()
     with deterministic(True, "cpu"):
         module.require_deterministic_model(network, 8, 4, "off", torch.device("cpu"))
-        module.require_deterministic_model(network, 9, 4, "off", torch.device("cpu"))  # another failure: not its business
+        module.require_deterministic_model(
+            network, 9, 4, "off", torch.device("cpu")
+        )  # another failure: not its business
         with pytest.raises(RunError, match="put_ has no deterministic form"):
             module.require_deterministic_model(backward, 8, 4, "off", torch.device("cpu"))
     assert all(torch.equal(a, b) for a, b in zip(before, network.state_dict().values(), strict=True))
@@ -147,9 +175,15 @@ def test_an_operation_of_the_backward_pass_is_found_too() -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_an_operation_that_comes_later_ends_the_run_in_one_line(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "create", lambda *args, **named: Refused(create(*args, **named), "evaluation"))
-    with pytest.raises(RunError, match="^put_ has no deterministic form on this device: give --no-deterministic, or"):
+def test_an_operation_that_comes_later_ends_the_run_in_one_line(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        models, "create", lambda *args, **named: Refused(create(*args, **named), "evaluation")
+    )
+    with pytest.raises(
+        RunError, match="^put_ has no deterministic form on this device: give --no-deterministic, or"
+    ):
         run_training(settings(dataset, deterministic=True), tmp_path / "run", False)
 
 
@@ -157,7 +191,10 @@ def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="^something else$") as other, deterministic(True, "cpu"):
         raise RuntimeError("something else")
     assert not isinstance(other.value, RunError)
-    with pytest.raises(RunError, match="^x does not have a deterministic implementation$"), deterministic(True, "cpu"):
+    with (
+        pytest.raises(RunError, match="^x does not have a deterministic implementation$"),
+        deterministic(True, "cpu"),
+    ):
         raise RunError("x does not have a deterministic implementation")  # of a line that is one already
 
 
@@ -182,14 +219,35 @@ def test_a_change_is_shown_and_refused(dataset: Dataset, tmp_path: Path) -> None
     assert not runs.is_deterministic(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(("words", "expected"), [([], True), (["--no-deterministic"], False), (["--deterministic"], True)])
-def test_the_command_line_wins(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str],
-                               expected: bool) -> None:
+@pytest.mark.parametrize(
+    ("words", "expected"), [([], True), (["--no-deterministic"], False), (["--deterministic"], True)]
+)
+def test_the_command_line_wins(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: bool
+) -> None:
     found: list[tuple[bool, bool]] = []
-    monkeypatch.setattr(training, "run_training", lambda settings, *_: found.append((settings.deterministic, switches() == IN_FORCE)))
+    monkeypatch.setattr(
+        training,
+        "run_training",
+        lambda settings, *_: found.append((settings.deterministic, switches() == IN_FORCE)),
+    )
     (tmp_path / "config.toml").write_text("deterministic = true\n")
-    done = CliRunner().invoke(cli, ["train", "shared", "--data", str(dataset.folder), "--run", str(tmp_path / "run"), "--device", "cpu",
-                                    "--config", str(tmp_path / "config.toml"), *words])
+    done = CliRunner().invoke(
+        cli,
+        [
+            "train",
+            "shared",
+            "--data",
+            str(dataset.folder),
+            "--run",
+            str(tmp_path / "run"),
+            "--device",
+            "cpu",
+            "--config",
+            str(tmp_path / "config.toml"),
+            *words,
+        ],
+    )
     assert done.exit_code == 0, done.output
     assert found == [(expected, expected)]  # before the ranks meet, which begins CUDA
 
@@ -230,8 +288,13 @@ def test_cublas_is_told_before_cuda_begins(monkeypatch: pytest.MonkeyPatch) -> N
     with deterministic(True, "cuda"):  # what CUDA has begun with is still known
         assert os.environ[VARIABLE] == ":4096:8"
     del os.environ[VARIABLE]
-    with pytest.raises(InputError, match="CUDA has begun in this process without CUBLAS_WORKSPACE_CONFIG: set it to :4096:8"), \
-            deterministic(True, "cuda"):
+    with (
+        pytest.raises(
+            InputError,
+            match="CUDA has begun in this process without CUBLAS_WORKSPACE_CONFIG: set it to :4096:8",
+        ),
+        deterministic(True, "cuda"),
+    ):
         pass
 
 
@@ -247,8 +310,13 @@ def test_what_the_user_chose_stays(monkeypatch: pytest.MonkeyPatch, value: str) 
 def test_what_the_user_chose_is_refused_where_it_hinders(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(VARIABLE, value)
     cuda(monkeypatch, True, False)
-    with pytest.raises(InputError, match="CUBLAS_WORKSPACE_CONFIG is .*, with which cuBLAS does not repeat its results: unset") as error, \
-            deterministic(True, "auto"):
+    with (
+        pytest.raises(
+            InputError,
+            match="CUBLAS_WORKSPACE_CONFIG is .*, with which cuBLAS does not repeat its results: unset",
+        ) as error,
+        deterministic(True, "auto"),
+    ):
         pass
     assert str(error.value).isprintable()
     cuda(monkeypatch, False, False)
@@ -260,8 +328,12 @@ def test_in_two_ranks_a_kill_leaves_no_trace(dataset: Dataset, tmp_path: Path) -
     """A rank is killed, torchrun begins again; in every step of every rank it was in force."""
     found = []
     for name, kill in (("whole", None), ("killed", [1, 4])):
-        entry = {"run": str(tmp_path / name), "kill": kill, "switches": list(IN_FORCE),
-                 "settings": settings(dataset, epochs=2, save_every="2", deterministic=True).model_dump()}
+        entry = {
+            "run": str(tmp_path / name),
+            "kill": kill,
+            "switches": list(IN_FORCE),
+            "settings": settings(dataset, epochs=2, save_every="2", deterministic=True).model_dump(),
+        }
         done = torchrun(2, [entry], tmp_path / f"{name}-files", "--max-restarts", "1")
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(tmp_path / name)
@@ -271,7 +343,9 @@ def test_in_two_ranks_a_kill_leaves_no_trace(dataset: Dataset, tmp_path: Path) -
         assert all(torch.equal(first[key], second[key]) for key in first | second), file
 
 
-def test_a_matrix_sets_it(dataset: Dataset, tmp_path: Path, seen: list[tuple[bool, tuple[bool, ...]]]) -> None:
+def test_a_matrix_sets_it(
+    dataset: Dataset, tmp_path: Path, seen: list[tuple[bool, tuple[bool, ...]]]
+) -> None:
     """As a setting of [train], for the runs and for what is evaluated of them."""
     config = tmp_path / "matrix.toml"
     config.write_text(f"""out = {str(tmp_path / "out")!r}
@@ -293,9 +367,18 @@ runs = {{ methods = ["baseline"] }}
     assert "deterministic True → False" in str(refused.exception)
 
 
-@pytest.mark.parametrize(("device", "wanted", "expected"), [("auto", "true", ":4096:8"), ("auto", "false", None), ("cpu", "true", None)])
-def test_a_matrix_tells_cublas_before_its_first_run(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str,
-                                                    wanted: str, expected: str | None) -> None:
+@pytest.mark.parametrize(
+    ("device", "wanted", "expected"),
+    [("auto", "true", ":4096:8"), ("auto", "false", None), ("cpu", "true", None)],
+)
+def test_a_matrix_tells_cublas_before_its_first_run(
+    dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    wanted: str,
+    expected: str | None,
+) -> None:
     """Whichever of its runs wants it."""
     found: list[str | None] = []
 

@@ -22,21 +22,38 @@ DECAY = 0.75
 
 @pytest.fixture
 def settings(dataset: Dataset) -> Settings:
-    return validated({"method": "shared", "data": str(dataset.folder), "model": "test_resnet", "input_size": 32, "batch_size": 8,
-                      "device": "cpu", "threads": 1, "epochs": 1, "lr": 0.01, "seed": 3, "ema": DECAY})
+    return validated(
+        {
+            "method": "shared",
+            "data": str(dataset.folder),
+            "model": "test_resnet",
+            "input_size": 32,
+            "batch_size": 8,
+            "device": "cpu",
+            "threads": 1,
+            "epochs": 1,
+            "lr": 0.01,
+            "seed": 3,
+            "ema": DECAY,
+        }
+    )
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_the_average_is_validated_and_saved(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_average_is_validated_and_saved(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[dict[str, torch.Tensor]] = []
     answered: list[dict[str, torch.Tensor]] = []
     optimize, evaluate = learner.TrainStep._forward_backward, trainer.predict
 
     def passes(self: learner.TrainStep, *rest: Any) -> Any:
-        steps.append({name: value.detach().clone() for name, value in self.model.state_dict().items()})  # as the step before left them
+        steps.append(
+            {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        )  # as the step before left them
         return optimize(self, *rest)
 
     def asked(model: torch.nn.Module, *rest: Any, **named: Any) -> Any:
@@ -45,9 +62,13 @@ def test_the_average_is_validated_and_saved(settings: Settings, tmp_path: Path, 
 
     monkeypatch.setattr(learner.TrainStep, "_forward_backward", passes)
     monkeypatch.setattr(trainer, "predict", asked)
-    monkeypatch.setattr(trainer.PredictionRows, "accuracy", property(lambda rows: float(len(answered))))  # every epoch is the best
+    monkeypatch.setattr(
+        trainer.PredictionRows, "accuracy", property(lambda rows: float(len(answered)))
+    )  # every epoch is the best
     run_training(settings, tmp_path / "run", False)
-    last, best = (load_file(tmp_path / "run" / file) for file in ("last/ema.safetensors", "best/model.safetensors"))
+    last, best = (
+        load_file(tmp_path / "run" / file) for file in ("last/ema.safetensors", "best/model.safetensors")
+    )
     trained = load_file(tmp_path / "run" / "last" / "model.safetensors")
     assert same(best, last)
     assert same(answered[1], last)
@@ -61,7 +82,9 @@ def test_the_average_is_validated_and_saved(settings: Settings, tmp_path: Path, 
     assert all(int(last[name]) == 3 for name in last if name.endswith("num_batches_tracked"))
 
 
-def test_a_probe_asks_the_average_and_patience_takes_it_back(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_asks_the_average_and_patience_takes_it_back(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     probed: list[dict[str, torch.Tensor]] = []
     step, save = stages.descend_by_probe, checkpoint.save
 
@@ -78,9 +101,19 @@ def test_a_probe_asks_the_average_and_patience_takes_it_back(settings: Settings,
 
     monkeypatch.setattr(stages, "descend_by_probe", asking)
     monkeypatch.setattr(checkpoint, "save", saving)
-    monkeypatch.setattr(trainer.PredictionRows, "accuracy", property(lambda rows: 0.5))  # the first unit of a stage stays its best
-    chosen = validated({**settings.model_dump(), "method": "adaptive", "reduction": "color", "sequence": "CR", "patience": 1,
-                        "max_epochs": 5})
+    monkeypatch.setattr(
+        trainer.PredictionRows, "accuracy", property(lambda rows: 0.5)
+    )  # the first unit of a stage stays its best
+    chosen = validated(
+        {
+            **settings.model_dump(),
+            "method": "adaptive",
+            "reduction": "color",
+            "sequence": "CR",
+            "patience": 1,
+            "max_epochs": 5,
+        }
+    )
     run_training(chosen, tmp_path / "run", False)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in rows[1:5]] == [1, 1, 1, 1]

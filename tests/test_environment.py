@@ -68,7 +68,12 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> NVML:
 @pytest.fixture
 def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two packages, and zones that are parts of them or more than them."""
-    for zone, name in (("intel-rapl:0", "package-0"), ("intel-rapl:0:0", "core"), ("intel-rapl:1", "package-1"), ("intel-rapl:2", "psys")):
+    for zone, name in (
+        ("intel-rapl:0", "package-0"),
+        ("intel-rapl:0:0", "core"),
+        ("intel-rapl:1", "package-1"),
+        ("intel-rapl:2", "psys"),
+    ):
         (tmp_path / zone).mkdir()
         for file, text in (("name", name), ("energy_uj", "5000000"), ("max_energy_range_uj", "10000000")):
             (tmp_path / zone / file).write_text(f"{text}\n")
@@ -78,19 +83,43 @@ def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_environment_names_versions_and_machine() -> None:
     found = environment.environment(CPU)
-    assert list(found) == ["qrdali", "python", "torch", "torchvision", "timm", "dali", "numpy", "pillow", "platform", "cpu", "cores", "gpu",
-                           "driver"]
-    assert (found["numpy"], found["pillow"], found["python"]) == (np.__version__, PIL.__version__, platform.python_version())
+    assert list(found) == [
+        "qrdali",
+        "python",
+        "torch",
+        "torchvision",
+        "timm",
+        "dali",
+        "numpy",
+        "pillow",
+        "platform",
+        "cpu",
+        "cores",
+        "gpu",
+        "driver",
+    ]
+    assert (found["numpy"], found["pillow"], found["python"]) == (
+        np.__version__,
+        PIL.__version__,
+        platform.python_version(),
+    )
     assert found["torch"] == torch.__version__.partition("+")[0]
     assert found["dali"][0].isdigit()
     assert (found["gpu"], found["driver"]) == (None, None)
     assert json.loads(json.dumps(found)) == found
 
 
-def test_nothing_is_imported_for_it_and_a_package_that_is_not_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = ("import sys, torch; from qrdali.system.environment import environment; environment(torch.device('cpu'));"
-            "print([m for m in ('torchvision', 'timm', 'nvidia.dali', 'PIL') if m in sys.modules])")
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+def test_nothing_is_imported_for_it_and_a_package_that_is_not_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code = (
+        "import sys, torch; from qrdali.system.environment import environment; environment(torch.device('cpu'));"
+        "print([m for m in ('torchvision', 'timm', 'nvidia.dali', 'PIL') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        == "[]\n"
+    )
     monkeypatch.setitem(environment._PACKAGES, "dali", ("no-such-package",))
     assert environment.environment(CPU)["dali"] is None
 
@@ -152,7 +181,9 @@ def test_the_energy_of_a_cpu_is_its_packages(powercap: Path) -> None:
     assert used.used() is None
 
 
-@pytest.mark.parametrize(("file", "text"), [("energy_uj", None), ("energy_uj", "x"), ("max_energy_range_uj", "")])
+@pytest.mark.parametrize(
+    ("file", "text"), [("energy_uj", None), ("energy_uj", "x"), ("max_energy_range_uj", "")]
+)
 def test_half_of_a_machine_is_no_figure(powercap: Path, file: str, text: str | None) -> None:
     (powercap / "intel-rapl:1" / file).unlink()
     if text is not None:
@@ -162,7 +193,9 @@ def test_half_of_a_machine_is_no_figure(powercap: Path, file: str, text: str | N
     assert used.used() is None
 
 
-def test_a_counter_is_read_often_enough_to_follow_it_around(powercap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_counter_is_read_often_enough_to_follow_it_around(
+    powercap: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 1000.0
     monkeypatch.setattr(energy.time, "monotonic", lambda: now)
     used = EnergyMeter(CPU)
@@ -183,7 +216,7 @@ def test_memory_is_of_the_process_or_the_most_of_the_gpu(monkeypatch: pytest.Mon
     found = peak_memory(CPU)
     assert found["memory_of"] == "process"
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    assert found["peak_memory_mb"] == pytest.approx(int(status["VmHWM"].split()[0]) * 1024 / 1e6, rel=.02)
+    assert found["peak_memory_mb"] == pytest.approx(int(status["VmHWM"].split()[0]) * 1024 / 1e6, rel=0.02)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3_000_000_000, 8_000_000_000))
     for reserved, most in ((4_000_000_000, 5000), (6_000_000_000, 6000)):
         monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device, reserved=reserved: reserved)
@@ -199,8 +232,21 @@ def test_a_network_is_counted_with_its_own_classes_and_size() -> None:
 
 
 def settings(dataset: Dataset, **values: object) -> Settings:
-    return validated({"method": "adaptive", "reduction": "color", "sequence": "RC", "data": str(dataset.folder), "model": "test_resnet",
-                      "input_size": 32, "batch_size": 8, "device": "cpu", "threads": 1, "max_epochs": 2, **values})
+    return validated(
+        {
+            "method": "adaptive",
+            "reduction": "color",
+            "sequence": "RC",
+            "data": str(dataset.folder),
+            "model": "test_resnet",
+            "input_size": 32,
+            "batch_size": 8,
+            "device": "cpu",
+            "threads": 1,
+            "max_epochs": 2,
+            **values,
+        }
+    )
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
@@ -211,8 +257,9 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 def counting(powercap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every reading of a counter finds it half a joule on."""
     readings = iter(range(0, 10**9, 500_000))
-    monkeypatch.setattr(energy, "_number", lambda file: next(readings) if file.name == "energy_uj" else 10**15)
-
+    monkeypatch.setattr(
+        energy, "_number", lambda file: next(readings) if file.name == "energy_uj" else 10**15
+    )
 
 
 def test_a_network_whose_cost_torch_cannot_count_has_its_size() -> None:
@@ -227,29 +274,46 @@ def test_a_run_records_what_it_is_and_what_it_costs(dataset: Dataset, tmp_path: 
     start, *rows = rows_of(run)
     described = models.describe("test_resnet", 4, 32)
     assert start["environment"] == environment.environment(CPU)
-    assert start["network"] == {"model": "test_resnet", "input_size": 32, "parameters": described.parameters, "gmacs": described.gmacs}
+    assert start["network"] == {
+        "model": "test_resnet",
+        "input_size": 32,
+        "parameters": described.parameters,
+        "gmacs": described.gmacs,
+    }
     assert (start["images"], start["classes"]) == ({"train": 24, "val": 12}, 4)
     for row in rows:
         assert row["memory_of"] == "process"
         assert 50 < row["peak_memory_mb"] < 100_000
-        assert row["energy_joules"] == 2  # two packages, each read at the beginning and at the end of the epoch
+        assert (
+            row["energy_joules"] == 2
+        )  # two packages, each read at the beginning and at the end of the epoch
         assert "environment" not in row
     assert rows[0]["probe_energy_joules"] == 2
     assert "probe_energy_joules" not in rows[1]
 
 
-def test_without_a_counter_the_keys_are_absent(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_counter_the_keys_are_absent(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(energy, "POWERCAP", tmp_path / "nowhere")
     run_training(settings(dataset, max_epochs=1), tmp_path / "run", False)
     assert "peak_memory_mb" in rows_of(tmp_path / "run")[1]
     assert not any("energy" in key for row in rows_of(tmp_path / "run") for key in row)
 
 
-def test_another_environment_is_recorded_once(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, own = tmp_path / "run", settings(dataset, method="baseline", reduction="none", sequence="C", max_epochs=3, patience=9)
+def test_another_environment_is_recorded_once(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, own = (
+        tmp_path / "run",
+        settings(dataset, method="baseline", reduction="none", sequence="C", max_epochs=3, patience=9),
+    )
     run_training(own, run, False)
-    for processor, done, recorded in (("there", 1, [None, "there", None]), ("there", 2, [None, "there", None]),
-                                      ("elsewhere", 2, [None, "there", "elsewhere"])):
+    for processor, done, recorded in (
+        ("there", 1, [None, "there", None]),
+        ("there", 2, [None, "there", None]),
+        ("elsewhere", 2, [None, "there", "elsewhere"]),
+    ):
         state = json.loads((run / "last" / "state.json").read_text())
         state["schedule"].update(ended="", epoch=done)  # as if stopped after that epoch
         (run / "last" / "state.json").write_text(json.dumps(state))
@@ -259,7 +323,9 @@ def test_another_environment_is_recorded_once(dataset: Dataset, tmp_path: Path, 
         assert [row.get("environment", {}).get("cpu") for row in rows_of(run)[1:]] == recorded
 
 
-def test_an_interrupted_epoch_keeps_the_energy_it_has_used(dataset: Dataset, tmp_path: Path, counting: None) -> None:
+def test_an_interrupted_epoch_keeps_the_energy_it_has_used(
+    dataset: Dataset, tmp_path: Path, counting: None
+) -> None:
     import qrdali.cli.signals as command
 
     class Impatient(command.Stop):
@@ -275,12 +341,16 @@ def test_an_interrupted_epoch_keeps_the_energy_it_has_used(dataset: Dataset, tmp
     command.Stop = Impatient  # type: ignore[misc]
     try:
         with pytest.raises(SystemExit):
-            run_training(settings(dataset, method="baseline", reduction="none", sequence="C", max_epochs=1), run, False)
+            run_training(
+                settings(dataset, method="baseline", reduction="none", sequence="C", max_epochs=1), run, False
+            )
     finally:
         command.Stop = kept  # type: ignore[misc]
     saved = json.loads((run / "last" / "state.json").read_text())["epoch"]
-    assert saved["joules"] == 1.5 + .5
-    run_training(settings(dataset, method="baseline", reduction="none", sequence="C", max_epochs=1), run, True)
+    assert saved["joules"] == 1.5 + 0.5
+    run_training(
+        settings(dataset, method="baseline", reduction="none", sequence="C", max_epochs=1), run, True
+    )
     assert rows_of(run)[1]["energy_joules"] == 4
 
 
@@ -288,7 +358,12 @@ def test_bench_names_its_machine_as_before() -> None:
     from qrdali.workflows.bench_loader import machine
 
     assert list(machine()) == ["cpu", "cores", "gpu", "python", "torch", "dali"]
-    assert json.loads(CliRunner().invoke(cli, ["models", "test_resnet", "--json"]).stdout)["models"][0]["input_size"] == 160
+    assert (
+        json.loads(CliRunner().invoke(cli, ["models", "test_resnet", "--json"]).stdout)["models"][0][
+            "input_size"
+        ]
+        == 160
+    )
 
 
 def test_the_peak_is_the_runs_own_not_the_process() -> None:

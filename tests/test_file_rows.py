@@ -41,8 +41,16 @@ def test_rows_are_those_of_the_array(tmp_path: Path, dtype: type[np.generic], sh
     rows = open_npy(tmp_path / "x.npy")
     assert (len(rows), rows.shape, rows.dtype, rows.nbytes) == (ROWS, shape, dtype, array.nbytes)
     spread, near = draws.integers(0, ROWS, 32), 500 + draws.integers(0, 90, 32)
-    for pick in (spread, near, np.append(spread, near), np.sort(spread), np.arange(ROWS)[::-1], np.array([7, 7]), np.array([ROWS - 1]),
-                 np.arange(0)):
+    for pick in (
+        spread,
+        near,
+        np.append(spread, near),
+        np.sort(spread),
+        np.arange(ROWS)[::-1],
+        np.array([7, 7]),
+        np.array([ROWS - 1]),
+        np.arange(0),
+    ):
         assert rows[pick].dtype == dtype
         assert np.array_equal(rows[pick], array[pick])
     assert np.array_equal(rows.part(5, 900), array[5:900])
@@ -56,7 +64,11 @@ def test_what_lies_close_together_is_read_at_once(tmp_path: Path, monkeypatch: p
     np.save(tmp_path / "x.npy", np.arange(ROWS, dtype=np.int32))
     rows = open_npy(tmp_path / "x.npy")
     reads, before = [], ReadFile.read
-    monkeypatch.setattr(ReadFile, "read", lambda file, position, length: reads.append(length) or before(file, position, length))
+    monkeypatch.setattr(
+        ReadFile,
+        "read",
+        lambda file, position, length: reads.append(length) or before(file, position, length),
+    )
     rows[np.concatenate([np.arange(4000), np.arange(9000, 13000)])]
     assert reads == [16_000, 16_000]
 
@@ -68,8 +80,11 @@ def test_a_large_index_is_the_same_in_threads(tmp_path: Path, read: None) -> Non
         samples = np.random.default_rng(seed).integers(0, ROWS, 32)
         expected = [f"/{'x' * (i % 40)}/{i}.jpg" for i in samples.tolist()]
         sizes = np.stack([200 + samples % 700, 100 + samples % 900], axis=1)
-        return bool(index.paths(samples) == expected and np.array_equal(index.labels(samples), samples % 7)
-                    and np.array_equal(index.sizes(samples), sizes))
+        return bool(
+            index.paths(samples) == expected
+            and np.array_equal(index.labels(samples), samples % 7)
+            and np.array_equal(index.sizes(samples), sizes)
+        )
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(asked, range(200)))
@@ -106,7 +121,9 @@ def test_a_large_index_with_places_that_cannot_be_is_refused(tmp_path: Path, rea
 
 def test_a_large_index_that_is_compressed_is_refused(tmp_path: Path, read: None) -> None:
     table = pa.table([["/x"] * 9, [0] * 9, [5] * 9, [5] * 9], schema=SCHEMA)  # no larger than its file
-    with pa.ipc.new_file(str(tmp_path / "x.arrow"), SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+    with pa.ipc.new_file(
+        str(tmp_path / "x.arrow"), SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")
+    ) as writer:
         writer.write_table(table)
     with pytest.raises(RunError, match="is compressed"):
         Index(tmp_path / "x.arrow", 1)
@@ -114,7 +131,10 @@ def test_a_large_index_that_is_compressed_is_refused(tmp_path: Path, read: None)
 
 def test_large_levels_are_read_and_copied(tmp_path: Path, read: None) -> None:
     draws = np.random.default_rng(0)
-    levels, places = draws.integers(0, 4, (500, 3)).astype(np.uint8), draws.integers(0, 90, (500, 2)).astype(np.int32)
+    levels, places = (
+        draws.integers(0, 4, (500, 3)).astype(np.uint8),
+        draws.integers(0, 90, (500, 2)).astype(np.int32),
+    )
     steps = draws.integers(0, 12, 500).astype(np.uint16)
     PerImageLevels(levels, places, steps).save(tmp_path, 1)
     found, some = PerImageLevels.load(tmp_path, 1, 500, 4, True, True), np.array([3, 499, 0, 3])
@@ -123,7 +143,10 @@ def test_large_levels_are_read_and_copied(tmp_path: Path, read: None) -> None:
     assert np.array_equal(found.window_origins(some), places[some])
     own = found.copy()
     own.assign(np.array([3]), np.array([[1, 2, 3]], np.uint8), np.array([[7, 8, 9, 9]], np.int32))
-    assert (own.for_samples(some)[0].tolist(), own.window_origins_or_zero(some)[0].tolist()) == ([1, 2, 3], [7, 8])
+    assert (own.for_samples(some)[0].tolist(), own.window_origins_or_zero(some)[0].tolist()) == (
+        [1, 2, 3],
+        [7, 8],
+    )
     assert own.steps is not None
     assert np.array_equal(own.steps, steps)
     assert np.array_equal(found.for_samples(some), levels[some])
@@ -140,8 +163,14 @@ def test_large_levels_are_checked_where_they_are_used(tmp_path: Path, read: None
             ask()
 
 
-@pytest.mark.parametrize(("name", "array"), [("cut", None), ("by columns", np.asfortranarray(np.ones((9, 3), np.uint8))),
-                                             ("objects", np.array([object()]))])
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("cut", None),
+        ("by columns", np.asfortranarray(np.ones((9, 3), np.uint8))),
+        ("objects", np.array([object()])),
+    ],
+)
 def test_an_array_that_is_not_what_it_says_is_refused(tmp_path: Path, name: str, array: Any) -> None:
     file = tmp_path / "0001.levels.npy"
     np.save(file, np.ones((9, 3), np.uint8) if array is None else array, allow_pickle=True)

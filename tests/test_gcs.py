@@ -34,11 +34,15 @@ ODD = ["one two.jpg", "\"'quotes'.jpg", "émoji 🦊.jpg", "%41?x#y+&=.jpg"]
 @pytest.fixture(scope="module", autouse=True)
 def silence() -> Iterator[subprocess.Popen[str]]:
     """A process that asks a server which never answers, while the other tests run: Google's library waits for two minutes."""
-    work = ("import sys; from pathlib import Path; from qrdali.data.build import index_root; from qrdali.data.scan import DECODED\n"
-            "try: index_root('gs://b/x', Path(sys.argv[1]), DECODED)\nexcept Exception as error: print(type(error).__name__, error)")
+    work = (
+        "import sys; from pathlib import Path; from qrdali.data.build import index_root; from qrdali.data.scan import DECODED\n"
+        "try: index_root('gs://b/x', Path(sys.argv[1]), DECODED)\nexcept Exception as error: print(type(error).__name__, error)"
+    )
     with socket.create_server(("127.0.0.1", 0)) as server:
         environment = os.environ | {"STORAGE_EMULATOR_HOST": f"127.0.0.1:{server.getsockname()[1]}"}
-        with subprocess.Popen([sys.executable, "-c", work, "/nowhere/x"], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", work, "/nowhere/x"], stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
             yield process
             process.kill()
 
@@ -74,12 +78,18 @@ def test_from_index_to_mepis(pets: str, tmp_path: Path, store: Store) -> None:
     build(tmp_path / "pets", tmp_path / "plain", hashed=True)
     for split in ("train", "val"):
         assert [(path.removeprefix(pets), name) for path, name in images(tmp_path / "data", split)] == [
-            (path.removeprefix(f"{tmp_path}/pets"), name) for path, name in images(tmp_path / "plain", split)]
-    assert (tmp_path / "data/train.files.arrow").read_bytes() == (tmp_path / "plain/train.files.arrow").read_bytes()
+            (path.removeprefix(f"{tmp_path}/pets"), name) for path, name in images(tmp_path / "plain", split)
+        ]
+    assert (tmp_path / "data/train.files.arrow").read_bytes() == (
+        tmp_path / "plain/train.files.arrow"
+    ).read_bytes()
     assert list(changes(Dataset.open(tmp_path / "data"), hashed=True)) == []
     commands(tmp_path / "data", tmp_path)
     commands(tmp_path / "plain", tmp_path / "local")
-    first, second = ((folder / "run/metrics.jsonl").read_text().splitlines()[-1] for folder in (tmp_path, tmp_path / "local"))
+    first, second = (
+        (folder / "run/metrics.jsonl").read_text().splitlines()[-1]
+        for folder in (tmp_path, tmp_path / "local")
+    )
     assert json.loads(first)["train_loss"] == json.loads(second)["train_loss"]
     done("preview", f"{pets}/val/cat/0.JPEG", "--out", tmp_path / "far.png")
     done("preview", tmp_path / "pets/val/cat/0.JPEG", "--out", tmp_path / "near.png")
@@ -91,8 +101,10 @@ def test_from_index_to_mepis(pets: str, tmp_path: Path, store: Store) -> None:
 def test_an_epoch_takes_a_request_per_image_many_at_once(pets: str, tmp_path: Path, store: Store) -> None:
     made("index", pets, "--out", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")
-    store.tell(delay=.3)
-    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(8, 4, FULL_QUALITY, 4))) == 8
+    store.tell(delay=0.3)
+    assert (
+        sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(8, 4, FULL_QUALITY, 4))) == 8
+    )
     assert store.kinds() == {"media": 8}
     assert store.most == 8
 
@@ -108,7 +120,7 @@ def test_listings(store: Store, tmp_path: Path) -> None:
     assert found["many/train/"] == found["many/val/"] == 3
     assert found.total() <= 11  # three of train, of val; a test that is not there, shards and classes.txt
     assert len(images(tmp_path / "data", "train")) == 25
-    store.tell(delay=.2, page=10)
+    store.tell(delay=0.2, page=10)
     tree.open_tree(f"gs://{BUCKET}/many").among(SPLITS)
     assert store.most == 3
 
@@ -133,9 +145,12 @@ def test_keys_may_be_anything(store: Store, tmp_path: Path) -> None:
     made("index", f"gs://{BUCKET}/odd", "--out", tmp_path / "data")
     assert {path.rpartition("/")[2] for path in paths(tmp_path / "data", "train")} == {*ODD, "x.jpg"}
     assert [row.split("\t")[0] for row in (tmp_path / "data/rejected.tsv").read_text().splitlines()[1:]] == [
-        f"gs://{BUCKET}/odd/train/b/zero.jpg"]
+        f"gs://{BUCKET}/odd/train/b/zero.jpg"
+    ]
     index = Dataset.open(tmp_path / "data").index("train")
-    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(5, 4, FULL_QUALITY, 4))) == 5
+    assert (
+        sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(5, 4, FULL_QUALITY, 4))) == 5
+    )
     store.put("odd/train/../z.jpg", jpeg())
     with pytest.raises(RunError, match=r"class folder .*\.\.' would lead out"):
         index_root(f"gs://{BUCKET}/odd", tmp_path / "x", DECODED)
@@ -146,7 +161,9 @@ def test_a_flat_split_is_refused(store: Store, tmp_path: Path) -> None:
     for name in ("train/a/x.jpg", "train/b/x.jpg", "val/x.jpg", "val/y.JPEG", "val/note.txt"):
         store.put(f"flat/{name}", jpeg())
     before = len(store.asked)
-    with pytest.raises(InputError, match=rf"^gs://{BUCKET}/flat/val holds 2 image file\(s\) and no class folder"):
+    with pytest.raises(
+        InputError, match=rf"^gs://{BUCKET}/flat/val holds 2 image file\(s\) and no class folder"
+    ):
         index_root(f"gs://{BUCKET}/flat", tmp_path / "x", DECODED)
     assert [asked.name for asked in store.asked[before:]].count("flat/val/") == 1  # listed once
     assert not (tmp_path / "x").exists()
@@ -158,30 +175,51 @@ def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path,
     key, bad = pets.split("/")[3], dict[int, str]()
     store.delete(f"{key}/train/cat/1.JPEG")
     store.put(f"{key}/train/dog/2.JPEG", b"garbage")
-    seen = [s for batch in loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4), bad.update) for s in batch.samples.tolist()]
+    seen = [
+        s
+        for batch in loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4), bad.update)
+        for s in batch.samples.tolist()
+    ]
     assert sorted(seen) == [0, 2, 3, 4, 5, 7]
     assert f"sample 1, {pets}/train/cat/1.JPEG, is gone" in bad[1]
     assert "cannot be decoded" in bad[6]
-    assert Counter(change.kind for change in changes(Dataset.open(tmp_path / "data"))) == {"missing": 1, "unreadable": 1}
+    assert Counter(change.kind for change in changes(Dataset.open(tmp_path / "data"))) == {
+        "missing": 1,
+        "unreadable": 1,
+    }
     with pytest.raises(RunError, match="is gone since it was indexed"):
         list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4)))
 
 
-@pytest.mark.parametrize(("fault", "match"), [
-    ("403", f"gs://{BUCKET} may not be read with the credentials found here: set GOOGLE_APPLICATION_CREDENTIALS"),
-    ("401", f"gs://{BUCKET} may not be read with the credentials"), ("garbage", "cannot be read: check the network"),
-    ("nonsense", "cannot be read: check the network")])
+@pytest.mark.parametrize(
+    ("fault", "match"),
+    [
+        (
+            "403",
+            f"gs://{BUCKET} may not be read with the credentials found here: set GOOGLE_APPLICATION_CREDENTIALS",
+        ),
+        ("401", f"gs://{BUCKET} may not be read with the credentials"),
+        ("garbage", "cannot be read: check the network"),
+        ("nonsense", "cannot be read: check the network"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["list", "media"])
-def test_what_a_server_says_instead(pets: str, tmp_path: Path, store: Store, fault: str, match: str, kind: str) -> None:
+def test_what_a_server_says_instead(
+    pets: str, tmp_path: Path, store: Store, fault: str, match: str, kind: str
+) -> None:
     made("index", pets, "--out", tmp_path / "data")
     index, told = Dataset.open(tmp_path / "data").index("train"), dict[int, str]()
     store.tell(fault, kind)
-    if kind == "media" and fault == "nonsense":  # an answer that is no image: of each file, as far as anybody knows
+    if (
+        kind == "media" and fault == "nonsense"
+    ):  # an answer that is no image: of each file, as far as anybody knows
         with pytest.raises(RunError, match="cannot be decoded"):
             list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4)))
         return
-    work = {"list": lambda: index_root(pets, tmp_path / "x", DECODED),
-            "media": lambda: list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4), told.update))}
+    work = {
+        "list": lambda: index_root(pets, tmp_path / "x", DECODED),
+        "media": lambda: list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4), told.update)),
+    }
     with pytest.raises(storage.Unreachable, match=match) as error:
         work[kind]()
     assert "\n" not in str(error.value)
@@ -194,15 +232,22 @@ def test_what_passes_is_asked_again(pets: str, tmp_path: Path, store: Store, fau
     made("index", pets, "--out", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")
     store.tell(fault, "media", times=1)
-    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(8, 4, FULL_QUALITY, 4))) == 8
-    own = [asked for asked in store.asked if asked.name.startswith(pets.split("/")[3])]  # others are what an earlier test left under way
+    assert (
+        sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(8, 4, FULL_QUALITY, 4))) == 8
+    )
+    own = [
+        asked for asked in store.asked if asked.name.startswith(pets.split("/")[3])
+    ]  # others are what an earlier test left under way
     assert [asked.kind for asked in own] == ["media"] * 9
 
 
 def test_places_that_are_not_there(store: Store, tmp_path: Path) -> None:
     store.put("there/x.txt", b"")
-    for root, match in (("gs://no-such-bucket/x", "there is no bucket gs://no-such-bucket: check its name"),
-                        (f"gs://{BUCKET}/none", "none of train/"), ("gs://", "no place in a store")):
+    for root, match in (
+        ("gs://no-such-bucket/x", "there is no bucket gs://no-such-bucket: check its name"),
+        (f"gs://{BUCKET}/none", "none of train/"),
+        ("gs://", "no place in a store"),
+    ):
         assert match in str(run("data", "index", root, "--out", tmp_path / "x").exception)
 
 
@@ -219,7 +264,11 @@ def test_credentials_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_shards(store: Store, tmp_path: Path) -> None:
-    members = [m for i in range(4) for m in ((f"{i}.jpg", jpeg((16 + i, 12), i * 40)), (f"{i}.cls", b"01"[i % 2:i % 2 + 1]))]
+    members = [
+        m
+        for i in range(4)
+        for m in ((f"{i}.jpg", jpeg((16 + i, 12), i * 40)), (f"{i}.cls", b"01"[i % 2 : i % 2 + 1]))
+    ]
     tar(tmp_path / "r/train-0 é.tar", *members)
     tar(tmp_path / "s/train/0.tar", *members)
     (tmp_path / "r/classes.txt").write_text("cat\ndog\n")
@@ -235,7 +284,9 @@ def test_shards(store: Store, tmp_path: Path) -> None:
         assert storage.opened(url).whole() == jpeg((16 + i, 12), i * 40)
     assert store.kinds() == {"media": 4}  # the shard is open
     index = Dataset.open(tmp_path / "data").index("train")
-    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(4, 4, FULL_QUALITY, 4))) == 4
+    assert (
+        sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(4, 4, FULL_QUALITY, 4))) == 4
+    )
     made("index", tmp_path / "r", "--out", tmp_path / "here")
     there = Dataset.open(tmp_path / "here", f"gs://{BUCKET}/shards").index("train")
     assert there.paths(np.arange(4)) == index.paths(np.arange(4))
@@ -248,7 +299,7 @@ def test_reads_in_any_order_of_any_length(store: Store) -> None:
     store.tell()
     file = storage.opened(url)
     for start, length in ((0, 10), (10, 70_000), (200_000, 5), (100, 5), (299_990, 50), (300_000, 5), (0, 0)):
-        assert file.read(start, length) == data[start:start + length]
+        assert file.read(start, length) == data[start : start + length]
     assert store.kinds() == {"object": 1, "media": 3}
     assert storage.shard(url).read(300_000, 5) == b""
     assert io.BytesIO(storage.whole(url, 300_000)).getvalue() == data
@@ -259,8 +310,26 @@ def test_reads_in_any_order_of_any_length(store: Store) -> None:
 @pytest.fixture
 def trained(dataset: Dataset, images: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A run, and the folder of its classes."""
-    done("train", "shared", "--data", dataset.folder, "--run", tmp_path / "run", "--model", "test_resnet", "--input-size", 32, "--epochs",
-         1, "--batch-size", 8, "--device", "cpu", "--threads", 1)
+    done(
+        "train",
+        "shared",
+        "--data",
+        dataset.folder,
+        "--run",
+        tmp_path / "run",
+        "--model",
+        "test_resnet",
+        "--input-size",
+        32,
+        "--epochs",
+        1,
+        "--batch-size",
+        8,
+        "--device",
+        "cpu",
+        "--threads",
+        1,
+    )
     return tmp_path / "run", images / "test"
 
 
@@ -277,7 +346,9 @@ def in_gcs(folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("place", [in_s3, in_gcs])
-def test_sets_in_a_store(trained: tuple[Path, Path], dataset: Dataset, tmp_path: Path, place: Callable[[Path], Iterator[str]]) -> None:
+def test_sets_in_a_store(
+    trained: tuple[Path, Path], dataset: Dataset, tmp_path: Path, place: Callable[[Path], Iterator[str]]
+) -> None:
     """The same figures as those of the same folder on the disk; the same refusals."""
     run_folder, folder = trained
     for url in place(folder):
@@ -289,8 +360,24 @@ def test_sets_in_a_store(trained: tuple[Path, Path], dataset: Dataset, tmp_path:
         near, far = (pq.read_table(run_folder / f"predictions/{name}.parquet") for name in ("near", "far"))
         assert near.drop_columns("path").equals(far.drop_columns("path"))
         assert far["path"][0].as_py().startswith(f"{url}/")
-        tracking = ["train", "baseline", "--data", dataset.folder, "--run", tmp_path / "b", "--init", run_folder, "--max-epochs", 1,
-                    "--batch-size", 8, "--device", "cpu", "--threads", 1]
+        tracking = [
+            "train",
+            "baseline",
+            "--data",
+            dataset.folder,
+            "--run",
+            tmp_path / "b",
+            "--init",
+            run_folder,
+            "--max-epochs",
+            1,
+            "--batch-size",
+            8,
+            "--device",
+            "cpu",
+            "--threads",
+            1,
+        ]
         done(*tracking, "--track-set", f"near={folder}", "--track-set", f"far={url}/")
         tracked = json.loads((tmp_path / "b/metrics.jsonl").read_text().splitlines()[-1])["tracked"]
         assert tracked["near"] == tracked["far"]
@@ -298,8 +385,12 @@ def test_sets_in_a_store(trained: tuple[Path, Path], dataset: Dataset, tmp_path:
         for other in ({"far": str(folder)}, {"near": url}, {"far": f"{url}/none"}):
             with pytest.raises(InputError, match="give the other folder another NAME"):
                 index_sets(tmp_path / "b", other, dataset.classes, pytest.fail)
-        for bad, match in ((f"{url}/none", "holds no readable image"), (url.rpartition("/")[0], "which is no class"),
-                           (url.replace(BUCKET, "nobody"), "there is no bucket"), ("http://x", "is no folder")):
+        for bad, match in (
+            (f"{url}/none", "holds no readable image"),
+            (url.rpartition("/")[0], "which is no class"),
+            (url.replace(BUCKET, "nobody"), "there is no bucket"),
+            ("http://x", "is no folder"),
+        ):
             assert match in str(run(*words, "--set", f"x={bad}").exception), bad
 
 
@@ -327,15 +418,21 @@ def test_a_search_reads_ahead(long: tuple[Index, Index], store: Store, gone: boo
     from qrdali.pipelines.image_reducer import open_image_reducer
 
     told: list[int] = []
-    far, near = (open_image_reducer(index, preprocessing(), Engine(threads=1)).decode(iter(range(80)), lambda sample, why: told.append(sample))
-                 for index in long)
+    far, near = (
+        open_image_reducer(index, preprocessing(), Engine(threads=1)).decode(
+            iter(range(80)), lambda sample, why: told.append(sample)
+        )
+        for index in long
+    )
     if gone:
         store.delete("long/train/cat/12.JPEG")  # sorted by name, it is within the first pictures
-    store.tell(delay=.1)
+    store.tell(delay=0.1)
     found = [next(far)]
     time.sleep(1)
     begun = store.kinds()["media"]
-    assert begun >= 24 or gone  # two chunks of 8 are decoded ahead, the third is here before anybody asks for it
+    assert (
+        begun >= 24 or gone
+    )  # two chunks of 8 are decoded ahead, the third is here before anybody asks for it
     assert store.most >= 8
     store.tell()
     found += list(far)
@@ -351,10 +448,18 @@ def test_a_probe_reads_ahead(long: tuple[Index, Index], store: Store, whole_grap
     from qrdali.reduction.levels import PerImageLevels
     from qrdali.training.probe import DescentRule, _requests
 
-    store.tell(delay=.1)
+    store.tell(delay=0.1)
     shown = []
     for index in long:
-        asked = _requests(index, PerImageLevels.at_full_quality(80, False, False), DescentRule((True, False, True), 4), 2, lambda *_: None, (), SINGLE_PROCESS)
+        asked = _requests(
+            index,
+            PerImageLevels.at_full_quality(80, False, False),
+            DescentRule((True, False, True), 4),
+            2,
+            lambda *_: None,
+            (),
+            SINGLE_PROCESS,
+        )
         stream = loader_of(index, 2, whole_graph).candidates(asked, 2, (0, 2), False)
         first = next(stream)
         time.sleep(1)
@@ -363,7 +468,9 @@ def test_a_probe_reads_ahead(long: tuple[Index, Index], store: Store, whole_grap
             assert store.most >= 16
             store.tell()
         shown.append([first, *stream])
-    assert [ask.samples.tolist() for ask in (s.ask for s in shown[0])] == [ask.samples.tolist() for ask in (s.ask for s in shown[1])]
+    assert [ask.samples.tolist() for ask in (s.ask for s in shown[0])] == [
+        ask.samples.tolist() for ask in (s.ask for s in shown[1])
+    ]
     assert sum(len(s.ask.samples) for s in shown[0]) == 80
     assert all((one.images == other.images).all() for one, other in zip(*shown, strict=True))
 

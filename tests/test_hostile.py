@@ -29,27 +29,43 @@ from qrdali.runs.settings import validated
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.workflows.train import run_training
 
-NAMES = ["with space.jpg", "tab\there.jpg", "new\nline.jpg", "'quotes\".jpg", "émoji 🦊.jpg", "\x1b[31mred\x1b]0;title\x07.jpg",
-         "--help.jpg", "%s{}$(x).jpg", "a" * 250 + ".jpg"]
+NAMES = [
+    "with space.jpg",
+    "tab\there.jpg",
+    "new\nline.jpg",
+    "'quotes\".jpg",
+    "émoji 🦊.jpg",
+    "\x1b[31mred\x1b]0;title\x07.jpg",
+    "--help.jpg",
+    "%s{}$(x).jpg",
+    "a" * 250 + ".jpg",
+]
 CLASSES = ("plain", "a b '🦊'")
 # 16 bits become 8, a palette of 16 bits and the colours of YCbCr and CMYK are computed: each decoder rounds its own way.
 ROUNDED = re.compile(r"deep|palette\.tif|cmyk\.tif|ycc\.tif")
 
 
 def command(*words: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "qrdali", *map(str, words)], capture_output=True, text=True, timeout=200)
+    return subprocess.run(
+        [sys.executable, "-m", "qrdali", *map(str, words)], capture_output=True, text=True, timeout=200
+    )
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ holds everything, val/ and test/ what is accepted, in two classes."""
     root = tmp_path_factory.mktemp("hostile") / "root"
-    refused = {name: data for name, (data, _) in (malformed_images.rejected() | malformed_images.animated()).items()}
+    refused = {
+        name: data for name, (data, _) in (malformed_images.rejected() | malformed_images.animated()).items()
+    }
     for split in ("train", "val", "test"):
         for label, kind in enumerate(CLASSES):
             folder = root / split / kind
             folder.mkdir(parents=True)
-            for name, data in [*malformed_images.accepted().items(), *((name, malformed_images.jpeg()) for name in NAMES)][label::2]:
+            for name, data in [
+                *malformed_images.accepted().items(),
+                *((name, malformed_images.jpeg()) for name in NAMES),
+            ][label::2]:
                 (folder / name).write_bytes(data)
     folder = root / "train" / CLASSES[0]
     (folder / "broken").mkdir()
@@ -88,17 +104,28 @@ def test_what_enters_the_index(data: Dataset) -> None:
     for split in data.splits:
         index = data.index(split)
         found = index.paths(np.arange(len(index)))
-        assert {name_of(path) for path in found} == wanted | ({"link out.jpg", "link in.jpg"} if split == "train" else set())
+        assert {name_of(path) for path in found} == wanted | (
+            {"link out.jpg", "link in.jpg"} if split == "train" else set()
+        )
 
 
 def test_what_is_rejected_and_why(data: Dataset) -> None:
     text = (data.folder / "rejected.tsv").read_text("utf-8")
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
     reasons = {name_of(path): reason for path, reason in (line.split("\t") for line in text.splitlines()[1:])}
-    wanted = {f"x {name}": pattern for name, (_, pattern) in (malformed_images.rejected() | malformed_images.animated()).items()}
-    wanted |= {"y link nowhere.jpg": "No such file", "y link to itself.jpg": "symbolic links", "y device.jpg": "not a regular file",
-               "y folder.jpg": "not a regular file", "y fifo.jpg": "not a regular file", "y sparse.webp": f"exceed {MAX_BYTES}",
-               r"y \udcff\x1b[1m.jpg": "not UTF-8"}
+    wanted = {
+        f"x {name}": pattern
+        for name, (_, pattern) in (malformed_images.rejected() | malformed_images.animated()).items()
+    }
+    wanted |= {
+        "y link nowhere.jpg": "No such file",
+        "y link to itself.jpg": "symbolic links",
+        "y device.jpg": "not a regular file",
+        "y folder.jpg": "not a regular file",
+        "y fifo.jpg": "not a regular file",
+        "y sparse.webp": f"exceed {MAX_BYTES}",
+        r"y \udcff\x1b[1m.jpg": "not UTF-8",
+    }
     assert set(reasons) == set(wanted)
     for name, pattern in wanted.items():
         assert re.search(pattern, reasons[name]), (name, reasons[name])
@@ -127,10 +154,12 @@ def test_every_accepted_kind_is_decoded_to_pillows_pixels(data: Dataset, graph: 
     for sample, pixels in decoded.items():
         theirs = pillow(paths[sample])
         assert pixels.shape == theirs.shape == (*sizes[sample], 3), paths[sample]
-        assert np.abs(pixels - theirs).max() <= (1 if ROUNDED.search(name_of(paths[sample])) else 0), paths[sample]
+        assert np.abs(pixels - theirs).max() <= (1 if ROUNDED.search(name_of(paths[sample])) else 0), paths[
+            sample
+        ]
 
 
-PRE = Preprocessing(32, "whole", .9, "bilinear", (.485, .456, .406), (.229, .224, .225))
+PRE = Preprocessing(32, "whole", 0.9, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.mark.parametrize("levels", [FULL_QUALITY, ConstantLevels(0, 2, 0)])
@@ -143,7 +172,7 @@ def test_the_whole_graph_shows_the_network_the_same(data: Dataset, levels: Const
         batches = list(loader.epoch(EpochPlan(len(index), 8, levels)))
         seen.append(np.concatenate([batch.images.numpy() for batch in batches]))
     assert len(seen[0]) == len(index)
-    assert np.abs(seen[0] - seen[1]).mean(axis=(1, 2, 3)).max() * 255 * .226 < 1.5
+    assert np.abs(seen[0] - seen[1]).mean(axis=(1, 2, 3)).max() * 255 * 0.226 < 1.5
 
 
 def decoded_by_dali(path: Path, height: int, width: int) -> npt.NDArray[np.uint8] | None:
@@ -173,15 +202,38 @@ def test_nothing_is_rejected_that_dali_decodes_as_pillow(tmp_path: Path) -> None
 
 
 def test_training_evaluation_and_mepis_of_all_of_them(data: Dataset, tmp_path: Path) -> None:
-    run_training(validated({"method": "adaptive", "data": str(data.folder), "model": "test_resnet", "input_size": 32, "batch_size": 8,
-                            "device": "cpu", "threads": 1, "reduction": "combination", "sequence": "RC", "max_epochs": 2}),
-                 tmp_path / "run", False)
+    run_training(
+        validated(
+            {
+                "method": "adaptive",
+                "data": str(data.folder),
+                "model": "test_resnet",
+                "input_size": 32,
+                "batch_size": 8,
+                "device": "cpu",
+                "threads": 1,
+                "reduction": "combination",
+                "sequence": "RC",
+                "max_epochs": 2,
+            }
+        ),
+        tmp_path / "run",
+        False,
+    )
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()]
     assert [line["phase"] for line in lines] == ["start", "reduced", "full"]
     result = Evaluator(tmp_path / "run", 8, "cpu", "auto", 1).split(data.folder, "test")
     assert result["images"] == len(data.index("test")) > 80
-    done = build_mepis(run=str(tmp_path / "run"), data=str(data.folder), split="test", out=str(tmp_path / "mepi"), device="cpu", threads=1,
-                       reduction="all", step=.25)
+    done = build_mepis(
+        run=str(tmp_path / "run"),
+        data=str(data.folder),
+        split="test",
+        out=str(tmp_path / "mepi"),
+        device="cpu",
+        threads=1,
+        reduction="all",
+        step=0.25,
+    )
     for reduction, row in done.items():
         assert row["unreadable"] == 0
         kept = Evaluator(tmp_path / "run", 8, "cpu", "auto", 1).folder("m", tmp_path / "mepi" / reduction)
@@ -196,8 +248,15 @@ def test_max_pixels(root: Path, tmp_path: Path) -> None:
     kept = Dataset.open(tmp_path / "d").index("test")
     sizes = kept.sizes(np.arange(len(kept)))
     assert sizes.prod(axis=1).max() == limit
-    large = [line for line in (tmp_path / "d/rejected.tsv").read_text("utf-8").splitlines() if f"exceeds {limit} pixels" in line]
-    assert {name_of(line.partition("\t")[0]) for line in large if "/test/" in line} == {"1x5000.jpg", "taller.jpg"}
+    large = [
+        line
+        for line in (tmp_path / "d/rejected.tsv").read_text("utf-8").splitlines()
+        if f"exceeds {limit} pixels" in line
+    ]
+    assert {name_of(line.partition("\t")[0]) for line in large if "/test/" in line} == {
+        "1x5000.jpg",
+        "taller.jpg",
+    }
 
 
 @pytest.fixture
@@ -231,12 +290,21 @@ def test_large_images_take_turns_in_memory(tmp_path: Path) -> None:
         (tmp_path / f"root/train/a/{i}.jpg").symlink_to(large)
     (tmp_path / "root/train/b/small.jpg").write_bytes(malformed_images.jpeg())
     # VmHWM and not ru_maxrss, which a child inherits.
-    code = ("import sys; from pathlib import Path; from qrdali.data.scan import build; "
-            "peak = lambda: int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]); "
-            "before = peak(); build(Path(sys.argv[1]), Path(sys.argv[2]), threads=4); print(peak() - before)")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "root"), str(tmp_path / "d")], capture_output=True, text=True,
-                          timeout=200, check=True)
-    assert int(done.stdout) < 300_000  # KiB; one takes 105,000, malloc keeps that of another; four at once took 416,000
+    code = (
+        "import sys; from pathlib import Path; from qrdali.data.scan import build; "
+        "peak = lambda: int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]); "
+        "before = peak(); build(Path(sys.argv[1]), Path(sys.argv[2]), threads=4); print(peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "root"), str(tmp_path / "d")],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    assert (
+        int(done.stdout) < 300_000
+    )  # KiB; one takes 105,000, malloc keeps that of another; four at once took 416,000
     index = Dataset.open(tmp_path / "d").index("train")
     assert index.sizes(np.arange(5)).tolist() == [[9_000, 12_000]] * 4 + [[36, 48]]
     pixels = decoded_by_dali(large, 9_000, 12_000)

@@ -42,7 +42,7 @@ from qrdali.runs.settings import validated
 from qrdali.schedule import epoch_schedule as schedule
 
 EXAMPLES = int(os.environ.get("QRDALI_FUZZ", "60"))
-PRE = Preprocessing(32, "whole", .9, "bilinear", (.5, .5, .5), (.5, .5, .5))
+PRE = Preprocessing(32, "whole", 0.9, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Ran(BaseException):
@@ -83,7 +83,11 @@ def rows_of(folder: Path) -> object:
 
 
 def metrics_of(folder: Path) -> object:
-    found = [list(runs.metrics_rows(folder / "run")), timed_rows(folder / "run"), runs.last_recorded(folder / "run", "environment")]
+    found = [
+        list(runs.metrics_rows(folder / "run")),
+        timed_rows(folder / "run"),
+        runs.last_recorded(folder / "run", "environment"),
+    ]
     read_epochs(folder / "run/metrics.jsonl", lambda line: None)
     return [found, runs.optimizer_steps(folder / "run")]
 
@@ -128,7 +132,9 @@ def mepis_of(folder: Path) -> object:
 
 
 def mepi_set_of(folder: Path) -> object:
-    opened = MepiSet.open(folder / "mepi", Index(folder / "data/train.arrow", 4), fake_runs.CLASSES, 4, {"run": "x"}, True)
+    opened = MepiSet.open(
+        folder / "mepi", Index(folder / "data/train.arrow", 4), fake_runs.CLASSES, 4, {"run": "x"}, True
+    )
     try:
         return opened.summaries()
     finally:
@@ -136,7 +142,9 @@ def mepi_set_of(folder: Path) -> object:
 
 
 def summaries_of(folder: Path) -> object:
-    return MepiSet(folder / "mepi", Index(folder / "data/train.arrow", 4), fake_runs.CLASSES, 4, io.StringIO()).summaries()
+    return MepiSet(
+        folder / "mepi", Index(folder / "data/train.arrow", 4), fake_runs.CLASSES, 4, io.StringIO()
+    ).summaries()
 
 
 READERS = [
@@ -168,21 +176,28 @@ READERS = [
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of each file, as qrdali writes it; the run's checkpoint without hashes, which would refuse every change alike."""
     root = tmp_path_factory.mktemp("good")
-    run = fake_runs.run(root / "run", [.25, .5], {"test": np.array([True, False, True, True])}, extra={"environment": {"torch": "2"}})
+    run = fake_runs.run(
+        root / "run",
+        [0.25, 0.5],
+        {"test": np.array([True, False, True, True])},
+        extra={"environment": {"torch": "2"}},
+    )
     shutil.copytree(run, root / "sums")
     (run / "best/SHA256SUMS").unlink()
-    fake_runs.mepis(root / "mepi", run, {"crop": {0: .5, 2: .25}, "color": {1: .75}}, 3)
+    fake_runs.mepis(root / "mepi", run, {"crop": {0: 0.5, 2: 0.25}, "color": {1: 0.75}}, 3)
     data = root / "data"
     data.mkdir()
     (data / "classes.tsv").write_text("label\tname\n0\tant\n1\tbee\n2\tcat\n3\tdog\n")
-    table = pa.table([[f"/gone/{i}.jpg" for i in range(5)], [0, 1, 2, 3, 0], [10] * 5, [12] * 5], schema=SCHEMA)
+    table = pa.table(
+        [[f"/gone/{i}.jpg" for i in range(5)], [0, 1, 2, 3, 0], [10] * 5, [12] * 5], schema=SCHEMA
+    )
     files = pa.table([[100] * 5, [None] * 5], schema=FILES_SCHEMA)
     for name, content in (("train", table), ("train.files", files)):
         with pa.ipc.new_file(str(data / f"{name}.arrow"), content.schema) as writer:
             writer.write_table(content)
     source.write(data / "source.json", {"name": "shapes", "files": {"train": 5}})
     PerImageLevels(np.ones((5, 3), np.uint8), None, None).save(root / "levels", 1)
-    entry = Entry(3, "mepi", ((1, 0, 0, 0, 0),), (.9, .8), (), 4, 100, 50)
+    entry = Entry(3, "mepi", ((1, 0, 0, 0, 0),), (0.9, 0.8), (), 4, 100, 50)
     journal = Journal(root / "journal.jsonl", 9, 4)
     journal.begin()
     journal.append(entry, 1.5)
@@ -191,7 +206,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "notes/.lock").touch()
     (root / "notes/done.json").write_text('{"evaluate a": {"weights": [1, 2], "seconds": 1.5}}')
     (root / "notes/failures.json").write_text('{"train a": {"reason": "disk"}}')
-    (root / "matrix.toml").write_text('out = "o"\nseeds = [0]\n[data]\nfolder = "d"\n[[network]]\nmodel = "test_resnet"\nepochs = 2\n')
+    (root / "matrix.toml").write_text(
+        'out = "o"\nseeds = [0]\n[data]\nfolder = "d"\n[[network]]\nmodel = "test_resnet"\nepochs = 2\n'
+    )
     return root
 
 
@@ -218,28 +235,65 @@ def tried(reader: Reader, folder: Path) -> bool:
     return False
 
 
-WORDS = [b"", b"\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80", b"\n", b"[" * 3000, b"{", b'"', b"1e999", b"-1", b"null", b"NaN",
-         b"9" * 400, b"9" * 5000, b"\\ud800", b"0", b"true", b'{"a":' * 50, b"ARROW1", b"PAR1", b"PK\x03\x04"]
-EDIT = st.tuples(st.floats(0, 1), st.integers(0, 12), st.one_of(st.binary(max_size=8), st.sampled_from(WORDS)))
+WORDS = [
+    b"",
+    b"\0",
+    b"\xff\xff\xff\xff",
+    b"\xff\xff\xff\x7f",
+    b"\x80",
+    b"\n",
+    b"[" * 3000,
+    b"{",
+    b'"',
+    b"1e999",
+    b"-1",
+    b"null",
+    b"NaN",
+    b"9" * 400,
+    b"9" * 5000,
+    b"\\ud800",
+    b"0",
+    b"true",
+    b'{"a":' * 50,
+    b"ARROW1",
+    b"PAR1",
+    b"PK\x03\x04",
+]
+EDIT = st.tuples(
+    st.floats(0, 1), st.integers(0, 12), st.one_of(st.binary(max_size=8), st.sampled_from(WORDS))
+)
 
 
 def edited(content: bytes, edits: list[tuple[float, int, bytes]]) -> bytes:
     for place, length, put in edits:
         at = int(place * len(content))
-        content = content[:at] + put + content[at + length:]
+        content = content[:at] + put + content[at + length :]
     return content
 
 
 @pytest.mark.parametrize("reader", READERS, ids=str)
-def test_any_bytes_give_a_value_or_one_line(good: Path, tmp_path_factory: pytest.TempPathFactory, reader: Reader) -> None:
+def test_any_bytes_give_a_value_or_one_line(
+    good: Path, tmp_path_factory: pytest.TempPathFactory, reader: Reader
+) -> None:
     folder = tmp_path_factory.mktemp("fuzz") / "good"
     shutil.copytree(good, folder)
     file = folder / reader.file
     content = file.read_bytes()
     assert tried(reader, folder) or reader.read in (mepi_set_of,)  # it has other options
 
-    @settings(max_examples=EXAMPLES, deadline=20_000, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(st.one_of(st.binary(max_size=200), st.lists(EDIT, min_size=1, max_size=3).map(functools.partial(edited, content))))
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=20_000,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        st.one_of(
+            st.binary(max_size=200),
+            st.lists(EDIT, min_size=1, max_size=3).map(functools.partial(edited, content)),
+        )
+    )
     def fuzz(damaged: bytes) -> None:
         # a new file: the old one's pages may still be mapped
         file.unlink()
@@ -249,9 +303,13 @@ def test_any_bytes_give_a_value_or_one_line(good: Path, tmp_path_factory: pytest
     fuzz()
 
 
-VALUES = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(10**400)),
-                      lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
-                      max_leaves=4)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(10**400)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
 
 
 def replaced(value: Any, path: list[int], new: Any) -> Any:
@@ -265,18 +323,32 @@ def replaced(value: Any, path: list[int], new: Any) -> Any:
     return copy
 
 
-@pytest.mark.parametrize("reader", [r for r in READERS if r.file.endswith((".json", ".jsonl"))],
-                         ids=str)
-def test_any_json_value_gives_a_value_or_one_line(good: Path, tmp_path_factory: pytest.TempPathFactory, reader: Reader) -> None:
+@pytest.mark.parametrize("reader", [r for r in READERS if r.file.endswith((".json", ".jsonl"))], ids=str)
+def test_any_json_value_gives_a_value_or_one_line(
+    good: Path, tmp_path_factory: pytest.TempPathFactory, reader: Reader
+) -> None:
     folder = tmp_path_factory.mktemp("fuzz") / "good"
     shutil.copytree(good, folder)
     file = folder / reader.file
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if reader.file.endswith("l") else [json.loads(file.read_text())]
+    lines = (
+        [json.loads(line) for line in file.read_text().splitlines()]
+        if reader.file.endswith("l")
+        else [json.loads(file.read_text())]
+    )
 
-    @settings(max_examples=EXAMPLES, deadline=20_000, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=20_000,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.integers(0, 9), st.lists(st.integers(0, 30), max_size=4), VALUES)
     def fuzz(line: int, path: list[int], value: Any) -> None:
-        changed = [replaced(old, path, value) if number == line % len(lines) else old for number, old in enumerate(lines)]
+        changed = [
+            replaced(old, path, value) if number == line % len(lines) else old
+            for number, old in enumerate(lines)
+        ]
         file.write_text("".join(json.dumps(one) + "\n" for one in changed))
         tried(reader, folder)
 
@@ -346,10 +418,16 @@ HOSTILE = {
     "pickle.safetensors": ("run/best/model.safetensors", pickle.dumps(Evil()), "cannot be read"),
     "torch.safetensors": ("run/best/model.safetensors", b"", "cannot be read"),
     "long.safetensors": ("run/best/model.safetensors", safetensors({}, length=1 << 62), "cannot be read"),
-    "lying.safetensors": ("run/best/model.safetensors", safetensors(
-        {"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}), "cannot be read"),
-    "offsets.safetensors": ("run/best/model.safetensors", safetensors(
-        {"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(8)), "cannot be read"),
+    "lying.safetensors": (
+        "run/best/model.safetensors",
+        safetensors({"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}),
+        "cannot be read",
+    ),
+    "offsets.safetensors": (
+        "run/best/model.safetensors",
+        safetensors({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(8)),
+        "cannot be read",
+    ),
     "deep.safetensors": ("run/best/model.safetensors", safetensors(BOMB), "cannot be read"),
     "bomb.json": ("run/best/state.json", BOMB, "cannot be read"),
     "large.json": ("run/best/state.json", LARGE, "at most 16 MiB"),
@@ -360,7 +438,11 @@ HOSTILE = {
     "endless.metrics": ("run/metrics.jsonl", b"1" * (9 << 20), "cut or damaged|no whole line"),
     "bomb.toml": ("run/config.toml", b"a = " + b"[" * 300_000, "cannot be read as TOML"),
     "large.toml": ("run/config.toml", b"#" * 1_000_001, "larger than 1 MB"),
-    "unknown.toml": ("run/config.toml", b'method = "shared"\ndata = "d"\nsurprise = 1\n', "surprise = 1: there is no such setting"),
+    "unknown.toml": (
+        "run/config.toml",
+        b'method = "shared"\ndata = "d"\nsurprise = 1\n',
+        "surprise = 1: there is no such setting",
+    ),
     "lying.arrow": ("data/train.arrow", lying_arrow(), "not a readable index"),
     "bomb.arrow": ("data/train.arrow", arrow_bomb(), "larger than the file"),
     "holes.arrow": ("data/train.arrow", arrow(pa.table([[None], [0], [1], [1]], schema=SCHEMA)), "has holes"),
@@ -404,9 +486,11 @@ def test_what_is_no_file_is_not_waited_for(good: Path, tmp_path: Path, reader: R
 @pytest.mark.parametrize("key", list(schedule.ScheduleState(0.5).as_dict()))
 @pytest.mark.parametrize("value", [[], {}, "x", -2, 1.5, True])
 def test_a_state_of_other_types_is_refused(key: str, value: Any) -> None:
-    state = schedule.ScheduleState(0.5, 3, 2, True, False, "C", 1, .5, .5, 2, 1, 3, "")
+    state = schedule.ScheduleState(0.5, 3, 2, True, False, "C", 1, 0.5, 0.5, 2, 1, 3, "")
     assert schedule.ScheduleState.from_dict(state.as_dict()) == state
-    kind = {"float": (float, int), "int": (int,), "bool": (bool,), "str": (str,)}[str(schedule.ScheduleState.__dataclass_fields__[key].type)]
+    kind = {"float": (float, int), "int": (int,), "bool": (bool,), "str": (str,)}[
+        str(schedule.ScheduleState.__dataclass_fields__[key].type)
+    ]
     if type(value) in kind and not (value == -2 and kind == (int,)):
         assert getattr(schedule.ScheduleState.from_dict({**state.as_dict(), key: value}), key) == value
     else:

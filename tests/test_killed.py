@@ -32,9 +32,15 @@ def survived(ground: Ground, tmp_path: Path, name: str, seed: str, kills: int | 
     return outcome
 
 
-@pytest.mark.parametrize(("name", "seed"), [
-    ("train adaptive online paired-rounds combination ema", "0"), ("train linear paired-epochs crop", "0"),
-    ("train shared dropout", "0"), ("train baseline deterministic", "0")])
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        ("train adaptive online paired-rounds combination ema", "0"),
+        ("train linear paired-epochs crop", "0"),
+        ("train shared dropout", "0"),
+        ("train baseline deterministic", "0"),
+    ],
+)
 def test_train(ground: Ground, tmp_path: Path, name: str, seed: str) -> None:
     outcome = survived(ground, tmp_path, name, seed, 3)
     assert outcome.longest <= 2  # steps, which is --save-every
@@ -44,7 +50,9 @@ def test_train(ground: Ground, tmp_path: Path, name: str, seed: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("kills", [0, 3])  # none: two runs are the same
 @pytest.mark.parametrize("name", ["squeezenet", "adaptive", "random fp16"])
-def test_train_on_a_gpu_with_deterministic_algorithms(ground: Ground, tmp_path: Path, name: str, kills: int) -> None:
+def test_train_on_a_gpu_with_deterministic_algorithms(
+    ground: Ground, tmp_path: Path, name: str, kills: int
+) -> None:
     case = next(case for case in on_gpu(ground, tmp_path / "case" / "now") if case.name == f"gpu {name}")
     outcome = killed(case, tmp_path / "case", "0", kills)
     assert not outcome.differences, outcome
@@ -69,7 +77,9 @@ def test_evaluate(ground: Ground, tmp_path: Path) -> None:
 
 def test_build_mepi(ground: Ground, tmp_path: Path) -> None:
     outcome = survived(ground, tmp_path, "build-mepi crop", "0", 2)
-    searched = [line for line in (tmp_path / "case" / "log").read_text().splitlines() if line.startswith("MEPI")]
+    searched = [
+        line for line in (tmp_path / "case" / "log").read_text().splitlines() if line.startswith("MEPI")
+    ]
     # An image whose entry had just been begun is searched again; the files of a finished search are read back again.
     assert len(searched) - len(set(searched)) <= outcome.kills
     assert len(set(searched)) == 12
@@ -83,7 +93,9 @@ def test_reproduce(ground: Ground, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "case/now/matrix/done.json").read_text())
 
 
-def test_a_data_set_is_on_the_disk_before_it_has_its_name(ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_is_on_the_disk_before_it_has_its_name(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fsync, rename, log = os.fsync, Path.rename, list[str]()
 
     def synced(handle: int) -> None:
@@ -97,7 +109,7 @@ def test_a_data_set_is_on_the_disk_before_it_has_its_name(ground: Ground, tmp_pa
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "rename", renamed)
     scan.build(ground.images, tmp_path / "data", threads=1)
-    before, after = log[:log.index("renamed")], log[log.index("renamed") + 1:]
+    before, after = log[: log.index("renamed")], log[log.index("renamed") + 1 :]
     assert sorted(before) == sorted([*(path.name for path in (tmp_path / "data").iterdir()), "data.partial"])
     assert after == [tmp_path.name]
 
@@ -116,4 +128,7 @@ def test_what_the_others_rely_on(ground: Ground, tmp_path: Path) -> None:
     assert contents(now) == contents(whole)
     (now / "data" / "classes.tsv").write_text("label\tname\n")
     (now / "data" / "train.arrow.partial").touch()
-    assert {name for name, _ in contents(now).items() ^ contents(whole).items()} == {"data/classes.tsv", "data/train.arrow.partial"}
+    assert {name for name, _ in contents(now).items() ^ contents(whole).items()} == {
+        "data/classes.tsv",
+        "data/train.arrow.partial",
+    }

@@ -26,12 +26,15 @@ from qrdali.reduction.quality import REDUCTIONS, ReductionParams
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.training.probe import DescentRule
 
-ANCHORS = {5: [(0, 0), (0, 1), (1, 0), (1, 1), (.5, .5)], 9: [(y, x) for y in (0, .5, 1) for x in (0, .5, 1)]}
-PRE = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
+ANCHORS = {
+    5: [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)],
+    9: [(y, x) for y in (0, 0.5, 1) for x in (0, 0.5, 1)],
+}
+PRE = Preprocessing(32, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def half_up(x: float) -> int:
-    return math.floor(x + .5)
+    return math.floor(x + 0.5)
 
 
 class Blank:
@@ -51,19 +54,27 @@ class Blank:
 class Numbers:
     """A maker whose images are the numbers of their reduction: float64 [M, 8]."""
 
-    def originals(self, samples: Iterator[int], unreadable: Callable[[int, str], None],
-                  most: Callable[[], int] | None = None) -> Iterator[tuple[int, Any]]:
+    def originals(
+        self,
+        samples: Iterator[int],
+        unreadable: Callable[[int, str], None],
+        most: Callable[[], int] | None = None,
+    ) -> Iterator[tuple[int, Any]]:
         raise NotImplementedError
 
     def inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:
         own, d = np.array([[p.sample] for p in pixels]), reduction.bin_width[:, None]
-        return torch.from_numpy(np.concatenate([reduction.window, reduction.size, d, own], axis=1).astype(np.float64))
+        return torch.from_numpy(
+            np.concatenate([reduction.window, reduction.size, d, own], axis=1).astype(np.float64)
+        )
 
     def pictures(self, pixels: list[Any], reduction: ReductionParams) -> list[np.ndarray]:
         """As many pixels as the reduced image has, noisier the finer its bins."""
         result = []
         for i, p in enumerate(pixels):
-            noise = np.random.default_rng((p.sample, *reduction.window[i].tolist())).integers(0, 256, (*reduction.size[i], 3))
+            noise = np.random.default_rng((p.sample, *reduction.window[i].tolist())).integers(
+                0, 256, (*reduction.size[i], 3)
+            )
             result.append((noise // reduction.bin_width[i] * reduction.bin_width[i]).astype(np.uint8))
         return result
 
@@ -83,12 +94,14 @@ class Planted(nn.Module):
         right &= (h >= 3) & (w >= 3) & (d <= 40) & (sample % 11 != 3)
         for value in self.blind:
             right &= (d != value) & (w != value)
-        margin = 1 + torch.sin(x @ torch.arange(1., 9., dtype=x.dtype)).abs()
+        margin = 1 + torch.sin(x @ torch.arange(1.0, 9.0, dtype=x.dtype)).abs()
         margin = torch.where(right, margin, -margin)
         return torch.stack([-margin, margin], 1)
 
 
-def brute(model: nn.Module, maker: Numbers, sample: int, height: int, width: int, rule: DescentRule) -> tuple[ReductionState, int] | None:
+def brute(
+    model: nn.Module, maker: Numbers, sample: int, height: int, width: int, rule: DescentRule
+) -> tuple[ReductionState, int] | None:
     """The definition, one image and candidate at a time, in plain Python; None where it is wrong at full quality."""
     n, pixels = rule.num_levels, Blank(sample, height, width)
 
@@ -101,7 +114,9 @@ def brute(model: nn.Module, maker: Numbers, sample: int, height: int, width: int
     def numbers(state: ReductionState) -> ReductionParams:
         h, w = side(height, state[1]), side(width, state[1])
         size = side(h, state[2]), side(w, state[2])
-        return ReductionParams(np.array([[state[3], state[4], h, w]]), np.array([size]), np.array([bins(state[0])]))
+        return ReductionParams(
+            np.array([[state[3], state[4], h, w]]), np.array([size]), np.array([bins(state[0])])
+        )
 
     def judged(state: ReductionState) -> tuple[bool, float]:
         logits = model(maker.inputs([pixels], numbers(state)))
@@ -111,15 +126,28 @@ def brute(model: nn.Module, maker: Numbers, sample: int, height: int, width: int
         color, crop, resolution, top, left = state
         found: list[ReductionState] = []
         if rule.dimensions[0]:
-            found += [(k, crop, resolution, top, left) for k in range(color + 1, n) if bins(k) != bins(color)][:1]
+            found += [
+                (k, crop, resolution, top, left) for k in range(color + 1, n) if bins(k) != bins(color)
+            ][:1]
         h, w = side(height, crop), side(width, crop)
         if rule.dimensions[2]:
-            found += [(color, crop, k, top, left) for k in range(resolution + 1, n)
-                      if (side(h, k), side(w, k)) != (side(h, resolution), side(w, resolution))][:1]
+            found += [
+                (color, crop, k, top, left)
+                for k in range(resolution + 1, n)
+                if (side(h, k), side(w, k)) != (side(h, resolution), side(w, resolution))
+            ][:1]
         if rule.dimensions[1]:
             for k in [k for k in range(crop + 1, n) if (side(height, k), side(width, k)) != (h, w)][:1]:
-                found += [(color, k, resolution, top + half_up(y * (h - side(height, k))), left + half_up(x * (w - side(width, k))))
-                          for y, x in ANCHORS[rule.windows]]
+                found += [
+                    (
+                        color,
+                        k,
+                        resolution,
+                        top + half_up(y * (h - side(height, k))),
+                        left + half_up(x * (w - side(width, k))),
+                    )
+                    for y, x in ANCHORS[rule.windows]
+                ]
         return found
 
     state: ReductionState = (0, 0, 0, 0, 0)
@@ -146,7 +174,9 @@ def journeys(count: int, seed: int = 0) -> Iterator[SearchPath]:
         yield SearchPath(sample, 1, Blank(sample, height, width), (height, width))
 
 
-def searched(model: nn.Module, rule: SearchRule, count: int = 40, batch_size: int = 16, memory: int = 10**9) -> dict[int, SearchPath]:
+def searched(
+    model: nn.Module, rule: SearchRule, count: int = 40, batch_size: int = 16, memory: int = 10**9
+) -> dict[int, SearchPath]:
     search = Search(model, Numbers(), rule, batch_size, memory, 2, nullcontext)
     return {j.sample: j for j in search.finished(journeys(count))}
 
@@ -173,12 +203,17 @@ def test_descent_is_the_definition(reduction: str, prefer: str, n: int) -> None:
 def test_the_batch_changes_nothing(batch_size: int) -> None:
     rule = SearchRule(DescentRule(REDUCTIONS["combination"], 20))
     found, other = searched(Planted(), rule, batch_size=batch_size), searched(Planted(), rule)
-    assert {s: (j.path, j.evaluations) for s, j in found.items()} == {s: (j.path, j.evaluations) for s, j in other.items()}
+    assert {s: (j.path, j.evaluations) for s, j in found.items()} == {
+        s: (j.path, j.evaluations) for s, j in other.items()
+    }
 
 
 def test_an_error_at_one_middle_level_ends_a_descent_and_not_an_exhaustive_search() -> None:
     """Bisection would step over it."""
-    rule, blind = DescentRule(REDUCTIONS["color"], 20), Planted((7,))  # levels 7: d = 7; up to d = 37 it would be right again
+    rule, blind = (
+        DescentRule(REDUCTIONS["color"], 20),
+        Planted((7,)),
+    )  # levels 7: d = 7; up to d = 37 it would be right again
     down = searched(blind, SearchRule(rule))
     over = searched(blind, SearchRule(rule, exhaustive=True))
     for sample, journey in down.items():
@@ -214,7 +249,9 @@ def test_exhaustive_is_refused_where_there_are_too_many_states() -> None:
 
 def test_originals_kept_are_bounded_by_memory() -> None:
     Blank.alive = Blank.most = 0
-    search = Search(Planted(), Numbers(), SearchRule(DescentRule(REDUCTIONS["combination"], 4)), 64, 5_000, 1, nullcontext)
+    search = Search(
+        Planted(), Numbers(), SearchRule(DescentRule(REDUCTIONS["combination"], 4)), 64, 5_000, 1, nullcontext
+    )
     ended = 0
     for journey in search.finished(journeys(200)):
         journey.pixels = None
@@ -222,7 +259,11 @@ def test_originals_kept_are_bounded_by_memory() -> None:
     assert ended == 200
     assert Blank.most <= 7  # five, the one that is arriving and the one that is given back
     Blank.most = 0
-    list(Search(Planted(), Numbers(), SearchRule(DescentRule(REDUCTIONS["color"], 4)), 64, 1, 1, nullcontext).finished(journeys(20)))
+    list(
+        Search(
+            Planted(), Numbers(), SearchRule(DescentRule(REDUCTIONS["color"], 4)), 64, 1, 1, nullcontext
+        ).finished(journeys(20))
+    )
 
 
 def test_a_struck_state_is_not_entered_again() -> None:
@@ -231,7 +272,9 @@ def test_a_struck_state_is_not_entered_again() -> None:
     moved = [j for j in before.values() if j.path]
     left = [j.state for j in moved]
     assert all(j.backtrack() for j in moved)
-    again = {j.sample: j for j in Search(model, Numbers(), rule, 16, 10**9, 1, nullcontext).finished(iter(moved))}
+    again = {
+        j.sample: j for j in Search(model, Numbers(), rule, 16, 10**9, 1, nullcontext).finished(iter(moved))
+    }
     for journey, state in zip(moved, left, strict=True):
         assert state in journey.forbidden
         assert state not in again[journey.sample].path
@@ -259,17 +302,20 @@ def states(dataset: Dataset) -> tuple[Index, list[int], list[ReductionState]]:
 
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("fit", ["whole", "center"])
-def test_a_written_picture_gives_the_network_the_same_input(states: tuple[Index, list[int], list[ReductionState]], tmp_path: Path, graph: bool,
-                                                            fit: str) -> None:
+def test_a_written_picture_gives_the_network_the_same_input(
+    states: tuple[Index, list[int], list[ReductionState]], tmp_path: Path, graph: bool, fit: str
+) -> None:
     index, samples, wanted = states
-    pre = Preprocessing(32, fit, .875, "bilinear", PRE.mean, PRE.std)
+    pre = Preprocessing(32, fit, 0.875, "bilinear", PRE.mean, PRE.std)
     engine = Engine(whole_graph=graph)
     maker = open_image_reducer(index, pre, engine)
     pixels = dict(maker.decode(iter(samples), lambda sample, reason: None))
     numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
     shown = maker.network_inputs([pixels[s] for s in samples], numbers)
     (tmp_path / "set" / "a").mkdir(parents=True)
-    for sample, picture in zip(samples, maker.reduced_images([pixels[s] for s in samples], numbers), strict=True):
+    for sample, picture in zip(
+        samples, maker.reduced_images([pixels[s] for s in samples], numbers), strict=True
+    ):
         Image.fromarray(picture).save(tmp_path / "set" / "a" / f"{sample:03d}.png")
     index_folder(tmp_path / "set", ("a", "b"), tmp_path / "set.arrow", verify=True)
     written = Index(tmp_path / "set.arrow", 2)
@@ -286,12 +332,17 @@ def test_both_makers_make_the_same(states: tuple[Index, list[int], list[Reductio
         pixels = dict(maker.decode(iter(samples), lambda sample, reason: None))
         assert list(pixels) == samples
         own = [pixels[s] for s in samples]
-        first, all_ = maker.network_inputs(own[:3], params_of_states(wanted[:3], index.sizes(np.array(samples[:3])), 20)), maker.network_inputs(own, numbers)
+        first, all_ = (
+            maker.network_inputs(
+                own[:3], params_of_states(wanted[:3], index.sizes(np.array(samples[:3])), 20)
+            ),
+            maker.network_inputs(own, numbers),
+        )
         assert torch.equal(first, all_[:3])
         made.append((own, all_, maker.reduced_images(own, numbers)))
     (pixels_a, seen_a, a), (pixels_b, seen_b, b) = made
     assert all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(pixels_a, pixels_b, strict=True))
-    assert ((seen_a - seen_b).abs() * 255 * .226).mean() < 2
+    assert ((seen_a - seen_b).abs() * 255 * 0.226).mean() < 2
     for (color, _, resolution, *_), x, y in zip(wanted, a, b, strict=True):
         assert x.shape == y.shape
         if not resolution:
@@ -311,9 +362,16 @@ def test_unreadable_originals_are_left_out_and_told(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "set" / "a" / "29.png")
     for graph in (False, True):
         told: dict[int, str] = {}
-        found = dict(open_image_reducer(index, PRE, Engine(whole_graph=graph)).decode(iter(range(30)), told.__setitem__))
+        found = dict(
+            open_image_reducer(index, PRE, Engine(whole_graph=graph)).decode(
+                iter(range(30)), told.__setitem__
+            )
+        )
         assert sorted(found) == [i for i in range(30) if i not in (3, 17, 29)]
-        assert all(np.asarray(pixels).shape == (30, 20 + i, 3) and np.asarray(pixels)[0, 0, 0] == i for i, pixels in found.items())
+        assert all(
+            np.asarray(pixels).shape == (30, 20 + i, 3) and np.asarray(pixels)[0, 0, 0] == i
+            for i, pixels in found.items()
+        )
         assert sorted(told) == [3, 17, 29]
         assert "is gone" in told[3]
         assert "cannot be decoded" in told[17]
@@ -323,7 +381,9 @@ def test_unreadable_originals_are_left_out_and_told(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_gpus_maker_is_close_to_a_cpus(states: tuple[Index, list[int], list[ReductionState]], whole: bool) -> None:
+def test_a_gpus_maker_is_close_to_a_cpus(
+    states: tuple[Index, list[int], list[ReductionState]], whole: bool
+) -> None:
     index, samples, wanted = states
     numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
     made = []
@@ -334,4 +394,4 @@ def test_a_gpus_maker_is_close_to_a_cpus(states: tuple[Index, list[int], list[Re
         made.append((maker.network_inputs(own, numbers).cpu(), maker.reduced_images(own, numbers)))
     (seen_a, a), (seen_b, b) = made
     assert [x.shape for x in a] == [x.shape for x in b]
-    assert ((seen_a - seen_b).abs() * 255 * .226).mean() < 4
+    assert ((seen_a - seen_b).abs() * 255 * 0.226).mean() < 4

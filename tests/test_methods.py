@@ -30,7 +30,13 @@ from qrdali.training import probe
 from qrdali.workflows.train import run_training
 
 REDUCTIONS = ("color", "crop", "resolution", "combination")
-SMALL: dict[str, Any] = {"model": "test_resnet", "input_size": 32, "batch_size": 8, "device": "cpu", "threads": 1}
+SMALL: dict[str, Any] = {
+    "model": "test_resnet",
+    "input_size": 32,
+    "batch_size": 8,
+    "device": "cpu",
+    "threads": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +52,16 @@ def shared(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(run: Path, data: str, shared: Path, method: str, **values: Any) -> list[dict[str, Any]]:
-    base: dict[str, Any] = {"method": method, "data": data, "init": str(shared), "patience": 1, "batch_size": 8, "device": "cpu",
-                            "threads": 1, "max_epochs": 12}
+    base: dict[str, Any] = {
+        "method": method,
+        "data": data,
+        "init": str(shared),
+        "patience": 1,
+        "batch_size": 8,
+        "device": "cpu",
+        "threads": 1,
+        "max_epochs": 12,
+    }
     run_training(validated({**base, **values}), run, False)
     return rows_of(run)
 
@@ -57,7 +71,14 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 
 
 def unmeasured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if not any(measured in k for measured in ("second", "memory_mb", "energy"))} for row in rows]
+    return [
+        {
+            k: v
+            for k, v in row.items()
+            if not any(measured in k for measured in ("second", "memory_mb", "energy"))
+        }
+        for row in rows
+    ]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -69,19 +90,27 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", ["fixed", "linear", "adaptive", "online", "random"])
 def test_trains(data: str, shared: Path, tmp_path: Path, method: str, sequence: str, reduction: str) -> None:
     values = {"feedback": "online"} if method == "online" else {}
-    rows = trained(tmp_path / "run", data, shared, "adaptive" if method == "online" else method, sequence=sequence,
-                   reduction=reduction, max_epochs=6, **values)[1:]
+    rows = trained(
+        tmp_path / "run",
+        data,
+        shared,
+        "adaptive" if method == "online" else method,
+        sequence=sequence,
+        reduction=reduction,
+        max_epochs=6,
+        **values,
+    )[1:]
     dimensions = ["color", "crop", "resolution"] if reduction == "combination" else [reduction]
     for row in rows:
         for dimension, q in row["quality"].items():
             if row["phase"] == "full" or dimension not in dimensions:
                 assert q == 1
             elif method == "fixed":
-                assert q == .5
+                assert q == 0.5
             elif method == "linear":
-                assert q == 1 - .25 * row["stage"]
+                assert q == 1 - 0.25 * row["stage"]
             elif method == "random":
-                assert .25 < q < 1
+                assert 0.25 < q < 1
         if method in ("adaptive", "online"):
             assert all(sum(counts) == 24 for counts in row["levels"].values())
     first = rows[0]
@@ -113,29 +142,55 @@ def test_sham_is_the_baseline_bit_for_bit(data: str, shared: Path, tmp_path: Pat
     # Its R epochs are the baseline's epochs too; only the patience counts pairs.
     pairs = trained(tmp_path / "pairs", data, shared, "fixed", reduction="none", sequence="RC", patience=2)
     common = min(len(pairs), len(baseline))
-    assert [row["val_accuracy"] for row in pairs[:common]] == [row["val_accuracy"] for row in baseline[:common]]
+    assert [row["val_accuracy"] for row in pairs[:common]] == [
+        row["val_accuracy"] for row in baseline[:common]
+    ]
     assert pairs[1]["phase"] == "reduced"
 
 
 def test_a_matched_baseline_takes_as_many_steps(data: str, shared: Path, tmp_path: Path) -> None:
     fixed = trained(tmp_path / "f", data, shared, "fixed", reduction="crop", patience=1)
-    run_training(validated({"method": "baseline", "data": data, "init": str(shared), "match": str(tmp_path / "f"), **SMALL}
-                           | {"batch_size": 5}), tmp_path / "m", False)
+    run_training(
+        validated(
+            {"method": "baseline", "data": data, "init": str(shared), "match": str(tmp_path / "f"), **SMALL}
+            | {"batch_size": 5}
+        ),
+        tmp_path / "m",
+        False,
+    )
     rows = rows_of(tmp_path / "m")
     assert rows[-1]["optimizer_steps"] == fixed[-1]["optimizer_steps"] > 0
     with pytest.raises(InputError, match="is it a run folder"):
-        run_training(validated({"method": "baseline", "data": data, "match": str(tmp_path / "nothing"), **SMALL}), tmp_path / "x", False)
+        run_training(
+            validated({"method": "baseline", "data": data, "match": str(tmp_path / "nothing"), **SMALL}),
+            tmp_path / "x",
+            False,
+        )
 
 
 def test_linear_up_and_all_its_stages(data: str, shared: Path, tmp_path: Path) -> None:
-    rows = trained(tmp_path / "up", data, shared, "linear", direction="up", reduction="color", max_epochs=300)[1:]
+    rows = trained(
+        tmp_path / "up", data, shared, "linear", direction="up", reduction="color", max_epochs=300
+    )[1:]
     stages = {row["stage"]: row["quality"]["color"] for row in rows if row["phase"] == "reduced"}
-    assert stages == {1: .25, 2: .5, 3: .75}
+    assert stages == {1: 0.25, 2: 0.5, 3: 0.75}
 
 
 def test_monitor_phase_validates_under_the_epochs_quality(data: str, shared: Path, tmp_path: Path) -> None:
-    full = trained(tmp_path / "full", data, shared, "fixed", reduction="crop", quality=.25, max_epochs=2, patience=9)
-    phase = trained(tmp_path / "phase", data, shared, "fixed", reduction="crop", quality=.25, max_epochs=2, patience=9, monitor="phase")
+    full = trained(
+        tmp_path / "full", data, shared, "fixed", reduction="crop", quality=0.25, max_epochs=2, patience=9
+    )
+    phase = trained(
+        tmp_path / "phase",
+        data,
+        shared,
+        "fixed",
+        reduction="crop",
+        quality=0.25,
+        max_epochs=2,
+        patience=9,
+        monitor="phase",
+    )
     assert full[1]["train_loss"] == phase[1]["train_loss"]
     assert full[1]["val_accuracy"] != phase[1]["val_accuracy"]
     assert full[2]["val_accuracy"] == phase[2]["val_accuracy"]
@@ -144,25 +199,53 @@ def test_monitor_phase_validates_under_the_epochs_quality(data: str, shared: Pat
 def test_same_order_pairs_differ_in_reductions_only(data: str, shared: Path, tmp_path: Path) -> None:
     """Without any reduction a pair of the same order sees the same batches: with no learning its losses are equal."""
     for same in (True, False):
-        rows = trained(tmp_path / str(same), data, shared, "fixed", reduction="none", same_order=same, max_epochs=2, lr=1e-30,
-                       patience=9)
+        rows = trained(
+            tmp_path / str(same),
+            data,
+            shared,
+            "fixed",
+            reduction="none",
+            same_order=same,
+            max_epochs=2,
+            lr=1e-30,
+            patience=9,
+        )
         assert (rows[1]["train_loss"] == rows[2]["train_loss"]) is same
     with pytest.raises(InputError, match="same-order"):
-        trained(tmp_path / "x", data, shared, "fixed", reduction="crop", same_order=True, sequence="paired-rounds")
+        trained(
+            tmp_path / "x", data, shared, "fixed", reduction="crop", same_order=True, sequence="paired-rounds"
+        )
 
 
 def test_adaptive_stopped_anywhere_resumes_to_the_same(data: str, shared: Path, tmp_path: Path) -> None:
     for feedback in ("probe", "online"):
-        values = {"reduction": "combination", "sequence": "paired-rounds", "max_epochs": 9, "feedback": feedback}
+        values = {
+            "reduction": "combination",
+            "sequence": "paired-rounds",
+            "max_epochs": 9,
+            "feedback": feedback,
+        }
         once = trained(tmp_path / f"{feedback}1", data, shared, "adaptive", **values)
         run = tmp_path / f"{feedback}2"
-        settings = validated({"method": "adaptive", "data": data, "init": str(shared), "patience": 1, "batch_size": 8,
-                              "device": "cpu", "threads": 1, **values})
+        settings = validated(
+            {
+                "method": "adaptive",
+                "data": data,
+                "init": str(shared),
+                "patience": 1,
+                "batch_size": 8,
+                "device": "cpu",
+                "threads": 1,
+                **values,
+            }
+        )
         _stop_now_and_then(settings, run)
         assert unmeasured(rows_of(run)) == unmeasured(once)
         one, two = weights(tmp_path / f"{feedback}1" / "last"), weights(run / "last")
         assert all(torch.equal(one[key], two[key]) for key in one)
-    (run / "last" / "state.json").write_text((run / "last" / "state.json").read_text().replace('"ended": "', '"ended": ""  , "x": "'))
+    (run / "last" / "state.json").write_text(
+        (run / "last" / "state.json").read_text().replace('"ended": "', '"ended": ""  , "x": "')
+    )
     (run / "last" / "SHA256SUMS").unlink()
     with pytest.raises(RunError, match="does not fit this run"):
         run_training(settings, run, True)
@@ -193,11 +276,21 @@ def _stop_now_and_then(settings: Settings, run: Path) -> None:
 def test_a_changed_data_set_is_refused(shared: Path, tmp_path: Path) -> None:
     generate(tmp_path / "images", ShapesSpec(classes=4, train=4, val=2, test=0, size=(64, 48)), workers=1)
     build(tmp_path / "images", tmp_path / "data")
-    settings = validated({"method": "adaptive", "data": str(tmp_path / "data"), "reduction": "color", "sequence": "RC",
-                          "max_epochs": 3, **SMALL})
+    settings = validated(
+        {
+            "method": "adaptive",
+            "data": str(tmp_path / "data"),
+            "reduction": "color",
+            "sequence": "RC",
+            "max_epochs": 3,
+            **SMALL,
+        }
+    )
     run = tmp_path / "run"
     run_training(settings, run, False)
-    (run / "last" / "state.json").write_text((run / "last" / "state.json").read_text().replace('"ended": "--max-epochs 3"', '"ended": ""'))
+    (run / "last" / "state.json").write_text(
+        (run / "last" / "state.json").read_text().replace('"ended": "--max-epochs 3"', '"ended": ""')
+    )
     (run / "last" / "SHA256SUMS").unlink()
     victim = next((tmp_path / "images" / "train").rglob("*.jpg"))
     victim.unlink()
@@ -207,11 +300,21 @@ def test_a_changed_data_set_is_refused(shared: Path, tmp_path: Path) -> None:
         run_training(settings, run, True)
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"step": .3}, "not 1/n"), ({"quality": 0}, "greater than 0"), ({"sequence": "RXC"}, "neither"), ({"sequence": "CC"}, "no R epoch"),
-    ({"patience": 0}, "patience"), ({"quality": .6}, "no level of step"), ({"reduction": "blur"}, "reduction"),
-])
-def test_refusals_write_nothing(data: str, shared: Path, tmp_path: Path, values: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"step": 0.3}, "not 1/n"),
+        ({"quality": 0}, "greater than 0"),
+        ({"sequence": "RXC"}, "neither"),
+        ({"sequence": "CC"}, "no R epoch"),
+        ({"patience": 0}, "patience"),
+        ({"quality": 0.6}, "no level of step"),
+        ({"reduction": "blur"}, "reduction"),
+    ],
+)
+def test_refusals_write_nothing(
+    data: str, shared: Path, tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         trained(tmp_path / "x", data, shared, "fixed", **{"reduction": "crop", "sequence": "RC"} | values)
     assert not (tmp_path / "x").exists()
@@ -222,44 +325,62 @@ class ByColor(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         value = images[:, 0, 8:24, 8:24].mean((1, 2)) * 5
-        return torch.stack([value, -value, value * .5, -value * .5], dim=1)
+        return torch.stack([value, -value, value * 0.5, -value * 0.5], dim=1)
 
 
 @pytest.mark.parametrize("windows", [5, 9])
 def test_both_makers_show_the_same_candidates(dataset: Dataset, windows: int) -> None:
     index = dataset.index("train")
-    pre = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
+    pre = Preprocessing(32, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     every = np.arange(8)
     sizes, levels = index.sizes(every), np.zeros((8, 3), np.uint8)
     levels[1] = (3, 3, 3)  # has no neighbours
     places = np.array([[0, 0], [5, 3], *[[0, 0]] * 6], np.int32)
     window = descent.window_of(levels, places, sizes, 4)
-    ask = CandidateRequest(every, window, descent.neighbors_of(levels, window, sizes, (True, True, True), 4, windows))
+    ask = CandidateRequest(
+        every, window, descent.neighbors_of(levels, window, sizes, (True, True, True), 4, windows)
+    )
     dimensions = descent.column_dimensions((True, True, True), windows)
-    host, graph = (next(open_loader(index, pre, 8, Engine(whole_graph=g)).candidates(iter([ask]), 8, dimensions, True))
-                   for g in (False, True))
+    host, graph = (
+        next(open_loader(index, pre, 8, Engine(whole_graph=g)).candidates(iter([ask]), 8, dimensions, True))
+        for g in (False, True)
+    )
     exists = torch.from_numpy(ask.candidates.exists.T)
     assert host.images.shape == (windows + 2, 8, 3, 32, 32)
-    assert ((host.images - graph.images)[exists].abs() * 255 * .226).mean() < .35
+    assert ((host.images - graph.images)[exists].abs() * 255 * 0.226).mean() < 0.35
     assert host.reduced_images is not None
     assert graph.reduced_images is not None
     for k, i in zip(*np.nonzero(ask.candidates.exists.T), strict=True):
-        assert host.reduced_images[k][i].shape == graph.reduced_images[k][i].shape == (*ask.candidates.size[i, k], 3)
-        assert np.abs(host.reduced_images[k][i].astype(int) - graph.reduced_images[k][i]).mean() < .6
+        assert (
+            host.reduced_images[k][i].shape
+            == graph.reduced_images[k][i].shape
+            == (*ask.candidates.size[i, k], 3)
+        )
+        assert np.abs(host.reduced_images[k][i].astype(int) - graph.reduced_images[k][i]).mean() < 0.6
 
 
 @pytest.mark.parametrize("prefer", ["confidence", "entropy"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_probe_equals_one_image_and_candidate_at_a_time(dataset: Dataset, reduction: str, prefer: str) -> None:
+def test_a_probe_equals_one_image_and_candidate_at_a_time(
+    dataset: Dataset, reduction: str, prefer: str
+) -> None:
     index = dataset.index("train")
-    pre = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
+    pre = Preprocessing(32, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     loader = open_loader(index, pre, 8, Engine(threads=2))
     rule = probe.DescentRule(descent_moving(reduction), 4, 5, prefer)
     states, model = PerImageLevels.at_full_quality(len(index), rule.dimensions[1], False), ByColor()
     seen: list[int] = []
     for _ in range(2):  # the second step starts from states that differ
-        after, moved = probe.descend_by_probe(model, loader, index, states, rule, 16, autocast_for("off", torch.device("cpu"))[0],
-                                  lambda images, candidates: seen.append(images))
+        after, moved = probe.descend_by_probe(
+            model,
+            loader,
+            index,
+            states,
+            rule,
+            16,
+            autocast_for("off", torch.device("cpu"))[0],
+            lambda images, candidates: seen.append(images),
+        )
         expected = _slow_step(model, index, pre, states, rule)
         every = np.arange(len(index))
         assert after.for_samples(every).tolist() == [e[0] for e in expected]
@@ -273,20 +394,32 @@ def test_a_probe_equals_one_image_and_candidate_at_a_time(dataset: Dataset, redu
 
 def descent_moving(reduction: str) -> tuple[bool, bool, bool]:
     from qrdali.reduction.quality import REDUCTIONS as MOVING
+
     return MOVING[reduction]
 
 
-def _slow_step(model: nn.Module, index: Any, pre: Preprocessing, states: PerImageLevels,
-               rule: probe.DescentRule) -> list[tuple[list[int], list[int]]]:
+def _slow_step(
+    model: nn.Module, index: Any, pre: Preprocessing, states: PerImageLevels, rule: probe.DescentRule
+) -> list[tuple[list[int], list[int]]]:
     """Every candidate as an image of its own through the ordinary loader."""
     every, result = np.arange(len(index)), []
     sizes, labels = index.sizes(every), index.labels(every)
-    window = descent.window_of(states.for_samples(every), states.window_origins_or_zero(every), sizes, rule.num_levels)
-    found = descent.neighbors_of(states.for_samples(every), window, sizes, rule.dimensions, rule.num_levels, rule.windows)
+    window = descent.window_of(
+        states.for_samples(every), states.window_origins_or_zero(every), sizes, rule.num_levels
+    )
+    found = descent.neighbors_of(
+        states.for_samples(every), window, sizes, rule.dimensions, rule.num_levels, rule.windows
+    )
     k = found.exists.shape[1]
-    right, confidence, size = np.zeros((len(every), k), bool), np.zeros((len(every), k)), np.zeros((len(every), k), int)
+    right, confidence, size = (
+        np.zeros((len(every), k), bool),
+        np.zeros((len(every), k)),
+        np.zeros((len(every), k), int),
+    )
     for column in range(k):
-        levels = PerImageLevels(found.levels[:, column], np.ascontiguousarray(found.window[:, column, :2]), None)
+        levels = PerImageLevels(
+            found.levels[:, column], np.ascontiguousarray(found.window[:, column, :2]), None
+        )
         for batch in open_loader(index, pre, 8, Engine(threads=1)).epoch(EpochPlan(len(index), 8, levels)):
             with torch.inference_mode():
                 p = model(batch.images).softmax(1)
@@ -296,7 +429,9 @@ def _slow_step(model: nn.Module, index: Any, pre: Preprocessing, states: PerImag
         if rule.prefer == "entropy":
             for s in every.tolist():
                 size[s, column] = entropy(_reduced(index, s, found, column))
-    choice = descent.choose_neighbor(right & found.exists, confidence.astype(np.float32), size if rule.prefer == "entropy" else None)
+    choice = descent.choose_neighbor(
+        right & found.exists, confidence.astype(np.float32), size if rule.prefer == "entropy" else None
+    )
     levels, window = descent.accept_neighbor(states.for_samples(every), window, found, choice)
     for s in every.tolist():
         result.append((levels[s].tolist(), window[s, :2].tolist() if rule.dimensions[1] else [0, 0]))
@@ -308,15 +443,22 @@ def _reduced(index: Any, sample: int, found: descent.Candidates, column: int) ->
     from qrdali.pipelines.external_source import window_arrays
     from qrdali.pipelines.graphs import decode_windows
 
-    (pixels,) = decode_windows(lambda: window_arrays(index.path_bytes(np.array([sample])), found.window[sample, column][None]),
-                        Engine(depth=1), 1).run()
-    return host.reduce(np.array(pixels.at(0)), found.size[sample, column], int(found.bin_width[sample, column]))
+    (pixels,) = decode_windows(
+        lambda: window_arrays(index.path_bytes(np.array([sample])), found.window[sample, column][None]),
+        Engine(depth=1),
+        1,
+    ).run()
+    return host.reduce(
+        np.array(pixels.at(0)), found.size[sample, column], int(found.bin_width[sample, column])
+    )
 
 
 def test_online_feedback_steps_down_where_right_and_undoes_where_wrong(dataset: Dataset) -> None:
     index = dataset.index("train")
     rule = probe.DescentRule((True, True, True), 4)
-    states, moved = probe.descend_by_feedback(index, PerImageLevels.at_full_quality(len(index), True, True), None, rule, 5)
+    states, moved = probe.descend_by_feedback(
+        index, PerImageLevels.at_full_quality(len(index), True, True), None, rule, 5
+    )
     every = np.arange(len(index))
     assert moved.images == len(index)
     assert states.for_samples(every).tolist() == [[1, 0, 0]] * len(index)
@@ -331,7 +473,17 @@ def test_online_feedback_steps_down_where_right_and_undoes_where_wrong(dataset: 
 
 
 def test_validation_rows_stay_at_full_quality(data: str, shared: Path, tmp_path: Path) -> None:
-    trained(tmp_path / "r", data, shared, "fixed", reduction="crop", quality=.25, max_epochs=1, monitor="phase", patience=9)
+    trained(
+        tmp_path / "r",
+        data,
+        shared,
+        "fixed",
+        reduction="crop",
+        quality=0.25,
+        max_epochs=1,
+        monitor="phase",
+        patience=9,
+    )
     table = pq.read_table(tmp_path / "r" / "predictions" / "val.parquet")
     full = pq.read_table(shared / "predictions" / "val.parquet")
     assert table["prediction"].to_pylist() == full["prediction"].to_pylist()
@@ -344,7 +496,11 @@ def test_levels_of_a_plan_keep_their_windows(dataset: Dataset) -> None:
     samples = np.arange(4)
     plan = EpochPlan(len(index), 4, images, training=True, epoch=3)
     assert plan.parameters(samples, index.sizes(samples)).window[:, :2].tolist() == [[3, 5]] * 4
-    free = EpochPlan(len(index), 4, ConstantLevels(0, 2, 0), training=True, epoch=3).parameters(samples, index.sizes(samples)).window[:, :2]
+    free = (
+        EpochPlan(len(index), 4, ConstantLevels(0, 2, 0), training=True, epoch=3)
+        .parameters(samples, index.sizes(samples))
+        .window[:, :2]
+    )
     assert len({tuple(place) for place in free.tolist()}) > 1
 
 
@@ -353,15 +509,19 @@ def test_levels_of_a_plan_keep_their_windows(dataset: Dataset) -> None:
 @pytest.mark.parametrize("whole", [True, False])
 def test_candidates_on_the_gpu_are_close_to_the_cpus(dataset: Dataset, whole: bool) -> None:
     index = dataset.index("train")
-    pre = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
+    pre = Preprocessing(32, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     every = np.arange(8)
     sizes, levels = index.sizes(every), np.zeros((8, 3), np.uint8)
     window = descent.window_of(levels, np.zeros((8, 2), np.int32), sizes, 4)
     ask = CandidateRequest(every, window, descent.neighbors_of(levels, window, sizes, (True, True, True), 4))
     dimensions = descent.column_dimensions((True, True, True))
-    cpu, gpu = (next(open_loader(index, pre, 8, engine).candidates(iter([ask]), 8, dimensions, True))
-                for engine in (Engine(whole_graph=True), Engine(0, 2, 2, whole)))
-    assert (cpu.images - gpu.images.cpu()).abs().mean() * 255 * .226 < 3
+    cpu, gpu = (
+        next(open_loader(index, pre, 8, engine).candidates(iter([ask]), 8, dimensions, True))
+        for engine in (Engine(whole_graph=True), Engine(0, 2, 2, whole))
+    )
+    assert (cpu.images - gpu.images.cpu()).abs().mean() * 255 * 0.226 < 3
     assert cpu.reduced_images is not None
     assert gpu.reduced_images is not None
-    assert [[p.shape for p in column] for column in cpu.reduced_images] == [[p.shape for p in column] for column in gpu.reduced_images]
+    assert [[p.shape for p in column] for column in cpu.reduced_images] == [
+        [p.shape for p in column] for column in gpu.reduced_images
+    ]

@@ -39,11 +39,26 @@ def test_minival_is_balanced_disjoint_and_a_function_of_the_seed(pets: Path, tmp
     assert not paths(pets, "train") & paths(pets, "val")
     assert paths(pets, "train") | paths(pets, "val") == before
     assert all(Path(path).parent.name == name for path, name in train + val)
-    assert (pets / "minival.tsv").read_text().splitlines() == ["path\tclass", *(f"{path}\t{name}" for path, name in val)]
+    assert (pets / "minival.tsv").read_text().splitlines() == [
+        "path\tclass",
+        *(f"{path}\t{name}" for path, name in val),
+    ]
     assert source.read(pets)["minival"] == {"per_class": 3, "seed": 0, "images": 9}
-    assert sorted(file.name for file in pets.iterdir()) == sorted((
-        "classes.tsv", "rejected.tsv", "minival.tsv", "source.json", "train.arrow", "train.files.arrow", "val.arrow", "val.files.arrow"))
-    assert list(changes(Dataset.open(pets), hashed=True, threads=1)) == []  # bytes and hashes went along with their rows
+    assert sorted(file.name for file in pets.iterdir()) == sorted(
+        (
+            "classes.tsv",
+            "rejected.tsv",
+            "minival.tsv",
+            "source.json",
+            "train.arrow",
+            "train.files.arrow",
+            "val.arrow",
+            "val.files.arrow",
+        )
+    )
+    assert (
+        list(changes(Dataset.open(pets), hashed=True, threads=1)) == []
+    )  # bytes and hashes went along with their rows
     for seed, same in ((0, True), (1, False)):
         build(tmp_path / "pets", tmp_path / f"again{seed}", threads=1)
         minival.cut(tmp_path / f"again{seed}", 3, seed)
@@ -70,7 +85,9 @@ def test_minival_of_many_record_batches(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_minival_refuses(pets: Path) -> None:
     before = {file.name: file.read_bytes() for file in pets.iterdir()}
-    with pytest.raises(RunError, match=r"class 'owl' has 4 training images: 4 for validation leave none \(1 such class\)"):
+    with pytest.raises(
+        RunError, match=r"class 'owl' has 4 training images: 4 for validation leave none \(1 such class\)"
+    ):
         minival.cut(pets, 4, 0)
     assert {file.name: file.read_bytes() for file in pets.iterdir()} == before
     minival.cut(pets, 1, 0)
@@ -87,7 +104,9 @@ class Killed(BaseException):
     pass
 
 
-def test_minival_killed_at_every_rename_loses_nothing(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minival_killed_at_every_rename_loses_nothing(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     every, replace = paths(pets, "train"), os.replace
     build(tmp_path / "pets", tmp_path / "whole", threads=1, hashed=True)
     minival.cut(tmp_path / "whole", 2, 7)
@@ -107,9 +126,18 @@ def test_minival_killed_at_every_rename_loses_nothing(pets: Path, tmp_path: Path
         left = Dataset.open(folder)
         assert left.splits == ("train",)  # never a validation set beside a train that still holds it
         assert paths(folder, "train") <= every
-        done = minival.cut(folder, *((2, 7) if kill == 0 else (1, 0)))  # a cut that was decided is finished as it was asked for
+        done = minival.cut(
+            folder, *((2, 7) if kill == 0 else (1, 0))
+        )  # a cut that was decided is finished as it was asked for
         assert (done.resumed, done.val) == (kill > 0, 6)
-        for name in ("train.arrow", "val.arrow", "train.files.arrow", "val.files.arrow", "minival.tsv", "source.json"):
+        for name in (
+            "train.arrow",
+            "val.arrow",
+            "train.files.arrow",
+            "val.files.arrow",
+            "minival.tsv",
+            "source.json",
+        ):
             assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
         assert not list(folder.glob("*.partial"))
 
@@ -142,17 +170,28 @@ def test_an_order_is_a_permutation_of_its_own() -> None:
     orders = [shuffled(*key).tolist() for key in ((3, "cat", 100), (4, "cat", 100), (3, "dog", 100))]
     assert orders[0] == shuffled(3, "cat", 100).tolist()
     assert all(orders[a] != orders[b] for a, b in ((0, 1), (0, 2), (1, 2)))
-    assert shuffled(0, "cat", 8).tolist() == [3, 0, 1, 5, 2, 7, 6, 4]  # data sets made before must be made again the same
+    assert shuffled(0, "cat", 8).tolist() == [
+        3,
+        0,
+        1,
+        5,
+        2,
+        7,
+        6,
+        4,
+    ]  # data sets made before must be made again the same
 
 
 def test_a_damaged_source(pets: Path) -> None:
     assert source.read(pets) == {}
     assert info(pets)["source"] is None
-    for text in ("", "[1]", "[" * 100_000, "{\"a\": 1"):
+    for text in ("", "[1]", "[" * 100_000, '{"a": 1'):
         (pets / "source.json").write_text(text)
         with pytest.raises(RunError, match=r"source\.json"):
             source.read(pets)
-    (pets / "source.json").write_text(json.dumps({"made_by": "x\x1b[2J", "synsets": {"a": ["b"]}, "deep": {"n": 1, "m": {"k": 2}}}))
+    (pets / "source.json").write_text(
+        json.dumps({"made_by": "x\x1b[2J", "synsets": {"a": ["b"]}, "deep": {"n": 1, "m": {"k": 2}}})
+    )
     assert source.brief(source.read(pets)) == {"made_by": "x\x1b[2J", "deep": {"n": 1}}
     assert "\x1b" not in CliRunner().invoke(cli, ["data", "info", str(pets)]).stderr
 
@@ -161,7 +200,11 @@ def test_verify_names_what_changed(pets: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["data", "verify", str(pets), "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {
-        "files": 19, "changed": 0, "kinds": {"missing": 0, "unreadable": 0, "bytes": 0, "pixels": 0, "hash": 0}, "changes": []}
+        "files": 19,
+        "changed": 0,
+        "kinds": {"missing": 0, "unreadable": 0, "bytes": 0, "pixels": 0, "hash": 0},
+        "changes": [],
+    }
     cats = tmp_path / "pets/train/cat"
     (cats / "0.JPEG").unlink()
     (cats / "1.JPEG").write_bytes(b"garbage")
@@ -173,17 +216,31 @@ def test_verify_names_what_changed(pets: Path, tmp_path: Path) -> None:
     same = bytearray((cats / "5.JPEG").read_bytes())
     same[-3] ^= 1
     (cats / "5.JPEG").write_bytes(same)
-    found = {Path(c.path).name: (c.kind, c.detail) for c in changes(Dataset.open(pets), hashed=True, threads=1)}
+    found = {
+        Path(c.path).name: (c.kind, c.detail) for c in changes(Dataset.open(pets), hashed=True, threads=1)
+    }
     assert {name: kind for name, (kind, _) in found.items()} == {
-        "0.JPEG": "missing", "1.JPEG": "unreadable", "2.JPEG": "bytes", "3.JPEG": "bytes", "4.JPEG": "unreadable", "5.JPEG": "hash"}
+        "0.JPEG": "missing",
+        "1.JPEG": "unreadable",
+        "2.JPEG": "bytes",
+        "3.JPEG": "bytes",
+        "4.JPEG": "unreadable",
+        "5.JPEG": "hash",
+    }
     assert found["2.JPEG"][1] == f"{len(jpeg(colour=2))} bytes are now {len(jpeg(colour=2)) + 1}"
     result = CliRunner().invoke(cli, ["data", "verify", str(pets), "--most", "2", "--json"])
     assert isinstance(result.exception, RunError)
     shown = json.loads(result.stdout)
     assert (shown["changed"], len(shown["changes"]), shown["kinds"]["hash"]) == (5, 2, 0)
     result = CliRunner().invoke(cli, ["data", "verify", str(pets), "--most", "2"])
-    assert str(result.exception) == f"5 of 19 files of {pets} are not what was indexed: 1 missing, 2 unreadable, 2 bytes"
-    assert result.stderr.splitlines()[0] == f"train  missing  {cats / '0.JPEG'}: [Errno 2] No such file or directory: '{cats / '0.JPEG'}'"
+    assert (
+        str(result.exception)
+        == f"5 of 19 files of {pets} are not what was indexed: 1 missing, 2 unreadable, 2 bytes"
+    )
+    assert (
+        result.stderr.splitlines()[0]
+        == f"train  missing  {cats / '0.JPEG'}: [Errno 2] No such file or directory: '{cats / '0.JPEG'}'"
+    )
     assert len(result.stderr.splitlines()) == 2
 
 
@@ -194,7 +251,7 @@ def test_verify_of_a_data_set_without_sizes_or_hashes(pets: Path, tmp_path: Path
     (tmp_path / "plain/train.files.arrow").unlink()  # as older data sets are
     assert list(changes(Dataset.open(tmp_path / "plain"), threads=1)) == []
     (tmp_path / "pets/train/cat/3.JPEG").write_bytes(jpeg((24, 12)))
-    change, = changes(Dataset.open(tmp_path / "plain"), threads=1)
+    (change,) = changes(Dataset.open(tmp_path / "plain"), threads=1)
     assert (change.kind, change.detail) == ("pixels", "16x12 is now 24x12")
     with pytest.raises(InputError, match="holds no hashes"):
         list(changes(Dataset.open(tmp_path / "plain"), hashed=True))

@@ -17,7 +17,7 @@ from qrdali.reduction.quality import reduction_params
 from qrdali.reduction.view import view
 
 Pixels = npt.NDArray[np.uint8]
-PRE = Preprocessing(64, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
+PRE = Preprocessing(64, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def picture(height: int, width: int, seed: int = 0) -> Pixels:
@@ -38,17 +38,28 @@ def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 MAKER = {"name": "graph"}
 
 
-def reduce(paths: list[Path], levels: tuple[int, int, int], n: int = 4, anchor: tuple[float, float] = (.5, .5)) -> list[Pixels]:
+def reduce(
+    paths: list[Path], levels: tuple[int, int, int], n: int = 4, anchor: tuple[float, float] = (0.5, 0.5)
+) -> list[Pixels]:
     count = len(paths)
     sizes = np.array([examine(str(p), True)[::-1] for p in paths], np.int32)
-    reduction = reduction_params(np.tile(np.array([levels], np.uint8), (count, 1)), sizes, np.tile([anchor], (count, 1)), n)
+    reduction = reduction_params(
+        np.tile(np.array([levels], np.uint8), (count, 1)), sizes, np.tile([anchor], (count, 1)), n
+    )
     names = [np.frombuffer(str(p).encode(), np.uint8) for p in paths]
     if MAKER["name"] == "host":
-        (decoded,) = decode_windows(lambda: window_arrays(names, reduction.window), Engine(depth=1), count).run()
-        return [host.reduce(np.array(decoded.at(i)), reduction.size[i], int(reduction.bin_width[i])) for i in range(count)]
+        (decoded,) = decode_windows(
+            lambda: window_arrays(names, reduction.window), Engine(depth=1), count
+        ).run()
+        return [
+            host.reduce(np.array(decoded.at(i)), reduction.size[i], int(reduction.bin_width[i]))
+            for i in range(count)
+        ]
     whole = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
     (decoded,) = decode_windows(lambda: window_arrays(names, whole), Engine(depth=1), count).run()
-    numbers = reduction_arrays(reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width)
+    numbers = reduction_arrays(
+        reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width
+    )
     asked = ([np.array(decoded.at(i)) for i in range(count)], *numbers)
     (images,) = reduce_decoded(lambda: asked, Engine(), count, None).run()
     return [np.array(images.at(i)) for i in range(count)]
@@ -57,8 +68,8 @@ def reduce(paths: list[Path], levels: tuple[int, int, int], n: int = 4, anchor: 
 def network_pixels(path: Path, fit: str) -> npt.NDArray[np.float32]:
     """What the network gets of a file at full quality, float32 [64, 64, 3]."""
     sizes = np.array([examine(str(path), True)[::-1]], np.int32)
-    reduction = reduction_params(np.zeros((1, 3), np.uint8), sizes, np.array([[.5, .5]]), 4)
-    seen = view(reduction.size, fit, .875)
+    reduction = reduction_params(np.zeros((1, 3), np.uint8), sizes, np.array([[0.5, 0.5]]), 4)
+    seen = view(reduction.size, fit, 0.875)
     name = [np.frombuffer(str(path).encode(), np.uint8)]
     if MAKER["name"] == "host":
         (decoded,) = decode_windows(lambda: window_arrays(name, reduction.window), Engine(depth=1), 1).run()
@@ -74,7 +85,7 @@ def pillow(path: Path) -> Image.Image:
 
 
 def half_up(x: float) -> int:
-    return math.floor(x + .5)
+    return math.floor(x + 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +93,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("files")
     paths = []
     drawn = np.random.default_rng(11).integers(1, 700, (6, 2)).tolist()
-    for height, width in [(1, 1), (1, 57), (43, 1), (31, 45), (375, 500), (500, 375), (101, 77), (3000, 4000), *drawn]:
+    for height, width in [
+        (1, 1),
+        (1, 57),
+        (43, 1),
+        (31, 45),
+        (375, 500),
+        (500, 375),
+        (101, 77),
+        (3000, 4000),
+        *drawn,
+    ]:
         paths.append(folder / f"{height}x{width}.jpg")
         Image.fromarray(picture(height, width)).save(paths[-1], quality=93)
     base = Image.fromarray(picture(90, 121))
@@ -106,7 +127,7 @@ def test_quality_1_is_pillows_decode(files: list[Path]) -> None:
         assert np.array_equal(image, np.asarray(pillow(path))), path.name
 
 
-@pytest.mark.parametrize("anchor", [(.5, .5), (0, 1), (1, 0), (.3, .8)])
+@pytest.mark.parametrize("anchor", [(0.5, 0.5), (0, 1), (1, 0), (0.3, 0.8)])
 @pytest.mark.parametrize("level", [1, 3])
 def test_crop_is_decode_then_slice(files: list[Path], level: int, anchor: tuple[float, float]) -> None:
     root = math.sqrt(1 - level / 4)
@@ -114,7 +135,7 @@ def test_crop_is_decode_then_slice(files: list[Path], level: int, anchor: tuple[
         full = np.asarray(pillow(path))
         h, w = (max(1, half_up(side * root)) for side in full.shape[:2])
         top, left = half_up(anchor[0] * (full.shape[0] - h)), half_up(anchor[1] * (full.shape[1] - w))
-        assert np.array_equal(image, full[top:top + h, left:left + w]), path.name
+        assert np.array_equal(image, full[top : top + h, left : left + w]), path.name
 
 
 @pytest.mark.parametrize(("n", "level"), [(4, 1), (4, 2), (4, 3), (20, 19)])
@@ -128,8 +149,8 @@ def test_resolution_is_pillows_bilinear_within_tolerance(files: list[Path], n: i
         difference = np.abs(image.astype(int) - expected)
         assert difference.max() <= 6, path.name
         if difference.size > 3000:
-            assert difference.mean() <= .25, path.name
-            assert (difference > 2).mean() <= .001, path.name
+            assert difference.mean() <= 0.25, path.name
+            assert (difference > 2).mean() <= 0.001, path.name
 
 
 def test_resolution_of_noise(tmp_path: Path) -> None:
@@ -145,7 +166,9 @@ def test_resolution_of_noise(tmp_path: Path) -> None:
 def test_colour_is_the_integer_formula(tmp_path: Path, n: int, level: int) -> None:
     path = tmp_path / "all.png"
     values = np.arange(256, dtype=np.uint8)
-    Image.fromarray(np.stack([np.tile(values, (2, 1)), np.tile(values[::-1], (2, 1)), np.tile(values, (2, 1))], -1)).save(path)
+    Image.fromarray(
+        np.stack([np.tile(values, (2, 1)), np.tile(values[::-1], (2, 1)), np.tile(values, (2, 1))], -1)
+    ).save(path)
     image = reduce([path], (level, 0, 0), n)[0]
     d = min(128, half_up(256 ** (level / n)))
     full = np.asarray(pillow(path)).astype(int)
@@ -157,7 +180,11 @@ def test_colour_is_the_integer_formula(tmp_path: Path, n: int, level: int) -> No
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_combination_is_crop_then_resolution_then_colour(files: list[Path], level: int) -> None:
     """No value off by more than one bin beyond the resize's own difference, at most 12% by more than 1."""
-    d, together, before = {1: 4, 2: 16, 3: 64}[level], reduce(files, (level,) * 3), reduce(files, (0, level, level))
+    d, together, before = (
+        {1: 4, 2: 16, 3: 64}[level],
+        reduce(files, (level,) * 3),
+        reduce(files, (0, level, level)),
+    )
     root = math.sqrt(1 - level / 4)
     for path, image, resized in zip(files, together, before, strict=True):
         assert np.array_equal(image, np.minimum(255, resized.astype(int) // d * d + d // 2)), path.name
@@ -165,11 +192,13 @@ def test_combination_is_crop_then_resolution_then_colour(files: list[Path], leve
         w, h = (max(1, half_up(side * root)) for side in full.size)
         left, top = half_up((full.width - w) / 2), half_up((full.height - h) / 2)
         size = max(1, half_up(w * root)), max(1, half_up(h * root))
-        own = np.asarray(full.crop((left, top, left + w, top + h)).resize(size, Image.Resampling.BILINEAR)).astype(int)
+        own = np.asarray(
+            full.crop((left, top, left + w, top + h)).resize(size, Image.Resampling.BILINEAR)
+        ).astype(int)
         difference = np.abs(image.astype(int) - np.minimum(255, own // d * d + d // 2))
         assert difference.max() <= max(d, 8)
         if difference.size > 3000:
-            assert (difference > 1).mean() <= .12, path.name
+            assert (difference > 1).mean() <= 0.12, path.name
 
 
 def test_network_input_at_quality_1_is_the_plain_pipelines(files: list[Path], maker: str) -> None:
@@ -180,8 +209,13 @@ def test_network_input_at_quality_1_is_the_plain_pipelines(files: list[Path], ma
     def plain(path: bytes) -> object:
         image = fn.decoders.image(fn.io.file.read(np.frombuffer(path, np.uint8)), device="cpu")
         image = fn.resize(image, size=[64, 64], interp_type=types.INTERP_TRIANGULAR, antialias=True)
-        return fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="HWC", mean=[255 * m for m in PRE.mean],
-                                        std=[255 * s for s in PRE.std])
+        return fn.crop_mirror_normalize(
+            image,
+            dtype=types.FLOAT,
+            output_layout="HWC",
+            mean=[255 * m for m in PRE.mean],
+            std=[255 * s for s in PRE.std],
+        )
 
     for path in files:
         ours = network_pixels(path, "whole")
@@ -198,10 +232,14 @@ def test_the_host_resizes_as_pillow_does(interpolation: str) -> None:
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     image, apart = picture(211, 317), {"bilinear": 1, "bicubic": 2}[interpolation]
     for height, width in [(64, 64), (211, 317), (300, 500), (1, 1), (7, 300)]:
-        expected = np.asarray(Image.fromarray(image).resize((width, height), filters[interpolation])).astype(int)
+        expected = np.asarray(Image.fromarray(image).resize((width, height), filters[interpolation])).astype(
+            int
+        )
         assert np.abs(host.resize(image, height, width, interpolation) - expected).max() <= apart
         window = image[10:140, 20:200]
-        expected = np.asarray(Image.fromarray(window).resize((width, height), filters[interpolation])).astype(int)
+        expected = np.asarray(Image.fromarray(window).resize((width, height), filters[interpolation])).astype(
+            int
+        )
         assert np.abs(host.resize(window, height, width, interpolation) - expected).max() <= apart
 
 
@@ -209,8 +247,8 @@ def test_center_is_resize_and_centre_crop(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(picture(300, 400)).save(path, quality=95)
     pixels = network_pixels(path, "center") * np.array(PRE.std) * 255 + np.array(PRE.mean) * 255
-    side = 300 * .875
+    side = 300 * 0.875
     box = (200 - side / 2, 150 - side / 2, 200 + side / 2, 150 + side / 2)
     expected = np.asarray(pillow(path).resize((64, 64), Image.Resampling.BILINEAR, box=box)).astype(int)
     assert np.abs(pixels - expected).max() < 7
-    assert np.abs(pixels - expected).mean() < .6
+    assert np.abs(pixels - expected).mean() < 0.6

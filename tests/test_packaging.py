@@ -21,7 +21,11 @@ MODULES = sorted(f"{part}/{file.name}" for part, folder in PARTS.items() for fil
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an sdist, and the wheel built from that sdist as a package index would."""
     out = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
     return out
 
 
@@ -44,11 +48,21 @@ def test_the_wheel_runs_without_the_checkout(built: Path, tmp_path: Path) -> Non
     python = tmp_path / "v" / "bin" / "python"
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     run = {"check": True, "capture_output": True, "text": True, "cwd": tmp_path, "env": clean}
-    subprocess.run([python, "-m", "pip", "install", "--no-deps", "--no-index", str(next(built.glob("*.whl")))], **run)
-    site = Path(subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], **run).stdout.strip())
+    subprocess.run(
+        [python, "-m", "pip", "install", "--no-deps", "--no-index", str(next(built.glob("*.whl")))], **run
+    )
+    site = Path(
+        subprocess.run(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], **run
+        ).stdout.strip()
+    )
     outer = next(Path(p) for p in sys.path if p.endswith("site-packages"))
-    (site / "zz_outer.pth").write_text(f"{outer}\n")  # the dependencies; this checkout's editable hook is a .pth there and is not read
-    where = subprocess.run([python, "-c", "import qrdali.pipelines.dali_ops, qrdali.cli.main as m; print(m.__file__)"], **run).stdout
+    (site / "zz_outer.pth").write_text(
+        f"{outer}\n"
+    )  # the dependencies; this checkout's editable hook is a .pth there and is not read
+    where = subprocess.run(
+        [python, "-c", "import qrdali.pipelines.dali_ops, qrdali.cli.main as m; print(m.__file__)"], **run
+    ).stdout
     assert str(tmp_path) in where
     shown = subprocess.run([tmp_path / "v" / "bin" / "qrdali", "--version"], **run).stdout
     assert shown.strip().endswith("0.1.0")
@@ -76,15 +90,30 @@ def imported(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("part", sorted(FORBIDDEN))
 def test_imports_run_one_way(part: str) -> None:
-    files = [f for f in (ROOT / part).rglob("*.py")
-             if f.name != "__main__.py" and not {"pipelines", "cli", "workflows"} & set(f.relative_to(ROOT / part).parts)]
+    files = [
+        f
+        for f in (ROOT / part).rglob("*.py")
+        if f.name != "__main__.py"
+        and not {"pipelines", "cli", "workflows"} & set(f.relative_to(ROOT / part).parts)
+    ]
     assert files
-    wrong = [(f.name, name) for f in files for name in imported(f)
-             for no in FORBIDDEN[part] if name == no or name.startswith(no + ".")]
+    wrong = [
+        (f.name, name)
+        for f in files
+        for name in imported(f)
+        for no in FORBIDDEN[part]
+        if name == no or name.startswith(no + ".")
+    ]
     assert not wrong
 
 
 def test_what_decides_is_pure() -> None:
     for name in PURE:
         file = ROOT / "qrdali" / name
-        assert not {n.split(".")[0] for n in imported(file)} & {"torch", "nvidia", "time", "datetime", "random"}, name
+        assert not {n.split(".")[0] for n in imported(file)} & {
+            "torch",
+            "nvidia",
+            "time",
+            "datetime",
+            "random",
+        }, name

@@ -8,11 +8,18 @@ from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.schedule.epoch_plan import EpochPlan, permute
 
 
-@pytest.mark.parametrize(("key", "counter", "words"), [
-    (0, (0, 0, 0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    (2**64 - 1, (2**32 - 1,) * 4, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    (0x299F31D0A4093822, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), "d16cfe09 94fdcceb 5001e420 24126ea1"),
-])
+@pytest.mark.parametrize(
+    ("key", "counter", "words"),
+    [
+        (0, (0, 0, 0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        (2**64 - 1, (2**32 - 1,) * 4, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            0x299F31D0A4093822,
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+)
 def test_philox_known_answers_of_random123(key: int, counter: tuple[int, int, int, int], words: str) -> None:
     assert " ".join(f"{int(word):08x}" for word in philox(key, counter)) == words
 
@@ -22,19 +29,26 @@ def test_a_shuffle_is_a_bijection(count: int) -> None:
     order = permute(np.arange(count), count, 5, 1)
     assert sorted(order.tolist()) == list(range(count))
     if count > 16:
-        assert (order != np.arange(count)).mean() > .9
-        assert (order != permute(np.arange(count), count, 5, 2)).mean() > .9
-        assert (order != permute(np.arange(count), count, 6, 1)).mean() > .9
+        assert (order != np.arange(count)).mean() > 0.9
+        assert (order != permute(np.arange(count), count, 5, 2)).mean() > 0.9
+        assert (order != permute(np.arange(count), count, 6, 1)).mean() > 0.9
 
 
 def test_every_place_of_a_shuffle_is_as_likely_for_a_sample() -> None:
     places = np.array([np.flatnonzero(permute(np.arange(6), 6, seed, 1) == 2)[0] for seed in range(3000)])
     expected = 500
-    assert ((np.bincount(places, minlength=6) - expected) ** 2 / expected).sum() < 20.5  # chi-square, 5 df, p = .001
+    assert (
+        (np.bincount(places, minlength=6) - expected) ** 2 / expected
+    ).sum() < 20.5  # chi-square, 5 df, p = .001
 
 
 def stream(count: int, batch_size: int, world: int, first: int = 0) -> list[int]:
-    plans = [EpochPlan(count, batch_size, FULL_QUALITY, seed=9, epoch=4, training=True, rank=rank, world_size=world) for rank in range(world)]
+    plans = [
+        EpochPlan(
+            count, batch_size, FULL_QUALITY, seed=9, epoch=4, training=True, rank=rank, world_size=world
+        )
+        for rank in range(world)
+    ]
     return [s for b in range(first, plans[0].batches) for plan in plans for s in plan.batch(b).tolist()]
 
 
@@ -75,12 +89,17 @@ def test_draws_belong_to_seed_epoch_sample_and_purpose() -> None:
     samples = np.arange(100)
     draws = uniform(1, 2, samples, CROP)
     assert np.array_equal(draws[[7, 3]], uniform(1, 2, np.array([7, 3]), CROP))
-    for other in (uniform(2, 2, samples, CROP), uniform(1, 3, samples, CROP), uniform(1, 2, samples, CROP + 1),
-                  uniform(1, 2, samples + 1, CROP), uniform(1, 2, samples, CROP, 1)):
-        assert (draws == other).mean() < .01
+    for other in (
+        uniform(2, 2, samples, CROP),
+        uniform(1, 3, samples, CROP),
+        uniform(1, 2, samples, CROP + 1),
+        uniform(1, 2, samples + 1, CROP),
+        uniform(1, 2, samples, CROP, 1),
+    ):
+        assert (draws == other).mean() < 0.01
     assert draws.min() >= 0
     assert draws.max() < 1
-    assert abs(draws.mean() - .5) < .05
+    assert abs(draws.mean() - 0.5) < 0.05
 
 
 @pytest.mark.parametrize("augment", ["flip", "rrc", "none"])

@@ -13,51 +13,81 @@ from qrdali.reduction.quality import (
 
 
 def test_bin_widths_of_both_steps() -> None:
-    assert bin_width(np.arange(20), 20).tolist() == [1, 1, 2, 2, 3, 4, 5, 7, 9, 12, 16, 21, 28, 37, 49, 64, 84, 111, 128, 128]
+    assert bin_width(np.arange(20), 20).tolist() == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        4,
+        5,
+        7,
+        9,
+        12,
+        16,
+        21,
+        28,
+        37,
+        49,
+        64,
+        84,
+        111,
+        128,
+        128,
+    ]
     assert bin_width(np.arange(4), 4).tolist() == [1, 4, 16, 64]
 
 
 def test_levels_are_exact() -> None:
-    assert quality(np.array([0, 1, 2, 3]), 4).tolist() == [1, .75, .5, .25]
-    assert quality(np.array([19]), 20).tolist() == [.05]
-    assert [level_of(q, 4) for q in (1, .75, .5, .25)] == [0, 1, 2, 3]
-    assert level_of(.35, 20) == 13
+    assert quality(np.array([0, 1, 2, 3]), 4).tolist() == [1, 0.75, 0.5, 0.25]
+    assert quality(np.array([19]), 20).tolist() == [0.05]
+    assert [level_of(q, 4) for q in (1, 0.75, 0.5, 0.25)] == [0, 1, 2, 3]
+    assert level_of(0.35, 20) == 13
 
 
-@pytest.mark.parametrize(("step", "n"), [(.25, 4), (.05, 20), (.5, 2), (1 / 3, 3), (.1, 10), (1 / 255, 255)])
+@pytest.mark.parametrize(
+    ("step", "n"), [(0.25, 4), (0.05, 20), (0.5, 2), (1 / 3, 3), (0.1, 10), (1 / 255, 255)]
+)
 def test_steps(step: float, n: int) -> None:
     assert num_levels_of(step) == n
 
 
-@pytest.mark.parametrize("step", [.3, 0, -1, 1, 2, .25 + 1e-6, float("nan"), 1 / 256])
+@pytest.mark.parametrize("step", [0.3, 0, -1, 1, 2, 0.25 + 1e-6, float("nan"), 1 / 256])
 def test_steps_that_are_not_one_over_n_are_refused(step: float) -> None:
     with pytest.raises(InputError, match="1/n"):
         num_levels_of(step)
 
 
-@pytest.mark.parametrize("q", [0, -.5, 1.1, float("nan"), .6])
+@pytest.mark.parametrize("q", [0, -0.5, 1.1, float("nan"), 0.6])
 def test_qualities_refused(q: float) -> None:
     with pytest.raises(InputError, match="quality"):
         level_of(q, 4)
 
 
 def test_half_rounds_up() -> None:
-    assert round_half_up(np.array([.5, 1.5, 2.5, 2.4999])).tolist() == [1, 2, 3, 2]
+    assert round_half_up(np.array([0.5, 1.5, 2.5, 2.4999])).tolist() == [1, 2, 3, 2]
 
 
 def test_windows_and_sizes() -> None:
     # 375 · √.5 = 265.17, 500 · √.5 = 353.55; 375 - 265 = 110, 500 - 354 = 146
     sizes = np.tile(np.array([[375, 500]], np.int32), (5, 1))
-    anchors = np.array([(0, 0), (0, 1), (1, 0), (1, 1), (.5, .5)])
+    anchors = np.array([(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)])
     p = reduction_params(np.tile(np.array([[0, 2, 2]], np.uint8), (5, 1)), sizes, anchors, 4)
-    assert p.window.tolist() == [[0, 0, 265, 354], [0, 146, 265, 354], [110, 0, 265, 354], [110, 146, 265, 354],
-                                 [55, 73, 265, 354]]
+    assert p.window.tolist() == [
+        [0, 0, 265, 354],
+        [0, 146, 265, 354],
+        [110, 0, 265, 354],
+        [110, 146, 265, 354],
+        [55, 73, 265, 354],
+    ]
     assert p.size.tolist() == [[187, 250]] * 5  # 265 · √.5 = 187.38, 354 · √.5 = 250.3
     assert p.bin_width.tolist() == [1] * 5
 
 
 def test_nothing_shrinks_below_a_pixel_and_level_0_is_everything() -> None:
-    p = reduction_params(np.array([[3, 3, 3], [0, 0, 0]], np.uint8), np.array([[1, 1], [7, 5000]]), np.ones((2, 2)), 4)
+    p = reduction_params(
+        np.array([[3, 3, 3], [0, 0, 0]], np.uint8), np.array([[1, 1], [7, 5000]]), np.ones((2, 2)), 4
+    )
     assert p.window.tolist() == [[0, 0, 1, 1], [0, 0, 7, 5000]]
     assert p.size.tolist() == [[1, 1], [7, 5000]]
     assert p.bin_width.tolist() == [64, 1]

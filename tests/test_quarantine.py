@@ -25,7 +25,7 @@ from qrdali.runs.settings import Settings, validated
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.workflows.train import run_training
 
-PRE = Preprocessing(32, "whole", .875, "bilinear", (.485, .456, .406), (.229, .224, .225))
+PRE = Preprocessing(32, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.fixture
@@ -38,11 +38,13 @@ def data(tmp_path: Path) -> Path:
 def spoil(data: Path, *samples: int) -> None:
     for path in Dataset.open(data).index("train").paths(np.array(samples, np.int64)):
         content = Path(path).read_bytes()
-        Path(path).write_bytes(content[:len(content) // 2])
+        Path(path).write_bytes(content[: len(content) // 2])
 
 
 def plan(index: Index, epoch: int, **values: Any) -> EpochPlan:
-    return EpochPlan(len(index), 4, FULL_QUALITY, seed=2, epoch=epoch, training=True, augment="flip", **values)
+    return EpochPlan(
+        len(index), 4, FULL_QUALITY, seed=2, epoch=epoch, training=True, augment="flip", **values
+    )
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -52,7 +54,11 @@ def test_inside_an_epoch_every_good_image_comes_once_in_its_batch(data: Path, gr
     what = plan(index, 1)
     fresh = {batch.number: batch for batch in made.epoch(what)}
     assert sorted(fresh) == list(range(8))
-    bad = [int(what.batch(5)[2]), int(what.batch(7)[0]), *what.batch(6).tolist()]  # one of four, one of two, and a whole batch
+    bad = [
+        int(what.batch(5)[2]),
+        int(what.batch(7)[0]),
+        *what.batch(6).tolist(),
+    ]  # one of four, one of two, and a whole batch
     told: dict[int, str] = {}
     seen = {}
     for batch in made.epoch(what, told.update):
@@ -61,7 +67,10 @@ def test_inside_an_epoch_every_good_image_comes_once_in_its_batch(data: Path, gr
         seen[batch.number] = batch
     assert list(seen) == [0, 1, 2, 3, 4, 5, 7]
     assert sorted(told) == sorted(bad)
-    assert all(reason.startswith(f"sample {sample}, /") and "cannot be decoded" in reason for sample, reason in told.items())
+    assert all(
+        reason.startswith(f"sample {sample}, /") and "cannot be decoded" in reason
+        for sample, reason in told.items()
+    )
     for number, batch in seen.items():
         good = ~torch.isin(fresh[number].samples, torch.tensor(bad))
         assert torch.equal(batch.samples, fresh[number].samples[good])
@@ -69,15 +78,32 @@ def test_inside_an_epoch_every_good_image_comes_once_in_its_batch(data: Path, gr
         assert torch.equal(batch.images, fresh[number].images[good])
     for after in (plan(index, 2, excluded=tuple(bad)), plan(index, 3, excluded=tuple(bad), first_batch=3)):
         came = [sample for batch in made.epoch(after) for sample in batch.samples.tolist()]
-        assert came == [s for n in range(after.first_batch, 8) for s in plan(index, after.epoch).batch(n).tolist() if s not in bad]
+        assert came == [
+            s
+            for n in range(after.first_batch, 8)
+            for s in plan(index, after.epoch).batch(n).tolist()
+            if s not in bad
+        ]
     with pytest.raises(Unreadable) as raised:
         list(made.epoch(plan(index, 2)))
     assert set(raised.value.reasons) <= set(bad)
 
 
 def settings(data: Path, method: str = "shared", **values: object) -> Settings:
-    return validated({"method": method, "data": str(data), "model": "test_resnet", "input_size": 32, "batch_size": 4, "epochs": 3,
-                      "device": "cpu", "threads": 1, "max_bad": .1, **values})
+    return validated(
+        {
+            "method": method,
+            "data": str(data),
+            "model": "test_resnet",
+            "input_size": 32,
+            "batch_size": 4,
+            "epochs": 3,
+            "device": "cpu",
+            "threads": 1,
+            "max_bad": 0.1,
+            **values,
+        }
+    )
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -92,6 +118,7 @@ def quarantined(run: Path) -> list[list[str]]:
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, Callable[[], None]], None]:
     """Calls something after the given number of batches of what the watcher is told, such as "epoch 2 C"."""
+
     def install(name: str, step: int, action: Callable[[], None]) -> None:
         begin, advance, now = TerminalWatcher.begin, TerminalWatcher.advance, ["", 0]
 
@@ -112,8 +139,14 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, Callable[[],
 
 
 @pytest.mark.parametrize("graph", [False, True])
-def test_training_goes_on(data: Path, tmp_path: Path, graph: bool, at_step: Any, monkeypatch: pytest.MonkeyPatch,
-                          capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_goes_on(
+    data: Path,
+    tmp_path: Path,
+    graph: bool,
+    at_step: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(Engine, "host_ops", property(lambda self: not graph))
     seen: dict[int, list[int]] = {}
     without: dict[int, tuple[int, ...]] = {}
@@ -130,8 +163,14 @@ def test_training_goes_on(data: Path, tmp_path: Path, graph: bool, at_step: Any,
     monkeypatch.setattr(loader, "epoch", spied)
     index = Dataset.open(data).index("train")
     later = int(EpochPlan(30, 4, FULL_QUALITY, seed=0, epoch=2, training=True).batch(6)[0])
-    last = int(EpochPlan(30, 4, FULL_QUALITY, seed=0, epoch=3, training=True, excluded=(later,)).batch(7)[0])  # of two
-    first = next(sample for sample in range(30) if sample not in (later, *EpochPlan(30, 4, FULL_QUALITY, seed=0, epoch=3, training=True).batch(7)))
+    last = int(
+        EpochPlan(30, 4, FULL_QUALITY, seed=0, epoch=3, training=True, excluded=(later,)).batch(7)[0]
+    )  # of two
+    first = next(
+        sample
+        for sample in range(30)
+        if sample not in (later, *EpochPlan(30, 4, FULL_QUALITY, seed=0, epoch=3, training=True).batch(7))
+    )
     at_step("epoch 1 val", 1, lambda: spoil(data, first))
     at_step("epoch 2 C", 1, lambda: spoil(data, later))
     at_step("epoch 3 C", 1, lambda: spoil(data, last))
@@ -152,11 +191,13 @@ def test_training_goes_on(data: Path, tmp_path: Path, graph: bool, at_step: Any,
     assert "the one image left of step 8: it is passed over" in warned
 
 
-def test_stopped_inside_such_an_epoch_and_resumed_equals_uninterrupted(data: Path, tmp_path: Path, at_step: Any) -> None:
+def test_stopped_inside_such_an_epoch_and_resumed_equals_uninterrupted(
+    data: Path, tmp_path: Path, at_step: Any
+) -> None:
     what = EpochPlan(30, 4, FULL_QUALITY, seed=0, epoch=2, training=True)
     spoil(data, *what.batch(2).tolist())  # a batch without an image before the stop
     spoil(data, int(what.batch(5)[1]))
-    run_training(settings(data, epochs=2, save_every="1", max_bad=.2), tmp_path / "once", False)
+    run_training(settings(data, epochs=2, save_every="1", max_bad=0.2), tmp_path / "once", False)
 
     stopped: list[int] = []
 
@@ -167,10 +208,10 @@ def test_stopped_inside_such_an_epoch_and_resumed_equals_uninterrupted(data: Pat
 
     at_step("epoch 2 C", 4, stop)
     with pytest.raises(KeyboardInterrupt):
-        run_training(settings(data, epochs=2, save_every="1", max_bad=.2), tmp_path / "twice", False)
+        run_training(settings(data, epochs=2, save_every="1", max_bad=0.2), tmp_path / "twice", False)
     with open(tmp_path / "twice/quarantine.tsv", "a") as file:
         file.write("2\t9")  # as a kill leaves it
-    run_training(settings(data, epochs=2, save_every="1", max_bad=.2), tmp_path / "twice", True)
+    run_training(settings(data, epochs=2, save_every="1", max_bad=0.2), tmp_path / "twice", True)
     assert metrics(tmp_path / "once") == metrics(tmp_path / "twice")
     assert metrics(tmp_path / "once")[-1]["quarantined"] == 5
     assert sorted(quarantined(tmp_path / "once")) == sorted(quarantined(tmp_path / "twice"))
@@ -181,11 +222,11 @@ def test_stopped_inside_such_an_epoch_and_resumed_equals_uninterrupted(data: Pat
 def test_too_many_end_the_run(data: Path, tmp_path: Path) -> None:
     kept = {path: path.read_bytes() for path in (tmp_path / "images").rglob("*.jpg")}
     spoil(data, 1, 20)
-    one = settings(data, max_bad=.001)  # of 30: at least one may
+    one = settings(data, max_bad=0.001)  # of 30: at least one may
     for resume in (False, True):
         with pytest.raises(RunError, match="2 of 30 training images cannot be read, 1 may"):
             run_training(one, tmp_path / "run", resume)
-    run_training(settings(data, max_bad=.07, epochs=3), tmp_path / "run", True)
+    run_training(settings(data, max_bad=0.07, epochs=3), tmp_path / "run", True)
     assert [row.get("quarantined") for row in metrics(tmp_path / "run")] == [None, 2, 2, 2]
     with pytest.raises(RunError, match="^sample (1|20), "):
         run_training(settings(data, max_bad=0), tmp_path / "strict", False)
@@ -203,7 +244,9 @@ def test_too_many_end_the_run(data: Path, tmp_path: Path) -> None:
 
 def test_a_probe_goes_on_too(data: Path, tmp_path: Path) -> None:
     spoil(data, 4)
-    run_training(settings(data, "adaptive", reduction="crop", sequence="RC", max_epochs=2), tmp_path / "run", False)
+    run_training(
+        settings(data, "adaptive", reduction="crop", sequence="RC", max_epochs=2), tmp_path / "run", False
+    )
     rows = metrics(tmp_path / "run")
     assert [row.get("quarantined") for row in rows] == [None, 1, 1]
     assert [row[:2] for row in quarantined(tmp_path / "run")[1:]] == [["1", "4"]]
@@ -217,8 +260,12 @@ def test_validation_is_strict(data: Path, tmp_path: Path) -> None:
         run_training(settings(data), tmp_path / "run", False)
 
 
-@pytest.mark.parametrize(("text", "why"), [("0.5%", ""), ("0.005", ""), ("many", "'many' is no share"), ("150%", "max_bad = 1.5")])
+@pytest.mark.parametrize(
+    ("text", "why"), [("0.5%", ""), ("0.005", ""), ("many", "'many' is no share"), ("150%", "max_bad = 1.5")]
+)
 def test_the_option_takes_a_share_or_percent(text: str, why: str) -> None:
-    done = CliRunner().invoke(cli, ["train", "shared", "--data", "d", "--run", "r", "--max-bad", text, "--dry-run"])
+    done = CliRunner().invoke(
+        cli, ["train", "shared", "--data", "d", "--run", "r", "--max-bad", text, "--dry-run"]
+    )
     assert (done.exit_code == 0) == (not why)
     assert why in done.output + str(done.exception)

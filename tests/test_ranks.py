@@ -30,27 +30,56 @@ from qrdali.schedule.epoch_plan import EpochPlan
 STEPS = random.Random(11)  # at which ranks are killed; of six
 WORKER = Path(__file__).parent / "ranks_worker.py"
 # Neither batch norm nor dropout. 24 images in batches of 11 leave 2 for the last step: of three ranks the first has none there.
-PLAIN: dict[str, Any] = {"model": "test_convnext", "input_size": 32, "batch_size": 11, "device": "cpu", "threads": 1, "patience": 1,
-                         "max_epochs": 3}
+PLAIN: dict[str, Any] = {
+    "model": "test_convnext",
+    "input_size": 32,
+    "batch_size": 11,
+    "device": "cpu",
+    "threads": 1,
+    "patience": 1,
+    "max_epochs": 3,
+}
 RUNS: dict[str, dict[str, Any]] = {
     "shared": {"method": "shared", "epochs": 2, "track_reduced": 0.5},
     "parts": {"method": "shared", "epochs": 1, "accumulate": 2},
     "probe": {"method": "adaptive", "reduction": "crop", "sequence": "paired-epochs"},
-    "online": {"method": "adaptive", "reduction": "combination", "sequence": "R", "feedback": "online", "max_epochs": 6},
+    "online": {
+        "method": "adaptive",
+        "reduction": "combination",
+        "sequence": "R",
+        "feedback": "online",
+        "max_epochs": 6,
+    },
     "random": {"method": "random", "reduction": "color", "sequence": "paired-rounds"},
 }
 
 
 def entries(folder: Path, data: Path, names: list[str], **more: Any) -> list[dict[str, Any]]:
-    return [{"run": str(folder / name), "settings": {**PLAIN, **RUNS[name], "data": str(data)}, **more} for name in names]
+    return [
+        {"run": str(folder / name), "settings": {**PLAIN, **RUNS[name], "data": str(data)}, **more}
+        for name in names
+    ]
 
 
-def torchrun(world: int, what: list[dict[str, Any]], folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    world: int, what: list[dict[str, Any]], folder: Path, *options: str
+) -> subprocess.CompletedProcess[str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "entries.json").write_text(json.dumps(what))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), *options, str(WORKER),
-               str(folder / "entries.json")]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(world),
+        *options,
+        str(WORKER),
+        str(folder / "entries.json"),
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +114,25 @@ def test_ranks_train_as_one_process(alone: Path, several: dict[int, Path], world
     one, ranks = alone / name, several[world] / name
     assert order(one) == order(ranks)
     # A sample is seen once in an epoch, by one rank.
-    assert sorted(sample for epoch, _, samples in order(ranks) if epoch == 1 for sample in samples) == list(range(24))
+    assert sorted(sample for epoch, _, samples in order(ranks) if epoch == 1 for sample in samples) == list(
+        range(24)
+    )
     mine, theirs = rows(one), rows(ranks)
     assert len(mine) == len(theirs)
     if name == "online":
         assert mine[-1]["stage"] > 1, "no feedback was used: this test shows nothing"
     for a, b in zip(mine, theirs, strict=True):
-        for key in ("epoch", "phase", "stage", "quality", "levels", "optimizer_steps", "forward_images", "moved", "probe_candidates"):
+        for key in (
+            "epoch",
+            "phase",
+            "stage",
+            "quality",
+            "levels",
+            "optimizer_steps",
+            "forward_images",
+            "moved",
+            "probe_candidates",
+        ):
             assert a.get(key) == b.get(key), key
         for key in ("train_loss", "train_accuracy", "val_accuracy"):
             assert a.get(key) == pytest.approx(b.get(key), abs=1e-3), key
@@ -105,7 +146,9 @@ def test_ranks_train_as_one_process(alone: Path, several: dict[int, Path], world
     assert all((run / "predictions" / "val.parquet").exists() for run in (one, ranks))
 
 
-def test_a_dead_rank_ends_the_job_and_one_process_goes_on(dataset: Dataset, alone: Path, several: dict[int, Path], tmp_path: Path) -> None:
+def test_a_dead_rank_ends_the_job_and_one_process_goes_on(
+    dataset: Dataset, alone: Path, several: dict[int, Path], tmp_path: Path
+) -> None:
     """Killed before its fifth step, saved every second: the job ends at once and names what happened; the rest is done by one."""
     what = entries(tmp_path, dataset.folder, ["shared"], kill=[1, 4])
     what[0]["settings"]["save_every"] = "2"
@@ -116,11 +159,15 @@ def test_a_dead_rank_ends_the_job_and_one_process_goes_on(dataset: Dataset, alon
     assert "rank 0 of 2 lost the others" in done.stderr or "SIGKILL" in done.stderr
     train([{**what[0], "kill": None, "resume": True}], SINGLE_PROCESS)
     assert order(tmp_path / "shared") == order(alone / "shared")
-    first, second = (load_file(folder / "shared" / "last" / "model.safetensors") for folder in (alone, tmp_path))
+    first, second = (
+        load_file(folder / "shared" / "last" / "model.safetensors") for folder in (alone, tmp_path)
+    )
     assert max(float((first[key] - second[key]).abs().max()) for key in first) < 2e-4
 
 
-def test_a_signal_saves_what_all_ranks_have_done(dataset: Dataset, alone: Path, several: dict[int, Path], tmp_path: Path) -> None:
+def test_a_signal_saves_what_all_ranks_have_done(
+    dataset: Dataset, alone: Path, several: dict[int, Path], tmp_path: Path
+) -> None:
     """One rank hears SIGTERM; all leave after the same step, and one process ends the run."""
     what = entries(tmp_path, dataset.folder, ["shared"], end=[1, 1])
     what[0]["settings"]["epochs"] = 5
@@ -132,8 +179,11 @@ def test_a_signal_saves_what_all_ranks_have_done(dataset: Dataset, alone: Path, 
     state = json.loads((tmp_path / "shared" / "last" / "state.json").read_text())
     within = state["epoch"]["step"]
     assert state["totals"]["optimizer_steps"] == 3 * state["schedule"]["epoch"] + within
-    seen = sum(len(samples) for epoch, number, samples in order(tmp_path / "shared")
-               if epoch == state["schedule"]["epoch"] + 1 and number < within)
+    seen = sum(
+        len(samples)
+        for epoch, number, samples in order(tmp_path / "shared")
+        if epoch == state["schedule"]["epoch"] + 1 and number < within
+    )
     assert state["epoch"]["images"] == seen
     assert len(state["epoch"]["ranks"]) == 2
     train([{**what[0], "end": None, "resume": True, "settings": what[0]["settings"]}], SINGLE_PROCESS)
@@ -142,7 +192,9 @@ def test_a_signal_saves_what_all_ranks_have_done(dataset: Dataset, alone: Path, 
     assert len(orders) == 3 * 5
 
 
-def test_a_training_image_that_went_bad_is_left_out_by_all(dataset: Dataset, images: Path, tmp_path: Path) -> None:
+def test_a_training_image_that_went_bad_is_left_out_by_all(
+    dataset: Dataset, images: Path, tmp_path: Path
+) -> None:
     """Found by one rank, written once, and every other image is seen once in every epoch."""
     shutil.copytree(images, tmp_path / "images")
     build(tmp_path / "images", tmp_path / "data")
@@ -157,15 +209,19 @@ def test_a_training_image_that_went_bad_is_left_out_by_all(dataset: Dataset, ima
     assert [line.split("\t")[1] for line in lines[1:]] == [str(bad)]
     assert done.stderr.count("training goes on without it") == 1
     for epoch in (1, 2):
-        assert sorted(s for number, _, samples in order(tmp_path / "shared") if number == epoch for s in samples) \
-            == [s for s in range(24) if s != bad]
+        assert sorted(
+            s for number, _, samples in order(tmp_path / "shared") if number == epoch for s in samples
+        ) == [s for s in range(24) if s != bad]
     assert [row["quarantined"] for row in rows(tmp_path / "shared")[1:]] == [1, 1]
 
 
-@pytest.mark.parametrize(("rank", "step", "model", "world"), [(0, STEPS.randrange(1, 6), "test_resnet", 2),
-                                                            (1, STEPS.randrange(1, 6), "squeezenet1_1", 3)])
-def test_torchrun_begins_again_and_ends_the_same(dataset: Dataset, tmp_path: Path, rank: int, step: int, model: str,
-                                                 world: int) -> None:
+@pytest.mark.parametrize(
+    ("rank", "step", "model", "world"),
+    [(0, STEPS.randrange(1, 6), "test_resnet", 2), (1, STEPS.randrange(1, 6), "squeezenet1_1", 3)],
+)
+def test_torchrun_begins_again_and_ends_the_same(
+    dataset: Dataset, tmp_path: Path, rank: int, step: int, model: str, world: int
+) -> None:
     """A rank is killed in one run and not in the other; torchrun restarts all, without --resume. Weights, generators and metrics are
     bit for bit the same, also with batch norm, whose statistics are rank 0's, and with dropout, which each rank draws for itself."""
     runs = []
@@ -176,14 +232,19 @@ def test_torchrun_begins_again_and_ends_the_same(dataset: Dataset, tmp_path: Pat
         what[0]["settings"].pop("track_reduced", None)
         done = torchrun(world, what, tmp_path / f"{name}-files", "--max-restarts", "1")
         assert done.returncode == 0, done.stderr[-3000:]
-        assert (kill is not None) == ("continuing after" in done.stderr or done.stderr.count("start weights") == 2)
+        assert (kill is not None) == (
+            "continuing after" in done.stderr or done.stderr.count("start weights") == 2
+        )
         runs.append(tmp_path / name)
     for file in ("best/model", "last/model", "last/optimizer", "last/random"):
         first, second = (load_file(run / f"{file}.safetensors") for run in runs)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first), file
     timed = ("second", "memory", "energy")
-    one, other = ([{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in rows(run)] for run in runs)
+    one, other = (
+        [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in rows(run)]
+        for run in runs
+    )
     assert one == other
     assert order(runs[0]) == order(runs[1])
     assert "cpu.1" in load_file(runs[0] / "last" / "random.safetensors")
@@ -194,7 +255,9 @@ def test_torchrun_begins_again_and_ends_the_same(dataset: Dataset, tmp_path: Pat
     assert np.allclose(rows_of_val["confidence"], evaluated.confidence, atol=1e-5)
 
 
-def test_a_restart_does_not_continue_a_run_that_was_refused(dataset: Dataset, several: dict[int, Path], tmp_path: Path) -> None:
+def test_a_restart_does_not_continue_a_run_that_was_refused(
+    dataset: Dataset, several: dict[int, Path], tmp_path: Path
+) -> None:
     shutil.copytree(several[2] / "parts", tmp_path / "parts")
     done = torchrun(2, entries(tmp_path, dataset.folder, ["parts"]), tmp_path, "--max-restarts", "1")
     assert done.returncode != 0
@@ -207,7 +270,9 @@ def test_a_loss_that_is_no_number_is_named_by_the_rank_that_saw_it(dataset: Data
     done = torchrun(2, what, tmp_path)
     assert done.returncode != 0
     assert "the loss of step 3 is nan" in done.stderr
-    samples = {s for epoch, number, part in order(tmp_path / "shared") if (epoch, number) == (1, 2) for s in part}
+    samples = {
+        s for epoch, number, part in order(tmp_path / "shared") if (epoch, number) == (1, 2) for s in part
+    }
     named = re.search(r"is nan \(samples ([0-9, ]+)\)", done.stderr)
     assert named
     assert {int(s) for s in named[1].split(",")} < samples
@@ -235,7 +300,11 @@ def test_batch_norm_over_ranks_keeps_the_network() -> None:
 def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
-    assert (from_environment(), from_environment().is_main, from_environment().is_single) == (ProcessGroup(), True, True)
+    assert (from_environment(), from_environment().is_main, from_environment().is_single) == (
+        ProcessGroup(),
+        True,
+        True,
+    )
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="RANK, LOCAL_RANK, LOCAL_WORLD_SIZE is not set"):
         from_environment()
@@ -254,7 +323,11 @@ def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_alone_nothing_is_asked() -> None:
     values = np.arange(3)
-    assert (SINGLE_PROCESS.all_gather(values)[0] is values, SINGLE_PROCESS.all_gather_object("x"), SINGLE_PROCESS.broadcast_object(7)) == (True, ["x"], 7)
+    assert (
+        SINGLE_PROCESS.all_gather(values)[0] is values,
+        SINGLE_PROCESS.all_gather_object("x"),
+        SINGLE_PROCESS.broadcast_object(7),
+    ) == (True, ["x"], 7)
     model = nn.Linear(1, 1)
     assert SINGLE_PROCESS.wrap_ddp(model, torch.device("cpu")) is model
     assert SINGLE_PROCESS.lagged_max().update(15, 1) == (15, 1)
@@ -264,7 +337,10 @@ def test_alone_nothing_is_asked() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_whole_batches_are_dealt_once(world: int) -> None:
-    plans = [EpochPlan(50, 8, FULL_QUALITY, rank=rank, world_size=world, whole_batches=True) for rank in range(world)]
+    plans = [
+        EpochPlan(50, 8, FULL_QUALITY, rank=rank, world_size=world, whole_batches=True)
+        for rank in range(world)
+    ]
     for number in range(plans[0].batches):
         parts = [plan.batch(number) for plan in plans]
         assert [len(part) > 0 for part in parts] == [rank == number % world for rank in range(world)]

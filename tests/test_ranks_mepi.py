@@ -33,8 +33,24 @@ from qrdali.workflows.train import run_training
 @pytest.fixture(scope="module")
 def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    run_training(validated({"method": "shared", "data": str(dataset.folder), "epochs": 40, "model": "test_resnet", "input_size": 32,
-                            "batch_size": 8, "device": "cpu", "threads": 1, "lr": 2e-3, "augment": "none"}), folder, False)
+    run_training(
+        validated(
+            {
+                "method": "shared",
+                "data": str(dataset.folder),
+                "epochs": 40,
+                "model": "test_resnet",
+                "input_size": 32,
+                "batch_size": 8,
+                "device": "cpu",
+                "threads": 1,
+                "lr": 2e-3,
+                "augment": "none",
+            }
+        ),
+        folder,
+        False,
+    )
     return folder
 
 
@@ -50,25 +66,57 @@ def plain(run: Path, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory)
 
 
 def options(run: Path, dataset: Dataset, out: Path) -> dict[str, Any]:
-    return {"run": str(run), "data": str(dataset.folder), "out": str(out), "split": "train", "device": "cpu", "threads": 1,
-            "batch_size": 8, "step": .1, "reduction": "combination"}
+    return {
+        "run": str(run),
+        "data": str(dataset.folder),
+        "out": str(out),
+        "split": "train",
+        "device": "cpu",
+        "threads": 1,
+        "batch_size": 8,
+        "step": 0.1,
+        "reduction": "combination",
+    }
 
 
 def words(values: dict[str, Any]) -> list[str]:
-    return ["build-mepi", *(word for key, value in values.items() for word in (f"--{key.replace('_', '-')}", str(value)))]
+    return [
+        "build-mepi",
+        *(word for key, value in values.items() for word in (f"--{key.replace('_', '-')}", str(value))),
+    ]
 
 
 def torchrun(ranks: int, command: list[str], *more: str) -> "subprocess.Popen[str]":
     # "-m --": torchrun takes --run for an abbreviation of its own options.
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *more, "-m",
-                             "--", "qrdali", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(ranks),
+            *more,
+            "-m",
+            "--",
+            "qrdali",
+            *command,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def ended(process: "subprocess.Popen[str]", seconds: float = 100) -> tuple[int, str, str]:
     """Status, stdout, and what qrdali said on stderr."""
     out, said = process.communicate(timeout=seconds)
-    return process.returncode, out, "\n".join(line for line in said.splitlines() if not re.match(r"[WEI]\d{4} |\[W\d|=|-|\s|$", line))
+    return (
+        process.returncode,
+        out,
+        "\n".join(line for line in said.splitlines() if not re.match(r"[WEI]\d{4} |\[W\d|=|-|\s|$", line)),
+    )
 
 
 def workers(process: "subprocess.Popen[str]") -> dict[int, int]:
@@ -86,7 +134,7 @@ def wait(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> Non
     while not condition():
         assert time.monotonic() - begun < 100
         assert process.poll() is None, process.communicate()
-        time.sleep(.005)
+        time.sleep(0.005)
 
 
 def found(out: Path, rank: int) -> int:
@@ -112,7 +160,9 @@ def assert_same(out: Path, plain: Path, ranks: int) -> None:
     assert [p.name for p in (out / ".progress").iterdir()] == ["combination.jsonl"]
 
 
-def test_a_set_goes_on_whatever_ended_it_and_with_any_number_of_ranks(run: Path, dataset: Dataset, plain: Path, tmp_path: Path) -> None:
+def test_a_set_goes_on_whatever_ended_it_and_with_any_number_of_ranks(
+    run: Path, dataset: Dataset, plain: Path, tmp_path: Path
+) -> None:
     """Two ranks of which one is killed, then three that are sent SIGTERM, then one process."""
     out = tmp_path / "set"
     command = words(options(run, dataset, out))
@@ -127,14 +177,24 @@ def test_a_set_goes_on_whatever_ended_it_and_with_any_number_of_ranks(run: Path,
     assert kept < 24
     second = torchrun(3, [*command, "--resume"])
     journal = out / ".progress" / "combination.jsonl"  # has a line for the beginning of each session
-    wait(lambda: journal.read_bytes().count(b'"begin"') == 2 and found(out, 0) + found(out, 1) + found(out, 2) > kept, second)
+    wait(
+        lambda: (
+            journal.read_bytes().count(b'"begin"') == 2
+            and found(out, 0) + found(out, 1) + found(out, 2) > kept
+        ),
+        second,
+    )
     second.send_signal(signal.SIGTERM)
     status, _, said = ended(second)
     assert status != 0
     assert said.count("MEPIs of 24 train images") == 1
-    stopped = re.findall(r"stopped in combination with (\d+) images complete: the same command with --resume continues", said)
+    stopped = re.findall(
+        r"stopped in combination with (\d+) images complete: the same command with --resume continues", said
+    )
     assert stopped == [str(found(out, 0))], said
-    assert [p.name for p in (out / ".progress").iterdir()] == ["combination.jsonl"]  # what others found is in the one journal
+    assert [p.name for p in (out / ".progress").iterdir()] == [
+        "combination.jsonl"
+    ]  # what others found is in the one journal
     assert not (out / "manifest.parquet").exists()
     build(**options(run, dataset, out), resume=True)
     assert_same(out, plain, 1)
@@ -151,18 +211,38 @@ def test_torchrun_begins_again_and_goes_on(run: Path, dataset: Dataset, plain: P
     assert_same(out, plain, 2)
 
 
-def test_evaluate_gives_the_rows_of_one_process(run: Path, dataset: Dataset, plain: Path, tmp_path: Path) -> None:
+def test_evaluate_gives_the_rows_of_one_process(
+    run: Path, dataset: Dataset, plain: Path, tmp_path: Path
+) -> None:
     """Every image once, in batches of which the last is smaller, and files that cannot be read counted once."""
     folder, copy = tmp_path / "mepis", tmp_path / "run"
     shutil.copytree(plain / "combination", folder)
     shutil.copytree(run, copy)
     (folder / dataset.classes[0] / "broken.png").write_bytes(b"\x89PNG")
-    sets = ["--data", str(dataset.folder), "--split", "val", "--set", f"mine={folder}", "--curve", "--reduced", "0.5", "--step", "0.25",
-            "--batch-size", "5", "--device", "cpu", "--threads", "1", "--json"]
+    sets = [
+        "--data",
+        str(dataset.folder),
+        "--split",
+        "val",
+        "--set",
+        f"mine={folder}",
+        "--curve",
+        "--reduced",
+        "0.5",
+        "--step",
+        "0.25",
+        "--batch-size",
+        "5",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--json",
+    ]
     evaluated = torchrun(3, ["evaluate", "--run", str(copy), *sets])
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    evaluator = Evaluator(run, 5, "cpu", "auto", 1, 4, .5, 4)
+    evaluator = Evaluator(run, 5, "cpu", "auto", 1, 4, 0.5, 4)
     alone = {"val": evaluator.split(dataset.folder, "val"), "mine": evaluator.folder("mine", folder)}
     torch.set_num_threads(before)
     status, printed, said = ended(evaluated)
@@ -178,16 +258,40 @@ def test_evaluate_gives_the_rows_of_one_process(run: Path, dataset: Dataset, pla
                 assert (copy / kind / name).read_bytes() == (run / kind / name).read_bytes(), name
 
 
-def test_an_image_that_one_rank_cannot_read_ends_all_with_one_line(run: Path, images: Path, tmp_path: Path) -> None:
+def test_an_image_that_one_rank_cannot_read_ends_all_with_one_line(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
     shutil.copytree(images, tmp_path / "images")
     index_images(tmp_path / "images", tmp_path / "data")
-    victim = Path(Dataset.open(tmp_path / "data").index("train").paths(np.array([9]))[0])  # in the second batch, rank 1's
+    victim = Path(
+        Dataset.open(tmp_path / "data").index("train").paths(np.array([9]))[0]
+    )  # in the second batch, rank 1's
     victim.unlink()
-    status, _, said = ended(torchrun(2, ["evaluate", "--run", str(run), "--data", str(tmp_path / "data"), "--split", "train",
-                                         "--batch-size", "8", "--device", "cpu", "--threads", "1"]))
+    status, _, said = ended(
+        torchrun(
+            2,
+            [
+                "evaluate",
+                "--run",
+                str(run),
+                "--data",
+                str(tmp_path / "data"),
+                "--split",
+                "train",
+                "--batch-size",
+                "8",
+                "--device",
+                "cpu",
+                "--threads",
+                "1",
+            ],
+        )
+    )
     assert status == 1
-    assert re.findall("qrdali: .*", said) == [f"qrdali: rank 1: error: sample 9, {victim}, is gone since it was indexed: restore it, say "
-                                              "by --root OLD=NEW where it is now, or index again"]
+    assert re.findall("qrdali: .*", said) == [
+        f"qrdali: rank 1: error: sample 9, {victim}, is gone since it was indexed: restore it, say "
+        "by --root OLD=NEW where it is now, or index again"
+    ]
 
 
 class Pretended(ProcessGroup):
@@ -201,8 +305,9 @@ class Pretended(ProcessGroup):
         return [*self.others, value]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("others", "raised"), [
-    (None, RunError), (["disk", 0], OtherRankFailed), (["stopped", 15], RunError)])
+@pytest.mark.parametrize(
+    ("others", "raised"), [(None, RunError), (["disk", 0], OtherRankFailed), (["stopped", 15], RunError)]
+)
 def test_what_a_failure_of_several_ranks_raises(others: Any, raised: type[Exception]) -> None:
     def fails() -> None:
         raise RunError("here")
@@ -230,7 +335,9 @@ def test_who_watches_rank_0_sees_what_failed_on_another_host() -> None:
         Last(0, 3, 0, 3).run_on_all(lambda: 1)
 
 
-def test_a_deal_gives_each_number_to_one_rank_and_single_ones_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deal_gives_each_number_to_one_rank_and_single_ones_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     total = [0]
 
     def add(counter: Any, amount: int) -> int:
@@ -249,12 +356,16 @@ def test_a_deal_gives_each_number_to_one_rank_and_single_ones_at_the_end(monkeyp
     assert sorted(number for own in given for number in own) == list(range(200))
     assert len(given[0]) > len(given[1]) > 40
     assert given[1][:8] == list(range(given[1][0], given[1][0] + 8))
-    assert [WorkQueue(ProcessGroup(), 9).chunk_size(), WorkQueue(ProcessGroup(0, 3), 200).chunk_size(), WorkQueue(ProcessGroup(0, 3), 30).chunk_size(),
-            WorkQueue(ProcessGroup(0, 3), 5).chunk_size()] == [8, 8, 2, 1]
+    assert [
+        WorkQueue(ProcessGroup(), 9).chunk_size(),
+        WorkQueue(ProcessGroup(0, 3), 200).chunk_size(),
+        WorkQueue(ProcessGroup(0, 3), 30).chunk_size(),
+        WorkQueue(ProcessGroup(0, 3), 5).chunk_size(),
+    ] == [8, 8, 2, 1]
 
 
 def _entry(sample: int, levels: int, outcome: str = "mepi") -> Entry:
-    return Entry(sample, outcome, ((levels, 0, 0, 0, 0),), (.9, .8), (), 4, 100, 50 - levels)
+    return Entry(sample, outcome, ((levels, 0, 0, 0, 0),), (0.9, 0.8), (), 4, 100, 50 - levels)
 
 
 def test_parts_of_other_ranks_are_taken_in_and_go(tmp_path: Path) -> None:
@@ -281,7 +392,9 @@ def test_parts_of_other_ranks_are_taken_in_and_go(tmp_path: Path) -> None:
     journal.append(_entry(2, 2), 1)
     journal.close()
     assert Journal(file, 9, 4).entry(2) == _entry(2, 2)
-    assert Journal(file, 9, 4).seconds == pytest.approx(14 + 1)  # the longest of the ranks, then the next session
+    assert Journal(file, 9, 4).seconds == pytest.approx(
+        14 + 1
+    )  # the longest of the ranks, then the next session
 
 
 def test_a_damaged_part_is_named_and_kept(tmp_path: Path) -> None:
@@ -300,7 +413,11 @@ def test_ranks_index_one_folder_alike(images: Path, dataset: Dataset, tmp_path: 
     alone = index_folder(tmp_path / "val", dataset.classes, tmp_path / "alone.arrow", verify=True)
     assert [path for path, _ in alone] == [str(first)]
     bad = [0, 0, "bad"]
-    listed = [[label, str(p)] for label, name in enumerate(dataset.classes) for p in sorted((tmp_path / "val" / name).iterdir())]
+    listed = [
+        [label, str(p)]
+        for label, name in enumerate(dataset.classes)
+        for p in sorted((tmp_path / "val" / name).iterdir())
+    ]
 
     told = [listed, []]
 
@@ -312,8 +429,13 @@ def test_ranks_index_one_folder_alike(images: Path, dataset: Dataset, tmp_path: 
             return work()
 
         def tell(self, value: Any) -> list[Any]:
-            return [[bad if path == str(first) else [*Image.open(path).size, ""] for _, path in listed[::2]], value]
+            return [
+                [bad if path == str(first) else [*Image.open(path).size, ""] for _, path in listed[::2]],
+                value,
+            ]
 
-    found = index_folder(tmp_path / "val", dataset.classes, tmp_path / "second.arrow", verify=True, group=Second(1, 2, 1, 2))
+    found = index_folder(
+        tmp_path / "val", dataset.classes, tmp_path / "second.arrow", verify=True, group=Second(1, 2, 1, 2)
+    )
     assert [path for path, _ in found] == [str(first)]
     assert (tmp_path / "second.arrow").read_bytes() == (tmp_path / "alone.arrow").read_bytes()

@@ -17,9 +17,13 @@ from selenium.webdriver.common.by import By
 
 from qrdali.report.build import build
 
-BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+BROWSER = next(
+    (path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None
+)
 DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver: tests/browser.sh installs them")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="no chromium with chromedriver: tests/browser.sh installs them"
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +31,39 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page")
     draw = np.random.default_rng(0)
     classes = ("<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "a" * 200, "dög")
-    sets = [{name: draw.random(40) < p for name in ("val", "test", "crop-0.5")} for p in (.5, .6, .9)]
-    told = {"tracked": {"crop-0.5": .5}}
-    base = fake_runs.run(root / "baseline", [.5, .6, .4], sets[0], classes=classes, extra=told)
-    runs = [base, fake_runs.run(root / "<b>linear", [.5, .4, .7, .5, .8], sets[1], classes=classes, letters="RC", method="linear",
-                           reduction="crop", extra=told),
-            fake_runs.run(root / "fixed", [.5, *[.4] * 11, .9], sets[2], classes=classes, letters="RC", method="fixed", reduction="color",
-                     extra=told)]
-    quotients = {r: {i: .1 * (i + 1) for i in range(8)} for r in ("color", "crop", "resolution", "combination")}
-    mepis = [fake_runs.mepis(root / f"mepi-{i}", run, quotients, 10, root / "images") for i, run in enumerate(runs[:2])]
+    sets = [{name: draw.random(40) < p for name in ("val", "test", "crop-0.5")} for p in (0.5, 0.6, 0.9)]
+    told = {"tracked": {"crop-0.5": 0.5}}
+    base = fake_runs.run(root / "baseline", [0.5, 0.6, 0.4], sets[0], classes=classes, extra=told)
+    runs = [
+        base,
+        fake_runs.run(
+            root / "<b>linear",
+            [0.5, 0.4, 0.7, 0.5, 0.8],
+            sets[1],
+            classes=classes,
+            letters="RC",
+            method="linear",
+            reduction="crop",
+            extra=told,
+        ),
+        fake_runs.run(
+            root / "fixed",
+            [0.5, *[0.4] * 11, 0.9],
+            sets[2],
+            classes=classes,
+            letters="RC",
+            method="fixed",
+            reduction="color",
+            extra=told,
+        ),
+    ]
+    quotients = {
+        r: {i: 0.1 * (i + 1) for i in range(8)} for r in ("color", "crop", "resolution", "combination")
+    }
+    mepis = [
+        fake_runs.mepis(root / f"mepi-{i}", run, quotients, 10, root / "images")
+        for i, run in enumerate(runs[:2])
+    ]
     build(runs, mepis, root / "out", title="A <report> & more")
     return root / "out" / "report.html"
 
@@ -44,7 +72,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser() -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER or ""
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+    ):
         options.add_argument(word)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
@@ -53,13 +87,20 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 
 def opened(browser: webdriver.Chrome, page: Path, width: int, scheme: str) -> None:
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
     for kind in ("browser", "performance"):
         browser.get_log(kind)  # what came before
     browser.get(page.as_uri())
     browser.execute_script("for (const image of document.images) image.loading = 'eager'")
-    browser.execute_async_script("Promise.all([...document.images].map(i => i.decode())).then(arguments[0], arguments[0])")
+    browser.execute_async_script(
+        "Promise.all([...document.images].map(i => i.decode())).then(arguments[0], arguments[0])"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -67,8 +108,11 @@ def opened(browser: webdriver.Chrome, page: Path, width: int, scheme: str) -> No
 def test_the_page(browser: webdriver.Chrome, page: Path, width: int, scheme: str) -> None:
     opened(browser, page, width, scheme)
     assert browser.get_log("browser") == []
-    requests = [m["params"]["request"]["url"] for entry in browser.get_log("performance")
-                if (m := json.loads(entry["message"])["message"])["method"] == "Network.requestWillBeSent"]
+    requests = [
+        m["params"]["request"]["url"]
+        for entry in browser.get_log("performance")
+        if (m := json.loads(entry["message"])["message"])["method"] == "Network.requestWillBeSent"
+    ]
     assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
     assert browser.title == "A <report> & more"
     # No sideways scroll of the page, however wide its tables are.
@@ -86,15 +130,19 @@ def test_the_page(browser: webdriver.Chrome, page: Path, width: int, scheme: str
         assert alt
     background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(28, 25, 23)"}[scheme]
-    picture = browser.execute_script("return [...document.querySelectorAll('#figure-joint-1 img')].find(i => i.checkVisibility()).src")
+    picture = browser.execute_script(
+        "return [...document.querySelectorAll('#figure-joint-1 img')].find(i => i.checkVisibility()).src"
+    )
     svg = base64.b64decode(picture.split(",")[1]).decode()
     assert ("#1c1917" in svg and "#ffffff" not in svg) == (scheme == "dark")
 
 
 def column(browser: webdriver.Chrome, table: str, number: int) -> list[str]:
     found: list[str] = browser.execute_script(
-        "return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map(r => r.cells[arguments[1]].textContent)", f"#table-{table}",
-        number)
+        "return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map(r => r.cells[arguments[1]].textContent)",
+        f"#table-{table}",
+        number,
+    )
     return found
 
 
@@ -108,21 +156,35 @@ def test_tables_sort(browser: webdriver.Chrome, page: Path) -> None:
     assert column(browser, "accuracy-1", test) == sorted(before, key=float, reverse=True)
     button.click()
     assert column(browser, "accuracy-1", test) == sorted(before, key=float) != before[::-1]
-    assert browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th")[test].get_attribute("aria-sort") == "ascending"
+    assert (
+        browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th")[test].get_attribute("aria-sort")
+        == "ascending"
+    )
     browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th button")[method].click()
     assert column(browser, "accuracy-1", method) == ["baseline", "fixed 0.5", "linear"]
     # By number, not by text: 280, 560, 1,680.
     heads = [head.text for head in browser.find_elements(By.CSS_SELECTOR, "#table-energy th")]
     images = heads.index("forward images")
     for expected in (["1,680", "560", "280"], ["280", "560", "1,680"]):
-        browser.execute_script("arguments[0].click()", browser.find_elements(By.CSS_SELECTOR, "#table-energy th button")[images])
+        browser.execute_script(
+            "arguments[0].click()", browser.find_elements(By.CSS_SELECTOR, "#table-energy th button")[images]
+        )
         assert column(browser, "energy", images) == expected
     # Rows without a value stay last, whichever way.
-    against, last = browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th button")[-1], len(column(browser, "accuracy-1", 0)) - 1
+    against, last = (
+        browser.find_elements(By.CSS_SELECTOR, "#table-accuracy-1 th button")[-1],
+        len(column(browser, "accuracy-1", 0)) - 1,
+    )
     for _ in range(2):
         against.click()
-        assert browser.execute_script("return arguments[0].closest('table').tBodies[0].rows[arguments[1]].lastElementChild.textContent",
-                                      against, last) == "–"
+        assert (
+            browser.execute_script(
+                "return arguments[0].closest('table').tBodies[0].rows[arguments[1]].lastElementChild.textContent",
+                against,
+                last,
+            )
+            == "–"
+        )
 
 
 def test_names_stay_text_and_nothing_else_runs(browser: webdriver.Chrome, page: Path) -> None:
@@ -133,9 +195,11 @@ def test_names_stay_text_and_nothing_else_runs(browser: webdriver.Chrome, page: 
     # The page's policy refuses what somebody might put into it later: nobody knocks at this port.
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(1)
-        browser.execute_script("""const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s);
+        browser.execute_script(
+            """const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s);
             const i = document.createElement('img'); i.src = 'http://127.0.0.1:' + arguments[0] + '/x.png'; document.body.append(i)""",
-                               server.getsockname()[1])
+            server.getsockname()[1],
+        )
         with pytest.raises(TimeoutError):
             server.accept()
     assert browser.execute_script("return window.ran") is None
@@ -147,10 +211,14 @@ def test_paper_is_light_whatever_the_screen_is(browser: webdriver.Chrome, page: 
     dark = [{"name": "prefers-color-scheme", "value": "dark"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": dark})
     shown = browser.execute_script(
-        "return [...document.querySelectorAll('.figures img')].filter(i => i.checkVisibility()).map(i => i.className)")
+        "return [...document.querySelectorAll('.figures img')].filter(i => i.checkVisibility()).map(i => i.className)"
+    )
     assert shown
     assert set(shown) == {"light"}
-    assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert (
+        browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        == "rgb(255, 255, 255)"
+    )
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
@@ -158,7 +226,9 @@ def test_it_prints_what_is_folded(browser: webdriver.Chrome, page: Path) -> None
     opened(browser, page, 1400, "dark")
     browser.execute_script("""window.seen = 0;
         window.addEventListener('beforeprint', () => { window.seen = document.querySelectorAll('details:not([open])').length + 1 })""")
-    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})["data"])
+    printed = base64.b64decode(
+        browser.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})["data"]
+    )
     assert printed.startswith(b"%PDF")
     assert len(printed) > 100_000
     assert browser.execute_script("return window.seen") == 1
@@ -169,6 +239,12 @@ def test_the_keyboard_reaches_tables(browser: webdriver.Chrome, page: Path) -> N
     opened(browser, page, 390, "light")
     regions: list[Any] = browser.find_elements(By.CSS_SELECTOR, ".scroll")
     assert regions
-    assert all(region.get_attribute("tabindex") == "0" and region.get_attribute("aria-label") for region in regions)
-    wide = [r for r in regions if browser.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", r)]
+    assert all(
+        region.get_attribute("tabindex") == "0" and region.get_attribute("aria-label") for region in regions
+    )
+    wide = [
+        r
+        for r in regions
+        if browser.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", r)
+    ]
     assert wide, "no table is wider than a phone: this test shows nothing"

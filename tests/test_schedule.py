@@ -17,7 +17,9 @@ from qrdali.schedule.epoch_schedule import (
 )
 
 
-def run(rule: ScheduleRule, accuracies: list[float], first: float = 0.0, moved: list[int] | None = None) -> tuple[str, ScheduleState, list[ScheduleEvent]]:
+def run(
+    rule: ScheduleRule, accuracies: list[float], first: float = 0.0, moved: list[int] | None = None
+) -> tuple[str, ScheduleState, list[ScheduleEvent]]:
     """Letters with a / before each stage after the first; every state goes through JSON."""
     state, letters, events, moves = start(first), "", [], iter(moved or [])
     for accuracy in accuracies:
@@ -35,17 +37,29 @@ def run(rule: ScheduleRule, accuracies: list[float], first: float = 0.0, moved: 
     return letters, state, events
 
 
-@pytest.mark.parametrize(("pattern", "patience", "accuracies", "letters", "best", "best_epoch"), [
-    ("C", 3, [.3, .4, .4, .4, .4], "CCCCC", .4, 2),
-    ("R", 3, [.50, .55, .60, .60, .59, .58], "RRRRRR", .60, 3),
-    ("C", 3, [.61, .62, .63, .64, .64, .63, .60], "CCCCCCC", .64, 4),
-    ("RC", 3, [.5, .6, .4, .6, .5, .6, .7, .6], "RCRCRCRC", .6, 2),
-    ("C", 1, [.3, .3], "CC", .3, 1),
-    ("C", 2, [.3, .2, .4, .4, .1], "CCCCC", .4, 3),
-    ("CR", 1, [.5, .9, .5, .9], "CRCR", .5, 2),
-    ("CCR", 1, [.9, .5, .1, .9, .5, .9], "CCRCCR", .5, 3),  # judged by the last C, not by the first
-])
-def test_patterns(pattern: str, patience: int, accuracies: list[float], letters: str, best: float, best_epoch: int) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "patience", "accuracies", "letters", "best", "best_epoch"),
+    [
+        ("C", 3, [0.3, 0.4, 0.4, 0.4, 0.4], "CCCCC", 0.4, 2),
+        ("R", 3, [0.50, 0.55, 0.60, 0.60, 0.59, 0.58], "RRRRRR", 0.60, 3),
+        ("C", 3, [0.61, 0.62, 0.63, 0.64, 0.64, 0.63, 0.60], "CCCCCCC", 0.64, 4),
+        ("RC", 3, [0.5, 0.6, 0.4, 0.6, 0.5, 0.6, 0.7, 0.6], "RCRCRCRC", 0.6, 2),
+        ("C", 1, [0.3, 0.3], "CC", 0.3, 1),
+        ("C", 2, [0.3, 0.2, 0.4, 0.4, 0.1], "CCCCC", 0.4, 3),
+        ("CR", 1, [0.5, 0.9, 0.5, 0.9], "CRCR", 0.5, 2),
+        (
+            "CCR",
+            1,
+            [0.9, 0.5, 0.1, 0.9, 0.5, 0.9],
+            "CCRCCR",
+            0.5,
+            3,
+        ),  # judged by the last C, not by the first
+    ],
+)
+def test_patterns(
+    pattern: str, patience: int, accuracies: list[float], letters: str, best: float, best_epoch: int
+) -> None:
     rule = ScheduleRule(pattern, patience, 300)
     seen, state, events = run(rule, accuracies)
     assert (seen, state.best, state.best_epoch) == (letters, best, best_epoch)
@@ -55,7 +69,7 @@ def test_patterns(pattern: str, patience: int, accuracies: list[float], letters:
     assert not run(rule, accuracies[:-1])[1].ended
 
 
-R_ROUND, C_ROUND = [.50, .55, .60, .60, .59, .58], [.61, .62, .63, .64, .64, .63, .60]
+R_ROUND, C_ROUND = [0.50, 0.55, 0.60, 0.60, 0.59, 0.58], [0.61, 0.62, 0.63, 0.64, 0.64, 0.63, 0.60]
 
 
 def test_paired_rounds_one_stage() -> None:
@@ -65,76 +79,78 @@ def test_paired_rounds_one_stage() -> None:
     assert [i for i, e in enumerate(events) if e.stage_end_reason] == [5, 12]
     assert "0.6000 of epoch 3" in events[5].stage_end_reason
     assert "0.6400 of epoch 10" in events[12].stage_end_reason
-    assert (state.run_best, state.run_best_epoch) == (.64, 10)
+    assert (state.run_best, state.run_best_epoch) == (0.64, 10)
     assert state.ended
 
 
 def test_the_round_forgets_the_one_before() -> None:
     """Patience starts at minus infinity in each round: a C round below the R round's best still has its own."""
-    _, state, events = run(ScheduleRule("paired-rounds", 1, 300), [.9, .8, .1, .2, .2])
+    _, state, events = run(ScheduleRule("paired-rounds", 1, 300), [0.9, 0.8, 0.1, 0.2, 0.2])
     assert [e.is_best_of_stage for e in events] == [True, False, True, True, False]
-    assert state.run_best == .9
+    assert state.run_best == 0.9
 
 
 def test_linear_stages_and_the_last_level() -> None:
-    letters, state, _ = run(ScheduleRule("paired-rounds", 1, 300, 3), [.5, .4, .6, .5] * 3)
+    letters, state, _ = run(ScheduleRule("paired-rounds", 1, 300, 3), [0.5, 0.4, 0.6, 0.5] * 3)
     assert letters == "RRCC/RRCC/RRCC"
     assert state.ended
     assert state.stage == 3
-    letters, state, _ = run(ScheduleRule("RC", 1, 300, 3), [.5, .6, .5, .6] * 2)
+    letters, state, _ = run(ScheduleRule("RC", 1, 300, 3), [0.5, 0.6, 0.5, 0.6] * 2)
     assert letters == "RCRC/RCRC"
     assert not state.ended
     assert (state.stage, state.begun, state.best) == (3, False, float("-inf"))
 
 
-@pytest.mark.parametrize(("moved", "letters"), [([5, 1, 0], "RCRC/RCRC/RCRC"), ([0], "RCRC"), ([5, 0], "RCRC/RCRC")])
+@pytest.mark.parametrize(
+    ("moved", "letters"), [([5, 1, 0], "RCRC/RCRC/RCRC"), ([0], "RCRC"), ([5, 0], "RCRC/RCRC")]
+)
 def test_adaptive_ends_after_the_stage_before_which_nothing_moved(moved: list[int], letters: str) -> None:
     rule = ScheduleRule("RC", 1, 300, None)
-    seen, state, _ = run(rule, [.5, .6, .5, .6] * len(moved), moved=moved)
+    seen, state, _ = run(rule, [0.5, 0.6, 0.5, 0.6] * len(moved), moved=moved)
     assert seen == letters
     assert state.ended
     if len(moved) > 1:
-        assert not run(rule, [.5, .6, .5, .6] * (len(moved) - 1), moved=moved)[1].ended
+        assert not run(rule, [0.5, 0.6, 0.5, 0.6] * (len(moved) - 1), moved=moved)[1].ended
 
 
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_patience_counts_units_that_do_not_improve(patience: int) -> None:
     for pattern in ("C", "RC", "CCCCCCCR"):
         rule = ScheduleRule(pattern, patience, 300)
-        flat = [.5] * len(pattern) * (1 + patience)
+        flat = [0.5] * len(pattern) * (1 + patience)
         assert run(rule, flat)[1].ended
         assert not run(rule, flat[:-1])[1].ended
         assert run(rule, flat)[1].best_epoch == len(pattern)  # ties keep the earlier
 
 
 def test_max_epochs_ends_in_the_middle_of_a_pair_and_of_a_round() -> None:
-    letters, state, events = run(ScheduleRule("RC", 3, 3), [.1, .2, .3])
+    letters, state, events = run(ScheduleRule("RC", 3, 3), [0.1, 0.2, 0.3])
     assert letters == "RCR"
     assert state.ended == "--max-epochs 3"
     assert state.best_epoch == 2
     assert not any(e.stage_end_reason for e in events)
-    letters, state, _ = run(ScheduleRule("paired-rounds", 1, 3), [.1, .1, .2])
+    letters, state, _ = run(ScheduleRule("paired-rounds", 1, 3), [0.1, 0.1, 0.2])
     assert letters == "RRC"
     assert state.ended == "--max-epochs 3"
     # Both at once: the round ends by patience, the run by its bound.
-    _, state, events = run(ScheduleRule("paired-rounds", 1, 2), [.1, .1])
+    _, state, events = run(ScheduleRule("paired-rounds", 1, 2), [0.1, 0.1])
     assert events[-1].stage_end_reason
     assert state.ended == "--max-epochs 2"
 
 
 def test_the_start_is_epoch_0_of_the_run_and_ties_keep_the_earlier() -> None:
-    _, state, _ = run(ScheduleRule("C", 3, 300), [.5, .4], first=.5)
-    assert (state.run_best, state.run_best_epoch, state.best_epoch) == (.5, 0, 1)
-    _, state, _ = run(ScheduleRule("RC", 3, 300), [.7, .6], first=.5)
-    assert (state.run_best, state.run_best_epoch, state.best) == (.7, 1, .6)
+    _, state, _ = run(ScheduleRule("C", 3, 300), [0.5, 0.4], first=0.5)
+    assert (state.run_best, state.run_best_epoch, state.best_epoch) == (0.5, 0, 1)
+    _, state, _ = run(ScheduleRule("RC", 3, 300), [0.7, 0.6], first=0.5)
+    assert (state.run_best, state.run_best_epoch, state.best) == (0.7, 1, 0.6)
 
 
 def test_an_epoch_before_its_stage_or_after_the_end_is_refused() -> None:
     rule = ScheduleRule("C", 1, 300)
     with pytest.raises(ValueError, match="has not begun"):
-        update(rule, start(0), .5)
+        update(rule, start(0), 0.5)
     with pytest.raises(ValueError, match="no epoch is due"):
-        update(rule, run(rule, [.5, .5])[1], .5)
+        update(rule, run(rule, [0.5, 0.5])[1], 0.5)
 
 
 def test_the_longest_run_visits_every_stage() -> None:
@@ -146,7 +162,9 @@ def test_the_longest_run_visits_every_stage() -> None:
     assert "".join(letter for _, _, letter in longest_run(ScheduleRule("RC", 3, 5))) == "RCRCR"
 
 
-@pytest.mark.parametrize(("pattern", "patience", "epochs"), [("", 3, 9), ("RX", 3, 9), ("RC", 0, 9), ("RC", 3, 0)])
+@pytest.mark.parametrize(
+    ("pattern", "patience", "epochs"), [("", 3, 9), ("RX", 3, 9), ("RC", 0, 9), ("RC", 3, 0)]
+)
 def test_refused(pattern: str, patience: int, epochs: int) -> None:
     with pytest.raises(InputError):
         ScheduleRule(pattern, patience, epochs)

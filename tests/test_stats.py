@@ -16,28 +16,36 @@ from qrdali.evaluation.stats import bootstrap_mean, holm, mcnemar, paired, wilso
 
 
 def outcomes(a: int, b: int, c: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    first, second = np.array([True] * (a + b) + [False] * (c + d)), np.array([True] * a + [False] * b + [True] * c + [False] * d)
+    first, second = (
+        np.array([True] * (a + b) + [False] * (c + d)),
+        np.array([True] * a + [False] * b + [True] * c + [False] * d),
+    )
     order = np.random.default_rng(0).permutation(len(first))
     return first[order], second[order]
 
 
-@pytest.mark.parametrize(("table", "statistic", "p", "exact", "stars"), [
-    # Agresti, Categorical Data Analysis, approval ratings: 794, 150, 86, 570: z² = 17.36.
-    ((794, 150, 86, 570), 17.3559, 3.099e-5, 3.716e-5, "***"),
-    ((10, 10, 2, 5), 64 / 12, .020921, .038574, "*"),
-    ((0, 1, 0, 0), 1, .317311, 1, ""),
-    ((5, 0, 0, 5), 0, 1, 1, ""),
-    ((3, 7, 7, 3), 0, 1, 1, ""),
-    # Both sides of each bound of chi-square with one degree of freedom: 3.8415, 6.6349, 10.8276.
-    ((0, 100 + 14, 100, 0), 14**2 / 214, .3386, .3742, ""),
-    ((0, 1039, 950, 0), 89**2 / 1989, .04596, None, "*"),
-    ((0, 1036, 950, 0), 86**2 / 1986, .05363, None, ""),
-    ((0, 1065, 950, 0), 115**2 / 2015, .01041, None, "*"),
-    ((0, 1066, 950, 0), 116**2 / 2016, .00979, None, "**"),
-    ((0, 1097, 950, 0), 147**2 / 2047, .001158, None, "**"),
-    ((0, 1100, 950, 0), 150**2 / 2050, .000924, None, "***"),
-])
-def test_mcnemar(table: tuple[int, int, int, int], statistic: float, p: float, exact: float | None, stars: str) -> None:
+@pytest.mark.parametrize(
+    ("table", "statistic", "p", "exact", "stars"),
+    [
+        # Agresti, Categorical Data Analysis, approval ratings: 794, 150, 86, 570: z² = 17.36.
+        ((794, 150, 86, 570), 17.3559, 3.099e-5, 3.716e-5, "***"),
+        ((10, 10, 2, 5), 64 / 12, 0.020921, 0.038574, "*"),
+        ((0, 1, 0, 0), 1, 0.317311, 1, ""),
+        ((5, 0, 0, 5), 0, 1, 1, ""),
+        ((3, 7, 7, 3), 0, 1, 1, ""),
+        # Both sides of each bound of chi-square with one degree of freedom: 3.8415, 6.6349, 10.8276.
+        ((0, 100 + 14, 100, 0), 14**2 / 214, 0.3386, 0.3742, ""),
+        ((0, 1039, 950, 0), 89**2 / 1989, 0.04596, None, "*"),
+        ((0, 1036, 950, 0), 86**2 / 1986, 0.05363, None, ""),
+        ((0, 1065, 950, 0), 115**2 / 2015, 0.01041, None, "*"),
+        ((0, 1066, 950, 0), 116**2 / 2016, 0.00979, None, "**"),
+        ((0, 1097, 950, 0), 147**2 / 2047, 0.001158, None, "**"),
+        ((0, 1100, 950, 0), 150**2 / 2050, 0.000924, None, "***"),
+    ],
+)
+def test_mcnemar(
+    table: tuple[int, int, int, int], statistic: float, p: float, exact: float | None, stars: str
+) -> None:
     result = mcnemar(*outcomes(*table))
     assert (result.a, result.b, result.c, result.d) == table
     assert result.statistic == pytest.approx(statistic, rel=1e-4)
@@ -56,13 +64,16 @@ def test_mcnemar_is_symmetric_and_refuses_other_images() -> None:
         mcnemar(first, second[1:])
 
 
-@pytest.mark.parametrize(("correct", "images", "low", "high"), [
-    (81, 263, .2553, .3662),  # Newcombe 1998, table I, method 3
-    (15, 148, .0624, .1605),
-    (0, 20, .0, .1611),
-    (1, 29, .0061, .1718),
-    (10, 10, .7225, 1.0),
-])
+@pytest.mark.parametrize(
+    ("correct", "images", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I, method 3
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (10, 10, 0.7225, 1.0),
+    ],
+)
 def test_wilson(correct: int, images: int, low: float, high: float) -> None:
     assert wilson(correct, images) == pytest.approx((low, high), abs=5e-5)
 
@@ -70,15 +81,27 @@ def test_wilson(correct: int, images: int, low: float, high: float) -> None:
 def rows(run: Path, correct: list[bool], paths: str = "/p/{}", name: str = "test") -> None:
     n = len(correct)
     (run / "predictions").mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"sample": list(range(n)), "path": [paths.format(i) for i in range(n)], "label": [1] * n,
-                             "prediction": [int(c) for c in correct], "correct": correct, "confidence": [.5] * n}),
-                   run / "predictions" / f"{name}.parquet")
+    pq.write_table(
+        pa.table(
+            {
+                "sample": list(range(n)),
+                "path": [paths.format(i) for i in range(n)],
+                "label": [1] * n,
+                "prediction": [int(c) for c in correct],
+                "correct": correct,
+                "confidence": [0.5] * n,
+            }
+        ),
+        run / "predictions" / f"{name}.parquet",
+    )
 
 
 def test_compare(tmp_path: Path) -> None:
     rows(tmp_path / "a", [True] * 20 + [False] * 7)
     rows(tmp_path / "b", [True] * 10 + [False] * 10 + [True] * 2 + [False] * 5)
-    found = json.loads(CliRunner().invoke(cli, ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]).stdout)
+    found = json.loads(
+        CliRunner().invoke(cli, ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]).stdout
+    )
     assert [found[key] for key in "abcd"] == [10, 10, 2, 5]
     assert found["statistic"] == pytest.approx(5.3333, rel=1e-4)
     assert found["stars"] == "*"
@@ -129,10 +152,10 @@ def test_damaged_rows_are_named(tmp_path: Path, damage: str) -> None:
 
 def test_holm() -> None:
     # Worked by hand: sorted .01 .02 .03 .04, times 4 3 2 1, made rising.
-    assert holm([.04, .01, .03, .02]) == pytest.approx([.06, .04, .06, .06])
-    assert holm([.6, .9, .5]) == pytest.approx([1, 1, 1])
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.9, 0.5]) == pytest.approx([1, 1, 1])
     # Aickin and Gensler, Am. J. Public Health 86 (1996) describe it; R's p.adjust(c(.0001, .011, .021, .5), "holm") gives these.
-    assert holm([.0001, .011, .021, .5]) == pytest.approx([.0004, .033, .042, .5])
+    assert holm([0.0001, 0.011, 0.021, 0.5]) == pytest.approx([0.0004, 0.033, 0.042, 0.5])
     assert holm([]) == []
 
 
@@ -141,11 +164,11 @@ def test_bootstrap_of_a_mean() -> None:
     low, high = bootstrap_mean(values)
     # The normal interval of the same mean: ± 1.96 standard errors.
     error = 1.96 * values.std(ddof=1) / 20
-    assert low == pytest.approx(values.mean() - error, abs=.02)
-    assert high == pytest.approx(values.mean() + error, abs=.02)
+    assert low == pytest.approx(values.mean() - error, abs=0.02)
+    assert high == pytest.approx(values.mean() + error, abs=0.02)
     assert bootstrap_mean(values) == (low, high)  # the same every time
-    assert bootstrap_mean(np.full(7, .25)) == (.25, .25)
-    assert bootstrap_mean(np.array([.5])) == (.5, .5)
+    assert bootstrap_mean(np.full(7, 0.25)) == (0.25, 0.25)
+    assert bootstrap_mean(np.array([0.5])) == (0.5, 0.5)
 
 
 def test_paired() -> None:
@@ -153,7 +176,7 @@ def test_paired() -> None:
     differences = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48], float)
     result = paired(np.zeros(15), differences)
     assert (result.images, result.difference) == (15, pytest.approx(20.9333, abs=1e-4))
-    assert result.p_value == pytest.approx(.04126, abs=1e-5)
+    assert result.p_value == pytest.approx(0.04126, abs=1e-5)
     assert result.low < result.difference < result.high
     same = paired(np.ones(3), np.ones(3))
     assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)

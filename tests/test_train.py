@@ -32,13 +32,30 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(data: Path, method: str, **values: object) -> Settings:
-    return validated({"method": method, "data": str(data), "model": "test_resnet", "input_size": 64, "batch_size": 8,
-                      "device": "cpu", "threads": 1, **values})
+    return validated(
+        {
+            "method": method,
+            "data": str(data),
+            "model": "test_resnet",
+            "input_size": 64,
+            "batch_size": 8,
+            "device": "cpu",
+            "threads": 1,
+            **values,
+        }
+    )
 
 
 def metrics(run: Path) -> list[dict[str, object]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not any(measured in k for measured in ("second", "memory_mb", "energy"))} for row in rows]
+    return [
+        {
+            k: v
+            for k, v in row.items()
+            if not any(measured in k for measured in ("second", "memory_mb", "energy"))
+        }
+        for row in rows
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +82,23 @@ def test_shared_leaves_a_whole_run(data: Path, shared: Path) -> None:
 
 def test_fixed_alternates_and_restores_the_best(data: Path, shared: Path, tmp_path: Path) -> None:
     run = tmp_path / "fixed"
-    run_training(settings(data, "fixed", init=str(shared), reduction="combination", quality=.5, sequence="paired-epochs",
-                          patience=1, max_epochs=20), run, False)
+    run_training(
+        settings(
+            data,
+            "fixed",
+            init=str(shared),
+            reduction="combination",
+            quality=0.5,
+            sequence="paired-epochs",
+            patience=1,
+            max_epochs=20,
+        ),
+        run,
+        False,
+    )
     rows = metrics(run)[1:]
     assert [row["phase"] for row in rows] == ["reduced", "full"] * (len(rows) // 2)
-    assert rows[0]["quality"] == {"color": .5, "crop": .5, "resolution": .5}
+    assert rows[0]["quality"] == {"color": 0.5, "crop": 0.5, "resolution": 0.5}
     assert rows[1]["quality"] == {"color": 1.0, "crop": 1.0, "resolution": 1.0}
     state = json.loads((run / "last" / "state.json").read_text())["schedule"]
     assert state["ended"].startswith("patience")
@@ -80,17 +109,46 @@ def test_fixed_alternates_and_restores_the_best(data: Path, shared: Path, tmp_pa
 
 def test_start_of_a_run_is_the_best_of_its_init(data: Path, shared: Path, tmp_path: Path) -> None:
     run_training(settings(data, "baseline", init=str(shared), max_epochs=1), tmp_path / "b", False)
-    assert metrics(tmp_path / "b")[0]["val_accuracy"] == json.loads((shared / "best/state.json").read_text())["val_accuracy"]
+    assert (
+        metrics(tmp_path / "b")[0]["val_accuracy"]
+        == json.loads((shared / "best/state.json").read_text())["val_accuracy"]
+    )
 
 
 def test_stopped_within_an_epoch_and_resumed_equals_uninterrupted(data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "qrdali", "train", "fixed", "--data", str(data), "--model", "test_resnet", "--device", "cpu",
-               "--input-size", "64", "--batch-size", "4", "--max-epochs", "3", "--threads", "1", "--save-every", "3",
-               "--sequence", "RC", "--reduction", "crop"]
+    command = [
+        sys.executable,
+        "-m",
+        "qrdali",
+        "train",
+        "fixed",
+        "--data",
+        str(data),
+        "--model",
+        "test_resnet",
+        "--device",
+        "cpu",
+        "--input-size",
+        "64",
+        "--batch-size",
+        "4",
+        "--max-epochs",
+        "3",
+        "--threads",
+        "1",
+        "--save-every",
+        "3",
+        "--sequence",
+        "RC",
+        "--reduction",
+        "crop",
+    ]
     once, twice = tmp_path / "once", tmp_path / "twice"
     subprocess.run([*command, "--run", str(once)], check=True, capture_output=True)
     for kill in (True, False):
-        process = subprocess.Popen([*command, "--run", str(twice), "--resume"], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*command, "--run", str(twice), "--resume"], stderr=subprocess.PIPE, text=True
+        )
         assert process.stderr
         if kill:
             while not (twice / "last" / "state.json").exists() and process.poll() is None:
@@ -128,11 +186,20 @@ def test_refusals(data: Path, shared: Path, tmp_path: Path) -> None:
         read(tmp_path / "bad.toml")
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    ({"optimizer": "adamww"}, "adamww.*near it: .*adamw"), ({"optimizer": "lbfgs"}, "lbfgs"),
-    ({"model": "vit_tiny_patch16_224"}, "--input-size is 64.*does not take it.*own is 224"), ({"batch_size": 3_000_000_000}, "batch_size"),
-    ({"probe_batch_size": 10**20}, "probe_batch_size"), ({"init": "RUN", "pretrained": True}, "--init and --pretrained")])
-def test_what_could_not_begin_leaves_no_folder(data: Path, shared: Path, tmp_path: Path, values: dict[str, object], words: str) -> None:
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"optimizer": "adamww"}, "adamww.*near it: .*adamw"),
+        ({"optimizer": "lbfgs"}, "lbfgs"),
+        ({"model": "vit_tiny_patch16_224"}, "--input-size is 64.*does not take it.*own is 224"),
+        ({"batch_size": 3_000_000_000}, "batch_size"),
+        ({"probe_batch_size": 10**20}, "probe_batch_size"),
+        ({"init": "RUN", "pretrained": True}, "--init and --pretrained"),
+    ],
+)
+def test_what_could_not_begin_leaves_no_folder(
+    data: Path, shared: Path, tmp_path: Path, values: dict[str, object], words: str
+) -> None:
     if "init" in values:
         values = {**values, "init": str(shared)}
     run = tmp_path / "run"
@@ -151,19 +218,39 @@ def test_a_folder_of_something_else_is_no_place_for_a_run(data: Path, tmp_path: 
 
 def test_a_configuration_of_another_method_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('method = "linear"\n')
-    result = CliRunner().invoke(cli, ["train", "shared", "--data", str(data), "--run", str(tmp_path / "run"), "--config",
-                                      str(tmp_path / "c.toml")])
+    result = CliRunner().invoke(
+        cli,
+        [
+            "train",
+            "shared",
+            "--data",
+            str(data),
+            "--run",
+            str(tmp_path / "run"),
+            "--config",
+            str(tmp_path / "c.toml"),
+        ],
+    )
     assert isinstance(result.exception, InputError)
     assert "train linear" in str(result.exception)
     assert not (tmp_path / "run").exists()
 
 
 def test_every_file_of_a_run_may_be_read_by_those_who_may_read_one(shared: Path) -> None:
-    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in shared.rglob("*") if file.is_file() and not file.name.startswith(".")}
-    assert len({modes["model.safetensors"], modes["state.json"], modes["config.toml"], modes["metrics.jsonl"]}) == 1, modes
+    modes = {
+        file.name: oct(file.stat().st_mode & 0o777)
+        for file in shared.rglob("*")
+        if file.is_file() and not file.name.startswith(".")
+    }
+    assert (
+        len({modes["model.safetensors"], modes["state.json"], modes["config.toml"], modes["metrics.jsonl"]})
+        == 1
+    ), modes
 
 
-def test_the_one_class_that_is_always_answered_is_said_once(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_one_class_that_is_always_answered_is_said_once(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_training(settings(data, "shared", epochs=3, lr=1e-9), tmp_path / "run", False)
     said = capsys.readouterr().err
     assert said.count("for every validation image") == 1, said

@@ -41,7 +41,10 @@ def images(folder: Path, split: str) -> list[tuple[str, str]]:
     dataset = Dataset.open(folder)
     index = dataset.index(split)
     every = np.arange(len(index))
-    return [(path, dataset.classes[label]) for path, label in zip(index.paths(every), index.labels(every).tolist(), strict=True)]
+    return [
+        (path, dataset.classes[label])
+        for path, label in zip(index.paths(every), index.labels(every).tolist(), strict=True)
+    ]
 
 
 def paths(folder: Path, split: str) -> set[str]:
@@ -60,8 +63,45 @@ def done(*words: object) -> str:
 
 def commands(data: Path, folder: Path, *root: str) -> None:
     """Trains, evaluates and searches with the images of a data set."""
-    done("train", "shared", "--data", data, "--run", folder / "run", "--model", "test_resnet", "--input-size", 32, "--epochs", 1,
-         "--batch-size", 4, "--device", "cpu", "--threads", 1, *root)
+    done(
+        "train",
+        "shared",
+        "--data",
+        data,
+        "--run",
+        folder / "run",
+        "--model",
+        "test_resnet",
+        "--input-size",
+        32,
+        "--epochs",
+        1,
+        "--batch-size",
+        4,
+        "--device",
+        "cpu",
+        "--threads",
+        1,
+        *root,
+    )
     done("evaluate", "--run", folder / "run", "--data", data, "--split", "val", "--threads", 1, *root)
-    done("build-mepi", "--run", folder / "run", "--data", data, "--split", "train", "--reduction", "color", "--step", .5, "--threads", 1,
-         "--limit", 2, "--out", folder / "mepi", *root)
+    done(
+        "build-mepi",
+        "--run",
+        folder / "run",
+        "--data",
+        data,
+        "--split",
+        "train",
+        "--reduction",
+        "color",
+        "--step",
+        0.5,
+        "--threads",
+        1,
+        "--limit",
+        2,
+        "--out",
+        folder / "mepi",
+        *root,
+    )

@@ -21,8 +21,15 @@ _FIELDS: list[Any] = [("url", pa.string()), ("text", pa.string())]
 _FOUND = pa.schema(_FIELDS)  # of a split's samples, before it is known which classes there are
 
 
-def index_root(root: str | Tree, out: Path, reading: Reading, *, val_share: float | None = None, seed: int = 0,
-               progress: Progress = silent) -> Summary:
+def index_root(
+    root: str | Tree,
+    out: Path,
+    reading: Reading,
+    *,
+    val_share: float | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Summary:
     """Indexes a root, a path, a URL or what is open, into the new folder `out`. `val_share` moves that share of each
     class of train into a new val.
 
@@ -42,8 +49,15 @@ def index_root(root: str | Tree, out: Path, reading: Reading, *, val_share: floa
     if reading.threads is None and storage.is_remote(tree.root):  # they wait for answers, not for processors
         reading = replace(reading, threads=max(LISTINGS, os.cpu_count() or 1))
     with new_folder(out) as folder:
-        summary = _index_shards(tree, found, folder, reading, progress) if found else index_tree(tree, folder, reading, progress)
-        source.write(folder / source.FILE, {"made_by": "index", "root": tree.root, "found": "tar shards" if found else "class folders"})
+        summary = (
+            _index_shards(tree, found, folder, reading, progress)
+            if found
+            else index_tree(tree, folder, reading, progress)
+        )
+        source.write(
+            folder / source.FILE,
+            {"made_by": "index", "root": tree.root, "found": "tar shards" if found else "class folders"},
+        )
         if val_share is not None:
             done = minival.cut(folder, None, seed, val_share)
             counts = {**summary.images, "train": done.train, "val": done.val}
@@ -55,7 +69,12 @@ def files_of(tree: Tree) -> int:
     """Images below ROOT/SPLIT/CLASS, for a progress bar; 0 where there is nothing, or where only reading all shards would tell."""
     if shards_of(tree):
         return 0
-    return sum(1 for split in tree.among(SPLITS) for files in tree.images((split,), tree.folders(split)) for _ in files)
+    return sum(
+        1
+        for split in tree.among(SPLITS)
+        for files in tree.images((split,), tree.folders(split))
+        for _ in files
+    )
 
 
 def shards_of(tree: Tree) -> dict[str, list[str]]:
@@ -69,17 +88,23 @@ def shards_of(tree: Tree) -> dict[str, list[str]]:
     if not found:
         named = {split: [name for name in beside if name.startswith(f"{split}-")] for split in SPLITS}
         if beside and not any(named.values()) and not there:
-            raise InputError(f"{printable(tree.root)} holds {len(beside)} shards, none of them named train-*.tar, val-*.tar or test-*.tar: "
-                             "rename them, or put them into train/, val/ and test/")
+            raise InputError(
+                f"{printable(tree.root)} holds {len(beside)} shards, none of them named train-*.tar, val-*.tar or test-*.tar: "
+                "rename them, or put them into train/, val/ and test/"
+            )
         return {split: [tree.name(name) for name in names] for split, names in named.items() if names}
     for split in found:
         if folders := tree.folders(split):
-            raise InputError(f"{printable(tree.name(split))} holds {len(found[split])} shards and {len(folders)} folders beside them: "
-                             "give one of the two")
+            raise InputError(
+                f"{printable(tree.name(split))} holds {len(found[split])} shards and {len(folders)} folders beside them: "
+                "give one of the two"
+            )
     return {split: [tree.name(split, name) for name in names] for split, names in found.items()}
 
 
-def _index_shards(tree: Tree, found: dict[str, list[str]], folder: Path, reading: Reading, progress: Progress) -> Summary:
+def _index_shards(
+    tree: Tree, found: dict[str, list[str]], folder: Path, reading: Reading, progress: Progress
+) -> Summary:
     """The shards are read first, into a file: only then it is known which classes there are."""
     threads = reading.threads or os.cpu_count() or 1
     rejected: list[tuple[str, str]] = []
@@ -90,13 +115,17 @@ def _index_shards(tree: Tree, found: dict[str, list[str]], folder: Path, reading
     first = next(iter(found))
     classes = shards.listed_classes(tree) or shards.found_classes(texts[first])
     if len(classes.names) < 2:
-        raise RunError(f"the shards of {first} have {len(classes.names)} class(es): a classifier needs at least two"
-                       + (f"; {printable(rejected[0][0])}: {rejected[0][1]}" if rejected else ""))
+        raise RunError(
+            f"the shards of {first} have {len(classes.names)} class(es): a classifier needs at least two"
+            + (f"; {printable(rejected[0][0])}: {rejected[0][1]}" if rejected else "")
+        )
     with Indexer(folder, list(classes.names), list(found), reading, progress) as indexer:
         for path, why in rejected:
             indexer.reject(path, why)
         for split in found:
-            added, reason = indexer.add_labelled(split, _labelled(folder / f"{split}.found.arrow", classes, indexer))
+            added, reason = indexer.add_labelled(
+                split, _labelled(folder / f"{split}.found.arrow", classes, indexer)
+            )
             if not added:
                 raise RunError(f"the shards of {split} hold no readable image{reason}")
             (folder / f"{split}.found.arrow").unlink()

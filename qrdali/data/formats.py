@@ -16,7 +16,9 @@ from PIL import Image
 FORMATS = frozenset(("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP"))
 _ORIENTATION = 0x0112  # EXIF and TIFF tag; 5 to 8 swap width and height
 _TIFF_MODES = frozenset(("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B"))
-_TIFF_PACKED = frozenset(("raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "jpeg", "group4", "zstd"))
+_TIFF_PACKED = frozenset(
+    ("raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "jpeg", "group4", "zstd")
+)
 _MOST_CHUNKS = 200_000  # of a PNG: 1.6 GB in chunks of 8 KB
 _BLOCK = 1 << 20
 
@@ -30,7 +32,13 @@ def check(image: Image.Image, whole: bool) -> None:
         raise ValueError(f"{image.format} is not decoded by the pipelines")
     if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
         raise ValueError("animated")
-    rules: dict[str, Callable[[Any, bool], None]] = {"JPEG": _jpeg, "MPO": _jpeg, "PNG": _png, "BMP": _bmp, "TIFF": _tiff}
+    rules: dict[str, Callable[[Any, bool], None]] = {
+        "JPEG": _jpeg,
+        "MPO": _jpeg,
+        "PNG": _png,
+        "BMP": _bmp,
+        "TIFF": _tiff,
+    }
     rule = rules.get(image.format)
     if rule is not None:
         rule(image, whole)
@@ -40,7 +48,11 @@ def upright(image: Image.Image) -> tuple[int, int]:
     """(width, height) after the EXIF orientation. Raises ValueError for an orientation that DALI and Pillow read differently."""
     if image.format == "TIFF":  # Pillow has swapped them
         return image.size
-    blocks = [data[6:] for name, data in getattr(image, "applist", ()) if name == "APP1" and data.startswith(b"Exif\0\0")]
+    blocks = [
+        data[6:]
+        for name, data in getattr(image, "applist", ())
+        if name == "APP1" and data.startswith(b"Exif\0\0")
+    ]
     if image.format in ("PNG", "WEBP") and "exif" in image.info:
         blocks = [image.info["exif"].removeprefix(b"Exif\0\0")]
     read = {_orientation(block) for block in blocks} or {1}
@@ -58,11 +70,11 @@ def _orientation(block: bytes) -> int:
     start = struct.unpack(order + "I", block[4:8])[0]
     if start + 2 > len(block):
         return 1
-    count, entries = struct.unpack(order + "H", block[start:start + 2])[0], block[start + 2:]
+    count, entries = struct.unpack(order + "H", block[start : start + 2])[0], block[start + 2 :]
     clean = len(entries) >= 12 * count
     found = []
     for at in range(0, min(12 * count, len(entries) - 1), 12):
-        entry = entries[at:at + 12]
+        entry = entries[at : at + 12]
         if struct.unpack(order + "H", entry[:2])[0] == _ORIENTATION:
             found.append(entry)
     if not found:
@@ -145,11 +157,24 @@ def _inflated(pixels: Any, part: bytes, most: int) -> int:
     return min(count, most)
 
 
-def _png_bytes(width: int, height: int, depth: int, color: int, packing: int, filters: int, interlace: int) -> int:
+def _png_bytes(
+    width: int, height: int, depth: int, color: int, packing: int, filters: int, interlace: int
+) -> int:
     """Bytes of a PNG's rows with their filter bytes."""
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(color, 1)
-    passes = [(0, 0, 1, 1)] if not interlace else [
-        (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]  # Adam7: x, y, steps
+    passes = (
+        [(0, 0, 1, 1)]
+        if not interlace
+        else [
+            (0, 0, 8, 8),
+            (4, 0, 8, 8),
+            (0, 4, 4, 8),
+            (2, 0, 4, 4),
+            (0, 2, 2, 4),
+            (1, 0, 2, 2),
+            (0, 1, 1, 2),
+        ]
+    )  # Adam7: x, y, steps
     sizes = [(-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in passes]
     return sum(h * (1 + -(-w * bits // 8)) for w, h in sizes if w > 0 and h > 0)
 
@@ -158,9 +183,13 @@ def _bmp(image: Any, whole: bool) -> None:
     with _from_start(image) as file:
         head = file.read(66).ljust(66, b"\0")
     size = struct.unpack("<I", head[14:18])[0]
-    bits, packing = (struct.unpack("<H", head[24:26])[0], 0) if size == 12 else struct.unpack("<HI", head[28:34])
+    bits, packing = (
+        (struct.unpack("<H", head[24:26])[0], 0) if size == 12 else struct.unpack("<HI", head[28:34])
+    )
     plain = packing == 3 and struct.unpack("<III", head[54:66]) == (0xFF0000, 0xFF00, 0xFF)
-    if bits not in (1, 4, 8, 24, 32) or not (packing == 0 or (packing, bits) == (1, 8) or (bits == 32 and plain)):
+    if bits not in (1, 4, 8, 24, 32) or not (
+        packing == 0 or (packing, bits) == (1, 8) or (bits == 32 and plain)
+    ):
         raise ValueError(f"a BMP of {bits} bits, compression {packing}, is not decoded by the pipelines")
 
 
@@ -169,8 +198,12 @@ def _tiff(image: Any, whole: bool) -> None:
     depths, formats, extra = tags.get(258, ()), tags.get(339, (1,)), tags.get(338, ())
     packed = image.info.get("compression", "raw")
     if image.mode not in _TIFF_MODES or set(formats) != {1} or packed not in _TIFF_PACKED:
-        raise ValueError(f"a TIFF of mode {image.mode}, compression {packed}, is not decoded by the pipelines as it is elsewhere")
+        raise ValueError(
+            f"a TIFF of mode {image.mode}, compression {packed}, is not decoded by the pipelines as it is elsewhere"
+        )
     if not depths or not set(depths) <= ({1} if image.mode == "1" else {8, 16}):
-        raise ValueError(f"a TIFF of {'/'.join(map(str, depths)) or 'an unsaid number of'} bits is not decoded by the pipelines")
+        raise ValueError(
+            f"a TIFF of {'/'.join(map(str, depths)) or 'an unsaid number of'} bits is not decoded by the pipelines"
+        )
     if 1 in extra:
         raise ValueError("a TIFF of premultiplied alpha is not decoded by the pipelines as it is elsewhere")

@@ -41,8 +41,9 @@ class ImageNet:
     @property
     def files(self) -> int:
         """Images of train and official validation, for a progress bar."""
-        return (sum(1 for synset in self.synsets for _ in image_files(self.train / synset))
-                + sum(len(paths) for paths in self.official.values()))
+        return sum(1 for synset in self.synsets for _ in image_files(self.train / synset)) + sum(
+            len(paths) for paths in self.official.values()
+        )
 
 
 def train_folder(root: Path) -> tuple[Path, tuple[str, ...]]:
@@ -51,14 +52,20 @@ def train_folder(root: Path) -> tuple[Path, tuple[str, ...]]:
     Raises InputError if there is none, or for a folder in it that is no synset's.
     """
     if str(root).startswith(("s3:/", "gs:/")):
-        raise InputError(f"{printable(root)} is in an object store, where only `data index` finds its images: give a folder on a disk")
+        raise InputError(
+            f"{printable(root)} is in an object store, where only `data index` finds its images: give a folder on a disk"
+        )
     folder = next((place / "train" for place in (root, root / _NESTED) if (place / "train").is_dir()), None)
     if folder is None:
-        raise InputError(f"{printable(root)} has no train/ (nor {_NESTED}/train/): give the folder that holds ImageNet's train/ and val/")
+        raise InputError(
+            f"{printable(root)} has no train/ (nor {_NESTED}/train/): give the folder that holds ImageNet's train/ and val/"
+        )
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     for name in names:
         if not WNID.fullmatch(name):
-            raise InputError(f"{printable(folder)} has the folder {quote(name)}, which is no synset: n and 8 digits")
+            raise InputError(
+                f"{printable(folder)} has the folder {quote(name)}, which is no synset: n and 8 digits"
+            )
     return folder.absolute(), tuple(names)
 
 
@@ -70,37 +77,57 @@ def recognise(root: Path, labels: Path | None = None, synsets: Path | None = Non
     """
     train, names = train_folder(root)
     if len(names) < 2:
-        raise InputError(f"{printable(train)} has {len(names)} synset folder(s): a classifier needs at least two")
+        raise InputError(
+            f"{printable(train)} has {len(names)} synset folder(s): a classifier needs at least two"
+        )
     val = train.parent / "val"
     if not val.is_dir():
-        raise InputError(f"{printable(train.parent)} has no val/: the official validation images are the test set")
+        raise InputError(
+            f"{printable(train.parent)} has no val/: the official validation images are the test set"
+        )
     folders = sorted(entry.name for entry in os.scandir(val) if entry.is_dir())
     flat = list(image_files(val))
     if folders and flat:
-        raise InputError(f"{printable(val)} holds class folders and {len(flat):,} images beside them: give one of the two")
+        raise InputError(
+            f"{printable(val)} holds class folders and {len(flat):,} images beside them: give one of the two"
+        )
     file: Path | None = None
     if folders:
         if labels or synsets:
-            raise InputError(f"{printable(val)} holds class folders: --val-labels and --synsets are for images without")
+            raise InputError(
+                f"{printable(val)} holds class folders: --val-labels and --synsets are for images without"
+            )
         official, found = {name: list(image_files(val / name)) for name in folders}, "val/ in class folders"
     else:
         file = labels or _in_places(root, SOLUTION, GROUND_TRUTH)
         if file is None:
-            raise InputError(f"{printable(val)} holds images without class folders: put {SOLUTION} or {GROUND_TRUTH} (of the devkit) in "
-                             f"{printable(root)}, or say where it is with --val-labels")
+            raise InputError(
+                f"{printable(val)} holds images without class folders: put {SOLUTION} or {GROUND_TRUTH} (of the devkit) in "
+                f"{printable(root)}, or say where it is with --val-labels"
+            )
         if file.suffix.lower() == ".csv":
             if synsets:
                 raise InputError(f"{printable(file)} names synsets, not numbers: leave --synsets out")
             named, found = _solution(file), f"val/ flat, labelled by {SOLUTION}"
         else:
-            named, found = _ground_truth(file, _ids(root, file, synsets)), f"val/ flat, labelled by {GROUND_TRUTH}"
+            named, found = (
+                _ground_truth(file, _ids(root, file, synsets)),
+                f"val/ flat, labelled by {GROUND_TRUTH}",
+            )
         official = _labelled(flat, named, file)
     _match(official, names, val)
     return ImageNet(train, names, official, found, file)
 
 
-def build(imagenet: ImageNet, out: Path, *, per_class: int = 25, seed: int = 0, reading: Reading = DECODED,
-          progress: Progress = silent) -> Summary:
+def build(
+    imagenet: ImageNet,
+    out: Path,
+    *,
+    per_class: int = 25,
+    seed: int = 0,
+    reading: Reading = DECODED,
+    progress: Progress = silent,
+) -> Summary:
     """Indexes train and test into the new folder `out`, then moves `per_class` images of each class from train to val.
 
     Raises InputError for an `out` that exists, RunError for a class with too few readable images. Nothing is left behind on an error.
@@ -110,14 +137,24 @@ def build(imagenet: ImageNet, out: Path, *, per_class: int = 25, seed: int = 0, 
             for label, synset in enumerate(imagenet.synsets):
                 added, reason = indexer.add("train", label, image_files(imagenet.train / synset))
                 if added <= per_class:
-                    raise RunError(f"class {synset!r} has {added} readable training images: {per_class} for validation leave none{reason}")
+                    raise RunError(
+                        f"class {synset!r} has {added} readable training images: {per_class} for validation leave none{reason}"
+                    )
             for label, synset in enumerate(imagenet.synsets):
                 added, reason = indexer.add("test", label, iter(imagenet.official[synset]))
                 if not added:
-                    raise RunError(f"class {synset!r} has no readable image in the official validation set{reason}")
-        source.write(folder / source.FILE, {
-            "made_by": "imagenet", "root": str(imagenet.train.parent), "found": imagenet.found,
-            "labels_sha256": source.file_sha256(imagenet.labels) if imagenet.labels else None})
+                    raise RunError(
+                        f"class {synset!r} has no readable image in the official validation set{reason}"
+                    )
+        source.write(
+            folder / source.FILE,
+            {
+                "made_by": "imagenet",
+                "root": str(imagenet.train.parent),
+                "found": imagenet.found,
+                "labels_sha256": source.file_sha256(imagenet.labels) if imagenet.labels else None,
+            },
+        )
         done = minival.cut(folder, per_class, seed)
         counts = {"train": done.train, "val": done.val, "test": indexer.summary.images["test"]}
         indexer.summary.images = {split: counts[split] for split in SPLITS}
@@ -125,7 +162,12 @@ def build(imagenet: ImageNet, out: Path, *, per_class: int = 25, seed: int = 0, 
 
 
 def _in_places(root: Path, *names: str) -> Path | None:
-    files = (folder / place / name for name in names for folder in (root, root / _NESTED) for place in _LABEL_PLACES)
+    files = (
+        folder / place / name
+        for name in names
+        for folder in (root, root / _NESTED)
+        for place in _LABEL_PLACES
+    )
     return next((file for file in files if file.exists()), None)
 
 
@@ -138,7 +180,9 @@ def _solution(file: Path) -> dict[str, str]:
             continue
         synset = rest.split(" ", 1)[0]
         if not (comma and _IMAGE.fullmatch(image) and WNID.fullmatch(synset)):
-            raise InputError(f"{where} is {quote(text)}, not ILSVRC2012_val_ and 8 digits, a comma, and a synset")
+            raise InputError(
+                f"{where} is {quote(text)}, not ILSVRC2012_val_ and 8 digits, a comma, and a synset"
+            )
         if image in found:
             raise InputError(f"{where}: {image} stands in an earlier line too")
         found[image] = synset
@@ -161,12 +205,16 @@ def _ids(root: Path, ground_truth: Path, file: Path | None) -> list[str]:
     beside = ground_truth.parent / _META
     file = file or (beside if beside.exists() else _in_places(root, _META))
     if file is None:
-        raise InputError(f"{printable(ground_truth)} numbers the classes by ILSVRC's ids, and nothing says which synset has which: put the "
-                         f"devkit's {_META} beside it, or give --synsets FILE with one synset per line in the order of the ids")
+        raise InputError(
+            f"{printable(ground_truth)} numbers the classes by ILSVRC's ids, and nothing says which synset has which: put the "
+            f"devkit's {_META} beside it, or give --synsets FILE with one synset per line in the order of the ids"
+        )
     found = _meta(file) if file.suffix.lower() == ".mat" else _listed(file)
     if len(found) > 2 and found == sorted(found):
-        raise InputError(f"{printable(file)} is sorted, and ILSVRC's ids are not in that order (id 1 is n02119789): every label would be "
-                         "wrong. Give the synsets in the order of the ids")
+        raise InputError(
+            f"{printable(file)} is sorted, and ILSVRC's ids are not in that order (id 1 is n02119789): every label would be "
+            "wrong. Give the synsets in the order of the ids"
+        )
     return found
 
 
@@ -192,8 +240,12 @@ def _meta(file: Path) -> list[str]:
         rows = loadmat(file, squeeze_me=True, variable_names=["synsets"])["synsets"]
         found = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows if int(row["num_children"]) == 0}
     except Exception as error:  # a damaged file raises many types
-        raise InputError(f"{printable(file)} cannot be read as the devkit's {_META}: {printable(error)[:200]}") from None
-    if sorted(found) != list(range(1, len(found) + 1)) or not all(WNID.fullmatch(synset) for synset in found.values()):
+        raise InputError(
+            f"{printable(file)} cannot be read as the devkit's {_META}: {printable(error)[:200]}"
+        ) from None
+    if sorted(found) != list(range(1, len(found) + 1)) or not all(
+        WNID.fullmatch(synset) for synset in found.values()
+    ):
         raise InputError(f"{printable(file)} does not number synsets 1, 2, …: it is not the devkit's {_META}")
     return [found[number] for number in sorted(found)]
 
@@ -204,7 +256,9 @@ def _labelled(flat: list[str], named: dict[str, str], file: Path) -> dict[str, l
         raise InputError(f"{printable(file)} labels {len(named):,} images, val/ holds {len(flat):,}")
     official: dict[str, list[str]] = {}
     for path in flat:
-        synset = named.pop(os.path.splitext(os.path.basename(path))[0], None)  # a name with two extensions has one label
+        synset = named.pop(
+            os.path.splitext(os.path.basename(path))[0], None
+        )  # a name with two extensions has one label
         if synset is None:
             raise InputError(f"{printable(path)} has no label of its own in {printable(file)}")
         official.setdefault(synset, []).append(path)
@@ -214,6 +268,10 @@ def _labelled(flat: list[str], named: dict[str, str], file: Path) -> dict[str, l
 def _match(official: dict[str, list[str]], synsets: tuple[str, ...], val: Path) -> None:
     unknown, lacking = sorted(set(official) - set(synsets)), sorted(set(synsets) - set(official))
     if unknown:
-        raise InputError(f"{printable(val)} has images of {quote(unknown[0])}, which train/ lacks ({len(unknown)} such)")
+        raise InputError(
+            f"{printable(val)} has images of {quote(unknown[0])}, which train/ lacks ({len(unknown)} such)"
+        )
     if lacking:
-        raise InputError(f"{printable(val)} has no image of {quote(lacking[0])}, which train/ has ({len(lacking)} such)")
+        raise InputError(
+            f"{printable(val)} has no image of {quote(lacking[0])}, which train/ has ({len(lacking)} such)"
+        )

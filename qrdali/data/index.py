@@ -21,10 +21,17 @@ from qrdali.errors import InputError, RunError, printable
 Samples = npt.NDArray[np.int64]
 
 SPLITS = ("train", "val", "test")
-_FIELDS: list[Any] = [("path", pa.string()), ("label", pa.int32()), ("width", pa.int32()), ("height", pa.int32())]
+_FIELDS: list[Any] = [
+    ("path", pa.string()),
+    ("label", pa.int32()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+]
 SCHEMA = pa.schema(_FIELDS)
 _FILE_FIELDS: list[Any] = [("bytes", pa.int64()), ("sha256", pa.binary(32))]
-FILES_SCHEMA = pa.schema(_FILE_FIELDS)  # of SPLIT.files.arrow, row by row beside SPLIT.arrow; sha256 null where it was not asked for
+FILES_SCHEMA = pa.schema(
+    _FILE_FIELDS
+)  # of SPLIT.files.arrow, row by row beside SPLIT.arrow; sha256 null where it was not asked for
 ROWS = 65_536  # of a record batch
 _MOST_BYTES = 64 << 20  # of classes.tsv
 _CHECKED = 8_000_000  # rows that are all checked at opening; of a larger index each where it is used, as reading it all takes seconds
@@ -47,7 +54,9 @@ class Index:
     def _check(self, labels: npt.NDArray[Any], *sides: npt.NDArray[Any]) -> None:
         wrong = len(labels) and (labels.min() < 0 or labels.max() >= self._classes)
         if wrong or any(len(side) and side.min() < 1 for side in sides):
-            raise RunError(f"{self.file} holds labels outside 0..{self._classes - 1} or sizes below 1: index it again")
+            raise RunError(
+                f"{self.file} holds labels outside 0..{self._classes - 1} or sizes below 1: index it again"
+            )
 
     def __len__(self) -> int:
         return self._count
@@ -95,12 +104,16 @@ class Index:
         try:
             return [path.tobytes().decode() for path in self._recorded(samples)]
         except UnicodeDecodeError:
-            raise RunError(f"{printable(self.file)} holds a path that is not UTF-8: run `qrdali data index` again") from None
+            raise RunError(
+                f"{printable(self.file)} holds a path that is not UTF-8: run `qrdali data index` again"
+            ) from None
 
     @cached_property
     def needs_bytes(self) -> bool:
         """Whether the images are not files on the disk that decoders open themselves, by the first one's path."""
-        return bool(len(self)) and storage.is_url(self.path_bytes(np.zeros(1, np.int64))[0][:16].tobytes().decode("latin-1"))
+        return bool(len(self)) and storage.is_url(
+            self.path_bytes(np.zeros(1, np.int64))[0][:16].tobytes().decode("latin-1")
+        )
 
     def _within(self, samples: Samples) -> Samples:
         if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < len(self):
@@ -133,7 +146,10 @@ class RowWriter:
 
     def _flush(self) -> None:
         if self._rows:
-            columns = [pa.array(column, field.type) for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)]
+            columns = [
+                pa.array(column, field.type)
+                for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)
+            ]
             self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
             self._rows.clear()
 
@@ -162,33 +178,52 @@ class Dataset:
         """root: what --root says. Raises InputError if `folder` is no data set, or does not say what `root` takes the place of."""
         listing = folder / "classes.tsv"
         if not listing.is_file():
-            hint = "it looks like a folder of images: run `qrdali data index` on it" if any(
-                (folder / split).is_dir() for split in SPLITS) else "`qrdali data index ROOT --out DATASET` makes one"
+            hint = (
+                "it looks like a folder of images: run `qrdali data index` on it"
+                if any((folder / split).is_dir() for split in SPLITS)
+                else "`qrdali data index ROOT --out DATASET` makes one"
+            )
             raise InputError(f"{printable(folder)} holds no data set (no classes.tsv); {hint}")
         classes: list[str] = []
         try:
             if listing.stat().st_size > _MOST_BYTES:
-                raise RunError(f"{printable(listing)} is larger than {_MOST_BYTES >> 20} MiB: that is no list of classes")
+                raise RunError(
+                    f"{printable(listing)} is larger than {_MOST_BYTES >> 20} MiB: that is no list of classes"
+                )
             rows = listing.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise RunError(f"{listing} cannot be read: {printable(error)}") from None
         for row in rows[1:]:
             label, tab, name = row.partition("\t")
             if not tab or label != str(len(classes)):
-                raise RunError(f"{listing} line {len(classes) + 2} is {printable(row)!r}, not '{len(classes)}<TAB>name'")
+                raise RunError(
+                    f"{listing} line {len(classes) + 2} is {printable(row)!r}, not '{len(classes)}<TAB>name'"
+                )
             classes.append(name)
         if not classes:
-            raise RunError(f"{listing} lists no class but has {printable(rows[0])[:80]!r}: index again" if rows else
-                           f"{listing} is empty and lists no class: index again")
-        return cls(folder, tuple(classes), tuple(s for s in SPLITS if (folder / f"{s}.arrow").exists()),
-                   moved(root, source.read(folder), folder) if root else None)
+            raise RunError(
+                f"{listing} lists no class but has {printable(rows[0])[:80]!r}: index again"
+                if rows
+                else f"{listing} is empty and lists no class: index again"
+            )
+        return cls(
+            folder,
+            tuple(classes),
+            tuple(s for s in SPLITS if (folder / f"{s}.arrow").exists()),
+            moved(root, source.read(folder), folder) if root else None,
+        )
 
     def index(self, split: str) -> Index:
         """Raises InputError for a split the data set does not have or that is empty."""
         if split not in self.splits:
-            way = ("; `qrdali data minival` cuts one from train, and so does --val-share where ROOT is indexed"
-                   if split == "val" and "train" in self.splits else "")
-            raise InputError(f"{self.folder} has no split {printable(split)!r}: it has {', '.join(self.splits) or 'none'}{way}")
+            way = (
+                "; `qrdali data minival` cuts one from train, and so does --val-share where ROOT is indexed"
+                if split == "val" and "train" in self.splits
+                else ""
+            )
+            raise InputError(
+                f"{self.folder} has no split {printable(split)!r}: it has {', '.join(self.splits) or 'none'}{way}"
+            )
         index = self.rows(split)
         if not len(index):
             raise InputError(f"{self.folder}: the split {split!r} holds no image")
@@ -203,10 +238,15 @@ class Dataset:
         if self.classes == classes:
             return
         here, there = set(self.classes), set(classes)
-        parts = [f"{word} {', '.join(map(printable, sorted(names)[:3]))}{', …' if len(names) > 3 else ''}"
-                 for word, names in (("only here:", here - there), (f"only in {whose}:", there - here)) if names]
-        raise InputError(f"{self.folder} has {len(self.classes)} classes, {whose} has {len(classes)}; "
-                         + ("; ".join(parts) or "the same names in another order"))
+        parts = [
+            f"{word} {', '.join(map(printable, sorted(names)[:3]))}{', …' if len(names) > 3 else ''}"
+            for word, names in (("only here:", here - there), (f"only in {whose}:", there - here))
+            if names
+        ]
+        raise InputError(
+            f"{self.folder} has {len(self.classes)} classes, {whose} has {len(classes)}; "
+            + ("; ".join(parts) or "the same names in another order")
+        )
 
 
 def write_classes(folder: Path, classes: list[str]) -> None:

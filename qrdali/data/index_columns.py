@@ -16,7 +16,9 @@ from qrdali.files.array_rows import MAPPED, ReadFile
 
 Samples = npt.NDArray[np.int64]
 
-_GIVEN_BACK = 64  # record batches of a large file after whose opening its pages are given back: each touches some
+_GIVEN_BACK = (
+    64  # record batches of a large file after whose opening its pages are given back: each touches some
+)
 _LONGEST = 1 << 16  # bytes of a path that are read
 _NO_PATH = np.empty(0, np.uint8)
 
@@ -67,7 +69,9 @@ def batches(file: Path, content: mmap.mmap, schema: pa.Schema) -> Iterator[pa.Re
     try:
         reader = pa.ipc.open_file(pa.py_buffer(content))
         if reader.schema != schema:
-            raise RunError(f"{printable(file)} has columns {printable(reader.schema.names)}, not {schema.names}: index it again")
+            raise RunError(
+                f"{printable(file)} has columns {printable(reader.schema.names)}, not {schema.names}: index it again"
+            )
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
             batch.validate()
@@ -79,7 +83,9 @@ def batches(file: Path, content: mmap.mmap, schema: pa.Schema) -> Iterator[pa.Re
 
 
 def _unreadable(file: Path, error: Exception) -> RunError:
-    return RunError(f"{printable(file)} is not a readable index ({printable(error)[:160]}): run `qrdali data index` again")
+    return RunError(
+        f"{printable(file)} is not a readable index ({printable(error)[:160]}): run `qrdali data index` again"
+    )
 
 
 def _filled(file: Path, content: mmap.mmap, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -131,7 +137,9 @@ class MappedColumns:
         or as slices of one."""
         batch = np.searchsorted(self._starts, samples, side="right") - 1
         rows, numbers = samples - self._starts[batch], np.unique(batch)
-        if 8 * len(numbers) > len(samples):  # a shuffled batch: one after another is faster than looking for those together
+        if 8 * len(numbers) > len(
+            samples
+        ):  # a shuffled batch: one after another is faster than looking for those together
             for place, (number, row) in enumerate(zip(batch.tolist(), rows.tolist(), strict=True)):
                 yield self._columns[number], slice(row, row + 1), slice(place, place + 1)
             return
@@ -145,13 +153,13 @@ class _Views:
         buffers: list[Any] = batch.column(0).buffers()
         offsets, text = buffers[1], buffers[2] or b""
         shift = batch.column(0).offset
-        self._offsets = np.frombuffer(offsets, np.int32)[shift:shift + batch.num_rows + 1]
+        self._offsets = np.frombuffer(offsets, np.int32)[shift : shift + batch.num_rows + 1]
         self._text = np.frombuffer(text, np.uint8)
         self.label = batch.column(1).to_numpy()
         self.width, self.height = batch.column(2).to_numpy(), batch.column(3).to_numpy()
 
     def path(self, row: int) -> npt.NDArray[np.uint8]:
-        return self._text[self._offsets[row]:self._offsets[row + 1]]
+        return self._text[self._offsets[row] : self._offsets[row + 1]]
 
 
 class ReadColumns:
@@ -164,7 +172,9 @@ class ReadColumns:
             raise _unreadable(file, error) from None
         if self._file.size != len(content):
             raise _unreadable(file, OSError("it changes while it is opened"))
-        content.madvise(mmap.MADV_RANDOM)  # 10^8 rows from a cold disk open in 0.5 s; with pages read around each in 3.5 s
+        content.madvise(
+            mmap.MADV_RANDOM
+        )  # 10^8 rows from a cold disk open in 0.5 s; with pages read around each in 3.5 s
         base, places = pa.py_buffer(content).address, []
         for number, batch in enumerate(_filled(file, content, schema)):
             places.append(self._place(batch, base))
@@ -185,13 +195,17 @@ class ReadColumns:
             if name == "path":
                 found.append((text.address - base, text.size) if text else (0, 0))
         if any(not 0 <= first <= first + length <= self._file.size for first, length in found):
-            raise RunError(f"{printable(self._file.file)} is compressed or has changed: run `qrdali data index` again")
+            raise RunError(
+                f"{printable(self._file.file)} is compressed or has changed: run `qrdali data index` again"
+            )
         return rows, *(first for first, _ in found), found[1][1]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _numbers(self, first: npt.NDArray[np.int64], batch: Samples, rows: Samples, count: int = 1) -> npt.NDArray[np.int32]:
+    def _numbers(
+        self, first: npt.NDArray[np.int64], batch: Samples, rows: Samples, count: int = 1
+    ) -> npt.NDArray[np.int32]:
         """`count` numbers from each of `rows` on, of columns that begin at `first` of their record batch, int32 [N, count]."""
         return self._file.rows(first[batch] + 4 * rows, 4 * count).view(np.int32)
 
@@ -200,20 +214,35 @@ class ReadColumns:
 
     def sizes(self, samples: Samples) -> npt.NDArray[np.int32]:
         batch, rows = self._located(samples)
-        return np.concatenate([self._numbers(first, batch, rows) for first in (self._height, self._width)], axis=1)
+        return np.concatenate(
+            [self._numbers(first, batch, rows) for first in (self._height, self._width)], axis=1
+        )
 
     def path_bytes(self, samples: Samples) -> list[npt.NDArray[np.uint8]]:
         batch, rows = self._located(samples)
         begin, end = self._numbers(self._offsets, batch, rows, 2).astype(np.int64).T
-        if (begin < 0).any() or (end < begin).any() or (end > self._text_bytes[batch]).any() or (end - begin > _LONGEST).any():
-            raise RunError(f"{printable(self._file.file)} holds a path that cannot be: run `qrdali data index` again")
-        return [np.frombuffer(self._file.read(position, length), np.uint8)
-                for position, length in zip((self._text[batch] + begin).tolist(), (end - begin).tolist(), strict=True)]
+        if (
+            (begin < 0).any()
+            or (end < begin).any()
+            or (end > self._text_bytes[batch]).any()
+            or (end - begin > _LONGEST).any()
+        ):
+            raise RunError(
+                f"{printable(self._file.file)} holds a path that cannot be: run `qrdali data index` again"
+            )
+        return [
+            np.frombuffer(self._file.read(position, length), np.uint8)
+            for position, length in zip(
+                (self._text[batch] + begin).tolist(), (end - begin).tolist(), strict=True
+            )
+        ]
 
     def parts(self) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
         for number, rows in enumerate(np.diff(self._starts).tolist()):
-            label, width, height = (np.frombuffer(self._file.read(int(first[number]), 4 * rows), np.int32)
-                                    for first in (self._label, self._width, self._height))
+            label, width, height = (
+                np.frombuffer(self._file.read(int(first[number]), 4 * rows), np.int32)
+                for first in (self._label, self._width, self._height)
+            )
             yield label, width, height
 
     def _located(self, samples: Samples) -> tuple[Samples, Samples]:

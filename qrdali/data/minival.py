@@ -59,29 +59,39 @@ def cut(folder: Path, per_class: int | None, seed: int, share: float = 0) -> Cut
     return Cut(len(done.index("train")), len(done.index("val")), resumed)
 
 
-def choose(labels: Samples, classes: Sequence[str], per_class: int | None, seed: int, share: float = 0) -> Mask:
+def choose(
+    labels: Samples, classes: Sequence[str], per_class: int | None, seed: int, share: float = 0
+) -> Mask:
     """bool [N]: `per_class` samples of each class, or with None the `share`, by (seed, class name, place within the class).
 
     Raises RunError naming the first class that would keep no image.
     """
     counts = np.bincount(labels, minlength=len(classes))
-    wanted = np.full(len(counts), per_class) if per_class is not None else np.maximum(1, np.rint(counts * share)).astype(np.int64)
+    wanted = (
+        np.full(len(counts), per_class)
+        if per_class is not None
+        else np.maximum(1, np.rint(counts * share)).astype(np.int64)
+    )
     few = np.flatnonzero(counts <= wanted)
     if len(few):
         name, need = printable(classes[few[0]]), wanted[few[0]]
-        raise RunError(f"class {name!r} has {counts[few[0]]} training images: {need} for validation leave none "
-                       f"({len(few)} such class{'es' if len(few) > 1 else ''})")
+        raise RunError(
+            f"class {name!r} has {counts[few[0]]} training images: {need} for validation leave none "
+            f"({len(few)} such class{'es' if len(few) > 1 else ''})"
+        )
     chosen = np.zeros(len(labels), np.bool_)
     rows, starts = np.argsort(labels, kind="stable"), np.cumsum([0, *counts])
     for label, name in enumerate(classes):
-        chosen[rows[starts[label] + shuffled(seed, name, int(counts[label]))[:wanted[label]]]] = True
+        chosen[rows[starts[label] + shuffled(seed, name, int(counts[label]))[: wanted[label]]]] = True
     return chosen
 
 
 def _without_val(folder: Path) -> Dataset:
     dataset = Dataset.open(folder)
     if "val" in dataset.splits:
-        raise InputError(f"{printable(folder)} has a validation split already: index the images again without val/ to cut another")
+        raise InputError(
+            f"{printable(folder)} has a validation split already: index the images again without val/ to cut another"
+        )
     return dataset
 
 
@@ -103,7 +113,11 @@ def _write(dataset: Dataset, per_class: int | None, seed: int, share: float) -> 
     _divide(folder, "arrow", chosen, SCHEMA)
     if (folder / "train.files.arrow").exists():
         _divide(folder, "files.arrow", chosen, FILES_SCHEMA)
-    made = {**({"per_class": per_class} if per_class is not None else {"share": share}), "seed": seed, "images": int(chosen.sum())}
+    made = {
+        **({"per_class": per_class} if per_class is not None else {"share": share}),
+        "seed": seed,
+        "images": int(chosen.sum()),
+    }
     source.write(_partial(folder, source.FILE), {**source.read(folder), "minival": made})
     moved = np.flatnonzero(chosen)
     with open(_partial(folder, LIST), "w", encoding="utf-8") as file:
@@ -120,7 +134,9 @@ def _finish(folder: Path) -> None:
         if _partial(folder, name).exists():
             os.replace(_partial(folder, name), folder / name)
     if not (folder / "val.arrow").exists():
-        raise RunError(f"{printable(folder / LIST)} lists a validation set, but val.arrow is gone: index the images again")
+        raise RunError(
+            f"{printable(folder / LIST)} lists a validation set, but val.arrow is gone: index the images again"
+        )
 
 
 def _divide(folder: Path, kind: str, chosen: Mask, schema: pa.Schema) -> None:
@@ -130,10 +146,12 @@ def _divide(folder: Path, kind: str, chosen: Mask, schema: pa.Schema) -> None:
     if sum(batch.num_rows for batch in batches) != len(chosen):
         raise RunError(f"{printable(file)} does not belong to train.arrow: index the images again")
     start = 0
-    with (pa.ipc.new_file(str(_partial(folder, f"train.{kind}")), schema) as train,
-          pa.ipc.new_file(str(_partial(folder, f"val.{kind}")), schema) as val):
+    with (
+        pa.ipc.new_file(str(_partial(folder, f"train.{kind}")), schema) as train,
+        pa.ipc.new_file(str(_partial(folder, f"val.{kind}")), schema) as val,
+    ):
         for batch in batches:
-            mask = chosen[start:start + batch.num_rows]
+            mask = chosen[start : start + batch.num_rows]
             for writer, part in ((train, batch.filter(pa.array(~mask))), (val, batch.filter(pa.array(mask)))):
                 if part.num_rows:
                     writer.write_batch(part)

@@ -26,6 +26,7 @@ def write(file: Path, values: dict[str, Any]) -> None:
 
 def brief(values: dict[str, Any]) -> dict[str, Any]:
     """The plain values, and those of objects among them: what a run keeps and `data info` shows, without the lists of synsets."""
+
     def plain(inner: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in inner.items() if isinstance(value, (str, int, float))}
 

@@ -101,8 +101,16 @@ def _examined(image: Image.Image, verify: bool, max_pixels: int) -> tuple[int, i
     return size
 
 
-def build(root: Path, out: Path, *, verify: bool = True, threads: int | None = None, hashed: bool = False,
-          max_pixels: int = MAX_PIXELS, progress: Progress = silent) -> Summary:
+def build(
+    root: Path,
+    out: Path,
+    *,
+    verify: bool = True,
+    threads: int | None = None,
+    hashed: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress = silent,
+) -> Summary:
     """Indexes ROOT/SPLIT/CLASS/FILE into the new folder `out`; `hashed` also keeps each file's SHA-256.
 
     Raises InputError for a root without splits, a split of images without class folders, or an `out` that exists, RunError for an unusable
@@ -117,7 +125,9 @@ def splits_of(tree: Tree) -> list[str]:
     """The splits that are folders. Raises InputError if none is."""
     splits = tree.among(SPLITS)
     if not splits:
-        raise InputError(f"{printable(tree.root)} has none of train/, val/, test/: put class folders in at least one of them")
+        raise InputError(
+            f"{printable(tree.root)} has none of train/, val/, test/: put class folders in at least one of them"
+        )
     return splits
 
 
@@ -131,7 +141,9 @@ def index_tree(tree: Tree, folder: Path, reading: Reading, progress: Progress) -
             for label, (name, files) in enumerate(zip(classes, tree.images((split,), classes), strict=True)):
                 added, reason = indexer.add(split, label, files)
                 if not added and (split == splits[0] or name in there):
-                    raise RunError(f"class folder {printable(tree.name(split, name))} holds no readable image{reason}")
+                    raise RunError(
+                        f"class folder {printable(tree.name(split, name))} holds no readable image{reason}"
+                    )
     return indexer.summary
 
 
@@ -160,11 +172,18 @@ class Indexer:
     To be used in a `with`; `summary` is complete after it.
     """
 
-    def __init__(self, folder: Path, classes: list[str], splits: Sequence[str], reading: Reading, progress: Progress) -> None:
+    def __init__(
+        self, folder: Path, classes: list[str], splits: Sequence[str], reading: Reading, progress: Progress
+    ) -> None:
         self.summary = Summary(classes=classes)
         self._folder, self._reading, self._progress = folder, reading, progress
-        self._writers = {split: (Writer(folder / f"{split}.arrow"), RowWriter(folder / f"{split}.files.arrow", FILES_SCHEMA))
-                         for split in splits}
+        self._writers = {
+            split: (
+                Writer(folder / f"{split}.arrow"),
+                RowWriter(folder / f"{split}.files.arrow", FILES_SCHEMA),
+            )
+            for split in splits
+        }
         quiet_pillow()
 
     def __enter__(self) -> Indexer:
@@ -179,12 +198,16 @@ class Indexer:
         many, and the first rejected file with its reason as the end of a message, or ""."""
         return self.add_labelled(split, ((path, label) for path in files), most)
 
-    def add_labelled(self, split: str, files: Iterator[tuple[str, int]], most: int | None = None) -> tuple[int, str]:
+    def add_labelled(
+        self, split: str, files: Iterator[tuple[str, int]], most: int | None = None
+    ) -> tuple[int, str]:
         """The same for files that each come with their label."""
         index, facts = self._writers[split]
         how = self._reading
         before, reason = index.count, ""
-        while chunk := list(islice(files, _CHUNK if most is None else min(_CHUNK, most - (index.count - before)))):
+        while chunk := list(
+            islice(files, _CHUNK if most is None else min(_CHUNK, most - (index.count - before)))
+        ):
             looked = self._pool.map(lambda file: look(file[0], how.verify, how.hashed, how.max_pixels), chunk)
             for found, (_, label) in zip(looked, chunk, strict=True):
                 if found.reason:
@@ -209,28 +232,44 @@ class Indexer:
             facts.close()
 
 
-def index_folder(root: Path | str, classes: tuple[str, ...], file: Path, verify: bool, threads: int | None = None,
-                 progress: Callable[[int], None] = lambda files: None, whose: str = "the run",
-                 group: ProcessGroup | None = None) -> list[tuple[str, str]]:
+def index_folder(
+    root: Path | str,
+    classes: tuple[str, ...],
+    file: Path,
+    verify: bool,
+    threads: int | None = None,
+    progress: Callable[[int], None] = lambda files: None,
+    whose: str = "the run",
+    group: ProcessGroup | None = None,
+) -> list[tuple[str, str]]:
     """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`; returns (path, reason) of files left out. ROOT is a folder
     or in a store.
 
     In the order of the classes, then of the names. Raises InputError for a folder that is no class or where nothing can be
     read. Of several `ranks` the first lists the files, each looks at some, and each writes the same `file` of its own.
     """
-    files = (group.run_on_all(lambda: _set_files(root, classes, whose) if group.is_main else iter(())) if group
-             else _set_files(root, classes, whose))
+    files = (
+        group.run_on_all(lambda: _set_files(root, classes, whose) if group.is_main else iter(()))
+        if group
+        else _set_files(root, classes, whose)
+    )
     most = _CHUNK * (group.world_size if group else 1)
     rejected, writer = [], Writer(file)
     quiet_pillow()
     far = storage.is_remote(str(root))
     with ThreadPoolExecutor(LISTINGS if far else threads or os.cpu_count()) as pool:
+
         def looked(paths: list[str]) -> list[tuple[int, int, str]]:
-            return [(found.width, found.height, found.reason) for found in pool.map(lambda path: look(path, verify), paths)]
+            return [
+                (found.width, found.height, found.reason)
+                for found in pool.map(lambda path: look(path, verify), paths)
+            ]
 
         while chunk := _same_for_all(lambda: list(islice(files, most)), group):
             paths = [path for _, path in chunk]
-            for (label, path), (width, height, reason) in zip(chunk, _dealt(looked, paths, group), strict=True):
+            for (label, path), (width, height, reason) in zip(
+                chunk, _dealt(looked, paths, group), strict=True
+            ):
                 if reason:
                     rejected.append((path, reason))
                 else:
@@ -255,16 +294,26 @@ def _set_files(root: Path | str, classes: tuple[str, ...], whose: str) -> Iterat
     found = set(tree.folders())
     unknown = sorted(found - set(classes))
     if unknown:
-        raise InputError(f"{printable(root)} has the folder {printable(unknown[0])!r}, which is no class of {whose} ({len(unknown)} such)")
+        raise InputError(
+            f"{printable(root)} has the folder {printable(unknown[0])!r}, which is no class of {whose} ({len(unknown)} such)"
+        )
     names = [name for name in classes if name in found]  # a run's class names need not be a folder's
     if not names and tree.shards():
-        raise InputError(f"{printable(root)} holds tar shards: a set holds class folders of images; index the shards as the test split of "
-                         "a data set and evaluate that")
+        raise InputError(
+            f"{printable(root)} holds tar shards: a set holds class folders of images; index the shards as the test split of "
+            "a data set and evaluate that"
+        )
     labels = {name: label for label, name in enumerate(classes)}
-    return ((labels[name], path) for name, files in zip(names, tree.images((), names), strict=True) for path in files)
+    return (
+        (labels[name], path)
+        for name, files in zip(names, tree.images((), names), strict=True)
+        for path in files
+    )
 
 
-def _same_for_all(make: Callable[[], list[tuple[int, str]]], group: ProcessGroup | None) -> list[tuple[int, str]]:
+def _same_for_all(
+    make: Callable[[], list[tuple[int, str]]], group: ProcessGroup | None
+) -> list[tuple[int, str]]:
     """What rank 0 makes."""
     if group is None or group.is_single:
         return make()
@@ -272,11 +321,13 @@ def _same_for_all(make: Callable[[], list[tuple[int, str]]], group: ProcessGroup
     return [(label, path) for label, path in group.broadcast_object(found)]
 
 
-def _dealt(looked: Callable[[list[str]], list[tuple[int, int, str]]], paths: list[str], group: ProcessGroup | None) -> list[tuple[int, int, str]]:
+def _dealt(
+    looked: Callable[[list[str]], list[tuple[int, int, str]]], paths: list[str], group: ProcessGroup | None
+) -> list[tuple[int, int, str]]:
     """What the ranks find of `paths`, each looking at every world-th, in the order of the paths."""
     if group is None or group.is_single:
         return looked(paths)
-    parts = group.all_gather_object(group.run_on_all(lambda: looked(paths[group.rank::group.world_size])))
+    parts = group.all_gather_object(group.run_on_all(lambda: looked(paths[group.rank :: group.world_size])))
     return [tuple(parts[i % group.world_size][i // group.world_size]) for i in range(len(paths))]
 
 
@@ -284,21 +335,31 @@ def _classes(tree: Tree, splits: list[str]) -> list[str]:
     listed = {split: tree.folders(split) for split in splits}
     for split in (split for split in splits if not listed[split]):
         if loose := tree.loose(split):
-            raise InputError(f"{printable(tree.name(split))} holds {loose} image file(s) and no class folder: put them into class folders, "
-                             "or have ImageNet's labelled from its lists by `qrdali data imagenet`")
+            raise InputError(
+                f"{printable(tree.name(split))} holds {loose} image file(s) and no class folder: put them into class folders, "
+                "or have ImageNet's labelled from its lists by `qrdali data imagenet`"
+            )
     classes = listed[splits[0]]
     for name in classes:
         if "\t" in name or "\n" in name or "\r" in name or not _is_utf8(name):
-            raise RunError(f"class folder {printable(name)!r} has a tab, a line break or bytes that are not UTF-8: rename it")
+            raise RunError(
+                f"class folder {printable(name)!r} has a tab, a line break or bytes that are not UTF-8: rename it"
+            )
         if name in (".", ".."):  # an object store's may be called so
-            raise RunError(f"class folder {tree.name(splits[0], name)!r} would lead out of its split: rename it")
+            raise RunError(
+                f"class folder {tree.name(splits[0], name)!r} would lead out of its split: rename it"
+            )
     for split in splits[1:]:
         unknown = sorted(set(listed[split]) - set(classes))
         if unknown:
-            raise RunError(f"{split}/ has the class {printable(unknown[0])!r}, which {splits[0]}/ lacks "
-                           f"({len(unknown)} such): every split uses the classes of {splits[0]}/")
+            raise RunError(
+                f"{split}/ has the class {printable(unknown[0])!r}, which {splits[0]}/ lacks "
+                f"({len(unknown)} such): every split uses the classes of {splits[0]}/"
+            )
     if len(classes) < 2:
-        raise RunError(f"{printable(tree.name(splits[0]))} has {len(classes)} class folder(s): a classifier needs at least two")
+        raise RunError(
+            f"{printable(tree.name(splits[0]))} has {len(classes)} class folder(s): a classifier needs at least two"
+        )
     return classes
 
 
@@ -357,4 +418,6 @@ def _is_utf8(text: str) -> bool:
 def tsv_field(text: str) -> str:
     """`text` as a field of a TSV file: backslashes, tabs, line breaks and other control characters escaped."""
     named = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
-    return "".join(named.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c) for c in text)
+    return "".join(
+        named.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c) for c in text
+    )

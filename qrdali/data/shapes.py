@@ -62,16 +62,24 @@ class ShapesSpec:
 
 def class_names(classes: int) -> list[str]:
     """The first `classes` cells of the smallest colour × texture × shape grid that holds them, e.g. `red-striped-star`."""
-    others = next((c, t) for c, t in ((2, 1), (2, 2), (3, 2), (4, 2), (4, 3)) if classes <= c * t * len(SHAPES)
-                  and (c * t >= 4 or classes <= 8))
+    others = next(
+        (c, t)
+        for c, t in ((2, 1), (2, 2), (3, 2), (4, 2), (4, 3))
+        if classes <= c * t * len(SHAPES) and (c * t >= 4 or classes <= 8)
+    )
     colors, textures = list(COLORS)[: others[0]], TEXTURES[: others[1]]
     shapes = SHAPES[: max(2, math.ceil(classes / (len(colors) * len(textures))))]
     grid = [f"{color}-{texture}-{shape}" for texture in textures for color in colors for shape in shapes]
     return grid[:classes]
 
 
-def generate(root: Path, spec: ShapesSpec, *, workers: int | None = None,
-             progress: Callable[[int], None] = lambda files: None) -> int:
+def generate(
+    root: Path,
+    spec: ShapesSpec,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int], None] = lambda files: None,
+) -> int:
     """Writes `ROOT/SPLIT/CLASS/NUMBER.jpg` and returns the number of files; `progress` hears each finished chunk.
 
     Raises InputError if ROOT already holds one of the split folders (nothing is overwritten).
@@ -83,7 +91,7 @@ def generate(root: Path, spec: ShapesSpec, *, workers: int | None = None,
     for folder in sorted({path.parent for path, _ in jobs}):
         folder.mkdir(parents=True, exist_ok=True)
     chunk = 20
-    chunks = [jobs[start:start + chunk] for start in range(0, len(jobs), chunk)]
+    chunks = [jobs[start : start + chunk] for start in range(0, len(jobs), chunk)]
     # spawn: a forked child would inherit the threads of whatever the parent has imported.
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for written in pool.map(partial(_write, size=spec.size), chunks):
@@ -95,7 +103,10 @@ def _jobs(root: Path, spec: ShapesSpec) -> Iterator[tuple[Path, tuple[str, tuple
     for split_number, split in enumerate(SPLITS):
         for label, name in enumerate(class_names(spec.classes)):
             for number in range(getattr(spec, split)):
-                yield root / split / name / f"{number:05d}.jpg", (name, (spec.seed, split_number, label, number))
+                yield (
+                    root / split / name / f"{number:05d}.jpg",
+                    (name, (spec.seed, split_number, label, number)),
+                )
 
 
 def _write(jobs: list[tuple[Path, tuple[str, tuple[int, ...]]]], size: tuple[int, int]) -> int:
@@ -123,10 +134,15 @@ def picture(name: str, key: tuple[int, ...], size: tuple[int, int]) -> bytes:
 
 def _noise(rng: np.random.Generator, height: int, width: int, cells: int, channels: int) -> Floats:
     """Smooth noise [height, width, channels] of about unit amplitude with `cells` bumps along the longer side."""
-    rows, columns = max(2, cells * height // max(height, width) + 1), max(2, cells * width // max(height, width) + 1)
+    rows, columns = (
+        max(2, cells * height // max(height, width) + 1),
+        max(2, cells * width // max(height, width) + 1),
+    )
     grid = rng.standard_normal((rows, columns, channels), dtype=np.float32)
-    planes = [np.asarray(Image.fromarray(grid[..., c]).resize((width, height), Image.Resampling.BICUBIC))
-              for c in range(channels)]
+    planes = [
+        np.asarray(Image.fromarray(grid[..., c]).resize((width, height), Image.Resampling.BICUBIC))
+        for c in range(channels)
+    ]
     return np.stack(planes, axis=-1)
 
 
@@ -157,12 +173,21 @@ def _clutter(rng: np.random.Generator, canvas: Floats) -> None:
 def _object(rng: np.random.Generator, canvas: Floats, hue: float, texture: str, shape: str) -> None:
     short = min(canvas.shape[:2])
     radius = float(rng.uniform(0.2, 0.38)) * short
-    _paint(rng, canvas, _outline(shape), radius, hue + float(rng.normal(0, 5)), texture, saturation=(0.45, 0.75),
-           inside=True)
+    _paint(
+        rng,
+        canvas,
+        _outline(shape),
+        radius,
+        hue + float(rng.normal(0, 5)),
+        texture,
+        saturation=(0.45, 0.75),
+        inside=True,
+    )
 
 
 def _outline(shape: str) -> list[npt.NDArray[np.float64]]:
     """Polygons [K, 2] of (x, y) within the unit circle; their union is the shape."""
+
     def ring(count: int, start: float = 0.0, radius: float = 1.0) -> npt.NDArray[np.float64]:
         angles = start + np.arange(count) * 2 * math.pi / count
         return np.stack([np.cos(angles) * radius, np.sin(angles) * radius], axis=1)
@@ -178,13 +203,24 @@ def _outline(shape: str) -> list[npt.NDArray[np.float64]]:
         "triangle": [ring(3, -math.pi / 2)],
         "cross": [bar, bar[:, ::-1]],
         "half": [ring(60)[:31]],
-        "arrow": [np.array([(-1, -0.25), (0.1, -0.25), (0.1, -0.7), (1, 0), (0.1, 0.7), (0.1, 0.25), (-1, 0.25)])],
+        "arrow": [
+            np.array([(-1, -0.25), (0.1, -0.25), (0.1, -0.7), (1, 0), (0.1, 0.7), (0.1, 0.25), (-1, 0.25)])
+        ],
         "bowtie": [np.array([(-0.9, -0.6), (0.9, 0.6), (0.9, -0.6), (-0.9, 0.6)])],
     }[shape]
 
 
-def _paint(rng: np.random.Generator, canvas: Floats, polygons: list[npt.NDArray[np.float64]], radius: float,
-           hue: float, texture: str, *, saturation: tuple[float, float], inside: bool) -> None:
+def _paint(
+    rng: np.random.Generator,
+    canvas: Floats,
+    polygons: list[npt.NDArray[np.float64]],
+    radius: float,
+    hue: float,
+    texture: str,
+    *,
+    saturation: tuple[float, float],
+    inside: bool,
+) -> None:
     """Draws the union of `polygons`, turned and scaled to `radius` pixels, at a random place, shaded and textured.
 
     `inside`: for the object. It stands nearly upright, and the circle of that radius lies within the picture if it fits.
@@ -203,7 +239,10 @@ def _paint(rng: np.random.Generator, canvas: Floats, polygons: list[npt.NDArray[
     for polygon in polygons:
         placed = ((polygon @ rotation) * radius + (cx - left, cy - top)) * _SUPERSAMPLE
         draw.polygon([(float(x), float(y)) for x, y in placed], fill=255)
-    cover = np.asarray(mask.resize((right - left, bottom - top), Image.Resampling.BOX), np.float32)[..., None] / 255
+    cover = (
+        np.asarray(mask.resize((right - left, bottom - top), Image.Resampling.BOX), np.float32)[..., None]
+        / 255
+    )
 
     y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
     u = (x - cx) * math.cos(turn) + (y - cy) * math.sin(turn)

@@ -19,13 +19,25 @@ from qrdali.files.text_lines import quote
 
 CLASSES = "classes.txt"  # in the root: line i, from 0, is the name of class i
 _BLOCK = tarfile.BLOCKSIZE
-_MOST_NAME, _MOST_EXTENDED = 4096, 1 << 16  # bytes of a member's name, and of a header that extends the next one
+_MOST_NAME, _MOST_EXTENDED = (
+    4096,
+    1 << 16,
+)  # bytes of a member's name, and of a header that extends the next one
 _MOST_CLS, _MOST_LISTING = 1024, 16 << 20
 _MOST_MEMBERS = 2_000_000  # of one shard
-_WINDOW, _FAR_WINDOW = 1 << 12, 1 << 20  # bytes of a shard on the disk or in a store that are read together: where a request takes long
+_WINDOW, _FAR_WINDOW = (
+    1 << 12,
+    1 << 20,
+)  # bytes of a shard on the disk or in a store that are read together: where a request takes long
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_KINDS = {tarfile.LNKTYPE: "a hard link", tarfile.SYMTYPE: "a symbolic link", tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device",
-          tarfile.FIFOTYPE: "a FIFO", tarfile.GNUTYPE_SPARSE: "a sparse file"}
+_KINDS = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a FIFO",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,9 @@ def listed_classes(tree: Tree) -> Classes | None:
         raise InputError(f"{printable(name)} cannot be read: {printable(error)}") from None
     for number, one in enumerate(names, 1):
         if not one or "\t" in one:
-            raise InputError(f"{printable(name)} line {number} is {quote(one)}: give the name of a class on each line")
+            raise InputError(
+                f"{printable(name)} line {number} is {quote(one)}: give the name of a class on each line"
+            )
     if len(set(names)) < len(names):
         raise InputError(f"{printable(name)} names a class twice")
     return Classes(names, True)
@@ -103,7 +117,9 @@ def _read(shard: str) -> list[Sample]:
     except (tarfile.TarError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
-        raise RunError(f"{printable(shard)} is no whole tar: {printable(error)[:300]}; restore it, or move it out of the folder") from None
+        raise RunError(
+            f"{printable(shard)} is no whole tar: {printable(error)[:300]}; restore it, or move it out of the folder"
+        ) from None
 
 
 def _samples(shard: str, file: Stored) -> Iterator[Sample]:
@@ -193,13 +209,23 @@ def _members(shard: str, file: Stored) -> Iterator[tuple[Member, str]]:
         holds = info.type not in _KINDS or info.type == tarfile.GNUTYPE_SPARSE
         place = start + (-(-size // _BLOCK) * _BLOCK if holds else 0)
         if holds and start + size > file.length:
-            raise ValueError(f"it is cut: {printable(info.name)[:100]} ends at byte {start + size} of {file.length}")
+            raise ValueError(
+                f"it is cut: {printable(info.name)[:100]} ends at byte {start + size} of {file.length}"
+            )
         count += 1
         if count > _MOST_MEMBERS:
             raise ValueError(f"it has more than {_MOST_MEMBERS:,} members")
-        if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+        if info.type in (
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+        ):
             if size > _MOST_EXTENDED:
-                raise ValueError(f"the extended header at byte {start - _BLOCK} has {size} bytes, more than {_MOST_EXTENDED}")
+                raise ValueError(
+                    f"the extended header at byte {start - _BLOCK} has {size} bytes, more than {_MOST_EXTENDED}"
+                )
             data = window.read(start, size)
             if info.type == tarfile.GNUTYPE_LONGNAME:
                 extended["path"] = data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
@@ -214,7 +240,9 @@ def _members(shard: str, file: Stored) -> Iterator[tuple[Member, str]]:
 
 def _encodable(name: str) -> str:
     name = name.encode("utf-8", "backslashreplace").decode()
-    return name if len(name) <= _MOST_NAME else name[:_MOST_NAME // 2] + name[-_MOST_NAME // 2:]  # with its extension
+    return (
+        name if len(name) <= _MOST_NAME else name[: _MOST_NAME // 2] + name[-_MOST_NAME // 2 :]
+    )  # with its extension
 
 
 def _refused(kind: bytes, name: str, extended: dict[str, str]) -> str:
@@ -240,9 +268,9 @@ def _extended(data: bytes) -> dict[str, str]:
     while data.strip(b"\0"):
         digits, space, _ = data[:12].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
-        if not space or not len(digits) + 1 < length <= len(data) or data[length - 1:length] != b"\n":
+        if not space or not len(digits) + 1 < length <= len(data) or data[length - 1 : length] != b"\n":
             raise ValueError("an extended header of it is damaged")
-        key, equals, value = data[len(digits) + 1:length - 1].partition(b"=")
+        key, equals, value = data[len(digits) + 1 : length - 1].partition(b"=")
         if not equals:
             raise ValueError("an extended header of it is damaged")
         found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
@@ -258,5 +286,8 @@ class _Window:
 
     def read(self, start: int, length: int) -> bytes:
         if not self._start <= start <= start + length <= self._start + len(self._data):
-            self._start, self._data = start, self._file.read(start, min(max(length, self._least), max(0, self._file.length - start)))
-        return self._data[start - self._start:start - self._start + length]
+            self._start, self._data = (
+                start,
+                self._file.read(start, min(max(length, self._least), max(0, self._file.length - start))),
+            )
+        return self._data[start - self._start : start - self._start + length]

@@ -27,9 +27,24 @@ _SECONDS = 20  # without an answer of a server
 _HEAD = 1 << 16  # bytes read at once where only a header is wanted
 _PART = 1 << 20  # bytes of an object that are read at once where its length is not known
 _OPEN = 512  # shards of an object store that stay open
-_DENIED = ("ACCESS_DENIED", "FORBIDDEN", "HTTP response code: 403", "HTTP response code 403", "SIGNATURE", "INVALID_ACCESS_KEY_ID",
-           "INVALID_CLIENT_TOKEN", "UNRECOGNIZED_CLIENT", "MISSING_AUTHENTICATION", "EXPIRED_TOKEN", "PERMISSION_DENIED", "UNAUTHENTICATED",
-           "InvalidAccessKeyId", "ExpiredToken", "Could not load the default credentials", "Permission denied")
+_DENIED = (
+    "ACCESS_DENIED",
+    "FORBIDDEN",
+    "HTTP response code: 403",
+    "HTTP response code 403",
+    "SIGNATURE",
+    "INVALID_ACCESS_KEY_ID",
+    "INVALID_CLIENT_TOKEN",
+    "UNRECOGNIZED_CLIENT",
+    "MISSING_AUTHENTICATION",
+    "EXPIRED_TOKEN",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "InvalidAccessKeyId",
+    "ExpiredToken",
+    "Could not load the default credentials",
+    "Permission denied",
+)
 _filesystem_lock = Lock()
 
 
@@ -75,7 +90,7 @@ class _Raw(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         data = self._stored.read(self._place, max(0, min(len(buffer), self._stored.length - self._place)))
-        buffer[:len(data)] = data
+        buffer[: len(data)] = data
         self._place += len(data)
         return len(data)
 
@@ -107,11 +122,16 @@ def member(url: str) -> Member:
     fields = query.split("&")
     numbers = [field.partition("=")[2] for field in fields]
     scheme = next((s for s in ("file://", *REMOTE) if rest.startswith(s)), None)
-    if scheme is None or [f.partition("=")[0] for f in fields] != ["offset", "length"] or not all(
-            n.isascii() and n.isdecimal() and len(n) < 19 for n in numbers):
+    if (
+        scheme is None
+        or [f.partition("=")[0] for f in fields] != ["offset", "length"]
+        or not all(n.isascii() and n.isdecimal() and len(n) < 19 for n in numbers)
+    ):
         raise ValueError(f"{printable(url)[:200]} names no member of a tar")
-    place = unquote(rest[len(scheme):], errors="strict")
-    return Member(place if scheme == "file://" else scheme + place, int(numbers[0]), int(numbers[1]), unquote(name))
+    place = unquote(rest[len(scheme) :], errors="strict")
+    return Member(
+        place if scheme == "file://" else scheme + place, int(numbers[0]), int(numbers[1]), unquote(name)
+    )
 
 
 def is_remote(name: str) -> bool:
@@ -142,7 +162,10 @@ def opened(name: str) -> Stored:
         file = shard(own.shard)
         if own.offset + own.length > file.length:
             raise ValueError(f"its shard has {file.length} bytes and it ends at {own.offset + own.length}")
-        return Stored(lambda start, length: file.read(own.offset + start, max(0, min(length, own.length - start))), own.length)
+        return Stored(
+            lambda start, length: file.read(own.offset + start, max(0, min(length, own.length - start))),
+            own.length,
+        )
     return remote(name) if is_remote(name) else local(name)
 
 
@@ -286,11 +309,21 @@ def _s3(bucket: str) -> Any:
 
     address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if not (region or address or os.environ.get("AWS_CONFIG_FILE") or os.path.exists(os.path.expanduser("~/.aws/config"))):
+    if not (
+        region
+        or address
+        or os.environ.get("AWS_CONFIG_FILE")
+        or os.path.exists(os.path.expanduser("~/.aws/config"))
+    ):
         region = fs.resolve_s3_region(bucket)
     unsigned = os.environ.get("AWS_NO_SIGN_REQUEST", "").lower() in ("1", "yes", "true")
-    return fs.S3FileSystem(endpoint_override=address, region=region, anonymous=unsigned, connect_timeout=_SECONDS,
-                           request_timeout=_SECONDS)
+    return fs.S3FileSystem(
+        endpoint_override=address,
+        region=region,
+        anonymous=unsigned,
+        connect_timeout=_SECONDS,
+        request_timeout=_SECONDS,
+    )
 
 
 @lru_cache(1)
@@ -302,7 +335,9 @@ def _gcs() -> Any:
     if not address:
         return fs.GcsFileSystem(retry_time_limit=limit)
     scheme, _, host = address.rstrip("/").rpartition("://")
-    return fs.GcsFileSystem(anonymous=True, scheme=scheme or "http", endpoint_override=host, retry_time_limit=limit)
+    return fs.GcsFileSystem(
+        anonymous=True, scheme=scheme or "http", endpoint_override=host, retry_time_limit=limit
+    )
 
 
 def reason(url: str, error: Exception) -> Exception:
@@ -317,13 +352,20 @@ def reason(url: str, error: Exception) -> Exception:
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or ("Bucket" in text and "not found" in text):
         return no_bucket(url)
     if any(sign in text for sign in _DENIED):
-        how = ("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (AWS_NO_SIGN_REQUEST=1 for a public bucket)" if scheme == "s3://"
-               else "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`")
+        how = (
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (AWS_NO_SIGN_REQUEST=1 for a public bucket)"
+            if scheme == "s3://"
+            else "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`"
+        )
         return Unreachable(f"{bucket} may not be read with the credentials found here: set {how}")
     if "OAuth2 access token" in text:
-        return Unreachable(f"{bucket} cannot be read: there are no credentials here, or no network to use them: set "
-                           "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`")
-    if isinstance(error, ValueError) and "google::cloud::Status" not in text:  # that is of a server which answers anything
+        return Unreachable(
+            f"{bucket} cannot be read: there are no credentials here, or no network to use them: set "
+            "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`"
+        )
+    if (
+        isinstance(error, ValueError) and "google::cloud::Status" not in text
+    ):  # that is of a server which answers anything
         return InputError(f"{printable(url)} is no address of an object: {printable(text)[:200]}")
     where = "AWS_ENDPOINT_URL and AWS_REGION" if scheme == "s3://" else "STORAGE_EMULATOR_HOST"
     return Unreachable(f"{bucket} cannot be read: check the network, {where} ({printable(text)[:200]})")

@@ -79,7 +79,11 @@ class LocalTree:
 
     def shards(self, *place: str) -> list[str]:
         folder = self._root.joinpath(*place)
-        return sorted(entry.name for entry in os.scandir(folder) if _is_shard(entry.name)) if folder.is_dir() else []
+        return (
+            sorted(entry.name for entry in os.scandir(folder) if _is_shard(entry.name))
+            if folder.is_dir()
+            else []
+        )
 
     def loose(self, split: str) -> int:
         return sum(1 for _ in image_files(self._root / split))
@@ -95,7 +99,9 @@ class RemoteTree:
         bucket, _, prefix = root[5:].partition("/")
         parts = prefix.strip("/").split("/") if prefix.strip("/") else []
         if not bucket or any(part in ("", ".", "..") for part in parts):
-            raise InputError(f"{printable(root)} is no place in a store: give {root[:5]}BUCKET or {root[:5]}BUCKET/PREFIX")
+            raise InputError(
+                f"{printable(root)} is no place in a store: give {root[:5]}BUCKET or {root[:5]}BUCKET/PREFIX"
+            )
         self.root = root[:5] + "/".join([bucket, *parts])
         self._store = storage.filesystem(self.root)
         self._look()
@@ -117,7 +123,11 @@ class RemoteTree:
         return [name for name in names if name in there]
 
     def shards(self, *place: str) -> list[str]:
-        return sorted(info.base_name for info in self._listed(place) if info.type.name == "File" and _is_shard(info.base_name))
+        return sorted(
+            info.base_name
+            for info in self._listed(place)
+            if info.type.name == "File" and _is_shard(info.base_name)
+        )
 
     def loose(self, split: str) -> int:
         return len(self._images(split))
@@ -134,8 +144,11 @@ class RemoteTree:
                 pool.shutdown(cancel_futures=True)
 
     def _images(self, *place: str) -> list[str]:
-        return [f"{self.root[:5]}{info.path}" for info in sorted(self._listed(place), key=lambda info: str(info.base_name))
-                if info.type.name == "File" and _is_image(info.base_name)]
+        return [
+            f"{self.root[:5]}{info.path}"
+            for info in sorted(self._listed(place), key=lambda info: str(info.base_name))
+            if info.type.name == "File" and _is_image(info.base_name)
+        ]
 
     def _listed(self, place: Place) -> list[Any]:
         from pyarrow import fs
@@ -162,7 +175,11 @@ class GoogleTree(RemoteTree):
 
     def among(self, names: Sequence[str]) -> list[str]:
         with ThreadPoolExecutor(LISTINGS, "list") as pool:
-            return [name for name, found in zip(names, pool.map(lambda name: self._below((name,)), names), strict=True) if found]
+            return [
+                name
+                for name, found in zip(names, pool.map(lambda name: self._below((name,)), names), strict=True)
+                if found
+            ]
 
     def shards(self, *place: str) -> list[str]:
         if place in self._known:
@@ -174,7 +191,10 @@ class GoogleTree(RemoteTree):
 
     def images(self, place: Place, classes: Sequence[str]) -> Iterator[Iterator[str]]:
         below = self._below(place)
-        return (iter([self.name(*place, name, file) for file in sorted(below.get(name, [])) if _is_image(file)]) for name in classes)
+        return (
+            iter([self.name(*place, name, file) for file in sorted(below.get(name, [])) if _is_image(file)])
+            for name in classes
+        )
 
     def _below(self, place: Place) -> dict[str, list[str]]:
         """The files of each folder at a place, those at the place itself under ""; of deeper ones only the first folder's name."""
@@ -205,7 +225,9 @@ class GoogleTree(RemoteTree):
             except OSError as error:
                 if str(error).startswith("No such file or directory"):
                     return []
-                if isinstance(error, FileNotFoundError):  # the store's own word for a listing: only a bucket can be missing
+                if isinstance(
+                    error, FileNotFoundError
+                ):  # the store's own word for a listing: only a bucket can be missing
                     raise storage.no_bucket(self.root) from None
                 raise
         return found

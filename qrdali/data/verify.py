@@ -34,7 +34,9 @@ class Change:
     detail: str
 
 
-def changes(dataset: Dataset, hashed: bool = False, threads: int | None = None, progress: Progress = silent) -> Iterator[Change]:
+def changes(
+    dataset: Dataset, hashed: bool = False, threads: int | None = None, progress: Progress = silent
+) -> Iterator[Change]:
     """Every changed file, in the order of the splits and their rows; images are not decoded.
 
     `hashed` also compares the SHA-256 of every file. Raises InputError if none were kept, RunError for a damaged data set.
@@ -46,11 +48,15 @@ def changes(dataset: Dataset, hashed: bool = False, threads: int | None = None, 
         for split, facts in recorded.items():
             index = dataset.rows(split)
             if facts is not None and facts.num_rows != len(index):
-                raise RunError(f"{printable(_file(dataset.folder, split))} does not belong to {split}.arrow; if `qrdali data minival` was "
-                               "interrupted, run it again")
+                raise RunError(
+                    f"{printable(_file(dataset.folder, split))} does not belong to {split}.arrow; if `qrdali data minival` was "
+                    "interrupted, run it again"
+                )
             for start in range(0, len(index), _CHUNK):
                 samples = np.arange(start, min(start + _CHUNK, len(index)))
-                rows = facts.slice(start, len(samples)).to_pylist() if facts is not None else [{}] * len(samples)
+                rows = (
+                    facts.slice(start, len(samples)).to_pylist() if facts is not None else [{}] * len(samples)
+                )
                 paths = index.paths(samples)
                 now = pool.map(partial(look, verify=False, hashed=hashed, max_pixels=_ANY), paths)
                 for found, size, was in zip(now, index.sizes(samples).tolist(), rows, strict=True):
@@ -60,7 +66,9 @@ def changes(dataset: Dataset, hashed: bool = False, threads: int | None = None, 
                 progress(split, len(samples))
 
 
-def _difference(now: Found, size: tuple[int, int], was: dict[str, Any], hashed: bool) -> tuple[str, str] | None:
+def _difference(
+    now: Found, size: tuple[int, int], was: dict[str, Any], hashed: bool
+) -> tuple[str, str] | None:
     """Kind and detail of what has changed. size: upright (height, width) as indexed."""
     if now.reason:
         return ("unreadable" if storage.exists(now.path) else "missing"), now.reason

@@ -8,4 +8,11 @@ from qrdali.distributed.counters import LaggedMax, SharedCounter
 from qrdali.distributed.launch import from_environment, init_process_group
 from qrdali.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
-__all__ = ["SINGLE_PROCESS", "LaggedMax", "ProcessGroup", "SharedCounter", "from_environment", "init_process_group"]
+__all__ = [
+    "SINGLE_PROCESS",
+    "LaggedMax",
+    "ProcessGroup",
+    "SharedCounter",
+    "from_environment",
+    "init_process_group",
+]

@@ -27,14 +27,20 @@ def from_environment() -> ProcessGroup:
     if missing and os.environ.get("WORLD_SIZE", "1") == "1":
         return SINGLE_PROCESS
     if missing:
-        raise InputError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {', '.join(missing)} is not set: start with torchrun")
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {', '.join(missing)} is not set: start with torchrun"
+        )
     try:
         rank, world, local_rank, local_world = (int(os.environ[name]) for name in _NAMES)
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     except ValueError:
-        raise InputError(f"{', '.join(_NAMES)} are set and are no numbers: unset them, or start with torchrun") from None
+        raise InputError(
+            f"{', '.join(_NAMES)} are set and are no numbers: unset them, or start with torchrun"
+        ) from None
     if not (0 <= rank < world and 0 <= local_rank < local_world <= world):
-        raise InputError(f"RANK {rank} of WORLD_SIZE {world}, LOCAL_RANK {local_rank} of {local_world}: start with torchrun")
+        raise InputError(
+            f"RANK {rank} of WORLD_SIZE {world}, LOCAL_RANK {local_rank} of {local_world}: start with torchrun"
+        )
     return ProcessGroup(rank, world, local_rank, local_world, restarts)
 
 
@@ -51,16 +57,22 @@ def init_process_group(gpus: bool = True) -> Iterator[ProcessGroup]:
     gpus = gpus and torch.cuda.is_available()
     if gpus:
         if group.local_world_size > torch.cuda.device_count():
-            raise InputError(f"{group.local_world_size} processes on a host with {torch.cuda.device_count()} GPUs: "
-                             f"give torchrun --nproc-per-node {torch.cuda.device_count()}")
+            raise InputError(
+                f"{group.local_world_size} processes on a host with {torch.cuda.device_count()} GPUs: "
+                f"give torchrun --nproc-per-node {torch.cuda.device_count()}"
+            )
         torch.cuda.set_device(group.local_rank)
     with translate_errors(group):
         store = next(distributed.rendezvous("env://", timeout=TIMEOUT))[0]  # type: ignore[attr-defined]
         name, before = _meet(store, group)
         torchrun_store[:] = [store]
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT,
-                                       store=distributed.PrefixStore(name, store),  # type: ignore[attr-defined]
-                                       rank=group.rank, world_size=group.world_size)
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpus else "gloo",
+            timeout=TIMEOUT,
+            store=distributed.PrefixStore(name, store),  # type: ignore[attr-defined]
+            rank=group.rank,
+            world_size=group.world_size,
+        )
     try:
         yield replace(group, restarts=max(before, *group.all_gather_object(group.restarts)))
     except BaseException:

@@ -56,8 +56,10 @@ class ProcessGroup:
             if not longest:
                 return [flat] * self.world_size
             parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
-            distributed.all_gather(parts, torch.cat([own, torch.zeros(longest - len(own), dtype=torch.uint8)]))
-        found = [part[:int(length)].numpy() for part, length in zip(parts, lengths, strict=True)]
+            distributed.all_gather(
+                parts, torch.cat([own, torch.zeros(longest - len(own), dtype=torch.uint8)])
+            )
+        found = [part[: int(length)].numpy() for part, length in zip(parts, lengths, strict=True)]
         return [part.view(flat.dtype).reshape(-1, *flat.shape[1:]) for part in found]
 
     def all_reduce_max(self, values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -73,7 +75,10 @@ class ProcessGroup:
         """Every rank's value, anything that JSON holds, in the order of ranks."""
         if self.is_single:
             return [value]
-        return [json.loads(part.tobytes()) for part in self.all_gather(np.frombuffer(json.dumps(value).encode(), np.uint8))]
+        return [
+            json.loads(part.tobytes())
+            for part in self.all_gather(np.frombuffer(json.dumps(value).encode(), np.uint8))
+        ]
 
     def broadcast_object(self, value: T) -> T:
         """Rank 0's value, anything that JSON holds."""
@@ -86,7 +91,11 @@ class ProcessGroup:
         with translate_errors(self):
             length = torch.tensor([len(data)])
             distributed.broadcast(length, 0)
-            flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(int(length), dtype=torch.uint8)
+            flat = (
+                torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                if data
+                else torch.empty(int(length), dtype=torch.uint8)
+            )
             if len(flat):
                 distributed.broadcast(flat, 0)
         return flat.numpy().tobytes()
@@ -103,7 +112,9 @@ class ProcessGroup:
         except (RunError, InputError, OSError) as error:
             failure = error
         own = failure is not None and not isinstance(failure, OtherRankFailed)
-        told = self.all_gather_object([str(failure), failure.signum if isinstance(failure, Interrupted) else 0] if own else None)
+        told = self.all_gather_object(
+            [str(failure), failure.signum if isinstance(failure, Interrupted) else 0] if own else None
+        )
         failed = [(rank, *what) for rank, what in enumerate(told) if what]
         if not failed:
             if failure is not None:
@@ -116,7 +127,11 @@ class ProcessGroup:
         if signum:
             raise Interrupted(text, signum)
         # Who watches rank 0 may not see what is said on other hosts.
-        raise RunError(f"rank {rank}: {text}") if self.is_main and rank >= self.local_world_size else OtherRankFailed(f"rank {rank}: {text}")
+        raise (
+            RunError(f"rank {rank}: {text}")
+            if self.is_main and rank >= self.local_world_size
+            else OtherRankFailed(f"rank {rank}: {text}")
+        )
 
     def run_interruptible(self, work: Callable[[Callable[[], None]], T]) -> T:
         """As `together`, for long work: what it is given, to be called now and then, raises Elsewhere once another rank has failed."""
@@ -155,7 +170,9 @@ class ProcessGroup:
         found = self.all_gather_object(value)
         if len(set(found)) > 1:
             each = ", ".join(f"rank {i}: {text[:16]}" for i, text in enumerate(found))
-            raise (RunError if self.is_main else OtherRankFailed)(f"{what} differ between ranks ({each}): do all see the same files and settings?")
+            raise (RunError if self.is_main else OtherRankFailed)(
+                f"{what} differ between ranks ({each}): do all see the same files and settings?"
+            )
 
     def barrier(self) -> None:
         """Until all are here."""
@@ -168,8 +185,11 @@ class ProcessGroup:
         if self.is_single:
             return model
         with translate_errors(self):
-            return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None,
-                                                       gradient_as_bucket_view=True)
+            return nn.parallel.DistributedDataParallel(
+                model,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
 
     def broadcast_buffers(self, model: nn.Module) -> None:
         """Rank 0's buffers, such as statistics of batch norm, on every rank."""

@@ -18,9 +18,22 @@ from qrdali.errors import RanksLost, RunError
 if TYPE_CHECKING:
     from qrdali.distributed.process_group import ProcessGroup
 
-TIMEOUT = timedelta(minutes=30)  # that one rank may wait for the others, as where images of one take longer than those of all others
+TIMEOUT = timedelta(
+    minutes=30
+)  # that one rank may wait for the others, as where images of one take longer than those of all others
 # What torch.distributed says when others are gone or do not answer; of other errors the text and the place are wanted.
-_GONE = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "broken pipe", "peer", "rendezvous", "store")
+_GONE = (
+    "gloo",
+    "nccl",
+    "connection",
+    "timed out",
+    "timeout",
+    "socket",
+    "broken pipe",
+    "peer",
+    "rendezvous",
+    "store",
+)
 
 store_key_numbers = itertools.count()  # of what is kept in the store: all ranks count alike
 torchrun_store: list[Any] = []  # the store that torchrun keeps over attempts
@@ -38,10 +51,14 @@ def translate_errors(group: ProcessGroup) -> Iterator[None]:
         if group.is_single or isinstance(error, (RunError, torch.OutOfMemoryError)):
             raise
         first = (str(error).splitlines() or ["no text"])[0]
-        if not isinstance(error, distributed.DistError) and not any(word in str(error).lower() for word in _GONE):
+        if not isinstance(error, distributed.DistError) and not any(
+            word in str(error).lower() for word in _GONE
+        ):
             raise
-        raise RanksLost(f"rank {group.rank} of {group.world_size} lost the others ({first[:160]}): what ended one of them is told "
-                   "above") from None
+        raise RanksLost(
+            f"rank {group.rank} of {group.world_size} lost the others ({first[:160]}): what ended one of them is told "
+            "above"
+        ) from None
     finally:
         _waited += time.perf_counter() - begun
 

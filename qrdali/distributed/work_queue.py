@@ -17,7 +17,11 @@ class WorkQueue:
 
     def chunk_size(self) -> int:
         """How many numbers should be asked for together: fewer towards the end, where the others would wait for them."""
-        return MAX_CHUNK if self._group.is_single else max(1, min(MAX_CHUNK, (self._count - self._seen) // (4 * self._group.world_size)))
+        return (
+            MAX_CHUNK
+            if self._group.is_single
+            else max(1, min(MAX_CHUNK, (self._count - self._seen) // (4 * self._group.world_size)))
+        )
 
     def __iter__(self) -> WorkQueue:
         return self

@@ -56,7 +56,9 @@ class ClassMap:
         return prediction, confidence.clamp(max=1.0)  # a sum of all may round to just above
 
 
-def read_class_map(file: Path, run_classes: tuple[str, ...], data_classes: tuple[str, ...] | None, rule: MapRule) -> ClassMap:
+def read_class_map(
+    file: Path, run_classes: tuple[str, ...], data_classes: tuple[str, ...] | None, rule: MapRule
+) -> ClassMap:
     """The map in a TSV file of run class and data class. Without `data_classes` they are the second column's, sorted.
 
     Raises InputError, naming the line, for anything but UTF-8 lines of two known names where no run class stands twice; and for a data
@@ -71,16 +73,22 @@ def read_class_map(file: Path, run_classes: tuple[str, ...], data_classes: tuple
         if known is not None and data_class not in known:
             raise InputError(f"{where}: {quote(data_class)} is no class of the data set")
         if run_class in found:
-            raise InputError(f"{where}: {quote(run_class)} stands in an earlier line too: a class of the run maps to one class")
+            raise InputError(
+                f"{where}: {quote(run_class)} stands in an earlier line too: a class of the run maps to one class"
+            )
         found[run_class] = data_class
     if not found:
-        raise InputError(f"{printable(file)} maps no class: give lines of a class of the run, a tab and a class of the data set")
+        raise InputError(
+            f"{printable(file)} maps no class: give lines of a class of the run, a tab and a class of the data set"
+        )
     reached = set(found.values())
     classes = data_classes or tuple(sorted(reached))
     missing = [name for name in classes if name not in reached]
     if missing:
-        raise InputError(f"{printable(file)} maps no class of the run to {quote(missing[0])} ({len(missing)} such): none of its images "
-                         "could be right")
+        raise InputError(
+            f"{printable(file)} maps no class of the run to {quote(missing[0])} ({len(missing)} such): none of its images "
+            "could be right"
+        )
     target = np.full(len(run_classes), UNMAPPED, np.int64)
     place = {name: i for i, name in enumerate(classes)}
     for run_class, data_class in found.items():
@@ -93,6 +101,8 @@ def _lines(file: Path) -> Iterator[tuple[str, str, str]]:
     for number, (where, text) in enumerate(lines.read_lines(file)):
         columns = text.split("\t")
         if len(columns) != 2 or not all(columns):
-            raise InputError(f"{where} is {quote(text)}: give a class of the run, a tab and a class of the data set")
+            raise InputError(
+                f"{where} is {quote(text)}: give a class of the run, a tab and a class of the data set"
+            )
         if number or tuple(columns) != _HEADER:
             yield where, columns[0], columns[1]

@@ -26,8 +26,14 @@ from qrdali.interfaces import BatchSource
 from qrdali.reduction.quality import REDUCTIONS
 from qrdali.schedule.epoch_plan import EpochPlan
 
-_ROW: list[tuple[str, str]] = [("sample", "i8"), ("path", "O"), ("label", "i8"), ("prediction", "i8"), ("correct", "?"),
-                               ("confidence", "f4")]
+_ROW: list[tuple[str, str]] = [
+    ("sample", "i8"),
+    ("path", "O"),
+    ("label", "i8"),
+    ("prediction", "i8"),
+    ("correct", "?"),
+    ("confidence", "f4"),
+]
 
 
 _MAPPED = "-mapped-(argmax|sum)"
@@ -69,9 +75,15 @@ def inference_batch_size(batch_size: int, world: int) -> int:
     return max(-(-batch_size // world), min(batch_size, 256))
 
 
-def predict(model: nn.Module, loader: BatchSource, plan: EpochPlan, autocast: Callable[[], AbstractContextManager[object]],
-             progress: Callable[[int], None] = lambda images: None,
-             decide: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = top1, group: ProcessGroup = SINGLE_PROCESS) -> PredictionRows:
+def predict(
+    model: nn.Module,
+    loader: BatchSource,
+    plan: EpochPlan,
+    autocast: Callable[[], AbstractContextManager[object]],
+    progress: Callable[[int], None] = lambda images: None,
+    decide: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = top1,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> PredictionRows:
     """Classifies every image of `plan` in evaluation mode; the model is left in the mode it was in. `decide` as `top1`.
 
     `ranks` take every world-th batch as it is and all get all rows, the same as one process alone. `progress` is told images of all.
@@ -103,9 +115,15 @@ def predict(model: nn.Module, loader: BatchSource, plan: EpochPlan, autocast: Ca
 
 def check_set_name(name: str, option: str) -> None:
     """Raises InputError if the name cannot be a file's, or is a split's."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or _RESERVED.fullmatch(name) or re.search(f"{_MAPPED}$", name):
-        raise InputError(f"{option} has the name {printable(name)!r}: give NAME=FOLDER, NAME of letters, digits, '.', '_' and '-', and not "
-                         f"{', '.join(SPLITS)} nor one of them reduced, such as test-crop-0.5")
+    if (
+        not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name)
+        or _RESERVED.fullmatch(name)
+        or re.search(f"{_MAPPED}$", name)
+    ):
+        raise InputError(
+            f"{option} has the name {printable(name)!r}: give NAME=FOLDER, NAME of letters, digits, '.', '_' and '-', and not "
+            f"{', '.join(SPLITS)} nor one of them reduced, such as test-crop-0.5"
+        )
 
 
 def parse_named_sets(texts: tuple[str, ...], option: str) -> dict[str, str]:
@@ -122,17 +140,21 @@ def parse_named_sets(texts: tuple[str, ...], option: str) -> dict[str, str]:
     return folders
 
 
-def write_rows(file: Path, rows: PredictionRows, index: Index, metadata: dict[str, Any] | None = None) -> None:
+def write_rows(
+    file: Path, rows: PredictionRows, index: Index, metadata: dict[str, Any] | None = None
+) -> None:
     """Writes Parquet columns sample, path, label, prediction, correct, confidence; whole or not at all. `told` goes as JSON into the
     schema's metadata, under "qrdali": the epoch of the weights, and what a class map did."""
-    table = pa.table({
-        "sample": rows.samples,
-        "path": index.indexed_paths(rows.samples),
-        "label": rows.labels.astype(np.int32),
-        "prediction": rows.predictions.astype(np.int32),
-        "correct": rows.labels == rows.predictions,
-        "confidence": rows.confidence,
-    })
+    table = pa.table(
+        {
+            "sample": rows.samples,
+            "path": index.indexed_paths(rows.samples),
+            "label": rows.labels.astype(np.int32),
+            "prediction": rows.predictions.astype(np.int32),
+            "correct": rows.labels == rows.predictions,
+            "confidence": rows.confidence,
+        }
+    )
     if metadata:
         table = table.replace_schema_metadata({"qrdali": json.dumps(metadata)})
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -147,8 +169,11 @@ def evaluate_command_for(name: str, data: str = "DATASET") -> str:
         return f"--set {printable(name)}=FOLDER"
     name, mapped, rule = name.partition("-mapped-")
     split, *reduced = name.split("-", 2)
-    return f"--data {data} --split {split}" + (f" --reduced {reduced[1]}{_step(float(reduced[1]))}" if reduced else "") \
+    return (
+        f"--data {data} --split {split}"
+        + (f" --reduced {reduced[1]}{_step(float(reduced[1]))}" if reduced else "")
         + (f" --class-map TSV --map-rule {rule}" if mapped else "")
+    )
 
 
 def _step(quality: float) -> str:
@@ -192,8 +217,10 @@ def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.
     if not file.is_file():
         raise InputError(f"{printable(run)} has no rows of {printable(name)!r}: {again}")
     if epoch is not None and (made_at := read_metadata(run, name).get("epoch", epoch)) != epoch:
-        raise InputError(f"the rows of {printable(name)!r} of {printable(run)} are of epoch {printable(made_at)}, best/ is of epoch "
-                         f"{epoch}: {again}")
+        raise InputError(
+            f"the rows of {printable(name)!r} of {printable(run)} are of epoch {printable(made_at)}, best/ is of epoch "
+            f"{epoch}: {again}"
+        )
     try:
         table = read_table(file, [key for key, _ in _ROW])
         rows = np.zeros(len(table), [(key, dtype) for key, dtype in _ROW])
@@ -201,7 +228,12 @@ def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.
             rows[key] = table[key].to_numpy()
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
-    if not np.array_equal(rows["correct"], rows["label"] == rows["prediction"]) or (np.diff(rows["sample"]) <= 0).any() \
-            or not len(rows) or rows["label"].min() < 0 or rows["prediction"].min() < -1:
+    if (
+        not np.array_equal(rows["correct"], rows["label"] == rows["prediction"])
+        or (np.diff(rows["sample"]) <= 0).any()
+        or not len(rows)
+        or rows["label"].min() < 0
+        or rows["prediction"].min() < -1
+    ):
         raise RunError(f"{printable(file)} contradicts itself: evaluate the run again")
     return rows

@@ -36,8 +36,13 @@ class McNemar:
 def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> McNemar:
     """first, second: bool [N], whether each image is classified correctly. Raises ValueError for other shapes."""
     if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(f"the rows have shapes {first.shape} and {second.shape}: they must be of the same images")
-    a, b, c, d = (int(np.sum(x & y)) for x, y in ((first, second), (first, ~second), (~first, second), (~first, ~second)))
+        raise ValueError(
+            f"the rows have shapes {first.shape} and {second.shape}: they must be of the same images"
+        )
+    a, b, c, d = (
+        int(np.sum(x & y))
+        for x, y in ((first, second), (first, ~second), (~first, second), (~first, ~second))
+    )
     if b + c == 0:
         return McNemar(a, b, c, d, 0.0, 1.0, 1.0)
     statistic = (b - c) ** 2 / (b + c)
@@ -67,8 +72,14 @@ def bootstrap_mean(values: npt.NDArray[np.float64], seed: int = 0) -> tuple[floa
     the same, give that value twice."""
     if (values == values[0]).all():
         return float(values[0]), float(values[0])
-    found = bootstrap((values,), np.mean, n_resamples=_RESAMPLES, batch=max(1, _AT_ONCE // len(values)), method="percentile",
-                      rng=np.random.default_rng(seed))
+    found = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        batch=max(1, _AT_ONCE // len(values)),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
@@ -87,7 +98,9 @@ class Paired:
 def paired(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> Paired:
     """first, second: float64 [N] of the same images, N >= 1. Raises ValueError for other shapes."""
     if first.shape != second.shape or first.ndim != 1 or not len(first):
-        raise ValueError(f"the values have shapes {first.shape} and {second.shape}: they must be of the same images")
+        raise ValueError(
+            f"the values have shapes {first.shape} and {second.shape}: they must be of the same images"
+        )
     differences = second - first
     low, high = bootstrap_mean(differences)
     p = float(wilcoxon(differences, zero_method="wilcox").pvalue) if differences.any() else 1.0

@@ -25,7 +25,18 @@ Sequence = Annotated[str, StringConstraints(pattern=r"^(paired-epochs|paired-rou
 Split = Literal["train", "val", "test"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # What the matrix itself sets of a run, and what one network's runs must share: no table may say otherwise.
-FIXED_KEYS = ("method", "data", "model", "init", "match", "match_steps", "reduction", "sequence", "seed", "input_size")
+FIXED_KEYS = (
+    "method",
+    "data",
+    "model",
+    "init",
+    "match",
+    "match_steps",
+    "reduction",
+    "sequence",
+    "seed",
+    "input_size",
+)
 COMMON_KEYS = ("fit", "device", "amp")
 
 
@@ -96,7 +107,12 @@ class Runs(_Table):
     """Which runs each network has besides `shared`. match: the run whose optimizer steps the control "matched" takes. only:
     patterns of the runs that are wanted of all these. fixed and random have paired epochs where their table does not say otherwise."""
 
-    methods: list[Literal["baseline", "fixed", "linear", "adaptive"]] = ["baseline", "fixed", "linear", "adaptive"]
+    methods: list[Literal["baseline", "fixed", "linear", "adaptive"]] = [
+        "baseline",
+        "fixed",
+        "linear",
+        "adaptive",
+    ]
     sequences: list[Sequence] = Field(default=["paired-rounds", "paired-epochs"], min_length=1)
     reductions: list[Reduction] = Field(default=ALL, min_length=1)
     controls: list[Literal["sham", "random", "matched"]] = []
@@ -191,26 +207,40 @@ def _first(error: ValidationError | TypeError) -> str:
 def _check(matrix: Matrix) -> None:
     """Raises InputError for what is right key by key and wrong together."""
     if bool(matrix.data.folder) == (matrix.data.shapes is not None):
-        raise InputError("[data] needs one of two: folder = a data set made by `qrdali data index`, or [data.shapes]")
+        raise InputError(
+            "[data] needs one of two: folder = a data set made by `qrdali data index`, or [data.shapes]"
+        )
     if matrix.data.shapes is not None:
         spec = matrix.data.shapes.spec()
-        empty = next((split for split in ("train", "val", *matrix.evaluate.splits) if not getattr(spec, split)), "")
+        empty = next(
+            (split for split in ("train", "val", *matrix.evaluate.splits) if not getattr(spec, split)), ""
+        )
         if empty:
             raise InputError(f"data.shapes.{empty} = 0: this matrix needs pictures of {empty}")
     folders = [network.folder.lower() for network in matrix.network]
     for network in matrix.network:
         if not network.folder or folders.count(network.folder.lower()) > 1:
-            raise InputError(f"more than one network, or none, can be called {printable(network.folder)!r}: give each [[network]] a name")
-    lists: dict[str, list[Any]] = {"seeds": matrix.seeds, "runs.methods": matrix.runs.methods, "runs.sequences": matrix.runs.sequences,
-                                   "runs.reductions": matrix.runs.reductions, "runs.controls": matrix.runs.controls,
-                                   "evaluate.splits": matrix.evaluate.splits, "mepi.reductions": matrix.mepi.reductions}
+            raise InputError(
+                f"more than one network, or none, can be called {printable(network.folder)!r}: give each [[network]] a name"
+            )
+    lists: dict[str, list[Any]] = {
+        "seeds": matrix.seeds,
+        "runs.methods": matrix.runs.methods,
+        "runs.sequences": matrix.runs.sequences,
+        "runs.reductions": matrix.runs.reductions,
+        "runs.controls": matrix.runs.controls,
+        "evaluate.splits": matrix.evaluate.splits,
+        "mepi.reductions": matrix.mepi.reductions,
+    }
     lists |= {f"runs.{name}.sequences": method.sequences or [] for name, method in _methods(matrix)}
     for key, values in lists.items():
         if len(set(values)) < len(values):
             raise InputError(f"{key} = {printable(values):.80}: something stands there twice")
     tables: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {"train": (matrix.train, ())}
     for number, network in enumerate(matrix.network, 1):
-        tables |= {f"network.{number}.{key}": (getattr(network, key), COMMON_KEYS) for key in ("shared", "others")}
+        tables |= {
+            f"network.{number}.{key}": (getattr(network, key), COMMON_KEYS) for key in ("shared", "others")
+        }
     tables |= {f"runs.{name}": (method.settings(), COMMON_KEYS) for name, method in _methods(matrix)}
     for name, (table, common) in tables.items():
         for key in table:
@@ -218,12 +248,16 @@ def _check(matrix: Matrix) -> None:
                 why = "is set by the matrix itself" if key in FIXED_KEYS else "is no setting of a run"
                 raise InputError(f"{name}.{printable(key)} {why}: leave it out")
             if key in common:
-                raise InputError(f"{name}.{key} would differ between the runs of a network: put it in [train]")
+                raise InputError(
+                    f"{name}.{key} would differ between the runs of a network: put it in [train]"
+                )
     for name in ("shared", "baseline", "matched"):
         if getattr(matrix.runs, name).sequences:
             raise InputError(f"runs.{name}.sequences: these runs have full-quality epochs only, leave it out")
     if ("matched" in matrix.runs.controls) != bool(matrix.runs.match):
-        raise InputError('runs.match = RUN and "matched" in runs.controls belong together: the run whose optimizer steps are taken')
+        raise InputError(
+            'runs.match = RUN and "matched" in runs.controls belong together: the run whose optimizer steps are taken'
+        )
     if matrix.evaluate.sets:
         from qrdali.evaluation.predict import (
             check_set_name,  # brings torch, which a plain matrix can do without
@@ -247,4 +281,6 @@ def _check(matrix: Matrix) -> None:
 
 
 def _methods(matrix: Matrix) -> Iterable[tuple[str, Method]]:
-    return ((name, value) for name in Runs.model_fields if isinstance(value := getattr(matrix.runs, name), Method))
+    return (
+        (name, value) for name in Runs.model_fields if isinstance(value := getattr(matrix.runs, name), Method)
+    )

@@ -100,11 +100,18 @@ def measured(finished: Iterable[tuple[Path, str]], otherwise: Pace) -> Pace:
                 probes.setdefault(reduction, []).append(row["probe_seconds"])
     if not epochs:
         return otherwise
-    epoch, probe = ({key: math.fsum(values) / len(values) for key, values in found.items()} for found in (epochs, probes))
+    epoch, probe = (
+        {key: math.fsum(values) / len(values) for key, values in found.items()} for found in (epochs, probes)
+    )
     # Another machine's figure is of no use beside this one's: only where nothing like it was measured.
-    scale = epoch["full"] / otherwise.epoch["full"] if "full" in epoch and otherwise.epoch.get("full") else 1.0
-    return Pace({key: value * scale for key, value in otherwise.epoch.items()} | epoch,
-                {key: value * scale for key, value in otherwise.probe.items()} | probe, True)
+    scale = (
+        epoch["full"] / otherwise.epoch["full"] if "full" in epoch and otherwise.epoch.get("full") else 1.0
+    )
+    return Pace(
+        {key: value * scale for key, value in otherwise.epoch.items()} | epoch,
+        {key: value * scale for key, value in otherwise.probe.items()} | probe,
+        True,
+    )
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -113,7 +120,9 @@ def rows(run: Path) -> list[dict[str, Any]]:
     try:
         for row in read_objects(run / "metrics.jsonl"):
             seconds = [row[key] for key in ("seconds", "probe_seconds", "total_seconds") if key in row]
-            if not isinstance(row["epoch"], int) or not all(isinstance(s, int | float) and math.isfinite(s) and s >= 0 for s in seconds):
+            if not isinstance(row["epoch"], int) or not all(
+                isinstance(s, int | float) and math.isfinite(s) and s >= 0 for s in seconds
+            ):
                 break
             if row["epoch"] == 0 or "seconds" in row:
                 found.append(row)
@@ -134,8 +143,11 @@ class Estimate:
         """Measured by the network's finished runs, whichever this call asks for; else what the file says."""
         if network not in self._paces:
             folder = self.tasks.folder
-            finished = [(folder.run(run.name), str(run.values.get("reduction", ""))) for run in self.tasks.runs.values()
-                        if run.network == network and folder.ended(run.name)]
+            finished = [
+                (folder.run(run.name), str(run.values.get("reduction", "")))
+                for run in self.tasks.runs.values()
+                if run.network == network and folder.ended(run.name)
+            ]
             self._paces[network] = measured(finished, declared(self._networks[network]))
         return self._paces[network]
 
@@ -153,9 +165,14 @@ class Estimate:
     def like(self, task: Task) -> tuple[float | None, float | None]:
         """(least, most) seconds that evaluations or MEPI sets of the same network took; None where none is done."""
         network = self.tasks.runs[task.name].network
-        taken = [float(note["seconds"]) for key, note in self.tasks.folder.done.items()
-                 if key.startswith(f"{task.kind} ") and isinstance(note.get("seconds"), int | float)
-                 and (run := self.tasks.runs.get(key.partition(" ")[2])) is not None and run.network == network]
+        taken = [
+            float(note["seconds"])
+            for key, note in self.tasks.folder.done.items()
+            if key.startswith(f"{task.kind} ")
+            and isinstance(note.get("seconds"), int | float)
+            and (run := self.tasks.runs.get(key.partition(" ")[2])) is not None
+            and run.network == network
+        ]
         return (min(taken), max(taken)) if taken else (None, None)
 
     def _works(self, run: PlannedRun) -> tuple[Work, Work]:
@@ -173,8 +190,13 @@ class Estimate:
         told = {}
         for network in dict.fromkeys(run.network for run in self.tasks.wanted):
             pace = self.pace(network)
-            told[network] = ("measured by its finished runs" if pace.measured else "what the file says" if pace.epoch else
-                             "unknown until a run of it is finished")
+            told[network] = (
+                "measured by its finished runs"
+                if pace.measured
+                else "what the file says"
+                if pace.epoch
+                else "unknown until a run of it is finished"
+            )
         return told
 
 

@@ -44,7 +44,9 @@ class PlannedRun:
 
 def matches(name: str, pattern: str) -> bool:
     """Whether a shell pattern (* ? []) names the run: the whole name, or without a slash its last part."""
-    return fnmatchcase(name, pattern) or ("/" not in pattern and fnmatchcase(name.rpartition("/")[2], pattern))
+    return fnmatchcase(name, pattern) or (
+        "/" not in pattern and fnmatchcase(name.rpartition("/")[2], pattern)
+    )
 
 
 def select(runs: list[PlannedRun], patterns: Iterable[str], whose: str) -> list[PlannedRun]:
@@ -55,9 +57,13 @@ def select(runs: list[PlannedRun], patterns: Iterable[str], whose: str) -> list[
     patterns = list(patterns)
     for pattern in patterns:
         if not any(matches(run.name, pattern) for run in runs):
-            raise InputError(f"{whose} {printable(pattern)!r} names no run: there are {', '.join(run.name for run in runs[:4])}"
-                             f"{', …' if len(runs) > 4 else ''}")
-    wanted = {run.name for run in runs if not patterns or any(matches(run.name, pattern) for pattern in patterns)}
+            raise InputError(
+                f"{whose} {printable(pattern)!r} names no run: there are {', '.join(run.name for run in runs[:4])}"
+                f"{', …' if len(runs) > 4 else ''}"
+            )
+    wanted = {
+        run.name for run in runs if not patterns or any(matches(run.name, pattern) for pattern in patterns)
+    }
     for run in reversed(runs):  # what a run needs stands before it
         if run.name in wanted:
             wanted.update(run.needs)
@@ -66,11 +72,19 @@ def select(runs: list[PlannedRun], patterns: Iterable[str], whose: str) -> list[
 
 def expand(matrix: Matrix, data: Path) -> list[PlannedRun]:
     """Every run, those that others start from first. data: the data set's folder. Raises InputError naming what cannot be."""
-    size = len(matrix.network) * len(matrix.seeds) * (
-        2 + (len(matrix.runs.methods) + len(matrix.runs.controls)) * 8 * len(matrix.runs.reductions))
+    size = (
+        len(matrix.network)
+        * len(matrix.seeds)
+        * (2 + (len(matrix.runs.methods) + len(matrix.runs.controls)) * 8 * len(matrix.runs.reductions))
+    )
     if size > 10 * MOST_RUNS:
         raise InputError(f"this matrix has about {size} runs: at most {MOST_RUNS}")
-    runs = [run for network in matrix.network for seed in matrix.seeds for run in _of_network(matrix, network, seed, data)]
+    runs = [
+        run
+        for network in matrix.network
+        for seed in matrix.seeds
+        for run in _of_network(matrix, network, seed, data)
+    ]
     if len(runs) > MOST_RUNS:
         raise InputError(f"this matrix has {len(runs)} runs: at most {MOST_RUNS}")
     runs = select(runs, matrix.runs.only, "runs.only")
@@ -82,34 +96,67 @@ def expand(matrix: Matrix, data: Path) -> list[PlannedRun]:
 def _of_network(matrix: Matrix, network: Network, seed: int, data: Path) -> list[PlannedRun]:
     asked, folder = matrix.runs, Path(matrix.out).absolute() / "runs"
     prefix = f"{network.folder}/" + (f"seed-{seed}/" if len(matrix.seeds) > 1 else "")
-    own: dict[str, Any] = {"batch_size": network.batch_size, "lr": network.lr, "input_size": network.input_size or None}
-    common = {**matrix.train, **{key: value for key, value in own.items() if value is not None},
-              "model": network.model, "data": str(data.absolute()), "seed": seed}
+    own: dict[str, Any] = {
+        "batch_size": network.batch_size,
+        "lr": network.lr,
+        "input_size": network.input_size or None,
+    }
+    common = {
+        **matrix.train,
+        **{key: value for key, value in own.items() if value is not None},
+        "model": network.model,
+        "data": str(data.absolute()),
+        "seed": seed,
+    }
     first = {"epochs": network.epochs} if network.epochs is not None else {}
-    runs = [PlannedRun(f"{prefix}shared", network.folder, _placed({
-        **common, **first, **asked.shared.settings(), **network.shared, "method": "shared"}))]
+    runs = [
+        PlannedRun(
+            f"{prefix}shared",
+            network.folder,
+            _placed({**common, **first, **asked.shared.settings(), **network.shared, "method": "shared"}),
+        )
+    ]
 
     def add(name: str, method: str, table: Method, **values: Any) -> None:
         init = {"init": str(folder / runs[0].name), "method": method}
-        runs.append(PlannedRun(f"{prefix}{name}", network.folder, _placed({
-            **common, **table.settings(), **network.others, **init, **values}), (runs[0].name,)))
+        runs.append(
+            PlannedRun(
+                f"{prefix}{name}",
+                network.folder,
+                _placed({**common, **table.settings(), **network.others, **init, **values}),
+                (runs[0].name,),
+            )
+        )
 
     if "baseline" in asked.methods:
         add("baseline", "baseline", asked.baseline)
-    for method, table in (("fixed", asked.fixed), ("linear", asked.linear), ("adaptive", asked.adaptive), ("random", asked.random)):
+    for method, table in (
+        ("fixed", asked.fixed),
+        ("linear", asked.linear),
+        ("adaptive", asked.adaptive),
+        ("random", asked.random),
+    ):
         if method in (*asked.methods, *asked.controls):
             usual = ["paired-epochs"] if method in ("fixed", "random") else asked.sequences
             for sequence in table.sequences or usual:
                 for reduction in asked.reductions:
-                    add(f"{method}-{sequence}-{reduction}", method, table, sequence=sequence, reduction=reduction)
+                    add(
+                        f"{method}-{sequence}-{reduction}",
+                        method,
+                        table,
+                        sequence=sequence,
+                        reduction=reduction,
+                    )
     if "sham" in asked.controls:
         for sequence in asked.sham.sequences or asked.sequences:
             add(f"sham-{sequence}", "fixed", asked.sham, sequence=sequence, reduction="none")
     if "matched" in asked.controls:
         model = next((run for run in runs[1:] if run.name == prefix + asked.match), None)
         if model is None:
-            raise InputError(f"runs.match = {printable(asked.match)!r} is no run of {network.folder} that trains after shared, such as "
-                             f"{runs[-1].name.removeprefix(prefix)}")
+            raise InputError(
+                f"runs.match = {printable(asked.match)!r} is no run of {network.folder} that trains after shared, such as "
+                f"{runs[-1].name.removeprefix(prefix)}"
+            )
         add("baseline-matched", "baseline", asked.matched, match=str(folder / model.name))
         runs[-1] = PlannedRun(runs[-1].name, network.folder, runs[-1].values, (runs[0].name, model.name))
     return runs
@@ -118,5 +165,10 @@ def _of_network(matrix: Matrix, network: Network, seed: int, data: Path) -> list
 def _placed(values: dict[str, Any]) -> dict[str, Any]:
     """Folders of tracked sets as absolute paths: a run's config.toml holds them so."""
     if isinstance(values.get("track_sets"), dict):
-        return {**values, "track_sets": {name: storage.absolute(str(folder)) for name, folder in values["track_sets"].items()}}
+        return {
+            **values,
+            "track_sets": {
+                name: storage.absolute(str(folder)) for name, folder in values["track_sets"].items()
+            },
+        }
     return values

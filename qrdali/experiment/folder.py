@@ -25,7 +25,11 @@ class ExperimentFolder:
     def __init__(self, folder: Path) -> None:
         """Raises InputError for a folder of something else, RunError for damaged notes. Nothing is written."""
         other = any((folder / name).exists() for name in ("options.json", "config.toml"))  # a MEPI set, a run
-        if folder.exists() and (other or not (folder / LOCK).exists()) and (not folder.is_dir() or any(folder.iterdir())):
+        if (
+            folder.exists()
+            and (other or not (folder / LOCK).exists())
+            and (not folder.is_dir() or any(folder.iterdir()))
+        ):
             raise InputError(f"{printable(folder)} exists and is not a matrix' folder: choose another out")
         self.folder = folder
         self.read()
@@ -36,8 +40,12 @@ class ExperimentFolder:
     def lock(self) -> TextIO:
         """Makes the folder and holds it for this process. Raises RunError if another one works in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = acquire(self.folder / LOCK, lambda who: f"{printable(self.folder)} is being worked on by {who}: wait for it, or choose "
-                                                    "another --out")
+        lock = acquire(
+            self.folder / LOCK,
+            lambda who: (
+                f"{printable(self.folder)} is being worked on by {who}: wait for it, or choose another --out"
+            ),
+        )
         self.read()
         return lock
 

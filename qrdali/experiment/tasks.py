@@ -43,7 +43,14 @@ def _task(key: str) -> Task:
 class Tasks:
     """What a call has to do, and what is done. runs: every run of the matrix; wanted: those of this call."""
 
-    def __init__(self, matrix: Matrix, folder: ExperimentFolder, data: Path, runs: list[PlannedRun], only: Iterable[str]) -> None:
+    def __init__(
+        self,
+        matrix: Matrix,
+        folder: ExperimentFolder,
+        data: Path,
+        runs: list[PlannedRun],
+        only: Iterable[str],
+    ) -> None:
         """Raises InputError for a pattern that names no run."""
         self.matrix, self.folder, self.data = matrix, folder, data
         self.runs = {run.name: run for run in runs}
@@ -55,9 +62,13 @@ class Tasks:
         select(runs, matrix.report.runs, "report.runs")
         first = () if matrix.data.shapes is None else ("data",)
         self.all = [Task("data")] if first else []
-        self.all += [Task("train", run.name, (*first, *(f"train {name}" for name in run.needs))) for run in self.wanted]
+        self.all += [
+            Task("train", run.name, (*first, *(f"train {name}" for name in run.needs))) for run in self.wanted
+        ]
         self.all += [Task("evaluate", run.name, (f"train {run.name}",)) for run in self.wanted]
-        self.all += [Task("mepi", run.name, (f"train {run.name}",)) for run in self.wanted if self._has_mepi(run.name)]
+        self.all += [
+            Task("mepi", run.name, (f"train {run.name}",)) for run in self.wanted if self._has_mepi(run.name)
+        ]
         self.all += [Task("report")] if matrix.report.make else []
 
     def _has_mepi(self, name: str) -> bool:
@@ -70,7 +81,10 @@ class Tasks:
         if task.key in self.folder.failures:
             return "failed", printable(self.folder.failures[task.key].get("reason", ""))
         hindrance = self._hindrance(task)
-        begun = {"train": self.folder.run(task.name) / "config.toml", "mepi": self.folder.mepi(task.name) / "options.json"}
+        begun = {
+            "train": self.folder.run(task.name) / "config.toml",
+            "mepi": self.folder.mepi(task.name) / "options.json",
+        }
         if task.kind in begun and begun[task.kind].exists():
             return "begun", ""
         return "waiting", f"for {hindrance}" if hindrance else ""
@@ -101,9 +115,16 @@ class Tasks:
             return False
         if task.kind == "report":
             inputs = self.report_inputs()
-            return bool(inputs) and note.get("inputs") == inputs and (self.folder.report / str(note.get("file"))).is_file()
-        if not self.folder.ended(task.name) or note.get("weights") != self.folder.weights(task.name) \
-                or note.get("asked") != self.asked(task):
+            return (
+                bool(inputs)
+                and note.get("inputs") == inputs
+                and (self.folder.report / str(note.get("file"))).is_file()
+            )
+        if (
+            not self.folder.ended(task.name)
+            or note.get("weights") != self.folder.weights(task.name)
+            or note.get("asked") != self.asked(task)
+        ):
             return False
         if task.kind == "mepi":
             return (self.folder.mepi(task.name) / "summary.json").is_file()
@@ -124,7 +145,10 @@ class Tasks:
 
     def origin(self, run: PlannedRun) -> dict[str, Any]:
         """What a run is trained from: the images, and the weights of the runs it needs."""
-        return {"images": self._fingerprint("train"), "weights": {name: self._digest(name) for name in run.needs}}
+        return {
+            "images": self._fingerprint("train"),
+            "weights": {name: self._digest(name) for name in run.needs},
+        }
 
     def _digest(self, name: str) -> str:
         """Of a run's best weights; a copy of the folder has the same, whatever its times."""
@@ -143,25 +167,41 @@ class Tasks:
         if noted.get("images") != now["images"] and now["images"]:
             return "the training images"
         weights = noted.get("weights")
-        changed = [name for name, seen in now["weights"].items() if not isinstance(weights, dict) or weights.get(name) != seen]
+        changed = [
+            name
+            for name, seen in now["weights"].items()
+            if not isinstance(weights, dict) or weights.get(name) != seen
+        ]
         return f"the weights of {changed[0]}" if changed else ""
 
     def row_names(self) -> list[str]:
         """Names of the files of rows that an evaluation leaves."""
         asked = self.matrix.evaluate
-        reduced = [f"{split}-{reduction}-{asked.reduced:g}" for split in asked.splits if asked.reduced is not None
-                   for reduction in ("color", "crop", "resolution", "combination")]
+        reduced = [
+            f"{split}-{reduction}-{asked.reduced:g}"
+            for split in asked.splits
+            if asked.reduced is not None
+            for reduction in ("color", "crop", "resolution", "combination")
+        ]
         return [*asked.splits, *reduced, *asked.sets]
 
     def asked(self, task: Task) -> dict[str, Any]:
         """What an evaluation or a MEPI set is asked for, as plain data that changes when the answer may."""
         if task.kind == "mepi":
-            return {**self.matrix.mepi.model_dump(exclude={"runs"}), "data": self._fingerprint(self.matrix.mepi.split)}
+            return {
+                **self.matrix.mepi.model_dump(exclude={"runs"}),
+                "data": self._fingerprint(self.matrix.mepi.split),
+            }
         asked = self.matrix.evaluate
-        return {"data": {split: self._fingerprint(split) for split in asked.splits}, "reduced": asked.reduced,
-                "curve": asked.curve_step if asked.curve else None,
-                "sets": {name: [storage.absolute(folder), 0 if storage.is_remote(folder) else _newest(Path(folder))]
-                         for name, folder in asked.sets.items()}}
+        return {
+            "data": {split: self._fingerprint(split) for split in asked.splits},
+            "reduced": asked.reduced,
+            "curve": asked.curve_step if asked.curve else None,
+            "sets": {
+                name: [storage.absolute(folder), 0 if storage.is_remote(folder) else _newest(Path(folder))]
+                for name, folder in asked.sets.items()
+            },
+        }
 
     def _fingerprint(self, split: str) -> str:
         if split not in self._fingerprints:
@@ -173,9 +213,13 @@ class Tasks:
 
     def reported(self) -> tuple[list[str], list[str]]:
         """Names of the runs that a report can show now, and of those with a MEPI set."""
-        names = [name for name in self.runs if any(matches(name, pattern) for pattern in self.matrix.report.runs)]
-        return ([name for name in names if self.done(Task("evaluate", name))],
-                [name for name in names if self._has_mepi(name) and self.done(Task("mepi", name))])
+        names = [
+            name for name in self.runs if any(matches(name, pattern) for pattern in self.matrix.report.runs)
+        ]
+        return (
+            [name for name in names if self.done(Task("evaluate", name))],
+            [name for name in names if self._has_mepi(name) and self.done(Task("mepi", name))],
+        )
 
     def report_inputs(self) -> str:
         """A digest of what a report would be made of; empty where there is nothing."""
@@ -183,7 +227,10 @@ class Tasks:
         if not runs:
             return ""
         keys = [*(f"evaluate {name}" for name in runs), *(f"mepi {name}" for name in mepis)]
-        notes = [[key, {name: value for name, value in self.folder.done[key].items() if name != "seconds"}] for key in keys]
+        notes = [
+            [key, {name: value for name, value in self.folder.done[key].items() if name != "seconds"}]
+            for key in keys
+        ]
         return hashlib.sha256(json.dumps(notes, sort_keys=True).encode()).hexdigest()
 
     def _has_data(self) -> bool:
@@ -199,8 +246,11 @@ class Tasks:
         before, now = self.pictures(), self.spec()
         if before is None:
             return []
-        return [f"{key} {printable(before.get(key))} → {printable(now.get(key))}" for key in sorted({*before, *now})
-                if before.get(key) != now.get(key)]
+        return [
+            f"{key} {printable(before.get(key))} → {printable(now.get(key))}"
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key)
+        ]
 
     def spec(self) -> dict[str, Any]:
         assert self.matrix.data.shapes is not None

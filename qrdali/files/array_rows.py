@@ -54,7 +54,9 @@ class ReadFile:
             found = np.frombuffer(content, np.uint8).reshape(len(at), length)
         else:
             first, last = at[np.append(0, apart)], at[np.append(apart - 1, -1)] + length
-            content = b"".join([self.read(a, b - a) for a, b in zip(first.tolist(), last.tolist(), strict=True)])
+            content = b"".join(
+                [self.read(a, b - a) for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+            )
             # Where each part begins in `content`, less where it begins in the file.
             shift = np.append(0, np.cumsum(last - first)[:-1]) - first
             parts = np.repeat(np.arange(len(first)), np.diff(np.concatenate([[0], apart, [len(at)]])))
@@ -105,7 +107,9 @@ def open_npy(file: Path, most_header: int = 10_000) -> FileRows:
     opened = ReadFile(file)
     with open(file, "rb") as head:
         version = np.lib.format.read_magic(head)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
+            version
+        )
         if read is None:
             raise ValueError(f"it is of format version {version}")
         shape, by_columns, dtype = read(head, most_header)

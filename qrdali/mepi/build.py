@@ -35,8 +35,17 @@ class Builder:
     together after each pass and writes what is of the whole set.
     """
 
-    def __init__(self, mepis: MepiSet, reduction: str, search: Search, threads: int, read_back: Callable[[Callable[[], None]], list[int]],
-                 listener: ProgressListener, stop: Callable[[], int], group: ProcessGroup = SINGLE_PROCESS) -> None:
+    def __init__(
+        self,
+        mepis: MepiSet,
+        reduction: str,
+        search: Search,
+        threads: int,
+        read_back: Callable[[Callable[[], None]], list[int]],
+        listener: ProgressListener,
+        stop: Callable[[], int],
+        group: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
         self.mepis, self.reduction, self.search = mepis, reduction, search
         self.read_back, self.listener, self.stop, self.group = read_back, listener, stop, group
         self.journal = mepis.journal(reduction)
@@ -63,13 +72,20 @@ class Builder:
             with self._with_resume_advice():
                 self._pass(self.reduction, len(todo), self._new_paths(todo))
                 while wrong := self.read_back(self._check):
-                    mine = wrong[self.group.rank::self.group.world_size]
-                    self._pass(f"{self.reduction}, wrong when read back", len(wrong), self._resume_from_parents(mine))
+                    mine = wrong[self.group.rank :: self.group.world_size]
+                    self._pass(
+                        f"{self.reduction}, wrong when read back", len(wrong), self._resume_from_parents(mine)
+                    )
                 void = self._near_void_summary(samples) | self._shares()
-                return self.group.broadcast_object(self.group.run_on_all(lambda: self._finished(samples, void) if self.group.is_main else {}))
+                return self.group.broadcast_object(
+                    self.group.run_on_all(lambda: self._finished(samples, void) if self.group.is_main else {})
+                )
         except Interrupted as interruption:
-            raise Interrupted(f"stopped in {self.reduction} with {self.journal.complete} images complete: the same command with "
-                              "--resume continues", interruption.signum) from None
+            raise Interrupted(
+                f"stopped in {self.reduction} with {self.journal.complete} images complete: the same command with "
+                "--resume continues",
+                interruption.signum,
+            ) from None
         finally:
             self.listener.end()
             self.journal.close()
@@ -80,16 +96,24 @@ class Builder:
         try:
             yield
         except torch.OutOfMemoryError:
-            raise RunError("the GPU's memory does not suffice: lower --search-batch-size or --memory, then the same command with "
-                           "--resume goes on") from None
+            raise RunError(
+                "the GPU's memory does not suffice: lower --search-batch-size or --memory, then the same command with "
+                "--resume goes on"
+            ) from None
         except OSError as error:
-            complete = f"The {self.journal.complete} images that are complete are" if self.group.is_single else "What is complete is"
-            raise RunError(f"{printable(error)}: stopped. {complete} kept: once the cause is removed, the same command with --resume "
-                           "goes on") from None
+            complete = (
+                f"The {self.journal.complete} images that are complete are"
+                if self.group.is_single
+                else "What is complete is"
+            )
+            raise RunError(
+                f"{printable(error)}: stopped. {complete} kept: once the cause is removed, the same command with --resume "
+                "goes on"
+            ) from None
 
     def _missing(self, samples: list[int]) -> list[int]:
         """Those of `samples` that are to be searched, in their order. Each rank looks at some of the files."""
-        mine = list(self.mepis.missing(self.reduction, samples[self.group.rank::self.group.world_size]))
+        mine = list(self.mepis.missing(self.reduction, samples[self.group.rank :: self.group.world_size]))
         every: list[int] = np.sort(np.concatenate(self.group.all_gather(np.array(mine, np.int64)))).tolist()
         return every
 
@@ -125,21 +149,30 @@ class Builder:
         self.group.run_on_all(lambda: self.journal.merge_rank_parts() if self.group.is_main else None)
         self.group.run_on_all(lambda: None if self.group.is_main else self.journal.reload())
         self.group.run_on_all(self.journal.reopen)
-        for sample in sorted(set(self.journal.unreadable().tolist()) - self._reported):  # found by other ranks
+        for sample in sorted(
+            set(self.journal.unreadable().tolist()) - self._reported
+        ):  # found by other ranks
             self._say_unreadable(sample, self.journal.entry(sample).why)
 
     def _finished(self, samples: list[int], extra: dict[str, Any]) -> dict[str, Any]:
         self.journal.session = self._seconds
         if not self.mepis.complete(self.reduction, samples):
-            raise RunError(f"{self.reduction}: not every image was searched; the same command with --resume goes on")
+            raise RunError(
+                f"{self.reduction}: not every image was searched; the same command with --resume goes on"
+            )
         return self.mepis.finish(self.reduction, extra)
 
     def _shares(self) -> dict[str, Any]:
         """Of several ranks, how many, and what share of their time they had nothing to do."""
         if self.group.is_single:
             return {}
-        taken = np.concatenate(self.group.all_gather(np.array([[self.group.seconds_waited - self._waited, self._seconds]])))
-        return {"ranks": self.group.world_size, "idle_share": round(float(taken[:, 0].sum() / taken[:, 1].sum()), 4)}
+        taken = np.concatenate(
+            self.group.all_gather(np.array([[self.group.seconds_waited - self._waited, self._seconds]]))
+        )
+        return {
+            "ranks": self.group.world_size,
+            "idle_share": round(float(taken[:, 0].sum() / taken[:, 1].sum()), 4),
+        }
 
     @property
     def _seconds(self) -> float:
@@ -150,8 +183,12 @@ class Builder:
 
     def _new_paths(self, todo: list[int]) -> Iterator[SearchPath]:
         deal = WorkQueue(self.group, len(todo))
-        for sample, pixels in self.search.reducer.decode((todo[i] for i in deal), self._unreadable, deal.chunk_size):
-            yield SearchPath(sample, self._label(sample), pixels, (int(pixels.shape[0]), int(pixels.shape[1])))
+        for sample, pixels in self.search.reducer.decode(
+            (todo[i] for i in deal), self._unreadable, deal.chunk_size
+        ):
+            yield SearchPath(
+                sample, self._label(sample), pixels, (int(pixels.shape[0]), int(pixels.shape[1]))
+            )
 
     def _label(self, sample: int) -> int:
         return int(self.mepis.index.labels(np.array([sample]))[0])
@@ -161,7 +198,16 @@ class Builder:
         journeys: dict[int, SearchPath] = {}
         for sample in wrong:
             e = self.journal.entry(sample)
-            journey = SearchPath(sample, self._label(sample), None, (0, 0), list(e.path), list(e.confidence), set(e.struck), e.evaluations)
+            journey = SearchPath(
+                sample,
+                self._label(sample),
+                None,
+                (0, 0),
+                list(e.path),
+                list(e.confidence),
+                set(e.struck),
+                e.evaluations,
+            )
             if journey.backtrack():
                 journeys[sample] = journey
             else:
@@ -174,7 +220,9 @@ class Builder:
 
     def _unreadable(self, sample: int, reason: str) -> None:
         self._say_unreadable(sample, reason)
-        self.mepis.add_without_mepi(self.reduction, Entry(sample, "unreadable", why=printable(reason)), self._seconds)
+        self.mepis.add_without_mepi(
+            self.reduction, Entry(sample, "unreadable", why=printable(reason)), self._seconds
+        )
         self._check()
 
     def _say_unreadable(self, sample: int, reason: str) -> None:
@@ -198,16 +246,24 @@ class Builder:
                 self._writing.append((journey, self._pool.submit(self._encode, journey)))
                 self._write(2 * self._threads)
             else:
-                self.mepis.add_without_mepi(self.reduction, Entry(journey.sample, "wrong", evaluations=journey.evaluations), self._seconds)
+                self.mepis.add_without_mepi(
+                    self.reduction,
+                    Entry(journey.sample, "wrong", evaluations=journey.evaluations),
+                    self._seconds,
+                )
             done()
         self._write(0)
 
     def _encode(self, journey: SearchPath) -> tuple[bytes, int]:
         sizes = np.array([journey.size] * 2, np.int32)
         num_levels = self.search.rule.descent.num_levels
-        here, whole = self.search.reducer.reduced_images([journey.pixels] * 2, params_of_states([journey.state, FULL_STATE], sizes, num_levels))
+        here, whole = self.search.reducer.reduced_images(
+            [journey.pixels] * 2, params_of_states([journey.state, FULL_STATE], sizes, num_levels)
+        )
         png = png_bytes(here)
-        return png, int(self._full_entropies[journey.sample]) or (len(png) if journey.state == FULL_STATE else entropy(whole))
+        return png, int(self._full_entropies[journey.sample]) or (
+            len(png) if journey.state == FULL_STATE else entropy(whole)
+        )
 
     def _write(self, most: int) -> None:
         """Writes what is encoded, in order, until at most `most` are under way."""
@@ -224,7 +280,10 @@ class Builder:
         about their object."""
         lowest, rule = self.mepis.lowest(self.reduction), self.search.rule.descent
         level = [rule.num_levels - 1 if moves else 0 for moves in rule.dimensions]
-        some = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, min(_VOIDS, len(samples))).astype(int))]
+        some = [
+            samples[i]
+            for i in np.unique(np.linspace(0, len(samples) - 1, min(_VOIDS, len(samples))).astype(int))
+        ]
         mine = [sample for i, sample in enumerate(some) if i // 8 % self.group.world_size == self.group.rank]
 
         def predicted(_: Callable[[], None]) -> list[tuple[int, int]]:
@@ -235,18 +294,34 @@ class Builder:
                 part = [pixels for _, pixels in shown]
                 sizes = np.array([pixels.shape[:2] for pixels in part], np.int32)
                 inner = scaled_size(sizes, np.full(len(part), level[1]), rule.num_levels)
-                states: list[ReductionState] = [(level[0], level[1], level[2], top, left)
-                                       for top, left in window_offset(sizes, inner, np.array([CENTER] * len(part))).tolist()]
+                states: list[ReductionState] = [
+                    (level[0], level[1], level[2], top, left)
+                    for top, left in window_offset(sizes, inner, np.array([CENTER] * len(part))).tolist()
+                ]
                 with torch.inference_mode(), self.search.autocast():
-                    logits = self.search.model(self.search.reducer.network_inputs(part, params_of_states(states, sizes, rule.num_levels)))
+                    logits = self.search.model(
+                        self.search.reducer.network_inputs(
+                            part, params_of_states(states, sizes, rule.num_levels)
+                        )
+                    )
                 found += zip([sample for sample, _ in shown], logits.argmax(1).tolist(), strict=True)
             return found
 
-        every = sorted(pair for found in self.group.all_gather_object(self.group.run_interruptible(predicted)) for pair in found)
+        every = sorted(
+            pair
+            for found in self.group.all_gather_object(self.group.run_interruptible(predicted))
+            for pair in found
+        )
         predictions = Counter(label for _, label in every)
         mepis = len(self.journal.with_mepi())
-        result: dict[str, Any] = {"lowest_state": lowest, "lowest_state_share": lowest / mepis if mepis else None}
+        result: dict[str, Any] = {
+            "lowest_state": lowest,
+            "lowest_state_share": lowest / mepis if mepis else None,
+        }
         if predictions:
             label, count = predictions.most_common(1)[0]
-            result |= {"near_void_class": self.mepis.classes[label], "near_void_class_share": count / predictions.total()}
+            result |= {
+                "near_void_class": self.mepis.classes[label],
+                "near_void_class_share": count / predictions.total(),
+            }
         return result

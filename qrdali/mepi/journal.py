@@ -39,24 +39,44 @@ class Entry:
 
 
 def entry_of_path(journey: SearchPath, full: int, mepi: int) -> Entry:
-    return Entry(journey.sample, "mepi", tuple(journey.path), tuple(journey.confidence), tuple(sorted(journey.forbidden)),
-                 journey.evaluations, full, mepi)
+    return Entry(
+        journey.sample,
+        "mepi",
+        tuple(journey.path),
+        tuple(journey.confidence),
+        tuple(sorted(journey.forbidden)),
+        journey.evaluations,
+        full,
+        mepi,
+    )
 
 
 def _entry(data: dict[str, Any], count: int, num_levels: int) -> Entry:
     """Raises ValueError, KeyError or TypeError for anything `asdict` of an Entry cannot have given."""
+
     def states(key: str) -> tuple[ReductionState, ...]:
         found = tuple(tuple(map(_whole, state)) for state in data[key])
         if any(len(s) != 5 or max(s[:3]) >= num_levels or max(s) >= 1 << 31 for s in found):
             raise ValueError(f"{key} has states outside the step's levels")
         return found  # type: ignore[return-value]
 
-    entry = Entry(_whole(data["sample"]), str(data["outcome"]), states("path"), tuple(map(float, data["confidence"])), states("struck"),
-                  _whole(data["evaluations"]), _whole(data["full"]), _whole(data["mepi"]), str(data["why"]))
+    entry = Entry(
+        _whole(data["sample"]),
+        str(data["outcome"]),
+        states("path"),
+        tuple(map(float, data["confidence"])),
+        states("struck"),
+        _whole(data["evaluations"]),
+        _whole(data["full"]),
+        _whole(data["mepi"]),
+        str(data["why"]),
+    )
     if entry.sample >= count or entry.outcome not in ("mepi", "wrong", "unreadable"):
         raise ValueError(f"sample {entry.sample} of {count}, outcome {printable(entry.outcome)[:20]!r}")
     if entry.outcome == "mepi" and (len(entry.confidence) != len(entry.path) + 1 or entry.full < 1):
-        raise ValueError(f"sample {entry.sample} has {len(entry.path)} steps and {len(entry.confidence)} confidences")
+        raise ValueError(
+            f"sample {entry.sample} has {len(entry.path)} steps and {len(entry.confidence)} confidences"
+        )
     return entry
 
 
@@ -73,8 +93,10 @@ def _whole_lines(file: Path, start: int, number: int, read: Callable[[bytes], No
             try:
                 read(line)
             except (ValueError, KeyError, TypeError, RecursionError, AttributeError, OverflowError) as error:
-                raise RunError(f"{printable(file)} line {count} is damaged ({printable(error)[:120]}): remove the file to "
-                               "search this reduction anew") from None
+                raise RunError(
+                    f"{printable(file)} line {count} is damaged ({printable(error)[:120]}): remove the file to "
+                    "search this reduction anew"
+                ) from None
             yield line
 
 
@@ -87,8 +109,18 @@ def _whole(value: Any) -> int:
 READ_BACK = "wrong when read back"
 OUTCOMES = ("", "mepi", "wrong", "unreadable")  # by number in `Journal.rows`
 _LONGEST = 1 << 20  # bytes of a line; a step takes about 30
-ROW = np.dtype([("outcome", np.uint8), ("state", np.int32, 5), ("confidence", np.float64), ("evaluations", np.int64),
-                ("full", np.int64), ("mepi", np.int64), ("sent_on", np.bool_), ("place", np.int64)])
+ROW = np.dtype(
+    [
+        ("outcome", np.uint8),
+        ("state", np.int32, 5),
+        ("confidence", np.float64),
+        ("evaluations", np.int64),
+        ("full", np.int64),
+        ("mepi", np.int64),
+        ("sent_on", np.bool_),
+        ("place", np.int64),
+    ]
+)
 
 
 class Journal:
@@ -104,7 +136,12 @@ class Journal:
     def __init__(self, file: Path, count: int, num_levels: int, rank: int = 0) -> None:
         """Reads what is there; a last line cut short is dropped. Raises RunError for a damaged one."""
         self.file, self.rows, self.session = file, np.zeros(count, ROW), 0.0
-        self._num_levels, self._before, self._end, self._lines = num_levels, 0.0, 0, 0  # seconds of the sessions before; what is read: bytes, lines
+        self._num_levels, self._before, self._end, self._lines = (
+            num_levels,
+            0.0,
+            0,
+            0,
+        )  # seconds of the sessions before; what is read: bytes, lines
         self._part = file.with_suffix(f".{rank}.jsonl") if rank else None
         self._out: BinaryIO | None = None
         self.reload()
@@ -118,7 +155,9 @@ class Journal:
 
     def merge_rank_parts(self) -> None:
         """The entries of all parts come to the file, and the parts go. Raises RunError for a damaged one."""
-        parts = sorted(p for p in self.file.parent.glob(f"{self.file.stem}.*.jsonl") if p.name.split(".")[-2].isdecimal())
+        parts = sorted(
+            p for p in self.file.parent.glob(f"{self.file.stem}.*.jsonl") if p.name.split(".")[-2].isdecimal()
+        )
         if not parts:
             return
         self._open()
@@ -154,8 +193,16 @@ class Journal:
         return int((self.rows["outcome"] > 0).sum())
 
     def _add(self, entry: Entry, place: int) -> None:
-        self.rows[entry.sample] = (OUTCOMES.index(entry.outcome), entry.state, entry.confidence[-1] if entry.confidence else 0.0,
-                                   entry.evaluations, entry.full, entry.mepi, bool(entry.struck) or entry.why == READ_BACK, place)
+        self.rows[entry.sample] = (
+            OUTCOMES.index(entry.outcome),
+            entry.state,
+            entry.confidence[-1] if entry.confidence else 0.0,
+            entry.evaluations,
+            entry.full,
+            entry.mepi,
+            bool(entry.struck) or entry.why == READ_BACK,
+            place,
+        )
 
     def entry(self, sample: int) -> Entry:
         """A sample's newest entry, from the file. Raises KeyError if it has none."""

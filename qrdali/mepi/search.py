@@ -40,7 +40,9 @@ class SearchRule:
 
     def __post_init__(self) -> None:
         if self.exhaustive and (sum(self.descent.dimensions) != 1 or self.descent.dimensions[descent.CROP]):
-            raise InputError("--search exhaustive is for color and resolution: other reductions have too many states")
+            raise InputError(
+                "--search exhaustive is for color and resolution: other reductions have too many states"
+            )
 
 
 @dataclass(eq=False)
@@ -77,20 +79,34 @@ class SearchPath:
         return True
 
 
-def params_of_states(states: list[ReductionState] | npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], num_levels: int) -> ReductionParams:
+def params_of_states(
+    states: list[ReductionState] | npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], num_levels: int
+) -> ReductionParams:
     """The integers of `states` [N, 5], one for each of `sizes` [N, 2] (upright height, width)."""
     values = np.asarray(states, np.int64).reshape(-1, 5)
     levels = values[:, :3].astype(np.uint8)
     window = descent.window_of(levels, values[:, 3:].astype(np.int32), sizes, num_levels)
-    return ReductionParams(window.astype(np.int32), scaled_size(window[:, 2:], levels[:, descent.RESOLUTION], num_levels), bin_width(levels[:, 0], num_levels))
+    return ReductionParams(
+        window.astype(np.int32),
+        scaled_size(window[:, 2:], levels[:, descent.RESOLUTION], num_levels),
+        bin_width(levels[:, 0], num_levels),
+    )
 
 
 class Search:
     """The search of one reduction. `batch_size`: candidates of a forward pass. `memory`: bytes of originals kept, though
     always at least one. `model` is on the maker's device and is put into evaluation mode."""
 
-    def __init__(self, model: nn.Module, maker: ImageReducer, rule: SearchRule, batch_size: int, memory: int, threads: int,
-                 autocast: Callable[[], AbstractContextManager[object]]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        maker: ImageReducer,
+        rule: SearchRule,
+        batch_size: int,
+        memory: int,
+        threads: int,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> None:
         self.model, self.reducer, self.rule = model.eval(), maker, rule
         self.batch_size, self.memory, self.autocast = batch_size, memory, autocast
         self._pool = ThreadPoolExecutor(threads, "entropy")
@@ -98,13 +114,19 @@ class Search:
         self._ended: deque[SearchPath] = deque()
         self._original_bytes = 0  # bytes of the originals under way
 
-    def finished(self, arriving: Iterator[SearchPath], check: Callable[[], None] = lambda: None) -> Iterator[SearchPath]:
+    def finished(
+        self, arriving: Iterator[SearchPath], check: Callable[[], None] = lambda: None
+    ) -> Iterator[SearchPath]:
         """Each journey when it has ended: at its MEPI, or with `right` False if it is wrong at full quality. `check` is called
         at every batch and may raise."""
         flying: tuple[list[tuple[SearchPath, int]], torch.Tensor, torch.Tensor] | None = None
         more = True
         while True:
-            while more and len(self._queue) < self.batch_size and (self._original_bytes < self.memory or not self._original_bytes):
+            while (
+                more
+                and len(self._queue) < self.batch_size
+                and (self._original_bytes < self.memory or not self._original_bytes)
+            ):
                 journey = next(arriving, None)
                 if journey is None:
                     more = False
@@ -114,7 +136,11 @@ class Search:
             # The network works on one batch while the choices after the one before are made.
             # What does not fill a batch waits for those in the air, whose next candidates may fill it.
             ready = len(self._queue) >= self.batch_size or flying is None
-            batch = [self._queue.popleft() for _ in range(min(self.batch_size, len(self._queue)))] if ready else []
+            batch = (
+                [self._queue.popleft() for _ in range(min(self.batch_size, len(self._queue)))]
+                if ready
+                else []
+            )
             before, flying = flying, self._classify(batch) if batch else None
             check()
             if before is not None:
@@ -136,10 +162,17 @@ class Search:
         if self.rule.exhaustive:
             found = _every_level(levels, window, sizes, dimensions.index(True), num_levels)
         else:
-            found = descent.neighbors_of(levels, window, sizes, dimensions, num_levels, self.rule.descent.windows)
+            found = descent.neighbors_of(
+                levels, window, sizes, dimensions, num_levels, self.rule.descent.windows
+            )
         for i, journey in enumerate(journeys):
-            asked = descent.Candidates(found.exists[i][None].copy(), found.levels[i][None], found.window[i][None],
-                                       found.size[i][None], found.bin_width[i][None])
+            asked = descent.Candidates(
+                found.exists[i][None].copy(),
+                found.levels[i][None],
+                found.window[i][None],
+                found.size[i][None],
+                found.bin_width[i][None],
+            )
             for column in np.flatnonzero(asked.exists[0]).tolist() if journey.forbidden else ():
                 asked.exists[0, column] = _state(asked, column) not in journey.forbidden
             self._enqueue(journey, asked)
@@ -150,9 +183,14 @@ class Search:
             self._ended.append(journey)
             return
         journey._candidates, journey._unanswered = asked, len(columns)
-        journey._correct, journey._confidence = np.zeros(asked.exists.shape[1], np.bool_), np.zeros(asked.exists.shape[1])
+        journey._correct, journey._confidence = (
+            np.zeros(asked.exists.shape[1], np.bool_),
+            np.zeros(asked.exists.shape[1]),
+        )
         # Those under way before those that arrive: images end early, and few are kept at a time.
-        (self._queue.extendleft if journey.confidence else self._queue.extend)([(journey, column) for column in reversed(columns)])
+        (self._queue.extendleft if journey.confidence else self._queue.extend)(
+            [(journey, column) for column in reversed(columns)]
+        )
 
     def _start(self, journey: SearchPath) -> None:
         """Asks about full quality first; a journey that is known to be right there goes on from where it stands."""
@@ -160,10 +198,20 @@ class Search:
             self._queue_neighbors([journey])
             return
         whole = np.array([[0, 0, *journey.size]], np.int32)
-        self._enqueue(journey, descent.Candidates(np.ones((1, 1), np.bool_), np.zeros((1, 1, 3), np.uint8), whole[None], whole[None, :, 2:],
-                                              np.ones((1, 1), np.int32)))
+        self._enqueue(
+            journey,
+            descent.Candidates(
+                np.ones((1, 1), np.bool_),
+                np.zeros((1, 1, 3), np.uint8),
+                whole[None],
+                whole[None, :, 2:],
+                np.ones((1, 1), np.int32),
+            ),
+        )
 
-    def _classify(self, batch: list[tuple[SearchPath, int]]) -> tuple[list[tuple[SearchPath, int]], torch.Tensor, torch.Tensor]:
+    def _classify(
+        self, batch: list[tuple[SearchPath, int]]
+    ) -> tuple[list[tuple[SearchPath, int]], torch.Tensor, torch.Tensor]:
         """The batch, whether the network is right about each, and the true class's probability; not waited for."""
         with torch.inference_mode():
             images = self.reducer.network_inputs([j.pixels for j, _ in batch], _reduction(batch))
@@ -174,11 +222,13 @@ class Search:
                 if images.ndim == 4:
                     images = images.contiguous(memory_format=torch.channels_last)
             with self.autocast():
-                logits = self.model(images)[:len(batch)]
+                logits = self.model(images)[: len(batch)]
             sure = logits.float().softmax(1).gather(1, truth[:, None])[:, 0]
             return batch, logits.argmax(1) == truth, sure
 
-    def _record_answers(self, batch: list[tuple[SearchPath, int]], right: torch.Tensor, sure: torch.Tensor) -> None:
+    def _record_answers(
+        self, batch: list[tuple[SearchPath, int]], right: torch.Tensor, sure: torch.Tensor
+    ) -> None:
         going, again = [], []
         for (journey, column), good, value in zip(batch, right.tolist(), sure.tolist(), strict=True):
             journey._correct[column], journey._confidence[column] = good, value
@@ -206,7 +256,9 @@ class Search:
         if self.rule.exhaustive or self.rule.descent.prefer == "entropy":
             bytes_ = np.stack(list(self._pool.map(self._entropies, journeys)))
         going = []
-        for journey, column in zip(journeys, descent.choose_neighbor(good, sure, bytes_).tolist(), strict=True):
+        for journey, column in zip(
+            journeys, descent.choose_neighbor(good, sure, bytes_).tolist(), strict=True
+        ):
             assert journey._candidates is not None
             if column >= 0 and (state := _state(journey._candidates, column)) != FULL_STATE:
                 journey.path.append(state)
@@ -241,22 +293,39 @@ class Search:
         return result
 
 
-def _every_level(levels: npt.NDArray[np.uint8], window: npt.NDArray[np.int32], sizes: npt.NDArray[np.int32], dimension: int,
-                 num_levels: int) -> descent.Candidates:
+def _every_level(
+    levels: npt.NDArray[np.uint8],
+    window: npt.NDArray[np.int32],
+    sizes: npt.NDArray[np.int32],
+    dimension: int,
+    num_levels: int,
+) -> descent.Candidates:
     """Every level of one dimension (not crop) from full quality, columns 0 to n - 1; dead ones do not exist."""
     count = len(levels)
     exists = np.zeros((count, num_levels), np.bool_)
     exists[:, 0] = True
     at = np.zeros_like(levels)
-    while len(rows := np.flatnonzero((after := descent.next_levels(at, window, sizes, num_levels)[:, dimension]) >= 0)):
+    while len(
+        rows := np.flatnonzero(
+            (after := descent.next_levels(at, window, sizes, num_levels)[:, dimension]) >= 0
+        )
+    ):
         exists[rows, after[rows]] = True
         at[rows, dimension] = after[rows]
         at[after < 0, dimension] = num_levels - 1
     every = np.zeros((count, num_levels, 3), np.uint8)
     every[:, :, dimension] = np.arange(num_levels)
     windows = np.repeat(window[:, None], num_levels, axis=1)
-    size = scaled_size(windows.reshape(-1, 4)[:, 2:], every.reshape(-1, 3)[:, descent.RESOLUTION], num_levels).reshape(count, num_levels, 2)
-    return descent.Candidates(exists, every, windows, size, bin_width(every[..., 0].reshape(-1), num_levels).reshape(count, num_levels))
+    size = scaled_size(
+        windows.reshape(-1, 4)[:, 2:], every.reshape(-1, 3)[:, descent.RESOLUTION], num_levels
+    ).reshape(count, num_levels, 2)
+    return descent.Candidates(
+        exists,
+        every,
+        windows,
+        size,
+        bin_width(every[..., 0].reshape(-1), num_levels).reshape(count, num_levels),
+    )
 
 
 def _state(found: descent.Candidates, column: int) -> ReductionState:
@@ -266,8 +335,11 @@ def _state(found: descent.Candidates, column: int) -> ReductionState:
 
 def _reduction(batch: list[tuple[SearchPath, int]]) -> ReductionParams:
     asked = [(j._candidates, column) for j, column in batch]
-    return ReductionParams(np.stack([a.window[0, c] for a, c in asked if a]), np.stack([a.size[0, c] for a, c in asked if a]),
-                      np.array([a.bin_width[0, c] for a, c in asked if a], np.int32))
+    return ReductionParams(
+        np.stack([a.window[0, c] for a, c in asked if a]),
+        np.stack([a.size[0, c] for a, c in asked if a]),
+        np.array([a.bin_width[0, c] for a, c in asked if a], np.int32),
+    )
 
 
 def _bytes(pixels: Any) -> int:

@@ -10,7 +10,15 @@ import numpy.typing as npt
 Words = npt.NDArray[np.uint64]
 Samples = npt.NDArray[np.int64]
 
-ORDER, CROP, FLIP, RESIZED_CROP, LEVEL, ONLINE, CHOICE = 1, 2, 3, 4, 5, 6, 7  # purposes; the low byte, the rest counts draws
+ORDER, CROP, FLIP, RESIZED_CROP, LEVEL, ONLINE, CHOICE = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+)  # purposes; the low byte, the rest counts draws
 _LOW = np.uint64(0xFFFFFFFF)
 
 
@@ -21,7 +29,12 @@ def philox(key: int, counter: tuple[Words | int, Words | int, int, int]) -> tupl
     shift = np.uint64(32)
     for _ in range(10):
         p0, p1 = x0 * np.uint64(0xD2511F53), x2 * np.uint64(0xCD9E8D57)
-        x0, x1, x2, x3 = ((p1 >> shift) ^ x1 ^ np.uint64(k0), p1 & _LOW, (p0 >> shift) ^ x3 ^ np.uint64(k1), p0 & _LOW)
+        x0, x1, x2, x3 = (
+            (p1 >> shift) ^ x1 ^ np.uint64(k0),
+            p1 & _LOW,
+            (p0 >> shift) ^ x3 ^ np.uint64(k1),
+            p0 & _LOW,
+        )
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return x0, x1, x2, x3
 

@@ -61,8 +61,14 @@ def reduced_split_levels(split: str, q: float, num_levels: int) -> dict[str, tup
     level = level_of(q, num_levels)
     if not level:
         raise InputError("quality 1 is the untouched image: give a quality below 1")
-    return {reduction: (f"{split}-{reduction}-{(num_levels - level) / num_levels:g}", constant_levels(dimensions, level))
-            for reduction, dimensions in REDUCTIONS.items() if any(dimensions)}
+    return {
+        reduction: (
+            f"{split}-{reduction}-{(num_levels - level) / num_levels:g}",
+            constant_levels(dimensions, level),
+        )
+        for reduction, dimensions in REDUCTIONS.items()
+        if any(dimensions)
+    }
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,9 @@ class RandomLevels:
     epoch: int
 
     def for_samples(self, samples: Samples) -> npt.NDArray[np.uint8]:
-        drawn = self.first + np.floor(uniform(self.seed, self.epoch, samples, LEVEL)[:, 0] * (self.last - self.first + 1))
+        drawn = self.first + np.floor(
+            uniform(self.seed, self.epoch, samples, LEVEL)[:, 0] * (self.last - self.first + 1)
+        )
         levels: npt.NDArray[np.uint8] = (drawn[:, None] * np.array(self.dimensions)).astype(np.uint8)
         return levels
 
@@ -92,20 +100,30 @@ class PerImageLevels:
     levels: uint8 [N, 3]. places: int32 [N, 2] top, left, or None. steps: uint16 [N] of online feedback, or None.
     """
 
-    def __init__(self, levels: npt.NDArray[np.uint8], places: npt.NDArray[np.int32] | None,
-                 steps: npt.NDArray[np.uint16] | None) -> None:
+    def __init__(
+        self,
+        levels: npt.NDArray[np.uint8],
+        places: npt.NDArray[np.int32] | None,
+        steps: npt.NDArray[np.uint16] | None,
+    ) -> None:
         self.levels, self._window_origins, self.steps = levels, places, steps
 
     @classmethod
     def at_full_quality(cls, count: int, crop: bool, online: bool) -> PerImageLevels:
         """Every image at full quality; no memory is touched before it is written."""
-        return cls(np.zeros((count, 3), np.uint8), np.zeros((count, 2), np.int32) if crop else None,
-                   np.zeros(count, np.uint16) if online else None)
+        return cls(
+            np.zeros((count, 3), np.uint8),
+            np.zeros((count, 2), np.int32) if crop else None,
+            np.zeros(count, np.uint16) if online else None,
+        )
 
     @classmethod
-    def load(cls, folder: Path, stage: int, count: int, num_levels: int, crop: bool, online: bool) -> PerImageLevels:
+    def load(
+        cls, folder: Path, stage: int, count: int, num_levels: int, crop: bool, online: bool
+    ) -> PerImageLevels:
         """Raises RunError naming the file that is missing, damaged, or of another data set or step; values of a large one that cannot
         be are found where they are used."""
+
         def array(name: str, dtype: type[Any], shape: tuple[int, ...], bound: int) -> Any:
             file = folder / f"{stage:04d}.{name}.npy"
             try:
@@ -115,11 +133,15 @@ class PerImageLevels:
             except Exception as error:  # numpy reads the header as Python text, whose errors have many types
                 raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
             if found.dtype != dtype or found.shape != shape:
-                raise RunError(f"{printable(file)} holds {found.dtype}{list(found.shape)}, not {np.dtype(dtype)}{list(shape)}")
+                raise RunError(
+                    f"{printable(file)} holds {found.dtype}{list(found.shape)}, not {np.dtype(dtype)}{list(shape)}"
+                )
 
             def check(part: npt.NDArray[Any]) -> None:
                 if part.size and not 0 <= int(part.min()) <= int(part.max()) < bound:
-                    raise RunError(f"{printable(file)} holds values outside 0..{bound - 1}: it is damaged or of another --step")
+                    raise RunError(
+                        f"{printable(file)} holds values outside 0..{bound - 1}: it is damaged or of another --step"
+                    )
 
             found.check = check
             if found.nbytes > MAPPED:
@@ -128,13 +150,20 @@ class PerImageLevels:
                 found.part(start, min(start + CHUNK, shape[0]))
             return np.load(file, mmap_mode="r", allow_pickle=False)
 
-        return cls(array("levels", np.uint8, (count, 3), num_levels), array("places", np.int32, (count, 2), 2**31) if crop else None,
-                   array("steps", np.uint16, (count,), 3 * num_levels) if online else None)
+        return cls(
+            array("levels", np.uint8, (count, 3), num_levels),
+            array("places", np.int32, (count, 2), 2**31) if crop else None,
+            array("steps", np.uint16, (count,), 3 * num_levels) if online else None,
+        )
 
     def save(self, folder: Path, stage: int) -> None:
         """Writes `STAGE.NAME.npy` files, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, values in (("levels", self.levels), ("places", self._window_origins), ("steps", self.steps)):
+        for name, values in (
+            ("levels", self.levels),
+            ("places", self._window_origins),
+            ("steps", self.steps),
+        ):
             if values is not None:
                 partial = folder / f"{stage:04d}.{name}.partial"
                 with open(partial, "wb") as file:
@@ -143,8 +172,11 @@ class PerImageLevels:
 
     def copy(self) -> PerImageLevels:
         """A copy that `put` may change."""
-        return PerImageLevels(np.array(self.levels), None if self._window_origins is None else np.array(self._window_origins),
-                        None if self.steps is None else np.array(self.steps))
+        return PerImageLevels(
+            np.array(self.levels),
+            None if self._window_origins is None else np.array(self._window_origins),
+            None if self.steps is None else np.array(self.steps),
+        )
 
     def assign(self, samples: Samples, levels: npt.NDArray[np.uint8], window: npt.NDArray[np.int32]) -> None:
         self.levels[samples] = levels
@@ -159,7 +191,11 @@ class PerImageLevels:
 
     def window_origins_or_zero(self, samples: Samples) -> npt.NDArray[np.int32]:
         """As `places`; zeros where crops do not move."""
-        return np.zeros((len(samples), 2), np.int32) if self._window_origins is None else np.asarray(self._window_origins[samples])
+        return (
+            np.zeros((len(samples), 2), np.int32)
+            if self._window_origins is None
+            else np.asarray(self._window_origins[samples])
+        )
 
 
 def histogram(levels: Levels, count: int, num_levels: int) -> npt.NDArray[np.int64]:

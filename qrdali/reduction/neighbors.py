@@ -20,8 +20,8 @@ Floats = npt.NDArray[np.float64]
 
 COLOR, CROP, RESOLUTION = 0, 1, 2  # columns of levels
 ANCHORS = {
-    5: np.array([(0, 0), (0, 1), (1, 0), (1, 1), (.5, .5)]),
-    9: np.array([(y, x) for y in (0, .5, 1) for x in (0, .5, 1)]),
+    5: np.array([(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)]),
+    9: np.array([(y, x) for y in (0, 0.5, 1) for x in (0, 0.5, 1)]),
 }
 
 
@@ -42,7 +42,11 @@ class Candidates:
 
 def column_dimensions(dimensions: tuple[bool, bool, bool], windows: int = 5) -> tuple[int, ...]:
     """The dimension that each of the K columns of `neighbours` moves."""
-    return (COLOR,) * dimensions[COLOR] + (RESOLUTION,) * dimensions[RESOLUTION] + (CROP,) * (windows if dimensions[CROP] else 0)
+    return (
+        (COLOR,) * dimensions[COLOR]
+        + (RESOLUTION,) * dimensions[RESOLUTION]
+        + (CROP,) * (windows if dimensions[CROP] else 0)
+    )
 
 
 def window_of(levels: Bytes, places: Int32, sizes: npt.NDArray[np.integer], num_levels: int) -> Int32:
@@ -50,7 +54,9 @@ def window_of(levels: Bytes, places: Int32, sizes: npt.NDArray[np.integer], num_
     return np.concatenate([places, scaled_size(sizes, levels[:, CROP], num_levels)], axis=1)
 
 
-def next_levels(levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], num_levels: int) -> npt.NDArray[np.int64]:
+def next_levels(
+    levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], num_levels: int
+) -> npt.NDArray[np.int64]:
     """The next lower level of each dimension that changes the image, int64 [N, 3]; -1 where there is none.
 
     A level that leaves the bin width, or every side, as it is, is dead and skipped.
@@ -74,8 +80,14 @@ def next_levels(levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], nu
     return result
 
 
-def neighbors_of(levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], dimensions: tuple[bool, bool, bool], num_levels: int,
-               windows: int = 5) -> Candidates:
+def neighbors_of(
+    levels: Bytes,
+    window: Int32,
+    sizes: npt.NDArray[np.integer],
+    dimensions: tuple[bool, bool, bool],
+    num_levels: int,
+    windows: int = 5,
+) -> Candidates:
     """The states one step below: one for color, one for resolution, one per candidate window for crop.
 
     levels: uint8 [N, 3]. window: int32 [N, 4]. sizes: [N, 2], upright height and width of the originals.
@@ -98,20 +110,30 @@ def neighbors_of(levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], d
     if dimensions[CROP]:
         inner = scaled_size(sizes, np.maximum(after[:, CROP], levels[:, CROP]), num_levels)
         for anchor in ANCHORS[windows]:
-            place = window[:, :2] + window_offset(window[:, 2:], inner, np.broadcast_to(anchor, (len(levels), 2)))
+            place = window[:, :2] + window_offset(
+                window[:, 2:], inner, np.broadcast_to(anchor, (len(levels), 2))
+            )
             add(CROP, np.concatenate([place, inner], axis=1).astype(np.int32))
     k = len(exists)
     if not k:
         empty = np.empty((len(levels), 0), np.int32)
-        return Candidates(empty.astype(np.bool_), np.empty((len(levels), 0, 3), np.uint8), np.empty((len(levels), 0, 4), np.int32),
-                          np.empty((len(levels), 0, 2), np.int32), empty)
+        return Candidates(
+            empty.astype(np.bool_),
+            np.empty((len(levels), 0, 3), np.uint8),
+            np.empty((len(levels), 0, 4), np.int32),
+            np.empty((len(levels), 0, 2), np.int32),
+            empty,
+        )
     lv, wd = np.stack(new_levels, axis=1), np.stack(new_window, axis=1).astype(np.int32)
-    size = scaled_size(wd[..., 2:].reshape(-1, 2), lv[..., RESOLUTION].reshape(-1), num_levels).reshape(-1, k, 2)
+    size = scaled_size(wd[..., 2:].reshape(-1, 2), lv[..., RESOLUTION].reshape(-1), num_levels).reshape(
+        -1, k, 2
+    )
     return Candidates(np.stack(exists, axis=1), lv, wd, size, bin_width(lv[..., COLOR], num_levels))
 
 
-def choose_neighbor(acceptable: Bools, confidence: npt.NDArray[np.floating],
-           entropy: npt.NDArray[np.integer] | None = None) -> npt.NDArray[np.int64]:
+def choose_neighbor(
+    acceptable: Bools, confidence: npt.NDArray[np.floating], entropy: npt.NDArray[np.integer] | None = None
+) -> npt.NDArray[np.int64]:
     """The column accepted for each state, int64 [N]; -1 where none is acceptable (exists and is classified correctly).
 
     By the highest `confidence` [N, K] in the true class; or, where `entropy` [N, K] (PNG bytes) is given, by the fewest
@@ -129,18 +151,27 @@ def choose_neighbor(acceptable: Bools, confidence: npt.NDArray[np.floating],
     return np.where(good.any(axis=1), best, -1)
 
 
-def accept_neighbor(levels: Bytes, window: Int32, candidates: Candidates, choice: npt.NDArray[np.int64]) -> tuple[Bytes, Int32]:
+def accept_neighbor(
+    levels: Bytes, window: Int32, candidates: Candidates, choice: npt.NDArray[np.int64]
+) -> tuple[Bytes, Int32]:
     """The states after a step: those chosen, or as they were where the choice is -1."""
     if not candidates.exists.shape[1]:
         return levels, window
     rows, column = np.arange(len(choice)), np.maximum(choice, 0)
     moved = (choice >= 0)[:, None]
-    return (np.where(moved, candidates.levels[rows, column], levels).astype(np.uint8),
-            np.where(moved, candidates.window[rows, column], window).astype(np.int32))
+    return (
+        np.where(moved, candidates.levels[rows, column], levels).astype(np.uint8),
+        np.where(moved, candidates.window[rows, column], window).astype(np.int32),
+    )
 
 
-def levels_after(steps: npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], dimensions: tuple[bool, bool, bool], num_levels: int,
-           anchors: Callable[[int], Floats]) -> tuple[Bytes, Int32, npt.NDArray[np.int64]]:
+def levels_after(
+    steps: npt.NDArray[np.integer],
+    sizes: npt.NDArray[np.integer],
+    dimensions: tuple[bool, bool, bool],
+    num_levels: int,
+    anchors: Callable[[int], Floats],
+) -> tuple[Bytes, Int32, npt.NDArray[np.int64]]:
     """States after `steps` [N] unasked steps from full quality, one dimension after another in the order color,
     resolution, crop; the window of step t is placed by `anchors(t)`, [N, 2] in [0, 1].
 

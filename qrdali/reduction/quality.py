@@ -46,7 +46,9 @@ def num_levels_of(step: float) -> int:
     """n of a step 1/n. Raises InputError unless `step` is 1/n within 1e-9 with n from 2 to 255."""
     n = round(1 / step) if 1e-3 < step <= 1 else 0
     if not 2 <= n <= 255 or abs(step - 1 / n) > 1e-9:
-        raise InputError(f"step {step:g} is not 1/n for a whole n from 2 to 255: use 0.25, 0.2, 0.1 or 0.05, say")
+        raise InputError(
+            f"step {step:g} is not 1/n for a whole n from 2 to 255: use 0.25, 0.2, 0.1 or 0.05, say"
+        )
     return n
 
 
@@ -56,16 +58,24 @@ def level_of(quality: float, num_levels: int) -> int:
         raise InputError(f"quality {quality:g} is outside (0, 1]: 1 is the untouched image")
     level = round((1 - quality) * num_levels)
     if abs((num_levels - level) / num_levels - quality) > 1e-9:
-        below, above = (np.floor(quality * num_levels) / num_levels, np.ceil(quality * num_levels) / num_levels)
-        raise InputError(f"quality {quality:g} is no level of step {1 / num_levels:g}: use {above:g}"
-                         + (f" or {below:g}" if below > 0 else "") + ", or a finer --step")
+        below, above = (
+            np.floor(quality * num_levels) / num_levels,
+            np.ceil(quality * num_levels) / num_levels,
+        )
+        raise InputError(
+            f"quality {quality:g} is no level of step {1 / num_levels:g}: use {above:g}"
+            + (f" or {below:g}" if below > 0 else "")
+            + ", or a finer --step"
+        )
     return level
 
 
 def quality(levels: npt.NDArray[np.integer], num_levels: int) -> Floats:
     """q = (n - k) / n for levels k of the step 1/n, any shape. Raises ValueError for a level outside 0..n-1."""
     if levels.size and not 0 <= int(levels.min()) <= int(levels.max()) < num_levels:
-        raise ValueError(f"levels {levels.min()}..{levels.max()} are outside 0..{num_levels - 1} of step 1/{num_levels}")
+        raise ValueError(
+            f"levels {levels.min()}..{levels.max()} are outside 0..{num_levels - 1} of step 1/{num_levels}"
+        )
     return (num_levels - levels.astype(np.float64)) / num_levels
 
 
@@ -90,7 +100,9 @@ def window_offset(outer: npt.NDArray[np.integer], inner: npt.NDArray[np.integer]
     return round_half_up(anchors * (outer.astype(np.int64) - inner)).astype(np.int32)
 
 
-def reduction_params(levels: LevelArray, sizes: npt.NDArray[np.integer], anchors: Floats, num_levels: int) -> ReductionParams:
+def reduction_params(
+    levels: LevelArray, sizes: npt.NDArray[np.integer], anchors: Floats, num_levels: int
+) -> ReductionParams:
     """Integers for N images.
 
     levels: uint8 [N, 3] (color, crop, resolution). sizes: [N, 2] upright height and width in pixels, at least 1.
@@ -98,4 +110,6 @@ def reduction_params(levels: LevelArray, sizes: npt.NDArray[np.integer], anchors
     """
     window_size = scaled_size(sizes, levels[:, 1], num_levels)
     window = np.concatenate([window_offset(sizes, window_size, anchors), window_size], axis=1)
-    return ReductionParams(window, scaled_size(window_size, levels[:, 2], num_levels), bin_width(levels[:, 0], num_levels))
+    return ReductionParams(
+        window, scaled_size(window_size, levels[:, 2], num_levels), bin_width(levels[:, 0], num_levels)
+    )

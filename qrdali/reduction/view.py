@@ -11,7 +11,10 @@ import numpy.typing as npt
 Regions = npt.NDArray[np.float32]
 
 RRC_SCALE = (0.08, 1.0)  # share of the area
-RRC_RATIO = (3 / 4, 4 / 3)  # width ÷ height; both as in the Inception papers and torchvision's RandomResizedCrop
+RRC_RATIO = (
+    3 / 4,
+    4 / 3,
+)  # width ÷ height; both as in the Inception papers and torchvision's RandomResizedCrop
 
 
 @dataclass(frozen=True)

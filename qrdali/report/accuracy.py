@@ -30,13 +30,27 @@ def compare(group: Group, name: str) -> list[Comparison]:
     found = []
     for run in group.runs:
         base = group.baseline(run)
-        if is_baseline(run.settings) or base is None or name not in run.sets or name not in base.sets \
-                or run.sets[name].digest != base.sets[name].digest:
+        if (
+            is_baseline(run.settings)
+            or base is None
+            or name not in run.sets
+            or name not in base.sets
+            or run.sets[name].digest != base.sets[name].digest
+        ):
             continue
-        found.append((run, base, mcnemar(base.sets[name].correct, run.sets[name].correct),
-                      run.sets[name].accuracy - base.sets[name].accuracy))
+        found.append(
+            (
+                run,
+                base,
+                mcnemar(base.sets[name].correct, run.sets[name].correct),
+                run.sets[name].accuracy - base.sets[name].accuracy,
+            )
+        )
     corrected = holm([test.p_value for _, _, test, _ in found])
-    return [Comparison(run, base, name, test, difference, p) for (run, base, test, difference), p in zip(found, corrected, strict=True)]
+    return [
+        Comparison(run, base, name, test, difference, p)
+        for (run, base, test, difference), p in zip(found, corrected, strict=True)
+    ]
 
 
 def percent(configuration: Configuration, name: str, digits: int) -> Cell:
@@ -47,12 +61,20 @@ def percent(configuration: Configuration, name: str, digits: int) -> Cell:
         return NOTHING
     cell = number(100 * mean, f".{digits}f", None if sd is None else 100 * sd)
     few = len(values) < len(configuration.runs)
-    return Cell(f"{cell.text} ({len(values)} of {len(configuration.runs)})", cell.value, cell.sd) if few else cell
+    return (
+        Cell(f"{cell.text} ({len(values)} of {len(configuration.runs)})", cell.value, cell.sd)
+        if few
+        else cell
+    )
 
 
 def digits(group: Group) -> int:
     """Decimals of percentages: two where the largest set has 10,000 images or more."""
-    return 2 if max((len(rows.correct) for run in group.runs for rows in run.sets.values()), default=0) >= 10_000 else 1
+    return (
+        2
+        if max((len(rows.correct) for run in group.runs for rows in run.sets.values()), default=0) >= 10_000
+        else 1
+    )
 
 
 def table(group: Group, slug: str) -> Table:
@@ -63,15 +85,34 @@ def table(group: Group, slug: str) -> Table:
     for configuration in group.configurations:
         best, best_sd = configuration.mean(lambda run: run.trained.epoch)
         epochs, epochs_sd = configuration.mean(lambda run: run.last.epoch)
-        rows.append((words(configuration.method), words(configuration.reduction), words(configuration.sequence),
-                     number(len(configuration.runs)), number(best, ".0f", best_sd), number(epochs, ".0f", epochs_sd),
-                     *(percent(configuration, name, shown) for name in group.sets),
-                     _against(configuration, [c for c in comparisons if c.run in configuration.runs])))
+        rows.append(
+            (
+                words(configuration.method),
+                words(configuration.reduction),
+                words(configuration.sequence),
+                number(len(configuration.runs)),
+                number(best, ".0f", best_sd),
+                number(epochs, ".0f", epochs_sd),
+                *(percent(configuration, name, shown) for name in group.sets),
+                _against(configuration, [c for c in comparisons if c.run in configuration.runs]),
+            )
+        )
     marked = frozenset(i for i, c in enumerate(group.configurations) if is_baseline(c.runs[0].settings))
-    notes = ["Accuracy in percent; several seeds as mean ± standard deviation. Best epoch: of this run by validation, 0 are its starting "
-             "weights. Against the baseline: difference on test in points, McNemar's test without continuity correction, "
-             "*** p < .001, ** < .01, * < .05, not corrected (the table of comparisons has Holm's correction)."]
-    columns = ("method", "reduction", "sequence", "seeds", "best epoch", "epochs", *group.sets, "test against baseline")
+    notes = [
+        "Accuracy in percent; several seeds as mean ± standard deviation. Best epoch: of this run by validation, 0 are its starting "
+        "weights. Against the baseline: difference on test in points, McNemar's test without continuity correction, "
+        "*** p < .001, ** < .01, * < .05, not corrected (the table of comparisons has Holm's correction)."
+    ]
+    columns = (
+        "method",
+        "reduction",
+        "sequence",
+        "seeds",
+        "best epoch",
+        "epochs",
+        *group.sets,
+        "test against baseline",
+    )
     return Table(slug, "Accuracy", columns, tuple(rows), tuple(notes + missing(group)), marked)
 
 
@@ -81,7 +122,7 @@ def _against(configuration: Configuration, own: list[Comparison]) -> Cell:
     mean = 100 * sum(c.difference for c in own) / len(own)
     if len(configuration.runs) == 1:
         return Cell(f"{mean:+.2f} {own[0].test.stars or 'n.s.'}", mean)
-    return Cell(f"{mean:+.2f}, p < .05 in {sum(c.test.p_value < .05 for c in own)} of {len(own)}", mean)
+    return Cell(f"{mean:+.2f}, p < .05 in {sum(c.test.p_value < 0.05 for c in own)} of {len(own)}", mean)
 
 
 def missing(group: Group) -> list[str]:
@@ -91,16 +132,22 @@ def missing(group: Group) -> list[str]:
     for name in dict.fromkeys((*group.sets, "test")):
         without = [run for run in group.runs if name not in run.sets]
         if without:
-            notes.append(f"No rows of {name} for {_some(without)}: qrdali evaluate --run {shlex.quote(str(without[0].folder))} "
-                         f"{evaluate_command_for(name, shlex.quote(without[0].settings.data))}")
+            notes.append(
+                f"No rows of {name} for {_some(without)}: qrdali evaluate --run {shlex.quote(str(without[0].folder))} "
+                f"{evaluate_command_for(name, shlex.quote(without[0].settings.data))}"
+            )
         if len({run.sets[name].digest for run in group.runs if name in run.sets}) > 1:
-            notes.append(f"The rows of {name} are not of the same images in all runs, and those are not compared: evaluate all on the "
-                         "same data.")
+            notes.append(
+                f"The rows of {name} are not of the same images in all runs, and those are not compared: evaluate all on the "
+                "same data."
+            )
     alone = [run for run in group.runs if not is_baseline(run.settings) and group.baseline(run) is None]
     if alone:
         notes.append(f"No baseline of the same seed is here for {_some(alone)}: nothing to compare with.")
     if any(run.settings.monitor == "phase" for run in group.runs):
-        notes.append("Runs with --monitor phase chose their best epoch by validation under each epoch's own quality.")
+        notes.append(
+            "Runs with --monitor phase chose their best epoch by validation under each epoch's own quality."
+        )
     return [printable(note) for note in notes]
 
 
@@ -121,36 +168,89 @@ def comparisons(group: Group, slug: str) -> Table | None:
             low, high = wilson(int(correct.sum()), len(correct))
             if is_baseline(run.settings):
                 marked.add(len(rows))
-            cells = [words(name), words(run.name), number(len(correct)), number(100 * correct.mean(), f".{shown}f"),
-                     number(100 * low, f".{shown}f"), number(100 * high, f".{shown}f")]
+            cells = [
+                words(name),
+                words(run.name),
+                number(len(correct)),
+                number(100 * correct.mean(), f".{shown}f"),
+                number(100 * low, f".{shown}f"),
+                number(100 * high, f".{shown}f"),
+            ]
             if c := found.get((run.name, name)):
                 t = c.test
-                cells += [words(c.base.name), number(100 * c.difference, "+.2f"), number(t.b), number(t.c), number(t.statistic, ".2f"),
-                          probability(t.p_value), probability(c.holm), probability(t.exact_p_value),
-                          words("descriptive" if name == "val" else t.stars or "n.s.")]
+                cells += [
+                    words(c.base.name),
+                    number(100 * c.difference, "+.2f"),
+                    number(t.b),
+                    number(t.c),
+                    number(t.statistic, ".2f"),
+                    probability(t.p_value),
+                    probability(c.holm),
+                    probability(t.exact_p_value),
+                    words("descriptive" if name == "val" else t.stars or "n.s."),
+                ]
             else:
                 cells += [NOTHING] * 9
             rows.append(tuple(cells))
     if not rows:
         return None
-    return Table(slug, "Comparisons with the baseline", (
-        "set", "run", "images", "accuracy", "95% low", "95% high", "baseline", "difference", "only baseline right", "only run right",
-        "χ²", "p", "p (Holm)", "p (exact)", "stars"), tuple(rows), (
-        "McNemar's test of each run and the baseline of its seed on the same images: χ² = (b − c)² ÷ (b + c) with one degree of freedom, "
-        "stars by its p. Holm's correction counts all comparisons on the same set. The exact p is the two-sided binomial's. "
-        "Intervals are Wilson's. On val the best epoch was chosen, so comparisons there are descriptive.",), frozenset(marked))
+    return Table(
+        slug,
+        "Comparisons with the baseline",
+        (
+            "set",
+            "run",
+            "images",
+            "accuracy",
+            "95% low",
+            "95% high",
+            "baseline",
+            "difference",
+            "only baseline right",
+            "only run right",
+            "χ²",
+            "p",
+            "p (Holm)",
+            "p (exact)",
+            "stars",
+        ),
+        tuple(rows),
+        (
+            "McNemar's test of each run and the baseline of its seed on the same images: χ² = (b − c)² ÷ (b + c) with one degree of freedom, "
+            "stars by its p. Holm's correction counts all comparisons on the same set. The exact p is the two-sided binomial's. "
+            "Intervals are Wilson's. On val the best epoch was chosen, so comparisons there are descriptive.",
+        ),
+        frozenset(marked),
+    )
 
 
 def top(group: Group, by: str, slug: str) -> Table | None:
     """The five best configurations but shared by mean accuracy on a set, and the baseline; None where fewer than two have it."""
-    ranked = [c for c in group.configurations if c.method != "shared" and c.mean(lambda run: run.accuracy.get(by))[0] is not None]
+    ranked = [
+        c
+        for c in group.configurations
+        if c.method != "shared" and c.mean(lambda run: run.accuracy.get(by))[0] is not None
+    ]
     ranked.sort(key=lambda c: -(c.mean(lambda run: run.accuracy.get(by))[0] or 0))
     if len(ranked) < 2:
         return None
     best = ranked[:5] + [c for c in ranked[5:] if is_baseline(c.runs[0].settings)]
-    rows = tuple((words(c.method), words(c.sequence), words(c.reduction), *(percent(c, name, digits(group)) for name in group.sets))
-                 for c in best)
+    rows = tuple(
+        (
+            words(c.method),
+            words(c.sequence),
+            words(c.reduction),
+            *(percent(c, name, digits(group)) for name in group.sets),
+        )
+        for c in best
+    )
     marked = frozenset(i for i, c in enumerate(best) if is_baseline(c.runs[0].settings))
     title = "The best five by validation" if by == "val" else f"The best five by {by} (descriptive)"
-    note = "" if by == "val" else f"Chosen by {by} itself: descriptive, its figures are no estimate of what these runs reach on new images."
-    return Table(slug, title, ("method", "sequence", "reduction", *group.sets), rows, (note,) if note else (), marked)
+    note = (
+        ""
+        if by == "val"
+        else f"Chosen by {by} itself: descriptive, its figures are no estimate of what these runs reach on new images."
+    )
+    return Table(
+        slug, title, ("method", "sequence", "reduction", *group.sets), rows, (note,) if note else (), marked
+    )

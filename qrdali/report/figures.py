@@ -12,9 +12,23 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 
-COLORS = {"color": "#c2410c", "crop": "#1d4ed8", "resolution": "#047857", "combination": "#7e22ce", "–": "#525252", "none": "#a16207"}
+COLORS = {
+    "color": "#c2410c",
+    "crop": "#1d4ed8",
+    "resolution": "#047857",
+    "combination": "#7e22ce",
+    "–": "#525252",
+    "none": "#a16207",
+}
 MARKERS = {"color": "o", "crop": "s", "resolution": "^", "combination": "D", "–": "*", "none": "X"}
-_BRIGHT = {"color": "#fb923c", "crop": "#60a5fa", "resolution": "#34d399", "combination": "#c084fc", "–": "#d4d4d4", "none": "#facc15"}
+_BRIGHT = {
+    "color": "#fb923c",
+    "crop": "#60a5fa",
+    "resolution": "#34d399",
+    "combination": "#c084fc",
+    "–": "#d4d4d4",
+    "none": "#facc15",
+}
 _LINES = ("#1d4ed8", "#c2410c", "#047857", "#7e22ce", "#0891b2", "#be185d", "#4d7c0f", "#525252")
 _BRIGHT_LINES = ("#60a5fa", "#fb923c", "#34d399", "#c084fc", "#22d3ee", "#f472b6", "#a3e635", "#d4d4d4")
 
@@ -55,16 +69,32 @@ class Figure:
         """kind: "svg" or "png"."""
         settings = {
             # Names are shown as they are: a run called $\\frac$ is no formula. Text stays text.
-            "text.parse_math": False, "svg.hashsalt": "qrdali", "svg.fonttype": "none", "font.size": 10, "axes.titlesize": 10,
-            "text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.edgecolor": theme.faint, "xtick.color": theme.ink,
-            "ytick.color": theme.ink, "axes.facecolor": theme.paper, "figure.facecolor": theme.paper, "grid.color": theme.grid,
-            "axes.grid": True, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9}
+            "text.parse_math": False,
+            "svg.hashsalt": "qrdali",
+            "svg.fonttype": "none",
+            "font.size": 10,
+            "axes.titlesize": 10,
+            "text.color": theme.ink,
+            "axes.labelcolor": theme.ink,
+            "axes.edgecolor": theme.faint,
+            "xtick.color": theme.ink,
+            "ytick.color": theme.ink,
+            "axes.facecolor": theme.paper,
+            "figure.facecolor": theme.paper,
+            "grid.color": theme.grid,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "legend.frameon": False,
+            "legend.fontsize": 9,
+        }
         with rc_context(settings), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph", UserWarning)
             canvas = Canvas(figsize=self.size, layout="constrained")
             self.draw(canvas, theme)
             out = io.BytesIO()
-            canvas.savefig(out, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else {"Software": None})
+            canvas.savefig(
+                out, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else {"Software": None}
+            )
         return out.getvalue()
 
 
@@ -72,4 +102,9 @@ def legend_below(canvas: Canvas, handles: Sequence[Any], labels: Sequence[str]) 
     """A legend under the plot, as many columns as its labels leave room for."""
     longest = max(map(len, labels), default=1)
     columns = max(1, min(4, int(canvas.get_figwidth() * 13 // (longest + 6))))
-    canvas.legend(handles, [label if len(label) <= 60 else label[:59] + "…" for label in labels], loc="outside lower center", ncols=columns)
+    canvas.legend(
+        handles,
+        [label if len(label) <= 60 else label[:59] + "…" for label in labels],
+        loc="outside lower center",
+        ncols=columns,
+    )

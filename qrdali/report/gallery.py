@@ -53,21 +53,35 @@ def rows(mepis: Mepis, most: int) -> list[Row]:
     turns = sorted((turn, label, sample) for label, own in queue.items() for turn, sample in enumerate(own))
     if len(queue) > most:  # more classes than rows: spread over them
         labels = sorted(queue)
-        turns = [(0, labels[i], queue[labels[i]][0]) for i in np.linspace(0, len(labels) - 1, most).astype(int)]
+        turns = [
+            (0, labels[i], queue[labels[i]][0]) for i in np.linspace(0, len(labels) - 1, most).astype(int)
+        ]
     return [_row(mepis, sample, *first[sample]) for _, _, sample in sorted(turns[:most], key=lambda t: t[1:])]
 
 
 def _row(mepis: Mepis, sample: int, label: int, path: str) -> Row:
-    found = {r: {key: column[i] for key, column in mepis.rows[r].items()}
-             for r in SEARCHED if r in mepis.rows for i in np.flatnonzero(mepis.rows[r]["sample"] == sample)[:1]}
+    found = {
+        r: {key: column[i] for key, column in mepis.rows[r].items()}
+        for r in SEARCHED
+        if r in mepis.rows
+        for i in np.flatnonzero(mepis.rows[r]["sample"] == sample)[:1]
+    }
     named = class_name(mepis, label, path)
     original, size = _original(path)
     # The window of a color or resolution MEPI is the whole image.
-    whole = next(((int(found[r]["width"]), int(found[r]["height"])) for r in ("color", "resolution") if r in found), size)
+    whole = next(
+        ((int(found[r]["width"]), int(found[r]["height"])) for r in ("color", "resolution") if r in found),
+        size,
+    )
     pictures = [Picture(original, "original")]
     for reduction in SEARCHED:
         if reduction not in found:
-            pictures.append(Picture("", f"{reduction}: no MEPI" if reduction in mepis.summary else f"{reduction}: not searched"))
+            pictures.append(
+                Picture(
+                    "",
+                    f"{reduction}: no MEPI" if reduction in mepis.summary else f"{reduction}: not searched",
+                )
+            )
             continue
         pictures.append(_minimal(mepis.folder / reduction, named, sample, reduction, found[reduction], whole))
     return Row(printable(named), printable(storage.shown(path)), tuple(pictures))
@@ -104,7 +118,9 @@ def _cell(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _minimal(folder: Path, place: str, sample: int, reduction: str, row: dict[str, Any], whole: tuple[int, int] | None) -> Picture:
+def _minimal(
+    folder: Path, place: str, sample: int, reduction: str, row: dict[str, Any], whole: tuple[int, int] | None
+) -> Picture:
     """place: the class's name, whose folder most likely holds the file."""
     share = 100 * float(row["quotient"])
     text = f"{reduction}: {share:.2g}%" if share < 9.95 else f"{reduction}: {share:.0f}%"

@@ -12,8 +12,22 @@ from qrdali.report.read import Run
 from qrdali.runs.settings import Settings
 
 # What does not make two runs different experiments.
-_ASIDE = frozenset({"seed", "init", "data", "device", "deterministic", "threads", "save_every", "match", "match_steps", "track_sets",
-                    "track_reduced", "probe_batch_size"})
+_ASIDE = frozenset(
+    {
+        "seed",
+        "init",
+        "data",
+        "device",
+        "deterministic",
+        "threads",
+        "save_every",
+        "match",
+        "match_steps",
+        "track_sets",
+        "track_reduced",
+        "probe_batch_size",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,10 @@ class Configuration:
     def mean(self, of: Callable[[Run], float | None]) -> tuple[float | None, float | None]:
         """(mean, standard deviation over seeds): (None, None) without values, no deviation of a single one."""
         values = self.values(of)
-        return (statistics.mean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None)
+        return (
+            statistics.mean(values) if values else None,
+            statistics.stdev(values) if len(values) > 1 else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -55,13 +72,25 @@ class Group:
     def sets(self) -> tuple[str, ...]:
         """Names of all evaluated sets: val, test, then the others."""
         names = dict.fromkeys(["val", *(name for run in self.runs for name in run.sets)])
-        return tuple(sorted(names, key=lambda name: (["val", "test"].index(name) if name in ("val", "test") else 2, name)))
+        return tuple(
+            sorted(
+                names, key=lambda name: (["val", "test"].index(name) if name in ("val", "test") else 2, name)
+            )
+        )
 
     def baseline(self, run: Run) -> Run | None:
         """The baseline that `run` is compared with: of the same seed; of several the one that agrees in most settings."""
-        own = [c for c in self.runs if is_baseline(c.settings) and c.settings.seed == run.settings.seed and c is not run]
+        own = [
+            c
+            for c in self.runs
+            if is_baseline(c.settings) and c.settings.seed == run.settings.seed and c is not run
+        ]
         told = run.settings.model_dump()
-        return max(own, key=lambda c: sum(told[key] == value for key, value in c.settings.model_dump().items()), default=None)
+        return max(
+            own,
+            key=lambda c: sum(told[key] == value for key, value in c.settings.model_dump().items()),
+            default=None,
+        )
 
 
 def is_baseline(settings: Settings) -> bool:
@@ -72,20 +101,29 @@ def group(known: list[Run]) -> list[Group]:
     """In the order in which data sets and networks first appear."""
     parts: dict[tuple[Any, ...], list[Run]] = {}
     for run in known:
-        parts.setdefault((run.images, run.trained.classes, run.trained.model, run.trained.preprocessing), []).append(run)
+        parts.setdefault(
+            (run.images, run.trained.classes, run.trained.model, run.trained.preprocessing), []
+        ).append(run)
     names = [part[0].settings.data.rstrip("/").rpartition("/") for part in parts.values()]
     plain = {name[2] for name in names}
     # Two data sets may both end in /data: then the folder above tells them apart.
     short = len(plain) == len({(key[0], key[1]) for key in parts})
-    return [Group(printable(name[2] if short or not name[0] else f"{name[0].rpartition('/')[2]}/{name[2]}"),
-                  _network(part[0]), part[0].trained.classes,
-                  tuple(_configurations(part)))
-            for name, part in zip(names, parts.values(), strict=True)]
+    return [
+        Group(
+            printable(name[2] if short or not name[0] else f"{name[0].rpartition('/')[2]}/{name[2]}"),
+            _network(part[0]),
+            part[0].trained.classes,
+            tuple(_configurations(part)),
+        )
+        for name, part in zip(names, parts.values(), strict=True)
+    ]
 
 
 def _network(run: Run) -> str:
     pre = run.trained.preprocessing
-    return printable(f"{run.trained.model} at {pre.input_size} px" + ("" if pre.fit == "whole" else f", {pre.fit}"))
+    return printable(
+        f"{run.trained.model} at {pre.input_size} px" + ("" if pre.fit == "whole" else f", {pre.fit}")
+    )
 
 
 def _configurations(part: list[Run]) -> list[Configuration]:
@@ -93,8 +131,17 @@ def _configurations(part: list[Run]) -> list[Configuration]:
     for run in part:
         left_out = _ASIDE | ({"max_epochs"} if run.settings.match_steps else set())
         told = run.settings.model_dump(exclude=set(left_out))
-        told["begins"] = "from a run" if run.settings.init else "published weights" if run.settings.pretrained else "from scratch"
-        keys.setdefault((*_names(run.settings), *(f"{k}={v!r}" for k, v in told.items() if k not in ("model", "method"))), []).append(run)
+        told["begins"] = (
+            "from a run"
+            if run.settings.init
+            else "published weights"
+            if run.settings.pretrained
+            else "from scratch"
+        )
+        keys.setdefault(
+            (*_names(run.settings), *(f"{k}={v!r}" for k, v in told.items() if k not in ("model", "method"))),
+            [],
+        ).append(run)
     result = []
     for key, same in keys.items():
         method, reduction, sequence = key[:3]
@@ -107,7 +154,10 @@ def _configurations(part: list[Run]) -> list[Configuration]:
         if len(set(seeds)) == len(seeds):
             result.append(Configuration(method + extra, reduction, sequence, tuple(same)))
         else:
-            result += [Configuration(f"{method}{extra} ({printable(run.name)})", reduction, sequence, (run,)) for run in same]
+            result += [
+                Configuration(f"{method}{extra} ({printable(run.name)})", reduction, sequence, (run,))
+                for run in same
+            ]
     return result
 
 
@@ -115,6 +165,9 @@ def _names(settings: Settings) -> tuple[str, str, str]:
     s = settings
     if s.method in ("shared", "baseline"):
         return ("baseline matched" if s.match_steps else s.method), "–", "–"
-    method = {"fixed": f"fixed {s.quality:g}", "linear": f"linear{' up' if s.direction == 'up' else ''}",
-              "adaptive": f"adaptive{' online' if s.feedback == 'online' else ''}"}.get(s.method, s.method)
+    method = {
+        "fixed": f"fixed {s.quality:g}",
+        "linear": f"linear{' up' if s.direction == 'up' else ''}",
+        "adaptive": f"adaptive{' online' if s.feedback == 'online' else ''}",
+    }.get(s.method, s.method)
     return ("sham" if s.reduction == "none" else method), s.reduction, s.sequence

@@ -29,7 +29,9 @@ class Drawn:
 
     @property
     def uris(self) -> tuple[str, str]:
-        first, second = ("data:image/svg+xml;base64," + base64.b64encode(svg).decode() for svg in (self.light, self.dark))
+        first, second = (
+            "data:image/svg+xml;base64," + base64.b64encode(svg).decode() for svg in (self.light, self.dark)
+        )
         return first, second
 
 
@@ -55,12 +57,25 @@ class Section:
 def page(title: str, facts: list[tuple[str, str]], sections: list[Section]) -> str:
     """HTML. Its content security policy allows its own style, script and embedded pictures, and no connection."""
     style, script = ((_TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)
-    policy = (f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
-              "form-action 'none'")
-    values: dict[str, Any] = {"title": title, "facts": facts, "sections": sections, "policy": policy, "style": Markup(style),
-                              "script": Markup(script)}
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    values: dict[str, Any] = {
+        "title": title,
+        "facts": facts,
+        "sections": sections,
+        "policy": policy,
+        "style": Markup(style),
+        "script": Markup(script),
+    }
     return environment.get_template("report.html").render(values)
 
 

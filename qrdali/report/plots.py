@@ -24,14 +24,20 @@ Spread = tuple[float, float | None]  # mean, and standard deviation over seeds
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _SHORT else text[:_SHORT - 1] + "…"
+    return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
 
 
 def reduced_sets(group: Group) -> tuple[str, ...]:
     """Sets beside the splits that every run with rows of test has rows of, of the same images."""
     runs = [run for run in group.runs if "test" in run.sets]
-    return tuple(name for name in group.sets if name.partition("-")[0] not in ("val", "train") and name != "test"
-                 and all(name in run.sets for run in runs) and len({run.sets[name].digest for run in runs}) == 1)
+    return tuple(
+        name
+        for name in group.sets
+        if name.partition("-")[0] not in ("val", "train")
+        and name != "test"
+        and all(name in run.sets for run in runs)
+        and len({run.sets[name].digest for run in runs}) == 1
+    )
 
 
 def _log(axes: Axes) -> None:
@@ -46,30 +52,58 @@ def _log(axes: Axes) -> None:
 def _points(axes: Axes, theme: Theme, points: Sequence[tuple[Configuration, Spread, Spread]]) -> None:
     for configuration, (x, x_sd), (y, y_sd) in points:
         color = theme.color(configuration.reduction)
-        axes.errorbar(x, y, xerr=x_sd, yerr=y_sd, color=color, linestyle="none", elinewidth=1, alpha=.45)
-        axes.plot(x, y, color=color, marker=_marker(configuration), linestyle="none",
-                  markersize=12 if is_baseline(configuration.runs[0].settings) else 7,
-                  markerfacecolor=theme.paper if configuration.sequence == "paired-rounds" else color)
+        axes.errorbar(x, y, xerr=x_sd, yerr=y_sd, color=color, linestyle="none", elinewidth=1, alpha=0.45)
+        axes.plot(
+            x,
+            y,
+            color=color,
+            marker=_marker(configuration),
+            linestyle="none",
+            markersize=12 if is_baseline(configuration.runs[0].settings) else 7,
+            markerfacecolor=theme.paper if configuration.sequence == "paired-rounds" else color,
+        )
         if configuration.reduction != "–" and len(points) <= _FEW:  # not by colour alone
-            axes.annotate(configuration.reduction, (x, y), (5, 4), textcoords="offset points", fontsize=7, color=theme.faint)
+            axes.annotate(
+                configuration.reduction,
+                (x, y),
+                (5, 4),
+                textcoords="offset points",
+                fontsize=7,
+                color=theme.faint,
+            )
 
 
 def _marker(configuration: Configuration) -> str:
     first = configuration.method.split(" ")[0]
     if first == "baseline" and not is_baseline(configuration.runs[0].settings):
         return "d"
-    return {"shared": "P", "baseline": "*", "fixed": "o", "linear": "s", "adaptive": "^", "random": "D", "sham": "X"}.get(first, "o")
+    return {
+        "shared": "P",
+        "baseline": "*",
+        "fixed": "o",
+        "linear": "s",
+        "adaptive": "^",
+        "random": "D",
+        "sham": "X",
+    }.get(first, "o")
 
 
 def _keys(canvas: Canvas, theme: Theme, configurations: Sequence[Configuration]) -> None:
     """Marker by method, colour by reduction, open for paired rounds."""
-    methods = {"baseline matched" if _marker(c) == "d" else c.method.split(" ")[0]: _marker(c) for c in configurations}
+    methods = {
+        "baseline matched" if _marker(c) == "d" else c.method.split(" ")[0]: _marker(c)
+        for c in configurations
+    }
     reductions = dict.fromkeys(c.reduction for c in configurations if c.reduction != "–")
-    handles = [Line2D([], [], color=theme.faint, marker=marker, linestyle="none") for marker in methods.values()]
+    handles = [
+        Line2D([], [], color=theme.faint, marker=marker, linestyle="none") for marker in methods.values()
+    ]
     handles += [Line2D([], [], color=theme.color(r), marker="o", linestyle="none") for r in reductions]
     labels = [*methods, *reductions]
     if any(c.sequence == "paired-rounds" for c in configurations):
-        handles.append(Line2D([], [], color=theme.faint, marker="o", markerfacecolor="none", linestyle="none"))
+        handles.append(
+            Line2D([], [], color=theme.faint, marker="o", markerfacecolor="none", linestyle="none")
+        )
         labels.append("open: paired-rounds")
     legend_below(canvas, handles, labels)
 
@@ -97,12 +131,20 @@ def joint(group: Group, slug: str) -> Figure | None:
             axes.axvline(base[1][0], color=theme.faint, linewidth=1, linestyle=":")
             axes.axhline(base[2][0], color=theme.faint, linewidth=1, linestyle=":")
         _points(axes, theme, points)
-        axes.set(xlabel="accuracy on test, full quality", ylabel=f"mean accuracy on {len(names)} reduced set{'s' * (len(names) > 1)}")
+        axes.set(
+            xlabel="accuracy on test, full quality",
+            ylabel=f"mean accuracy on {len(names)} reduced set{'s' * (len(names) > 1)}",
+        )
         _keys(canvas, theme, [p[0] for p in points])
 
-    return Figure(slug, "Full against reduced images",
-                  f"{len(points)} configurations of {group.network}: accuracy on full test images across, mean accuracy on "
-                  f"{', '.join(names)} up; dotted lines at the baseline.", draw, (5.0, 4.3))
+    return Figure(
+        slug,
+        "Full against reduced images",
+        f"{len(points)} configurations of {group.network}: accuracy on full test images across, mean accuracy on "
+        f"{', '.join(names)} up; dotted lines at the baseline.",
+        draw,
+        (5.0, 4.3),
+    )
 
 
 def cost(group: Group, unit: str, slug: str) -> Figure | None:
@@ -123,46 +165,84 @@ def cost(group: Group, unit: str, slug: str) -> Figure | None:
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
         _points(axes, theme, points)
-        axes.set(xlabel="optimizer steps" if unit != "seconds" else "seconds of training and probes", ylabel=f"accuracy on {name}",
-                 xlim=(0, None))
+        axes.set(
+            xlabel="optimizer steps" if unit != "seconds" else "seconds of training and probes",
+            ylabel=f"accuracy on {name}",
+            xlim=(0, None),
+        )
         _keys(canvas, theme, [p[0] for p in points])
 
-    return Figure(slug, f"Accuracy against {unit}", f"Accuracy on {name} of {len(points)} configurations of {group.network} against "
-                  f"{unit}, without the shared run's.", draw, (5.0, 4.3))
+    return Figure(
+        slug,
+        f"Accuracy against {unit}",
+        f"Accuracy on {name} of {len(points)} configurations of {group.network} against "
+        f"{unit}, without the shared run's.",
+        draw,
+        (5.0, 4.3),
+    )
 
 
 def evolution(group: Group, configuration: Configuration, slug: str) -> Figure:
     """Validation accuracy per epoch: C epochs filled, R epochs open, stages shaded, the baseline as a line. All of a group but
     shared have the same range of accuracy, so that they can be compared."""
     shared = configuration.method == "shared"
-    every = [e.val_accuracy for run in group.runs if (run.settings.method == "shared") == shared for e in run.epochs]
-    room = .08 * max(max(every) - min(every), .02)
+    every = [
+        e.val_accuracy
+        for run in group.runs
+        if (run.settings.method == "shared") == shared
+        for e in run.epochs
+    ]
+    room = 0.08 * max(max(every) - min(every), 0.02)
 
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
         color = theme.color(configuration.reduction)
         best = [b.trained.val_accuracy for b in filter(None, map(group.baseline, configuration.runs))]
         if best and not shared:
-            axes.axhline(float(np.mean(best)), color=theme.faint, linestyle="--", linewidth=1, label="baseline's best")
+            axes.axhline(
+                float(np.mean(best)), color=theme.faint, linestyle="--", linewidth=1, label="baseline's best"
+            )
         for run in configuration.runs:
-            axes.plot([e.epoch for e in run.epochs], [e.val_accuracy for e in run.epochs], color=color, linewidth=1,
-                      alpha=1 if len(configuration.runs) == 1 else .6)
-            for phase, (name, marker, face) in {"start": ("start", "s", theme.paper), "full": ("after C", "o", color),
-                                                "reduced": ("after R", "o", theme.paper)}.items():
+            axes.plot(
+                [e.epoch for e in run.epochs],
+                [e.val_accuracy for e in run.epochs],
+                color=color,
+                linewidth=1,
+                alpha=1 if len(configuration.runs) == 1 else 0.6,
+            )
+            for phase, (name, marker, face) in {
+                "start": ("start", "s", theme.paper),
+                "full": ("after C", "o", color),
+                "reduced": ("after R", "o", theme.paper),
+            }.items():
                 own = [(e.epoch, e.val_accuracy) for e in run.epochs if e.phase == phase]
                 if own:
-                    axes.plot(*zip(*own, strict=True), color=color, marker=marker, markersize=5 if len(run.epochs) <= 60 else 3,
-                              markerfacecolor=face, linestyle="none",
-                              label=name if run is configuration.runs[0] else None)
-        axes.set(xlabel="epoch", ylabel="validation accuracy", ylim=(min(every) - room, max(every) + 2 * room))
+                    axes.plot(
+                        *zip(*own, strict=True),
+                        color=color,
+                        marker=marker,
+                        markersize=5 if len(run.epochs) <= 60 else 3,
+                        markerfacecolor=face,
+                        linestyle="none",
+                        label=name if run is configuration.runs[0] else None,
+                    )
+        axes.set(
+            xlabel="epoch", ylabel="validation accuracy", ylim=(min(every) - room, max(every) + 2 * room)
+        )
         if len(configuration.runs) == 1:
             _stages(axes, theme, configuration.runs[0])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend_below(canvas, *axes.get_legend_handles_labels())
 
-    return Figure(slug, configuration.label, f"Validation accuracy of {configuration.label} after each of its "
-                  f"{max(run.last.epoch for run in configuration.runs)} epochs, R epochs open, C epochs filled"
-                  f"{', stages shaded' if len(configuration.runs) == 1 else ''}.", draw, (4.6, 3.4))
+    return Figure(
+        slug,
+        configuration.label,
+        f"Validation accuracy of {configuration.label} after each of its "
+        f"{max(run.last.epoch for run in configuration.runs)} epochs, R epochs open, C epochs filled"
+        f"{', stages shaded' if len(configuration.runs) == 1 else ''}.",
+        draw,
+        (4.6, 3.4),
+    )
 
 
 def _stages(axes: Axes, theme: Theme, run: Run) -> None:
@@ -170,16 +250,28 @@ def _stages(axes: Axes, theme: Theme, run: Run) -> None:
     for stage in numbers:
         own = [e.epoch for e in run.epochs if e.epoch and e.stage == stage]
         if stage % 2 == 0:
-            axes.axvspan(min(own) - .5, max(own) + .5, color=theme.grid, linewidth=0, zorder=0)
+            axes.axvspan(min(own) - 0.5, max(own) + 0.5, color=theme.grid, linewidth=0, zorder=0)
         if 1 < len(numbers) <= 12:
-            axes.annotate(f"stage {stage}" if stage == numbers[0] else str(stage), ((min(own) + max(own)) / 2, 1), (0, -10),
-                          xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", fontsize=8, color=theme.faint)
+            axes.annotate(
+                f"stage {stage}" if stage == numbers[0] else str(stage),
+                ((min(own) + max(own)) / 2, 1),
+                (0, -10),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=theme.faint,
+            )
 
 
 def tracked(group: Group, name: str, slug: str) -> Figure | None:
     """Accuracy on one set per epoch, of the runs that measured it: those of the set's own reduction where its name tells one."""
     runs = [run for run in group.runs if sum(e.tracked.get(name) is not None for e in run.epochs) > 1]
-    own = [run for run in runs if run.settings.reduction == "none" or f"-{run.settings.reduction}-" in f"-{name}-"]
+    own = [
+        run
+        for run in runs
+        if run.settings.reduction == "none" or f"-{run.settings.reduction}-" in f"-{name}-"
+    ]
     if any(run.settings.reduction != "none" for run in own):
         runs = own
     runs = [run for run in runs if run.settings.method != "shared"]
@@ -192,30 +284,61 @@ def tracked(group: Group, name: str, slug: str) -> Figure | None:
         for run, (color, style) in zip(shown, _lines(theme, len(shown)), strict=True):
             points = [(e.epoch, e.tracked[name]) for e in run.epochs if e.tracked.get(name) is not None]
             base = is_baseline(run.settings)
-            axes.plot(*zip(*points, strict=True), color=theme.faint if base else color, linewidth=1.4, marker=".",
-                      linestyle="--" if base else style, label=_cut(run.name))
+            axes.plot(
+                *zip(*points, strict=True),
+                color=theme.faint if base else color,
+                linewidth=1.4,
+                marker=".",
+                linestyle="--" if base else style,
+                label=_cut(run.name),
+            )
         axes.set(xlabel="epoch", ylabel=f"accuracy on {printable(name)}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend_below(canvas, *axes.get_legend_handles_labels())
 
     which = f"the first {len(shown)} of {len(runs)} runs" if len(shown) < len(runs) else f"{len(runs)} runs"
-    return Figure(slug, f"On {name}, epoch by epoch: {which}", f"Accuracy on {name} after each epoch of {which}.", draw, (5.0, 4.4))
+    return Figure(
+        slug,
+        f"On {name}, epoch by epoch: {which}",
+        f"Accuracy on {name} after each epoch of {which}.",
+        draw,
+        (5.0, 4.4),
+    )
 
 
 def _lines(theme: Theme, count: int) -> list[tuple[str, str]]:
     """(colour, style): no two of 32 lines look alike."""
-    return [(color, ("-", "--", "-.", ":")[i // len(theme.lines) % 4]) for i, color in enumerate(theme.turn(count))]
+    return [
+        (color, ("-", "--", "-.", ":")[i // len(theme.lines) % 4])
+        for i, color in enumerate(theme.turn(count))
+    ]
 
 
 def boxes(sets: list[Mepis], reduction: str, slug: str) -> Figure:
     """Distribution of quotients per set, with the mean."""
+
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
         ink = {"color": theme.ink}
-        drawn = axes.boxplot([values(mepis, reduction) for mepis in sets], orientation="horizontal", showmeans=True, patch_artist=True,
-                             widths=.6, whis=(5, 95), showfliers=False, boxprops={"edgecolor": theme.ink}, whiskerprops=ink,
-                             capprops=ink, medianprops=ink,
-                             meanprops={"marker": "D", "markerfacecolor": theme.paper, "markeredgecolor": theme.ink, "markersize": 6})
+        drawn = axes.boxplot(
+            [values(mepis, reduction) for mepis in sets],
+            orientation="horizontal",
+            showmeans=True,
+            patch_artist=True,
+            widths=0.6,
+            whis=(5, 95),
+            showfliers=False,
+            boxprops={"edgecolor": theme.ink},
+            whiskerprops=ink,
+            capprops=ink,
+            medianprops=ink,
+            meanprops={
+                "marker": "D",
+                "markerfacecolor": theme.paper,
+                "markeredgecolor": theme.ink,
+                "markersize": 6,
+            },
+        )
         for box in drawn["boxes"]:
             box.set_facecolor(theme.color(reduction))
         axes.set_yticks(range(1, len(sets) + 1), [_cut(mepis.name) for mepis in sets])
@@ -223,44 +346,79 @@ def boxes(sets: list[Mepis], reduction: str, slug: str) -> Figure:
         axes.set(xlabel=f"entropy quotient of {reduction}")
         _log(axes)
 
-    return Figure(slug, f"Entropy quotients: {reduction}. Box: quartiles and median, whiskers: 5 to 95%, diamond: mean",
-                  f"Box plots of the entropy quotients of {reduction} for {', '.join(mepis.name for mepis in sets)}.", draw,
-                  (5.0, 1.2 + .45 * len(sets)))
+    return Figure(
+        slug,
+        f"Entropy quotients: {reduction}. Box: quartiles and median, whiskers: 5 to 95%, diamond: mean",
+        f"Box plots of the entropy quotients of {reduction} for {', '.join(mepis.name for mepis in sets)}.",
+        draw,
+        (5.0, 1.2 + 0.45 * len(sets)),
+    )
 
 
 def share(sets: list[Mepis], reduction: str, slug: str) -> Figure:
     """Share of all images classified correctly with at most x of their entropy; a set without any MEPI is a line at 0."""
+
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
         for mepis, (color, style) in zip(sets, _lines(theme, len(sets)), strict=True):
             x, y = thinned(share_curve(mepis, reduction))
-            x, y = (x[1:], y[1:]) if len(x) > 1 else (np.array([.01]), y)
-            axes.step([*x, max(1.0, float(x[-1]))], [*y, y[-1]], where="post", color=color, linestyle=style, label=_cut(mepis.name))
-        axes.set(xlabel=f"entropy quotient of {reduction}, at most", ylabel="share of images classified correctly", ylim=(-.01, 1.02))
+            x, y = (x[1:], y[1:]) if len(x) > 1 else (np.array([0.01]), y)
+            axes.step(
+                [*x, max(1.0, float(x[-1]))],
+                [*y, y[-1]],
+                where="post",
+                color=color,
+                linestyle=style,
+                label=_cut(mepis.name),
+            )
+        axes.set(
+            xlabel=f"entropy quotient of {reduction}, at most",
+            ylabel="share of images classified correctly",
+            ylim=(-0.01, 1.02),
+        )
         _log(axes)
         legend_below(canvas, *axes.get_legend_handles_labels())
 
-    return Figure(slug, f"Images correct with little entropy: {reduction}", "For each set, the share of all images that are classified "
-                  f"correctly with at most a quotient of {reduction}.", draw, (5.0, 3.9))
+    return Figure(
+        slug,
+        f"Images correct with little entropy: {reduction}",
+        "For each set, the share of all images that are classified "
+        f"correctly with at most a quotient of {reduction}.",
+        draw,
+        (5.0, 3.9),
+    )
 
 
 def mepi_figures(sets: list[Mepis], number: str) -> list[Figure]:
     found = list(by_reduction(sets))
     some = [(reduction, [m for m in own if len(values(m, reduction))]) for reduction, own in found]
-    return [*(boxes(own, r, f"quotients-{number}-{r}") for r, own in some if own),
-            *(share(own, r, f"share-{number}-{r}") for r, own in found)]
+    return [
+        *(boxes(own, r, f"quotients-{number}-{r}") for r, own in some if own),
+        *(share(own, r, f"share-{number}-{r}") for r, own in found),
+    ]
 
 
-def quality_curve(curves: dict[str, dict[str, Any]], chance: float, slug: str, title: str, *, headed: bool = False) -> Figure:
+def quality_curve(
+    curves: dict[str, dict[str, Any]], chance: float, slug: str, title: str, *, headed: bool = False
+) -> Figure:
     """Accuracy as a function of quality, one line per reduction: `evaluate --curve`. headed: the title stands in the picture."""
+
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
         for reduction in (r for r in SEARCHED if r in curves):
             curve = curves[reduction]
-            axes.plot(curve["quality"], curve["accuracy"], color=theme.color(reduction), marker=MARKERS[reduction], markersize=4,
-                      label=f"{reduction} (area {curve['area']:.3f})")
+            axes.plot(
+                curve["quality"],
+                curve["accuracy"],
+                color=theme.color(reduction),
+                marker=MARKERS[reduction],
+                markersize=4,
+                label=f"{reduction} (area {curve['area']:.3f})",
+            )
         axes.axhline(chance, color=theme.faint, linestyle=":", linewidth=1)
-        axes.annotate("chance", (1, chance), color=theme.faint, fontsize=8, xytext=(0, 3), textcoords="offset points")
+        axes.annotate(
+            "chance", (1, chance), color=theme.faint, fontsize=8, xytext=(0, 3), textcoords="offset points"
+        )
         axes.set(xlabel="quality", ylabel="accuracy", ylim=(0, 1.02), title=title if headed else "")
         axes.invert_xaxis()
         legend_below(canvas, *axes.get_legend_handles_labels())

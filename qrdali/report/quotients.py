@@ -20,8 +20,19 @@ from qrdali.report.read import Mepis
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
 
 Floats = npt.NDArray[np.float64]
-_SAME = ("data", "split", "limit", "step", "windows", "prefer", "search")  # options in which sets must agree to be compared
-_MOST_PAIRS, _MOST_INTERVALS = 40, 4000  # comparisons of sets, and of intervals by class, beyond which only some are made
+_SAME = (
+    "data",
+    "split",
+    "limit",
+    "step",
+    "windows",
+    "prefer",
+    "search",
+)  # options in which sets must agree to be compared
+_MOST_PAIRS, _MOST_INTERVALS = (
+    40,
+    4000,
+)  # comparisons of sets, and of intervals by class, beyond which only some are made
 
 
 def values(mepis: Mepis, reduction: str) -> Floats:
@@ -43,7 +54,10 @@ def alike(sets: list[Mepis]) -> list[tuple[str, list[Mepis]]]:
     for mepis in sets:
         parts.setdefault(json.dumps([mepis.options.get(key) for key in _SAME]), []).append(mepis)
     differing = [key for key in _SAME if len({json.dumps(mepis.options.get(key)) for mepis in sets}) > 1]
-    return [(printable(", ".join(_said(key, own[0].options.get(key)) for key in differing)), own) for own in parts.values()]
+    return [
+        (printable(", ".join(_said(key, own[0].options.get(key)) for key in differing)), own)
+        for own in parts.values()
+    ]
 
 
 def _said(key: str, value: object) -> str:
@@ -60,7 +74,10 @@ def class_name(mepis: Mepis, label: int, path: str) -> str:
 def class_means(mepis: Mepis, reduction: str) -> dict[int, tuple[float, int]]:
     """(mean quotient, images) of each class that has a MEPI."""
     labels, quotients = mepis.rows[reduction]["label"], values(mepis, reduction)
-    return {int(label): (float(quotients[labels == label].mean()), int((labels == label).sum())) for label in np.unique(labels)}
+    return {
+        int(label): (float(quotients[labels == label].mean()), int((labels == label).sum()))
+        for label in np.unique(labels)
+    }
 
 
 def _interval(low: float, high: float) -> tuple[Cell, Cell]:
@@ -76,25 +93,63 @@ def means(sets: list[Mepis], slug: str) -> Table | None:
             per_class = np.array([mean for mean, _ in class_means(mepis, reduction).values()])
             row = mepis.summary[reduction]
             share, void = row.get("lowest_state_share"), row.get("near_void_class")
-            means = [NOTHING] * 7 if not len(found) else [
-                number(float(found.mean()), ".4f"), *_interval(*bootstrap_mean(found)), number(float(np.median(found)), ".4f"),
-                number(float(per_class.mean()), ".4f"), *_interval(*bootstrap_mean(per_class))]
-            rows.append((words(reduction), words(mepis.name), number(mepis.tried(reduction)), number(len(found)), *means,
-                         number(100 * share, ".1f") if isinstance(share, float) else NOTHING, words(void) if void else NOTHING))
+            means = (
+                [NOTHING] * 7
+                if not len(found)
+                else [
+                    number(float(found.mean()), ".4f"),
+                    *_interval(*bootstrap_mean(found)),
+                    number(float(np.median(found)), ".4f"),
+                    number(float(per_class.mean()), ".4f"),
+                    *_interval(*bootstrap_mean(per_class)),
+                ]
+            )
+            rows.append(
+                (
+                    words(reduction),
+                    words(mepis.name),
+                    number(mepis.tried(reduction)),
+                    number(len(found)),
+                    *means,
+                    number(100 * share, ".1f") if isinstance(share, float) else NOTHING,
+                    words(void) if void else NOTHING,
+                )
+            )
     if not rows:
         return None
-    return Table(slug, "Entropy quotients", (
-        "reduction", "set", "images", "with MEPI", "mean", "95% low", "95% high", "median", "mean over classes", "95% low over classes",
-        "95% high over classes", "at the lowest state, %", "near-void class"), tuple(rows), (
-        "PNG bytes of the minimal image ÷ PNG bytes of the original, over images that have a MEPI: those classified correctly at full "
-        "quality. Intervals are percentiles of 2,000 bootstrap samples, of images and of classes. Images at the lowest state say nothing "
-        "about their object: the network takes nearly empty images for some class anyway.",))
+    return Table(
+        slug,
+        "Entropy quotients",
+        (
+            "reduction",
+            "set",
+            "images",
+            "with MEPI",
+            "mean",
+            "95% low",
+            "95% high",
+            "median",
+            "mean over classes",
+            "95% low over classes",
+            "95% high over classes",
+            "at the lowest state, %",
+            "near-void class",
+        ),
+        tuple(rows),
+        (
+            "PNG bytes of the minimal image ÷ PNG bytes of the original, over images that have a MEPI: those classified correctly at full "
+            "quality. Intervals are percentiles of 2,000 bootstrap samples, of images and of classes. Images at the lowest state say nothing "
+            "about their object: the network takes nearly empty images for some class anyway.",
+        ),
+    )
 
 
 def per_class(sets: list[Mepis], slug: str) -> Table | None:
     """Mean quotient of each class with its interval: a row per class and set, a column per reduction."""
     rows = []
-    every = [(mepis, {reduction: class_means(mepis, reduction) for reduction in mepis.rows}) for mepis in sets]
+    every = [
+        (mepis, {reduction: class_means(mepis, reduction) for reduction in mepis.rows}) for mepis in sets
+    ]
     with_intervals = sum(len(means) for _, found in every for means in found.values()) <= _MOST_INTERVALS
 
     def cell(mepis: Mepis, reduction: str, label: int, mean: float, images: int) -> Cell:
@@ -104,15 +159,36 @@ def per_class(sets: list[Mepis], slug: str) -> Table | None:
         return Cell(f"{mean:.4f} ({low:.4f} to {high:.4f})", mean)
 
     for mepis, found in every:
-        names = {int(label): class_name(mepis, int(label), str(path)) for columns in mepis.rows.values()
-                 for label, path in zip(columns["label"], columns["path"], strict=True)}
+        names = {
+            int(label): class_name(mepis, int(label), str(path))
+            for columns in mepis.rows.values()
+            for label, path in zip(columns["label"], columns["path"], strict=True)
+        }
         for label, name in sorted(names.items()):
-            rows.append((words(name), words(mepis.name), number(max(found[r].get(label, (0, 0))[1] for r in found)),
-                         *(cell(mepis, r, label, *found[r][label]) if r in found and label in found[r] else NOTHING for r in SEARCHED)))
+            rows.append(
+                (
+                    words(name),
+                    words(mepis.name),
+                    number(max(found[r].get(label, (0, 0))[1] for r in found)),
+                    *(
+                        cell(mepis, r, label, *found[r][label])
+                        if r in found and label in found[r]
+                        else NOTHING
+                        for r in SEARCHED
+                    ),
+                )
+            )
     rows.sort(key=lambda row: row[0].text)
-    note = ("Means over a class's images, with their 95% bootstrap intervals where there are two or more." if with_intervals
-            else "So many classes and sets: the intervals of classes are left out.")
-    return Table(slug, "Entropy quotients by class", ("class", "set", "images", *SEARCHED), tuple(rows), (note,)) if rows else None
+    note = (
+        "Means over a class's images, with their 95% bootstrap intervals where there are two or more."
+        if with_intervals
+        else "So many classes and sets: the intervals of classes are left out."
+    )
+    return (
+        Table(slug, "Entropy quotients by class", ("class", "set", "images", *SEARCHED), tuple(rows), (note,))
+        if rows
+        else None
+    )
 
 
 @dataclass(frozen=True)
@@ -138,11 +214,19 @@ def pairs(sets: list[Mepis]) -> tuple[list[Pair], list[str]]:
             one, other = first.rows[reduction], second.rows[reduction]
             _, i, j = np.intersect1d(one["sample"], other["sample"], return_indices=True)
             if not (one["path"][i] == other["path"][j]).all():
-                notes.append(f"{first.name} and {second.name} are not compared on {reduction}: their images lie elsewhere.")
+                notes.append(
+                    f"{first.name} and {second.name} are not compared on {reduction}: their images lie elsewhere."
+                )
             elif len(i):
-                found.append(Pair(reduction, first, second, (values(first, reduction)[i], values(second, reduction)[j])))
+                found.append(
+                    Pair(
+                        reduction, first, second, (values(first, reduction)[i], values(second, reduction)[j])
+                    )
+                )
             else:
-                notes.append(f"{first.name} and {second.name} have no image with a MEPI of {reduction} in common.")
+                notes.append(
+                    f"{first.name} and {second.name} have no image with a MEPI of {reduction} in common."
+                )
     return found, [printable(note) for note in notes]
 
 
@@ -153,17 +237,46 @@ def compared(sets: list[Mepis], slug: str) -> Table | None:
     for pair in found:
         result = paired(*pair.quotients)
         one, other = (float(q.mean()) for q in pair.quotients)
-        rows.append((words(pair.reduction), words(pair.first.name), words(pair.second.name), number(result.images), number(one, ".4f"),
-                     number(other, ".4f"), number(result.difference, "+.4f"), *_interval(result.low, result.high),
-                     number(100 * result.difference / one, "+.1f"), probability(result.p_value)))
+        rows.append(
+            (
+                words(pair.reduction),
+                words(pair.first.name),
+                words(pair.second.name),
+                number(result.images),
+                number(one, ".4f"),
+                number(other, ".4f"),
+                number(result.difference, "+.4f"),
+                *_interval(result.low, result.high),
+                number(100 * result.difference / one, "+.1f"),
+                probability(result.p_value),
+            )
+        )
     if not rows:
         return None
-    return Table(slug, "Two runs on the images that both classify correctly", (
-        "reduction", "first", "second", "images", "mean of first", "mean of second", "difference", "95% low", "95% high", "difference, %",
-        "Wilcoxon p"), tuple(rows), (
-        "Difference: second less first; below 0 the second needs less information. Paired bootstrap of 2,000 samples; Wilcoxon's "
-        "signed-rank test, two-sided, not corrected for several comparisons. Images that one of the two misclassifies at full quality "
-        "are left out here and count in the curves of shares.", *notes))
+    return Table(
+        slug,
+        "Two runs on the images that both classify correctly",
+        (
+            "reduction",
+            "first",
+            "second",
+            "images",
+            "mean of first",
+            "mean of second",
+            "difference",
+            "95% low",
+            "95% high",
+            "difference, %",
+            "Wilcoxon p",
+        ),
+        tuple(rows),
+        (
+            "Difference: second less first; below 0 the second needs less information. Paired bootstrap of 2,000 samples; Wilcoxon's "
+            "signed-rank test, two-sided, not corrected for several comparisons. Images that one of the two misclassifies at full quality "
+            "are left out here and count in the curves of shares.",
+            *notes,
+        ),
+    )
 
 
 def share_curve(mepis: Mepis, reduction: str) -> tuple[Floats, Floats]:
@@ -186,11 +299,23 @@ def shares(sets: list[Mepis], slug: str) -> Table | None:
     for reduction, own in by_reduction(sets):
         for mepis in own:
             quotients, share = share_curve(mepis, reduction)
-            rows.append((words(reduction), words(mepis.name), number(mepis.tried(reduction)),
-                         *(number(100 * share[np.searchsorted(quotients, x, "right") - 1], ".1f") for x in at)))
+            rows.append(
+                (
+                    words(reduction),
+                    words(mepis.name),
+                    number(mepis.tried(reduction)),
+                    *(number(100 * share[np.searchsorted(quotients, x, "right") - 1], ".1f") for x in at),
+                )
+            )
     if not rows:
         return None
-    return Table(slug, "Images classified correctly with at most a share of their entropy", (
-        "reduction", "set", "images", *(f"≤ {x:g}" for x in at)), tuple(rows), (
-        "Percent of all images searched. An image without MEPI never counts as correct; at 1 every image that is correct at full quality "
-        "counts, unless its PNG grew.",))
+    return Table(
+        slug,
+        "Images classified correctly with at most a share of their entropy",
+        ("reduction", "set", "images", *(f"≤ {x:g}" for x in at)),
+        tuple(rows),
+        (
+            "Percent of all images searched. An image without MEPI never counts as correct; at 1 every image that is correct at full quality "
+            "counts, unless its PNG grew.",
+        ),
+    )

@@ -104,7 +104,11 @@ class Run:
     def accuracy(self) -> dict[str, float]:
         """By set; val as training measured it where there are no rows, unless it did so on reduced images (--monitor phase)."""
         best = next((e.phase for e in self.epochs if e.epoch == self.trained.epoch), "full")
-        watched = {} if self.settings.monitor == "phase" and best == "reduced" else {"val": self.trained.val_accuracy}
+        watched = (
+            {}
+            if self.settings.monitor == "phase" and best == "reduced"
+            else {"val": self.trained.val_accuracy}
+        )
         return watched | {name: rows.accuracy for name, rows in self.sets.items()}
 
 
@@ -137,12 +141,16 @@ def read_epochs(file: Path, warn: Warn) -> tuple[Epoch, ...]:
                 try:
                     found.append(Epoch.model_validate_json(line))
                 except ValidationError:
-                    warn(f"{printable(file)} line {number} is cut or damaged: the {len(found)} lines before it are used")
+                    warn(
+                        f"{printable(file)} line {number} is cut or damaged: the {len(found)} lines before it are used"
+                    )
                     break
     except OSError as error:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None
     if not found:
-        raise RunError(f"{printable(file)} holds no whole line: continue the run with `qrdali train … --resume`")
+        raise RunError(
+            f"{printable(file)} holds no whole line: continue the run with `qrdali train … --resume`"
+        )
     return tuple(found)
 
 
@@ -152,7 +160,9 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
     trained = runs.describe_best(folder)
     values = settings_file.read(folder / "config.toml")
     try:
-        settings = settings_file.validated({key: value for key, value in values.items() if key in Settings.model_fields})
+        settings = settings_file.validated(
+            {key: value for key, value in values.items() if key in Settings.model_fields}
+        )
     except InputError as error:
         raise RunError(f"{printable(folder / 'config.toml')}: {error}") from None
     epochs = read_epochs(folder / "metrics.jsonl", warn)
@@ -172,12 +182,16 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
         if file.stem == "val" and not mapped:
             images = digest.hexdigest()
         if told.get("epoch", trained.epoch) != trained.epoch:
-            warn(f"{printable(file)} is of epoch {printable(told['epoch'])} and best/ of epoch {trained.epoch}: left out")
+            warn(
+                f"{printable(file)} is of epoch {printable(told['epoch'])} and best/ of epoch {trained.epoch}: left out"
+            )
             continue
         if mapped:
             digest.update(json.dumps([told.get("classes"), mapped]).encode())
         sets[printable(file.stem)] = SetRows(rows["correct"].copy(), digest.hexdigest())
-    return Run(folder, name, settings, trained, epochs, sets, _curves(folder / "curves", trained.epoch, warn), images)
+    return Run(
+        folder, name, settings, trained, epochs, sets, _curves(folder / "curves", trained.epoch, warn), images
+    )
 
 
 def _place(name: str) -> int:
@@ -190,12 +204,22 @@ def _curves(folder: Path, epoch: int, warn: Warn) -> dict[str, tuple[dict[str, A
         try:
             told = read_object(file)
             if told.get("epoch", epoch) != epoch:
-                warn(f"{printable(file)} is of epoch {printable(told['epoch'])} and best/ of epoch {epoch}: left out")
+                warn(
+                    f"{printable(file)} is of epoch {printable(told['epoch'])} and best/ of epoch {epoch}: left out"
+                )
                 continue
             curves = {}
             for reduction, c in told["curves"].items():
-                quality, accuracy, area = list(map(float, c["quality"])), list(map(float, c["accuracy"])), float(c["area"])
-                if reduction not in SEARCHED or len(quality) != len(accuracy) or not all(0 <= x <= 1 for x in (*quality, *accuracy, area)):
+                quality, accuracy, area = (
+                    list(map(float, c["quality"])),
+                    list(map(float, c["accuracy"])),
+                    float(c["area"]),
+                )
+                if (
+                    reduction not in SEARCHED
+                    or len(quality) != len(accuracy)
+                    or not all(0 <= x <= 1 for x in (*quality, *accuracy, area))
+                ):
                     raise ValueError("no curve")
                 curves[reduction] = {"quality": quality, "accuracy": accuracy, "area": area}
             found[file.stem] = curves, None if told.get("chance") is None else float(told["chance"])
@@ -210,12 +234,16 @@ def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, str
     Raises InputError if `folder` is no MEPI set or has no finished reduction, RunError if it is damaged.
     """
     if not (folder / OPTIONS).exists():
-        raise InputError(f"{printable(folder)} is no MEPI set (no {OPTIONS}): `qrdali build-mepi --out` makes one")
+        raise InputError(
+            f"{printable(folder)} is no MEPI set (no {OPTIONS}): `qrdali build-mepi --out` makes one"
+        )
     options, summary = read_object(folder / OPTIONS), {}
     if (folder / SUMMARY).exists():
         summary = read_object(folder / SUMMARY)
     if not summary:
-        raise InputError(f"{printable(folder)} has no finished reduction: continue it with `qrdali build-mepi … --resume`")
+        raise InputError(
+            f"{printable(folder)} has no finished reduction: continue it with `qrdali build-mepi … --resume`"
+        )
     try:
         table = read_table(folder / MANIFEST, SCHEMA.names)
         if not table.schema.equals(SCHEMA) or any(column.null_count for column in table.columns):
@@ -228,11 +256,21 @@ def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, str
             _check(summary[reduction], rows[reduction])
         if len(rows) < len(summary):
             raise ValueError(f"{SUMMARY} has other reductions")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, pa.ArrowException) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        pa.ArrowException,
+    ) as error:
         raise RunError(f"{printable(folder)} is damaged: {printable(error)[:160]}") from None
     # Weights of several runs may be the same, as where training never improved them: then the folder decides.
     same = [run for run in known if digests.get(run.name) and digests[run.name] == options.get("weights")]
-    run = next((run for run in same if str(run.folder.absolute()) == options.get("run")), same[0] if same else None)
+    run = next(
+        (run for run in same if str(run.folder.absolute()) == options.get("run")), same[0] if same else None
+    )
     return Mepis(folder, name, run, options, {r: summary[r] for r in rows}, rows)
 
 
@@ -241,12 +279,25 @@ def _check(row: dict[str, Any], columns: dict[str, npt.NDArray[Any]]) -> None:
     counts = [row[key] for key in ("images", "without_mepi", "unreadable")]
     if any(type(count) is not int or not 0 <= count < 1 << 53 for count in counts):
         raise ValueError("counts that are none")
-    if counts[0] - counts[1] - counts[2] != len(columns["sample"]) or len(np.unique(columns["sample"])) < len(columns["sample"]):
+    if counts[0] - counts[1] - counts[2] != len(columns["sample"]) or len(np.unique(columns["sample"])) < len(
+        columns["sample"]
+    ):
         raise ValueError("manifest and summary count other images")
     if not 0 <= float(row["seconds"]) < 1e15:
         raise ValueError("seconds")
-    if any((columns[key] < low).any() for key, low in (("sample", 0), ("label", 0), ("top", 0), ("left", 0), ("height", 1), ("width", 1),
-                                                       ("entropy_full", 1), ("entropy_mepi", 1))):
+    if any(
+        (columns[key] < low).any()
+        for key, low in (
+            ("sample", 0),
+            ("label", 0),
+            ("top", 0),
+            ("left", 0),
+            ("height", 1),
+            ("width", 1),
+            ("entropy_full", 1),
+            ("entropy_mepi", 1),
+        )
+    ):
         raise ValueError("a number below its range")
     if not np.allclose(columns["quotient"], columns["entropy_mepi"] / columns["entropy_full"], rtol=1e-9):
         raise ValueError("a quotient that is not that of its entropies")

@@ -16,20 +16,54 @@ DEFINITIONS = (
     "reduced images, a C epoch on full ones; paired-epochs is RC repeated, paired-rounds an R round and a C round per stage, each ended "
     "by patience. fixed keeps one quality, linear lowers it by a step per stage, adaptive lets each image take one step per stage while "
     "the network is still right. The entropy of an image is the size of its PNG, the entropy quotient that of the reduced image divided "
-    "by the original's. The operators are qrdali's own definition: the thesis that these methods come from does not fix them.")
+    "by the original's. The operators are qrdali's own definition: the thesis that these methods come from does not fix them."
+)
 
-_SHOWN = ("method", "reduction", "sequence", "quality", "step", "patience", "epochs", "max_epochs", "batch_size", "optimizer", "lr",
-          "weight_decay", "label_smoothing", "ema", "input_size", "fit", "augment", "monitor", "restore_best", "feedback", "prefer",
-          "windows", "amp", "device", "seed", "pretrained", "init")
+_SHOWN = (
+    "method",
+    "reduction",
+    "sequence",
+    "quality",
+    "step",
+    "patience",
+    "epochs",
+    "max_epochs",
+    "batch_size",
+    "optimizer",
+    "lr",
+    "weight_decay",
+    "label_smoothing",
+    "ema",
+    "input_size",
+    "fit",
+    "augment",
+    "monitor",
+    "restore_best",
+    "feedback",
+    "prefer",
+    "windows",
+    "amp",
+    "device",
+    "seed",
+    "pretrained",
+    "init",
+)
 
 
 def facts(known: list[Run], sets: list[Mepis]) -> list[tuple[str, str]]:
     """The line under the title."""
     devices = machines(known)
     classes = sorted({len(run.trained.classes) for run in known})
-    return [(name, printable(value)) for name, value in (
-        ("runs", len(known)), ("MEPI sets", len(sets)), ("classes", ", ".join(map(str, classes))),
-        ("trained on", "; ".join(devices) if devices else "not recorded"), ("made by", f"qrdali {__version__}"))]
+    return [
+        (name, printable(value))
+        for name, value in (
+            ("runs", len(known)),
+            ("MEPI sets", len(sets)),
+            ("classes", ", ".join(map(str, classes))),
+            ("trained on", "; ".join(devices) if devices else "not recorded"),
+            ("made by", f"qrdali {__version__}"),
+        )
+    ]
 
 
 def data(found: list[Group], slug: str) -> Table:
@@ -37,17 +71,39 @@ def data(found: list[Group], slug: str) -> Table:
     for group in found:
         sizes = next((run.start.images for run in group.runs if run.start.images), None) or {}
         counts = {name: len(run.sets[name].correct) for run in group.runs for name in run.sets}
-        rows.append((words(group.data), words(group.network), number(len(group.classes)), number(sizes.get("train")),
-                     number(sizes.get("val") or counts.get("val")), number(counts.get("test")),
-                     words(", ".join(f"{name}: {count:,}" for name, count in counts.items() if name not in ("val", "test")) or "–"),
-                     words(group.runs[0].settings.data)))
-    return Table(slug, "Data sets", ("data set", "network", "classes", "train", "val", "test", "other sets", "folder"), tuple(rows))
+        rows.append(
+            (
+                words(group.data),
+                words(group.network),
+                number(len(group.classes)),
+                number(sizes.get("train")),
+                number(sizes.get("val") or counts.get("val")),
+                number(counts.get("test")),
+                words(
+                    ", ".join(
+                        f"{name}: {count:,}" for name, count in counts.items() if name not in ("val", "test")
+                    )
+                    or "–"
+                ),
+                words(group.runs[0].settings.data),
+            )
+        )
+    return Table(
+        slug,
+        "Data sets",
+        ("data set", "network", "classes", "train", "val", "test", "other sets", "folder"),
+        tuple(rows),
+    )
 
 
 def _cell(value: object) -> Cell:
     if value in ("", None):
         return NOTHING
-    return number(float(value), "g") if isinstance(value, int | float) and not isinstance(value, bool) else words(value)
+    return (
+        number(float(value), "g")
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else words(value)
+    )
 
 
 def _settings(known: list[Run]) -> tuple[list[dict[str, object]], list[str]]:
@@ -59,35 +115,75 @@ def _settings(known: list[Run]) -> tuple[list[dict[str, object]], list[str]]:
 def common(known: list[Run], slug: str) -> Table:
     """What all runs have alike."""
     told, differing = _settings(known)
-    rows = tuple((words(key), words(told[0][key]) if told[0][key] not in ("", None) else NOTHING) for key in _SHOWN if key not in differing)
+    rows = tuple(
+        (words(key), words(told[0][key]) if told[0][key] not in ("", None) else NOTHING)
+        for key in _SHOWN
+        if key not in differing
+    )
     return Table(slug, "Settings of all runs", ("setting", "value"), rows)
 
 
 def configurations(known: list[Run], slug: str) -> Table | None:
     """What tells runs apart."""
     told, differing = _settings(known)
-    rows = tuple((words(run.name), *(_cell(own[key]) for key in differing)) for run, own in zip(known, told, strict=True))
-    return Table(slug, "Settings in which runs differ", ("run", *differing), rows, ("The whole of each is in its config.toml.",)) \
-        if differing else None
+    rows = tuple(
+        (words(run.name), *(_cell(own[key]) for key in differing))
+        for run, own in zip(known, told, strict=True)
+    )
+    return (
+        Table(
+            slug,
+            "Settings in which runs differ",
+            ("run", *differing),
+            rows,
+            ("The whole of each is in its config.toml.",),
+        )
+        if differing
+        else None
+    )
 
 
 def versions(known: list[Run], slug: str) -> Table | None:
-    told = [(run.name, epoch.epoch, epoch.environment) for run in known for epoch in run.epochs if epoch.environment]
+    told = [
+        (run.name, epoch.epoch, epoch.environment)
+        for run in known
+        for epoch in run.epochs
+        if epoch.environment
+    ]
     keys = list(dict.fromkeys(key for _, _, environment in told for key in environment))
     if not keys:
         return None
     places: dict[tuple[object, ...], list[str]] = {}
     for name, epoch, environment in told:
-        places.setdefault(tuple(environment.get(key) for key in keys), []).append(f"{name} from epoch {epoch}" if epoch else name)
-    rows = tuple((words(", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")), number(len(names)),
-                  *(NOTHING if value is None else words(value) for value in place)) for place, names in places.items())
-    return Table(slug, "Versions and machine", ("runs", "how many", *map(printable, keys)), rows, (
-        "As recorded when each run began, and again where it was continued in another place.",))
+        places.setdefault(tuple(environment.get(key) for key in keys), []).append(
+            f"{name} from epoch {epoch}" if epoch else name
+        )
+    rows = tuple(
+        (
+            words(", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")),
+            number(len(names)),
+            *(NOTHING if value is None else words(value) for value in place),
+        )
+        for place, names in places.items()
+    )
+    return Table(
+        slug,
+        "Versions and machine",
+        ("runs", "how many", *map(printable, keys)),
+        rows,
+        ("As recorded when each run began, and again where it was continued in another place.",),
+    )
 
 
 def searches(sets: list[Mepis], slug: str) -> Table | None:
     keys = ("split", "step", "windows", "prefer", "search", "limit", "batch_size", "device", "amp")
-    rows = tuple((words(mepis.name), words(mepis.run.name if mepis.run else mepis.options.get("run", "–")),
-                  *(NOTHING if mepis.options.get(key) is None else words(mepis.options[key]) for key in keys),
-                  words(next(iter(mepis.summary.values())).get("encoder", "–"))) for mepis in sets)
+    rows = tuple(
+        (
+            words(mepis.name),
+            words(mepis.run.name if mepis.run else mepis.options.get("run", "–")),
+            *(NOTHING if mepis.options.get(key) is None else words(mepis.options[key]) for key in keys),
+            words(next(iter(mepis.summary.values())).get("encoder", "–")),
+        )
+        for mepis in sets
+    )
     return Table(slug, "Settings of every MEPI set", ("set", "run", *keys, "encoder"), rows) if rows else None

@@ -10,9 +10,30 @@ from functools import cached_property
 
 from qrdali.errors import printable
 
-_LATEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-          "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "–": "--", "±": r"$\pm$", "×": r"$\times$", "÷": r"$\div$", "²": r"$^2$",
-          "≥": r"$\geq$", "≤": r"$\leq$", "<": r"\textless{}", ">": r"\textgreater{}", "−": r"$-$", "…": r"\ldots{}", "χ": r"$\chi$"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "–": "--",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "÷": r"$\div$",
+    "²": r"$^2$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "−": r"$-$",
+    "…": r"\ldots{}",
+    "χ": r"$\chi$",
+}
 
 
 @dataclass(frozen=True)
@@ -83,18 +104,35 @@ class Table:
         spread = [any(row[i].sd is not None for row in self.rows) for i in range(len(self.columns))]
         out = io.StringIO()
         writer = csv.writer(out)
-        writer.writerow([_plain(name) for column, wide in zip(self.columns, spread, strict=True)
-                         for name in ([column, f"{column} sd"] if wide else [column])])
+        writer.writerow(
+            [
+                _plain(name)
+                for column, wide in zip(self.columns, spread, strict=True)
+                for name in ([column, f"{column} sd"] if wide else [column])
+            ]
+        )
         for row in self.rows:
-            writer.writerow([value for cell, wide in zip(row, spread, strict=True)
-                             for value in ([_raw(cell), "" if cell.sd is None else cell.sd] if wide else [_raw(cell)])])
+            writer.writerow(
+                [
+                    value
+                    for cell, wide in zip(row, spread, strict=True)
+                    for value in ([_raw(cell), "" if cell.sd is None else cell.sd] if wide else [_raw(cell)])
+                ]
+            )
         return out.getvalue()
 
     def markdown(self) -> str:
-        lines = ["| " + " | ".join(map(_md, self.columns)) + " |",
-                 "|" + "|".join("---:" if self.numeric[i] else "---" for i in range(len(self.columns))) + "|"]
+        lines = [
+            "| " + " | ".join(map(_md, self.columns)) + " |",
+            "|" + "|".join("---:" if self.numeric[i] else "---" for i in range(len(self.columns))) + "|",
+        ]
         lines += ["| " + " | ".join(_md(cell.text) for cell in row) + " |" for row in self.rows]
-        return f"### {_md(self.title)}\n\n" + "\n".join(lines) + "\n" + "".join(f"\n{_md(note)}\n" for note in self.notes)
+        return (
+            f"### {_md(self.title)}\n\n"
+            + "\n".join(lines)
+            + "\n"
+            + "".join(f"\n{_md(note)}\n" for note in self.notes)
+        )
 
     def latex(self) -> str:
         """A tabular with booktabs rules, to be put into a document by \\input."""
@@ -103,8 +141,11 @@ class Table:
         lines = [" & ".join(map(_tex, self.columns)) + r" \tabularnewline", r"\midrule"]
         lines += [" & ".join(_tex(cell.text) for cell in row) + r" \tabularnewline" for row in self.rows]
         notes = "".join(f"% {printable(note)}\n" for note in self.notes)
-        return (f"% {printable(self.title)}; needs booktabs\n{notes}\\begin{{tabular}}{{{align}}}\n\\toprule\n" + "\n".join(lines)
-                + "\n\\bottomrule\n\\end{tabular}\n")
+        return (
+            f"% {printable(self.title)}; needs booktabs\n{notes}\\begin{{tabular}}{{{align}}}\n\\toprule\n"
+            + "\n".join(lines)
+            + "\n\\bottomrule\n\\end{tabular}\n"
+        )
 
 
 def _raw(cell: Cell) -> float | str:

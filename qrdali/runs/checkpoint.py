@@ -67,7 +67,9 @@ def _write(folder: Path, state: dict[str, Any], tensors: dict[str, Tensors]) -> 
                 raise OSError(str(error)) from None
             file.chmod(mode)  # safetensors writes for its owner alone
             found[file.name] = pool.submit(_on_disk, file)
-        (folder / SUMS).write_text("".join(f"{found[name].result()}  {name}\n" for name in sorted(found)), "utf-8")
+        (folder / SUMS).write_text(
+            "".join(f"{found[name].result()}  {name}\n" for name in sorted(found)), "utf-8"
+        )
     sync(folder / SUMS)
     sync(folder)
 
@@ -111,7 +113,9 @@ def load(folder: Path, *names: str) -> tuple[dict[str, Any], list[Tensors]]:
             if failed == 2 or (turn == _TURNS - 1 and place is None and _place(folder) is None):
                 raise
         else:
-            if place is not None and _place(folder) == place:  # else the weights may be of a later save than the state
+            if (
+                place is not None and _place(folder) == place
+            ):  # else the weights may be of a later save than the state
                 return found
             failed = 0
     raise RunError(f"{printable(folder)} is replaced faster than it can be read: try again")

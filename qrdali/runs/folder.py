@@ -43,10 +43,17 @@ class BestModel:
             pre["mean"], pre["std"] = tuple(map(float, pre["mean"])), tuple(map(float, pre["std"]))
             pre["input_size"], pre["crop_share"] = int(pre["input_size"]), float(pre["crop_share"])
             pre["fit"], pre["interpolation"] = str(pre["fit"]), str(pre["interpolation"])
-            return cls(str(data["model"]), tuple(map(str, data["classes"])), Preprocessing(**pre), int(data["epoch"]),
-                       float(data["val_accuracy"]))
+            return cls(
+                str(data["model"]),
+                tuple(map(str, data["classes"])),
+                Preprocessing(**pre),
+                int(data["epoch"]),
+                float(data["val_accuracy"]),
+            )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise RunError(f"{printable(file)} does not describe a trained network: {printable(error)}") from None
+            raise RunError(
+                f"{printable(file)} does not describe a trained network: {printable(error)}"
+            ) from None
 
 
 def holds_run(folder: Path) -> bool:
@@ -81,7 +88,9 @@ def load_best(folder: Path) -> tuple[nn.Module, BestModel]:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise RunError(f"{printable(folder / 'best')} does not fit {trained.model}: {printable(error)[:160]}") from None
+        raise RunError(
+            f"{printable(folder / 'best')} does not fit {trained.model}: {printable(error)[:160]}"
+        ) from None
     return model, trained
 
 
@@ -122,7 +131,9 @@ def optimizer_steps(folder: Path) -> int:
     try:
         taken = [int(row["optimizer_steps"]) for row in metrics_rows(folder, whole=True) if row["epoch"]]
     except (RunError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(f"{printable(file)} does not tell optimizer steps ({printable(error)[:160]}): is it a run folder?") from None
+        raise InputError(
+            f"{printable(file)} does not tell optimizer steps ({printable(error)[:160]}): is it a run folder?"
+        ) from None
     if not taken:
         raise InputError(f"{printable(folder)} has trained no epoch yet")
     return taken[-1]
@@ -144,7 +155,11 @@ def last_recorded(folder: Path, key: str) -> Any:
 def keep_metrics(folder: Path, epochs: int) -> None:
     """Drops lines of epochs after `epochs`, and a last line cut short: a resumed run writes them again."""
     file = folder / "metrics.jsonl"
-    kept = [json.dumps(row) + "\n" for row in metrics_rows(folder) if row["epoch"] <= epochs] if file.exists() else []
+    kept = (
+        [json.dumps(row) + "\n" for row in metrics_rows(folder) if row["epoch"] <= epochs]
+        if file.exists()
+        else []
+    )
     partial = file.with_suffix(".partial")
     partial.write_text("".join(kept), "utf-8")
     replace_atomically(partial, file)
@@ -170,16 +185,27 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
     new, file = not folder.exists(), folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = acquire(file, lambda who: f"{printable(folder)} is being trained by {who}: wait for it, or choose another --run")
+        lock = acquire(
+            file,
+            lambda who: (
+                f"{printable(folder)} is being trained by {who}: wait for it, or choose another --run"
+            ),
+        )
     except OSError as error:
-        raise RunError(f"{printable(folder)} cannot be written ({printable(error.strerror or error)}): nothing has been changed; choose "
-                       "another --run, in a container mount a volume that its user may write (-v, --user)") from None
+        raise RunError(
+            f"{printable(folder)} cannot be written ({printable(error.strerror or error)}): nothing has been changed; choose "
+            "another --run, in a container mount a volume that its user may write (-v, --user)"
+        ) from None
     try:
         yield
     except OSError as error:
-        what = f"{error.strerror}: {printable(error.filename or folder)}" if error.strerror else printable(error)
-        raise RunError(f"{what}: training stopped, nothing that was complete is damaged, {describe_saved(folder)}; when that is "
-                       "mended, the same command with --resume continues") from None
+        what = (
+            f"{error.strerror}: {printable(error.filename or folder)}" if error.strerror else printable(error)
+        )
+        raise RunError(
+            f"{what}: training stopped, nothing that was complete is damaged, {describe_saved(folder)}; when that is "
+            "mended, the same command with --resume continues"
+        ) from None
     finally:
         if [entry.name for entry in folder.iterdir()] == [LOCK]:
             file.unlink()

@@ -91,17 +91,27 @@ def validated(values: dict[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = printable(".".join(map(str, first["loc"])))
-        value = first["input"] if isinstance(first["input"], bool | int | float) else printable(first["input"])
+        value = (
+            first["input"] if isinstance(first["input"], bool | int | float) else printable(first["input"])
+        )
         message = first["msg"]
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, Settings.model_fields, 3, 0.5)
-            message = f"there is no such setting; near it: {', '.join(near)}" if near else "there is no such setting"
+            message = (
+                f"there is no such setting; near it: {', '.join(near)}"
+                if near
+                else "there is no such setting"
+            )
         raise InputError(f"{key} = {value!r:.80}: {message}") from None
 
 
 def defaults() -> dict[str, Any]:
     """The settings that need not be given."""
-    return {name: field.get_default(call_default_factory=True) for name, field in Settings.model_fields.items() if not field.is_required()}
+    return {
+        name: field.get_default(call_default_factory=True)
+        for name, field in Settings.model_fields.items()
+        if not field.is_required()
+    }
 
 
 def read(file: Path) -> dict[str, Any]:

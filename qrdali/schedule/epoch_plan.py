@@ -100,14 +100,23 @@ class EpochPlan:
         if self.whole_batches:
             first, last = start, start + (length if number % self.world_size == self.rank else 0)
         else:
-            first, last = start + length * self.rank // self.world_size, start + length * (self.rank + 1) // self.world_size
+            first, last = (
+                start + length * self.rank // self.world_size,
+                start + length * (self.rank + 1) // self.world_size,
+            )
         positions = np.arange(first, last, dtype=np.int64)
         if not self.training:
             return positions
-        if self.world_size > 1 and 4 * self.batch_size >= _BLOCK:  # a block would serve few steps, and most of it other ranks
+        if (
+            self.world_size > 1 and 4 * self.batch_size >= _BLOCK
+        ):  # a block would serve few steps, and most of it other ranks
             return permute(positions, self.samples, self.seed, self.epoch)
-        parts = [_block(block, self.samples, self.seed, self.epoch)[max(0, first - block * _BLOCK):last - block * _BLOCK]
-                 for block in range(first // _BLOCK, -(-last // _BLOCK))]
+        parts = [
+            _block(block, self.samples, self.seed, self.epoch)[
+                max(0, first - block * _BLOCK) : last - block * _BLOCK
+            ]
+            for block in range(first // _BLOCK, -(-last // _BLOCK))
+        ]
         return np.concatenate(parts) if parts else positions
 
     def parameters(self, samples: Samples, sizes: npt.NDArray[np.int32]) -> ReductionParams:
@@ -129,6 +138,8 @@ class EpochPlan:
             return seen
         flip = uniform(self.seed, self.epoch, samples, FLIP)[:, 0] < 0.5
         if self.augment == "rrc":
-            draws = np.stack([uniform(self.seed, self.epoch, samples, RESIZED_CROP, draw) for draw in range(10)], axis=1)
+            draws = np.stack(
+                [uniform(self.seed, self.epoch, samples, RESIZED_CROP, draw) for draw in range(10)], axis=1
+            )
             return View(random_view(sizes, draws), flip)
         return View(seen.region, flip)

@@ -35,8 +35,10 @@ class ScheduleRule:
 
     def __post_init__(self) -> None:
         if self.sequence != ROUNDS and (not self.sequence or set(self.sequence) - {"R", "C"}):
-            raise InputError(f"sequence {self.sequence!r} is neither paired-epochs nor paired-rounds nor a pattern of R and C "
-                             "such as CCCCCCCR")
+            raise InputError(
+                f"sequence {self.sequence!r} is neither paired-epochs nor paired-rounds nor a pattern of R and C "
+                "such as CCCCCCCR"
+            )
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience {self.patience} ends before the first epoch: use 1 or more")
         if self.max_epochs < 1:
@@ -93,7 +95,17 @@ class ScheduleState:
             kind = type(getattr(state, field.name)).__name__
             if kind != field.type and (kind, field.type) != ("int", "float"):
                 raise TypeError(f"{field.name} is a {kind}")
-        if min(state.epoch, state.stage - 1, state.position, state.best_epoch, state.wait, state.run_best_epoch) < 0:
+        if (
+            min(
+                state.epoch,
+                state.stage - 1,
+                state.position,
+                state.best_epoch,
+                state.wait,
+                state.run_best_epoch,
+            )
+            < 0
+        ):
             raise ValueError("a count below 0")
         return state
 
@@ -156,11 +168,16 @@ def update(rule: ScheduleRule, state: ScheduleState, accuracy: float) -> tuple[S
     closed = ""
     if rule.patience is not None and state.wait >= rule.patience:
         unit = "epoch" if len(pattern) == 1 else f"{pattern} repetition"
-        closed = (f"patience: {state.wait} {unit}{'s' if state.wait > 1 else ''} did not exceed {state.best:.4f} "
-                  f"of epoch {state.best_epoch}")
+        closed = (
+            f"patience: {state.wait} {unit}{'s' if state.wait > 1 else ''} did not exceed {state.best:.4f} "
+            f"of epoch {state.best_epoch}"
+        )
         state = _after_stage_end(rule, state, closed)
     if not state.ended and epoch >= rule.max_epochs:
-        state = replace(state, ended=f"the set number of {epoch} epochs" if rule.patience is None else f"--max-epochs {epoch}")
+        state = replace(
+            state,
+            ended=f"the set number of {epoch} epochs" if rule.patience is None else f"--max-epochs {epoch}",
+        )
     return state, ScheduleEvent(run_improved, unit_improved, closed)
 
 
@@ -178,12 +195,15 @@ def longest_run(rule: ScheduleRule) -> Iterator[tuple[int, int, str]]:
     rounds and stages need at the least: the longest that still visits them all. Adaptive runs have at most as many
     stages as `rule.stages` says; None counts as one."""
     epoch = 0
-    parts = [(stage, rule.pattern(letter)) for stage in range(1, (rule.stages or 1) + 1)
-             for letter in (("R", "C") if rule.has_rounds else ("R",))]
+    parts = [
+        (stage, rule.pattern(letter))
+        for stage in range(1, (rule.stages or 1) + 1)
+        for letter in (("R", "C") if rule.has_rounds else ("R",))
+    ]
     # The first unit always improves on minus infinity, then patience runs out.
     least = [len(pattern) * ((rule.patience or 0) + 1) for _, pattern in parts]
     for number, (stage, pattern) in enumerate(parts):
-        room = max(least[number], rule.max_epochs - epoch - sum(least[number + 1:]))
+        room = max(least[number], rule.max_epochs - epoch - sum(least[number + 1 :]))
         for i in range(room // len(pattern) * len(pattern) if number + 1 < len(parts) else room):
             if epoch >= rule.max_epochs:
                 return

@@ -33,10 +33,16 @@ def check_settings(settings: Settings) -> None:
             raise InputError(f"--low {settings.low:g} is above --high {settings.high:g}")
         level_of(settings.low, num_levels)
         level_of(settings.high, num_levels)
-    if settings.method in ("fixed", "linear", "adaptive", "random") and settings.reduction != "none" \
-            and not rule.has_rounds and "R" not in rule.sequence:
-        raise InputError(f"sequence {settings.sequence!r} has no R epoch: nothing would be reduced; add an R, or use "
-                         "--reduction none for the sham control")
+    if (
+        settings.method in ("fixed", "linear", "adaptive", "random")
+        and settings.reduction != "none"
+        and not rule.has_rounds
+        and "R" not in rule.sequence
+    ):
+        raise InputError(
+            f"sequence {settings.sequence!r} has no R epoch: nothing would be reduced; add an R, or use "
+            "--reduction none for the sham control"
+        )
     if settings.same_order and rule.has_rounds:
         raise InputError("--same-order is for patterns such as RC: rounds have no pairs of epochs")
     if settings.match_steps and settings.method != "baseline":
@@ -58,8 +64,10 @@ def require_known_optimizer(name: str) -> None:
         get_optimizer_class(name)
     except ValueError:
         near = difflib.get_close_matches(name, list_optimizers(), 3, 0.5)
-        raise InputError(f"no optimizer is called {printable(name)[:80]!r}; {'near it' if near else 'timm has'}: "
-                         + ", ".join(near or list_optimizers()[:8])) from None
+        raise InputError(
+            f"no optimizer is called {printable(name)[:80]!r}; {'near it' if near else 'timm has'}: "
+            + ", ".join(near or list_optimizers()[:8])
+        ) from None
 
 
 def schedule_rule_of(settings: Settings) -> ScheduleRule:
@@ -68,7 +76,9 @@ def schedule_rule_of(settings: Settings) -> ScheduleRule:
         return ScheduleRule("C", None, settings.epochs)
     if settings.match_steps:
         return ScheduleRule("C", None, settings.max_epochs)
-    sequence = "C" if settings.method == "baseline" else NAMED_PATTERNS.get(settings.sequence, settings.sequence)
+    sequence = (
+        "C" if settings.method == "baseline" else NAMED_PATTERNS.get(settings.sequence, settings.sequence)
+    )
     stages = {"linear": num_levels_of(settings.step) - 1, "adaptive": None}.get(settings.method, 1)
     return ScheduleRule(sequence, settings.patience, settings.max_epochs, stages)
 
@@ -84,12 +94,19 @@ def reduced_levels(settings: Settings, stage: int, epoch: int) -> Levels:
     if settings.method == "linear":
         return constant_levels(dimensions, stage_level(settings, stage))
     if settings.method == "random":
-        return RandomLevels(dimensions, level_of(settings.high, num_levels), level_of(settings.low, num_levels), settings.seed, epoch)
+        return RandomLevels(
+            dimensions,
+            level_of(settings.high, num_levels),
+            level_of(settings.low, num_levels),
+            settings.seed,
+            epoch,
+        )
     if settings.method == "fixed":
         return constant_levels(dimensions, level_of(settings.quality, num_levels))
     return ConstantLevels()
 
 
 def descent_rule_of(settings: Settings) -> DescentRule:
-    return DescentRule(REDUCTIONS[settings.reduction], num_levels_of(settings.step), settings.windows, settings.prefer)
-
+    return DescentRule(
+        REDUCTIONS[settings.reduction], num_levels_of(settings.step), settings.windows, settings.prefer
+    )

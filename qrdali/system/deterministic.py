@@ -19,7 +19,10 @@ from qrdali.errors import InputError, RunError, printable
 from qrdali.system.device import autocast_for
 
 VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
-GOOD = (":4096:8", ":16:8")  # those with which NVIDIA says that cuBLAS repeats its bits; the first is the faster
+GOOD = (
+    ":4096:8",
+    ":16:8",
+)  # those with which NVIDIA says that cuBLAS repeats its bits; the first is the faster
 _REFUSED = re.compile(r"(\S+) does not have a deterministic implementation")
 
 
@@ -36,12 +39,19 @@ def deterministic(wanted: bool, device: str = "auto") -> Iterator[None]:
     with cublas_workspace(device):
         cudnn: Any = torch.backends.cudnn
         memory: Any = torch.utils.deterministic
-        before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
-                  cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory)
+        before = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            cudnn.deterministic,
+            cudnn.benchmark,
+            memory.fill_uninitialized_memory,
+        )
         try:
             torch.use_deterministic_algorithms(True)
             cudnn.deterministic, cudnn.benchmark = True, False
-            memory.fill_uninitialized_memory = True  # what is read before it is written becomes NaN, which ends a run, and not chance
+            memory.fill_uninitialized_memory = (
+                True  # what is read before it is written becomes NaN, which ends a run, and not chance
+            )
             yield
         except RuntimeError as error:
             if refused := _refused(error):
@@ -62,12 +72,16 @@ def cublas_workspace(device: str) -> Iterator[None]:
         return
     if value is not None:
         if torch.cuda.is_available():
-            raise InputError(f"{VARIABLE} is {printable(value)!r}, with which cuBLAS does not repeat its results: unset it, give "
-                             f"{' or '.join(GOOD)}, or --no-deterministic")
+            raise InputError(
+                f"{VARIABLE} is {printable(value)!r}, with which cuBLAS does not repeat its results: unset it, give "
+                f"{' or '.join(GOOD)}, or --no-deterministic"
+            )
         yield
         return
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        raise InputError(f"CUDA has begun in this process without {VARIABLE}: set it to {GOOD[0]} before, or give --no-deterministic")
+        raise InputError(
+            f"CUDA has begun in this process without {VARIABLE}: set it to {GOOD[0]} before, or give --no-deterministic"
+        )
     os.environ[VARIABLE] = GOOD[0]
     try:
         yield
@@ -76,7 +90,9 @@ def cublas_workspace(device: str) -> Iterator[None]:
             del os.environ[VARIABLE]
 
 
-def require_deterministic_model(model: nn.Module, input_size: int, classes: int, amp: str, device: torch.device) -> None:
+def require_deterministic_model(
+    model: nn.Module, input_size: int, classes: int, amp: str, device: torch.device
+) -> None:
     """Raises RunError, naming the operation, if a training step of `model`, which stays as it is, needs one that has no deterministic
     form. Whatever else a step may fail of is left to the first."""
     autocast, _ = autocast_for(amp, device)
@@ -84,8 +100,10 @@ def require_deterministic_model(model: nn.Module, input_size: int, classes: int,
         trial = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         try:
             with autocast():
-                loss = nn.functional.cross_entropy(trial(torch.zeros((2, 3, input_size, input_size), device=device)),
-                                                   torch.arange(2, device=device) % classes)
+                loss = nn.functional.cross_entropy(
+                    trial(torch.zeros((2, 3, input_size, input_size), device=device)),
+                    torch.arange(2, device=device) % classes,
+                )
             loss.backward()  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
             if refused := _refused(error):
@@ -94,5 +112,11 @@ def require_deterministic_model(model: nn.Module, input_size: int, classes: int,
 
 def _refused(error: Exception) -> RunError | None:
     found = None if isinstance(error, RunError) else _REFUSED.search(str(error))
-    return RunError(f"{printable(found[1])[:100]} has no deterministic form on this device: give --no-deterministic, or choose another "
-                    "--model") if found else None
+    return (
+        RunError(
+            f"{printable(found[1])[:100]} has no deterministic form on this device: give --no-deterministic, or choose another "
+            "--model"
+        )
+        if found
+        else None
+    )

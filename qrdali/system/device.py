@@ -13,8 +13,14 @@ from qrdali.errors import RunError
 def device_of(choice: str) -> torch.device:
     """Raises RunError if a GPU was asked for and there is none."""
     if choice == "cuda" and not torch.cuda.is_available():
-        raise RunError("--device cuda: no usable GPU; check nvidia-smi and the driver (in a container: --gpus all), or use --device auto")
-    return torch.device("cuda", torch.cuda.current_device()) if choice != "cpu" and torch.cuda.is_available() else torch.device("cpu")
+        raise RunError(
+            "--device cuda: no usable GPU; check nvidia-smi and the driver (in a container: --gpus all), or use --device auto"
+        )
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if choice != "cpu" and torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def autocast_for(amp: str, device: torch.device) -> tuple[Callable[[], AbstractContextManager[object]], bool]:

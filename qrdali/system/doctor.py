@@ -17,7 +17,9 @@ State = Literal["ok", "warning", "problem"]
 OLDEST_PYTHON = (3, 10)
 # The oldest driver per major version of CUDA: NVIDIA's table of minor version compatibility.
 DRIVERS: dict[int, tuple[int, ...]] = {11: (450,), 12: (525,), 13: (580,)}
-CODEC_DRIVERS: dict[int, tuple[int, ...]] = {12: (530, 30)}  # nvImageCodec's documentation asks for more than CUDA 12 does
+CODEC_DRIVERS: dict[int, tuple[int, ...]] = {
+    12: (530, 30)
+}  # nvImageCodec's documentation asks for more than CUDA 12 does
 LITTLE_SHARED, LITTLE_MEMORY, LITTLE_DISK, NO_DISK = 64 << 20, 2 << 30, 1 << 30, 10 << 20  # bytes
 
 _AGAIN = "install it again, in the version of constraints.txt"
@@ -53,8 +55,17 @@ class Facts:
 
 def examine(facts: Facts) -> list[Finding]:
     """Every finding, in the order in which they are to be read."""
-    return [_python(facts.python), *_packages(facts.parts), *_drivers(facts.parts), *_gpus(facts), *_decoding(facts),
-            _processors(facts.processors), _memory(facts.memory), _shared(facts.shared), _disk(facts.run, facts.disk)]
+    return [
+        _python(facts.python),
+        *_packages(facts.parts),
+        *_drivers(facts.parts),
+        *_gpus(facts),
+        *_decoding(facts),
+        _processors(facts.processors),
+        _memory(facts.memory),
+        _shared(facts.shared),
+        _disk(facts.run, facts.disk),
+    ]
 
 
 def verdict(findings: list[Finding]) -> State:
@@ -71,11 +82,20 @@ def _python(version: tuple[int, int, int]) -> Finding:
 
 def _packages(parts: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     found = []
-    for part, name in (("torch", "torch"), ("torchvision", "torchvision"), ("timm", "timm"), ("dali", "DALI"), ("codec", "nvImageCodec")):
+    for part, name in (
+        ("torch", "torch"),
+        ("torchvision", "torchvision"),
+        ("timm", "timm"),
+        ("dali", "DALI"),
+        ("codec", "nvImageCodec"),
+    ):
         facts = parts[part]
         if "error" in facts:
-            advice = "torch and torchvision must be a pair: install both in the versions of constraints.txt" if part == "torchvision" \
+            advice = (
+                "torch and torchvision must be a pair: install both in the versions of constraints.txt"
+                if part == "torchvision"
                 else _AGAIN
+            )
             found.append(Finding(name, facts["error"], PROBLEM, advice))
             continue
         value = str(facts["version"])
@@ -91,12 +111,24 @@ def _drivers(parts: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     """The driver against what each package needs. One that is too old is a warning: the CPU is there."""
     driver = parts["driver"]
     if "error" in driver:
-        return [Finding("driver", f"not found: {driver['error']}", WARNING, f"for training on a GPU {_CHECK}")]
+        return [
+            Finding("driver", f"not found: {driver['error']}", WARNING, f"for training on a GPU {_CHECK}")
+        ]
     version = _numbers(driver["version"])
-    lacking = [f"{name} needs {'.'.join(map(str, least))} or newer" for name, least in needs(parts).items() if version < least]
+    lacking = [
+        f"{name} needs {'.'.join(map(str, least))} or newer"
+        for name, least in needs(parts).items()
+        if version < least
+    ]
     if lacking:
-        return [Finding("driver", driver["version"], WARNING,
-                        f"{'; '.join(lacking)}: update the driver, or install packages built for the CUDA it has (torch's CUDA 12 builds)")]
+        return [
+            Finding(
+                "driver",
+                driver["version"],
+                WARNING,
+                f"{'; '.join(lacking)}: update the driver, or install packages built for the CUDA it has (torch's CUDA 12 builds)",
+            )
+        ]
     return [Finding("driver", driver["version"])]
 
 
@@ -105,7 +137,10 @@ def needs(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     if (cuda := parts["torch"].get("cuda")) and (least := DRIVERS.get(_numbers(cuda)[0])):
         found[f"torch for CUDA {cuda}"] = least
-    for part, name, table in (("dali", "DALI", DRIVERS), ("codec", "nvImageCodec", {**DRIVERS, **CODEC_DRIVERS})):
+    for part, name, table in (
+        ("dali", "DALI", DRIVERS),
+        ("codec", "nvImageCodec", {**DRIVERS, **CODEC_DRIVERS}),
+    ):
         if (major := _cuda_of(parts[part])) is not None and (least := table.get(major)):
             found[f"{name} for CUDA {major}"] = least
     return found
@@ -116,14 +151,28 @@ def _gpus(facts: Facts) -> list[Finding]:
     if "error" in seen:
         if "error" in torch:
             return []  # that says it
-        return [Finding("GPU", f"torch cannot look: {seen['error']}", PROBLEM,
-                        "train with CUDA_VISIBLE_DEVICES= set to nothing, which hides the GPUs; restart the machine or its driver")]
+        return [
+            Finding(
+                "GPU",
+                f"torch cannot look: {seen['error']}",
+                PROBLEM,
+                "train with CUDA_VISIBLE_DEVICES= set to nothing, which hides the GPUs; restart the machine or its driver",
+            )
+        ]
     if seen["available"]:
         return [_gpu(i, gpu, torch, driver) for i, gpu in enumerate(seen["gpus"])]
     there = driver.get("gpus", [])
     if not there:
-        return [Finding("GPU", "none", WARNING, f"training uses the CPU; {_CHECK}" if "error" not in driver else
-                        "training uses the CPU: see the driver")]
+        return [
+            Finding(
+                "GPU",
+                "none",
+                WARNING,
+                f"training uses the CPU; {_CHECK}"
+                if "error" not in driver
+                else "training uses the CPU: see the driver",
+            )
+        ]
     value = f"torch sees none of {len(there)} ({there[0]['name']}): {seen['why']}"
     if facts.visible is not None:
         advice = f"CUDA_VISIBLE_DEVICES is {facts.visible!r}: unset it, or give the number of a GPU"
@@ -146,60 +195,111 @@ def _gpu(number: int, gpu: Mapping[str, Any], torch: Mapping[str, Any], driver: 
     if gpu["error"] is None:
         return Finding(f"GPU {number}", value)
     built = ", ".join(torch.get("architectures", [])) or "none"
-    return Finding(f"GPU {number}", f"{value}: {gpu['error']}", PROBLEM if number == 0 else WARNING,
-                   f"torch computes nothing here: is the card in use, or older than this build (made for {built})? "
-                   "--device cpu does without it")
+    return Finding(
+        f"GPU {number}",
+        f"{value}: {gpu['error']}",
+        PROBLEM if number == 0 else WARNING,
+        f"torch computes nothing here: is the card in use, or older than this build (made for {built})? "
+        "--device cpu does without it",
+    )
 
 
 def _decoding(facts: Facts) -> list[Finding]:
     tried, cpu = facts.decoding, facts.decoding.get("cpu", "it was not tried")
-    found = [Finding("CPU decode", "works, with the pixels of Pillow") if cpu is None else
-             Finding("CPU decode", f"fails: {cpu}", PROBLEM, "see DALI above; install DALI and nvImageCodec again")]
+    found = [
+        Finding("CPU decode", "works, with the pixels of Pillow")
+        if cpu is None
+        else Finding(
+            "CPU decode", f"fails: {cpu}", PROBLEM, "see DALI above; install DALI and nvImageCodec again"
+        )
+    ]
     if "gpu" in tried:
-        found.append(Finding("GPU decode", "works") if tried["gpu"] is None else Finding(
-            "GPU decode", f"fails: {tried['gpu']}", PROBLEM,
-            "see the driver and DALI above, free the GPU if it is full; --device cpu trains without it"))
+        found.append(
+            Finding("GPU decode", "works")
+            if tried["gpu"] is None
+            else Finding(
+                "GPU decode",
+                f"fails: {tried['gpu']}",
+                PROBLEM,
+                "see the driver and DALI above, free the GPU if it is full; --device cpu trains without it",
+            )
+        )
     if "region" in tried:
-        found.append(Finding("GPU regions", "work: the loader decodes only what is seen") if tried["region"] is None else Finding(
-            "GPU regions", f"fail: {tried['region']}", WARNING,
-            "nothing to do: the loader decodes whole images and cuts; another nvImageCodec or DALI may decode regions, which is faster"))
+        found.append(
+            Finding("GPU regions", "work: the loader decodes only what is seen")
+            if tried["region"] is None
+            else Finding(
+                "GPU regions",
+                f"fail: {tried['region']}",
+                WARNING,
+                "nothing to do: the loader decodes whole images and cuts; another nvImageCodec or DALI may decode regions, which is faster",
+            )
+        )
     return found
 
 
 def _processors(found: Processors) -> Finding:
     value = f"{found.usable} of {found.machine}"
     if found.quota is not None and found.quota < found.affinity:
-        return Finding("CPU threads", f"{value}: this container may use the time of {found.quota:g}", WARNING,
-                       f"qrdali decodes with {found.usable}; set OMP_NUM_THREADS={found.usable}, for torch counts processors, "
-                       "or give the container more (--cpus)")
+        return Finding(
+            "CPU threads",
+            f"{value}: this container may use the time of {found.quota:g}",
+            WARNING,
+            f"qrdali decodes with {found.usable}; set OMP_NUM_THREADS={found.usable}, for torch counts processors, "
+            "or give the container more (--cpus)",
+        )
     if found.usable == 1:
-        return Finding("CPU threads", value, WARNING, "decoding and training share one: give more (--cpus, --cpuset-cpus, taskset)")
+        return Finding(
+            "CPU threads",
+            value,
+            WARNING,
+            "decoding and training share one: give more (--cpus, --cpuset-cpus, taskset)",
+        )
     return Finding("CPU threads", value)
 
 
 def _memory(found: Memory) -> Finding:
     most = found.machine if found.limit is None else found.limit
-    value = _size(most) if found.limit is None else f"{_size(most)} is this container's limit, of {_size(found.machine)}"
+    value = (
+        _size(most)
+        if found.limit is None
+        else f"{_size(most)} is this container's limit, of {_size(found.machine)}"
+    )
     if most < LITTLE_MEMORY:
-        return Finding("memory", value, WARNING, "torch and DALI alone take nearly 1 GiB: give more (--memory), or a small --batch-size")
+        return Finding(
+            "memory",
+            value,
+            WARNING,
+            "torch and DALI alone take nearly 1 GiB: give more (--memory), or a small --batch-size",
+        )
     return Finding("memory", value)
 
 
 def _shared(found: Space | None) -> Finding:
     if found is not None and found.total > LITTLE_SHARED:
         return Finding("shared memory", f"{_size(found.free)} free of {_size(found.total)}")
-    return Finding("shared memory", "there is no /dev/shm" if found is None else f"{_size(found.total)} in /dev/shm", WARNING,
-                   "enough for one process; several GPUs exchange gradients through it, and `qrdali bench loader` images: "
-                   "start the container with --ipc=host or --shm-size=8g")
+    return Finding(
+        "shared memory",
+        "there is no /dev/shm" if found is None else f"{_size(found.total)} in /dev/shm",
+        WARNING,
+        "enough for one process; several GPUs exchange gradients through it, and `qrdali bench loader` images: "
+        "start the container with --ipc=host or --shm-size=8g",
+    )
 
 
 def _disk(run: str, found: Space) -> Finding:
     value = f"{_size(found.free)} free of {_size(found.total)} in {run}"
     if found.problem is not None:
-        return Finding("run folder", f"{run} cannot be written: {found.problem}", PROBLEM,
-                       "choose another folder; in a container mount a volume that its user may write (-v, --user)")
+        return Finding(
+            "run folder",
+            f"{run} cannot be written: {found.problem}",
+            PROBLEM,
+            "choose another folder; in a container mount a volume that its user may write (-v, --user)",
+        )
     if found.free < NO_DISK:
-        return Finding("run folder", value, PROBLEM, "a run needs room for two copies of its weights: free some")
+        return Finding(
+            "run folder", value, PROBLEM, "a run needs room for two copies of its weights: free some"
+        )
     if found.free < LITTLE_DISK:
         return Finding("run folder", value, WARNING, "a run of a large network does not fit: free some")
     return Finding("run folder", value)

@@ -15,7 +15,9 @@ import torch
 from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 
 POWERCAP = Path("/sys/class/powercap")
-_POLL_SECONDS = 30.0  # a RAPL counter begins again after 10 minutes at the earliest: it must be read more often than that
+_POLL_SECONDS = (
+    30.0  # a RAPL counter begins again after 10 minutes at the earliest: it must be read more often than that
+)
 
 
 def peak_memory(device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> dict[str, Any]:
@@ -29,8 +31,10 @@ def peak_memory(device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> d
         used, of = max(total - free, torch.cuda.max_memory_reserved(device)), "gpu"
     else:
         used, of = _resident_peak(), "process"
-    found: dict[str, Any] = max(group.all_gather_object({"peak_memory_mb": round(used / 1e6, 1), "memory_of": of}),
-                                key=lambda peak: peak["peak_memory_mb"])
+    found: dict[str, Any] = max(
+        group.all_gather_object({"peak_memory_mb": round(used / 1e6, 1), "memory_of": of}),
+        key=lambda peak: peak["peak_memory_mb"],
+    )
     return found
 
 
@@ -107,7 +111,9 @@ class _Unreadable(Exception):
 def _rapl(folder: Path) -> list[Callable[[], float]]:
     """A counter of each package (socket), or none if any cannot be read: half of a machine would be no figure."""
     found = []
-    for zone in sorted(folder.glob("intel-rapl:*")):  # so called on AMD's processors too; cores and memory are zones of their own
+    for zone in sorted(
+        folder.glob("intel-rapl:*")
+    ):  # so called on AMD's processors too; cores and memory are zones of their own
         try:
             if (zone / "name").read_text("utf-8", "replace").startswith("package"):
                 limit = _number(zone / "max_energy_range_uj")
@@ -161,7 +167,11 @@ def _nvml(device: torch.device) -> list[Callable[[], float]]:
         if _in_parts(pynvml, handle):
             return []  # the counter is the whole GPU's, other tenants' included
         last = joules()
-    except (pynvml.NVMLError, AttributeError, _Unreadable):  # no library, no such GPU or counter, a torch that tells no UUID
+    except (
+        pynvml.NVMLError,
+        AttributeError,
+        _Unreadable,
+    ):  # no library, no such GPU or counter, a torch that tells no UUID
         return []
 
     def more() -> float:

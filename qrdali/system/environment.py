@@ -13,8 +13,14 @@ import torch
 from qrdali import __version__
 
 # Name recorded and the distributions that may hold it.
-_PACKAGES = {"torch": ("torch",), "torchvision": ("torchvision",), "timm": ("timm",),
-             "dali": ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "nvidia-dali-cuda110"), "numpy": ("numpy",), "pillow": ("pillow",)}
+_PACKAGES = {
+    "torch": ("torch",),
+    "torchvision": ("torchvision",),
+    "timm": ("timm",),
+    "dali": ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "nvidia-dali-cuda110"),
+    "numpy": ("numpy",),
+    "pillow": ("pillow",),
+}
 _CODEC = ("nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu11")  # decodes for DALI
 
 
@@ -22,8 +28,16 @@ def environment(device: torch.device) -> dict[str, Any]:
     """qrdali, python, torch, torchvision, timm, dali, numpy, pillow: versions as text, None where not installed; platform, cpu, cores
     (logical); gpu and driver: names of what `device` is, None on a CPU. Nothing is imported to find out."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"qrdali": __version__, "python": platform.python_version(), **{name: _version(names) for name, names in _PACKAGES.items()},
-            "platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count(), "gpu": gpu, "driver": _driver() if gpu else None}
+    return {
+        "qrdali": __version__,
+        "python": platform.python_version(),
+        **{name: _version(names) for name, names in _PACKAGES.items()},
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "driver": _driver() if gpu else None,
+    }
 
 
 def dali() -> tuple[str, str] | None:

@@ -119,9 +119,13 @@ def _files(root: Path, name: str, controller: str | None) -> Iterator[Path]:
     root. controller: of version 1; None is version 2."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if (controllers.split(",") != [""] if controller is None else controller not in controllers.split(",")):
+        if controllers.split(",") != [""] if controller is None else controller not in controllers.split(","):
             continue
-        bases = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"] if controller is None else [root / "sys/fs/cgroup" / controller]
+        bases = (
+            [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+            if controller is None
+            else [root / "sys/fs/cgroup" / controller]
+        )
         parts = [part for part in path.split("/") if part not in ("", ".", "..")]
         for base in bases:
             yield from (base.joinpath(*parts[:depth], name) for depth in range(len(parts) + 1))

@@ -36,10 +36,15 @@ def run_in_child(function: str, *arguments: object, limit: float) -> Answer:
     """Calls `function` ("package.module:name") with `say` and `arguments` (plain literals) in a new interpreter that has this one's
     import path. It is killed after `limit` seconds; nothing it does can end this process. Never raises."""
     # -c would import from the working directory first, where anything may lie: this process' path replaces that.
-    program = (f"import sys; sys.path[:] = {sys.path!r}; from qrdali.system.subprocess_trial import answer; "
-               f"answer({function!r}, {arguments!r}, {math.ceil(limit)})")
+    program = (
+        f"import sys; sys.path[:] = {sys.path!r}; from qrdali.system.subprocess_trial import answer; "
+        f"answer({function!r}, {arguments!r}, {math.ceil(limit)})"
+    )
     try:
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:  # no pipes: a hung grandchild would keep them open
+        with (
+            tempfile.TemporaryFile() as out,
+            tempfile.TemporaryFile() as err,
+        ):  # no pipes: a hung grandchild would keep them open
             failure = _run([sys.executable, "-c", program], out.fileno(), err.fileno(), limit)
             said, complaint = _objects(_read(out.fileno())), _last(_read(err.fileno()))
     except OSError as error:
@@ -72,7 +77,9 @@ def answer_parent(function: str, arguments: tuple[Any, ...], limit: int) -> None
 
 def _run(command: list[str], out: int, err: int, limit: float) -> str | None:
     """None if the child ended by itself with status 0, else what happened to it."""
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+    )
     try:
         status = child.wait(limit)
     except subprocess.TimeoutExpired:

@@ -29,10 +29,28 @@ from qrdali.training.train_state import EpochSums, RunTotals
 class EpochTrainer:
     """Of the run in the folder `run`, by its parts. `save` writes `last/` at a state and the sums of the epoch after it."""
 
-    def __init__(self, settings: Settings, run: Path, loader: BatchSource, samples: int, learner: TrainStep, stages: LevelStages,
-                 quarantine: Quarantine, energy: EnergyMeter, listener: ProgressListener, stop: Callable[[], int],
-                 save: Callable[[schedule.ScheduleState, EpochSums], None], group: ProcessGroup) -> None:
-        self.settings, self.run, self.loader, self.samples, self.learner = settings, run, loader, samples, learner
+    def __init__(
+        self,
+        settings: Settings,
+        run: Path,
+        loader: BatchSource,
+        samples: int,
+        learner: TrainStep,
+        stages: LevelStages,
+        quarantine: Quarantine,
+        energy: EnergyMeter,
+        listener: ProgressListener,
+        stop: Callable[[], int],
+        save: Callable[[schedule.ScheduleState, EpochSums], None],
+        group: ProcessGroup,
+    ) -> None:
+        self.settings, self.run, self.loader, self.samples, self.learner = (
+            settings,
+            run,
+            loader,
+            samples,
+            learner,
+        )
         self.stages, self.quarantine, self.energy, self.listener = stages, quarantine, energy, listener
         self.stop, self.save, self.group = stop, save, group
         self.totals, self.finite, self.num_levels = RunTotals(), FiniteCheck(), num_levels_of(settings.step)
@@ -40,19 +58,26 @@ class EpochTrainer:
         self.save_seconds = 60 * float(every[:-1]) if every.endswith("m") else None
         self.save_steps = int(every) if every and self.save_seconds is None else None
 
-    def train(self, state: schedule.ScheduleState, letter: str, levels: Levels, epoch: EpochSums, totals: RunTotals) -> EpochSums:
+    def train(
+        self, state: schedule.ScheduleState, letter: str, levels: Levels, epoch: EpochSums, totals: RunTotals
+    ) -> EpochSums:
         """The rest of the epoch after `state`, of the phase `letter`; `epoch` has the sums of what is done of it and gets those of the
         rest, as `totals`. Raises Interrupted after a signal, when all is saved, and RunError."""
         self.totals = totals
         plan = self._plan(state, levels, epoch.step)
         self.learner.model.train()
         self.energy.begin(epoch.joules)
-        if epoch.step == plan.batches or (self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps):
+        if epoch.step == plan.batches or (
+            self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps
+        ):
             return epoch  # stopped in its validation
         before, saved = epoch.seconds, time.monotonic()
         begun = asked = time.perf_counter()
         agreement = self.group.lagged_max()
-        self.listener.begin(f"epoch {state.epoch + 1} {letter}", plan.samples - min(plan.samples, epoch.step * plan.batch_size))
+        self.listener.begin(
+            f"epoch {state.epoch + 1} {letter}",
+            plan.samples - min(plan.samples, epoch.step * plan.batch_size),
+        )
         for number, batch in self._steps(plan, state.epoch + 1):
             epoch.data_wait += time.perf_counter() - asked
             count = len(batch.labels) if self.group.is_single and batch is not None else plan.count(number)
@@ -79,8 +104,11 @@ class EpochTrainer:
                 self.listener.end()
                 agreement.flush()
                 self.group.barrier()  # a rank that leaves ends those of its host: not before the save is whole
-                raise Interrupted(f"stopped in epoch {state.epoch + 1} after step {epoch.step}, saved: the same command "
-                                  "with --resume continues", signum)
+                raise Interrupted(
+                    f"stopped in epoch {state.epoch + 1} after step {epoch.step}, saved: the same command "
+                    "with --resume continues",
+                    signum,
+                )
             if self.totals.optimizer_steps == self.settings.match_steps:
                 break
             asked = time.perf_counter()
@@ -94,8 +122,20 @@ class EpochTrainer:
     def _plan(self, state: schedule.ScheduleState, levels: Levels, first_batch: int) -> EpochPlan:
         s = self.settings
         order = state.epoch + 1 - (state.position if s.same_order else 0)
-        return EpochPlan(self.samples, s.batch_size, levels, self.num_levels, s.seed, order, True, s.augment, self.group.rank, self.group.world_size,
-                    first_batch=first_batch, excluded=self.quarantine.samples)
+        return EpochPlan(
+            self.samples,
+            s.batch_size,
+            levels,
+            self.num_levels,
+            s.seed,
+            order,
+            True,
+            s.augment,
+            self.group.rank,
+            self.group.world_size,
+            first_batch=first_batch,
+            excluded=self.quarantine.samples,
+        )
 
     def _steps(self, plan: EpochPlan, epoch: int) -> Iterator[tuple[int, Batch | None]]:
         """Number and batch of each step. Alone, steps without an image do not come; of ranks all take every step that any may have an
@@ -112,21 +152,31 @@ class EpochTrainer:
             elif plan.count(number):
                 yield number, None
 
-    def _step(self, number: int, batch: Batch | None, count: int, epoch: EpochSums, plan: EpochPlan, reduced: bool) -> bool:
+    def _step(
+        self, number: int, batch: Batch | None, count: int, epoch: EpochSums, plan: EpochPlan, reduced: bool
+    ) -> bool:
         """One optimizer step, `batch` being this rank's part of `count` images. False if the batch had to be passed over."""
         if batch is None and self.settings.sync_batch_norm:
-            raise RunError(f"--sync-batch-norm needs an image for every process in every step: one has none that can be read for step "
-                           f"{number + 1}")
+            raise RunError(
+                f"--sync-batch-norm needs an image for every process in every step: one has none that can be read for step "
+                f"{number + 1}"
+            )
         try:
             found = self.learner.step(batch, count)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            if self.quarantine.samples and self.group.is_single:  # left of a batch of more: no reason to end the run
-                self.listener.warn(f"batch norm cannot train on the one image left of step {number + 1}: it is passed over")
+            if (
+                self.quarantine.samples and self.group.is_single
+            ):  # left of a batch of more: no reason to end the run
+                self.listener.warn(
+                    f"batch norm cannot train on the one image left of step {number + 1}: it is passed over"
+                )
                 return False
-            raise RunError(f"batch norm cannot train on one image, as in step {number + 1}: choose a --batch-size that does not leave "
-                           f"one of {plan.samples} images over for a process or part of a step") from None
+            raise RunError(
+                f"batch norm cannot train on one image, as in step {number + 1}: choose a --batch-size that does not leave "
+                f"one of {plan.samples} images over for a process or part of a step"
+            ) from None
         if batch is None or found is None:
             return True
         loss, right = found
@@ -146,12 +196,19 @@ class EpochTrainer:
         except NotFinite as error:
             own = [not error.loss, error.step, self.group.rank, str(error)]
         # Of several ranks the one that saw it first knows the samples; the others' weights are spoilt by it a step later.
-        found = [one for one in self.group.all_gather_object(own) if one] if self.group.world_size > 1 else [own] if own else []
+        found = (
+            [one for one in self.group.all_gather_object(own) if one]
+            if self.group.world_size > 1
+            else [own]
+            if own
+            else []
+        )
         if found:
             self.listener.end()
             _, _, rank, text = min(found)
             if rank != self.group.rank:
                 raise OtherRankFailed(f"rank {rank}: {text}")
-            raise RunError(f"epoch {state.epoch + 1}: {text}: training stopped before it could be saved, {runs.describe_saved(self.run)}; "
-                           "lower --lr, or look at these images") from None
-
+            raise RunError(
+                f"epoch {state.epoch + 1}: {text}: training stopped before it could be saved, {runs.describe_saved(self.run)}; "
+                "lower --lr, or look at these images"
+            ) from None

@@ -49,10 +49,16 @@ class FiniteCheck:
         good = torch.stack([torch.isfinite(value).all() for value in floats.values()]).tolist()
         bad = [name for name, finite in zip(floats, good, strict=True) if not finite]
         if bad:
-            raise NotFinite(seen[0][0], f"the weights {bad[0]} are not finite after a step from {seen[0][0]} to {seen[-1][0]} "
-                            f"(samples of the last: {_listed(seen[-1][2])})", loss=False)
+            raise NotFinite(
+                seen[0][0],
+                f"the weights {bad[0]} are not finite after a step from {seen[0][0]} to {seen[-1][0]} "
+                f"(samples of the last: {_listed(seen[-1][2])})",
+                loss=False,
+            )
 
 
 def _listed(samples: torch.Tensor) -> str:
     numbers = samples[:_SHOWN].tolist()
-    return ", ".join(map(str, numbers)) + (f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else "")
+    return ", ".join(map(str, numbers)) + (
+        f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else ""
+    )

@@ -32,14 +32,31 @@ class LevelStages:
     """Of one run in the folder `run`. For adaptive runs it holds every image's own levels, and of online feedback what the network
     last said of each."""
 
-    def __init__(self, settings: Settings, run: Path, index: Index, device: torch.device, listener: ProgressListener, group: ProcessGroup) -> None:
-        self.settings, self.run, self.index, self.device, self.listener, self.group = settings, run, index, device, listener, group
+    def __init__(
+        self,
+        settings: Settings,
+        run: Path,
+        index: Index,
+        device: torch.device,
+        listener: ProgressListener,
+        group: ProcessGroup,
+    ) -> None:
+        self.settings, self.run, self.index, self.device, self.listener, self.group = (
+            settings,
+            run,
+            index,
+            device,
+            listener,
+            group,
+        )
         self.num_levels, self.descent = num_levels_of(settings.step), descent_rule_of(settings)
         self.adaptive = settings.method == "adaptive"
         self.online = self.adaptive and settings.feedback == "online"
         self.images: PerImageLevels | None = None
         self._feedback = torch.zeros(len(index) if self.online else 0, dtype=torch.uint8, device=device)
-        self._epoch_feedback = torch.zeros_like(self._feedback)  # in the epoch in hand: 0 nothing, 1 wrong, 2 right
+        self._epoch_feedback = torch.zeros_like(
+            self._feedback
+        )  # in the epoch in hand: 0 nothing, 1 wrong, 2 right
 
     def record(self, samples: torch.Tensor, right: torch.Tensor) -> None:
         """What the network said of `samples` [N] in an R epoch: right bool [N]."""
@@ -50,7 +67,9 @@ class LevelStages:
         without."""
         if not self.online:
             return None
-        found = torch.from_numpy(self.group.all_reduce_max(self._epoch_feedback.cpu().numpy())).to(self.device)
+        found = torch.from_numpy(self.group.all_reduce_max(self._epoch_feedback.cpu().numpy())).to(
+            self.device
+        )
         self._feedback = torch.where(found > 0, found - 1, self._feedback)
         self._epoch_feedback.zero_()
         return self._feedback.cpu()
@@ -59,7 +78,9 @@ class LevelStages:
         """As it was when `state` was saved. Raises RunError for a file that is missing or damaged."""
         if self.online:
             if feedback is None or feedback.shape != self._feedback.shape or feedback.dtype != torch.uint8:
-                raise RunError(f"{printable(self.run / 'last')} does not fit this run: it holds no feedback of {len(self.index)} images")
+                raise RunError(
+                    f"{printable(self.run / 'last')} does not fit this run: it holds no feedback of {len(self.index)} images"
+                )
             self._feedback.copy_(feedback)
         if self.adaptive and (state.begun or state.stage > 1):
             self.images = self._load(state.stage if state.begun else state.stage - 1)
@@ -86,12 +107,22 @@ class LevelStages:
         q = quality(np.array([stage_level(self.settings, state.stage)]), self.num_levels)[0]
         self.listener.line(f"stage {state.stage} of {stages}: quality {q:.2f}")
 
-    def descend(self, state: schedule.ScheduleState, model: nn.Module, loader: BatchSource, autocast: Callable[[], AbstractContextManager[object]],
-                energy: EnergyMeter, quarantine: Quarantine, stop: Callable[[], int]) -> tuple[DescentCounts, float]:
+    def descend(
+        self,
+        state: schedule.ScheduleState,
+        model: nn.Module,
+        loader: BatchSource,
+        autocast: Callable[[], AbstractContextManager[object]],
+        energy: EnergyMeter,
+        quarantine: Quarantine,
+        stop: Callable[[], int],
+    ) -> tuple[DescentCounts, float]:
         """One descent step of every training image before an adaptive stage; all ranks have the same levels after it. Returns also its
         seconds."""
         begun = time.perf_counter()
-        states = self.images or PerImageLevels.at_full_quality(len(self.index), self.descent.dimensions[1], self.online)
+        states = self.images or PerImageLevels.at_full_quality(
+            len(self.index), self.descent.dimensions[1], self.online
+        )
         if self.online:
             feedback = self.sync_feedback()
             correct = feedback.numpy() if feedback is not None and state.stage > 1 else None
@@ -104,14 +135,24 @@ class LevelStages:
         self.group.barrier()
         self.images = self._load(state.stage)
         seconds = time.perf_counter() - begun
-        self.listener.line(f"stage {state.stage}: {done.images} of {len(self.index)} images take a step down"
-                          + (f" ({done.candidates} candidates shown in {seconds:.1f} s)" if not self.online else "")
-                          + ("; this stage is the last" if done.images == 0 else ""))
+        self.listener.line(
+            f"stage {state.stage}: {done.images} of {len(self.index)} images take a step down"
+            + (f" ({done.candidates} candidates shown in {seconds:.1f} s)" if not self.online else "")
+            + ("; this stage is the last" if done.images == 0 else "")
+        )
         return done, seconds
 
-    def _probe(self, state: schedule.ScheduleState, states: PerImageLevels, model: nn.Module, loader: BatchSource,
-               autocast: Callable[[], AbstractContextManager[object]], energy: EnergyMeter, quarantine: Quarantine,
-               stop: Callable[[], int]) -> tuple[PerImageLevels, DescentCounts]:
+    def _probe(
+        self,
+        state: schedule.ScheduleState,
+        states: PerImageLevels,
+        model: nn.Module,
+        loader: BatchSource,
+        autocast: Callable[[], AbstractContextManager[object]],
+        energy: EnergyMeter,
+        quarantine: Quarantine,
+        stop: Callable[[], int],
+    ) -> tuple[PerImageLevels, DescentCounts]:
         s = self.settings
         self.listener.begin(f"probe {state.stage}", len(self.index))
         begun, shown = time.perf_counter(), 0
@@ -120,19 +161,34 @@ class LevelStages:
             nonlocal shown
             shown += candidates * self.group.world_size
             energy.poll()
-            self.listener.advance(images, lambda: f"{shown / max(time.perf_counter() - begun, 1e-9):,.0f} candidates/s")
+            self.listener.advance(
+                images, lambda: f"{shown / max(time.perf_counter() - begun, 1e-9):,.0f} candidates/s"
+            )
 
         def heed() -> None:
             if signum := stop():
                 self.listener.end()
-                raise Interrupted(f"stopped in the probe before stage {state.stage}: the same command with --resume repeats it",
-                                  signum)
+                raise Interrupted(
+                    f"stopped in the probe before stage {state.stage}: the same command with --resume repeats it",
+                    signum,
+                )
 
         at_once = s.probe_batch_size or candidates_at_once(self.device, s.batch_size)
         while True:
             try:
-                result = descend_by_probe(model, loader, self.index, states, self.descent, at_once, autocast, progress, heed, quarantine.samples,
-                              self.group)
+                result = descend_by_probe(
+                    model,
+                    loader,
+                    self.index,
+                    states,
+                    self.descent,
+                    at_once,
+                    autocast,
+                    progress,
+                    heed,
+                    quarantine.samples,
+                    self.group,
+                )
                 break
             except Unreadable as error:  # nothing has moved yet: the probe begins again without
                 quarantine.add(state.epoch + 1, error.reasons)
@@ -140,12 +196,21 @@ class LevelStages:
         return result
 
     def _load(self, stage: int) -> PerImageLevels:
-        return PerImageLevels.load(self.run / "levels", stage, len(self.index), self.num_levels, self.descent.dimensions[1], self.online)
+        return PerImageLevels.load(
+            self.run / "levels",
+            stage,
+            len(self.index),
+            self.num_levels,
+            self.descent.dimensions[1],
+            self.online,
+        )
 
 
 def _digest(states: PerImageLevels) -> str:
     found = hashlib.sha256(np.ascontiguousarray(states.levels).data)
-    places: Any = states.window_origins(np.arange(0, len(states.levels), max(1, len(states.levels) // 10_000)))
+    places: Any = states.window_origins(
+        np.arange(0, len(states.levels), max(1, len(states.levels) // 10_000))
+    )
     if places is not None:
         found.update(np.ascontiguousarray(places).data)
     return found.hexdigest()

@@ -20,17 +20,29 @@ class TrainStep:
     """`model` on `device` with its optimizer, precision and, with --ema, the average of its weights. `judged` is what is validated, asked
     in probes and saved as best/. All of `ranks` make one, and take every step."""
 
-    def __init__(self, settings: Settings, model: nn.Module, input_size: int, device: torch.device, group: ProcessGroup) -> None:
-        self._group, self._device, self._input_size, self._accumulate = group, device, input_size, settings.accumulate
-        torch.manual_seed((settings.seed + group.rank * 0x9E3779B97F4A7C15) % 2**63)  # dropout differs between ranks
+    def __init__(
+        self, settings: Settings, model: nn.Module, input_size: int, device: torch.device, group: ProcessGroup
+    ) -> None:
+        self._group, self._device, self._input_size, self._accumulate = (
+            group,
+            device,
+            input_size,
+            settings.accumulate,
+        )
+        torch.manual_seed(
+            (settings.seed + group.rank * 0x9E3779B97F4A7C15) % 2**63
+        )  # dropout differs between ranks
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.sync_batch_norm and not group.is_single:
-            self.model = convert_sync_batchnorm(self.model)  # timm's: torch's own drops the activations in its networks' layers
+            self.model = convert_sync_batchnorm(
+                self.model
+            )  # timm's: torch's own drops the activations in its networks' layers
         self.ema = ModelEmaV3(self.model, settings.ema) if settings.ema else None
         self.eval_model: nn.Module = self.ema.module if self.ema else self.model
         self._parallel = group.wrap_ddp(self.model, device)
-        self.optimizer = create_optimizer_v2(self.model, settings.optimizer, lr=settings.lr,
-                                             weight_decay=settings.weight_decay)
+        self.optimizer = create_optimizer_v2(
+            self.model, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay
+        )
         self.autocast, scaled = autocast_for(settings.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self._loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)

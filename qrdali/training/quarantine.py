@@ -21,7 +21,14 @@ class Quarantine:
     """The images that a run does without. `samples`: their numbers, sorted. The file in the run's folder is read where there is one, so
     that a run that goes on does without the same."""
 
-    def __init__(self, run: Path, index: Index, share: float, warn: Callable[[str], None], group: ProcessGroup = SINGLE_PROCESS) -> None:
+    def __init__(
+        self,
+        run: Path,
+        index: Index,
+        share: float,
+        warn: Callable[[str], None],
+        group: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
         """share: of the training images, how many may be bad; at least one may, unless it is 0. Of several `ranks`, all of which make one,
         the first reads and writes the file. Raises RunError for a damaged one."""
         self._group = group
@@ -34,8 +41,10 @@ class Quarantine:
     def check(self) -> None:
         """Raises RunError if there are more than may be."""
         if len(self.samples) > self._most:
-            raise RunError(f"{len(self.samples)} of {len(self._index)} training images cannot be read, {self._most} may (--max-bad "
-                           f"{self._share:.4g}), {printable(self._file)} names them: restore them and remove that file, or allow more")
+            raise RunError(
+                f"{len(self.samples)} of {len(self._index)} training images cannot be read, {self._most} may (--max-bad "
+                f"{self._share:.4g}), {printable(self._file)} names them: restore them and remove that file, or allow more"
+            )
 
     def record(self, epoch: int, reasons: dict[int, str]) -> None:
         """This rank could not read these: of several, each leaves out its own until all are told."""
@@ -76,16 +85,23 @@ class Quarantine:
 
     def _read(self) -> list[int]:
         content = self._file.read_bytes() if self._file.is_file() else b""
-        if content and not content.endswith(b"\n"):  # killed while writing: that line is written again when the image is met again
+        if content and not content.endswith(
+            b"\n"
+        ):  # killed while writing: that line is written again when the image is met again
             partial = self._file.with_suffix(".partial")
-            partial.write_bytes(content[:content.rfind(b"\n") + 1])
+            partial.write_bytes(content[: content.rfind(b"\n") + 1])
             partial.rename(self._file)
         samples = []
         for where, text in lines.read_lines(self._file):
             if text == _HEAD:
                 continue
             cells = text.split("\t")
-            if len(cells) != 4 or not cells[1].isdecimal() or len(cells[1]) > 18 or int(cells[1]) >= len(self._index):
+            if (
+                len(cells) != 4
+                or not cells[1].isdecimal()
+                or len(cells[1]) > 18
+                or int(cells[1]) >= len(self._index)
+            ):
                 raise RunError(f"{where} names no training image: restore or remove the file")
             samples.append(int(cells[1]))
         return samples

@@ -48,8 +48,15 @@ class TrackedSets:
     def __init__(self, sets: Sequence[TrackedSet], batch_size: int, num_levels: int) -> None:
         self._sets, self._batch_size, self._num_levels = sets, batch_size, num_levels
 
-    def evaluate(self, what: str, model: nn.Module, autocast: Callable[[], AbstractContextManager[object]],
-                listener: ProgressListener, progress: Callable[[int], None], group: ProcessGroup = SINGLE_PROCESS) -> dict[str, dict[str, float | None]]:
+    def evaluate(
+        self,
+        what: str,
+        model: nn.Module,
+        autocast: Callable[[], AbstractContextManager[object]],
+        listener: ProgressListener,
+        progress: Callable[[int], None],
+        group: ProcessGroup = SINGLE_PROCESS,
+    ) -> dict[str, dict[str, float | None]]:
         """{"tracked": accuracy by name}, or nothing without sets. `progress` is told the images of each batch and may raise.
         A set that cannot be read any more has None and a warning: training does not end for it."""
         found: dict[str, float | None] = {}
@@ -79,11 +86,15 @@ def tracked_summary(row: dict[str, dict[str, float | None]]) -> str:
         if reduced and reduced[2] != at:
             at = reduced[2]
             text += f" at {at}"
-        text += f" {reduced[1] if reduced else name} {'none' if accuracy is None else format(accuracy, '.3f')}"
+        text += (
+            f" {reduced[1] if reduced else name} {'none' if accuracy is None else format(accuracy, '.3f')}"
+        )
     return f"  tracked{text}"
 
 
-def index_sets(run: Path, sets: dict[str, str], classes: tuple[str, ...], warn: Callable[[str], None]) -> dict[str, Index]:
+def index_sets(
+    run: Path, sets: dict[str, str], classes: tuple[str, ...], warn: Callable[[str], None]
+) -> dict[str, Index]:
     """Indexes of the folders by name. Each is made once, as RUN/tracked/NAME.arrow, so that all of a run's epochs see the same images.
 
     Nothing is written unless every folder can be. Raises InputError for a folder that is no set of `classes`, or that has
@@ -97,7 +108,9 @@ def index_sets(run: Path, sets: dict[str, str], classes: tuple[str, ...], warn: 
                 continue
             rejected = index_folder(root, classes, Path(scratch) / f"{name}.arrow", verify=True)
             if rejected:
-                warn(f"tracked set {name}: {len(rejected)} files cannot be read and are left out, such as {': '.join(rejected[0])}")
+                warn(
+                    f"tracked set {name}: {len(rejected)} files cannot be read and are left out, such as {': '.join(rejected[0])}"
+                )
         for file in sorted(Path(scratch).iterdir()):
             folder.mkdir(parents=True, exist_ok=True)
             partial = folder / f"{file.stem}.partial"
@@ -117,4 +130,6 @@ def _require_same(file: Path, name: str, root: str, classes: int) -> None:
     except (RunError, IndexError, UnicodeDecodeError):
         raise RunError(f"{printable(file)} is damaged: remove it, and the folder is indexed again") from None
     if before != root.rstrip("/") and Path(before).resolve() != Path(root).resolve():
-        raise InputError(f"the tracked set {name} was {printable(before)} and is now {printable(root)}: give the other folder another NAME")
+        raise InputError(
+            f"the tracked set {name} was {printable(before)} and is now {printable(root)}: give the other folder another NAME"
+        )

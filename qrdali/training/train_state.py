@@ -19,7 +19,15 @@ from qrdali.runs import checkpoint
 from qrdali.runs import folder as runs
 from qrdali.schedule import epoch_schedule as schedule
 
-_UNFIT = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)  # of data that no save has written
+_UNFIT = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)  # of data that no save has written
 
 
 @dataclass
@@ -47,7 +55,15 @@ class EpochSums:
         parts = group.all_gather_object(self._sums())
         loss, correct, images = (sum(column) for column in zip(*parts, strict=True))
         seconds, waited = group.broadcast_object([self.seconds, self.data_wait])
-        return EpochSums(self.step, images, torch.tensor(loss, dtype=torch.float64), torch.tensor(correct), seconds, waited, self.joules)
+        return EpochSums(
+            self.step,
+            images,
+            torch.tensor(loss, dtype=torch.float64),
+            torch.tensor(correct),
+            seconds,
+            waited,
+            self.joules,
+        )
 
     def _sums(self) -> tuple[float, int, int]:
         return float(self.loss), int(self.correct), self.images
@@ -91,12 +107,28 @@ class TrainStateStore:
     `back_to` and `read`.
     """
 
-    def __init__(self, run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-                 device: torch.device, fingerprint: str, images: int, batch_size: int, group: ProcessGroup, ema: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        device: torch.device,
+        fingerprint: str,
+        images: int,
+        batch_size: int,
+        group: ProcessGroup,
+        ema: nn.Module | None = None,
+    ) -> None:
         self._networks = {"model": model} if ema is None else {"model": model, "ema": ema}
         self._best = model if ema is None else ema
         self._run, self._optimizer, self._scaler, self._device = run, optimizer, scaler, device
-        self._fingerprint, self._images, self._batch_size, self._group = fingerprint, images, batch_size, group
+        self._fingerprint, self._images, self._batch_size, self._group = (
+            fingerprint,
+            images,
+            batch_size,
+            group,
+        )
 
     def exists(self) -> bool:
         """Whether there is something to continue."""
@@ -107,27 +139,55 @@ class TrainStateStore:
         if self._group.is_main:
             checkpoint.save(self._run / "best", trained.as_dict(), model=self._best.state_dict())
 
-    def save(self, name: str, state: schedule.ScheduleState, epoch: EpochSums | None, totals: RunTotals, stage: StageInfo,
-              feedback: torch.Tensor | None, joules: float | None) -> None:
+    def save(
+        self,
+        name: str,
+        state: schedule.ScheduleState,
+        epoch: EpochSums | None,
+        totals: RunTotals,
+        stage: StageInfo,
+        feedback: torch.Tensor | None,
+        joules: float | None,
+    ) -> None:
         """joules: used in the epoch in hand."""
         random = self._generators()
         sums = [] if epoch is None else self._group.all_gather_object(epoch._sums())
         if not self._group.is_main:
             return
         tensors, rest = checkpoint.flatten(self._optimizer.state_dict())
-        data: dict[str, Any] = {"schedule": state.as_dict(), "optimizer": rest, "scaler": self._scaler.state_dict(),
-                                "epoch": None, "totals": asdict(totals), "stage_row": stage.row,
-                                "stage_shown": stage.reported, "data": self._fingerprint}
+        data: dict[str, Any] = {
+            "schedule": state.as_dict(),
+            "optimizer": rest,
+            "scaler": self._scaler.state_dict(),
+            "epoch": None,
+            "totals": asdict(totals),
+            "stage_row": stage.row,
+            "stage_shown": stage.reported,
+            "data": self._fingerprint,
+        }
         if epoch is not None:
             loss, correct, images = (sum(column) for column in zip(*sums, strict=True))
-            data["epoch"] = {"step": epoch.step, "images": images, "loss": loss, "correct": correct, "seconds": epoch.seconds,
-                             "waited": epoch.data_wait, "joules": joules}
+            data["epoch"] = {
+                "step": epoch.step,
+                "images": images,
+                "loss": loss,
+                "correct": correct,
+                "seconds": epoch.seconds,
+                "waited": epoch.data_wait,
+                "joules": joules,
+            }
             if len(sums) > 1:
                 data["epoch"]["ranks"] = sums  # added up again at the end, in the same order
         if feedback is not None:
             random["feedback"] = feedback
-        checkpoint.save(self._run / name, data, keep_previous=name == "last",
-                        **{key: network.state_dict() for key, network in self._networks.items()}, optimizer=tensors, random=random)
+        checkpoint.save(
+            self._run / name,
+            data,
+            keep_previous=name == "last",
+            **{key: network.state_dict() for key, network in self._networks.items()},
+            optimizer=tensors,
+            random=random,
+        )
 
     def restore(self, name: str) -> None:
         """Takes weights, their average, optimizer and scaler back."""
@@ -142,20 +202,32 @@ class TrainStateStore:
         are its own, its sums begin at nothing.
         """
         folder = self._run / "last"
-        data, (optimizer, random, *weights), damage = checkpoint.load_newest(folder, "optimizer", "random", *self._networks)
+        data, (optimizer, random, *weights), damage = checkpoint.load_newest(
+            folder, "optimizer", "random", *self._networks
+        )
         if data.get("data") != self._fingerprint:
-            raise RunError(f"the index of the training images has changed since {printable(self._run)} was saved: restore it, or train "
-                           "anew in another --run")
+            raise RunError(
+                f"the index of the training images has changed since {printable(self._run)} was saved: restore it, or train "
+                "anew in another --run"
+            )
         self._take(folder, data, weights, optimizer)
         try:
             self._take_generators(random)
             state = schedule.ScheduleState.from_dict(data["schedule"])
             check(state)
             totals = RunTotals(**data["totals"])
-            if totals != RunTotals(int(totals.optimizer_steps), int(totals.forward_images), float(totals.seconds)):
+            if totals != RunTotals(
+                int(totals.optimizer_steps), int(totals.forward_images), float(totals.seconds)
+            ):
                 raise ValueError("totals that are no numbers")
-            saved = RestoredState(state, self._epoch_of(data["epoch"]), totals, StageInfo(dict(data["stage_row"]), bool(data["stage_shown"])),
-                          random.get("feedback"), damage)
+            saved = RestoredState(
+                state,
+                self._epoch_of(data["epoch"]),
+                totals,
+                StageInfo(dict(data["stage_row"]), bool(data["stage_shown"])),
+                random.get("feedback"),
+                damage,
+            )
         except _UNFIT as error:
             raise _unfit(folder, error) from None
         self._group.require_equal("the checkpoints", f"{state.as_dict()} {data['epoch']}")
@@ -172,8 +244,11 @@ class TrainStateStore:
         own = {"cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
             own["cuda"] = torch.cuda.get_rng_state(self._device)
-        return {name if rank == 0 else f"{name}.{rank}": torch.from_numpy(state)
-                for name, tensor in own.items() for rank, state in enumerate(self._group.all_gather(tensor.numpy()))}
+        return {
+            name if rank == 0 else f"{name}.{rank}": torch.from_numpy(state)
+            for name, tensor in own.items()
+            for rank, state in enumerate(self._group.all_gather(tensor.numpy()))
+        }
 
     def _take_generators(self, random: checkpoint.Tensors) -> None:
         suffix = "" if self._group.is_main else f".{self._group.rank}"
@@ -182,7 +257,13 @@ class TrainStateStore:
         if self._device.type == "cuda" and f"cuda{suffix}" in random:
             torch.cuda.set_rng_state(random[f"cuda{suffix}"], self._device)
 
-    def _take(self, folder: Path, state: dict[str, Any], weights: list[checkpoint.Tensors], optimizer: checkpoint.Tensors) -> None:
+    def _take(
+        self,
+        folder: Path,
+        state: dict[str, Any],
+        weights: list[checkpoint.Tensors],
+        optimizer: checkpoint.Tensors,
+    ) -> None:
         try:
             for network, tensors in zip(self._networks.values(), weights, strict=True):
                 network.load_state_dict(tensors)
@@ -206,10 +287,18 @@ class TrainStateStore:
             loss, correct, images = parts[group.rank]
         elif not group.is_main:
             loss, correct, images, joules = 0.0, 0, 0, 0.0
-        return EpochSums(int(sums["step"]), int(images), torch.tensor(float(loss), dtype=torch.float64, device=self._device),
-                     torch.tensor(int(correct), device=self._device), float(sums["seconds"]), float(sums["waited"]),
-                     None if joules is None else float(joules))
+        return EpochSums(
+            int(sums["step"]),
+            int(images),
+            torch.tensor(float(loss), dtype=torch.float64, device=self._device),
+            torch.tensor(int(correct), device=self._device),
+            float(sums["seconds"]),
+            float(sums["waited"]),
+            None if joules is None else float(joules),
+        )
 
 
 def _unfit(folder: Path, error: Exception) -> RunError:
-    return RunError(f"{printable(folder)} does not fit this run: {printable((str(error).splitlines() or [type(error).__name__])[0])[:160]}")
+    return RunError(
+        f"{printable(folder)} does not fit this run: {printable((str(error).splitlines() or [type(error).__name__])[0])[:160]}"
+    )

@@ -38,14 +38,32 @@ class Trainer:
     """Trains `model` in the run folder `run`. The loaders are of the train and val split; `tracker` has more sets to watch.
     `facts` go into the start row; their "environment" also into the first row after a change of it. `ranks` share each batch."""
 
-    def __init__(self, settings: Settings, run: Path, model: nn.Module, preprocessing: Preprocessing,
-                 classes: tuple[str, ...], train: tuple[BatchSource, Index], val: tuple[BatchSource, Index], device: torch.device,
-                 listener: ProgressListener, stop: Callable[[], int], tracker: TrackedSets,
-                 facts: dict[str, Any], group: ProcessGroup = SINGLE_PROCESS) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        run: Path,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        classes: tuple[str, ...],
+        train: tuple[BatchSource, Index],
+        val: tuple[BatchSource, Index],
+        device: torch.device,
+        listener: ProgressListener,
+        stop: Callable[[], int],
+        tracker: TrackedSets,
+        facts: dict[str, Any],
+        group: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
         self.settings, self.run, self.preprocessing, self.classes = settings, run, preprocessing, classes
         self.train_loader, self.train_index = train
         self.val_loader, self.val_index = val
-        self.device, self.listener, self.stop, self.tracker, self.group = device, listener, stop, tracker, group
+        self.device, self.listener, self.stop, self.tracker, self.group = (
+            device,
+            listener,
+            stop,
+            tracker,
+            group,
+        )
         self.facts, self.energy = facts, EnergyMeter(device)
         self.changed_environment: dict[str, Any] = {}
         self.constant_class: int | None = None
@@ -55,12 +73,36 @@ class Trainer:
         self.rule = schedule_rule_of(settings)
         self.quarantine = Quarantine(run, self.train_index, settings.max_bad, listener.warn, group)
         self.stages = LevelStages(settings, run, self.train_index, device, listener, group)
-        self.store = TrainStateStore(run, self.model, learner.optimizer, learner.scaler, device, self.train_index.fingerprint, len(self.train_index),
-                           settings.batch_size, group, learner.ema and learner.ema.module)
+        self.store = TrainStateStore(
+            run,
+            self.model,
+            learner.optimizer,
+            learner.scaler,
+            device,
+            self.train_index.fingerprint,
+            len(self.train_index),
+            settings.batch_size,
+            group,
+            learner.ema and learner.ema.module,
+        )
         self.totals, self.stage = RunTotals(), StageInfo({})
-        self.unvalidated: tuple[schedule.ScheduleState, EpochSums, RunTotals] | None = None  # of an epoch that only lacks its validation
-        self.training = EpochTrainer(settings, run, train[0], len(self.train_index), learner, self.stages, self.quarantine, self.energy,
-                                     listener, stop, lambda state, epoch: self._save("last", state, epoch), group)
+        self.unvalidated: tuple[schedule.ScheduleState, EpochSums, RunTotals] | None = (
+            None  # of an epoch that only lacks its validation
+        )
+        self.training = EpochTrainer(
+            settings,
+            run,
+            train[0],
+            len(self.train_index),
+            learner,
+            self.stages,
+            self.quarantine,
+            self.energy,
+            listener,
+            stop,
+            lambda state, epoch: self._save("last", state, epoch),
+            group,
+        )
 
     def fit(self, resume: bool) -> schedule.ScheduleState:
         """Runs to the end, or to a signal (Interrupted). `resume` continues from `last/` if it is there."""
@@ -89,8 +131,17 @@ class Trainer:
         state = schedule.start(rows.accuracy)
         self._save_best(state.run_best, 0, rows)
         tracked = self._track("start")
-        self._append({"epoch": 0, "phase": "start", "stage": 1, "quality": dict.fromkeys(DIMENSIONS, 1.0),
-                      "val_accuracy": rows.accuracy, **tracked, **self.facts})
+        self._append(
+            {
+                "epoch": 0,
+                "phase": "start",
+                "stage": 1,
+                "quality": dict.fromkeys(DIMENSIONS, 1.0),
+                "val_accuracy": rows.accuracy,
+                **tracked,
+                **self.facts,
+            }
+        )
         self.listener.line(f"epoch   0  start weights, val {rows.accuracy:.4f}{tracked_summary(tracked)}")
         return state
 
@@ -100,13 +151,24 @@ class Trainer:
         self.stage.row = {}
         if self.stages.adaptive:
             self.energy.begin()
-            done, seconds = self.stages.descend(state, self.eval_model, self.train_loader, self.autocast, self.energy, self.quarantine,
-                                                self.stop)
+            done, seconds = self.stages.descend(
+                state,
+                self.eval_model,
+                self.train_loader,
+                self.autocast,
+                self.energy,
+                self.quarantine,
+                self.stop,
+            )
             moved = done.images
             self.totals.forward_images += done.candidates
             self.totals.seconds += seconds
-            self.stage.row = {"moved": done.images / len(self.train_index), "probe_seconds": round(seconds, 3),
-                              "probe_candidates": done.candidates, **self.energy.all_ranks("probe_energy_joules", self.group)}
+            self.stage.row = {
+                "moved": done.images / len(self.train_index),
+                "probe_seconds": round(seconds, 3),
+                "probe_candidates": done.candidates,
+                **self.energy.all_ranks("probe_energy_joules", self.group),
+            }
         elif self.rule.stages is not None and self.rule.stages != 1:
             self.stages.log_stage(state, self.rule.stages)
         state = schedule.begin_stage(self.rule, state, moved)
@@ -114,7 +176,9 @@ class Trainer:
             self._save("last", state, None)  # a probe is long: it is not done twice
         return state
 
-    def _epoch(self, state: schedule.ScheduleState, letter: str, resumed: EpochSums | None) -> schedule.ScheduleState:
+    def _epoch(
+        self, state: schedule.ScheduleState, letter: str, resumed: EpochSums | None
+    ) -> schedule.ScheduleState:
         number, stage, first = state.epoch + 1, state.stage, not self.stage.reported
         levels = self.stages.levels(state, letter)
         own = self._train(state, letter, levels, resumed)
@@ -124,9 +188,21 @@ class Trainer:
         if not epoch.images:
             raise RunError(f"no training image can be read: {self.run / FILE} says why")
         counts = histogram(levels, len(self.train_index), self.num_levels)
-        shown = dict(zip(DIMENSIONS, (counts @ quality(np.arange(self.num_levels), self.num_levels) / len(self.train_index)).tolist(), strict=True))
+        shown = dict(
+            zip(
+                DIMENSIONS,
+                (
+                    counts @ quality(np.arange(self.num_levels), self.num_levels) / len(self.train_index)
+                ).tolist(),
+                strict=True,
+            )
+        )
         watched = self.stages.validation_levels(levels, counts, letter)
-        self.unvalidated = state, own, replace(self.totals)  # what a signal saves from here on: validation alone is done again
+        self.unvalidated = (
+            state,
+            own,
+            replace(self.totals),
+        )  # what a signal saves from here on: validation alone is done again
         rows = self._validate(f"epoch {number} val", watched)
         spent = peak_memory(self.device, self.group) | self.energy.all_ranks("energy_joules", self.group)
         tracked = self._track(f"epoch {number}")  # before a restore may change the weights
@@ -134,7 +210,9 @@ class Trainer:
         before = state
         state, event = schedule.update(self.rule, state, rows.accuracy)
         if self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps:
-            state = replace(state, ended=f"the {self.settings.match_steps} optimizer steps of {self.settings.match}")
+            state = replace(
+                state, ended=f"the {self.settings.match_steps} optimizer steps of {self.settings.match}"
+            )
         if event.is_best_of_run:
             self._save_best(rows.accuracy, number, rows if watched is FULL_QUALITY else None)
         if event.is_best_of_stage and self.rule.patience is not None and self.settings.restore_best:
@@ -142,7 +220,9 @@ class Trainer:
         if event.stage_end_reason and self.settings.restore_best:
             self._load_weights("unit")
         self.totals.seconds += epoch.seconds
-        row = metrics_row(number, letter, stage, shown, epoch, rows.accuracy, self.totals, len(self.quarantine.samples))
+        row = metrics_row(
+            number, letter, stage, shown, epoch, rows.accuracy, self.totals, len(self.quarantine.samples)
+        )
         row |= spent | tracked | self.changed_environment
         if self.stages.adaptive:
             row["levels"] = {name: counts[i].tolist() for i, name in enumerate(DIMENSIONS)}
@@ -154,21 +234,39 @@ class Trainer:
         self._save("last", state, None)
         self.listener.line(epoch_summary(row, epoch, self.rule, state, event) + tracked_summary(tracked))
         if event.stage_end_reason:
-            self.listener.line(stage_end_summary(self.rule, before, event.stage_end_reason, self.settings.restore_best))
-        if rows.constant_class is not None and rows.constant_class != self.constant_class:  # not every epoch again
-            self.listener.warn(f"the network answers {self.classes[rows.constant_class]!r} for every validation image: "
-                              "if that lasts, lower --lr")
+            self.listener.line(
+                stage_end_summary(self.rule, before, event.stage_end_reason, self.settings.restore_best)
+            )
+        if (
+            rows.constant_class is not None and rows.constant_class != self.constant_class
+        ):  # not every epoch again
+            self.listener.warn(
+                f"the network answers {self.classes[rows.constant_class]!r} for every validation image: "
+                "if that lasts, lower --lr"
+            )
         self.constant_class = rows.constant_class
         return state
 
-    def _train(self, state: schedule.ScheduleState, letter: str, levels: Levels, resumed: EpochSums | None) -> EpochSums:
-        return self.training.train(state, letter, levels, resumed or EpochSums.begin(self.device), self.totals)
+    def _train(
+        self, state: schedule.ScheduleState, letter: str, levels: Levels, resumed: EpochSums | None
+    ) -> EpochSums:
+        return self.training.train(
+            state, letter, levels, resumed or EpochSums.begin(self.device), self.totals
+        )
 
     def _validate(self, what: str, levels: Levels) -> PredictionRows:
-        plan = EpochPlan(len(self.val_index), inference_batch_size(self.settings.batch_size, self.group.world_size), levels, self.num_levels, self.settings.seed)
+        plan = EpochPlan(
+            len(self.val_index),
+            inference_batch_size(self.settings.batch_size, self.group.world_size),
+            levels,
+            self.num_levels,
+            self.settings.seed,
+        )
         self.listener.begin(what, plan.samples)
         try:
-            rows = predict(self.eval_model, self.val_loader, plan, self.autocast, self._advance, group=self.group)
+            rows = predict(
+                self.eval_model, self.val_loader, plan, self.autocast, self._advance, group=self.group
+            )
         except Interrupted as interruption:
             self._save_and_exit(interruption.signum)
         self.listener.end()
@@ -200,7 +298,9 @@ class Trainer:
 
     def _track(self, what: str) -> dict[str, Any]:
         try:
-            found = self.tracker.evaluate(what, self.eval_model, self.autocast, self.listener, self._advance, self.group)
+            found = self.tracker.evaluate(
+                what, self.eval_model, self.autocast, self.listener, self._advance, self.group
+            )
         except Interrupted as interruption:
             self._save_and_exit(interruption.signum)
         self._exit_if_signalled()
@@ -211,27 +311,39 @@ class Trainer:
             runs.append_metrics(self.run, row)
 
     def _save_best(self, accuracy: float, epoch: int, rows: PredictionRows | None) -> None:
-        self.store.save_best(runs.BestModel(self.settings.model, self.classes, self.preprocessing, epoch, accuracy))
+        self.store.save_best(
+            runs.BestModel(self.settings.model, self.classes, self.preprocessing, epoch, accuracy)
+        )
         if rows is not None and self.group.is_main:
             write_rows(self.run / "predictions" / "val.parquet", rows, self.val_index, {"epoch": epoch})
 
     def _save(self, name: str, state: schedule.ScheduleState, epoch: EpochSums | None) -> None:
         """`epoch`: in hand, if it is not at its end."""
         self.quarantine.share(state.epoch + 1)
-        self.store.save(name, state, epoch, self.totals, self.stage, self.stages.sync_feedback(), self.energy.used())
+        self.store.save(
+            name, state, epoch, self.totals, self.stage, self.stages.sync_feedback(), self.energy.used()
+        )
 
     def _load_weights(self, name: str) -> None:
         self.store.restore(name)
 
     def _restore(self) -> tuple[schedule.ScheduleState, EpochSums | None]:
-        saved = self.store.read(lambda state: schedule.next_phase(self.rule, state))  # that there is such a place in the sequence
+        saved = self.store.read(
+            lambda state: schedule.next_phase(self.rule, state)
+        )  # that there is such a place in the sequence
         state, epoch, self.totals, self.stage = saved.schedule, saved.epoch, saved.totals, saved.stage
         self.stages.restore(state, saved.feedback)
-        self.changed_environment = self.group.broadcast_object(self._drop_repeated_metrics(state) if self.group.is_main else {})
-        where = f"continuing after epoch {state.epoch}" + (f" and {epoch.step} steps of the next" if epoch else "")
+        self.changed_environment = self.group.broadcast_object(
+            self._drop_repeated_metrics(state) if self.group.is_main else {}
+        )
+        where = f"continuing after epoch {state.epoch}" + (
+            f" and {epoch.step} steps of the next" if epoch else ""
+        )
         if saved.damage:
             self.store.quarantine_damaged()
-            self.listener.warn(f"{saved.damage}: it is now last.damaged/, and the save before it is whole: {where}")
+            self.listener.warn(
+                f"{saved.damage}: it is now last.damaged/, and the save before it is whole: {where}"
+            )
         else:
             self.listener.line(where)
         return state, epoch

@@ -26,7 +26,9 @@ from qrdali.system.device import device_of
 from qrdali.system.environment import environment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-REDUCED = {name: constant_levels(dimensions, 2) for name, dimensions in REDUCTIONS.items() if any(dimensions)}  # quality .5 of step .25
+REDUCED = {
+    name: constant_levels(dimensions, 2) for name, dimensions in REDUCTIONS.items() if any(dimensions)
+}  # quality .5 of step .25
 
 
 class _Files(torch.utils.data.Dataset[Any]):
@@ -39,11 +41,23 @@ class _Files(torch.utils.data.Dataset[Any]):
         self.paths, self.pillow = paths, pillow
         self.transform: Any
         if pillow:
-            self.transform = transforms.Compose([transforms.Resize((side, side)), transforms.RandomHorizontalFlip(),
-                                                 transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+            self.transform = transforms.Compose(
+                [
+                    transforms.Resize((side, side)),
+                    transforms.RandomHorizontalFlip(),
+                    transforms.ToTensor(),
+                    transforms.Normalize(MEAN, STD),
+                ]
+            )
         else:
-            self.transform = v2.Compose([v2.Resize((side, side), antialias=True), v2.RandomHorizontalFlip(),
-                                         v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+            self.transform = v2.Compose(
+                [
+                    v2.Resize((side, side), antialias=True),
+                    v2.RandomHorizontalFlip(),
+                    v2.ToDtype(torch.float32, scale=True),
+                    v2.Normalize(MEAN, STD),
+                ]
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -59,21 +73,39 @@ class _Files(torch.utils.data.Dataset[Any]):
 
 
 def _torchvision(paths: list[str], side: int, batch: int, threads: int, pillow: bool) -> Callable[[], int]:
-    data = torch.utils.data.DataLoader(_Files(paths, side, pillow), batch, num_workers=threads, persistent_workers=True,
-                                       multiprocessing_context="spawn")
+    data = torch.utils.data.DataLoader(
+        _Files(paths, side, pillow),
+        batch,
+        num_workers=threads,
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+    )
     return lambda: sum(len(images) for images, _ in data)
 
 
-def _plain_dali(paths: list[str], side: int, batch: int, engine: Engine, decode_only: bool) -> Callable[[], int]:
-    @pipeline_def(batch_size=batch, num_threads=engine.threads, device_id=engine.device_id, prefetch_queue_depth=engine.depth)  # type: ignore[untyped-decorator]
+def _plain_dali(
+    paths: list[str], side: int, batch: int, engine: Engine, decode_only: bool
+) -> Callable[[], int]:
+    @pipeline_def(
+        batch_size=batch,
+        num_threads=engine.threads,
+        device_id=engine.device_id,
+        prefetch_queue_depth=engine.depth,
+    )  # type: ignore[untyped-decorator]
     def graph() -> Any:
         encoded, label = fn.readers.file(files=paths, name="reader", random_shuffle=False)
         image = fn.decoders.image(encoded, device=engine.decode_device)
         if decode_only:
             return image, label
         image = fn.resize(image, size=[side, side], interp_type=types.INTERP_TRIANGULAR, antialias=True)
-        return fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="HWC", mean=[255 * m for m in MEAN],
-                                        std=[255 * s for s in STD], mirror=fn.random.coin_flip()), label
+        return fn.crop_mirror_normalize(
+            image,
+            dtype=types.FLOAT,
+            output_layout="HWC",
+            mean=[255 * m for m in MEAN],
+            std=[255 * s for s in STD],
+            mirror=fn.random.coin_flip(),
+        ), label
 
     pipe = graph()
 
@@ -85,32 +117,55 @@ def _plain_dali(paths: list[str], side: int, batch: int, engine: Engine, decode_
                 tensor = images.as_tensor()
                 device = "cpu" if engine.device_id is None else "cuda"
                 out = torch.empty(tensor.shape(), device=device)
-                feed_ndarray(tensor, out, cuda_stream=None if device == "cpu" else torch.cuda.current_stream())
+                feed_ndarray(
+                    tensor, out, cuda_stream=None if device == "cpu" else torch.cuda.current_stream()
+                )
             done += len(images)
         return done
 
     return run
 
 
-def _ours(index: Index, side: int, batch: int, engine: Engine, levels: dict[str, ConstantLevels]) -> dict[str, Callable[[], int]]:
+def _ours(
+    index: Index, side: int, batch: int, engine: Engine, levels: dict[str, ConstantLevels]
+) -> dict[str, Callable[[], int]]:
     loader = open_loader(index, Preprocessing(side, "whole", 1.0, "bilinear", MEAN, STD), batch, engine)
     epochs = iter(range(1, 10**6))
 
     def run(level: ConstantLevels) -> int:
-        return sum(len(b.labels) for b in loader.epoch(
-            EpochPlan(len(index), batch, level, training=True, augment="flip", epoch=next(epochs))))
+        return sum(
+            len(b.labels)
+            for b in loader.epoch(
+                EpochPlan(len(index), batch, level, training=True, augment="flip", epoch=next(epochs))
+            )
+        )
 
     return {name: lambda level=level: run(level) for name, level in levels.items()}  # type: ignore[misc]
 
 
-def measure(index: Index, *, rounds: int, side: int, threads: int, batch_size: int,
-            progress: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
+def measure(
+    index: Index,
+    *,
+    rounds: int,
+    side: int,
+    threads: int,
+    batch_size: int,
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
     """Images per second (median, minimum, maximum over rounds) of every contender, and the ratios."""
     engine = engine_for(device_of("auto"), threads, warn)
     if index.needs_bytes:
-        raise InputError("the images are in a store or in shards, which torchvision does not read: index a folder to compare loaders")
+        raise InputError(
+            "the images are in a store or in shards, which torchvision does not read: index a folder to compare loaders"
+        )
     paths = index.paths(np.arange(len(index)))
-    contenders = _ours(index, side, batch_size, engine, {"qrdali full": FULL_QUALITY, **{f"qrdali {k}": v for k, v in REDUCED.items()}})
+    contenders = _ours(
+        index,
+        side,
+        batch_size,
+        engine,
+        {"qrdali full": FULL_QUALITY, **{f"qrdali {k}": v for k, v in REDUCED.items()}},
+    )
     contenders["plain DALI"] = _plain_dali(paths, side, batch_size, engine, False)
     contenders["DALI decode only"] = _plain_dali(paths, side, batch_size, engine, True)
     contenders["torchvision, Pillow"] = _torchvision(paths, side, batch_size, threads, True)
@@ -131,11 +186,19 @@ def measure(index: Index, *, rounds: int, side: int, threads: int, batch_size: i
 
     return {
         "machine": machine(),
-        "images": len(index), "rounds": rounds, "threads": threads, "input_size": side, "batch_size": batch_size,
-        "images_per_second": {name: {"median": round(median[name], 1), "min": round(min(v), 1), "max": round(max(v), 1)}
-                              for name, v in rates.items()},
-        "speed_ratio": {f"qrdali full / {peer}": ratio("qrdali full", peer)
-                        for peer in ("torchvision, Pillow", "torchvision.io", "plain DALI")},
+        "images": len(index),
+        "rounds": rounds,
+        "threads": threads,
+        "input_size": side,
+        "batch_size": batch_size,
+        "images_per_second": {
+            name: {"median": round(median[name], 1), "min": round(min(v), 1), "max": round(max(v), 1)}
+            for name, v in rates.items()
+        },
+        "speed_ratio": {
+            f"qrdali full / {peer}": ratio("qrdali full", peer)
+            for peer in ("torchvision, Pillow", "torchvision.io", "plain DALI")
+        },
         "time_reduced_over_full": {name: ratio("qrdali full", f"qrdali {name}") for name in REDUCED},
     }
 

@@ -66,7 +66,9 @@ class _Quiet:
 def naive_module() -> Any:
     """The reference, which is no part of the package. Raises InputError where there is no checkout."""
     if not NAIVE.exists():
-        raise InputError(f"{NAIVE} is not there: the naive reference is in qrdali's repository, run this command from a checkout")
+        raise InputError(
+            f"{NAIVE} is not there: the naive reference is in qrdali's repository, run this command from a checkout"
+        )
     spec = importlib.util.spec_from_file_location("naive_mepi", NAIVE)
     assert spec is not None
     assert spec.loader is not None
@@ -75,15 +77,30 @@ def naive_module() -> Any:
     return module
 
 
-def measure(index: Index, *, name: str, side: int | None, threads: int, images: int, naive_images: int, step: float, rounds: int,
-            reductions: tuple[str, ...] = SEARCHED, progress: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
+def measure(
+    index: Index,
+    *,
+    name: str,
+    side: int | None,
+    threads: int,
+    images: int,
+    naive_images: int,
+    step: float,
+    rounds: int,
+    reductions: tuple[str, ...] = SEARCHED,
+    progress: Callable[[str], None] = lambda what: None,
+) -> dict[str, Any]:
     """Images per second of ours (decoding, search, PNG files, reading back) and of the naive search, their ratio, the time ours
     takes over the forward passes alone, and the share of images with the same answer.
 
     The network has random weights and its mean output subtracted; its answers at full quality are the labels, so that every
     image has a MEPI. Rounds alternate between the two, so that the machine's drift cancels.
     """
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     naive, n, pre = naive_module(), quality.num_levels_of(step), models.preprocessing(name, side)
     autocast = autocast_for("auto", device)[0]
     engine = engine_for(device, threads, warn)
@@ -94,7 +111,10 @@ def measure(index: Index, *, name: str, side: int | None, threads: int, images: 
     with TemporaryDirectory() as folder:
         part = _labelled(index, images, model, pre, engine, autocast, classes, Path(folder) / "part.arrow")
         samples = list(range(len(part)))
-        few = [samples[i * len(samples) // min(naive_images, len(samples))] for i in range(min(naive_images, len(samples)))]
+        few = [
+            samples[i * len(samples) // min(naive_images, len(samples))]
+            for i in range(min(naive_images, len(samples)))
+        ]
         paths, labels = part.paths(np.array(few)), part.labels(np.array(few)).tolist()
         reference = naive.Naive(model, device, pre.input_size, pre.mean, pre.std, pre.interpolation, autocast)
         forward = _forward_rate(model, at_once, pre.input_size, device, autocast)
@@ -106,39 +126,82 @@ def measure(index: Index, *, name: str, side: int | None, threads: int, images: 
             for turn in range(rounds):
                 out = Path(folder) / f"{reduction}-{turn}"
                 mepis = MepiSet.open(out, part, classes, n, {}, False)
-                search = Search(model, open_image_reducer(part, pre, engine), rule, at_once, 1 << 30, threads, autocast)
+                search = Search(
+                    model, open_image_reducer(part, pre, engine), rule, at_once, 1 << 30, threads, autocast
+                )
 
-                def read_back(check: Callable[[], None], mepis: MepiSet = mepis, out: Path = out, reduction: str = reduction) -> list[int]:
+                def read_back(
+                    check: Callable[[], None],
+                    mepis: MepiSet = mepis,
+                    out: Path = out,
+                    reduction: str = reduction,
+                ) -> list[int]:
                     index_folder(out / reduction, classes, out / "set.arrow", verify=False)
                     rows = _classified(Index(out / "set.arrow", 20), model, pre, engine, autocast)
-                    return [int(Path(p).stem) for p in Index(out / "set.arrow", 20).paths(rows.samples[rows.labels != rows.predictions])]
+                    return [
+                        int(Path(p).stem)
+                        for p in Index(out / "set.arrow", 20).paths(
+                            rows.samples[rows.labels != rows.predictions]
+                        )
+                    ]
 
                 begun = time.perf_counter()
-                row = Builder(mepis, reduction, search, threads, read_back, _Quiet(), lambda: 0).build(samples)
+                row = Builder(mepis, reduction, search, threads, read_back, _Quiet(), lambda: 0).build(
+                    samples
+                )
                 taken = time.perf_counter() - begun
                 progress(f"{reduction}, ours")
                 ours.append(len(samples) / taken)
                 over.append(taken * forward() / (row["evaluations"] + len(samples)))
                 begun = time.perf_counter()
                 dimensions = quality.REDUCTIONS[reduction]
-                answers = [reference.search(path, label, dimensions, n) for path, label in zip(paths, labels, strict=True)]
+                answers = [
+                    reference.search(path, label, dimensions, n)
+                    for path, label in zip(paths, labels, strict=True)
+                ]
                 theirs.append(len(few) / (time.perf_counter() - begun))
                 progress(f"{reduction}, naive")
                 states = mepis.journal(reduction).rows["state"]
-                same = sum(tuple(states[s].tolist()) == answer[0] for s, answer in zip(few, answers, strict=True))
+                same = sum(
+                    tuple(states[s].tolist()) == answer[0] for s, answer in zip(few, answers, strict=True)
+                )
             result[reduction] = {
-                "images_per_second": round(float(np.median(ours)), 3), "naive_images_per_second": round(float(np.median(theirs)), 3),
-                "ratio": round(float(np.median(np.divide(ours, theirs))), 2), "over_forward_alone": round(float(np.median(over)), 3),
-                "evaluations_per_image": round(row["evaluations"] / len(samples), 1), "mean_quotient": row["mean_quotient"],
-                "same_answer": f"{same} of {len(few)}"}
+                "images_per_second": round(float(np.median(ours)), 3),
+                "naive_images_per_second": round(float(np.median(theirs)), 3),
+                "ratio": round(float(np.median(np.divide(ours, theirs))), 2),
+                "over_forward_alone": round(float(np.median(over)), 3),
+                "evaluations_per_image": round(row["evaluations"] / len(samples), 1),
+                "mean_quotient": row["mean_quotient"],
+                "same_answer": f"{same} of {len(few)}",
+            }
             if name == "efficientnet_b3":
-                result[reduction]["over_thesis"] = round(result[reduction]["images_per_second"] / THESIS[reduction], 1)
-    return {"machine": machine(), "model": name, "input_size": pre.input_size, "step": step, "images": len(samples),
-            "naive_images": len(few), "rounds": rounds, "threads": threads, "candidates_per_pass": at_once, "reductions": result}
+                result[reduction]["over_thesis"] = round(
+                    result[reduction]["images_per_second"] / THESIS[reduction], 1
+                )
+    return {
+        "machine": machine(),
+        "model": name,
+        "input_size": pre.input_size,
+        "step": step,
+        "images": len(samples),
+        "naive_images": len(few),
+        "rounds": rounds,
+        "threads": threads,
+        "candidates_per_pass": at_once,
+        "reductions": result,
+    }
 
 
-def _labelled(index: Index, images: int, model: _Centred, pre: models.Preprocessing, engine: Engine, autocast: Any,
-              classes: tuple[str, ...], file: Path) -> Index:
+def _labelled(
+    index: Index,
+    images: int,
+    model: _Centred,
+    pre: models.Preprocessing,
+    engine: Engine,
+    autocast: Any,
+    classes: tuple[str, ...],
+    file: Path,
+) -> Index:
     """The first images of an index, spread over it, labelled by the model's answers; sets its mean."""
     every = np.linspace(0, len(index) - 1, min(images, len(index))).astype(np.int64)
     _write(file, index, every, np.zeros(len(every), np.int64))
@@ -156,17 +219,25 @@ def _labelled(index: Index, images: int, model: _Centred, pre: models.Preprocess
 
 def _write(file: Path, index: Index, samples: Samples, labels: Samples) -> None:
     writer = Writer(file.with_suffix(".new"))
-    for path, label, (height, width) in zip(index.paths(samples), labels.tolist(), index.sizes(samples).tolist(), strict=True):
+    for path, label, (height, width) in zip(
+        index.paths(samples), labels.tolist(), index.sizes(samples).tolist(), strict=True
+    ):
         writer.add(path, label, width, height)
     writer.close()
     file.with_suffix(".new").rename(file)
 
 
-def _classified(index: Index, model: nn.Module, pre: models.Preprocessing, engine: Engine, autocast: Any) -> Any:
-    return predict(model, open_loader(index, pre, 32, engine), EpochPlan(len(index), 32, FULL_QUALITY), autocast)
+def _classified(
+    index: Index, model: nn.Module, pre: models.Preprocessing, engine: Engine, autocast: Any
+) -> Any:
+    return predict(
+        model, open_loader(index, pre, 32, engine), EpochPlan(len(index), 32, FULL_QUALITY), autocast
+    )
 
 
-def _forward_rate(model: nn.Module, batch: int, side: int, device: torch.device, autocast: Any) -> Callable[[], float]:
+def _forward_rate(
+    model: nn.Module, batch: int, side: int, device: torch.device, autocast: Any
+) -> Callable[[], float]:
     """A function that gives images per second of the network alone."""
     images = torch.rand(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
 

@@ -28,20 +28,61 @@ REDUCED = [name for name, dimensions in REDUCTIONS.items() if any(dimensions)]
 
 # Seconds of the thesis' slides, RTX 3090, HumaNet: an epoch in full and reduced, and one adaptive generation.
 THESIS: dict[str, dict[str, float]] = {
-    "squeezenet1_1": {"full": 28.5, "color": 32.6, "crop": 29.0, "resolution": 28.9, "combination": 33.5, "probe color": 26,
-                      "probe crop": 465, "probe resolution": 26, "probe combination": 672},
-    "resnet152": {"full": 150.5, "color": 154.3, "crop": 151.0, "resolution": 150.9, "combination": 155.0, "probe color": 56,
-                  "probe crop": 1734, "probe resolution": 56, "probe combination": 2584},
-    "efficientnet_b3": {"full": 90.0, "color": 94.3, "crop": 91.2, "resolution": 90.8, "combination": 95.0, "probe color": 30,
-                        "probe crop": 1153, "probe resolution": 30, "probe combination": 1513},
+    "squeezenet1_1": {
+        "full": 28.5,
+        "color": 32.6,
+        "crop": 29.0,
+        "resolution": 28.9,
+        "combination": 33.5,
+        "probe color": 26,
+        "probe crop": 465,
+        "probe resolution": 26,
+        "probe combination": 672,
+    },
+    "resnet152": {
+        "full": 150.5,
+        "color": 154.3,
+        "crop": 151.0,
+        "resolution": 150.9,
+        "combination": 155.0,
+        "probe color": 56,
+        "probe crop": 1734,
+        "probe resolution": 56,
+        "probe combination": 2584,
+    },
+    "efficientnet_b3": {
+        "full": 90.0,
+        "color": 94.3,
+        "crop": 91.2,
+        "resolution": 90.8,
+        "combination": 95.0,
+        "probe color": 30,
+        "probe crop": 1153,
+        "probe resolution": 30,
+        "probe combination": 1513,
+    },
 }
 
 
-def measure(index: Index, classes: int, *, name: str, rounds: int, side: int | None, threads: int, batch_size: int, images: int,
-            progress: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
+def measure(
+    index: Index,
+    classes: int,
+    *,
+    name: str,
+    rounds: int,
+    side: int | None,
+    threads: int,
+    batch_size: int,
+    images: int,
+    progress: Callable[[str], None] = lambda what: None,
+) -> dict[str, Any]:
     """Seconds of a full epoch, a reduced one (quality .5) per reduction, an online-feedback epoch and a probe per reduction,
     over the first `images` images; medians over rounds, and ratios to the full epoch of the same round."""
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     pre = models.preprocessing(name, side)
     torch.manual_seed(0)
     model = models.create(name, classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -70,21 +111,32 @@ def measure(index: Index, classes: int, *, name: str, rounds: int, side: int | N
                 kept[batch.samples] = right.to(torch.uint8)
         if feedback:
             rule = probe.DescentRule(REDUCTIONS["combination"], 4)
-            probe.descend_by_feedback(part, PerImageLevels.at_full_quality(len(part), True, True), kept.cpu().numpy(), rule, 0)
+            probe.descend_by_feedback(
+                part, PerImageLevels.at_full_quality(len(part), True, True), kept.cpu().numpy(), rule, 0
+            )
         correct.item()
 
     def ask(reduction: str) -> None:
         rule = probe.DescentRule(REDUCTIONS[reduction], 4)
-        probe.descend_by_probe(model, loader, part, PerImageLevels.at_full_quality(len(part), rule.dimensions[1], False), rule,
-                   probe.candidates_at_once(device, batch_size), autocast,
-                   lambda done, candidates: None)
+        probe.descend_by_probe(
+            model,
+            loader,
+            part,
+            PerImageLevels.at_full_quality(len(part), rule.dimensions[1], False),
+            rule,
+            probe.candidates_at_once(device, batch_size),
+            autocast,
+            lambda done, candidates: None,
+        )
 
     def ask_one_by_one() -> None:
         """The crop probe's forward passes with every image decoded once per candidate window."""
         model.eval()
         with torch.inference_mode():
             for _ in range(5):
-                for batch in loader.epoch(EpochPlan(len(part), batch_size, constant_levels(REDUCTIONS["crop"], 1))):
+                for batch in loader.epoch(
+                    EpochPlan(len(part), batch_size, constant_levels(REDUCTIONS["crop"], 1))
+                ):
                     with autocast():
                         model(batch.images).softmax(1)
 
@@ -103,18 +155,33 @@ def measure(index: Index, classes: int, *, name: str, rounds: int, side: int | N
             if turn:  # the first round warms files, pools and the network's kernels
                 seconds[what].append(time.perf_counter() - begun)
             progress(what)
-    over_full = {what: [a / b for a, b in zip(taken, seconds["full"], strict=True)] for what, taken in seconds.items()}
+    over_full = {
+        what: [a / b for a, b in zip(taken, seconds["full"], strict=True)] for what, taken in seconds.items()
+    }
     ratios = {what: round(statistics.median(v), 3) for what, v in over_full.items() if what != "full"}
-    ratios["online over the same epoch without"] = round(statistics.median(
-        a / b for a, b in zip(seconds["online combination"], seconds["combination"], strict=True)), 3)
+    ratios["online over the same epoch without"] = round(
+        statistics.median(
+            a / b for a, b in zip(seconds["online combination"], seconds["combination"], strict=True)
+        ),
+        3,
+    )
     thesis = THESIS.get(name, {})
     return {
-        "machine": machine(), "model": name, "images": len(part), "rounds": rounds, "threads": threads, "input_size": pre.input_size,
+        "machine": machine(),
+        "model": name,
+        "images": len(part),
+        "rounds": rounds,
+        "threads": threads,
+        "input_size": pre.input_size,
         "batch_size": batch_size,
-        "seconds": {what: {"median": round(statistics.median(v), 2), "min": round(min(v), 2), "max": round(max(v), 2)}
-                    for what, v in seconds.items()},
+        "seconds": {
+            what: {"median": round(statistics.median(v), 2), "min": round(min(v), 2), "max": round(max(v), 2)}
+            for what, v in seconds.items()
+        },
         "over_full": ratios,
-        "thesis_over_full": {what: round(v / thesis["full"], 3) for what, v in thesis.items() if what != "full"},
+        "thesis_over_full": {
+            what: round(v / thesis["full"], 3) for what, v in thesis.items() if what != "full"
+        },
     }
 
 

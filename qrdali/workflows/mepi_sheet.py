@@ -36,8 +36,13 @@ def draw(mepis: MepiSet, reduction: str, maker: ImageReducer, out: Path) -> None
     sheet = Image.new("RGB", (columns * pitch + _GAP, _TITLE + rows * line + _GAP), "white")
     pen, title, small = ImageDraw.Draw(sheet), ImageFont.load_default(15), ImageFont.load_default(12)
     mean = mepis.journal(reduction).mean_quotient()
-    pen.text((_GAP, _TITLE / 2), f"{reduction}: original and MEPI of {len(some)} of {len(found)} images, mean quotient {mean:.4f}",
-             "black", title, anchor="lm")
+    pen.text(
+        (_GAP, _TITLE / 2),
+        f"{reduction}: original and MEPI of {len(some)} of {len(found)} images, mean quotient {mean:.4f}",
+        "black",
+        title,
+        anchor="lm",
+    )
     where = {int(sample): i for i, sample in enumerate(samples)}
     for sample, pixels in maker.decode(iter(where), lambda sample, reason: None):
         i = where[sample]
@@ -45,7 +50,11 @@ def draw(mepis: MepiSet, reduction: str, maker: ImageReducer, out: Path) -> None
         left, top = _GAP + i % columns * pitch, _TITLE + i // columns * line
         height, width = sizes[i].tolist()
         scale = _CELL / max(height, width)
-        original = Image.fromarray(maker.reduced_images([pixels], params_of_states([FULL_STATE], sizes[i][None], mepis.num_levels))[0])
+        original = Image.fromarray(
+            maker.reduced_images([pixels], params_of_states([FULL_STATE], sizes[i][None], mepis.num_levels))[
+                0
+            ]
+        )
         with Image.open(mepis.png(reduction, sample)) as file:
             mepi = file.convert("RGB")
         cell = max(1, round(width * scale)), max(1, round(height * scale))
@@ -58,9 +67,20 @@ def draw(mepis: MepiSet, reduction: str, maker: ImageReducer, out: Path) -> None
         # Enlarging repeats pixels, so that a low resolution is seen for what it is.
         method = Image.Resampling.NEAREST if mepi.width < shown[0] else Image.Resampling.BOX
         sheet.paste(mepi.resize(shown, method), (right + round(x), top + round(y)))
-        pen.text((left, below + _CELL + _CAPTION / 2), printable(mepis.classes[label])[:24], "black", small, anchor="lm")
-        pen.text((right, below + _CELL + _CAPTION / 2), f"{row['mepi'] / row['full']:.2%}  {mepi.width}x{mepi.height}", "black", small,
-                 anchor="lm")
+        pen.text(
+            (left, below + _CELL + _CAPTION / 2),
+            printable(mepis.classes[label])[:24],
+            "black",
+            small,
+            anchor="lm",
+        )
+        pen.text(
+            (right, below + _CELL + _CAPTION / 2),
+            f"{row['mepi'] / row['full']:.2%}  {mepi.width}x{mepi.height}",
+            "black",
+            small,
+            anchor="lm",
+        )
     partial = out.with_name(f".{out.name}.partial")
     sheet.save(partial, "PNG", optimize=True)
     partial.rename(out)

@@ -30,22 +30,39 @@ def measure(evaluator: Evaluator, name: str, index: Index, num_levels: int) -> p
     loader = open_loader(index, evaluator.trained.preprocessing, evaluator.batch_size, evaluator.engine)
     tables = []
     with Bar(f"curve of {name}", len(index) * (1 + (num_levels - 1) * len(SEARCHED))) as bar:
+
         def rows(level: int, reduction: str) -> Any:
             levels = constant_levels(REDUCTIONS[reduction], level) if level else FULL_QUALITY
             plan = EpochPlan(len(index), evaluator.batch_size, levels, num_levels)
-            return predict(evaluator.model, loader, plan, evaluator.autocast, lambda images: bar.advance(images, reduction),
-                            evaluator.decide, evaluator.group)
+            return predict(
+                evaluator.model,
+                loader,
+                plan,
+                evaluator.autocast,
+                lambda images: bar.advance(images, reduction),
+                evaluator.decide,
+                evaluator.group,
+            )
 
         full = rows(0, "color")
         for reduction in SEARCHED:
             for level in range(num_levels):
                 found = rows(level, reduction) if level else full
                 count = len(found.samples)
-                tables.append(pa.table({
-                    "reduction": pa.array([reduction] * count), "level": pa.array([level] * count, pa.int32()),
-                    "quality": [(num_levels - level) / num_levels] * count, "sample": found.samples, "label": found.labels.astype(np.int32),
-                    "prediction": found.predictions.astype(np.int32), "correct": found.labels == found.predictions,
-                    "confidence": found.confidence}))
+                tables.append(
+                    pa.table(
+                        {
+                            "reduction": pa.array([reduction] * count),
+                            "level": pa.array([level] * count, pa.int32()),
+                            "quality": [(num_levels - level) / num_levels] * count,
+                            "sample": found.samples,
+                            "label": found.labels.astype(np.int32),
+                            "prediction": found.predictions.astype(np.int32),
+                            "correct": found.labels == found.predictions,
+                            "confidence": found.confidence,
+                        }
+                    )
+                )
     return pa.concat_tables(tables)
 
 
@@ -58,7 +75,11 @@ def summary(rows: pa.Table) -> dict[str, Any]:
         quality = np.unique(found["quality"][own])
         accuracy = np.array([found["correct"][own & (found["quality"] == q)].mean() for q in quality])
         area = np.trapezoid(accuracy, quality) / (quality[-1] - quality[0])
-        result[reduction] = {"quality": quality[::-1].tolist(), "accuracy": accuracy[::-1].tolist(), "area": float(area)}
+        result[reduction] = {
+            "quality": quality[::-1].tolist(),
+            "accuracy": accuracy[::-1].tolist(),
+            "area": float(area),
+        }
     return result
 
 
@@ -66,11 +87,15 @@ def make(evaluator: Evaluator, name: str, index: Index, num_levels: int) -> dict
     """Writes RUN/curves/NAME.parquet, .json, .png and .svg; returns the summary with the folder. Of several ranks the first writes."""
     rows = measure(evaluator, name, index, num_levels)
     curves, group = summary(rows), evaluator.group
-    group.run_on_all(lambda: _write(evaluator, name, index, num_levels, rows, curves) if group.is_main else None)
+    group.run_on_all(
+        lambda: _write(evaluator, name, index, num_levels, rows, curves) if group.is_main else None
+    )
     return {"step": 1 / num_levels, "files": str(evaluator.run / "curves" / name), **curves}
 
 
-def _write(evaluator: Evaluator, name: str, index: Index, num_levels: int, rows: pa.Table, curves: dict[str, Any]) -> None:
+def _write(
+    evaluator: Evaluator, name: str, index: Index, num_levels: int, rows: pa.Table, curves: dict[str, Any]
+) -> None:
     import pyarrow.parquet as pq
 
     from qrdali.report.plots import quality_curve
@@ -80,7 +105,14 @@ def _write(evaluator: Evaluator, name: str, index: Index, num_levels: int, rows:
     pq.write_table(rows, folder / f".{name}.partial")
     (folder / f".{name}.partial").rename(folder / f"{name}.parquet")
     chance = evaluator.class_map.chance if evaluator.class_map else 1 / len(evaluator.classes)
-    told = {"set": name, "images": len(index), "step": 1 / num_levels, "chance": chance, "curves": curves, **evaluator.metadata}
+    told = {
+        "set": name,
+        "images": len(index),
+        "step": 1 / num_levels,
+        "chance": chance,
+        "curves": curves,
+        **evaluator.metadata,
+    }
     partial = folder / f".{name}.json.partial"
     partial.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     partial.rename(folder / f"{name}.json")

@@ -72,11 +72,20 @@ def _evaluate(tasks: Tasks, run: PlannedRun) -> dict[str, float]:
 
     asked, settings = tasks.matrix.evaluate, run.settings
     extra: dict[str, Any] = {} if asked.reduced is None else {"reduced": asked.reduced}
-    evaluator = Evaluator(tasks.folder.run(run.name), settings.batch_size, settings.device, settings.amp, settings.threads or None,
-                          num_levels_of(asked.curve_step) if asked.curve else None, **extra)
+    evaluator = Evaluator(
+        tasks.folder.run(run.name),
+        settings.batch_size,
+        settings.device,
+        settings.amp,
+        settings.threads or None,
+        num_levels_of(asked.curve_step) if asked.curve else None,
+        **extra,
+    )
     results = [evaluator.split(tasks.data, split) for split in asked.splits]
     results += [evaluator.folder(name, folder) for name, folder in asked.sets.items()]
-    found = {r["set"]: r["accuracy"] for result in results for r in (result, *result.get("reduced", {}).values())}
+    found = {
+        r["set"]: r["accuracy"] for result in results for r in (result, *result.get("reduced", {}).values())
+    }
     say("  " + ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in found.items()))
     return found
 
@@ -89,10 +98,22 @@ def _mepi(tasks: Tasks, run: PlannedRun) -> dict[str, float | None]:
     every = len(asked.reductions) == 4
     found: dict[str, float | None] = {}
     for reduction in ("all",) if every else asked.reductions:
-        summaries = build(run=str(tasks.folder.run(run.name)), data=str(tasks.data), out=str(tasks.folder.mepi(run.name)),
-                          split=asked.split, reduction=reduction, step=asked.step, windows=str(asked.windows), prefer=asked.prefer,
-                          limit=asked.limit, batch_size=settings.batch_size, device=settings.device, amp=settings.amp,
-                          threads=settings.threads or None, resume=True)
+        summaries = build(
+            run=str(tasks.folder.run(run.name)),
+            data=str(tasks.data),
+            out=str(tasks.folder.mepi(run.name)),
+            split=asked.split,
+            reduction=reduction,
+            step=asked.step,
+            windows=str(asked.windows),
+            prefer=asked.prefer,
+            limit=asked.limit,
+            batch_size=settings.batch_size,
+            device=settings.device,
+            amp=settings.amp,
+            threads=settings.threads or None,
+            resume=True,
+        )
         found |= {name: summary["mean_quotient"] for name, summary in summaries.items()}
     return found
 
