@@ -21,16 +21,16 @@ import numpy as np
 import torch
 
 from qrdali.data.index import Dataset, Writer
-from qrdali.data.scan import build
+from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.evaluation.predict import predict
-from qrdali.pipelines.graphs import Engine
+from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, constant_levels
 from qrdali.reduction.quality import REDUCTIONS
 from qrdali.runs import checkpoint
-from qrdali.runs import folder as runs
-from qrdali.runs.settings import validated
+from qrdali.runs import folder as run_folder
+from qrdali.runs.settings import validate_settings
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import autocast_for
 from qrdali.workflows.bench_loader import machine
@@ -83,7 +83,7 @@ def table(seed: int, folder: Path, data: Path, args: argparse.Namespace) -> dict
 
 def last_accuracy(run: Path, dataset: Dataset) -> float:
     """Accuracy on test of the network as it was when training ended, which is not the best by validation."""
-    model, trained = runs.load_best(run)
+    model, trained = run_folder.load_best(run)
     model.load_state_dict(checkpoint.load(run / "last", "model")[1][0])
     index = dataset.index("test")
     loader = open_loader(index, trained.preprocessing, 50, Engine())
@@ -120,7 +120,7 @@ def above_chance(rows: list[dict[str, Any]], images: int, classes: int) -> dict[
 
 def accuracies(run: Path, dataset: Dataset) -> dict[str, float]:
     """Accuracy of best/ on val, test and test reduced to quality .5 in each way (centre crops)."""
-    model, trained = runs.load_best(run)
+    model, trained = run_folder.load_best(run)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     result = {}
     sets = {"val": ("val", FULL_QUALITY), "test": ("test", FULL_QUALITY)} | {
@@ -239,7 +239,7 @@ def main() -> int:
     width, height = map(int, args.size.split("x"))
     if not (data / "classes.tsv").exists():
         generate(images, ShapesSpec(train=args.train, val=args.val, test=args.test, size=(width, height)))
-        build(images, data)
+        build_dataset(images, data)
         if args.shuffled:
             shuffle_labels(data)
     dataset = Dataset.open(data)
@@ -256,7 +256,7 @@ def main() -> int:
                 print("time is up: the same command goes on", file=sys.stderr)
                 return 0
             run = folder / name.replace(" ", "-")
-            run_training(validated(values), run, True)
+            run_training(validate_settings(values), run, True)
             last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
             row = {
                 "run": name,

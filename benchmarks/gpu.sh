@@ -12,11 +12,11 @@ step() {
 }
 step doctor.json 180 "$python" -m qrdali doctor --json
 # A child process of its own: region-of-interest decoding is reported to crash on some GPUs.
-step roi-decode 90 "$python" -m pytest -q -m gpu -k 'gpu_is_close_to_cpu and False' tests/test_loader.py
-step whole-decode 90 "$python" -m pytest -q -m gpu -k 'gpu_is_close_to_cpu and True' tests/test_loader.py
-step pytest 200 "$python" -m pytest -q -m gpu --ignore tests/test_killed.py
+step roi-decode 90 "$python" -m pytest -q -m gpu -k 'gpu_is_close_to_cpu and False' tests/pipelines/test_loader.py
+step whole-decode 90 "$python" -m pytest -q -m gpu -k 'gpu_is_close_to_cpu and True' tests/pipelines/test_loader.py
+step pytest 200 "$python" -m pytest -q -m gpu --ignore tests/training/test_killed.py
 # Two runs with --deterministic, and one that is killed, are the same bit for bit.
-step deterministic 600 "$python" -m pytest -q -m gpu --timeout 300 tests/test_killed.py
+step deterministic 600 "$python" -m pytest -q -m gpu --timeout 300 tests/training/test_killed.py
 step loader-gpu.json 200 "$python" -m qrdali bench loader --json
 # At HumaNet's size: 20 classes, 25,000 pictures, generated once.
 [ -e /tmp/humanet/data/classes.tsv ] || { step generate 400 "$python" -m qrdali data shapes /tmp/humanet/images --train 1250 --val 25 --test 50

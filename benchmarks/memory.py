@@ -30,25 +30,25 @@ import torch
 from scipy.stats import theilslopes
 
 from qrdali.data.index import Dataset, Index
-from qrdali.data.scan import build
+from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import Unreadable
 from qrdali.interfaces import BatchSource, CandidateRequest
 from qrdali.models import Preprocessing
-from qrdali.pipelines.engine import engine_for
-from qrdali.pipelines.graphs import Engine
+from qrdali.pipelines.engine import Engine, engine_for
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels
 from qrdali.reduction.neighbors import column_dimensions, neighbors_of
+from qrdali.reduction.quality import Dimensions
 from qrdali.schedule.epoch_plan import EpochPlan
-from qrdali.system.device import device_of
+from qrdali.system.device import resolve_device
 from qrdali.workflows.bench_loader import machine
 
 POINTS = 20
 REDUCED = ConstantLevels(2, 2, 2)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MOVING = (True, True, True)
+MOVING = Dimensions(True, True, True)
 
 
 @dataclass
@@ -244,7 +244,7 @@ def main() -> None:
         "batch_size": args.batch_size,
     }
     engines = {
-        "": engine_for(device_of("auto"), args.threads, lambda message: print(message, file=sys.stderr))
+        "": engine_for(resolve_device("auto"), args.threads, lambda message: print(message, file=sys.stderr))
     }
     if engines[""].host_ops:
         engines[", whole graph"] = Engine(threads=args.threads, whole_graph=True)
@@ -256,7 +256,7 @@ def main() -> None:
             ShapesSpec(classes=2, train=args.images // 2, val=0, test=0, size=tuple(args.size)),
             workers=1,
         )
-        build(folder / "images", folder / "data", threads=1)
+        build_dataset(folder / "images", folder / "data", threads=1)
         index = Dataset.open(folder / "data").index("train")
         for suffix, engine in engines.items():
             work = Work(

@@ -28,7 +28,7 @@ from qrdali.mepi.folder import SEARCHED
 from qrdali.mepi.search import FULL_STATE, ReductionState, params_of_states
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.reduction.neighbors import ANCHORS
-from qrdali.reduction.png_entropy import encoder, entropy, entropy_within
+from qrdali.reduction.png_entropy import encoder_name, entropy, entropy_within
 from qrdali.reduction.quality import scaled_size, window_offset
 from qrdali.workflows.bench_loader import machine
 
@@ -62,7 +62,7 @@ def minimum(evaluator: Evaluator, maker: Any, pixels: Any, label: int) -> int:
         part = states[start : start + 64]
         reduction = params_of_states(part, np.tile(np.array([[height, width]], np.int32), (len(part), 1)), N)
         with torch.inference_mode(), evaluator.autocast():
-            good = evaluator.model(maker.inputs([pixels] * len(part), reduction)).argmax(1) == label
+            good = evaluator.model(maker.network_inputs([pixels] * len(part), reduction)).argmax(1) == label
         right += [
             (int(np.prod(reduction.size[i])) * (8 - float(np.log2(reduction.bin_width[i]))), state)
             for i, state in enumerate(part)
@@ -70,7 +70,7 @@ def minimum(evaluator: Evaluator, maker: Any, pixels: Any, label: int) -> int:
         ]
     best = 1 << 60
     for _, state in sorted(right):
-        picture = maker.pictures(
+        picture = maker.reduced_images(
             [pixels], params_of_states([state], np.array([[height, width]], np.int32), N)
         )[0]
         best = entropy_within(picture, best) or best
@@ -130,7 +130,7 @@ def main() -> None:
     args = parser.parse_args()
     result: dict[str, Any] = {
         "machine": machine(),
-        "encoder": encoder(),
+        "encoder": encoder_name(),
         "images": args.images,
         "step": 0.05,
         "mean_quotient": {},

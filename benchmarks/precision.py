@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from qrdali import models
-from qrdali.system.device import autocast_for, device_of
+from qrdali.system.device import autocast_for, resolve_device
 from qrdali.workflows.bench_loader import machine
 
 MODELS = {"squeezenet1_1": 224, "test_resnet": 96, "efficientnet_b3": 96, "resnet152": 64}
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--only", nargs="+", default=list(MODELS), choices=MODELS)
     args = parser.parse_args()
-    device = device_of("auto")
+    device = resolve_device("auto")
     amps = ["off", "bf16"] + (["fp16"] if device.type == "cuda" else [])
     result: dict[str, Any] = {
         "machine": machine(),

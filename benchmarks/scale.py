@@ -32,7 +32,7 @@ import pyarrow as pa
 from PIL import Image
 
 from qrdali.data.index import ROWS, SCHEMA, Index
-from qrdali.data.scan import build
+from qrdali.data.scan import build_dataset
 from qrdali.reduction.counter_rng import uniform
 from qrdali.reduction.levels import PerImageLevels
 
@@ -112,8 +112,8 @@ def opening(file: Path, levels: Path, cold: bool) -> dict[str, Any]:
     """Opens an index and an adaptive run's levels and windows of every image, then trains nothing: what a run costs before and at each
     batch. cold: nothing of the files is in the kernel's cache."""
     from qrdali.models import Preprocessing
+    from qrdali.pipelines.engine import Engine
     from qrdali.pipelines.external_source import PlanSource, window_arrays
-    from qrdali.pipelines.graphs import Engine
     from qrdali.pipelines.loader import open_loader
     from qrdali.schedule.epoch_plan import EpochPlan
 
@@ -182,7 +182,7 @@ def _rate(count: int, begun: float, before: float) -> dict[str, Any]:
 def indexed(root: Path, threads: int) -> dict[str, Any]:
     before, begun = status("VmRSS"), time.perf_counter()
     with TemporaryDirectory() as out:
-        summary = build(root, Path(out) / "data", threads=threads)
+        summary = build_dataset(root, Path(out) / "data", threads=threads)
     return _rate(sum(summary.images.values()), begun, before)
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from qrdali.data.scan import build
+from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
-from qrdali.runs.settings import read, validated
+from qrdali.runs.settings import read_toml, validate_settings
 from qrdali.workflows.bench_loader import machine
 from qrdali.workflows.train import run_training
 
@@ -43,10 +43,10 @@ def main() -> None:
                     Path(folder) / f"images-{train}",
                     ShapesSpec(classes=4, train=train, val=VAL, test=0, size=(160, 120)),
                 )
-                build(Path(folder) / f"images-{train}", data)
+                build_dataset(Path(folder) / f"images-{train}", data)
             run = Path(folder) / model
             run_training(
-                validated(
+                validate_settings(
                     {
                         "method": "shared",
                         "data": str(data),
@@ -60,7 +60,7 @@ def main() -> None:
                 False,
             )
             rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            used, last = read(run / "config.toml"), rows[-1]["val_accuracy"]
+            used, last = read_toml(run / "config.toml"), rows[-1]["val_accuracy"]
             result["runs"][model] = {
                 "input_size": side,
                 "optimizer": used["optimizer"],

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qrdali.data.scan import build
+from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.workflows.bench_loader import machine
 
@@ -49,7 +49,7 @@ def main() -> None:
     }
     with TemporaryDirectory() as folder:
         generate(Path(folder) / "images", ShapesSpec(classes=2, train=128, val=2, test=0, size=(SIDE, SIDE)))
-        build(Path(folder) / "images", Path(folder) / "data")
+        build_dataset(Path(folder) / "images", Path(folder) / "data")
         for size in args.batch_sizes:
             found = [
                 stopped(args, size, Path(folder) / "data", Path(folder) / f"{size}-{i}", random.Random(i))

@@ -42,7 +42,7 @@ def loader(
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, emit
     from qrdali.data.index import Dataset
-    from qrdali.data.scan import build
+    from qrdali.data.scan import build_dataset
     from qrdali.data.shapes import ShapesSpec, generate
     from qrdali.workflows.bench_loader import measure
 
@@ -51,7 +51,7 @@ def loader(
             spec = ShapesSpec(classes=16, train=128, val=0, test=0)
             with Bar("generate", spec.total, "files") as bar:
                 generate(Path(folder) / "images", spec, progress=bar.advance)
-            build(Path(folder) / "images", Path(folder) / "data")
+            build_dataset(Path(folder) / "images", Path(folder) / "data")
         index = Dataset.open(Path(data) if data else Path(folder) / "data").index("train")
         with Bar("measure", (rounds + 1) * 9, "runs") as bar:
             result = measure(
@@ -114,7 +114,7 @@ def train(
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, emit
     from qrdali.data.index import Dataset
-    from qrdali.data.scan import build
+    from qrdali.data.scan import build_dataset
     from qrdali.data.shapes import ShapesSpec, generate
     from qrdali.workflows.bench_train import measure
 
@@ -123,7 +123,7 @@ def train(
             spec = ShapesSpec(classes=16, train=-(-images // 16), val=0, test=0)
             with Bar("generate", spec.total, "files") as bar:
                 generate(Path(folder) / "images", spec, progress=bar.advance)
-            build(Path(folder) / "images", Path(folder) / "data")
+            build_dataset(Path(folder) / "images", Path(folder) / "data")
         dataset = Dataset.open(Path(data) if data else Path(folder) / "data")
         with Bar("measure", (rounds + 1) * 11, "runs") as bar:
             result = measure(
@@ -198,7 +198,7 @@ def mepi(
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, emit
     from qrdali.data.index import Dataset
-    from qrdali.data.scan import build
+    from qrdali.data.scan import build_dataset
     from qrdali.data.shapes import ShapesSpec, generate
     from qrdali.workflows.bench_mepi import measure, naive_module
 
@@ -208,7 +208,7 @@ def mepi(
             spec = ShapesSpec(classes=16, train=-(-images // 16), val=0, test=0)
             with Bar("generate", spec.total, "files") as bar:
                 generate(Path(folder) / "images", spec, progress=bar.advance)
-            build(Path(folder) / "images", Path(folder) / "data")
+            build_dataset(Path(folder) / "images", Path(folder) / "data")
         index = Dataset.open(Path(data) if data else Path(folder) / "data").index("train")
         with Bar("measure", rounds * 8, "runs") as bar:
             result = measure(

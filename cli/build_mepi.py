@@ -85,11 +85,11 @@ def build_mepi(as_json: bool, **options: Any) -> None:
     """
     from qrdali.cli.terminal import emit
     from qrdali.cli.torchrun import job
-    from qrdali.runs import folder as runs
+    from qrdali.runs import folder as run_folder
     from qrdali.system.deterministic import deterministic
 
     with (
-        deterministic(runs.is_deterministic(Path(options["run"])), options["device"]),
+        deterministic(run_folder.is_deterministic(Path(options["run"])), options["device"]),
         job(options["device"]) as group,
     ):
         summaries = build(group=group, **options)
@@ -129,8 +129,8 @@ def build(
     import numpy as np
 
     from qrdali.cli.evaluate import Evaluator
-    from qrdali.cli.signals import Stop
-    from qrdali.cli.terminal import TerminalWatcher, say
+    from qrdali.cli.signals import StopSignal
+    from qrdali.cli.terminal import TerminalListener, say
     from qrdali.data.index import Dataset
     from qrdali.distributed import SINGLE_PROCESS
     from qrdali.errors import Interrupted, RunError, printable
@@ -138,9 +138,10 @@ def build(
     from qrdali.mepi.search import Search, SearchRule
     from qrdali.pipelines.image_reducer import open_image_reducer
     from qrdali.reduction import quality
-    from qrdali.reduction.png_entropy import encoder
+    from qrdali.reduction.neighbors import DescentRule
+    from qrdali.reduction.png_entropy import encoder_name
     from qrdali.runs.folder import weights_digest
-    from qrdali.training.probe import DescentRule, candidates_at_once
+    from qrdali.system.device import probe_batch_size
 
     group = group or SINGLE_PROCESS
     num_levels = quality.num_levels_of(step)
@@ -164,7 +165,7 @@ def build(
     index = group.run_on_all(opened)
     count = min(limit or len(index), len(index))
     samples = [i * len(index) // count for i in range(count)]
-    at_once = search_batch_size or candidates_at_once(where, 128)
+    at_once = search_batch_size or probe_batch_size(where, 128)
     seen = json.loads(json.dumps(asdict(trained.preprocessing)))
     options = {
         "run": str(Path(run).absolute()),
@@ -181,7 +182,7 @@ def build(
         "search_batch_size": at_once,
         "device": where.type,
         "amp": amp,
-        "encoder": encoder(),
+        "encoder": encoder_name(),
     }
     if not group.is_single:
         group.require_equal(
@@ -190,12 +191,12 @@ def build(
         )
     mepis = _opened(group, Path(out), index, trained.classes, num_levels, options, resume)
     maker = open_image_reducer(index, trained.preprocessing, evaluator.engine)
-    listener = TerminalWatcher()
+    listener = TerminalListener()
     say(
         f"MEPIs of {count} {split} images, {trained.model} at {trained.preprocessing.input_size} px, step {1 / num_levels:g}, "
         f"{'CPU' if where.type == 'cpu' else 'GPU'}"
     )
-    with closing(mepis), Stop() as stop:
+    with closing(mepis), StopSignal() as stop:
         for name in wanted:
             if _is_finished(group, mepis, name, samples):
                 say(f"{name} is finished; nothing to do")

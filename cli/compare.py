@@ -30,15 +30,15 @@ def compare(run_a: str, run_b: str, name: str, as_json: bool) -> None:
 
     from qrdali.cli.terminal import emit, say
     from qrdali.errors import InputError, printable
-    from qrdali.evaluation.predict import read_rows
+    from qrdali.evaluation.prediction_rows import read_rows
     from qrdali.evaluation.stats import mcnemar, wilson
-    from qrdali.runs import folder as runs
+    from qrdali.runs import folder as run_folder
 
     if "/" in name or name in ("", ".", ".."):
         raise InputError(f"--set is {printable(name)!r}: give the name of a set, such as test")
     folders = (Path(run_a), Path(run_b))
     rows = [
-        read_rows(run, name, runs.describe_best(run).epoch if runs.holds_run(run) else None)
+        read_rows(run, name, run_folder.describe_best(run).epoch if run_folder.holds_run(run) else None)
         for run in folders
     ]
     first, second = rows

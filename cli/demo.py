@@ -31,10 +31,10 @@ def demo(out: str) -> None:
     from qrdali.cli.evaluate import Evaluator
     from qrdali.cli.report import make
     from qrdali.cli.terminal import Bar, say
-    from qrdali.data.scan import build
+    from qrdali.data.scan import build_dataset
     from qrdali.data.shapes import ShapesSpec, generate
     from qrdali.errors import InputError
-    from qrdali.runs.settings import validated
+    from qrdali.runs.settings import validate_settings
     from qrdali.workflows.train import run_training
 
     folder, begun = Path(out), time.monotonic()
@@ -45,7 +45,7 @@ def demo(out: str) -> None:
         generate(folder / "images", spec, progress=bar.advance)
     data = folder / "data"
     with Bar("index", spec.total, "files") as bar:
-        build(folder / "images", data, progress=lambda split, files: bar.advance(files, split))
+        build_dataset(folder / "images", data, progress=lambda split, files: bar.advance(files, split))
     # The CPU even where there is a GPU: the demo shows the same figures everywhere.
     common = {"data": str(data), "model": MODEL, "input_size": INPUT_SIZE, "device": "cpu", "batch_size": 16}
     runs = folder / "runs"
@@ -58,7 +58,7 @@ def demo(out: str) -> None:
     }
     for method, values in plans.items():
         say(f"--- {method}")
-        run_training(validated({"method": method, **common, **values}), runs / method, False)
+        run_training(validate_settings({"method": method, **common, **values}), runs / method, False)
     for method in plans:
         result = Evaluator(runs / method, device="cpu", reduced=REDUCED).split(data, "test")
         at = ", ".join(

@@ -31,9 +31,9 @@ def doctor(run: str, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from qrdali import __version__
     from qrdali.cli.terminal import Bar, emit
     from qrdali.system.doctor import PROBLEM, examine, verdict
+    from qrdali.version import __version__
 
     with Bar("look", 4, "checks") as bar:
         facts = gather(Path(run), lambda what: bar.advance(1, what))

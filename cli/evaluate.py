@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qrdali.data.index import Index
     from qrdali.distributed import ProcessGroup
     from qrdali.evaluation.class_map import ClassMap, MapRule
-    from qrdali.evaluation.predict import PredictionRows
+    from qrdali.evaluation.prediction_rows import PredictionRows
     from qrdali.reduction.levels import Levels
 
 
@@ -83,10 +83,10 @@ def evaluate(
               qrdali evaluate --run runs/imagenet --data humanet --class-map map.tsv --map-rule sum
     """
     from qrdali.cli.torchrun import job
+    from qrdali.data.set_names import parse_named_sets
     from qrdali.errors import InputError
-    from qrdali.evaluation.predict import parse_named_sets
     from qrdali.reduction.quality import num_levels_of
-    from qrdali.runs import folder as runs
+    from qrdali.runs import folder as run_folder
     from qrdali.system.deterministic import deterministic
 
     folders = parse_named_sets(sets, "--set")
@@ -99,7 +99,7 @@ def evaluate(
     if map_rule and class_map is None:
         raise InputError("--map-rule is of a --class-map: give that too")
     num_levels = num_levels_of(step)
-    with deterministic(runs.is_deterministic(Path(run)), device), job(device) as group:
+    with deterministic(run_folder.is_deterministic(Path(run)), device), job(device) as group:
         mapped = group.run_on_all(
             lambda: (
                 None if class_map is None else _mapped(Path(class_map), map_rule or "argmax", Path(run), data)
@@ -145,11 +145,11 @@ def _show(results: list[dict[str, Any]], as_json: bool) -> None:
 def _mapped(file: Path, rule: MapRule, run: Path, data: str | None) -> ClassMap:
     from qrdali.data.index import Dataset
     from qrdali.evaluation.class_map import read_class_map
-    from qrdali.runs import folder as runs
+    from qrdali.runs import folder as run_folder
 
     return read_class_map(
         file,
-        runs.describe_best(run).classes,
+        run_folder.describe_best(run).classes,
         None if data is None else Dataset.open(Path(data)).classes,
         rule,
     )
@@ -193,8 +193,8 @@ class Evaluator:
         from qrdali.distributed import SINGLE_PROCESS
         from qrdali.evaluation.predict import top1
         from qrdali.reduction.levels import reduced_split_levels
-        from qrdali.runs import folder as runs
-        from qrdali.system.device import autocast_for, device_of
+        from qrdali.runs import folder as run_folder
+        from qrdali.system.device import autocast_for, resolve_device
 
         self.run, self.batch_size, self.curve, self.reduced, self.num_levels = (
             run,
@@ -208,14 +208,14 @@ class Evaluator:
             self.group.run_on_all(
                 lambda: reduced_split_levels("", reduced, num_levels)
             )  # refused before the network is loaded
-        model, self.trained = self.group.run_on_all(lambda: runs.load_best(run))
+        model, self.trained = self.group.run_on_all(lambda: run_folder.load_best(run))
         if not self.group.is_single:
             self.group.require_equal(
-                f"the weights of {run}", self.group.run_on_all(lambda: runs.weights_digest(run))
+                f"the weights of {run}", self.group.run_on_all(lambda: run_folder.weights_digest(run))
             )
         self.class_map, self.classes = class_map, class_map.classes if class_map else self.trained.classes
         self.decide = class_map.decide if class_map else top1
-        self.device = self.group.run_on_all(lambda: device_of(device))
+        self.device = self.group.run_on_all(lambda: resolve_device(device))
         self.model: torch.nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autocast = autocast_for(amp, self.device)[0]
         self.engine = engine_of(self.device, threads, self.group)
@@ -281,7 +281,7 @@ class Evaluator:
     ) -> PredictionRows:
         """One row per image of an index, at `levels` of the step 1/n where given. `check` is called at every batch and may raise."""
         from qrdali.cli.terminal import Bar
-        from qrdali.evaluation.predict import predict as predict
+        from qrdali.evaluation.predict import predict
         from qrdali.pipelines.loader import open_loader
         from qrdali.reduction.levels import FULL_QUALITY
         from qrdali.schedule.epoch_plan import EpochPlan
@@ -316,7 +316,7 @@ class Evaluator:
         return f"{name}-mapped-{self.class_map.rule}" if self.class_map else name
 
     def _written(self, name: str, index: Index, rows: PredictionRows, unreadable: int) -> dict[str, Any]:
-        from qrdali.evaluation.predict import write_rows
+        from qrdali.evaluation.prediction_rows import write_rows
 
         name = self._named(name)
         file = self.run / "predictions" / f"{name}.parquet"

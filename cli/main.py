@@ -8,9 +8,9 @@ from typing import NoReturn
 
 import click
 
-from qrdali import __version__
 from qrdali.cli import terminal
 from qrdali.errors import InputError, OtherRankFailed, RunError, printable
+from qrdali.version import __version__
 
 COMMANDS = {
     "demo": "Generate pictures, index, train four methods, evaluate, build MEPIs, report.",

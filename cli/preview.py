@@ -63,14 +63,14 @@ def preview(image: str, out: str, step: float) -> None:
 
     from qrdali.cli.terminal import say
     from qrdali.data import storage
-    from qrdali.data.scan import MAX_BYTES, examine
+    from qrdali.data.inspect import MAX_BYTES, read_upright_size
     from qrdali.errors import InputError, RunError, printable
     from qrdali.pipelines import host_ops as host
+    from qrdali.pipelines.engine import Engine
     from qrdali.pipelines.external_source import window_arrays
-    from qrdali.pipelines.graphs import Engine, decode_windows
-    from qrdali.reduction.neighbors import RESOLUTION
-    from qrdali.reduction.png_entropy import encoder, entropy
-    from qrdali.reduction.quality import REDUCTIONS, num_levels_of, reduction_params
+    from qrdali.pipelines.graphs import decode_windows
+    from qrdali.reduction.png_entropy import encoder_name, entropy
+    from qrdali.reduction.quality import REDUCTIONS, RESOLUTION, num_levels_of, reduction_params
 
     num_levels = num_levels_of(step)
     apart = storage.is_url(image)
@@ -88,7 +88,7 @@ def preview(image: str, out: str, step: float) -> None:
     try:
         if apart:
             encoded = storage.whole(path, MAX_BYTES)
-        width, height = examine(io.BytesIO(encoded) if apart else path, verify=True)
+        width, height = read_upright_size(io.BytesIO(encoded) if apart else path, verify=True)
     except storage.Unreachable:
         raise
     except Exception as error:  # Pillow's decoders raise many types
@@ -172,7 +172,7 @@ def preview(image: str, out: str, step: float) -> None:
         )
     draw.text(
         (10, sheet.height - 16),
-        f"{width}x{height}, {full:,} bytes of PNG = 100% ({encoder()})",
+        f"{width}x{height}, {full:,} bytes of PNG = 100% ({encoder_name()})",
         "#555555",
         small,
         anchor="lm",

@@ -126,9 +126,9 @@ def _refuse_changes(tasks: Tasks) -> None:
 def _changed(run: PlannedRun, folder: Path) -> list[str]:
     from qrdali import models
     from qrdali.errors import printable
-    from qrdali.runs import settings as settings_file
+    from qrdali.runs import settings as run_settings
     from qrdali.runs.settings import Settings
-    from qrdali.workflows.train import HARMLESS
+    from qrdali.workflows.train import CHANGEABLE_SETTINGS
 
     if not (folder / "config.toml").exists():
         return []
@@ -142,9 +142,9 @@ def _changed(run: PlannedRun, folder: Path) -> list[str]:
     ).model_dump()
     before = {
         **{key: field.default for key, field in Settings.model_fields.items()},
-        **settings_file.read(folder / "config.toml"),
+        **run_settings.read_toml(folder / "config.toml"),
     }
-    ignored = {*HARMLESS, "match_steps", *(("max_epochs",) if settings.match else ())}
+    ignored = {*CHANGEABLE_SETTINGS, "match_steps", *(("max_epochs",) if settings.match else ())}
     return [
         f"{printable(key)} {printable(before.get(key))} → {printable(now.get(key))}"
         for key in sorted({*before, *now} - ignored)
@@ -155,7 +155,7 @@ def _changed(run: PlannedRun, folder: Path) -> list[str]:
 def _changed_mepis(tasks: Tasks, run: PlannedRun) -> list[str]:
     """How a MEPI set that was begun differs from what would be built now."""
     from qrdali.files.json_objects import read_object
-    from qrdali.runs import folder as runs
+    from qrdali.runs import folder as run_folder
 
     file = tasks.folder.mepi(run.name) / "options.json"
     if run not in tasks.wanted or not file.exists():
@@ -169,7 +169,7 @@ def _changed_mepis(tasks: Tasks, run: PlannedRun) -> list[str]:
         "limit": asked.limit,
     }
     if tasks.folder.ended(run.name):
-        now["weights"] = runs.weights_digest(tasks.folder.run(run.name))
+        now["weights"] = run_folder.weights_digest(tasks.folder.run(run.name))
     return [f"{key} {before.get(key)} → {value}" for key, value in now.items() if before.get(key) != value]
 
 
@@ -179,11 +179,11 @@ def _check_inputs(tasks: Tasks) -> None:
     from qrdali import models
     from qrdali.data.index import Dataset
     from qrdali.errors import InputError, printable
-    from qrdali.system.device import device_of
+    from qrdali.system.device import resolve_device
 
     matrix = tasks.matrix
     for device in {run.settings.device for run in tasks.wanted}:
-        device_of(device)
+        resolve_device(device)
     for network in matrix.network:
         models.preprocessing(network.model, network.input_size or None)
     if matrix.data.folder:
@@ -290,7 +290,7 @@ def _table(tasks: Tasks) -> None:
     from qrdali.errors import RunError, printable
     from qrdali.experiment import estimate as matrix_time
     from qrdali.experiment.tasks import Task
-    from qrdali.runs import folder as runs
+    from qrdali.runs import folder as run_folder
 
     split = tasks.matrix.evaluate.splits[0]
     table = Table(box=None, pad_edge=False)
@@ -305,7 +305,7 @@ def _table(tasks: Tasks) -> None:
         )
         accuracy = found.get(split) if isinstance(found, dict) else None
         try:
-            val = f"{runs.describe_best(tasks.folder.run(run.name)).val_accuracy:.4f}"
+            val = f"{run_folder.describe_best(tasks.folder.run(run.name)).val_accuracy:.4f}"
         except (RunError, ValueError):
             val = ""
         table.add_row(

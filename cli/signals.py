@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Stop:
+class StopSignal:
     """Remembers a signal for whoever works to see at the next step; a second one acts as if this were not here.
 
     repeats: seconds in which the same signal may come again without being a second one: where a group of processes is signalled, torchrun
@@ -25,7 +25,7 @@ class Stop:
     def __call__(self) -> int:
         return self.signum
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> StopSignal:
         self._before = {
             number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)
         }

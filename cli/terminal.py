@@ -103,7 +103,7 @@ class Bar:
         )
 
 
-class TerminalWatcher:
+class TerminalListener:
     """Shows long work: a bar per pass, lines for what has happened."""
 
     def __init__(self) -> None:

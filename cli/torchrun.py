@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from qrdali.distributed import ProcessGroup
-    from qrdali.pipelines.graphs import Engine
+    from qrdali.pipelines.engine import Engine
 
 
 @contextmanager

@@ -280,9 +280,9 @@ def random(**options: Any) -> None:
 
 def _run(method: str, options: dict[str, Any]) -> None:
     from qrdali.cli.torchrun import job
+    from qrdali.data.set_names import parse_named_sets
     from qrdali.errors import InputError, printable
-    from qrdali.evaluation.predict import parse_named_sets
-    from qrdali.runs import settings as settings_file
+    from qrdali.runs import settings as run_settings
     from qrdali.system.deterministic import deterministic
     from qrdali.workflows.train import run_training
 
@@ -294,14 +294,14 @@ def _run(method: str, options: dict[str, Any]) -> None:
         options.pop("config"),
         options.pop("dry_run"),
     )
-    values = settings_file.read(Path(config)) if config else {}
+    values = run_settings.read_toml(Path(config)) if config else {}
     if values.get("method", method) != method:
         raise InputError(
             f"{config} is for `train {printable(values['method'])[:40]}`, this is `train {method}`: leave method out, "
             "or call the other"
         )
     values.update({key: value for key, value in options.items() if value is not None}, method=method)
-    settings = settings_file.validated(values)
+    settings = run_settings.validate_settings(values)
     if dry:
         _show_sequence(settings)
         return
@@ -314,13 +314,13 @@ def _show_sequence(settings: Settings) -> None:
     import numpy as np
 
     from qrdali.reduction.quality import DIMENSIONS, num_levels_of, quality
-    from qrdali.schedule.epoch_schedule import longest_run
+    from qrdali.schedule.epoch_schedule import Phase, longest_run
     from qrdali.schedule.methods import check_settings, reduced_levels, schedule_rule_of
 
     check_settings(settings)
     rule, num_levels = schedule_rule_of(settings), num_levels_of(settings.step)
-    for epoch, stage, letter in longest_run(rule):
-        if letter == "C":
+    for epoch, stage, phase in longest_run(rule):
+        if phase is Phase.FULL:
             what = "full quality"
         elif settings.method == "adaptive":
             what = f"{settings.reduction}, each image at its own level"
@@ -334,7 +334,7 @@ def _show_sequence(settings: Settings) -> None:
                 ", ".join(f"{d} {v:.2f}" for d, v in zip(DIMENSIONS, q, strict=True) if v < 1)
                 or "full quality (sham)"
             )
-        click.echo(f"epoch {epoch:3d}  stage {stage}  {letter}  {what}")
+        click.echo(f"epoch {epoch:3d}  stage {stage}  {phase}  {what}")
     if rule.patience is None:
         return
     more = "; stages follow one another until no image moves" if rule.stages is None else ""

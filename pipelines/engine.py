@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from qrdali.pipelines.decoder_trial import TrialResult, recall, remember, run_trial, trial_key
-from qrdali.pipelines.graphs import Engine
 from qrdali.system import environment
 from qrdali.system.machine import processors
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where and how images are made. device_id None is the CPU; `whole_decode` avoids region-of-interest decoding;
+    `whole_graph` leaves everything to DALI on a CPU too, as on a GPU, instead of the decoding alone."""
+
+    device_id: int | None = None
+    threads: int = 2
+    depth: int = 3
+    whole_decode: bool = False
+    whole_graph: bool = False
+
+    @property
+    def host_ops(self) -> bool:
+        """Whether DALI decodes and `host.py` does the rest."""
+        return self.device_id is None and not self.whole_graph
+
+    @property
+    def decode_device(self) -> str:
+        return "cpu" if self.device_id is None else "mixed"
 
 
 def engine_for(

@@ -14,8 +14,7 @@ import numpy.typing as npt
 from qrdali.data.index import Index
 from qrdali.interfaces import CandidateRequest
 from qrdali.pipelines.file_reader import AHEAD, FileReader, Files
-from qrdali.reduction.neighbors import CROP
-from qrdali.reduction.quality import ReductionParams
+from qrdali.reduction.quality import CROP, ReductionParams
 from qrdali.reduction.view import View, view
 from qrdali.schedule.epoch_plan import EpochPlan
 

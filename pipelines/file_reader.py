@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from qrdali.data import storage
 from qrdali.data.index import Index
-from qrdali.data.scan import MAX_BYTES
+from qrdali.data.inspect import MAX_BYTES
 
 Files = list[npt.NDArray[np.uint8]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from nvidia.dali import fn, pipeline_def, types
@@ -11,7 +10,8 @@ from nvidia.dali.pipeline import do_not_convert
 
 from qrdali.models import Preprocessing
 from qrdali.pipelines import dali_ops as ops
-from qrdali.reduction.neighbors import CROP
+from qrdali.pipelines.engine import Engine
+from qrdali.reduction.quality import CROP
 
 INTERPOLATION = {
     "nearest": types.INTERP_NN,
@@ -41,27 +41,6 @@ INPUTS = (
 )
 WINDOW_INPUTS = ("path", "start", "shape")
 DECODED_INPUTS = (*REDUCTION, "region")
-
-
-@dataclass(frozen=True)
-class Engine:
-    """Where and how images are made. device_id None is the CPU; `whole_decode` avoids region-of-interest decoding;
-    `whole_graph` leaves everything to DALI on a CPU too, as on a GPU, instead of the decoding alone."""
-
-    device_id: int | None = None
-    threads: int = 2
-    depth: int = 3
-    whole_decode: bool = False
-    whole_graph: bool = False
-
-    @property
-    def host_ops(self) -> bool:
-        """Whether DALI decodes and `host.py` does the rest."""
-        return self.device_id is None and not self.whole_graph
-
-    @property
-    def decode_device(self) -> str:
-        return "cpu" if self.device_id is None else "mixed"
 
 
 def _read_and_reduce(inputs: dict[str, Any], engine: Engine, apart: bool) -> Any:

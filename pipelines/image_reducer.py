@@ -22,9 +22,9 @@ from qrdali.interfaces import ImageReducer
 from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs
 from qrdali.pipelines import host_ops as host
+from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.external_source import reduction_arrays, window_arrays
 from qrdali.pipelines.file_reader import FileReader, PendingRead, read_ahead
-from qrdali.pipelines.graphs import Engine
 from qrdali.pipelines.loader import one_line_error, why_unreadable
 from qrdali.reduction.quality import ReductionParams
 from qrdali.reduction.view import view

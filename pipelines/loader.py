@@ -16,12 +16,13 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from qrdali.data import storage
 from qrdali.data.index import Index
-from qrdali.data.scan import MAX_PIXELS, look, quiet_pillow
+from qrdali.data.inspect import MAX_PIXELS, inspect_file, quiet_pillow
 from qrdali.errors import RunError, Unreadable, printable
 from qrdali.interfaces import Batch, BatchSource, CandidateBatch, CandidateRequest
 from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs
 from qrdali.pipelines import host_ops as host
+from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.external_source import (
     PlanSource,
     PreparedBatch,
@@ -30,8 +31,7 @@ from qrdali.pipelines.external_source import (
     window_arrays,
 )
 from qrdali.pipelines.file_reader import read_ahead
-from qrdali.pipelines.graphs import Engine
-from qrdali.reduction.neighbors import CROP
+from qrdali.reduction.quality import CROP
 from qrdali.reduction.view import view
 from qrdali.schedule.epoch_plan import EpochPlan
 
@@ -158,7 +158,7 @@ def why_unreadable(index: Index, sample: int) -> str | None:
         )
     height, width = index.sizes(number)[0].tolist()
     quiet_pillow()
-    found = look(path, verify=True, max_pixels=max(MAX_PIXELS, height * width))
+    found = inspect_file(path, verify=True, max_pixels=max(MAX_PIXELS, height * width))
     if found.reason:
         return f"sample {sample}, {printable(path)}, cannot be decoded: {found.reason}"
     size = found.width, found.height

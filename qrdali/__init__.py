@@ -1,3 +1,5 @@
 """Train image classifiers on quality-reduced images and ask how little information they need."""
 
-__version__ = "0.1.0"
+from qrdali.version import __version__
+
+__all__ = ["__version__"]

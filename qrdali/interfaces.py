@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from qrdali.reduction.neighbors import Candidates
     from qrdali.reduction.quality import ReductionParams
     from qrdali.schedule.epoch_plan import EpochPlan
+    from qrdali.system.energy import EnergyMeter
 
 
 @dataclass(frozen=True)
@@ -106,3 +110,47 @@ class ProgressListener(Protocol):
     def end(self) -> None: ...
     def line(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
+
+
+class SilentListener:
+    """Tells nobody anything: the default of every workflow."""
+
+    def begin(self, what: str, images: int) -> None: ...
+    def advance(self, images: int, note: Callable[[], str]) -> None: ...
+    def end(self) -> None: ...
+    def line(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+
+
+def never_stop() -> int:
+    """Returns 0: nobody asks the job to stop."""
+    return 0
+
+
+@dataclass(frozen=True)
+class JobControl:
+    """Says who is told of a job's progress, who may stop it, and which processes share it.
+
+    stop: returns the number of a signal that asked the job to stop, or 0; it is asked at every batch. group: the processes that
+    torchrun started, all of which call the same workflow with the same arguments.
+    """
+
+    listener: ProgressListener = field(default_factory=SilentListener)
+    stop: Callable[[], int] = never_stop
+    group: ProcessGroup = SINGLE_PROCESS
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Holds what every part of a run needs of its surroundings, in one argument.
+
+    device: where the network is. autocast: makes the context of a forward pass, which sets its precision. energy: the meter of that
+    device. group, listener, stop: as in `JobControl`.
+    """
+
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[object]]
+    energy: EnergyMeter
+    group: ProcessGroup
+    listener: ProgressListener
+    stop: Callable[[], int]

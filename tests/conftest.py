@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from qrdali.data.index import Dataset
-from qrdali.data.scan import build
+from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
 
 
@@ -18,7 +18,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dataset(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     out = tmp_path_factory.mktemp("indexed") / "data"
-    build(images, out)
+    build_dataset(images, out)
     return Dataset.open(out)
 
 

@@ -14,7 +14,7 @@ from qrdali.mepi.folder import SCHEMA
 from qrdali.models import Preprocessing
 from qrdali.runs import checkpoint
 from qrdali.runs.folder import BestModel
-from qrdali.runs.settings import validated, write
+from qrdali.runs.settings import validate_settings, write_settings
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
@@ -53,9 +53,11 @@ def run(
 ) -> Path:
     """A run with one validation accuracy per epoch, the start's first, and the given sets of rows."""
     folder.mkdir(parents=True)
-    write(
+    write_settings(
         folder / "config.toml",
-        validated({"method": "baseline", "data": data, "model": "test_resnet", "input_size": 32, **settings}),
+        validate_settings(
+            {"method": "baseline", "data": data, "model": "test_resnet", "input_size": 32, **settings}
+        ),
     )
     best = int(np.argmax(accuracies))
     pre = Preprocessing(32, "whole", 0.9, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -180,7 +180,7 @@ def _watch(begins: Callable[[str], None]) -> None:
 
     steps, look, append, rows, perform = (
         epoch_trainer.EpochTrainer._steps,
-        scan.look,
+        scan.inspect_file,
         mepi_set.Journal.append,
         evaluate.Evaluator.rows,
         reproduce_tasks.perform,
@@ -210,7 +210,11 @@ def _watch(begins: Callable[[str], None]) -> None:
         begins(f"task {task.key}")
         return perform(tasks, task)
 
-    epoch_trainer.EpochTrainer._steps, scan.look, mepi_set.Journal.append = told_steps, told_look, told_append  # type: ignore[method-assign]
+    epoch_trainer.EpochTrainer._steps, scan.inspect_file, mepi_set.Journal.append = (
+        told_steps,
+        told_look,
+        told_append,
+    )  # type: ignore[method-assign]
     evaluate.Evaluator.rows, reproduce_tasks.perform = told_rows, told_perform  # type: ignore[method-assign]
 
 

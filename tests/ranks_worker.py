@@ -19,7 +19,7 @@ import torch
 
 from qrdali.cli.torchrun import job
 from qrdali.distributed import ProcessGroup
-from qrdali.runs.settings import validated
+from qrdali.runs.settings import validate_settings
 from qrdali.training.epoch import EpochTrainer
 from qrdali.workflows.train import run_training
 
@@ -61,7 +61,9 @@ def logged(run: Path, ranks: ProcessGroup, entry: dict[str, Any]) -> Iterator[No
 def train(entries: list[dict[str, Any]], ranks: ProcessGroup) -> None:
     for entry in entries:
         with logged(Path(entry["run"]), ranks, entry):
-            run_training(validated(entry["settings"]), Path(entry["run"]), entry.get("resume", False), ranks)
+            run_training(
+                validate_settings(entry["settings"]), Path(entry["run"]), entry.get("resume", False), ranks
+            )
 
 
 def order(run: Path) -> list[tuple[int, int, list[int]]]:

@@ -17,7 +17,7 @@ class Ground:
     """What the commands read, made once in `folder`: pictures, a data set, a trained run, an ImageNet of three synsets, a matrix."""
 
     def __init__(self, folder: Path) -> None:
-        from qrdali.data.scan import build
+        from qrdali.data.scan import build_dataset
         from qrdali.data.shapes import ShapesSpec, generate
 
         self.folder, self.images, self.data, self.run = (
@@ -35,7 +35,7 @@ class Ground:
         generate(
             self.images, ShapesSpec(classes=3, train=12, val=4, test=4, size=(48, 36), seed=1), workers=1
         )
-        build(self.images, self.data)
+        build_dataset(self.images, self.data)
         for number, synset in enumerate(SYNSETS):
             fill(self.imagenet / "train" / synset, 6, synset + "_{}.JPEG")
             fill(self.imagenet / "val" / synset, 2, f"ILSVRC2012_val_{number}{{}}.JPEG")

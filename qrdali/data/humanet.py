@@ -12,7 +12,7 @@ from qrdali.data.index import SPLITS
 from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, new_folder, silent
 from qrdali.data.tree import image_files
 from qrdali.errors import InputError, RunError, printable
-from qrdali.files import text_lines as lines
+from qrdali.files import text_lines
 from qrdali.files.text_lines import quote
 from qrdali.reduction.counter_rng import shuffled
 
@@ -58,7 +58,7 @@ def read_mapping(file: Path) -> Mapping:
     found: dict[str, list[str]] = {}
     owner: dict[str, str] = {}
     column: int | None = None  # of the synsets
-    for number, (where, text) in enumerate(lines.read_lines(file)):
+    for number, (where, text) in enumerate(text_lines.read_lines(file)):
         cells = text.split("\t")
         if len(cells) != 2:
             raise InputError(

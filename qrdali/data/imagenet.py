@@ -13,7 +13,7 @@ from qrdali.data.index import SPLITS
 from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, new_folder, silent
 from qrdali.data.tree import image_files
 from qrdali.errors import InputError, RunError, printable
-from qrdali.files import text_lines as lines
+from qrdali.files import text_lines
 from qrdali.files.text_lines import quote
 
 WNID = re.compile(r"n[0-9]{8}", re.ASCII)
@@ -174,7 +174,7 @@ def _in_places(root: Path, *names: str) -> Path | None:
 def _solution(file: Path) -> dict[str, str]:
     """Synset by image name. Rows are ImageId,PredictionString, whose first word is the synset and the rest boxes."""
     found: dict[str, str] = {}
-    for number, (where, text) in enumerate(lines.read_lines(file)):
+    for number, (where, text) in enumerate(text_lines.read_lines(file)):
         image, comma, rest = text.partition(",")
         if number == 0 and image == "ImageId":
             continue
@@ -192,7 +192,7 @@ def _solution(file: Path) -> dict[str, str]:
 def _ground_truth(file: Path, synsets: list[str]) -> dict[str, str]:
     """Synset by image name: line i is the id of ILSVRC2012_val_i."""
     found: dict[str, str] = {}
-    for where, text in lines.read_lines(file):
+    for where, text in text_lines.read_lines(file):
         number = int(text) if re.fullmatch("[0-9]{1,4}", text.strip(), re.ASCII) else 0
         if not 1 <= number <= len(synsets):
             raise InputError(f"{where} is {quote(text)}, not an id from 1 to {len(synsets)}")
@@ -220,7 +220,7 @@ def _ids(root: Path, ground_truth: Path, file: Path | None) -> list[str]:
 
 def _listed(file: Path) -> list[str]:
     found: dict[str, None] = {}
-    for where, text in lines.read_lines(file):
+    for where, text in text_lines.read_lines(file):
         synset = text.split()[0] if text.split() else text  # the devkit's lists go on with the words
         if not WNID.fullmatch(synset):
             raise InputError(f"{where} is {quote(text)}, not a synset: n and 8 digits")

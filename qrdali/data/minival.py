@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from qrdali.data import provenance as source
 from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Samples, read_batches
-from qrdali.data.scan import tsv_field
+from qrdali.data.inspect import tsv_field
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.lock import acquire
 from qrdali.reduction.counter_rng import shuffled

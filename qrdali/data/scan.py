@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import stat
-import unicodedata
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from qrdali.data import formats, storage
+from qrdali.data import storage
 from qrdali.data.index import FILES_SCHEMA, SPLITS, RowWriter, Writer, write_classes
+from qrdali.data.inspect import MAX_PIXELS, inspect_file, is_utf8, quiet_pillow, tsv_field
 from qrdali.data.tree import LISTINGS, LocalTree, Tree, open_tree
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import replace_atomically
@@ -29,11 +22,7 @@ from qrdali.files.atomic import replace_atomically
 if TYPE_CHECKING:
     from qrdali.distributed import ProcessGroup
 
-MAX_PIXELS = 128_000_000  # a decoded image of 384 MB; checked on the header before anything is decoded
-MAX_BYTES = 1 << 30  # of a file: decoders read it whole
 _CHUNK = 1024
-_LARGE = 16_000_000  # pixels from which images are decoded one at a time, not one per thread
-_large_one = Lock()
 
 
 @dataclass
@@ -43,18 +32,6 @@ class Summary:
     images: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
     classes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Found:
-    """A file's upright size in pixels, its bytes and, if asked for, their SHA-256; or why it is rejected."""
-
-    path: str
-    width: int = 0
-    height: int = 0
-    file_bytes: int = 0
-    sha256: bytes | None = None
-    reason: str = ""
 
 
 Progress = Callable[[str, int], None]  # hears of each finished chunk: its split and how many files
@@ -78,30 +55,7 @@ class Reading:
 DECODED = Reading()  # every file decoded, no hashes
 
 
-def quiet_pillow() -> None:
-    """Before files are looked at: Pillow neither limits sizes, which `examine` does, nor warns of each corrupt EXIF."""
-    Image.MAX_IMAGE_PIXELS = None
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-
-def examine(path: str | BytesIO, verify: bool, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Upright (width, height) of an image file; `verify` also decodes it. Raises ValueError or OSError with the reason."""
-    with Image.open(path) as image:
-        return _examined(image, verify, max_pixels)
-
-
-def _examined(image: Image.Image, verify: bool, max_pixels: int) -> tuple[int, int]:
-    if image.width * image.height > max_pixels:
-        raise ValueError(f"{image.width}x{image.height} exceeds {max_pixels} pixels")
-    formats.check(image, whole=verify)
-    size = formats.upright(image)
-    if verify:
-        with _large_one if image.width * image.height > _LARGE else nullcontext():
-            image.load()
-    return size
-
-
-def build(
+def build_dataset(
     root: Path,
     out: Path,
     *,
@@ -208,7 +162,9 @@ class Indexer:
         while chunk := list(
             islice(files, _CHUNK if most is None else min(_CHUNK, most - (index.count - before)))
         ):
-            looked = self._pool.map(lambda file: look(file[0], how.verify, how.hashed, how.max_pixels), chunk)
+            looked = self._pool.map(
+                lambda file: inspect_file(file[0], how.verify, how.hashed, how.max_pixels), chunk
+            )
             for found, (_, label) in zip(looked, chunk, strict=True):
                 if found.reason:
                     reason = reason or f"; {printable(found.path)}: {found.reason}"
@@ -262,7 +218,7 @@ def index_folder(
         def looked(paths: list[str]) -> list[tuple[int, int, str]]:
             return [
                 (found.width, found.height, found.reason)
-                for found in pool.map(lambda path: look(path, verify), paths)
+                for found in pool.map(lambda path: inspect_file(path, verify), paths)
             ]
 
         while chunk := _same_for_all(lambda: list(islice(files, most)), group):
@@ -341,7 +297,7 @@ def _classes(tree: Tree, splits: list[str]) -> list[str]:
             )
     classes = listed[splits[0]]
     for name in classes:
-        if "\t" in name or "\n" in name or "\r" in name or not _is_utf8(name):
+        if "\t" in name or "\n" in name or "\r" in name or not is_utf8(name):
             raise RunError(
                 f"class folder {printable(name)!r} has a tab, a line break or bytes that are not UTF-8: rename it"
             )
@@ -361,63 +317,3 @@ def _classes(tree: Tree, splits: list[str]) -> list[str]:
             f"{printable(tree.name(splits[0]))} has {len(classes)} class folder(s): a classifier needs at least two"
         )
     return classes
-
-
-def look(path: str, verify: bool, hashed: bool = False, max_pixels: int = MAX_PIXELS) -> Found:
-    """What a file is; `verify` decodes it, `hashed` computes its SHA-256. Never raises for what a file may be, but Unreachable."""
-    try:
-        if not _is_utf8(path):
-            return Found(path, reason="the file name is not UTF-8")
-        if storage.is_url(path):
-            return _looked(path, verify, hashed, max_pixels)
-        # stat first: opening a FIFO would wait for ever.
-        facts = os.stat(path)
-        if not stat.S_ISREG(facts.st_mode):
-            return Found(path, reason="not a regular file")
-        if facts.st_size > MAX_BYTES:
-            return Found(path, reason=f"{facts.st_size} bytes exceed {MAX_BYTES}")
-        width, height = examine(path, verify, max_pixels)
-        return Found(path, width, height, facts.st_size, _sha256(path) if hashed else None)
-    except storage.Unreachable:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types; each is this file's reason, not ours
-        return Found(path, reason=printable(error) or type(error).__name__)
-
-
-def _looked(path: str, verify: bool, hashed: bool, max_pixels: int) -> Found:
-    """Of a file that is not on the disk by itself. It is read once, and whole only where that is needed."""
-    if verify or hashed:
-        whole = storage.whole(path, MAX_BYTES)
-        with Image.open(BytesIO(whole)) as image:
-            width, height = _examined(image, verify, max_pixels)
-        return Found(path, width, height, len(whole), hashlib.sha256(whole).digest() if hashed else None)
-    file = storage.opened(path)
-    if file.length > MAX_BYTES:
-        return Found(path, reason=f"{file.length} bytes exceed {MAX_BYTES}")
-    with Image.open(file.buffered()) as image:
-        width, height = _examined(image, verify, max_pixels)
-    return Found(path, width, height, file.length)
-
-
-def _sha256(path: str) -> bytes:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.digest()
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def tsv_field(text: str) -> str:
-    """`text` as a field of a TSV file: backslashes, tabs, line breaks and other control characters escaped."""
-    named = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
-    return "".join(
-        named.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c) for c in text
-    )

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from qrdali.data import storage
 from qrdali.data.index import FILES_SCHEMA, Dataset, read_batches
-from qrdali.data.scan import Found, Progress, look, quiet_pillow, silent
+from qrdali.data.inspect import FileReport, inspect_file, quiet_pillow
+from qrdali.data.scan import Progress, silent
 from qrdali.data.tree import LISTINGS
 from qrdali.errors import InputError, RunError, printable
 
@@ -58,7 +59,7 @@ def changes(
                     facts.slice(start, len(samples)).to_pylist() if facts is not None else [{}] * len(samples)
                 )
                 paths = index.paths(samples)
-                now = pool.map(partial(look, verify=False, hashed=hashed, max_pixels=_ANY), paths)
+                now = pool.map(partial(inspect_file, verify=False, hashed=hashed, max_pixels=_ANY), paths)
                 for found, size, was in zip(now, index.sizes(samples).tolist(), rows, strict=True):
                     difference = _difference(found, size, was, hashed)
                     if difference:
@@ -67,7 +68,7 @@ def changes(
 
 
 def _difference(
-    now: Found, size: tuple[int, int], was: dict[str, Any], hashed: bool
+    now: FileReport, size: tuple[int, int], was: dict[str, Any], hashed: bool
 ) -> tuple[str, str] | None:
     """Kind and detail of what has changed. size: upright (height, width) as indexed."""
     if now.reason:

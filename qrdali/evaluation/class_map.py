@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from qrdali.errors import InputError, printable
-from qrdali.files import text_lines as lines
+from qrdali.files import text_lines
 from qrdali.files.text_lines import quote
 
 MapRule = Literal["argmax", "sum"]
@@ -98,7 +98,7 @@ def read_class_map(
 
 def _lines(file: Path) -> Iterator[tuple[str, str, str]]:
     """(where, first column, second column) of each line but the header."""
-    for number, (where, text) in enumerate(lines.read_lines(file)):
+    for number, (where, text) in enumerate(text_lines.read_lines(file)):
         columns = text.split("\t")
         if len(columns) != 2 or not all(columns):
             raise InputError(

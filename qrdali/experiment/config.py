@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from qrdali.data.shapes import ShapesSpec
 from qrdali.errors import InputError, printable
 from qrdali.reduction.quality import level_of, num_levels_of
-from qrdali.runs import settings as settings_file
+from qrdali.runs import settings as run_settings
 from qrdali.runs.settings import Settings
 
 Reduction = Literal["color", "crop", "resolution", "combination"]
@@ -177,7 +177,7 @@ def read(file: Path, *, out: str | None = None, data: str | None = None) -> Matr
 
     Raises InputError naming the first key that is wrong, its value and the rule.
     """
-    values = settings_file.read(file)
+    values = run_settings.read_toml(file)
     if out is not None:
         values["out"] = out
     if data is not None:
@@ -259,9 +259,7 @@ def _check(matrix: Matrix) -> None:
             'runs.match = RUN and "matched" in runs.controls belong together: the run whose optimizer steps are taken'
         )
     if matrix.evaluate.sets:
-        from qrdali.evaluation.predict import (
-            check_set_name,  # brings torch, which a plain matrix can do without
-        )
+        from qrdali.data.set_names import check_set_name
     for name, folder in matrix.evaluate.sets.items():
         check_set_name(name, f"evaluate.sets.{name}")
         if not folder:

@@ -15,7 +15,7 @@ from qrdali.experiment.tasks import Task, Tasks
 from qrdali.files.json_objects import read_objects
 from qrdali.reduction.quality import REDUCTIONS, num_levels_of
 from qrdali.runs.settings import Settings
-from qrdali.schedule import epoch_schedule as schedule
+from qrdali.schedule import epoch_schedule
 from qrdali.schedule.epoch_schedule import ScheduleRule
 from qrdali.schedule.methods import schedule_rule_of
 
@@ -39,7 +39,7 @@ def least(settings: Settings) -> Work:
 def most(settings: Settings) -> Work:
     """The longest run: units improve until --max-epochs."""
     rule = schedule_rule_of(settings)
-    letters = "".join(letter for _, _, letter in schedule.longest_run(rule))
+    letters = "".join(phase.value for _, _, phase in epoch_schedule.longest_run(rule))
     stage = len(_shortest(ScheduleRule(rule.sequence, rule.patience, rule.max_epochs)))
     return Work(letters, min(_probes(settings), math.ceil(len(letters) / stage)))
 
@@ -47,12 +47,13 @@ def most(settings: Settings) -> Work:
 def _shortest(rule: ScheduleRule) -> str:
     if rule.patience is None:
         return "C" * rule.max_epochs
-    state, letters = schedule.start(0.0), ""
+    state, letters = epoch_schedule.start(0.0), ""
     while not state.ended:
         if not state.begun:
-            state = schedule.begin_stage(rule, state, moved=0)
-        letters += schedule.next_phase(rule, state) or ""
-        state, _ = schedule.update(rule, state, 0.0)
+            state = epoch_schedule.begin_stage(rule, state, moved=0)
+        phase = epoch_schedule.next_phase(rule, state)
+        letters += phase.value if phase else ""
+        state, _ = epoch_schedule.update(rule, state, 0.0)
     return letters
 
 

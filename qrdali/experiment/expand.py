@@ -11,7 +11,7 @@ from typing import Any
 from qrdali.data import storage
 from qrdali.errors import InputError, printable
 from qrdali.experiment.config import Matrix, Method, Network
-from qrdali.runs import settings as settings_file
+from qrdali.runs import settings as run_settings
 from qrdali.runs.settings import Settings
 from qrdali.schedule.methods import check_settings
 
@@ -32,7 +32,7 @@ class PlannedRun:
     def settings(self) -> Settings:
         """Raises InputError naming the run and the setting."""
         try:
-            settings = settings_file.validated(self.values)
+            settings = run_settings.validate_settings(self.values)
             for key in ("epochs", "max_epochs"):
                 if getattr(settings, key) > MOST_EPOCHS:
                     raise InputError(f"{key} = {getattr(settings, key)}: at most {MOST_EPOCHS}")

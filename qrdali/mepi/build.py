@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qrdali import distributed as job
+from qrdali import distributed
 from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 from qrdali.distributed.work_queue import WorkQueue
 from qrdali.errors import Interrupted, OtherRankFailed, RunError, printable
@@ -119,7 +119,7 @@ class Builder:
 
     def _pass(self, what: str, images: int, arriving: Iterator[SearchPath]) -> None:
         """One search of `images`, of which this rank's arrive. Then all have one journal."""
-        ended, shown = job.SharedCounter(self.group), 0
+        ended, shown = distributed.SharedCounter(self.group), 0
 
         def done() -> None:
             nonlocal shown
@@ -294,8 +294,8 @@ class Builder:
                 part = [pixels for _, pixels in shown]
                 sizes = np.array([pixels.shape[:2] for pixels in part], np.int32)
                 inner = scaled_size(sizes, np.full(len(part), level[1]), rule.num_levels)
-                states: list[ReductionState] = [
-                    (level[0], level[1], level[2], top, left)
+                states = [
+                    ReductionState(level[0], level[1], level[2], top, left)
                     for top, left in window_offset(sizes, inner, np.array([CENTER] * len(part))).tolist()
                 ]
                 with torch.inference_mode(), self.search.autocast():

@@ -21,9 +21,9 @@ from qrdali.files.json_objects import read_object
 from qrdali.files.lock import acquire
 from qrdali.mepi.journal import OUTCOMES, Entry, Journal
 from qrdali.mepi.search import params_of_states
-from qrdali.reduction import neighbors as descent
+from qrdali.reduction import neighbors
 from qrdali.reduction.levels import CHUNK
-from qrdali.reduction.png_entropy import encoder
+from qrdali.reduction.png_entropy import encoder_name
 from qrdali.reduction.quality import REDUCTIONS
 
 SEARCHED = ("color", "crop", "resolution", "combination")
@@ -204,7 +204,7 @@ class MepiSet:
             "images_per_second": round(journal.complete / journal.seconds, 3) if journal.seconds else None,
             "evaluations": int(journal.rows["evaluations"].sum()),
             "returned": int(journal.rows["sent_on"].sum()),
-            "encoder": encoder(),
+            "encoder": encoder_name(),
             **extra,
         }
         summaries[reduction] = row
@@ -264,7 +264,7 @@ class MepiSet:
             window = params_of_states(states, sizes, self.num_levels).window
             total += int(
                 (
-                    descent.next_levels(states[:, :3].astype(np.uint8), window, sizes, self.num_levels)[
+                    neighbors.next_levels(states[:, :3].astype(np.uint8), window, sizes, self.num_levels)[
                         :, dimensions
                     ]
                     < 0

@@ -55,10 +55,10 @@ def _entry(data: dict[str, Any], count: int, num_levels: int) -> Entry:
     """Raises ValueError, KeyError or TypeError for anything `asdict` of an Entry cannot have given."""
 
     def states(key: str) -> tuple[ReductionState, ...]:
-        found = tuple(tuple(map(_whole, state)) for state in data[key])
-        if any(len(s) != 5 or max(s[:3]) >= num_levels or max(s) >= 1 << 31 for s in found):
+        found = tuple(ReductionState(*map(_whole, state)) for state in data[key])
+        if any(max(s[:3]) >= num_levels or max(s) >= 1 << 31 for s in found):
             raise ValueError(f"{key} has states outside the step's levels")
-        return found  # type: ignore[return-value]
+        return found
 
     entry = Entry(
         _whole(data["sample"]),

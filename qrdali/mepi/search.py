@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,23 @@ from torch import nn
 
 from qrdali.errors import InputError
 from qrdali.interfaces import ImageReducer
-from qrdali.reduction import neighbors as descent
+from qrdali.reduction import neighbors
+from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.png_entropy import entropy_within
-from qrdali.reduction.quality import ReductionParams, bin_width, scaled_size
-from qrdali.training.probe import DescentRule
+from qrdali.reduction.quality import RESOLUTION, ReductionParams, bin_width, scaled_size
 
-ReductionState = tuple[int, int, int, int, int]  # color, crop and resolution level, top, left
-FULL_STATE: ReductionState = (0, 0, 0, 0, 0)
+
+class ReductionState(NamedTuple):
+    """Where a search stands with one image: a level per dimension, and the top left corner of its window in pixels."""
+
+    color: int
+    crop: int
+    resolution: int
+    top: int
+    left: int
+
+
+FULL_STATE = ReductionState(0, 0, 0, 0, 0)
 _NEVER_BEST = 1 << 62  # bytes of a candidate whose encoding was given up
 
 
@@ -39,7 +49,7 @@ class SearchRule:
     exhaustive: bool = False
 
     def __post_init__(self) -> None:
-        if self.exhaustive and (sum(self.descent.dimensions) != 1 or self.descent.dimensions[descent.CROP]):
+        if self.exhaustive and (sum(self.descent.dimensions) != 1 or self.descent.dimensions.crop):
             raise InputError(
                 "--search exhaustive is for color and resolution: other reductions have too many states"
             )
@@ -61,7 +71,7 @@ class SearchPath:
     evaluations: int = 0
     is_correct: bool = True  # at full quality, as far as is known
     # The candidates in hand, and what the network said of them.
-    _candidates: descent.Candidates | None = None
+    _candidates: neighbors.Candidates | None = None
     _correct: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     _confidence: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     _unanswered: int = 0
@@ -85,10 +95,10 @@ def params_of_states(
     """The integers of `states` [N, 5], one for each of `sizes` [N, 2] (upright height, width)."""
     values = np.asarray(states, np.int64).reshape(-1, 5)
     levels = values[:, :3].astype(np.uint8)
-    window = descent.window_of(levels, values[:, 3:].astype(np.int32), sizes, num_levels)
+    window = neighbors.window_of(levels, values[:, 3:].astype(np.int32), sizes, num_levels)
     return ReductionParams(
         window.astype(np.int32),
-        scaled_size(window[:, 2:], levels[:, descent.RESOLUTION], num_levels),
+        scaled_size(window[:, 2:], levels[:, RESOLUTION], num_levels),
         bin_width(levels[:, 0], num_levels),
     )
 
@@ -158,15 +168,15 @@ class Search:
         sizes = np.array([j.size for j in journeys], np.int32)
         states = np.array([j.state for j in journeys], np.int64)
         levels = states[:, :3].astype(np.uint8)
-        window = descent.window_of(levels, states[:, 3:].astype(np.int32), sizes, num_levels)
+        window = neighbors.window_of(levels, states[:, 3:].astype(np.int32), sizes, num_levels)
         if self.rule.exhaustive:
             found = _every_level(levels, window, sizes, dimensions.index(True), num_levels)
         else:
-            found = descent.neighbors_of(
+            found = neighbors.neighbors_of(
                 levels, window, sizes, dimensions, num_levels, self.rule.descent.windows
             )
         for i, journey in enumerate(journeys):
-            asked = descent.Candidates(
+            asked = neighbors.Candidates(
                 found.exists[i][None].copy(),
                 found.levels[i][None],
                 found.window[i][None],
@@ -177,7 +187,7 @@ class Search:
                 asked.exists[0, column] = _state(asked, column) not in journey.forbidden
             self._enqueue(journey, asked)
 
-    def _enqueue(self, journey: SearchPath, asked: descent.Candidates) -> None:
+    def _enqueue(self, journey: SearchPath, asked: neighbors.Candidates) -> None:
         columns = np.flatnonzero(asked.exists[0]).tolist()
         if not columns:
             self._ended.append(journey)
@@ -200,7 +210,7 @@ class Search:
         whole = np.array([[0, 0, *journey.size]], np.int32)
         self._enqueue(
             journey,
-            descent.Candidates(
+            neighbors.Candidates(
                 np.ones((1, 1), np.bool_),
                 np.zeros((1, 1, 3), np.uint8),
                 whole[None],
@@ -257,7 +267,7 @@ class Search:
             bytes_ = np.stack(list(self._pool.map(self._entropies, journeys)))
         going = []
         for journey, column in zip(
-            journeys, descent.choose_neighbor(good, sure, bytes_).tolist(), strict=True
+            journeys, neighbors.choose_neighbor(good, sure, bytes_).tolist(), strict=True
         ):
             assert journey._candidates is not None
             if column >= 0 and (state := _state(journey._candidates, column)) != FULL_STATE:
@@ -299,7 +309,7 @@ def _every_level(
     sizes: npt.NDArray[np.int32],
     dimension: int,
     num_levels: int,
-) -> descent.Candidates:
+) -> neighbors.Candidates:
     """Every level of one dimension (not crop) from full quality, columns 0 to n - 1; dead ones do not exist."""
     count = len(levels)
     exists = np.zeros((count, num_levels), np.bool_)
@@ -307,7 +317,7 @@ def _every_level(
     at = np.zeros_like(levels)
     while len(
         rows := np.flatnonzero(
-            (after := descent.next_levels(at, window, sizes, num_levels)[:, dimension]) >= 0
+            (after := neighbors.next_levels(at, window, sizes, num_levels)[:, dimension]) >= 0
         )
     ):
         exists[rows, after[rows]] = True
@@ -317,9 +327,9 @@ def _every_level(
     every[:, :, dimension] = np.arange(num_levels)
     windows = np.repeat(window[:, None], num_levels, axis=1)
     size = scaled_size(
-        windows.reshape(-1, 4)[:, 2:], every.reshape(-1, 3)[:, descent.RESOLUTION], num_levels
+        windows.reshape(-1, 4)[:, 2:], every.reshape(-1, 3)[:, RESOLUTION], num_levels
     ).reshape(count, num_levels, 2)
-    return descent.Candidates(
+    return neighbors.Candidates(
         exists,
         every,
         windows,
@@ -328,9 +338,9 @@ def _every_level(
     )
 
 
-def _state(found: descent.Candidates, column: int) -> ReductionState:
+def _state(found: neighbors.Candidates, column: int) -> ReductionState:
     levels, window = found.levels[0, column], found.window[0, column]
-    return int(levels[0]), int(levels[1]), int(levels[2]), int(window[0]), int(window[1])
+    return ReductionState(*levels.tolist(), *window[:2].tolist())
 
 
 def _reduction(batch: list[tuple[SearchPath, int]]) -> ReductionParams:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.array_rows import MAPPED, open_npy
 from qrdali.reduction.counter_rng import LEVEL, uniform
-from qrdali.reduction.quality import REDUCTIONS, level_of
+from qrdali.reduction.quality import REDUCTIONS, Dimensions, level_of
 
 Samples = npt.NDArray[np.int64]
 CHUNK = 65_536  # images looked at together where all are
@@ -48,7 +48,7 @@ class ConstantLevels:
 FULL_QUALITY = ConstantLevels()
 
 
-def constant_levels(dimensions: tuple[bool, bool, bool], level: int) -> ConstantLevels:
+def constant_levels(dimensions: Dimensions, level: int) -> ConstantLevels:
     """`level` in the dimensions that move, 0 in the others."""
     return ConstantLevels(*(level if moves else 0 for moves in dimensions))
 
@@ -76,7 +76,7 @@ class RandomLevels:
     """One level per image and epoch, drawn evenly from `highest` quality's level to `lowest`'s, both included, and used in
     every dimension that moves: plain augmentation."""
 
-    dimensions: tuple[bool, bool, bool]
+    dimensions: Dimensions
     first: int
     last: int
     seed: int

@@ -11,14 +11,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qrdali.reduction.quality import bin_width, scaled_size, window_offset
+from qrdali.reduction.quality import (
+    COLOR,
+    CROP,
+    RESOLUTION,
+    Dimensions,
+    bin_width,
+    scaled_size,
+    window_offset,
+)
 
 Bytes = npt.NDArray[np.uint8]
 Int32 = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
-COLOR, CROP, RESOLUTION = 0, 1, 2  # columns of levels
 ANCHORS = {
     5: np.array([(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)]),
     9: np.array([(y, x) for y in (0, 0.5, 1) for x in (0, 0.5, 1)]),
@@ -40,12 +47,12 @@ class Candidates:
     bin_width: Int32
 
 
-def column_dimensions(dimensions: tuple[bool, bool, bool], windows: int = 5) -> tuple[int, ...]:
+def column_dimensions(dimensions: Dimensions, windows: int = 5) -> tuple[int, ...]:
     """The dimension that each of the K columns of `neighbours` moves."""
     return (
-        (COLOR,) * dimensions[COLOR]
-        + (RESOLUTION,) * dimensions[RESOLUTION]
-        + (CROP,) * (windows if dimensions[CROP] else 0)
+        (COLOR,) * dimensions.color
+        + (RESOLUTION,) * dimensions.resolution
+        + (CROP,) * (windows if dimensions.crop else 0)
     )
 
 
@@ -84,7 +91,7 @@ def neighbors_of(
     levels: Bytes,
     window: Int32,
     sizes: npt.NDArray[np.integer],
-    dimensions: tuple[bool, bool, bool],
+    dimensions: Dimensions,
     num_levels: int,
     windows: int = 5,
 ) -> Candidates:
@@ -103,11 +110,11 @@ def neighbors_of(
         new_levels.append(moved)
         new_window.append(window if place is None else np.where(there[:, None], place, window))
 
-    if dimensions[COLOR]:
+    if dimensions.color:
         add(COLOR, None)
-    if dimensions[RESOLUTION]:
+    if dimensions.resolution:
         add(RESOLUTION, None)
-    if dimensions[CROP]:
+    if dimensions.crop:
         inner = scaled_size(sizes, np.maximum(after[:, CROP], levels[:, CROP]), num_levels)
         for anchor in ANCHORS[windows]:
             place = window[:, :2] + window_offset(
@@ -168,7 +175,7 @@ def accept_neighbor(
 def levels_after(
     steps: npt.NDArray[np.integer],
     sizes: npt.NDArray[np.integer],
-    dimensions: tuple[bool, bool, bool],
+    dimensions: Dimensions,
     num_levels: int,
     anchors: Callable[[int], Floats],
 ) -> tuple[Bytes, Int32, npt.NDArray[np.int64]]:
@@ -198,3 +205,13 @@ def levels_after(
         turn[rows] = (pick + 1) % len(order)
         taken[rows] += 1
     return levels, window, taken
+
+
+@dataclass(frozen=True)
+class DescentRule:
+    """What may move and how a neighbour is chosen. n: of the step 1/n. windows: 5 or 9. prefer: "confidence" or "entropy"."""
+
+    dimensions: Dimensions
+    num_levels: int
+    windows: int = 5
+    prefer: str = "confidence"

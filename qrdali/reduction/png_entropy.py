@@ -59,7 +59,7 @@ class _Counter:
         pass
 
 
-def encoder() -> str:
+def encoder_name() -> str:
     """The encoder's name and version and the zlib it was built with."""
     import PIL
     from PIL import features

@@ -7,6 +7,7 @@ definition is qrdali's own: the thesis names the reductions but does not fix the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +18,24 @@ Int32 = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 LevelArray = npt.NDArray[np.uint8]
 
+COLOR, CROP, RESOLUTION = 0, 1, 2  # columns of an array of levels, in the order of DIMENSIONS
 DIMENSIONS = ("color", "crop", "resolution")
-REDUCTIONS: dict[str, tuple[bool, bool, bool]] = {
-    "color": (True, False, False),
-    "crop": (False, True, False),
-    "resolution": (False, False, True),
-    "combination": (True, True, True),
-    "none": (False, False, False),
+
+
+class Dimensions(NamedTuple):
+    """Says which dimensions a reduction moves, in the order of DIMENSIONS."""
+
+    color: bool
+    crop: bool
+    resolution: bool
+
+
+REDUCTIONS: dict[str, Dimensions] = {
+    "color": Dimensions(True, False, False),
+    "crop": Dimensions(False, True, False),
+    "resolution": Dimensions(False, False, True),
+    "combination": Dimensions(True, True, True),
+    "none": Dimensions(False, False, False),
 }
 CENTER = (0.5, 0.5)
 

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from qrdali.errors import printable
-from qrdali.evaluation.predict import evaluate_command_for
+from qrdali.evaluation.prediction_rows import evaluate_command_for
 from qrdali.evaluation.stats import McNemar, holm, mcnemar, wilson
 from qrdali.report.groups import Configuration, Group, is_baseline
 from qrdali.report.read import Run

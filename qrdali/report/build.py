@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qrdali import __version__
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.json_objects import read_object
-from qrdali.reduction.png_entropy import encoder
+from qrdali.reduction.png_entropy import encoder_name
 from qrdali.report import accuracy, gallery, groups, plots, quotients, resources, setup, thesis
 from qrdali.report.figures import DARK, Figure
 from qrdali.report.groups import Group
@@ -21,6 +20,7 @@ from qrdali.report.read import Mepis, Run, Warn, named, read_mepis, read_run
 from qrdali.report.resources import Prices
 from qrdali.report.tables import Table
 from qrdali.runs.folder import weights_digest
+from qrdali.version import __version__
 
 MARKER = "report.json"
 _CONTENT = ("report.html", MARKER, "tables", "figures")
@@ -97,7 +97,7 @@ def build(
         told = {
             "title": title,
             "qrdali": __version__,
-            "encoder": encoder(),
+            "encoder": encoder_name(),
             "runs": [str(run.folder) for run in known],
             "mepi": [str(mepis.folder) for mepis in sets],
             "tables": {

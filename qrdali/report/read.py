@@ -15,11 +15,11 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qrdali.errors import InputError, RunError, printable
-from qrdali.evaluation.predict import read_metadata, read_rows, read_table
+from qrdali.evaluation.prediction_rows import read_metadata, read_rows, read_table
 from qrdali.files.json_objects import read_object
 from qrdali.mepi.folder import MANIFEST, OPTIONS, SCHEMA, SEARCHED, SUMMARY
-from qrdali.runs import folder as runs
-from qrdali.runs import settings as settings_file
+from qrdali.runs import folder as run_folder
+from qrdali.runs import settings as run_settings
 from qrdali.runs.settings import Settings
 
 Warn = Callable[[str], None]
@@ -86,7 +86,7 @@ class Run:
     folder: Path
     name: str
     settings: Settings
-    trained: runs.BestModel
+    trained: run_folder.BestModel
     epochs: tuple[Epoch, ...]
     sets: dict[str, SetRows]
     curves: dict[str, tuple[dict[str, Any], float | None]]
@@ -157,10 +157,10 @@ def read_epochs(file: Path, warn: Warn) -> tuple[Epoch, ...]:
 def read_run(folder: Path, name: str, warn: Warn) -> Run:
     """Raises InputError if `folder` holds no run, RunError if it has no weights or epochs yet or what it holds is damaged. Rows and
     curves that are damaged or of other weights than best/ are left out with a warning."""
-    trained = runs.describe_best(folder)
-    values = settings_file.read(folder / "config.toml")
+    trained = run_folder.describe_best(folder)
+    values = run_settings.read_toml(folder / "config.toml")
     try:
-        settings = settings_file.validated(
+        settings = run_settings.validate_settings(
             {key: value for key, value in values.items() if key in Settings.model_fields}
         )
     except InputError as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from qrdali import __version__
 from qrdali.errors import printable
 from qrdali.report.groups import Group
 from qrdali.report.read import Mepis, Run
 from qrdali.report.resources import machines
 from qrdali.report.tables import NOTHING, Cell, Table, number, words
+from qrdali.version import __version__
 
 DEFINITIONS = (
     "Quality q is the share of an image's raw information that one dimension keeps. crop keeps a window of share q of the area; "

@@ -63,7 +63,7 @@ def holds_run(folder: Path) -> bool:
 def is_deterministic(folder: Path) -> bool:
     """Whether a run is trained under deterministic algorithms: what is made of its network then is too. Raises InputError if its
     config.toml cannot be read."""
-    return holds_run(folder) and settings.read(folder / "config.toml").get("deterministic") is True
+    return holds_run(folder) and settings.read_toml(folder / "config.toml").get("deterministic") is True
 
 
 def describe_best(folder: Path) -> BestModel:

@@ -19,7 +19,7 @@ else:
     import tomli as tomllib
 
 _MOST_BYTES = 1_000_000  # of a configuration
-MOST_TOGETHER = 1 << 20  # images of a batch: DALI counts bytes of small things in 32 bits
+MAX_BATCH = 1 << 20  # images of a batch: DALI counts bytes of small things in 32 bits
 Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
 
 
@@ -49,14 +49,14 @@ class Settings(BaseModel):
     feedback: Literal["probe", "online"] = "probe"
     prefer: Literal["confidence", "entropy"] = "confidence"
     windows: Literal[5, 9] = 5
-    probe_batch_size: int = Field(0, ge=0, le=MOST_TOGETHER)
+    probe_batch_size: int = Field(0, ge=0, le=MAX_BATCH)
     monitor: Literal["full", "phase"] = "full"
     patience: int = Field(3, ge=1)
     epochs: int = Field(10, ge=1)
     max_epochs: int = Field(300, ge=1)
     match: str = ""
     match_steps: int = Field(0, ge=0)
-    batch_size: int = Field(32, ge=1, le=MOST_TOGETHER)
+    batch_size: int = Field(32, ge=1, le=MAX_BATCH)
     lr: float = Field(0.0, ge=0, allow_inf_nan=False)
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False)
     optimizer: str = "adamw"
@@ -79,7 +79,7 @@ class Settings(BaseModel):
     track_sets: dict[str, str] = Field(default_factory=dict, max_length=100)
 
 
-def validated(values: dict[str, Any]) -> Settings:
+def validate_settings(values: dict[str, Any]) -> Settings:
     """Settings from plain values. Raises InputError naming the first key that is wrong, its value and the rule.
 
     Methods with reductions default to the combination in paired epochs.
@@ -105,7 +105,7 @@ def validated(values: dict[str, Any]) -> Settings:
         raise InputError(f"{key} = {value!r:.80}: {message}") from None
 
 
-def defaults() -> dict[str, Any]:
+def default_settings() -> dict[str, Any]:
     """The settings that need not be given."""
     return {
         name: field.get_default(call_default_factory=True)
@@ -114,7 +114,7 @@ def defaults() -> dict[str, Any]:
     }
 
 
-def read(file: Path) -> dict[str, Any]:
+def read_toml(file: Path) -> dict[str, Any]:
     """The keys of a TOML file. Raises InputError if it is not TOML."""
     try:
         if file.exists() and not file.is_file():  # opening a FIFO would wait for ever
@@ -131,7 +131,7 @@ def read(file: Path) -> dict[str, Any]:
         raise InputError(f"{printable(file)} cannot be read as TOML: {printable(error)}") from None
 
 
-def write(file: Path, settings: Settings) -> None:
+def write_settings(file: Path, settings: Settings) -> None:
     """Writes every setting, defaults included; whole or not at all."""
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(tomli_w.dumps(settings.model_dump()), "utf-8")

@@ -9,9 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from enum import Enum
 from typing import Any
 
 from qrdali.errors import InputError
+
+
+class Phase(str, Enum):
+    """What an epoch trains on; the values are the thesis' letters (reducida, completa), as patterns spell them."""
+
+    REDUCED = "R"
+    FULL = "C"
+
+    def __str__(self) -> str:
+        return self.value
+
 
 NEVER = float("-inf")
 ROUNDS = "paired-rounds"
@@ -34,7 +46,9 @@ class ScheduleRule:
     stages: int | None = 1
 
     def __post_init__(self) -> None:
-        if self.sequence != ROUNDS and (not self.sequence or set(self.sequence) - {"R", "C"}):
+        if self.sequence != ROUNDS and (
+            not self.sequence or set(self.sequence) - {phase.value for phase in Phase}
+        ):
             raise InputError(
                 f"sequence {self.sequence!r} is neither paired-epochs nor paired-rounds nor a pattern of R and C "
                 "such as CCCCCCCR"
@@ -55,7 +69,7 @@ class ScheduleRule:
 
 def scoring_position(pattern: str) -> int:
     """Position within `pattern` whose accuracy judges it: the last C, or the last of a pattern without C."""
-    return pattern.rindex("C") if "C" in pattern else len(pattern) - 1
+    return pattern.rindex(Phase.FULL) if Phase.FULL in pattern else len(pattern) - 1
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class ScheduleState:
     stage: int = 1
     begun: bool = False
     final: bool = False
-    round: str = "R"
+    round: str = Phase.REDUCED.value
     position: int = 0
     unit_accuracy: float = NEVER
     best: float = NEVER
@@ -135,9 +149,9 @@ def begin_stage(rule: ScheduleRule, state: ScheduleState, moved: int | None = No
     return replace(state, begun=True, final=final)
 
 
-def next_phase(rule: ScheduleRule, state: ScheduleState) -> str | None:
-    """The letter of the epoch to come, or None when the run has ended."""
-    return None if state.ended else rule.pattern(state.round)[state.position]
+def next_phase(rule: ScheduleRule, state: ScheduleState) -> Phase | None:
+    """Returns the phase of the epoch to come, or None when the run has ended."""
+    return None if state.ended else Phase(rule.pattern(state.round)[state.position])
 
 
 def update(rule: ScheduleRule, state: ScheduleState, accuracy: float) -> tuple[ScheduleState, ScheduleEvent]:
@@ -183,22 +197,24 @@ def update(rule: ScheduleRule, state: ScheduleState, accuracy: float) -> tuple[S
 
 def _after_stage_end(rule: ScheduleRule, state: ScheduleState, reason: str) -> ScheduleState:
     """After a round's or stage's last epoch: the next round, the next stage or the end."""
-    if rule.has_rounds and state.round == "R":
-        return replace(state, round="C", best=NEVER, best_epoch=0, wait=0)
+    if rule.has_rounds and state.round == Phase.REDUCED:
+        return replace(state, round=Phase.FULL.value, best=NEVER, best_epoch=0, wait=0)
     if state.final:
         return replace(state, ended=reason)
-    return replace(state, stage=state.stage + 1, begun=False, round="R", best=NEVER, best_epoch=0, wait=0)
+    return replace(
+        state, stage=state.stage + 1, begun=False, round=Phase.REDUCED.value, best=NEVER, best_epoch=0, wait=0
+    )
 
 
-def longest_run(rule: ScheduleRule) -> Iterator[tuple[int, int, str]]:
-    """(epoch, stage, letter) of the run in which every unit improves until only as many epochs are left as the later
+def longest_run(rule: ScheduleRule) -> Iterator[tuple[int, int, Phase]]:
+    """Yields (epoch, stage, phase) of the run in which every unit improves until only as many epochs are left as the later
     rounds and stages need at the least: the longest that still visits them all. Adaptive runs have at most as many
     stages as `rule.stages` says; None counts as one."""
     epoch = 0
     parts = [
-        (stage, rule.pattern(letter))
+        (stage, rule.pattern(phase))
         for stage in range(1, (rule.stages or 1) + 1)
-        for letter in (("R", "C") if rule.has_rounds else ("R",))
+        for phase in (tuple(Phase) if rule.has_rounds else (Phase.REDUCED,))
     ]
     # The first unit always improves on minus infinity, then patience runs out.
     least = [len(pattern) * ((rule.patience or 0) + 1) for _, pattern in parts]
@@ -208,4 +224,4 @@ def longest_run(rule: ScheduleRule) -> Iterator[tuple[int, int, str]]:
             if epoch >= rule.max_epochs:
                 return
             epoch += 1
-            yield epoch, stage, pattern[i % len(pattern)]
+            yield epoch, stage, Phase(pattern[i % len(pattern)])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 
+from qrdali.data.set_names import check_set_name
 from qrdali.errors import InputError, printable
-from qrdali.evaluation.predict import check_set_name
 from qrdali.reduction.levels import (
     ConstantLevels,
     Levels,
@@ -13,10 +13,10 @@ from qrdali.reduction.levels import (
     constant_levels,
     reduced_split_levels,
 )
+from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.quality import REDUCTIONS, level_of, num_levels_of
 from qrdali.runs.settings import Settings
-from qrdali.schedule.epoch_schedule import NAMED_PATTERNS, ScheduleRule
-from qrdali.training.probe import DescentRule
+from qrdali.schedule.epoch_schedule import NAMED_PATTERNS, Phase, ScheduleRule
 
 
 def check_settings(settings: Settings) -> None:
@@ -37,7 +37,7 @@ def check_settings(settings: Settings) -> None:
         settings.method in ("fixed", "linear", "adaptive", "random")
         and settings.reduction != "none"
         and not rule.has_rounds
-        and "R" not in rule.sequence
+        and Phase.REDUCED not in rule.sequence
     ):
         raise InputError(
             f"sequence {settings.sequence!r} has no R epoch: nothing would be reduced; add an R, or use "
@@ -73,11 +73,13 @@ def require_known_optimizer(name: str) -> None:
 def schedule_rule_of(settings: Settings) -> ScheduleRule:
     """`shared` trains a set number of C epochs, a matched baseline a set number of steps, the others until patience ends them."""
     if settings.method == "shared":
-        return ScheduleRule("C", None, settings.epochs)
+        return ScheduleRule(Phase.FULL.value, None, settings.epochs)
     if settings.match_steps:
-        return ScheduleRule("C", None, settings.max_epochs)
+        return ScheduleRule(Phase.FULL.value, None, settings.max_epochs)
     sequence = (
-        "C" if settings.method == "baseline" else NAMED_PATTERNS.get(settings.sequence, settings.sequence)
+        Phase.FULL.value
+        if settings.method == "baseline"
+        else NAMED_PATTERNS.get(settings.sequence, settings.sequence)
     )
     stages = {"linear": num_levels_of(settings.step) - 1, "adaptive": None}.get(settings.method, 1)
     return ScheduleRule(sequence, settings.patience, settings.max_epochs, stages)

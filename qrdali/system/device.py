@@ -10,7 +10,7 @@ import torch
 from qrdali.errors import RunError
 
 
-def device_of(choice: str) -> torch.device:
+def resolve_device(choice: str) -> torch.device:
     """Raises RunError if a GPU was asked for and there is none."""
     if choice == "cuda" and not torch.cuda.is_available():
         raise RunError(
@@ -32,3 +32,9 @@ def autocast_for(amp: str, device: torch.device) -> tuple[Callable[[], AbstractC
         return nullcontext, False
     dtype = torch.bfloat16 if amp == "bf16" else torch.float16
     return lambda: torch.autocast(device.type, dtype), amp == "fp16"
+
+
+def probe_batch_size(device: torch.device, batch_size: int) -> int:
+    """Candidates per forward pass: many on a GPU; on a CPU few, whose activations stay in its caches (SqueezeNet at 224 px
+    took a third less time at 16 than at 64)."""
+    return 2 * batch_size if device.type == "cuda" else 16

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from qrdali import __version__
+from qrdali.version import __version__
 
 # Name recorded and the distributions that may hold it.
 _PACKAGES = {

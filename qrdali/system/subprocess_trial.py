@@ -37,8 +37,8 @@ def run_in_child(function: str, *arguments: object, limit: float) -> Answer:
     import path. It is killed after `limit` seconds; nothing it does can end this process. Never raises."""
     # -c would import from the working directory first, where anything may lie: this process' path replaces that.
     program = (
-        f"import sys; sys.path[:] = {sys.path!r}; from qrdali.system.subprocess_trial import answer; "
-        f"answer({function!r}, {arguments!r}, {math.ceil(limit)})"
+        f"import sys; sys.path[:] = {sys.path!r}; from qrdali.system.subprocess_trial import answer_parent; "
+        f"answer_parent({function!r}, {arguments!r}, {math.ceil(limit)})"
     )
     try:
         with (

@@ -14,16 +14,16 @@ from qrdali.errors import Interrupted, OtherRankFailed, RunError
 from qrdali.interfaces import Batch, BatchSource, ProgressListener
 from qrdali.reduction.levels import Levels
 from qrdali.reduction.quality import num_levels_of
-from qrdali.runs import folder as runs
+from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import Settings
-from qrdali.schedule import epoch_schedule as schedule
+from qrdali.schedule import epoch_schedule
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.energy import EnergyMeter
+from qrdali.training.epoch_totals import EpochSums, RunTotals
 from qrdali.training.finite_check import FiniteCheck, NotFinite
 from qrdali.training.level_stages import LevelStages
 from qrdali.training.optimizer_step import TrainStep
 from qrdali.training.quarantine import Quarantine
-from qrdali.training.train_state import EpochSums, RunTotals
 
 
 class EpochTrainer:
@@ -41,7 +41,7 @@ class EpochTrainer:
         energy: EnergyMeter,
         listener: ProgressListener,
         stop: Callable[[], int],
-        save: Callable[[schedule.ScheduleState, EpochSums], None],
+        save: Callable[[epoch_schedule.ScheduleState, EpochSums], None],
         group: ProcessGroup,
     ) -> None:
         self.settings, self.run, self.loader, self.samples, self.learner = (
@@ -59,9 +59,14 @@ class EpochTrainer:
         self.save_steps = int(every) if every and self.save_seconds is None else None
 
     def train(
-        self, state: schedule.ScheduleState, letter: str, levels: Levels, epoch: EpochSums, totals: RunTotals
+        self,
+        state: epoch_schedule.ScheduleState,
+        phase: epoch_schedule.Phase,
+        levels: Levels,
+        epoch: EpochSums,
+        totals: RunTotals,
     ) -> EpochSums:
-        """The rest of the epoch after `state`, of the phase `letter`; `epoch` has the sums of what is done of it and gets those of the
+        """The rest of the epoch after `state`, of the phase `phase`; `epoch` has the sums of what is done of it and gets those of the
         rest, as `totals`. Raises Interrupted after a signal, when all is saved, and RunError."""
         self.totals = totals
         plan = self._plan(state, levels, epoch.step)
@@ -75,13 +80,13 @@ class EpochTrainer:
         begun = asked = time.perf_counter()
         agreement = self.group.lagged_max()
         self.listener.begin(
-            f"epoch {state.epoch + 1} {letter}",
+            f"epoch {state.epoch + 1} {phase}",
             plan.samples - min(plan.samples, epoch.step * plan.batch_size),
         )
         for number, batch in self._steps(plan, state.epoch + 1):
             epoch.data_wait += time.perf_counter() - asked
             count = len(batch.labels) if self.group.is_single and batch is not None else plan.count(number)
-            if not self._step(number, batch, count, epoch, plan, letter == "R"):
+            if not self._step(number, batch, count, epoch, plan, phase is epoch_schedule.Phase.REDUCED):
                 epoch.step, asked = number + 1, time.perf_counter()
                 continue
             epoch.step = number + 1  # batches of which no image is left do not come
@@ -119,7 +124,7 @@ class EpochTrainer:
         self.listener.end()
         return epoch
 
-    def _plan(self, state: schedule.ScheduleState, levels: Levels, first_batch: int) -> EpochPlan:
+    def _plan(self, state: epoch_schedule.ScheduleState, levels: Levels, first_batch: int) -> EpochPlan:
         s = self.settings
         order = state.epoch + 1 - (state.position if s.same_order else 0)
         return EpochPlan(
@@ -189,7 +194,7 @@ class EpochTrainer:
         self.finite.record(number + 1, loss, batch.samples)
         return True
 
-    def _require_finite(self, state: schedule.ScheduleState, weights: bool) -> None:
+    def _require_finite(self, state: epoch_schedule.ScheduleState, weights: bool) -> None:
         own: list[Any] = []
         try:
             self.finite.verify(self.learner.model if weights else None)
@@ -209,6 +214,6 @@ class EpochTrainer:
             if rank != self.group.rank:
                 raise OtherRankFailed(f"rank {rank}: {text}")
             raise RunError(
-                f"epoch {state.epoch + 1}: {text}: training stopped before it could be saved, {runs.describe_saved(self.run)}; "
+                f"epoch {state.epoch + 1}: {text}: training stopped before it could be saved, {run_folder.describe_saved(self.run)}; "
                 "lower --lr, or look at these images"
             ) from None

@@ -21,10 +21,11 @@ from qrdali.interfaces import BatchSource, ProgressListener
 from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels, Levels, PerImageLevels
 from qrdali.reduction.quality import num_levels_of, quality
 from qrdali.runs.settings import Settings
-from qrdali.schedule import epoch_schedule as schedule
+from qrdali.schedule import epoch_schedule
 from qrdali.schedule.methods import descent_rule_of, reduced_levels, stage_level
+from qrdali.system.device import probe_batch_size
 from qrdali.system.energy import EnergyMeter
-from qrdali.training.probe import DescentCounts, candidates_at_once, descend_by_feedback, descend_by_probe
+from qrdali.training.probe import DescentCounts, descend_by_feedback, descend_by_probe
 from qrdali.training.quarantine import Quarantine
 
 
@@ -74,7 +75,7 @@ class LevelStages:
         self._epoch_feedback.zero_()
         return self._feedback.cpu()
 
-    def restore(self, state: schedule.ScheduleState, feedback: torch.Tensor | None) -> None:
+    def restore(self, state: epoch_schedule.ScheduleState, feedback: torch.Tensor | None) -> None:
         """As it was when `state` was saved. Raises RunError for a file that is missing or damaged."""
         if self.online:
             if feedback is None or feedback.shape != self._feedback.shape or feedback.dtype != torch.uint8:
@@ -85,31 +86,33 @@ class LevelStages:
         if self.adaptive and (state.begun or state.stage > 1):
             self.images = self._load(state.stage if state.begun else state.stage - 1)
 
-    def levels(self, state: schedule.ScheduleState, letter: str) -> Levels:
+    def levels(self, state: epoch_schedule.ScheduleState, phase: epoch_schedule.Phase) -> Levels:
         """Of the training images in the epoch after `state`."""
-        if letter == "C":
+        if phase is epoch_schedule.Phase.FULL:
             return FULL_QUALITY
         if self.images is not None:
             return self.images
         return reduced_levels(self.settings, state.stage, state.epoch + 1)
 
-    def validation_levels(self, levels: Levels, counts: npt.NDArray[np.int64], letter: str) -> Levels:
+    def validation_levels(
+        self, levels: Levels, counts: npt.NDArray[np.int64], phase: epoch_schedule.Phase
+    ) -> Levels:
         """The validation images' levels: full, or with --monitor phase those of the epoch. Where the training images have
         their own, every validation image gets their mean, rounded."""
-        if self.settings.monitor == "full" or letter == "C":
+        if self.settings.monitor == "full" or phase is epoch_schedule.Phase.FULL:
             return FULL_QUALITY
         if isinstance(levels, PerImageLevels):
             mean = np.floor(counts @ np.arange(self.num_levels) / len(self.index) + 0.5).astype(int)
             return ConstantLevels(*mean.tolist())
         return levels
 
-    def log_stage(self, state: schedule.ScheduleState, stages: int) -> None:
+    def log_stage(self, state: epoch_schedule.ScheduleState, stages: int) -> None:
         q = quality(np.array([stage_level(self.settings, state.stage)]), self.num_levels)[0]
         self.listener.line(f"stage {state.stage} of {stages}: quality {q:.2f}")
 
     def descend(
         self,
-        state: schedule.ScheduleState,
+        state: epoch_schedule.ScheduleState,
         model: nn.Module,
         loader: BatchSource,
         autocast: Callable[[], AbstractContextManager[object]],
@@ -121,7 +124,7 @@ class LevelStages:
         seconds."""
         begun = time.perf_counter()
         states = self.images or PerImageLevels.at_full_quality(
-            len(self.index), self.descent.dimensions[1], self.online
+            len(self.index), self.descent.dimensions.crop, self.online
         )
         if self.online:
             feedback = self.sync_feedback()
@@ -144,7 +147,7 @@ class LevelStages:
 
     def _probe(
         self,
-        state: schedule.ScheduleState,
+        state: epoch_schedule.ScheduleState,
         states: PerImageLevels,
         model: nn.Module,
         loader: BatchSource,
@@ -173,7 +176,7 @@ class LevelStages:
                     signum,
                 )
 
-        at_once = s.probe_batch_size or candidates_at_once(self.device, s.batch_size)
+        at_once = s.probe_batch_size or probe_batch_size(self.device, s.batch_size)
         while True:
             try:
                 result = descend_by_probe(
@@ -201,7 +204,7 @@ class LevelStages:
             stage,
             len(self.index),
             self.num_levels,
-            self.descent.dimensions[1],
+            self.descent.dimensions.crop,
             self.online,
         )
 

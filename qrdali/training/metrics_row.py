@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from qrdali.schedule import epoch_schedule as schedule
-from qrdali.training.train_state import EpochSums, RunTotals
+from qrdali.schedule import epoch_schedule
+from qrdali.training.epoch_totals import EpochSums, RunTotals
 
 
 def metrics_row(
     number: int,
-    letter: str,
+    phase: epoch_schedule.Phase,
     stage: int,
     quality: dict[str, float],
     epoch: EpochSums,
@@ -21,7 +21,7 @@ def metrics_row(
     """Of epoch `number`, which `totals` include. quality: means by dimension; val: accuracy; epoch: sums of all ranks."""
     return {
         "epoch": number,
-        "phase": "reduced" if letter == "R" else "full",
+        "phase": "reduced" if phase is epoch_schedule.Phase.REDUCED else "full",
         "stage": stage,
         "quality": quality,
         "quarantined": quarantined,
@@ -40,9 +40,9 @@ def metrics_row(
 def epoch_summary(
     row: dict[str, Any],
     epoch: EpochSums,
-    rule: schedule.ScheduleRule,
-    state: schedule.ScheduleState,
-    event: schedule.ScheduleEvent,
+    rule: epoch_schedule.ScheduleRule,
+    state: epoch_schedule.ScheduleState,
+    event: epoch_schedule.ScheduleEvent,
 ) -> str:
     """The same for a person; `state` and `event` are those after the epoch."""
     wait = ""
@@ -59,7 +59,7 @@ def epoch_summary(
 
 
 def stage_end_summary(
-    rule: schedule.ScheduleRule, before: schedule.ScheduleState, closed: str, restored: bool
+    rule: epoch_schedule.ScheduleRule, before: epoch_schedule.ScheduleState, closed: str, restored: bool
 ) -> str:
     """That the round or stage of the state `before` an epoch was ended by it."""
     what = f"{before.round} round of stage {before.stage}" if rule.has_rounds else f"stage {before.stage}"

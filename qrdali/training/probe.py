@@ -17,20 +17,11 @@ from qrdali.data.index import Index
 from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 from qrdali.errors import OtherRankFailed, Unreadable
 from qrdali.interfaces import BatchSource, CandidateBatch, CandidateRequest
-from qrdali.reduction import neighbors as descent
+from qrdali.reduction import neighbors
 from qrdali.reduction.counter_rng import ONLINE, uniform
 from qrdali.reduction.levels import CHUNK, PerImageLevels
+from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.png_entropy import entropy
-
-
-@dataclass(frozen=True)
-class DescentRule:
-    """What may move and how a neighbour is chosen. n: of the step 1/n. windows: 5 or 9. prefer: "confidence" or "entropy"."""
-
-    dimensions: tuple[bool, bool, bool]
-    num_levels: int
-    windows: int = 5
-    prefer: str = "confidence"
 
 
 @dataclass(frozen=True)
@@ -39,12 +30,6 @@ class DescentCounts:
 
     images: int
     candidates: int
-
-
-def candidates_at_once(device: torch.device, batch_size: int) -> int:
-    """Candidates per forward pass: many on a GPU; on a CPU few, whose activations stay in its caches (SqueezeNet at 224 px
-    took a third less time at 16 than at 64)."""
-    return 2 * batch_size if device.type == "cuda" else 16
 
 
 def descend_by_probe(
@@ -67,7 +52,7 @@ def descend_by_probe(
     result of one process alone; Unreadable comes to all of them, with what each has found.
     """
     result = states.copy()
-    columns = descent.column_dimensions(rule.dimensions, rule.windows)
+    columns = neighbors.column_dimensions(rule.dimensions, rule.windows)
     if not columns:
         return result, DescentCounts(0, 0)
     most = max(1, batch_size // len(columns))
@@ -192,8 +177,8 @@ def _requests(
         samples = np.arange(start, min(start + CHUNK, len(index)))
         sizes = index.sizes(samples)
         levels = states.for_samples(samples)
-        window = descent.window_of(levels, states.window_origins_or_zero(samples), sizes, rule.num_levels)
-        after = descent.next_levels(levels, window, sizes, rule.num_levels)
+        window = neighbors.window_of(levels, states.window_origins_or_zero(samples), sizes, rule.num_levels)
+        after = neighbors.next_levels(levels, window, sizes, rule.num_levels)
         rows = np.flatnonzero(
             (after >= 0)[:, np.array(rule.dimensions)].any(axis=1) & ~np.isin(samples, without)
         )
@@ -206,7 +191,7 @@ def _requests(
             yield CandidateRequest(
                 samples[pick],
                 window[pick],
-                descent.neighbors_of(
+                neighbors.neighbors_of(
                     levels[pick], window[pick], sizes[pick], rule.dimensions, rule.num_levels, rule.windows
                 ),
             )
@@ -255,9 +240,9 @@ def _accept(
                 zip(rows.tolist(), columns.tolist(), strict=True),
             )
         )
-    choice = descent.choose_neighbor(acceptable, confidence.T.cpu().numpy(), sizes)
+    choice = neighbors.choose_neighbor(acceptable, confidence.T.cpu().numpy(), sizes)
     moved = choice >= 0
-    levels, window = descent.accept_neighbor(
+    levels, window = neighbors.accept_neighbor(
         states.for_samples(ask.samples), ask.window, ask.candidates, choice
     )
     return ask.samples[moved], levels[moved], window[moved]
@@ -279,7 +264,7 @@ def descend_by_feedback(
         before = result.steps[samples].astype(np.int64)
         right = np.ones(len(samples), np.bool_) if correct is None else correct[samples] == 1
         wanted = np.where(right, before + 1, np.maximum(before - 1, 0))
-        levels, window, taken = descent.levels_after(
+        levels, window, taken = neighbors.levels_after(
             wanted,
             index.sizes(samples),
             rule.dimensions,

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from qrdali.data.index import Index
-from qrdali.data.scan import tsv_field
+from qrdali.data.inspect import tsv_field
 from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 from qrdali.errors import RunError, printable
-from qrdali.files import text_lines as lines
+from qrdali.files import text_lines
 
 FILE = "quarantine.tsv"
 _HEAD = "epoch\tsample\tpath\treason"
@@ -92,7 +92,7 @@ class Quarantine:
             partial.write_bytes(content[: content.rfind(b"\n") + 1])
             partial.rename(self._file)
         samples = []
-        for where, text in lines.read_lines(self._file):
+        for where, text in text_lines.read_lines(self._file):
             if text == _HEAD:
                 continue
             cells = text.split("\t")

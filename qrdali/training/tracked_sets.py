@@ -22,7 +22,7 @@ from qrdali.evaluation.predict import predict
 from qrdali.interfaces import BatchSource
 from qrdali.reduction.levels import FULL_QUALITY, Levels
 from qrdali.reduction.quality import REDUCTIONS
-from qrdali.runs import folder as runs
+from qrdali.runs import folder as run_folder
 from qrdali.schedule.epoch_plan import EpochPlan
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def index_sets(
     folder = run / "tracked"
     with TemporaryDirectory() as scratch:
         for name, root in sets.items():
-            if runs.holds_run(run) and (folder / f"{name}.arrow").exists():
+            if run_folder.holds_run(run) and (folder / f"{name}.arrow").exists():
                 _require_same(folder / f"{name}.arrow", name, root, len(classes))
                 continue
             rejected = index_folder(root, classes, Path(scratch) / f"{name}.arrow", verify=True)

@@ -16,8 +16,9 @@ from torch import nn
 from qrdali.distributed import ProcessGroup
 from qrdali.errors import RunError, printable
 from qrdali.runs import checkpoint
-from qrdali.runs import folder as runs
-from qrdali.schedule import epoch_schedule as schedule
+from qrdali.runs import folder as run_folder
+from qrdali.schedule import epoch_schedule
+from qrdali.training.epoch_totals import EpochSums, RunTotals, StageInfo
 
 _UNFIT = (
     AttributeError,
@@ -31,67 +32,10 @@ _UNFIT = (
 
 
 @dataclass
-class EpochSums:
-    """Sums over this rank's part of the epoch in hand, kept on the device: reading them would wait for it. `step`: batches done.
-    `joules`: used before this process took the epoch on."""
-
-    step: int
-    images: int
-    loss: torch.Tensor
-    correct: torch.Tensor
-    seconds: float = 0.0
-    data_wait: float = 0.0
-    joules: float | None = 0.0
-
-    @classmethod
-    def begin(cls, device: torch.device) -> EpochSums:
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        return cls(0, 0, zero, zero.clone().long())
-
-    def all_ranks(self, group: ProcessGroup) -> EpochSums:
-        """The sums of all ranks, the same on all; times are rank 0's."""
-        if group.is_single:
-            return self
-        parts = group.all_gather_object(self._sums())
-        loss, correct, images = (sum(column) for column in zip(*parts, strict=True))
-        seconds, waited = group.broadcast_object([self.seconds, self.data_wait])
-        return EpochSums(
-            self.step,
-            images,
-            torch.tensor(loss, dtype=torch.float64),
-            torch.tensor(correct),
-            seconds,
-            waited,
-            self.joules,
-        )
-
-    def _sums(self) -> tuple[float, int, int]:
-        return float(self.loss), int(self.correct), self.images
-
-
-@dataclass
-class RunTotals:
-    """Of the whole run. forward_images: images the network saw, in training, validation and probes. seconds: of training
-    and probes. Tracked sets count in neither: they cost a run nothing that it needs."""
-
-    optimizer_steps: int = 0
-    forward_images: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class StageInfo:
-    """What a stage's first epoch reports of its beginning, and whether it has."""
-
-    row: dict[str, Any]
-    reported: bool = False
-
-
-@dataclass
 class RestoredState:
     """What `last/` says. feedback: of online runs, uint8 [N]. damage: why it is that of the save before, or nothing."""
 
-    schedule: schedule.ScheduleState
+    schedule: epoch_schedule.ScheduleState
     epoch: EpochSums | None
     totals: RunTotals
     stage: StageInfo
@@ -134,7 +78,7 @@ class TrainStateStore:
         """Whether there is something to continue."""
         return (self._run / "last").exists() or (self._run / "last.old").exists()
 
-    def save_best(self, trained: runs.BestModel) -> None:
+    def save_best(self, trained: run_folder.BestModel) -> None:
         """Of rank 0 alone."""
         if self._group.is_main:
             checkpoint.save(self._run / "best", trained.as_dict(), model=self._best.state_dict())
@@ -142,7 +86,7 @@ class TrainStateStore:
     def save(
         self,
         name: str,
-        state: schedule.ScheduleState,
+        state: epoch_schedule.ScheduleState,
         epoch: EpochSums | None,
         totals: RunTotals,
         stage: StageInfo,
@@ -195,7 +139,7 @@ class TrainStateStore:
         state, (optimizer, *weights) = checkpoint.load(self._run / name, "optimizer", *self._networks)
         self._take(self._run / name, state, weights, optimizer)
 
-    def read(self, check: Callable[[schedule.ScheduleState], object]) -> RestoredState:
+    def read(self, check: Callable[[epoch_schedule.ScheduleState], object]) -> RestoredState:
         """Takes `last/` back, or the save before it if that is damaged. `check` raises for a state that cannot be.
 
         Raises RunError for what is damaged or of other data. A rank that was not there takes rank 0's place in nothing: its generators
@@ -213,7 +157,7 @@ class TrainStateStore:
         self._take(folder, data, weights, optimizer)
         try:
             self._take_generators(random)
-            state = schedule.ScheduleState.from_dict(data["schedule"])
+            state = epoch_schedule.ScheduleState.from_dict(data["schedule"])
             check(state)
             totals = RunTotals(**data["totals"])
             if totals != RunTotals(

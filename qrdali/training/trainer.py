@@ -14,24 +14,26 @@ from torch import nn
 from qrdali.data.index import Index
 from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 from qrdali.errors import Interrupted, RunError
-from qrdali.evaluation.predict import PredictionRows, inference_batch_size, predict, write_rows
+from qrdali.evaluation.predict import inference_batch_size, predict
+from qrdali.evaluation.prediction_rows import PredictionRows, write_rows
 from qrdali.interfaces import BatchSource, ProgressListener
 from qrdali.models import Preprocessing
 from qrdali.reduction.levels import FULL_QUALITY, Levels, histogram
 from qrdali.reduction.quality import DIMENSIONS, num_levels_of, quality
-from qrdali.runs import folder as runs
+from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import Settings
-from qrdali.schedule import epoch_schedule as schedule
+from qrdali.schedule import epoch_schedule
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.schedule.methods import schedule_rule_of
 from qrdali.system.energy import EnergyMeter, peak_memory
 from qrdali.training.epoch import EpochTrainer
+from qrdali.training.epoch_totals import EpochSums, RunTotals, StageInfo
 from qrdali.training.level_stages import LevelStages
 from qrdali.training.metrics_row import epoch_summary, metrics_row, stage_end_summary
 from qrdali.training.optimizer_step import TrainStep
 from qrdali.training.quarantine import FILE, Quarantine
 from qrdali.training.tracked_sets import TrackedSets, tracked_summary
-from qrdali.training.train_state import EpochSums, RunTotals, StageInfo, TrainStateStore
+from qrdali.training.train_state import TrainStateStore
 
 
 class Trainer:
@@ -86,7 +88,7 @@ class Trainer:
             learner.ema and learner.ema.module,
         )
         self.totals, self.stage = RunTotals(), StageInfo({})
-        self.unvalidated: tuple[schedule.ScheduleState, EpochSums, RunTotals] | None = (
+        self.unvalidated: tuple[epoch_schedule.ScheduleState, EpochSums, RunTotals] | None = (
             None  # of an epoch that only lacks its validation
         )
         self.training = EpochTrainer(
@@ -104,7 +106,7 @@ class Trainer:
             group,
         )
 
-    def fit(self, resume: bool) -> schedule.ScheduleState:
+    def fit(self, resume: bool) -> epoch_schedule.ScheduleState:
         """Runs to the end, or to a signal (Interrupted). `resume` continues from `last/` if it is there."""
         epoch = None
         self.quarantine.check()
@@ -115,20 +117,20 @@ class Trainer:
         while not state.ended:
             if not state.begun:
                 state = self._begin_stage(state)
-            letter = schedule.next_phase(self.rule, state)
-            assert letter is not None
-            state = self._epoch(state, letter, epoch)
+            phase = epoch_schedule.next_phase(self.rule, state)
+            assert phase is not None
+            state = self._epoch(state, phase, epoch)
             epoch = None
         why = "" if state.ended.startswith("patience") else f" by {state.ended}"  # patience has just said so
         best = f"epoch {state.run_best_epoch}" if state.run_best_epoch else "the start, no epoch was better,"
         self.listener.line(f"run ended{why}; best is {best} with val {state.run_best:.4f}")
         return state
 
-    def _begin(self) -> schedule.ScheduleState:
+    def _begin(self) -> epoch_schedule.ScheduleState:
         if self.group.is_main:
-            runs.keep_metrics(self.run, -1)
+            run_folder.keep_metrics(self.run, -1)
         rows = self._validate("start", FULL_QUALITY)
-        state = schedule.start(rows.accuracy)
+        state = epoch_schedule.start(rows.accuracy)
         self._save_best(state.run_best, 0, rows)
         tracked = self._track("start")
         self._append(
@@ -145,7 +147,7 @@ class Trainer:
         self.listener.line(f"epoch   0  start weights, val {rows.accuracy:.4f}{tracked_summary(tracked)}")
         return state
 
-    def _begin_stage(self, state: schedule.ScheduleState) -> schedule.ScheduleState:
+    def _begin_stage(self, state: epoch_schedule.ScheduleState) -> epoch_schedule.ScheduleState:
         """Sets the levels of the stage in hand: for adaptive runs, one descent step of every training image."""
         moved = None
         self.stage.row = {}
@@ -171,17 +173,17 @@ class Trainer:
             }
         elif self.rule.stages is not None and self.rule.stages != 1:
             self.stages.log_stage(state, self.rule.stages)
-        state = schedule.begin_stage(self.rule, state, moved)
+        state = epoch_schedule.begin_stage(self.rule, state, moved)
         if self.stages.adaptive:
             self._save("last", state, None)  # a probe is long: it is not done twice
         return state
 
     def _epoch(
-        self, state: schedule.ScheduleState, letter: str, resumed: EpochSums | None
-    ) -> schedule.ScheduleState:
+        self, state: epoch_schedule.ScheduleState, phase: epoch_schedule.Phase, resumed: EpochSums | None
+    ) -> epoch_schedule.ScheduleState:
         number, stage, first = state.epoch + 1, state.stage, not self.stage.reported
-        levels = self.stages.levels(state, letter)
-        own = self._train(state, letter, levels, resumed)
+        levels = self.stages.levels(state, phase)
+        own = self._train(state, phase, levels, resumed)
         self.quarantine.share(number)
         self.train_step.broadcast_buffers()
         epoch = own.all_ranks(self.group)
@@ -197,7 +199,7 @@ class Trainer:
                 strict=True,
             )
         )
-        watched = self.stages.validation_levels(levels, counts, letter)
+        watched = self.stages.validation_levels(levels, counts, phase)
         self.unvalidated = (
             state,
             own,
@@ -208,7 +210,7 @@ class Trainer:
         tracked = self._track(f"epoch {number}")  # before a restore may change the weights
         self.unvalidated = None
         before = state
-        state, event = schedule.update(self.rule, state, rows.accuracy)
+        state, event = epoch_schedule.update(self.rule, state, rows.accuracy)
         if self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps:
             state = replace(
                 state, ended=f"the {self.settings.match_steps} optimizer steps of {self.settings.match}"
@@ -221,7 +223,7 @@ class Trainer:
             self._load_weights("unit")
         self.totals.seconds += epoch.seconds
         row = metrics_row(
-            number, letter, stage, shown, epoch, rows.accuracy, self.totals, len(self.quarantine.samples)
+            number, phase, stage, shown, epoch, rows.accuracy, self.totals, len(self.quarantine.samples)
         )
         row |= spent | tracked | self.changed_environment
         if self.stages.adaptive:
@@ -248,11 +250,13 @@ class Trainer:
         return state
 
     def _train(
-        self, state: schedule.ScheduleState, letter: str, levels: Levels, resumed: EpochSums | None
+        self,
+        state: epoch_schedule.ScheduleState,
+        phase: epoch_schedule.Phase,
+        levels: Levels,
+        resumed: EpochSums | None,
     ) -> EpochSums:
-        return self.training.train(
-            state, letter, levels, resumed or EpochSums.begin(self.device), self.totals
-        )
+        return self.training.train(state, phase, levels, resumed or EpochSums.begin(self.device), self.totals)
 
     def _validate(self, what: str, levels: Levels) -> PredictionRows:
         plan = EpochPlan(
@@ -308,16 +312,16 @@ class Trainer:
 
     def _append(self, row: dict[str, Any]) -> None:
         if self.group.is_main:
-            runs.append_metrics(self.run, row)
+            run_folder.append_metrics(self.run, row)
 
     def _save_best(self, accuracy: float, epoch: int, rows: PredictionRows | None) -> None:
         self.store.save_best(
-            runs.BestModel(self.settings.model, self.classes, self.preprocessing, epoch, accuracy)
+            run_folder.BestModel(self.settings.model, self.classes, self.preprocessing, epoch, accuracy)
         )
         if rows is not None and self.group.is_main:
             write_rows(self.run / "predictions" / "val.parquet", rows, self.val_index, {"epoch": epoch})
 
-    def _save(self, name: str, state: schedule.ScheduleState, epoch: EpochSums | None) -> None:
+    def _save(self, name: str, state: epoch_schedule.ScheduleState, epoch: EpochSums | None) -> None:
         """`epoch`: in hand, if it is not at its end."""
         self.quarantine.share(state.epoch + 1)
         self.store.save(
@@ -327,9 +331,9 @@ class Trainer:
     def _load_weights(self, name: str) -> None:
         self.store.restore(name)
 
-    def _restore(self) -> tuple[schedule.ScheduleState, EpochSums | None]:
+    def _restore(self) -> tuple[epoch_schedule.ScheduleState, EpochSums | None]:
         saved = self.store.read(
-            lambda state: schedule.next_phase(self.rule, state)
+            lambda state: epoch_schedule.next_phase(self.rule, state)
         )  # that there is such a place in the sequence
         state, epoch, self.totals, self.stage = saved.schedule, saved.epoch, saved.totals, saved.stage
         self.stages.restore(state, saved.feedback)
@@ -348,8 +352,8 @@ class Trainer:
             self.listener.line(where)
         return state, epoch
 
-    def _drop_repeated_metrics(self, state: schedule.ScheduleState) -> dict[str, Any]:
+    def _drop_repeated_metrics(self, state: epoch_schedule.ScheduleState) -> dict[str, Any]:
         """Drops metrics of epochs that are done again. Returns the environment, if it has changed."""
-        runs.keep_metrics(self.run, state.epoch)
+        run_folder.keep_metrics(self.run, state.epoch)
         now = self.facts["environment"]
-        return {} if runs.last_recorded(self.run, "environment") == now else {"environment": now}
+        return {} if run_folder.last_recorded(self.run, "environment") == now else {"environment": now}

@@ -16,13 +16,12 @@ from qrdali.cli.terminal import warn
 from qrdali.data.index import Index
 from qrdali.errors import InputError
 from qrdali.models import Preprocessing
-from qrdali.pipelines.engine import engine_for
-from qrdali.pipelines.graphs import Engine
+from qrdali.pipelines.engine import Engine, engine_for
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels, constant_levels
 from qrdali.reduction.quality import REDUCTIONS
 from qrdali.schedule.epoch_plan import EpochPlan
-from qrdali.system.device import device_of
+from qrdali.system.device import resolve_device
 from qrdali.system.environment import environment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -153,7 +152,7 @@ def measure(
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
     """Images per second (median, minimum, maximum over rounds) of every contender, and the ratios."""
-    engine = engine_for(device_of("auto"), threads, warn)
+    engine = engine_for(resolve_device("auto"), threads, warn)
     if index.needs_bytes:
         raise InputError(
             "the images are in a store or in shards, which torchvision does not read: index a folder to compare loaders"
@@ -205,5 +204,5 @@ def measure(
 
 def machine() -> dict[str, Any]:
     """What a figure depends on: processor, GPU, versions."""
-    found = environment(device_of("auto"))
+    found = environment(resolve_device("auto"))
     return {key: found[key] for key in ("cpu", "cores", "gpu", "python", "torch", "dali")}

@@ -22,15 +22,14 @@ from qrdali.evaluation.predict import predict
 from qrdali.mepi.build import Builder
 from qrdali.mepi.folder import SEARCHED, MepiSet
 from qrdali.mepi.search import Search, SearchRule
-from qrdali.pipelines.engine import engine_for
-from qrdali.pipelines.graphs import Engine
+from qrdali.pipelines.engine import Engine, engine_for
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction import quality
 from qrdali.reduction.levels import FULL_QUALITY
+from qrdali.reduction.neighbors import DescentRule
 from qrdali.schedule.epoch_plan import EpochPlan
-from qrdali.system.device import autocast_for
-from qrdali.training.probe import DescentRule, candidates_at_once
+from qrdali.system.device import autocast_for, probe_batch_size
 from qrdali.workflows.bench_loader import machine
 
 NAIVE = Path(__file__).resolve().parents[2] / "benchmarks" / "naive_mepi.py"
@@ -106,7 +105,7 @@ def measure(
     engine = engine_for(device, threads, warn)
     torch.manual_seed(0)
     model = _Centred(models.create(name, 20)).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    at_once = candidates_at_once(device, 128)
+    at_once = probe_batch_size(device, 128)
     classes = tuple(f"class-{i}" for i in range(20))
     with TemporaryDirectory() as folder:
         part = _labelled(index, images, model, pre, engine, autocast, classes, Path(folder) / "part.arrow")

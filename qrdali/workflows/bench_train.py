@@ -18,9 +18,10 @@ from qrdali.data.index import Index
 from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, Levels, PerImageLevels, constant_levels
+from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.quality import REDUCTIONS
 from qrdali.schedule.epoch_plan import EpochPlan
-from qrdali.system.device import autocast_for
+from qrdali.system.device import autocast_for, probe_batch_size
 from qrdali.training import probe
 from qrdali.workflows.bench_loader import machine
 
@@ -110,21 +111,21 @@ def measure(
             if feedback:
                 kept[batch.samples] = right.to(torch.uint8)
         if feedback:
-            rule = probe.DescentRule(REDUCTIONS["combination"], 4)
+            rule = DescentRule(REDUCTIONS["combination"], 4)
             probe.descend_by_feedback(
                 part, PerImageLevels.at_full_quality(len(part), True, True), kept.cpu().numpy(), rule, 0
             )
         correct.item()
 
     def ask(reduction: str) -> None:
-        rule = probe.DescentRule(REDUCTIONS[reduction], 4)
+        rule = DescentRule(REDUCTIONS[reduction], 4)
         probe.descend_by_probe(
             model,
             loader,
             part,
-            PerImageLevels.at_full_quality(len(part), rule.dimensions[1], False),
+            PerImageLevels.at_full_quality(len(part), rule.dimensions.crop, False),
             rule,
-            probe.candidates_at_once(device, batch_size),
+            probe_batch_size(device, batch_size),
             autocast,
             lambda done, candidates: None,
         )

@@ -43,7 +43,7 @@ def _data(tasks: Tasks) -> None:
     import shutil
 
     from qrdali.cli.terminal import Bar
-    from qrdali.data.scan import build
+    from qrdali.data.scan import build_dataset
     from qrdali.data.shapes import generate
     from qrdali.errors import RunError
     from qrdali.experiment.tasks import SPEC
@@ -61,7 +61,7 @@ def _data(tasks: Tasks) -> None:
         (partial / SPEC).write_text(json.dumps(tasks.spec()) + "\n", "utf-8")
         partial.rename(images)
     with Bar("index", spec.total, "files") as bar:
-        build(images, tasks.data, progress=lambda split, files: bar.advance(files, split))
+        build_dataset(images, tasks.data, progress=lambda split, files: bar.advance(files, split))
 
 
 def _evaluate(tasks: Tasks, run: PlannedRun) -> dict[str, float]:

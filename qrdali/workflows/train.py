@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from qrdali.distributed import ProcessGroup
     from qrdali.interfaces import BatchSource
     from qrdali.models import Preprocessing
-    from qrdali.pipelines.graphs import Engine
+    from qrdali.pipelines.engine import Engine
     from qrdali.runs.settings import Settings
     from qrdali.training.tracked_sets import TrackedSets
 
 # Settings that may change between a run and its continuation.
-HARMLESS = ("threads", "root", "save_every", "track_sets", "track_reduced", "max_bad")
+CHANGEABLE_SETTINGS = ("threads", "root", "save_every", "track_sets", "track_reduced", "max_bad")
 
 
 def run_training(settings: Settings, run: Path, resume: bool, group: ProcessGroup | None = None) -> None:
@@ -34,19 +34,19 @@ def run_training(settings: Settings, run: Path, resume: bool, group: ProcessGrou
 def _train(settings: Settings, run: Path, resume: bool, group: ProcessGroup) -> None:
     import torch
 
-    from qrdali.cli.signals import Stop
-    from qrdali.cli.terminal import TerminalWatcher, say
+    from qrdali.cli.signals import StopSignal
+    from qrdali.cli.terminal import TerminalListener, say
     from qrdali.cli.torchrun import engine_of
     from qrdali.errors import InputError, Interrupted, OtherRankFailed, RanksLost
     from qrdali.evaluation.predict import inference_batch_size
     from qrdali.pipelines.engine import describe_decoding
     from qrdali.pipelines.loader import open_loader
-    from qrdali.runs import folder as runs
-    from qrdali.runs import settings as settings_file
+    from qrdali.runs import folder as run_folder
+    from qrdali.runs import settings as run_settings
     from qrdali.system.energy import reset_peak_memory
     from qrdali.training.trainer import Trainer
 
-    begun = group.broadcast_object(runs.holds_run(run))
+    begun = group.broadcast_object(run_folder.holds_run(run))
     resume = resume or group.was_started(str(run.absolute()))
     prepared = group.run_on_all(lambda: _prepared(settings, run, resume, begun, group))
     _require_equal(prepared, group)
@@ -54,8 +54,8 @@ def _train(settings: Settings, run: Path, resume: bool, group: ProcessGroup) -> 
         say(f"{run} is finished; nothing to do")
         return
     settings, dataset, train_index, val_index, device, pre, model, facts = prepared
-    with runs.lock_run_folder(run) if group.is_main else nullcontext():
-        if group.is_main and runs.holds_run(run) != begun:
+    with run_folder.lock_run_folder(run) if group.is_main else nullcontext():
+        if group.is_main and run_folder.holds_run(run) != begun:
             raise InputError(
                 f"{run} was begun by another process meanwhile: continue it with --resume, or choose another --run"
             )
@@ -67,16 +67,16 @@ def _train(settings: Settings, run: Path, resume: bool, group: ProcessGroup) -> 
         loaders = [open_loader(train_index, pre, own, engine), open_loader(val_index, pre, whole, engine)]
         tracker = _tracker(settings, run, dataset, (loaders[1], val_index), pre, engine, group)
         if group.is_main:
-            settings_file.write(run / "config.toml", settings)
+            run_settings.write_settings(run / "config.toml", settings)
             group.record_started(str(run.absolute()))
         where = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
         say(
             f"{settings.method} {settings.model} at {pre.input_size} px, {len(train_index)} training and {len(val_index)} validation "
             f"images, {len(dataset.classes)} classes, {where if group.is_single else f'{group.world_size} ranks, {where}'}, {describe_decoding(engine)}"
         )
-        listener = TerminalWatcher()
+        listener = TerminalListener()
         reset_peak_memory(device)
-        with Stop(0 if group.is_single else 5) as stop:
+        with StopSignal(0 if group.is_single else 5) as stop:
             trainer = Trainer(
                 settings,
                 run,
@@ -121,21 +121,21 @@ def _prepared(
     from qrdali import models
     from qrdali.data import provenance as source
     from qrdali.data.index import Dataset
-    from qrdali.runs import folder as runs
+    from qrdali.runs import folder as run_folder
     from qrdali.schedule.methods import check_settings
     from qrdali.system.deterministic import require_deterministic_model
-    from qrdali.system.device import device_of
+    from qrdali.system.device import resolve_device
 
     check_settings(settings)
     _require_place(run, begun, resume, settings)
     dataset = Dataset.open(Path(settings.data), settings.root)
     train_index, val_index = dataset.index("train"), dataset.index("val")
-    device = device_of(settings.device)
+    device = resolve_device(settings.device)
     _require_shares(settings, len(train_index), device, group)
     settings, pre = _resolved(settings, dataset, len(train_index))
     if begun:
         _require_same(run, settings)
-        if (run / "last").exists() and runs.has_ended(run):
+        if (run / "last").exists() and run_folder.has_ended(run):
             return None
     facts = _facts(settings.model, pre.input_size, len(dataset.classes), device, group)
     facts |= {"images": {"train": len(train_index), "val": len(val_index)}}
@@ -143,7 +143,7 @@ def _prepared(
     facts |= {"source": known} if known else {}
     torch.manual_seed(settings.seed)
     model = (
-        runs.load_best(Path(settings.init))[0]
+        run_folder.load_best(Path(settings.init))[0]
         if settings.init
         else models.create(settings.model, len(dataset.classes), pretrained=settings.pretrained)
     )
@@ -226,11 +226,11 @@ def _resolved(settings: Settings, dataset: Dataset, images: int) -> tuple[Settin
     from qrdali import models
     from qrdali.data import storage
     from qrdali.errors import InputError
-    from qrdali.runs import folder as runs
+    from qrdali.runs import folder as run_folder
     from qrdali.schedule.methods import check_settings
 
     if settings.init:
-        start = runs.describe_best(Path(settings.init))
+        start = run_folder.describe_best(Path(settings.init))
         dataset.require_classes(start.classes, f"the run {settings.init}")
         if "model" in settings.model_fields_set and settings.model != start.model:
             raise InputError(
@@ -254,7 +254,7 @@ def _resolved(settings: Settings, dataset: Dataset, images: int) -> tuple[Settin
         }
     )
     if settings.match and not settings.match_steps:
-        taken = runs.optimizer_steps(Path(settings.match))
+        taken = run_folder.optimizer_steps(Path(settings.match))
         settings = settings.model_copy(
             update={
                 "match": str(Path(settings.match).absolute()),
@@ -269,15 +269,15 @@ def _resolved(settings: Settings, dataset: Dataset, images: int) -> tuple[Settin
 def _require_same(run: Path, settings: Settings) -> None:
     """Raises InputError showing what differs from the settings the run was begun with, as far as it matters."""
     from qrdali.errors import InputError
-    from qrdali.runs import settings as settings_file
+    from qrdali.runs import settings as run_settings
 
-    before = settings_file.defaults() | settings_file.read(
+    before = run_settings.default_settings() | run_settings.read_toml(
         run / "config.toml"
     )  # a run may be older than a setting
     now = settings.model_dump()
     changed = [
         f"{key} {before.get(key)!r} → {now.get(key)!r}"
-        for key in sorted({*before, *now} - {*HARMLESS})
+        for key in sorted({*before, *now} - {*CHANGEABLE_SETTINGS})
         if before.get(key) != now.get(key)
     ]
     if changed:

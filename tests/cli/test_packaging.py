@@ -1,0 +1,119 @@
+"""What is installed is what is here: a wheel and an sdist with all three parts, and imports that run one way."""
+
+import ast
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = {"qrdali": ROOT / "qrdali", "qrdali/pipelines": ROOT / "pipelines", "qrdali/cli": ROOT / "cli"}
+CONFIGS = sorted(f"qrdali/configs/{file.name}" for file in (ROOT / "configs").glob("*.toml"))
+MODULES = sorted(f"{part}/{file.name}" for part, folder in PARTS.items() for file in folder.glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an sdist, and the wheel built from that sdist as a package index would."""
+    out = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    return out
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_hold_all_parts(built: Path) -> None:
+    wheel, sdist = next(built.glob("*.whl")), next(built.glob("*.tar.gz"))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert set(MODULES) <= set(names)
+    assert {"qrdali/py.typed", *CONFIGS} <= set(names)
+    assert len(CONFIGS) == 3
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {*MODULES, *CONFIGS} <= inside
+    assert not any(part in name for name in [*names, *inside] for part in (".venv", "__pycache__"))
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_without_the_checkout(built: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "v", with_pip=True)
+    python = tmp_path / "v" / "bin" / "python"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    run = {"check": True, "capture_output": True, "text": True, "cwd": tmp_path, "env": clean}
+    subprocess.run(
+        [python, "-m", "pip", "install", "--no-deps", "--no-index", str(next(built.glob("*.whl")))], **run
+    )
+    site = Path(
+        subprocess.run(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], **run
+        ).stdout.strip()
+    )
+    outer = next(Path(p) for p in sys.path if p.endswith("site-packages"))
+    (site / "zz_outer.pth").write_text(
+        f"{outer}\n"
+    )  # the dependencies; this checkout's editable hook is a .pth there and is not read
+    where = subprocess.run(
+        [python, "-c", "import qrdali.pipelines.dali_ops, qrdali.cli.main as m; print(m.__file__)"], **run
+    ).stdout
+    assert str(tmp_path) in where
+    shown = subprocess.run([tmp_path / "v" / "bin" / "qrdali", "--version"], **run).stdout
+    assert shown.strip().endswith("0.1.0")
+    listed = subprocess.run([tmp_path / "v" / "bin" / "qrdali", "reproduce", "demo.toml", "--dry-run"], **run)
+    assert "# 49 tasks: 49 waiting" in listed.stdout
+    assert str(site) in listed.stderr
+
+
+FORBIDDEN = {
+    "qrdali": ("qrdali.pipelines", "qrdali.cli", "nvidia", "click", "rich"),
+    "pipelines": ("qrdali.cli", "click", "rich"),
+}
+PURE = ("schedule/epoch_schedule.py", "reduction/neighbors.py", "reduction/quality.py")
+
+
+def imported(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+@pytest.mark.parametrize("part", sorted(FORBIDDEN))
+def test_imports_run_one_way(part: str) -> None:
+    files = [
+        f
+        for f in (ROOT / part).rglob("*.py")
+        if f.name != "__main__.py"
+        and not {"pipelines", "cli", "workflows"} & set(f.relative_to(ROOT / part).parts)
+    ]
+    assert files
+    wrong = [
+        (f.name, name)
+        for f in files
+        for name in imported(f)
+        for no in FORBIDDEN[part]
+        if name == no or name.startswith(no + ".")
+    ]
+    assert not wrong
+
+
+def test_what_decides_is_pure() -> None:
+    for name in PURE:
+        file = ROOT / "qrdali" / name
+        assert not {n.split(".")[0] for n in imported(file)} & {
+            "torch",
+            "nvidia",
+            "time",
+            "datetime",
+            "random",
+        }, name

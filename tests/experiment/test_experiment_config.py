@@ -1,0 +1,321 @@
+"""The matrix: what the shipped files expand to, what a wrong file is told, patterns, epochs and times."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from qrdali.errors import InputError
+from qrdali.experiment import estimate as matrix_time
+from qrdali.experiment.config import Matrix, Network, read
+from qrdali.experiment.estimate import Pace, Work, declared, lasting, least, measured, most
+from qrdali.experiment.expand import PlannedRun, expand, matches, select
+from qrdali.runs.settings import validate_settings
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+REDUCTIONS = ["color", "crop", "resolution", "combination"]
+ONE_NETWORK = [
+    "shared",
+    "baseline",
+    "fixed-paired-epochs-color",
+    "fixed-paired-epochs-crop",
+    "fixed-paired-epochs-resolution",
+    "fixed-paired-epochs-combination",
+    "linear-paired-rounds-color",
+    "linear-paired-rounds-crop",
+    "linear-paired-rounds-resolution",
+    "linear-paired-rounds-combination",
+    "linear-paired-epochs-color",
+    "linear-paired-epochs-crop",
+    "linear-paired-epochs-resolution",
+    "linear-paired-epochs-combination",
+    "adaptive-paired-rounds-color",
+    "adaptive-paired-rounds-crop",
+    "adaptive-paired-rounds-resolution",
+    "adaptive-paired-rounds-combination",
+    "adaptive-paired-epochs-color",
+    "adaptive-paired-epochs-crop",
+    "adaptive-paired-epochs-resolution",
+    "adaptive-paired-epochs-combination",
+]
+SMALL: dict[str, Any] = {"out": "o", "data": {"folder": "d"}, "network": [{"model": "test_resnet"}]}
+
+
+def written(tmp_path: Path, **changes: Any) -> Path:
+    file = tmp_path / "m.toml"
+    file.write_text(tomli_w.dumps({**SMALL, **changes}))
+    return file
+
+
+def runs_of(tmp_path: Path, **changes: Any) -> list[PlannedRun]:
+    return expand(read(written(tmp_path, **changes)), Path("d"))
+
+
+def shipped(name: str) -> tuple[Matrix, list[PlannedRun]]:
+    matrix = read(CONFIGS / f"{name}.toml")
+    return matrix, expand(matrix, Path("d"))
+
+
+@pytest.mark.parametrize(
+    ("name", "networks"),
+    [("humanet", ["squeezenet1_1", "resnet152", "efficientnet_b3"]), ("demo", ["test_resnet"])],
+)
+def test_a_whole_matrix(name: str, networks: list[str]) -> None:
+    _, runs = shipped(name)
+    assert [run.name for run in runs] == [f"{network}/{run}" for network in networks for run in ONE_NETWORK]
+    assert len(runs) == 22 * len(networks)
+    assert all(
+        run.needs == (() if run.name.endswith("/shared") else (f"{run.network}/shared",)) for run in runs
+    )
+
+
+def test_humanet_is_as_the_slides_say() -> None:
+    _, runs = shipped("humanet")
+    run = next(run for run in runs if run.name == "efficientnet_b3/adaptive-paired-rounds-crop").settings
+    assert (run.method, run.model, run.sequence, run.reduction) == (
+        "adaptive",
+        "efficientnet_b3",
+        "paired-rounds",
+        "crop",
+    )
+    assert (run.batch_size, run.patience, run.step, run.max_epochs, run.input_size, run.seed) == (
+        32,
+        3,
+        0.25,
+        300,
+        300,
+        0,
+    )
+    assert run.init == str(Path("humanet/runs/efficientnet_b3/shared").absolute())
+    assert {run.settings.quality for run in runs if run.settings.method == "fixed"} == {0.5}
+
+
+def test_imagenet_is_four_runs() -> None:
+    matrix, runs = shipped("imagenet")
+    assert [run.name for run in runs] == [
+        f"efficientnet_b3/{name}"
+        for name in ("shared", "baseline", "linear-paired-rounds-crop", "linear-paired-rounds-combination")
+    ]
+    assert runs[0].settings.epochs == 20
+    assert sum(
+        declared(matrix.network[0]).seconds(least(run.settings), run.settings.reduction) or 0 for run in runs
+    ) == pytest.approx(20 * 7724 + 4 * 7724 + 12 * (7748 + 7724) + 12 * (8172 + 7724))
+
+
+def test_the_same_four_by_patterns(tmp_path: Path) -> None:
+    only = ["baseline", "linear-paired-rounds-crop", "linear-paired-rounds-combination"]
+    assert [run.name for run in runs_of(tmp_path, runs={"only": only})] == [
+        f"test_resnet/{name}" for name in ("shared", *only)
+    ]
+
+
+def test_settings_of_tables_and_their_order(tmp_path: Path) -> None:
+    network = {
+        "model": "torchvision/resnet18",
+        "lr": 0.01,
+        "epochs": 7,
+        "batch_size": 4,
+        "shared": {"lr": 0.1},
+        "others": {"weight_decay": 0.0},
+    }
+    runs = runs_of(
+        tmp_path,
+        train={"patience": 2, "batch_size": 64, "max_epochs": 9},
+        network=[network],
+        runs={
+            "methods": ["baseline", "fixed"],
+            "reductions": ["crop"],
+            "fixed": {"patience": 5, "sequences": ["CCR"]},
+        },
+    )
+    assert [run.name for run in runs] == [
+        "torchvision-resnet18/" + name for name in ("shared", "baseline", "fixed-CCR-crop")
+    ]
+    shared, baseline, fixed = (run.settings for run in runs)
+    assert (shared.lr, shared.epochs, shared.batch_size, shared.weight_decay) == (0.1, 7, 4, 0.05)
+    assert (baseline.lr, baseline.patience, baseline.weight_decay, baseline.max_epochs) == (0.01, 2, 0.0, 9)
+    assert (fixed.sequence, fixed.patience, fixed.model) == ("CCR", 5, "torchvision/resnet18")
+
+
+def test_seeds_and_controls(tmp_path: Path) -> None:
+    runs = runs_of(
+        tmp_path,
+        seeds=[3, 5],
+        runs={
+            "methods": ["linear"],
+            "sequences": ["paired-rounds"],
+            "reductions": ["crop"],
+            "controls": ["sham", "random", "matched"],
+            "match": "linear-paired-rounds-crop",
+            "random": {"low": 0.5},
+        },
+    )
+    assert [run.name for run in runs[:5]] == [
+        "test_resnet/seed-3/" + name
+        for name in (
+            "shared",
+            "linear-paired-rounds-crop",
+            "random-paired-epochs-crop",
+            "sham-paired-rounds",
+            "baseline-matched",
+        )
+    ]
+    assert [run.settings.seed for run in runs] == [3] * 5 + [5] * 5
+    assert runs[9].needs == ("test_resnet/seed-5/shared", "test_resnet/seed-5/linear-paired-rounds-crop")
+    assert (runs[3].settings.method, runs[3].settings.reduction, runs[2].settings.low) == (
+        "fixed",
+        "none",
+        0.5,
+    )
+    assert [run.name for run in select(runs, ["seed-5/*", "*/seed-5/baseline-*"][1:], "x")] == [
+        "test_resnet/seed-5/" + name for name in ("shared", "linear-paired-rounds-crop", "baseline-matched")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"surprise": 1}, ["surprise = 1", "Extra inputs"]),
+        ({"network": []}, ["network = []"]),
+        ({"network": [{"model": "a"}, {"model": "b", "lr": "fast"}]}, ["network.2.lr = 'fast'"]),
+        ({"network": [{}]}, ["network.1.model is missing"]),
+        ({"network": [{"model": "a"}, {"model": "A"}]}, ["give each [[network]] a name"]),
+        ({"network": [{"model": "../.."}]}, ["give each [[network]] a name"]),
+        ({"network": [{"model": "a", "name": "../x"}]}, ["network.1.name"]),
+        (
+            {"network": [{"model": "a", "shared": {"fit": "center"}}]},
+            ["network.1.shared.fit", "put it in [train]"],
+        ),
+        ({"network": [{"model": "a", "epoch_seconds": -1}]}, ["epoch_seconds"]),
+        ({"data": {}}, ["[data] needs one of two"]),
+        ({"data": {"folder": "d", "shapes": {}}}, ["[data] needs one of two"]),
+        ({"data": {"shapes": {"classes": 1}}}, ["data.shapes: classes is 1"]),
+        ({"data": {"shapes": {"val": 0}}}, ["data.shapes.val = 0"]),
+        ({"data": {"shapes": {"size": "5x"}}}, ["data.shapes.size"]),
+        ({"seeds": [1, 1]}, ["seeds = [1, 1]", "twice"]),
+        ({"seeds": [-1]}, ["seeds.1 = -1"]),
+        ({"train": {"epohcs": 3}}, ["train.epohcs", "no setting"]),
+        ({"train": {"seed": 3}}, ["train.seed", "by the matrix itself"]),
+        ({"train": {"patience": 0}}, ["test_resnet/shared", "patience = 0"]),
+        ({"train": {"max_epochs": 10**9}}, ["max_epochs = 1000000000"]),
+        ({"train": {"step": 0.3}}, ["step 0.3"]),
+        ({"runs": {"methods": ["linaer"]}}, ["runs.methods.1 = 'linaer'"]),
+        ({"runs": {"sequences": ["RC/../x"]}}, ["runs.sequences.1"]),
+        ({"runs": {"fixed": {"quality": 0.6}}}, ["fixed-paired-epochs-color", "quality 0.6"]),
+        ({"runs": {"fixed": {"reduction": "crop"}}}, ["runs.fixed.reduction"]),
+        ({"runs": {"baseline": {"sequences": ["RC"]}}}, ["runs.baseline.sequences"]),
+        ({"runs": {"only": ["linear", "*"]}}, ["runs.only 'linear' names no run"]),
+        ({"runs": {"controls": ["matched"]}}, ["runs.match"]),
+        ({"runs": {"controls": ["matched"], "match": "shared"}}, ["runs.match = 'shared'"]),
+        ({"evaluate": {"sets": {"test": "x"}}}, ["evaluate.sets.test"]),
+        ({"evaluate": {"sets": {"a/b": "x"}}}, ["evaluate.sets"]),
+        ({"evaluate": {"reduced": 0.6}}, ["evaluate.reduced: quality 0.6"]),
+        ({"mepi": {"step": 0.3}}, ["mepi.step: step 0.3"]),
+        ({"out": "a\u202eb", "x\u001b[1m": 1}, ["x?[1m"]),
+        ({"seeds": list(range(9999)), "network": [{"model": f"m{i}"} for i in range(40)]}, ["at most 10000"]),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_line(changes: dict[str, Any], said: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        runs_of(tmp_path, **changes)
+    assert "\n" not in str(caught.value)
+    for words in said:
+        assert words in str(caught.value)
+
+
+def test_patterns() -> None:
+    assert matches("a/linear-crop", "linear-*")
+    assert matches("a/linear-crop", "a/*")
+    assert matches("a/seed-1/linear-crop", "a/*")
+    assert matches("a/seed-1/linear-crop", "linear-cro?")
+    assert not matches("a/linear-crop", "linear")
+    assert not matches("a/linear-crop", "b/*")
+    assert not matches("a/linear-crop", "LINEAR-*")
+
+
+def settings(method: str, **values: Any) -> Any:
+    return validate_settings({"method": method, "data": "d", "patience": 1, "max_epochs": 14, **values})
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "short", "long", "probes"),
+    [
+        ("shared", {"epochs": 3}, "CCC", "CCC", (0, 0)),
+        ("baseline", {}, "CC", "C" * 14, (0, 0)),
+        ("fixed", {"sequence": "paired-epochs"}, "RCRC", "RC" * 7, (0, 0)),
+        ("linear", {"sequence": "paired-rounds"}, "RRCCRRCCRRCC", "RRRRCCRRCCRRCC", (0, 0)),
+        ("linear", {"sequence": "paired-rounds", "max_epochs": 5}, "RRCCR", "RRCCR", (0, 0)),
+        # Each stage takes four epochs at least, so 6 begin two; one dimension of step .25 has three moves and a last look.
+        (
+            "adaptive",
+            {"sequence": "paired-rounds", "reduction": "crop", "max_epochs": 6},
+            "RRCC",
+            "RRRRCC",
+            (1, 2),
+        ),
+        ("adaptive", {"sequence": "paired-rounds", "reduction": "crop"}, "RRCC", "R" * 12 + "CC", (1, 4)),
+        (
+            "adaptive",
+            {"sequence": "paired-rounds", "reduction": "crop", "max_epochs": 99},
+            "RRCC",
+            "R" * 97 + "CC",
+            (1, 4),
+        ),
+        (
+            "adaptive",
+            {"sequence": "RC", "reduction": "combination", "max_epochs": 99},
+            "RCRC",
+            "RC" * 49 + "R",
+            (1, 10),
+        ),
+        ("adaptive", {"sequence": "RC", "reduction": "crop", "feedback": "online"}, "RCRC", "RC" * 7, (0, 0)),
+    ],
+)
+def test_epochs_at_least_and_at_most(
+    method: str, values: dict[str, Any], short: str, long: str, probes: tuple[int, int]
+) -> None:
+    low, high = least(settings(method, **values)), most(settings(method, **values))
+    assert (low, low.probes) == (Work(short, probes[0]), probes[0])
+    assert (len(high.letters), Counter(high.letters), high.probes) == (len(long), Counter(long), probes[1])
+
+
+def test_seconds() -> None:
+    pace = Pace({"full": 10.0, "crop": 12.0}, {"color": 3.0})
+    assert pace.seconds(Work("RCC"), "crop") == 32
+    assert pace.seconds(Work("RCC", 2), "color") == 36
+    assert pace.seconds(Work("", 1), "crop") == pytest.approx(15.1)
+    assert Pace({}, {}).seconds(Work("C"), "crop") is None
+    assert declared(Network(model="m", epoch_seconds=4)).seconds(Work("RC"), "crop") == 8
+
+
+def test_the_pace_of_finished_runs_counts_before_the_files(tmp_path: Path) -> None:
+    rows = [
+        {"epoch": 0, "phase": "start"},
+        {"epoch": 1, "phase": "reduced", "seconds": 3.0, "probe_seconds": 9.0},
+        {"epoch": 2, "phase": "full", "seconds": 1.0},
+        {"epoch": 3, "phase": "full", "seconds": 3.0},
+    ]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"epoch": 4, "phase": "full", "seco']))
+    pace = measured([(tmp_path, "crop")], Pace({"full": 100.0, "color": 150.0}, {"color": 50.0}))
+    assert pace == Pace({"full": 2.0, "crop": 3.0, "color": 3.0}, {"crop": 9.0, "color": 1.0}, True)
+    assert len(matrix_time.rows(tmp_path)) == 4
+    assert measured([(tmp_path / "none", "crop")], Pace({"full": 7.0}, {})) == Pace({"full": 7.0}, {})
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (None, 1.0, "time unknown"),
+        (20.0, 20.2, "20 s"),
+        (119.0, 121.0, "119 s to 2.0 min"),
+        (7_100.0, 7_200.0, "118 min to 2.0 h"),
+        (90_000.0, 900_000.0, "25 h to 10 days"),
+        (172_800.0, 172_800.0, "2.0 days"),
+    ],
+)
+def test_spans(low: float | None, high: float | None, said: str) -> None:
+    assert lasting(low, high) == said

@@ -1,0 +1,397 @@
+"""The search against brute force over the definition, with classifiers that are rules; and what it is shown."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from qrdali.data.index import Dataset, Index
+from qrdali.data.scan import index_folder
+from qrdali.errors import InputError
+from qrdali.mepi.search import ReductionState, Search, SearchPath, SearchRule, params_of_states
+from qrdali.models import Preprocessing
+from qrdali.pipelines.engine import Engine
+from qrdali.pipelines.image_reducer import open_image_reducer
+from qrdali.pipelines.loader import open_loader
+from qrdali.reduction.levels import FULL_QUALITY
+from qrdali.reduction.neighbors import DescentRule
+from qrdali.reduction.png_entropy import entropy, entropy_within
+from qrdali.reduction.quality import REDUCTIONS, ReductionParams
+from qrdali.schedule.epoch_plan import EpochPlan
+
+ANCHORS = {
+    5: [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)],
+    9: [(y, x) for y in (0, 0.5, 1) for x in (0, 0.5, 1)],
+}
+PRE = Preprocessing(32, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def half_up(x: float) -> int:
+    return math.floor(x + 0.5)
+
+
+class Blank:
+    """Pixels of which only the size matters; counts how many are alive."""
+
+    alive = most = 0
+
+    def __init__(self, sample: int, height: int, width: int) -> None:
+        self.sample, self.shape, self.nbytes = sample, (height, width, 3), 1000
+        Blank.alive += 1
+        Blank.most = max(Blank.most, Blank.alive)
+
+    def __del__(self) -> None:
+        Blank.alive -= 1
+
+
+class Numbers:
+    """A maker whose images are the numbers of their reduction: float64 [M, 8]."""
+
+    def decode(
+        self,
+        samples: Iterator[int],
+        on_unreadable: Callable[[int, str], None],
+        max_batch: Callable[[], int] | None = None,
+    ) -> Iterator[tuple[int, Any]]:
+        raise NotImplementedError
+
+    def network_inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:
+        own, d = np.array([[p.sample] for p in pixels]), reduction.bin_width[:, None]
+        return torch.from_numpy(
+            np.concatenate([reduction.window, reduction.size, d, own], axis=1).astype(np.float64)
+        )
+
+    def reduced_images(self, pixels: list[Any], reduction: ReductionParams) -> list[np.ndarray]:
+        """As many pixels as the reduced image has, noisier the finer its bins."""
+        result = []
+        for i, p in enumerate(pixels):
+            noise = np.random.default_rng((p.sample, *reduction.window[i].tolist())).integers(
+                0, 256, (*reduction.size[i], 3)
+            )
+            result.append((noise // reduction.bin_width[i] * reduction.bin_width[i]).astype(np.uint8))
+        return result
+
+
+class Planted(nn.Module):
+    """Right if and only if the window holds a point, both sides are at least 3 and the bin width is at most 40; sure of it by
+    a function of everything. `blind`: a bin width or width in pixels at which it is wrong all the same."""
+
+    def __init__(self, blind: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.blind = blind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        top, left, height, width, h, w, d, sample = x.unbind(1)
+        point = 4 + sample % 7, 6 + sample % 5
+        right = (top <= point[0]) & (point[0] < top + height) & (left <= point[1]) & (point[1] < left + width)
+        right &= (h >= 3) & (w >= 3) & (d <= 40) & (sample % 11 != 3)
+        for value in self.blind:
+            right &= (d != value) & (w != value)
+        margin = 1 + torch.sin(x @ torch.arange(1.0, 9.0, dtype=x.dtype)).abs()
+        margin = torch.where(right, margin, -margin)
+        return torch.stack([-margin, margin], 1)
+
+
+def brute(
+    model: nn.Module, maker: Numbers, sample: int, height: int, width: int, rule: DescentRule
+) -> tuple[ReductionState, int] | None:
+    """The definition, one image and candidate at a time, in plain Python; None where it is wrong at full quality."""
+    n, pixels = rule.num_levels, Blank(sample, height, width)
+
+    def side(length: int, level: int) -> int:
+        return max(1, half_up(length * math.sqrt((n - level) / n)))
+
+    def bins(level: int) -> int:
+        return min(128, half_up(256 ** (level / n)))
+
+    def numbers(state: ReductionState) -> ReductionParams:
+        h, w = side(height, state[1]), side(width, state[1])
+        size = side(h, state[2]), side(w, state[2])
+        return ReductionParams(
+            np.array([[state[3], state[4], h, w]]), np.array([size]), np.array([bins(state[0])])
+        )
+
+    def judged(state: ReductionState) -> tuple[bool, float]:
+        logits = model(maker.network_inputs([pixels], numbers(state)))
+        return bool(logits.argmax(1)[0] == 1), float(logits.softmax(1)[0, 1])
+
+    def neighbours(state: ReductionState) -> list[ReductionState]:
+        color, crop, resolution, top, left = state
+        found: list[ReductionState] = []
+        if rule.dimensions[0]:
+            found += [
+                (k, crop, resolution, top, left) for k in range(color + 1, n) if bins(k) != bins(color)
+            ][:1]
+        h, w = side(height, crop), side(width, crop)
+        if rule.dimensions[2]:
+            found += [
+                (color, crop, k, top, left)
+                for k in range(resolution + 1, n)
+                if (side(h, k), side(w, k)) != (side(h, resolution), side(w, resolution))
+            ][:1]
+        if rule.dimensions.crop:
+            for k in [k for k in range(crop + 1, n) if (side(height, k), side(width, k)) != (h, w)][:1]:
+                found += [
+                    (
+                        color,
+                        k,
+                        resolution,
+                        top + half_up(y * (h - side(height, k))),
+                        left + half_up(x * (w - side(width, k))),
+                    )
+                    for y, x in ANCHORS[rule.windows]
+                ]
+        return found
+
+    state: ReductionState = (0, 0, 0, 0, 0)
+    shown = 1
+    if not judged(state)[0]:
+        return None
+    while True:
+        around = neighbours(state)
+        shown += len(around)
+        good = [(i, *judged(s)) for i, s in enumerate(around)]
+        good = [g for g in good if g[1]]
+        if not good:
+            return state, shown
+        if rule.prefer == "entropy":
+            sizes = {i: entropy(maker.reduced_images([pixels], numbers(around[i]))[0]) for i, _, _ in good}
+            good = [g for g in good if sizes[g[0]] == min(sizes.values())]
+        state = around[max(good, key=lambda g: (g[2], -g[0]))[0]]
+
+
+def journeys(count: int, seed: int = 0) -> Iterator[SearchPath]:
+    rng = np.random.default_rng(seed)
+    for sample in range(count):
+        height, width = (int(v) for v in rng.integers(1, 60, 2)) if sample else (1, 1)
+        yield SearchPath(sample, 1, Blank(sample, height, width), (height, width))
+
+
+def searched(
+    model: nn.Module, rule: SearchRule, count: int = 40, batch_size: int = 16, memory: int = 10**9
+) -> dict[int, SearchPath]:
+    search = Search(model, Numbers(), rule, batch_size, memory, 2, nullcontext)
+    return {j.sample: j for j in search.finished(journeys(count))}
+
+
+@pytest.mark.parametrize("n", [4, 20])
+@pytest.mark.parametrize("prefer", ["confidence", "entropy"])
+@pytest.mark.parametrize("reduction", ["color", "crop", "resolution", "combination"])
+def test_descent_is_the_definition(reduction: str, prefer: str, n: int) -> None:
+    windows = 9 if n == 4 else 5
+    rule, model = DescentRule(REDUCTIONS[reduction], n, windows, prefer), Planted((13,))
+    found = searched(model, SearchRule(rule))
+    assert sorted(found) == list(range(40))
+    for journey in found.values():
+        expected = brute(model, Numbers(), journey.sample, *journey.size, rule)
+        assert journey.is_correct is (expected is not None)
+        if expected is not None:
+            assert (journey.state, journey.evaluations) == expected
+            assert len(journey.confidence) == len(journey.path) + 1
+    assert sum(not j.is_correct for j in found.values()) > 2
+    assert len({j.state for j in found.values()}) > 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 500])
+def test_the_batch_changes_nothing(batch_size: int) -> None:
+    rule = SearchRule(DescentRule(REDUCTIONS["combination"], 20))
+    found, other = searched(Planted(), rule, batch_size=batch_size), searched(Planted(), rule)
+    assert {s: (j.path, j.evaluations) for s, j in found.items()} == {
+        s: (j.path, j.evaluations) for s, j in other.items()
+    }
+
+
+def test_an_error_at_one_middle_level_ends_a_descent_and_not_an_exhaustive_search() -> None:
+    """Bisection would step over it."""
+    rule, blind = (
+        DescentRule(REDUCTIONS["color"], 20),
+        Planted((7,)),
+    )  # levels 7: d = 7; up to d = 37 it would be right again
+    down = searched(blind, SearchRule(rule))
+    over = searched(blind, SearchRule(rule, exhaustive=True))
+    for sample, journey in down.items():
+        if journey.is_correct:
+            assert journey.state[0] == 6
+            assert over[sample].state[0] == 13
+    assert any(j.is_correct for j in down.values())
+
+
+@pytest.mark.parametrize("reduction", ["color", "resolution"])
+def test_exhaustive_is_the_smallest_of_all_right_levels(reduction: str) -> None:
+    rule = DescentRule(REDUCTIONS[reduction], 20)
+    model, maker = Planted((4, 9)), Numbers()
+    for journey in searched(model, SearchRule(rule, exhaustive=True)).values():
+        if not journey.is_correct:
+            continue
+        pixels = Blank(journey.sample, *journey.size)
+        sizes = []
+        for level in range(20):
+            state = (level, 0, 0, 0, 0) if reduction == "color" else (0, 0, level, 0, 0)
+            numbers = params_of_states([state], np.array([journey.size]), 20)
+            if model(maker.network_inputs([pixels], numbers)).argmax(1)[0] == 1:
+                sizes.append(entropy(maker.reduced_images([pixels], numbers)[0]))
+        numbers = params_of_states([journey.state], np.array([journey.size]), 20)
+        assert entropy(maker.reduced_images([pixels], numbers)[0]) == min(sizes)
+
+
+def test_exhaustive_is_refused_where_there_are_too_many_states() -> None:
+    for reduction in ("crop", "combination", "none"):
+        with pytest.raises(InputError, match="exhaustive is for color and resolution"):
+            SearchRule(DescentRule(REDUCTIONS[reduction], 4), exhaustive=True)
+
+
+def test_originals_kept_are_bounded_by_memory() -> None:
+    Blank.alive = Blank.most = 0
+    search = Search(
+        Planted(), Numbers(), SearchRule(DescentRule(REDUCTIONS["combination"], 4)), 64, 5_000, 1, nullcontext
+    )
+    ended = 0
+    for journey in search.finished(journeys(200)):
+        journey.pixels = None
+        ended += 1
+    assert ended == 200
+    assert Blank.most <= 7  # five, the one that is arriving and the one that is given back
+    Blank.most = 0
+    list(
+        Search(
+            Planted(), Numbers(), SearchRule(DescentRule(REDUCTIONS["color"], 4)), 64, 1, 1, nullcontext
+        ).finished(journeys(20))
+    )
+
+
+def test_a_struck_state_is_not_entered_again() -> None:
+    rule, model = SearchRule(DescentRule(REDUCTIONS["combination"], 4)), Planted()
+    before = searched(model, rule)
+    moved = [j for j in before.values() if j.path]
+    left = [j.state for j in moved]
+    assert all(j.backtrack() for j in moved)
+    again = {
+        j.sample: j for j in Search(model, Numbers(), rule, 16, 10**9, 1, nullcontext).finished(iter(moved))
+    }
+    for journey, state in zip(moved, left, strict=True):
+        assert state in journey.forbidden
+        assert state not in again[journey.sample].path
+        assert again[journey.sample].is_correct
+    assert not SearchPath(0, 1, None, (5, 5)).backtrack()
+
+
+def test_entropy_within_gives_up_only_beyond_its_bound() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1, 3), (50, 40, 3), (300, 400, 3)):
+        image = rng.integers(0, 256, shape, dtype=np.uint8)
+        size = entropy(image)
+        assert entropy_within(image, size) == entropy_within(image, size + 1) == size
+        assert entropy_within(image, size - 1) is None
+        assert entropy_within(image, 0) is None
+
+
+@pytest.fixture(scope="module")
+def states(dataset: Dataset) -> tuple[Index, list[int], list[ReductionState]]:
+    index = dataset.index("train")
+    drawn = np.random.default_rng(4).integers(0, 20, (24, 3)).tolist()
+    drawn[0] = [0, 0, 0]
+    return index, list(range(24)), [(c, k, r, 1 if k else 0, 2 if k > 2 else 0) for c, k, r in drawn]
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("fit", ["whole", "center"])
+def test_a_written_picture_gives_the_network_the_same_input(
+    states: tuple[Index, list[int], list[ReductionState]], tmp_path: Path, graph: bool, fit: str
+) -> None:
+    index, samples, wanted = states
+    pre = Preprocessing(32, fit, 0.875, "bilinear", PRE.mean, PRE.std)
+    engine = Engine(whole_graph=graph)
+    maker = open_image_reducer(index, pre, engine)
+    pixels = dict(maker.decode(iter(samples), lambda sample, reason: None))
+    numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
+    shown = maker.network_inputs([pixels[s] for s in samples], numbers)
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    for sample, picture in zip(
+        samples, maker.reduced_images([pixels[s] for s in samples], numbers), strict=True
+    ):
+        Image.fromarray(picture).save(tmp_path / "set" / "a" / f"{sample:03d}.png")
+    index_folder(tmp_path / "set", ("a", "b"), tmp_path / "set.arrow", verify=True)
+    written = Index(tmp_path / "set.arrow", 2)
+    (batch,) = list(open_loader(written, pre, 24, engine).epoch(EpochPlan(24, 24, FULL_QUALITY)))
+    assert torch.equal(batch.images, shown)
+
+
+def test_both_makers_make_the_same(states: tuple[Index, list[int], list[ReductionState]]) -> None:
+    index, samples, wanted = states
+    numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
+    made = []
+    for graph in (False, True):
+        maker = open_image_reducer(index, PRE, Engine(whole_graph=graph))
+        pixels = dict(maker.decode(iter(samples), lambda sample, reason: None))
+        assert list(pixels) == samples
+        own = [pixels[s] for s in samples]
+        first, all_ = (
+            maker.network_inputs(
+                own[:3], params_of_states(wanted[:3], index.sizes(np.array(samples[:3])), 20)
+            ),
+            maker.network_inputs(own, numbers),
+        )
+        assert torch.equal(first, all_[:3])
+        made.append((own, all_, maker.reduced_images(own, numbers)))
+    (pixels_a, seen_a, a), (pixels_b, seen_b, b) = made
+    assert all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(pixels_a, pixels_b, strict=True))
+    assert ((seen_a - seen_b).abs() * 255 * 0.226).mean() < 2
+    for (color, _, resolution, *_), x, y in zip(wanted, a, b, strict=True):
+        assert x.shape == y.shape
+        if not resolution:
+            assert np.array_equal(x, y)
+        elif not color:
+            assert np.abs(x.astype(int) - y).max() <= 8
+
+
+def test_unreadable_originals_are_left_out_and_told(tmp_path: Path) -> None:
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    for i in range(30):
+        Image.new("RGB", (20 + i, 30), (i, 0, 0)).save(tmp_path / "set" / "a" / f"{i:02d}.png")
+    index_folder(tmp_path / "set", ("a", "b"), tmp_path / "set.arrow", verify=True)
+    index = Index(tmp_path / "set.arrow", 2)
+    (tmp_path / "set" / "a" / "03.png").unlink()
+    (tmp_path / "set" / "a" / "17.png").write_bytes(b"no image")
+    Image.new("RGB", (9, 9)).save(tmp_path / "set" / "a" / "29.png")
+    for graph in (False, True):
+        told: dict[int, str] = {}
+        found = dict(
+            open_image_reducer(index, PRE, Engine(whole_graph=graph)).decode(
+                iter(range(30)), told.__setitem__
+            )
+        )
+        assert sorted(found) == [i for i in range(30) if i not in (3, 17, 29)]
+        assert all(
+            np.asarray(pixels).shape == (30, 20 + i, 3) and np.asarray(pixels)[0, 0, 0] == i
+            for i, pixels in found.items()
+        )
+        assert sorted(told) == [3, 17, 29]
+        assert "is gone" in told[3]
+        assert "cannot be decoded" in told[17]
+        assert "was indexed as" in told[29]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_gpus_maker_is_close_to_a_cpus(
+    states: tuple[Index, list[int], list[ReductionState]], whole: bool
+) -> None:
+    index, samples, wanted = states
+    numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
+    made = []
+    for engine in (Engine(whole_graph=True), Engine(0, 2, 2, whole)):
+        maker = open_image_reducer(index, PRE, engine)
+        pixels = dict(maker.decode(iter(samples), lambda sample, reason: None))
+        own = [pixels[s] for s in samples]
+        made.append((maker.network_inputs(own, numbers).cpu(), maker.reduced_images(own, numbers)))
+    (seen_a, a), (seen_b, b) = made
+    assert [x.shape for x in a] == [x.shape for x in b]
+    assert ((seen_a - seen_b).abs() * 255 * 0.226).mean() < 4

@@ -1,0 +1,741 @@
+"""`qrdali build-mepi` on a trained network: files, manifest, reading back, resuming, refusals."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from qrdali.cli import build_mepi
+from qrdali.cli.build_mepi import build
+from qrdali.cli.evaluate import Evaluator
+from qrdali.data.index import Dataset
+from qrdali.data.scan import build_dataset as index_images
+from qrdali.errors import InputError, RunError
+from qrdali.mepi import folder as mepi_set
+from qrdali.pipelines import host_ops as host
+from qrdali.reduction.png_entropy import entropy, png_bytes
+from qrdali.reduction.quality import REDUCTIONS, Dimensions, bin_width, scaled_size
+from qrdali.runs import folder as run_folder
+from qrdali.runs.settings import validate_settings
+from qrdali.workflows.train import run_training
+
+ANCHORS = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)]
+
+
+@pytest.fixture(scope="module")
+def data(dataset: Dataset) -> str:
+    return str(dataset.folder)
+
+
+@pytest.fixture(scope="module")
+def run(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    run_training(
+        validate_settings(
+            {
+                "method": "shared",
+                "data": data,
+                "epochs": 40,
+                "model": "test_resnet",
+                "input_size": 32,
+                "batch_size": 8,
+                "device": "cpu",
+                "threads": 2,
+                "lr": 2e-3,
+                "augment": "none",
+            }
+        ),
+        folder,
+        False,
+    )
+    return folder
+
+
+def options(run: Path, data: str, out: Path, **values: Any) -> dict[str, Any]:
+    return {
+        "run": str(run),
+        "data": data,
+        "out": str(out),
+        "split": "train",
+        "device": "cpu",
+        "threads": 2,
+        "batch_size": 8,
+        **values,
+    }
+
+
+@pytest.fixture(scope="module")
+def built(run: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("mepi") / "set"
+    build(**options(run, data, out, step=0.1))
+    return out
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return pq.read_table(out / "manifest.parquet").to_pylist()  # type: ignore[no-any-return]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*/*/*.png"))}
+
+
+def test_evaluate_gives_exactly_100_percent(run: Path, built: Path) -> None:
+    for reduction in mepi_set.SEARCHED:
+        result = Evaluator(run, 8, "cpu", "auto", 2).folder(f"mepi-{reduction}", built / reduction)
+        assert result["accuracy"] == 1
+        assert result["images"] == sum(r["reduction"] == reduction for r in rows(built)) > 8
+        written = pq.read_table(run / "predictions" / f"mepi-{reduction}.parquet").to_pylist()
+        assert {Path(r["path"]).stem for r in written} == {
+            str(r["sample"]) for r in rows(built) if r["reduction"] == reduction
+        }
+
+
+def test_the_manifest_rebuilds_every_file_byte_for_byte(built: Path, dataset: Dataset) -> None:
+    index, found = dataset.index("train"), rows(built)
+    assert {
+        str(Path(r["reduction"], dataset.classes[r["label"]], f"{r['sample']}.png")) for r in found
+    } == set(files(built))
+    for row in found:
+        assert row["path"] == index.paths(np.array([row["sample"]]))[0]
+        with Image.open(row["path"]) as file:
+            whole = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+        n = round(1 / row["step"])
+        window = np.array([row["top"], row["left"], row["height"], row["width"]])
+        assert (
+            window[2:].tolist()
+            == scaled_size(np.array([whole.shape[:2]]), np.array([row["crop_level"]]), n)[0].tolist()
+        )
+        size = scaled_size(window[None, 2:], np.array([row["resolution_level"]]), n)[0]
+        picture = host.reduce(
+            host.cut(whole, window[:2], window[2:]),
+            size,
+            int(bin_width(np.array([row["color_level"]]), n)[0]),
+        )
+        png = png_bytes(np.ascontiguousarray(picture))
+        assert (
+            png
+            == (
+                built / row["reduction"] / dataset.classes[row["label"]] / f"{row['sample']}.png"
+            ).read_bytes()
+        )
+        assert (row["entropy_mepi"], row["entropy_full"]) == (len(png), entropy(whole))
+        assert row["quotient"] == row["entropy_mepi"] / row["entropy_full"]
+        dimensions = REDUCTIONS[row["reduction"]]
+        assert all(
+            moves or not row[f"{name}_level"]
+            for name, moves in zip(("color", "crop", "resolution"), dimensions, strict=True)
+        )
+
+
+def test_no_neighbour_built_by_pillow_is_right(run: Path, built: Path) -> None:
+    """Local minimality, without our pipelines; the resize filters differ by a level, which may tip a case at the boundary."""
+    model, trained = run_folder.load_best(run)
+    model.eval()
+    pre = trained.preprocessing
+    wrong = Counter[bool]()
+    for row in rows(built):
+        with Image.open(row["path"]) as file:
+            whole = ImageOps.exif_transpose(file).convert("RGB")
+        n, dimensions = round(1 / row["step"]), REDUCTIONS[row["reduction"]]
+        for picture in _neighbours(whole, row, dimensions, n):
+            square = np.asarray(
+                picture.resize(
+                    (pre.input_size,) * 2,
+                    Image.Resampling.BILINEAR
+                    if pre.interpolation == "bilinear"
+                    else Image.Resampling.BICUBIC,
+                )
+            )
+            x = (square / 255 - np.array(pre.mean)) / np.array(pre.std)
+            with torch.inference_mode():
+                logits = model(torch.from_numpy(x).permute(2, 0, 1)[None].float())
+            wrong[int(logits.argmax()) != row["label"]] += 1
+    assert wrong.total() > 40
+    assert wrong[False] <= 0.01 * wrong.total(), wrong
+
+
+def _neighbours(
+    whole: Image.Image, row: dict[str, Any], dimensions: tuple[bool, bool, bool], n: int
+) -> list[Image.Image]:
+    def side(length: int, level: int) -> int:
+        return max(1, int(np.floor(length * ((n - level) / n) ** 0.5 + 0.5)))
+
+    def made(color: int, window: tuple[int, int, int, int], resolution: int) -> Image.Image:
+        top, left, height, width = window
+        picture = whole.crop((left, top, left + width, top + height))
+        size = side(width, resolution), side(height, resolution)
+        if size != picture.size:
+            picture = picture.resize(size, Image.Resampling.BILINEAR)
+        d = min(128, int(np.floor(256 ** (color / n) + 0.5)))
+        return Image.fromarray(
+            np.minimum(255, np.asarray(picture).astype(int) // d * d + d // 2).astype(np.uint8)
+            if d > 1
+            else np.asarray(picture)
+        )
+
+    color, crop, resolution = row["color_level"], row["crop_level"], row["resolution_level"]
+    top, left, height, width = window = row["top"], row["left"], row["height"], row["width"]
+    found = []
+    if dimensions[0]:
+        widths = [min(128, int(np.floor(256 ** (k / n) + 0.5))) for k in range(n)]
+        found += [made(k, window, resolution) for k in range(color + 1, n) if widths[k] != widths[color]][:1]
+    if dimensions[2]:
+        found += [
+            made(color, window, k)
+            for k in range(resolution + 1, n)
+            if (side(height, k), side(width, k)) != (side(height, resolution), side(width, resolution))
+        ][:1]
+    if dimensions[1]:
+        for k in [
+            k for k in range(crop + 1, n) if (side(whole.height, k), side(whole.width, k)) != (height, width)
+        ][:1]:
+            h, w = side(whole.height, k), side(whole.width, k)
+            places = [
+                (top + int(y * (height - h) + 0.5), left + int(x * (width - w) + 0.5)) for y, x in ANCHORS
+            ]
+            found += [made(color, (*place, h, w), resolution) for place in places]
+    return found
+
+
+def test_summary_and_sheets(built: Path, dataset: Dataset) -> None:
+    summary = json.loads((built / "summary.json").read_text())
+    assert list(summary) == ["color", "crop", "resolution", "combination"]
+    for reduction, row in summary.items():
+        own = [r for r in rows(built) if r["reduction"] == reduction]
+        assert row["images"] == 24
+        assert row["without_mepi"] == 24 - len(own)
+        assert row["unreadable"] == row["returned"] == 0
+        assert row["mean_quotient"] == pytest.approx(np.mean([r["quotient"] for r in own]))
+        assert row["seconds"] > 0
+        assert row["images_per_second"] == pytest.approx(24 / row["seconds"], rel=0.01)
+        assert row["encoder"].startswith("Pillow ")
+        assert row["near_void_class"] in dataset.classes
+        assert row["lowest_state_share"] == row["lowest_state"] / len(own)
+        with Image.open(built / f"{reduction}.png") as sheet:
+            assert sheet.width > 600
+    lowest = [r for r in rows(built) if r["reduction"] == "color" and r["color_level"] == 9]
+    assert summary["color"]["lowest_state"] == len(lowest)
+
+
+def test_an_image_wrong_when_read_back_goes_on_from_its_parent(
+    run: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(**options(run, data, tmp_path / "plain", step=0.1, reduction="combination"))
+    before = {r["sample"]: r for r in rows(tmp_path / "plain")}
+    victims = sorted(before)[:3]
+    real, calls = build_mepi._wrong, []
+
+    def once(evaluator: Any, mepis: Any, reduction: str, check: Any) -> list[int]:
+        calls.append(reduction)
+        return victims if len(calls) == 1 else real(evaluator, mepis, reduction, check)
+
+    monkeypatch.setattr(build_mepi, "_wrong", once)
+    summary = build(**options(run, data, tmp_path / "sent-on", step=0.1, reduction="combination"))
+    assert summary["combination"]["returned"] >= 3
+    after = {r["sample"]: r for r in rows(tmp_path / "sent-on")}
+    state = ("color_level", "crop_level", "resolution_level", "top", "left")
+    for sample, row in before.items():
+        assert ([after[sample][k] for k in state] != [row[k] for k in state]) is (sample in victims)
+        if sample not in victims:
+            assert after[sample] == row
+    assert (
+        Evaluator(run, 8, "cpu", "auto", 2).folder("sent-on", tmp_path / "sent-on" / "combination")[
+            "accuracy"
+        ]
+        == 1
+    )
+
+
+def test_an_image_wrong_when_read_back_at_full_quality_has_none(
+    run: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent back again and again, it reaches full quality and is dropped."""
+    real, victim = build_mepi._wrong, []
+
+    def always(evaluator: Any, mepis: Any, reduction: str, check: Any) -> list[int]:
+        alive = mepis.journal(reduction).with_mepi().tolist()
+        victim[:] = victim or alive[:1]
+        return victim if victim[0] in alive else real(evaluator, mepis, reduction, check)
+
+    monkeypatch.setattr(build_mepi, "_wrong", always)
+    summary = build(**options(run, data, tmp_path / "set", step=0.25, reduction="color"))
+    assert victim[0] not in {r["sample"] for r in rows(tmp_path / "set")}
+    assert not list((tmp_path / "set").rglob(f"{victim[0]}.png"))
+    assert summary["color"]["without_mepi"] >= 1
+
+
+@pytest.mark.parametrize("prefer", ["confidence", "entropy"])
+def test_a_set_stopped_at_any_moment_ends_as_if_it_had_not(
+    run: Path, data: str, tmp_path: Path, prefer: str
+) -> None:
+    plain, halved = tmp_path / "plain", tmp_path / "halved"
+    build(**options(run, data, plain, step=0.1, reduction="crop", prefer=prefer))
+    words = [
+        sys.executable,
+        "-m",
+        "qrdali",
+        "build-mepi",
+        *(
+            word
+            for key, value in options(run, data, halved, step=0.1, reduction="crop", prefer=prefer).items()
+            for word in (f"--{key.replace('_', '-')}", str(value))
+        ),
+        "--resume",
+    ]
+    journal, begun = halved / ".progress" / "crop.jsonl", time.monotonic()
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and (not journal.exists() or len(journal.read_bytes().splitlines()) < 6):
+            assert time.monotonic() - begun < 100
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    with open(journal, "ab") as file:
+        file.write(b'{"sample": 3, "outc')  # a line cut short
+    done = {p: p.stat().st_mtime_ns for p in halved.rglob("*/*/*.png")}
+    result = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "crop: mean quotient" in result.stderr
+    kept = {json.loads(line)["sample"] for line in journal.read_bytes().splitlines()[1:6]}
+    for path, stamp in done.items():
+        assert path.stat().st_mtime_ns == stamp or int(path.stem) not in kept
+    assert files(halved) == files(plain)
+    assert rows(halved) == rows(plain)
+    again = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "crop is finished; nothing to do" in again.stderr
+
+
+def test_a_signal_ends_with_one_line_and_its_status(run: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    words = [
+        sys.executable,
+        "-m",
+        "qrdali",
+        "build-mepi",
+        *(
+            word
+            for key, value in options(run, data, out, reduction="combination").items()
+            for word in (f"--{key.replace('_', '-')}", str(value))
+        ),
+    ]
+    journal, begun = out / ".progress" / "combination.jsonl", time.monotonic()
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        while not journal.exists() or len(journal.read_bytes().splitlines()) < 2:
+            assert time.monotonic() - begun < 100
+            time.sleep(0.002)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate()
+    assert process.returncode == 143
+    assert "the same command with --resume continues" in said
+    assert "Traceback" not in said
+
+
+def test_more_reductions_join_a_set(run: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    build(**options(run, data, out, step=0.25, reduction="color", limit=8))
+    first = rows(out)
+    build(**options(run, data, out, step=0.25, reduction="resolution", limit=8), resume=True)
+    assert [r["reduction"] for r in rows(out)] == ["color"] * len(first) + ["resolution"] * len(first)
+    assert rows(out)[: len(first)] == first
+    assert len({r["label"] for r in first}) == 4  # a limited search is spread over the classes
+
+
+def test_refusals(run: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    build(**options(run, data, out, step=0.25, reduction="color", limit=4))
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="already holds MEPIs: continue them with --resume"):
+        build(**options(run, data, out, step=0.25, reduction="color", limit=4))
+    with pytest.raises(InputError, match=r"was begun with other options: limit 4 → 5; step 0.25 → 0.5"):
+        build(**options(run, data, out, step=0.5, reduction="color", limit=5), resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x").write_text("mine")
+    with pytest.raises(InputError, match="exists and is no MEPI set"):
+        build(**options(run, data, tmp_path / "other"), resume=True)
+    with pytest.raises(InputError, match="exhaustive is for color and resolution"):
+        build(**options(run, data, tmp_path / "new", reduction="crop", search="exhaustive"))
+    with pytest.raises(InputError, match="holds no run"):
+        build(**options(tmp_path / "no", data, tmp_path / "new"))
+    stripped = tmp_path / "stripped"
+    shutil.copytree(run, stripped)
+    (stripped / "best" / "model.safetensors").unlink()
+    with pytest.raises(RunError, match=r"model.safetensors cannot be read"):
+        build(**options(stripped, data, tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_other_classes_are_refused(run: Path, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "images")
+    for split in ("train", "val", "test"):
+        first = sorted((tmp_path / "images" / split).iterdir())[0]
+        first.rename(first.with_name("another"))
+    index_images(tmp_path / "images", tmp_path / "data")
+    with pytest.raises(InputError, match="only here: another"):
+        build(**options(run, str(tmp_path / "data"), tmp_path / "set"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe",
+        b"[]",
+        b'{"seconds": 1}',
+        b'{"sample": 99999, "outcome": "wrong"}',
+        b"[" * 100_000,
+        b'{"sample": 1e999}',
+        b" " * 2_000_000,
+        json.dumps(
+            {
+                "sample": 1,
+                "outcome": "mepi",
+                "path": [[99, 0, 0, 0, 0]],
+                "confidence": [1, 1],
+                "struck": [],
+                "evaluations": 1,
+                "full": 5,
+                "mepi": 1,
+                "why": "",
+                "seconds": 1,
+            }
+        ).encode(),
+        json.dumps(
+            {
+                "sample": 1,
+                "outcome": "mepi",
+                "path": [],
+                "confidence": [1],
+                "struck": [],
+                "evaluations": 1,
+                "full": 0,
+                "mepi": 1,
+                "why": "",
+                "seconds": 1,
+            }
+        ).encode(),
+        json.dumps(
+            {
+                "sample": 1,
+                "outcome": "mepi",
+                "path": [[0, 0, 0, 1 << 33, 0]],
+                "confidence": [1, 1],
+                "struck": [],
+                "evaluations": 1,
+                "full": 5,
+                "mepi": 1,
+                "why": "",
+                "seconds": 1,
+            }
+        ).encode(),
+        json.dumps(
+            {
+                "sample": True,
+                "outcome": "wrong",
+                "path": [],
+                "confidence": [],
+                "struck": [],
+                "evaluations": 1,
+                "full": 0,
+                "mepi": 1,
+                "why": "",
+                "seconds": 1,
+            }
+        ).encode(),
+    ],
+)
+def test_a_damaged_journal_is_named(run: Path, data: str, tmp_path: Path, line: bytes) -> None:
+    out = tmp_path / "set"
+    build(**options(run, data, out, step=0.25, reduction="color", limit=4))
+    (out / "summary.json").unlink()
+    with open(out / ".progress" / "color.jsonl", "ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(RunError, match=r"color.jsonl line \d+ is damaged"):
+        build(**options(run, data, out, step=0.25, reduction="color", limit=4), resume=True)
+
+
+def test_a_full_disk_stops_and_what_is_complete_stays(
+    run: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(**options(run, data, tmp_path / "plain", step=0.25, reduction="color"))
+    out, real, left = tmp_path / "set", Path.write_bytes, [6]
+
+    def full(path: Path, content: bytes) -> int:
+        if path.suffix == ".partial" and ".png" in path.name:
+            left[0] -= 1
+            if left[0] < 0:
+                real(path, content[:10])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(
+        RunError, match=r"No space left on device.*images that are complete are kept.*--resume"
+    ):
+        build(**options(run, data, out, step=0.25, reduction="color"))
+    assert len(files(out)) == 6
+    assert not list(out.rglob("*.partial"))
+    monkeypatch.undo()
+    build(**options(run, data, out, step=0.25, reduction="color"), resume=True)
+    assert files(out) == files(tmp_path / "plain")
+    assert rows(out) == rows(tmp_path / "plain")
+
+
+def test_an_image_gone_or_broken_is_named_and_counted(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(images, tmp_path / "images")
+    index_images(tmp_path / "images", tmp_path / "data")
+    index = Dataset.open(tmp_path / "data").index("train")
+    first, second = (Path(p) for p in index.paths(np.array([2, 9])))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:300])
+    summary = build(
+        **options(run, str(tmp_path / "data"), tmp_path / "set", step=0.25, reduction="resolution")
+    )
+    assert summary["resolution"]["unreadable"] == 2
+    assert summary["resolution"]["images"] == 24
+    said = capsys.readouterr().err
+    assert f"{first.name}, is gone" in said
+    assert f"{second.name}, cannot be decoded" in said
+    assert not {2, 9} & {r["sample"] for r in rows(tmp_path / "set")}
+
+
+def test_no_correct_image_is_a_result(
+    run: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("qrdali.data.index.Index.labels", lambda self, samples: np.full(len(samples), 3))
+    monkeypatch.setattr("torch.Tensor.argmax", lambda self, *_: torch.zeros(len(self), dtype=torch.int64))
+    summary = build(**options(run, data, tmp_path / "set", step=0.25, reduction="color", limit=5))
+    assert summary["color"]["without_mepi"] == 5
+    assert summary["color"]["mean_quotient"] is None
+    assert rows(tmp_path / "set") == []
+    assert "there are no MEPIs" in capsys.readouterr().err
+
+
+def test_hostile_class_names_make_no_folder(run: Path, data: str, tmp_path: Path, dataset: Dataset) -> None:
+    for name in ("..", "a/b", ""):
+        with pytest.raises(InputError, match="cannot be a folder's"):
+            mepi_set.MepiSet.open(tmp_path / "set", dataset.index("train"), ("fine", name), 4, {}, False)
+    assert not (tmp_path / "set").exists()
+
+
+def test_the_naive_reference_gives_the_same_answers(run: Path, built: Path) -> None:
+    """Up to what the resize filters may tip."""
+    from qrdali.workflows.bench_mepi import naive_module
+
+    model, trained = run_folder.load_best(run)
+    pre = trained.preprocessing
+    naive = naive_module().Naive(model.eval(), "cpu", pre.input_size, pre.mean, pre.std, pre.interpolation)
+    same = Counter[bool]()
+    for row in rows(built)[::3]:
+        state, quotient = naive.search(row["path"], row["label"], REDUCTIONS[row["reduction"]], 10)
+        own = tuple(row[k] for k in ("color_level", "crop_level", "resolution_level", "top", "left"))
+        same[state == own] += 1
+        if state == own and not row["resolution_level"]:
+            assert quotient == row["quotient"]
+    assert same.total() > 15
+    assert same[True] >= 0.85 * same.total(), same
+
+
+def test_bench_mepi_measures_both(data: str) -> None:
+    from qrdali.workflows.bench_mepi import measure
+
+    seen: list[str] = []
+    result = measure(
+        Dataset.open(Path(data)).index("train"),
+        name="test_resnet",
+        side=32,
+        threads=2,
+        images=5,
+        naive_images=2,
+        step=0.25,
+        rounds=1,
+        reductions=("color", "combination"),
+        progress=seen.append,
+    )
+    assert seen == ["color, ours", "color, naive", "combination, ours", "combination, naive"]
+    assert result["images"] == 5
+    assert result["naive_images"] == 2
+    for row in result["reductions"].values():
+        assert row["ratio"] == pytest.approx(
+            row["images_per_second"] / row["naive_images_per_second"], rel=0.05
+        )
+        assert row["evaluations_per_image"] >= 2
+        assert 0 < row["mean_quotient"] <= 1
+
+
+def test_a_graphs_maker_builds_the_same_from_many_threads(
+    run: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    """As on a GPU: one pipeline, several threads that want its pictures."""
+    from contextlib import nullcontext
+
+    from qrdali.mepi.build import Builder
+    from qrdali.mepi.search import Search, SearchRule, params_of_states
+    from qrdali.pipelines.engine import Engine
+    from qrdali.pipelines.image_reducer import open_image_reducer
+    from qrdali.reduction.neighbors import DescentRule
+    from qrdali.workflows.bench_mepi import _Quiet
+
+    model, trained = run_folder.load_best(run)
+    index = dataset.index("train")
+    mepis = mepi_set.MepiSet.open(tmp_path / "set", index, dataset.classes, 4, {}, False)
+    maker = open_image_reducer(index, trained.preprocessing, Engine(whole_graph=True))
+    search = Search(
+        model,
+        maker,
+        SearchRule(DescentRule(Dimensions(True, True, True), 4, 5, "entropy")),
+        16,
+        1 << 30,
+        4,
+        nullcontext,
+    )
+    Builder(mepis, "combination", search, 4, lambda check: [], _Quiet(), lambda: 0).build(list(range(24)))
+    journal = mepis.journal("combination")
+    pixels = dict(maker.decode(iter(range(24)), lambda sample, reason: None))
+    assert len(journal.with_mepi()) > 12
+    for sample in journal.with_mepi().tolist():
+        state = journal.entry(sample).state
+        (picture,) = maker.reduced_images(
+            [pixels[sample]], params_of_states([state], index.sizes(np.array([sample])), 4)
+        )
+        assert mepis.png("combination", sample).read_bytes() == png_bytes(picture)
+        assert journal.rows[sample]["full"] == entropy(np.ascontiguousarray(pixels[sample]))
+
+
+@pytest.mark.parametrize("stray", ["copy.png", "99999.png", "7.png"])
+def test_a_stray_file_is_named(run: Path, data: str, tmp_path: Path, stray: str, dataset: Dataset) -> None:
+    out = tmp_path / "set"
+    build(**options(run, data, out, step=0.25, reduction="color", limit=8))
+    (out / "summary.json").unlink()
+    Image.new("RGB", (9, 9)).save(out / "color" / dataset.classes[3] / stray)
+    with pytest.raises(RunError, match=f"{stray} is no file of this set"):
+        build(**options(run, data, out, step=0.25, reduction="color", limit=8), resume=True)
+    (out / "color" / dataset.classes[3] / stray).unlink()
+    build(**options(run, data, out, step=0.25, reduction="color", limit=8), resume=True)
+
+
+def test_a_damaged_or_removed_file_is_made_again(run: Path, data: str, tmp_path: Path) -> None:
+    out, words = tmp_path / "set", {"step": 0.25, "reduction": "color", "limit": 8}
+    build(**options(run, data, out, **words))
+    before, table = files(out), rows(out)
+    first, second = sorted(before)[:2]
+    (out / first).unlink()
+    build(**options(run, data, out, **words), resume=True)
+    assert files(out) == before
+    (out / second).write_bytes(b"\0" * len(before[second]))
+    (out / first).unlink()  # so that the reduction is not finished, and is read back
+    with pytest.raises(RunError, match="was not as it had been written"):
+        build(**options(run, data, out, **words), resume=True)
+    build(**options(run, data, out, **words), resume=True)
+    assert files(out) == before
+    assert rows(out) == table
+
+
+def test_what_was_unreadable_is_tried_again(run: Path, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "images")
+    index_images(tmp_path / "images", tmp_path / "data")
+    victim = Path(Dataset.open(tmp_path / "data").index("train").paths(np.array([4]))[0])
+    victim.rename(tmp_path / "away")
+    words = options(run, str(tmp_path / "data"), tmp_path / "set", step=0.25, reduction="color")
+    assert build(**words)["color"]["unreadable"] == 1
+    (tmp_path / "away").rename(victim)
+    assert build(**words, resume=True)["color"]["unreadable"] == 0
+    assert 4 in {r["sample"] for r in rows(tmp_path / "set")}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("options.json", "null"),
+        ("options.json", "[[1]]"),
+        ("options.json", "{"),
+        ("options.json", "[" * 100_000),
+        ("summary.json", "[1]"),
+        ("summary.json", '{"color": 5}'),
+        ("summary.json", '{"color": {}}'),
+        ("summary.json", '{"../x": {}}'),
+    ],
+)
+def test_damaged_files_are_named(run: Path, data: str, tmp_path: Path, name: str, content: str) -> None:
+    out = tmp_path / "set"
+    build(**options(run, data, out, step=0.25, reduction="color", limit=4))
+    (out / name).write_text(content)
+    with pytest.raises(RunError, match=f"{name} cannot be read"):
+        build(**options(run, data, out, step=0.25, reduction="color", limit=4), resume=True)
+
+
+def test_a_journal_that_was_removed_makes_its_reduction_unfinished(
+    run: Path, data: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "set"
+    build(**options(run, data, out, step=0.25, reduction="color", limit=4))
+    table = rows(out)
+    (out / ".progress" / "color.jsonl").unlink()
+    build(**options(run, data, out, step=0.25, reduction="resolution", limit=4), resume=True)
+    assert list(json.loads((out / "summary.json").read_text())) == ["resolution"]
+    build(**options(run, data, out, step=0.25, reduction="color", limit=4), resume=True)
+    assert [r for r in rows(out) if r["reduction"] == "color"] == table
+
+
+def test_two_builders_do_not_share_a_folder(run: Path, data: str, tmp_path: Path, dataset: Dataset) -> None:
+    held = mepi_set.MepiSet.open(tmp_path / "set", dataset.index("train"), dataset.classes, 4, {}, False)
+    with pytest.raises(RunError, match=f"is being built by process {os.getpid()} on "):
+        build(**options(run, data, tmp_path / "set"), resume=True)
+    held.close()
+
+
+def test_a_moved_run_goes_on(run: Path, data: str, tmp_path: Path) -> None:
+    build(**options(run, data, tmp_path / "set", step=0.25, reduction="color", limit=4))
+    shutil.copytree(run, tmp_path / "moved")
+    build(
+        **options(tmp_path / "moved", data, tmp_path / "set", step=0.25, reduction="resolution", limit=4),
+        resume=True,
+    )
+
+
+def test_reading_back_finds_what_the_network_gets_wrong(
+    run: Path, data: str, tmp_path: Path, dataset: Dataset
+) -> None:
+    """Files that have changed places hold pictures of another class."""
+    out = tmp_path / "set"
+    build(**options(run, data, out, step=0.25, reduction="crop"))
+    before = rows(out)
+    first, second = next((a, b) for a in before for b in before if a["label"] != b["label"])
+    places = [out / "crop" / dataset.classes[r["label"]] / f"{r['sample']}.png" for r in (first, second)]
+    contents = [place.read_bytes() for place in places]
+    for place, content in zip(places, reversed(contents), strict=True):
+        place.write_bytes(content)
+    evaluator, index = Evaluator(run, 8, "cpu", "auto", 2), dataset.index("train")
+    settings = json.loads((out / "options.json").read_text())
+    held = mepi_set.MepiSet.open(out, index, dataset.classes, 4, settings, True)
+    checked: list[None] = []
+    assert build_mepi._wrong(evaluator, held, "crop", lambda: checked.append(None)) == sorted(
+        [first["sample"], second["sample"]]
+    )
+    assert checked
+    held.close()
+
+
+def test_a_class_name_that_leaves_the_folder_is_not_followed(tmp_path: Path) -> None:
+    from qrdali.data.index import Index
+    from qrdali.data.scan import index_folder
+
+    for folder in ("set/a", "outside"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / folder / "1.png")
+    index_folder(
+        tmp_path / "set", ("../outside", str(tmp_path / "outside"), "a"), tmp_path / "set.arrow", verify=False
+    )
+    assert Index(tmp_path / "set.arrow", 3).paths(np.arange(1)) == [str(tmp_path / "set" / "a" / "1.png")]
+    assert len(Index(tmp_path / "set.arrow", 3)) == 1

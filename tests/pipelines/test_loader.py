@@ -1,0 +1,143 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qrdali.data.index import Dataset, Index
+from qrdali.data.scan import build_dataset
+from qrdali.data.shapes import ShapesSpec, generate
+from qrdali.errors import RunError
+from qrdali.interfaces import BatchSource
+from qrdali.models import Preprocessing
+from qrdali.pipelines.engine import Engine
+from qrdali.pipelines.loader import open_loader
+from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels
+from qrdali.schedule.epoch_plan import EpochPlan
+
+PRE = Preprocessing(32, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+R = ConstantLevels(2, 2, 2)
+
+
+def loader(index: Index, depth: int = 2, graph: bool = False) -> BatchSource:
+    return open_loader(index, PRE, 5, Engine(threads=2, depth=depth, whole_graph=graph))
+
+
+def plan(index: Index, levels: ConstantLevels, epoch: int, **values: int) -> EpochPlan:
+    return EpochPlan(len(index), 5, levels, seed=2, epoch=epoch, training=True, augment="flip", **values)
+
+
+def emitted(loader: BatchSource, plan: EpochPlan) -> dict[int, torch.Tensor]:
+    return {
+        int(s): image
+        for batch in loader.epoch(plan)
+        for s, image in zip(batch.samples, batch.images, strict=True)
+    }
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_no_batch_carries_the_parameters_of_the_epoch_before(
+    dataset: Dataset, depth: int, graph: bool
+) -> None:
+    index = dataset.index("train")
+    ours = loader(index, depth, graph)
+    for levels, epoch in ((FULL_QUALITY, 1), (R, 2), (FULL_QUALITY, 3), (R, 4)):
+        seen, fresh = (
+            emitted(ours, plan(index, levels, epoch)),
+            emitted(loader(index, 1, graph), plan(index, levels, epoch)),
+        )
+        other = emitted(
+            loader(index, 1, graph), plan(index, R if levels == FULL_QUALITY else FULL_QUALITY, epoch)
+        )
+        assert sorted(seen) == list(range(len(index)))
+        for sample, image in seen.items():
+            assert torch.equal(image, fresh[sample])
+            assert not torch.equal(image, other[sample])
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_an_abandoned_epoch_leaves_nothing_behind(dataset: Dataset, graph: bool) -> None:
+    index = dataset.index("train")
+    ours = loader(index, 3, graph)
+    next(iter(ours.epoch(plan(index, FULL_QUALITY, 1))))
+    seen, fresh = emitted(ours, plan(index, R, 2)), emitted(loader(index, graph=graph), plan(index, R, 2))
+    assert sorted(seen) == sorted(fresh)
+    assert all(torch.equal(seen[s], fresh[s]) for s in fresh)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_batches_are_whole_labelled_and_channels_last(dataset: Dataset, graph: bool) -> None:
+    index = dataset.index("train")
+    batches = list(loader(index, graph=graph).epoch(plan(index, FULL_QUALITY, 1)))
+    assert [len(b.labels) for b in batches] == [5, 5, 5, 5, 4]
+    order = torch.cat([b.samples for b in batches]).numpy()
+    assert sorted(order.tolist()) == list(range(24))
+    assert torch.cat([b.labels for b in batches]).tolist() == index.labels(order).tolist()
+    assert batches[0].images.shape == (5, 3, 32, 32)
+    assert batches[0].images.is_contiguous(memory_format=torch.channels_last)
+    late = list(loader(index, graph=graph).epoch(plan(index, FULL_QUALITY, 1, first_batch=3)))
+    assert torch.cat([b.samples for b in late]).tolist() == order[15:].tolist()
+    assert torch.equal(late[0].images, batches[3].images)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_flips_mirror(dataset: Dataset, graph: bool) -> None:
+    index = dataset.index("train")
+    seen = emitted(loader(index, graph=graph), plan(index, FULL_QUALITY, 1))
+    plain = emitted(loader(index, graph=graph), EpochPlan(len(index), 5, FULL_QUALITY))
+    mirrored = [torch.equal(seen[s], plain[s].flip(-1)) for s in plain]
+    assert [torch.equal(seen[s], plain[s]) for s in plain] == [not m for m in mirrored]
+    assert 3 < sum(mirrored) < 21
+
+
+@pytest.mark.parametrize("augment", ["none", "flip", "rrc"])
+@pytest.mark.parametrize("fit", ["whole", "center"])
+@pytest.mark.parametrize(
+    "levels", [FULL_QUALITY, ConstantLevels(2, 0, 0), ConstantLevels(0, 2, 0), ConstantLevels(0, 0, 2), R]
+)
+def test_both_makers_show_the_network_the_same(
+    dataset: Dataset, levels: ConstantLevels, fit: str, augment: str
+) -> None:
+    """Up to what DALI's approximate resize differs, once per resize."""
+    index = dataset.index("train")
+    pre = Preprocessing(32, fit, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    what = EpochPlan(len(index), 5, levels, seed=2, epoch=3, training=True, augment=augment)
+    host, graph = (emitted(open_loader(index, pre, 5, Engine(whole_graph=g)), what) for g in (False, True))
+    assert sorted(host) == sorted(graph) == list(range(len(index)))
+    difference = torch.stack([(host[s] - graph[s]).abs() for s in host]) * 255 * 0.226
+    # A value that the resize puts on the other side of a colour bin's edge moves by a whole bin.
+    assert difference.mean() < (0.9 if levels.color else 0.35)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_vanished_image_is_named_and_the_loader_lives_on(tmp_path: Path, graph: bool) -> None:
+    generate(tmp_path / "images", ShapesSpec(classes=2, train=6, val=0, test=0, size=(60, 40)), workers=1)
+    build_dataset(tmp_path / "images", tmp_path / "data")
+    index = Dataset.open(tmp_path / "data").index("train")
+    ours, victim = loader(index, graph=graph), Path(index.paths(np.array([7]))[0])
+    kept = victim.read_bytes()
+    for change, message in (
+        (None, "is gone"),
+        (b"\xff\xd8broken", "cannot be decoded"),
+        (kept[: len(kept) // 2], "cannot be decoded"),
+    ):
+        victim.unlink() if change is None else victim.write_bytes(change)
+        with pytest.raises(RunError, match=f"sample 7, .*{victim.name}, {message}"):
+            emitted(ours, plan(index, FULL_QUALITY, 1))
+        victim.write_bytes(kept)
+        assert len(emitted(ours, plan(index, FULL_QUALITY, 1))) == 12
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(
+    "levels", [FULL_QUALITY, ConstantLevels(2, 0, 0), ConstantLevels(0, 2, 0), ConstantLevels(0, 0, 2), R]
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_gpu_is_close_to_cpu(dataset: Dataset, levels: ConstantLevels, whole: bool) -> None:
+    index = dataset.index("train")
+    cpu = emitted(loader(index, graph=True), plan(index, levels, 1))
+    gpu = emitted(open_loader(index, PRE, 5, Engine(0, 2, 2, whole)), plan(index, levels, 1))
+    difference = torch.stack([(cpu[s] - gpu[s].cpu()).abs() for s in cpu]) * 255 * 0.226
+    assert difference.mean() < 3

@@ -1,0 +1,255 @@
+"""Reduced images against Pillow and integer formulas, with the tolerances of docs/definitions.md."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageOps
+
+from qrdali.data.inspect import read_upright_size
+from qrdali.models import Preprocessing
+from qrdali.pipelines import host_ops as host
+from qrdali.pipelines.engine import Engine
+from qrdali.pipelines.external_source import PreparedBatch, graph_arrays, reduction_arrays, window_arrays
+from qrdali.pipelines.graphs import decode_windows, network_input, reduce_decoded
+from qrdali.reduction.quality import reduction_params
+from qrdali.reduction.view import view
+
+Pixels = npt.NDArray[np.uint8]
+PRE = Preprocessing(64, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def picture(height: int, width: int, seed: int = 0) -> Pixels:
+    """Smooth, natural-looking pixels."""
+    rng = np.random.default_rng((height, width, seed))
+    small = rng.integers(0, 256, (max(2, height // 12), max(2, width // 12), 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(params=["graph", "host"], autouse=True)
+def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every oracle holds for the whole DALI graph and for decoding in DALI and reductions on the host."""
+    name: str = request.param
+    monkeypatch.setitem(MAKER, "name", name)
+    return name
+
+
+MAKER = {"name": "graph"}
+
+
+def reduce(
+    paths: list[Path], levels: tuple[int, int, int], n: int = 4, anchor: tuple[float, float] = (0.5, 0.5)
+) -> list[Pixels]:
+    count = len(paths)
+    sizes = np.array([read_upright_size(str(p), True)[::-1] for p in paths], np.int32)
+    reduction = reduction_params(
+        np.tile(np.array([levels], np.uint8), (count, 1)), sizes, np.tile([anchor], (count, 1)), n
+    )
+    names = [np.frombuffer(str(p).encode(), np.uint8) for p in paths]
+    if MAKER["name"] == "host":
+        (decoded,) = decode_windows(
+            lambda: window_arrays(names, reduction.window), Engine(depth=1), count
+        ).run()
+        return [
+            host.reduce(np.array(decoded.at(i)), reduction.size[i], int(reduction.bin_width[i]))
+            for i in range(count)
+        ]
+    whole = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+    (decoded,) = decode_windows(lambda: window_arrays(names, whole), Engine(depth=1), count).run()
+    numbers = reduction_arrays(
+        reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width
+    )
+    asked = ([np.array(decoded.at(i)) for i in range(count)], *numbers)
+    (images,) = reduce_decoded(lambda: asked, Engine(), count, None).run()
+    return [np.array(images.at(i)) for i in range(count)]
+
+
+def network_pixels(path: Path, fit: str) -> npt.NDArray[np.float32]:
+    """What the network gets of a file at full quality, float32 [64, 64, 3]."""
+    sizes = np.array([read_upright_size(str(path), True)[::-1]], np.int32)
+    reduction = reduction_params(np.zeros((1, 3), np.uint8), sizes, np.array([[0.5, 0.5]]), 4)
+    seen = view(reduction.size, fit, 0.875)
+    name = [np.frombuffer(str(path).encode(), np.uint8)]
+    if MAKER["name"] == "host":
+        (decoded,) = decode_windows(lambda: window_arrays(name, reduction.window), Engine(depth=1), 1).run()
+        out = np.empty((64, 64, 3), np.float32)
+        host.prepare(np.array(decoded.at(0)), seen.region[0], False, PRE, out)
+        return out
+    batch = PreparedBatch(0, np.zeros(1, np.int64), np.zeros(1, np.int64), reduction, seen)
+    return np.array(network_input(lambda: graph_arrays(name, batch), Engine(depth=1), 1, PRE).run()[0].at(0))
+
+
+def pillow(path: Path) -> Image.Image:
+    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+
+
+def half_up(x: float) -> int:
+    return math.floor(x + 0.5)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("files")
+    paths = []
+    drawn = np.random.default_rng(11).integers(1, 700, (6, 2)).tolist()
+    for height, width in [
+        (1, 1),
+        (1, 57),
+        (43, 1),
+        (31, 45),
+        (375, 500),
+        (500, 375),
+        (101, 77),
+        (3000, 4000),
+        *drawn,
+    ]:
+        paths.append(folder / f"{height}x{width}.jpg")
+        Image.fromarray(picture(height, width)).save(paths[-1], quality=93)
+    base = Image.fromarray(picture(90, 121))
+    for mode in ("L", "CMYK"):
+        paths.append(folder / f"{mode}.jpg")
+        base.convert(mode).save(paths[-1], "JPEG")
+    for orientation in (3, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        paths.append(folder / f"exif{orientation}.jpg")
+        base.save(paths[-1], "JPEG", exif=exif)
+    paths.append(folder / "png-named.JPEG")
+    base.save(paths[-1], "PNG")
+    paths.append(folder / "progressive.jpg")
+    base.save(paths[-1], "JPEG", progressive=True)
+    return paths
+
+
+def test_quality_1_is_pillows_decode(files: list[Path]) -> None:
+    for path, image in zip(files, reduce(files, (0, 0, 0)), strict=True):
+        assert np.array_equal(image, np.asarray(pillow(path))), path.name
+
+
+@pytest.mark.parametrize("anchor", [(0.5, 0.5), (0, 1), (1, 0), (0.3, 0.8)])
+@pytest.mark.parametrize("level", [1, 3])
+def test_crop_is_decode_then_slice(files: list[Path], level: int, anchor: tuple[float, float]) -> None:
+    root = math.sqrt(1 - level / 4)
+    for path, image in zip(files, reduce(files, (0, level, 0), anchor=anchor), strict=True):
+        full = np.asarray(pillow(path))
+        h, w = (max(1, half_up(side * root)) for side in full.shape[:2])
+        top, left = half_up(anchor[0] * (full.shape[0] - h)), half_up(anchor[1] * (full.shape[1] - w))
+        assert np.array_equal(image, full[top : top + h, left : left + w]), path.name
+
+
+@pytest.mark.parametrize(("n", "level"), [(4, 1), (4, 2), (4, 3), (20, 19)])
+def test_resolution_is_pillows_bilinear_within_tolerance(files: list[Path], n: int, level: int) -> None:
+    root = math.sqrt((n - level) / n)
+    for path, image in zip(files, reduce(files, (0, 0, level), n), strict=True):
+        full = pillow(path)
+        size = max(1, half_up(full.width * root)), max(1, half_up(full.height * root))
+        expected = np.asarray(full.resize(size, Image.Resampling.BILINEAR))
+        assert image.shape == expected.shape
+        difference = np.abs(image.astype(int) - expected)
+        assert difference.max() <= 6, path.name
+        if difference.size > 3000:
+            assert difference.mean() <= 0.25, path.name
+            assert (difference > 2).mean() <= 0.001, path.name
+
+
+def test_resolution_of_noise(tmp_path: Path) -> None:
+    path = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(path)
+    for level in (1, 2, 3):
+        image = reduce([path], (0, 0, level))[0]
+        expected = np.asarray(pillow(path).resize(image.shape[1::-1], Image.Resampling.BILINEAR))
+        assert np.abs(image.astype(int) - expected).max() <= 16
+
+
+@pytest.mark.parametrize(("n", "level"), [(4, 1), (4, 2), (4, 3), *((20, k) for k in range(20))])
+def test_colour_is_the_integer_formula(tmp_path: Path, n: int, level: int) -> None:
+    path = tmp_path / "all.png"
+    values = np.arange(256, dtype=np.uint8)
+    Image.fromarray(
+        np.stack([np.tile(values, (2, 1)), np.tile(values[::-1], (2, 1)), np.tile(values, (2, 1))], -1)
+    ).save(path)
+    image = reduce([path], (level, 0, 0), n)[0]
+    d = min(128, half_up(256 ** (level / n)))
+    full = np.asarray(pillow(path)).astype(int)
+    assert np.array_equal(image, np.minimum(255, full // d * d + d // 2))
+    if n == 4 and level:
+        assert len(np.unique(image)) == {1: 64, 2: 16, 3: 4}[level]
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_combination_is_crop_then_resolution_then_colour(files: list[Path], level: int) -> None:
+    """No value off by more than one bin beyond the resize's own difference, at most 12% by more than 1."""
+    d, together, before = (
+        {1: 4, 2: 16, 3: 64}[level],
+        reduce(files, (level,) * 3),
+        reduce(files, (0, level, level)),
+    )
+    root = math.sqrt(1 - level / 4)
+    for path, image, resized in zip(files, together, before, strict=True):
+        assert np.array_equal(image, np.minimum(255, resized.astype(int) // d * d + d // 2)), path.name
+        full = pillow(path)
+        w, h = (max(1, half_up(side * root)) for side in full.size)
+        left, top = half_up((full.width - w) / 2), half_up((full.height - h) / 2)
+        size = max(1, half_up(w * root)), max(1, half_up(h * root))
+        own = np.asarray(
+            full.crop((left, top, left + w, top + h)).resize(size, Image.Resampling.BILINEAR)
+        ).astype(int)
+        difference = np.abs(image.astype(int) - np.minimum(255, own // d * d + d // 2))
+        assert difference.max() <= max(d, 8)
+        if difference.size > 3000:
+            assert (difference > 1).mean() <= 0.12, path.name
+
+
+def test_network_input_at_quality_1_is_the_plain_pipelines(files: list[Path], maker: str) -> None:
+    from nvidia.dali import fn, pipeline_def, types
+    from torchvision.transforms.functional import normalize, pil_to_tensor
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
+    def plain(path: bytes) -> object:
+        image = fn.decoders.image(fn.io.file.read(np.frombuffer(path, np.uint8)), device="cpu")
+        image = fn.resize(image, size=[64, 64], interp_type=types.INTERP_TRIANGULAR, antialias=True)
+        return fn.crop_mirror_normalize(
+            image,
+            dtype=types.FLOAT,
+            output_layout="HWC",
+            mean=[255 * m for m in PRE.mean],
+            std=[255 * s for s in PRE.std],
+        )
+
+    for path in files:
+        ours = network_pixels(path, "whole")
+        if maker == "graph":
+            assert np.array_equal(ours, np.array(plain(str(path).encode()).run()[0].at(0))), path.name
+            continue
+        pixels = pil_to_tensor(pillow(path).resize((64, 64), Image.Resampling.BILINEAR)).float() / 255
+        published = normalize(pixels, PRE.mean, PRE.std).permute(1, 2, 0).numpy()
+        assert np.abs(ours - published).max() * 255 * min(PRE.std) < 1.01, path.name  # a level apart at most
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_host_resizes_as_pillow_does(interpolation: str) -> None:
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    image, apart = picture(211, 317), {"bilinear": 1, "bicubic": 2}[interpolation]
+    for height, width in [(64, 64), (211, 317), (300, 500), (1, 1), (7, 300)]:
+        expected = np.asarray(Image.fromarray(image).resize((width, height), filters[interpolation])).astype(
+            int
+        )
+        assert np.abs(host.resize(image, height, width, interpolation) - expected).max() <= apart
+        window = image[10:140, 20:200]
+        expected = np.asarray(Image.fromarray(window).resize((width, height), filters[interpolation])).astype(
+            int
+        )
+        assert np.abs(host.resize(window, height, width, interpolation) - expected).max() <= apart
+
+
+def test_center_is_resize_and_centre_crop(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(picture(300, 400)).save(path, quality=95)
+    pixels = network_pixels(path, "center") * np.array(PRE.std) * 255 + np.array(PRE.mean) * 255
+    side = 300 * 0.875
+    box = (200 - side / 2, 150 - side / 2, 200 + side / 2, 150 + side / 2)
+    expected = np.asarray(pillow(path).resize((64, 64), Image.Resampling.BILINEAR, box=box)).astype(int)
+    assert np.abs(pixels - expected).max() < 7
+    assert np.abs(pixels - expected).mean() < 0.6
