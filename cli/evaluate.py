@@ -189,9 +189,10 @@ class Evaluator:
     ) -> None:
         import torch
 
-        from qrdali.cli.torchrun import engine_of
+        from qrdali.cli.terminal import warn
         from qrdali.distributed import SINGLE_PROCESS
         from qrdali.evaluation.predict import top1
+        from qrdali.pipelines.engine import engine_of
         from qrdali.reduction.levels import reduced_split_levels
         from qrdali.runs import folder as run_folder
         from qrdali.system.device import autocast_for, resolve_device
@@ -218,7 +219,7 @@ class Evaluator:
         self.device = self.group.run_on_all(lambda: resolve_device(device))
         self.model: torch.nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autocast = autocast_for(amp, self.device)[0]
-        self.engine = engine_of(self.device, threads, self.group)
+        self.engine = engine_of(self.device, threads, self.group, warn)
 
     def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
         """Evaluates a split of a data set and writes its rows, and those of the split at a reduced quality where one was asked for."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from qrdali.distributed import ProcessGroup
 from qrdali.pipelines.decoder_trial import TrialResult, recall, remember, run_trial, trial_key
 from qrdali.system import environment
 from qrdali.system.machine import processors
@@ -52,6 +53,18 @@ def engine_for(
             "`qrdali doctor` tries it again"
         )
     return Engine(device.index, count, whole_decode=not found.works)
+
+
+def engine_of(
+    device: torch.device, threads: int | None, group: ProcessGroup, warn: Callable[[str], None]
+) -> Engine:
+    """Returns how each process of `group` decodes images for a network on `device`. Collective.
+
+    The first process of each host tries what is not known of a GPU's decoding; the others read what it has remembered.
+    """
+    sharing = group.processes_on_these_cpus()
+    first = group.run_on_all(lambda: None if group.local_rank else engine_for(device, threads, warn, sharing))
+    return group.run_on_all(lambda: first or engine_for(device, threads, warn, sharing))
 
 
 def describe_decoding(engine: Engine) -> str:

@@ -35,11 +35,10 @@ def _train(settings: Settings, run: Path, resume: bool, group: ProcessGroup) -> 
     import torch
 
     from qrdali.cli.signals import StopSignal
-    from qrdali.cli.terminal import TerminalListener, say
-    from qrdali.cli.torchrun import engine_of
+    from qrdali.cli.terminal import TerminalListener, say, warn
     from qrdali.errors import InputError, Interrupted, OtherRankFailed, RanksLost
     from qrdali.evaluation.predict import inference_batch_size
-    from qrdali.pipelines.engine import describe_decoding
+    from qrdali.pipelines.engine import describe_decoding, engine_of
     from qrdali.pipelines.loader import open_loader
     from qrdali.runs import folder as run_folder
     from qrdali.runs import settings as run_settings
@@ -59,7 +58,7 @@ def _train(settings: Settings, run: Path, resume: bool, group: ProcessGroup) -> 
             raise InputError(
                 f"{run} was begun by another process meanwhile: continue it with --resume, or choose another --run"
             )
-        engine = engine_of(device, settings.threads, group)
+        engine = engine_of(device, settings.threads, group, warn)
         own, whole = (
             -(-settings.batch_size // group.world_size),
             inference_batch_size(settings.batch_size, group.world_size),
