@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -22,3 +23,21 @@ def replace_atomically(partial: Path, place: Path) -> None:
     sync(partial)
     partial.rename(place)
     sync(place.parent)
+
+
+def write_whole(file: Path, data: bytes | Callable[[Path], None]) -> None:
+    """Writes `file` such that after a loss of power it is the old or the new one, whole.
+
+    data: the content, or a function that writes it into the path it is given. The partial file stands beside `file` and is
+    removed if anything fails.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        if callable(data):
+            data(partial)
+        else:
+            partial.write_bytes(data)
+        replace_atomically(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset as index_images
 from qrdali.errors import InputError, RunError
+from qrdali.interfaces import SilentListener
 from qrdali.mepi import folder as mepi_set
 from qrdali.pipelines import host_ops as host
 from qrdali.reduction.png_entropy import entropy, png_bytes
@@ -550,7 +552,14 @@ def test_the_naive_reference_gives_the_same_answers(run: Path, built: Path) -> N
 def test_bench_mepi_measures_both(data: str) -> None:
     from qrdali.workflows.bench_mepi import measure
 
-    seen: list[str] = []
+    class Seen(SilentListener):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def advance(self, count: int, note: Callable[[], str]) -> None:
+            self.notes.append(note())
+
+    seen = Seen()
     result = measure(
         Dataset.open(Path(data)).index("train"),
         name="test_resnet",
@@ -561,9 +570,9 @@ def test_bench_mepi_measures_both(data: str) -> None:
         step=0.25,
         rounds=1,
         reductions=("color", "combination"),
-        progress=seen.append,
+        listener=seen,
     )
-    assert seen == ["color, ours", "color, naive", "combination, ours", "combination, naive"]
+    assert seen.notes == ["color, ours", "color, naive", "combination, ours", "combination, naive"]
     assert result["images"] == 5
     assert result["naive_images"] == 2
     for row in result["reductions"].values():
@@ -585,7 +594,6 @@ def test_a_graphs_maker_builds_the_same_from_many_threads(
     from qrdali.pipelines.engine import Engine
     from qrdali.pipelines.image_reducer import open_image_reducer
     from qrdali.reduction.neighbors import DescentRule
-    from qrdali.workflows.bench_mepi import _Quiet
 
     model, trained = run_folder.load_best(run)
     index = dataset.index("train")
@@ -600,7 +608,9 @@ def test_a_graphs_maker_builds_the_same_from_many_threads(
         4,
         nullcontext,
     )
-    Builder(mepis, "combination", search, 4, lambda check: [], _Quiet(), lambda: 0).build(list(range(24)))
+    Builder(mepis, "combination", search, 4, lambda check: [], SilentListener(), lambda: 0).build(
+        list(range(24))
+    )
     journal = mepis.journal("combination")
     pixels = dict(maker.decode(iter(range(24)), lambda sample, reason: None))
     assert len(journal.with_mepi()) > 12
