@@ -212,7 +212,8 @@ def mepi(
         ),
     )
     result["command"] = (
-        f"qrdali bench mepi --model {name} --images {result['images']} --naive-images {result['naive_images']} "
+        f"qrdali bench mepi --model {name} --images {result['images']} --naive-images "
+        f"{result['naive_images']} "
         f"--step {step:g} --rounds {rounds} --threads {result['threads']} "
         f"--input-size {result['input_size']} --json"
     )

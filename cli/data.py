@@ -168,7 +168,8 @@ def info(dataset: str, as_json: bool) -> None:
     for split, row in splits.items():
         w, h = row["width"], row["height"]
         say(
-            f"{split:5}  {row['images']:>9,} images, {row['per_class_min']}–{row['per_class_max']} per class, "
+            f"{split:5}  {row['images']:>9,} images, {row['per_class_min']}–{row['per_class_max']} per "
+            "class, "
             f"width {w[0]}–{w[2]} (median {w[1]}), height {h[0]}–{h[2]} (median {h[1]})"
         )
     say(f"rejected files: {rejected}")

@@ -163,7 +163,8 @@ def humanet(
         names = f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
         if not allow_missing:
             raise InputError(
-                f"{len(missing)} synsets of {mapping} are not in {found.train}: {names}; --allow-missing does without them"
+                f"{len(missing)} synsets of {mapping} are not in {found.train}: {names}; --allow-missing "
+                "does without them"
             )
         warn(f"{len(missing)} synsets of {mapping} are not in {found.train}: {names}")
     counts = {"train": train, "val": val, "test": test}

@@ -94,7 +94,7 @@ class Network(_Table):
 
     @property
     def folder(self) -> str:
-        """Returns `name`, or the model's with every character replaced that a folder's name should not hold."""
+        """Returns `name`, or the model's with what a folder's name should not hold replaced."""
         return self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", self.model).strip(".-")[:100]
 
 
@@ -154,7 +154,7 @@ class Evaluate(_Table):
 
 
 class Mepi(_Table):
-    """Says of which runs minimal images are built (patterns), and with which options of `qrdali build-mepi`."""
+    """Says of which runs minimal images are built (patterns); the options are those of `build-mepi`."""
 
     runs: list[str] = []
     split: Split = "val"
@@ -235,7 +235,8 @@ def _check(matrix: Matrix) -> None:
     for network in matrix.network:
         if not network.folder or folders.count(network.folder.lower()) > 1:
             raise InputError(
-                f"more than one network, or none, can be called {printable(network.folder)!r}: give each [[network]] a name"
+                f"more than one network, or none, can be called {printable(network.folder)!r}: give each "
+                "[[network]] a name"
             )
     lists: dict[str, list[Any]] = {
         "seeds": matrix.seeds,
@@ -270,7 +271,8 @@ def _check(matrix: Matrix) -> None:
             raise InputError(f"runs.{name}.sequences: these runs have full-quality epochs only, leave it out")
     if ("matched" in matrix.runs.controls) != bool(matrix.runs.match):
         raise InputError(
-            'runs.match = RUN and "matched" in runs.controls belong together: the run whose optimizer steps are taken'
+            'runs.match = RUN and "matched" in runs.controls belong together: the run whose optimizer steps '
+            "are taken"
         )
     if matrix.evaluate.sets:
         from qrdali.data.set_names import check_set_name

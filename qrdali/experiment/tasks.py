@@ -197,7 +197,9 @@ class Tasks:
         return [*evaluate.splits, *reduced, *evaluate.sets]
 
     def request(self, task: Task) -> dict[str, Any]:
-        """Returns what an evaluation or a MEPI set is to be, as plain data that changes when the result may."""
+        """Returns what an evaluation or a MEPI set is made by: plain data that changes when the
+        result may.
+        """
         if task.kind == "mepi":
             return {
                 **self.matrix.mepi.model_dump(exclude={"runs"}),

@@ -1,4 +1,7 @@
-"""Figures as SVG for a light and a dark page, and as PNG. Nothing in the files varies from run to run."""
+"""Renders figures as SVG for a light and a dark page, and as PNG.
+
+Nothing in the files varies from run to run: no dates, no random ids.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ _BRIGHT_LINES = ("#60a5fa", "#fb923c", "#34d399", "#c084fc", "#22d3ee", "#f472b6
 
 @dataclass(frozen=True)
 class Theme:
-    """colors: by reduction. lines: in turn, where reductions do not tell curves apart."""
+    """Holds the colours of a page. colors: by reduction.
+
+    lines: in turn, where reductions do not tell curves apart.
+    """
 
     ink: str
     faint: str
@@ -45,9 +51,11 @@ class Theme:
     lines: tuple[str, ...]
 
     def color(self, reduction: str) -> str:
+        """Returns a reduction's colour."""
         return self.colors.get(reduction, self.ink)
 
     def turn(self, count: int) -> list[str]:
+        """Returns `count` colours, over again from the first where they run out."""
         return list(islice(cycle(self.lines), count))
 
 
@@ -57,7 +65,11 @@ DARK = Theme("#f5f5f4", "#a8a29e", "#44403c", "#1c1917", _BRIGHT, _BRIGHT_LINES)
 
 @dataclass(frozen=True)
 class Figure:
-    """slug names its files. alt: what it shows, for those who cannot see it. size: inches. draw: puts it on a canvas in a theme."""
+    """Describes a figure that can be drawn in any theme.
+
+    slug: names its files. alt: what it shows, for those who cannot see it. size: inches. draw: puts it on a
+    canvas in a theme.
+    """
 
     slug: str
     title: str
@@ -66,7 +78,7 @@ class Figure:
     size: tuple[float, float] = (5.0, 3.8)
 
     def render(self, kind: str, theme: Theme = LIGHT) -> bytes:
-        """kind: "svg" or "png"."""
+        """Returns the content of a file of `kind`, "svg" or "png"."""
         settings = {
             # Names are shown as they are: a run called $\\frac$ is no formula. Text stays text.
             "text.parse_math": False,
@@ -99,7 +111,7 @@ class Figure:
 
 
 def legend_below(canvas: Canvas, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """A legend under the plot, as many columns as its labels leave room for."""
+    """Puts a legend under the plot, with as many columns as its labels leave room for."""
     longest = max(map(len, labels), default=1)
     columns = max(1, min(4, int(canvas.get_figwidth() * 13 // (longest + 6))))
     canvas.legend(
