@@ -20,7 +20,7 @@ MOST_RUNS, MOST_EPOCHS = 10_000, 100_000
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of the matrix that may or may not have been trained.
+    """Names a run of the matrix, trained or not, and its settings.
 
     name: NETWORK/RUN, or NETWORK/seed-N/RUN where there are several seeds; also its folder below runs/.
     values: for `validate_settings`. needs: names of the runs that must be finished first.

@@ -14,7 +14,7 @@ from qrdali.files.atomic import replace_atomically
 from qrdali.files.json_objects import read_object
 from qrdali.interfaces import ProgressListener, SilentListener
 from qrdali.reduction.png_entropy import encoder_name
-from qrdali.report import accuracy, gallery, groups, plots, quotients, resources, setup, thesis
+from qrdali.report import accuracy, gallery, groups, mepi_plots, plots, quotients, resources, setup, thesis
 from qrdali.report.figures import DARK, Figure
 from qrdali.report.groups import Group
 from qrdali.report.page import Drawn, Gallery, Section, page
@@ -240,7 +240,7 @@ def _quotients(sets: list[Mepis], number: str, heading: str) -> Part:
             "every "
             "further step is misclassified; a smaller image may exist.",
         ),
-        tuple(plots.mepi_figures(sets, number)),
+        tuple(mepi_plots.figures(sets, number)),
         (
             quotients.means(sets, f"quotients-{number}"),
             quotients.compared(sets, f"quotient-pairs-{number}"),

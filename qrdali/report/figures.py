@@ -13,7 +13,11 @@ from itertools import cycle, islice
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator, NullFormatter
+
+_SHORT = 34  # characters of a name on an axis
 
 COLORS = {
     "color": "#c2410c",
@@ -120,3 +124,25 @@ def legend_below(canvas: Canvas, handles: Sequence[Any], labels: Sequence[str]) 
         loc="outside lower center",
         ncols=columns,
     )
+
+
+def short_name(text: str) -> str:
+    """Returns a name short enough for an axis or a legend."""
+    return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
+
+
+def log_axis(axes: Axes) -> None:
+    """Makes the x axis logarithmic with plain numbers, because formulas are switched off."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / max(low, 1e-12) > 30 else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda x, position: f"{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def line_styles(theme: Theme, count: int) -> list[tuple[str, str]]:
+    """Returns (colour, style) of lines, of which no two of the first 32 look alike."""
+    return [
+        (color, ("-", "--", "-.", ":")[i // len(theme.lines) % 4])
+        for i, color in enumerate(theme.turn(count))
+    ]

@@ -1,4 +1,4 @@
-"""Draws the report's figures."""
+"""Draws the figures of runs: accuracy against accuracy, cost, epochs and qualities."""
 
 from __future__ import annotations
 
@@ -9,22 +9,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from qrdali.errors import printable
 from qrdali.mepi.folder import SEARCHED
-from qrdali.report.figures import MARKERS, Figure, Theme, legend_below
+from qrdali.report.figures import MARKERS, Figure, Theme, legend_below, line_styles, short_name
 from qrdali.report.groups import Configuration, Group, is_baseline
-from qrdali.report.quotients import by_reduction, share_curve, thinned, values
-from qrdali.report.read import Mepis, Run
+from qrdali.report.read import Run
 
-_SHORT, _FEW = 34, 16  # characters of a name on an axis; points that have room for a word
+_FEW = 16  # points that have room for a word
 
 Spread = tuple[float, float | None]  # mean, and standard deviation over seeds
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
 
 
 def reduced_sets(group: Group) -> tuple[str, ...]:
@@ -38,15 +33,6 @@ def reduced_sets(group: Group) -> tuple[str, ...]:
         and all(name in run.sets for run in runs)
         and len({run.sets[name].digest for run in runs}) == 1
     )
-
-
-def _log(axes: Axes) -> None:
-    """Makes the x axis logarithmic with plain numbers, because formulas are switched off."""
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / max(low, 1e-12) > 30 else (1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(lambda x, position: f"{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _points(axes: Axes, theme: Theme, points: Sequence[tuple[Configuration, Spread, Spread]]) -> None:
@@ -295,7 +281,7 @@ def tracked(group: Group, name: str, slug: str) -> Figure | None:
 
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
-        for run, (color, style) in zip(shown, _lines(theme, len(shown)), strict=True):
+        for run, (color, style) in zip(shown, line_styles(theme, len(shown)), strict=True):
             points = [(e.epoch, e.tracked[name]) for e in run.epochs if e.tracked.get(name) is not None]
             base = is_baseline(run.settings)
             axes.plot(
@@ -304,7 +290,7 @@ def tracked(group: Group, name: str, slug: str) -> Figure | None:
                 linewidth=1.4,
                 marker=".",
                 linestyle="--" if base else style,
-                label=_cut(run.name),
+                label=short_name(run.name),
             )
         axes.set(xlabel="epoch", ylabel=f"accuracy on {printable(name)}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -318,105 +304,6 @@ def tracked(group: Group, name: str, slug: str) -> Figure | None:
         draw,
         (5.0, 4.4),
     )
-
-
-def _lines(theme: Theme, count: int) -> list[tuple[str, str]]:
-    """Returns (colour, style) of lines, of which no two of the first 32 look alike."""
-    return [
-        (color, ("-", "--", "-.", ":")[i // len(theme.lines) % 4])
-        for i, color in enumerate(theme.turn(count))
-    ]
-
-
-def boxes(sets: list[Mepis], reduction: str, slug: str) -> Figure:
-    """Plots the distribution of quotients per set, with the mean."""
-
-    def draw(canvas: Canvas, theme: Theme) -> None:
-        axes = canvas.add_subplot()
-        ink = {"color": theme.ink}
-        drawn = axes.boxplot(
-            [values(mepis, reduction) for mepis in sets],
-            orientation="horizontal",
-            showmeans=True,
-            patch_artist=True,
-            widths=0.6,
-            whis=(5, 95),
-            showfliers=False,
-            boxprops={"edgecolor": theme.ink},
-            whiskerprops=ink,
-            capprops=ink,
-            medianprops=ink,
-            meanprops={
-                "marker": "D",
-                "markerfacecolor": theme.paper,
-                "markeredgecolor": theme.ink,
-                "markersize": 6,
-            },
-        )
-        for box in drawn["boxes"]:
-            box.set_facecolor(theme.color(reduction))
-        axes.set_yticks(range(1, len(sets) + 1), [_cut(mepis.name) for mepis in sets])
-        axes.invert_yaxis()
-        axes.set(xlabel=f"entropy quotient of {reduction}")
-        _log(axes)
-
-    return Figure(
-        slug,
-        f"Entropy quotients: {reduction}. Box: quartiles and median, whiskers: 5 to 95%, diamond: mean",
-        f"Box plots of the entropy quotients of {reduction} for {', '.join(mepis.name for mepis in sets)}.",
-        draw,
-        (5.0, 1.2 + 0.45 * len(sets)),
-    )
-
-
-def share(sets: list[Mepis], reduction: str, slug: str) -> Figure:
-    """Plots the share of all images classified correctly with at most x of their entropy.
-
-    A set without any MEPI is a line at 0.
-    """
-
-    def draw(canvas: Canvas, theme: Theme) -> None:
-        axes = canvas.add_subplot()
-        for mepis, (color, style) in zip(sets, _lines(theme, len(sets)), strict=True):
-            x, y = thinned(share_curve(mepis, reduction))
-            x, y = (x[1:], y[1:]) if len(x) > 1 else (np.array([0.01]), y)
-            axes.step(
-                [*x, max(1.0, float(x[-1]))],
-                [*y, y[-1]],
-                where="post",
-                color=color,
-                linestyle=style,
-                label=_cut(mepis.name),
-            )
-        axes.set(
-            xlabel=f"entropy quotient of {reduction}, at most",
-            ylabel="share of images classified correctly",
-            ylim=(-0.01, 1.02),
-        )
-        _log(axes)
-        legend_below(canvas, *axes.get_legend_handles_labels())
-
-    return Figure(
-        slug,
-        f"Images correct with little entropy: {reduction}",
-        "For each set, the share of all images that are classified "
-        f"correctly with at most a quotient of {reduction}.",
-        draw,
-        (5.0, 3.9),
-    )
-
-
-def mepi_figures(sets: list[Mepis], number: str) -> list[Figure]:
-    """Returns the figures of MEPI sets that can be compared."""
-    searched = list(by_reduction(sets))
-    with_mepis = [
-        (reduction, [mepis for mepis in shown if len(values(mepis, reduction))])
-        for reduction, shown in searched
-    ]
-    return [
-        *(boxes(shown, r, f"quotients-{number}-{r}") for r, shown in with_mepis if shown),
-        *(share(shown, r, f"share-{number}-{r}") for r, shown in searched),
-    ]
 
 
 def quality_curve(

@@ -1,4 +1,4 @@
-"""`qrdali reproduce` as a person runs it, on a few tiny pictures: all of it, stopped and continued, failed and tried again."""
+"""Runs `qrdali reproduce` as a person does, on a few tiny pictures: whole, stopped and continued, failed and tried again."""
 
 import json
 import os
