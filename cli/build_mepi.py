@@ -302,7 +302,7 @@ def _wrong(evaluator: Evaluator, mepis: MepiSet, reduction: str, check: Callable
     import numpy as np
 
     from qrdali.data.index import Index
-    from qrdali.data.scan import index_folder
+    from qrdali.data.scan import Reading, index_folder
 
     expected = {
         str(mepis.png(reduction, s).absolute()): s for s in mepis.journal(reduction).with_mepi().tolist()
@@ -320,9 +320,8 @@ def _wrong(evaluator: Evaluator, mepis: MepiSet, reduction: str, check: Callable
                 folder,
                 mepis.classes,
                 file,
-                verify=True,
-                group=group,
-                threads=None if group.is_single else evaluator.engine.threads,
+                Reading(threads=None if group.is_single else evaluator.engine.threads),
+                group,
             )
         )
         index = Index(file, len(mepis.classes))

@@ -254,7 +254,7 @@ class Evaluator:
 
         from qrdali.cli.terminal import warn
         from qrdali.data.index import Index
-        from qrdali.data.scan import index_folder
+        from qrdali.data.scan import Reading, index_folder
         from qrdali.errors import printable
 
         with TemporaryDirectory() as scratch:
@@ -263,10 +263,9 @@ class Evaluator:
                 folder,
                 self.classes,
                 file,
-                verify=True,
+                Reading(threads=None if self.group.is_single else self.engine.threads),
+                self.group,
                 whose="the --class-map" if self.class_map else "the run",
-                group=self.group,
-                threads=None if self.group.is_single else self.engine.threads,
             )
             for path, reason in rejected[:5]:
                 warn(f"left out: {path}: {reason}")

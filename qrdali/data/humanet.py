@@ -13,6 +13,7 @@ from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, new_f
 from qrdali.data.tree import image_files
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files import text_lines
+from qrdali.files.hashing import sha256_of
 from qrdali.files.text_lines import quote
 from qrdali.reduction.counter_rng import shuffled
 
@@ -82,7 +83,7 @@ def read_mapping(file: Path) -> Mapping:
             found.setdefault(name, []).append(synset)
     if len(found) < 2:
         raise InputError(f"{printable(file)} has {len(found)} class(es): a classifier needs at least two")
-    return Mapping({name: tuple(own) for name, own in found.items()}, file.name, source.file_sha256(file))
+    return Mapping({name: tuple(own) for name, own in found.items()}, file.name, sha256_of(file))
 
 
 def build(

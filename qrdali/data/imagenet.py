@@ -14,6 +14,7 @@ from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, new_f
 from qrdali.data.tree import image_files
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files import text_lines
+from qrdali.files.hashing import sha256_of
 from qrdali.files.text_lines import quote
 
 WNID = re.compile(r"n[0-9]{8}", re.ASCII)
@@ -152,7 +153,7 @@ def build(
                 "made_by": "imagenet",
                 "root": str(imagenet.train.parent),
                 "found": imagenet.found,
-                "labels_sha256": source.file_sha256(imagenet.labels) if imagenet.labels else None,
+                "labels_sha256": sha256_of(imagenet.labels) if imagenet.labels else None,
             },
         )
         done = minival.cut(folder, per_class, seed)

@@ -11,16 +11,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from qrdali.data import formats, storage
 from qrdali.errors import printable
-
-if TYPE_CHECKING:
-    pass
-
+from qrdali.files.hashing import sha256_of
 
 MAX_PIXELS = 128_000_000  # a decoded image of 384 MB; checked on the header before anything is decoded
 
@@ -83,7 +79,9 @@ def inspect_file(path: str, verify: bool, hashed: bool = False, max_pixels: int 
         if facts.st_size > MAX_BYTES:
             return FileReport(path, reason=f"{facts.st_size} bytes exceed {MAX_BYTES}")
         width, height = read_upright_size(path, verify, max_pixels)
-        return FileReport(path, width, height, facts.st_size, _sha256(path) if hashed else None)
+        return FileReport(
+            path, width, height, facts.st_size, bytes.fromhex(sha256_of(path)) if hashed else None
+        )
     except storage.Unreachable:
         raise
     except Exception as error:  # Pillow's decoders raise many types; each is this file's reason, not ours
@@ -103,14 +101,6 @@ def _looked(path: str, verify: bool, hashed: bool, max_pixels: int) -> FileRepor
     with Image.open(file.buffered()) as image:
         width, height = _examined(image, verify, max_pixels)
     return FileReport(path, width, height, file.length)
-
-
-def _sha256(path: str) -> bytes:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.digest()
 
 
 def is_utf8(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,3 @@ def brief(values: dict[str, Any]) -> dict[str, Any]:
 
     objects = {key: plain(value) for key, value in values.items() if isinstance(value, dict)}
     return plain(values) | {key: inner for key, inner in objects.items() if inner}
-
-
-def file_sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -14,6 +14,7 @@ from torch import nn
 
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import replace_atomically
+from qrdali.files.hashing import sha256_of
 from qrdali.files.json_objects import read_objects
 from qrdali.files.lock import acquire
 from qrdali.models import Preprocessing, create
@@ -98,7 +99,7 @@ def weights_digest(folder: Path) -> str:
     """SHA-256, hexadecimal, of a run's best weights; "" where there are none (any more). Raises RunError if they cannot be read."""
     file = checkpoint.current(folder / "best") / "model.safetensors"
     try:
-        return checkpoint.sha256_of(file)
+        return sha256_of(file)
     except FileNotFoundError:
         return ""
     except OSError as error:

@@ -106,7 +106,7 @@ def index_sets(
             if run_folder.holds_run(run) and (folder / f"{name}.arrow").exists():
                 _require_same(folder / f"{name}.arrow", name, root, len(classes))
                 continue
-            rejected = index_folder(root, classes, Path(scratch) / f"{name}.arrow", verify=True)
+            rejected = index_folder(root, classes, Path(scratch) / f"{name}.arrow")
             if rejected:
                 warn(
                     f"tracked set {name}: {len(rejected)} files cannot be read and are left out, such as {': '.join(rejected[0])}"

@@ -16,7 +16,7 @@ from torch import nn
 from qrdali import models
 from qrdali.cli.terminal import warn
 from qrdali.data.index import Index, Samples, Writer
-from qrdali.data.scan import index_folder
+from qrdali.data.scan import Reading, index_folder
 from qrdali.errors import InputError
 from qrdali.evaluation.predict import predict
 from qrdali.mepi.build import Builder
@@ -135,7 +135,7 @@ def measure(
                     out: Path = out,
                     reduction: str = reduction,
                 ) -> list[int]:
-                    index_folder(out / reduction, classes, out / "set.arrow", verify=False)
+                    index_folder(out / reduction, classes, out / "set.arrow", Reading(verify=False))
                     rows = _classified(Index(out / "set.arrow", 20), model, pre, engine, autocast)
                     return [
                         int(Path(p).stem)

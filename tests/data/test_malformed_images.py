@@ -292,9 +292,9 @@ def test_large_images_take_turns_in_memory(tmp_path: Path) -> None:
     (tmp_path / "root/train/b/small.jpg").write_bytes(malformed_images.jpeg())
     # VmHWM and not ru_maxrss, which a child inherits.
     code = (
-        "import sys; from pathlib import Path; from qrdali.data.scan import build; "
+        "import sys; from pathlib import Path; from qrdali.data.scan import build_dataset; "
         "peak = lambda: int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]); "
-        "before = peak(); build(Path(sys.argv[1]), Path(sys.argv[2]), threads=4); print(peak() - before)"
+        "before = peak(); build_dataset(Path(sys.argv[1]), Path(sys.argv[2]), threads=4); print(peak() - before)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "root"), str(tmp_path / "d")],

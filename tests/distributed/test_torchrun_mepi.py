@@ -410,7 +410,7 @@ def test_ranks_index_one_folder_alike(images: Path, dataset: Dataset, tmp_path: 
     shutil.copytree(images / "val", tmp_path / "val")
     first = sorted((tmp_path / "val" / dataset.classes[1]).iterdir())[1]
     first.write_bytes(b"nothing")
-    alone = index_folder(tmp_path / "val", dataset.classes, tmp_path / "alone.arrow", verify=True)
+    alone = index_folder(tmp_path / "val", dataset.classes, tmp_path / "alone.arrow")
     assert [path for path, _ in alone] == [str(first)]
     bad = [0, 0, "bad"]
     listed = [
@@ -435,7 +435,7 @@ def test_ranks_index_one_folder_alike(images: Path, dataset: Dataset, tmp_path: 
             ]
 
     found = index_folder(
-        tmp_path / "val", dataset.classes, tmp_path / "second.arrow", verify=True, group=Second(1, 2, 1, 2)
+        tmp_path / "val", dataset.classes, tmp_path / "second.arrow", group=Second(1, 2, 1, 2)
     )
     assert [path for path, _ in found] == [str(first)]
     assert (tmp_path / "second.arrow").read_bytes() == (tmp_path / "alone.arrow").read_bytes()

@@ -19,7 +19,7 @@ from torchrun_helpers import rows, torchrun
 from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset
-from qrdali.distributed import SINGLE_PROCESS, ProcessGroup, from_environment
+from qrdali.distributed import SINGLE_PROCESS, LaggedMax, ProcessGroup, from_environment
 from qrdali.errors import InputError, RunError
 from qrdali.evaluation.predict import inference_batch_size
 from qrdali.evaluation.prediction_rows import read_rows
@@ -290,7 +290,7 @@ def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="start with torchrun"):
         from_environment()
     monkeypatch.setenv("RANK", "one")
-    with pytest.raises(InputError, match="no numbers"):
+    with pytest.raises(InputError, match="not numbers"):
         from_environment()
 
 
@@ -303,7 +303,7 @@ def test_alone_nothing_is_asked() -> None:
     ) == (True, ["x"], 7)
     model = nn.Linear(1, 1)
     assert SINGLE_PROCESS.wrap_ddp(model, torch.device("cpu")) is model
-    assert SINGLE_PROCESS.lagged_max().update(15, 1) == (15, 1)
+    assert LaggedMax(SINGLE_PROCESS).update(15, 1) == (15, 1)
     with pytest.raises(RunError, match="gone"):
         SINGLE_PROCESS.run_on_all(lambda: (_ for _ in ()).throw(RunError("gone")))
 

@@ -729,13 +729,16 @@ def test_reading_back_finds_what_the_network_gets_wrong(
 
 def test_a_class_name_that_leaves_the_folder_is_not_followed(tmp_path: Path) -> None:
     from qrdali.data.index import Index
-    from qrdali.data.scan import index_folder
+    from qrdali.data.scan import Reading, index_folder
 
     for folder in ("set/a", "outside"):
         (tmp_path / folder).mkdir(parents=True)
         Image.new("RGB", (9, 9)).save(tmp_path / folder / "1.png")
     index_folder(
-        tmp_path / "set", ("../outside", str(tmp_path / "outside"), "a"), tmp_path / "set.arrow", verify=False
+        tmp_path / "set",
+        ("../outside", str(tmp_path / "outside"), "a"),
+        tmp_path / "set.arrow",
+        Reading(verify=False),
     )
     assert Index(tmp_path / "set.arrow", 3).paths(np.arange(1)) == [str(tmp_path / "set" / "a" / "1.png")]
     assert len(Index(tmp_path / "set.arrow", 3)) == 1
