@@ -146,7 +146,7 @@ def humanet(
     """
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, warn
-    from qrdali.data.humanet import build, read_mapping
+    from qrdali.data.humanet import HumaNetSpec, build, read_mapping
     from qrdali.data.imagenet import ImageNet, recognise, train_folder
     from qrdali.data.scan import Reading
     from qrdali.errors import InputError
@@ -170,12 +170,8 @@ def humanet(
     with sigterm_exits(), Bar("index", len(there.synsets) * sum(counts.values()), "files") as bar:
         summary = build(
             found,
-            there,
+            HumaNetSpec(there, counts, seed, test_from == "val", tuple(missing)),
             Path(out),
-            counts,
-            seed=seed,
-            test_from_val=test_from == "val",
-            missing=missing,
             reading=Reading(not no_verify, hashed, threads),
             progress=lambda split, files: bar.advance(files, split),
         )

@@ -114,7 +114,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, text: bytes, message: str) -> Non
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_class_map(tmp_path / "map.tsv", RUN, None, "argmax")
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a file"):
         read_class_map(tmp_path, RUN, None, "argmax")
 
 

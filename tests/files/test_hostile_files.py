@@ -195,7 +195,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in (("train", table), ("train.files", files)):
         with pa.ipc.new_file(str(data / f"{name}.arrow"), content.schema) as writer:
             writer.write_table(content)
-    source.write(data / "source.json", {"name": "shapes", "files": {"train": 5}})
+    source.write(data, {"name": "shapes", "files": {"train": 5}})
     PerImageLevels(np.ones((5, 3), np.uint8), None, None).save(root / "levels", 1)
     entry = Entry(3, "mepi", ((1, 0, 0, 0, 0),), (0.9, 0.8), (), 4, 100, 50)
     journal = Journal(root / "journal.jsonl", 9, 4)
