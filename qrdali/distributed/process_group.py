@@ -133,6 +133,11 @@ class ProcessGroup:
             else OtherRankFailed(f"rank {rank}: {text}")
         )
 
+    def run_on_main(self, work: Callable[[], T]) -> T | None:
+        """Returns the result of `work` on rank 0, which alone calls it, and None on the others. Collective; failures are raised
+        everywhere, as `run_on_all` does."""
+        return self.run_on_all(lambda: work() if self.is_main else None)
+
     def run_interruptible(self, work: Callable[[Callable[[], None]], T]) -> T:
         """As `together`, for long work: what it is given, to be called now and then, raises Elsewhere once another rank has failed."""
         if self.is_single:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from qrdali.cli.evaluate import Evaluator
 from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset
@@ -21,6 +20,7 @@ from qrdali.evaluation.predict import top1
 from qrdali.evaluation.prediction_rows import read_metadata, read_rows
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import validate_settings
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.train import run_training
 
 TARGET = np.array([0, 1, 0, -1, 1])
@@ -88,14 +88,14 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"tabby\tcat\nlion\tcat\n", "line 2: 'lion' is no class of the run"),
-        (b"tabby\tcat\nhusky\twolf\n", "line 2: 'wolf' is no class of the data set"),
-        (b"tabby\tcat\nhusky\tdog\n# x\ntabby\tdog\n", "line 4: 'tabby' stands in an earlier line too"),
+        (b"tabby\tcat\nlion\tcat\n", "line 2: 'lion' is not a class of the run"),
+        (b"tabby\tcat\nhusky\twolf\n", "line 2: 'wolf' is not a class of the data set"),
+        (b"tabby\tcat\nhusky\tdog\n# x\ntabby\tdog\n", "line 4: 'tabby' is in an earlier line too"),
         (b"tabby\tcat\n", "maps no class of the run to 'dog' \\(1 such\\)"),
         (b"tabby\n", "line 1 is 'tabby': give a class of the run, a tab"),
         (b"tabby\tcat\tx\n", "line 1 is 'tabby.cat.x': give"),
         (b"tabby\t\n", "line 1 is 'tabby.': give"),
-        (b"tabby\tcat\nrun_class\tdata_class\n", "line 2: 'run_class' is no class of the run"),
+        (b"tabby\tcat\nrun_class\tdata_class\n", "line 2: 'run_class' is not a class of the run"),
         (b"tabby\tcat\nhus\x1b[31mky\tdog\n", "line 2 is 'hus.\\[31mky.dog': control characters"),
         (b"tabby\tcat\rhusky\tdog\n", "line 1 is .* control characters"),
         (b"tabby\tcat\n\xff\tdog\n", "line 2 is not UTF-8"),
@@ -193,7 +193,7 @@ def test_a_run_on_data_of_other_classes(run: Path, two: tuple[Path, Path], table
         0.5,
         "--curve",
     )
-    plain, logits = Evaluator(run, device="cpu"), []
+    plain, logits = Evaluator(run, EvaluateOptions(device="cpu")), []
     plain.decide = lambda seen: (logits.append(seen), top1(seen))[1]
     plain.rows("test", Dataset.open(data).index("test"))
     p = torch.cat(logits).softmax(1).numpy()
