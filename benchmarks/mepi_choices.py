@@ -2,9 +2,9 @@
 
     python benchmarks/mepi_choices.py --run RUN --data DATASET --images 40 > choices.json
 
-Per reduction: the mean quotient with --prefer confidence (the default) and entropy, and for color and resolution of the exhaustive
-search. For the combination at step 0.25: the descent's mean quotient beside the true minimum over every state that nested candidate
-windows can reach, on the first images.
+Per reduction: the mean quotient with --prefer confidence (the default) and entropy, and for color and
+resolution of the exhaustive search. For the combination at step 0.25: the descent's mean quotient beside the
+true minimum over every state that nested candidate windows can reach, on the first images.
 """
 
 from __future__ import annotations

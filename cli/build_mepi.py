@@ -67,7 +67,8 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
 @click.option("--resume", is_flag=True, help="Continue this folder; starts it if it has not begun.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on stdout.")
 def build_mepi(windows: str, as_json: bool, **options: Any) -> None:
-    """For each image the run classifies correctly, a reduced image that it still gets right, but no step further (see --search).
+    """For each image the run classifies correctly, a reduced image that it still gets right, but no step
+    further (see --search).
 
     Writes REDUCTION/CLASS/SAMPLE.png, manifest.parquet, summary.json and a contact sheet per reduction.
 
@@ -83,7 +84,8 @@ def build_mepi(windows: str, as_json: bool, **options: Any) -> None:
     from qrdali.system.deterministic import deterministic
     from qrdali.workflows import build_mepi as workflow
 
-    # Entered here as well as in the workflow: a process group may begin CUDA, which reads its environment then.
+    # Entered here as well as in the workflow: a process group may begin CUDA, which reads its environment
+    # then.
     with (
         deterministic(run_folder.is_deterministic(Path(options["run"])), options["device"]),
         job(options["device"]) as group,

@@ -47,8 +47,8 @@ def _show(comparison: Comparison) -> None:
     for one in comparison.runs:
         low, high = one.wilson_95
         say(
-            f"{one.run}: {comparison.set} accuracy {one.accuracy:.4f} ({one.correct} of {comparison.images}), "
-            f"95% interval {low:.4f} to {high:.4f}"
+            f"{one.run}: {comparison.set} accuracy {one.accuracy:.4f} "
+            f"({one.correct} of {comparison.images}), 95% interval {low:.4f} to {high:.4f}"
         )
     table = Table("", "B right", "B wrong", title="A: the first run, B: the second")
     table.add_row("A right", f"{comparison.a:,}", f"{comparison.b:,}")

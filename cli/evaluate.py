@@ -48,7 +48,8 @@ import click
 @click.option("--threads", type=click.IntRange(1, 1024), help="Decoding threads.  [default: all it may use]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def evaluate(run: str, sets: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Accuracy of a run on a split and on named folders; one row per image goes into RUN/predictions/NAME.parquet.
+    """Accuracy of a run on a split and on named folders; one row per image goes into
+    RUN/predictions/NAME.parquet.
 
     \b
     Examples: qrdali evaluate --run runs/baseline --data data --split test
@@ -66,7 +67,8 @@ def evaluate(run: str, sets: tuple[str, ...], as_json: bool, **options: Any) -> 
     from qrdali.workflows import evaluate as workflow
 
     folders = parse_named_sets(sets, "--set")
-    # Entered here as well as in the workflow: a process group may begin CUDA, which reads its environment then.
+    # Entered here as well as in the workflow: a process group may begin CUDA, which reads its environment
+    # then.
     with (
         deterministic(run_folder.is_deterministic(Path(run)), options["device"]),
         job(options["device"]) as group,
@@ -102,6 +104,6 @@ def _show_accuracy(result: dict[str, Any]) -> None:
     if result.get("unmapped"):
         notes += f", {result['unmapped']} of no class of the data"
     say(
-        f"{result['set']}: accuracy {result['accuracy']:.4f} ({result['correct']} of {result['images']}{notes}), "
-        f"rows in {result['rows']}"
+        f"{result['set']}: accuracy {result['accuracy']:.4f} "
+        f"({result['correct']} of {result['images']}{notes}), rows in {result['rows']}"
     )

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class RecordingListener:
-    """Keeps what a workflow reports. passes: [what, total, units done] in order; `open` is the one that has not ended."""
+    """Keeps what a workflow reports.
+
+    passes: (what, total, units done) in order. open: the pass that has not ended.
+    """
 
     passes: list[tuple[str, int, int]] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)

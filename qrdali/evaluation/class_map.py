@@ -1,4 +1,4 @@
-"""Maps a network's classes to a data set's, so that a network with other classes can be evaluated on its images."""
+"""Maps a network's classes to a data set's, so that networks of other classes can be evaluated on it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _HEADER = ("run_class", "data_class")
 class ClassMap:
     """Maps R classes of a network to D classes of a data set.
 
-    classes: the D names. target: int64 [R], the data class of each of the network's classes, or -1. rule: "argmax" maps the
-    network's first choice among all R; one that is not mapped is the prediction -1, which is wrong; the confidence is that
-    class's probability. "sum" adds the probabilities of each data class; the largest sum wins and is the confidence.
+    classes: the D names. target: int64 [R], the data class of each of the network's classes, or -1. rule:
+    "argmax" maps the network's first choice among all R; one that is not mapped is the prediction -1, which
+    is wrong; the confidence is that class's probability. "sum" adds the probabilities of each data class; the
+    largest sum wins and is the confidence.
     """
 
     classes: tuple[str, ...]
@@ -62,10 +63,12 @@ class ClassMap:
 def read_class_map(
     file: Path, run_classes: tuple[str, ...], data_classes: tuple[str, ...] | None, rule: MapRule
 ) -> ClassMap:
-    """Reads a map from a TSV file of run class and data class. Without `data_classes` they are the second column's, sorted.
+    """Reads a map from a TSV file of run class and data class.
 
-    Raises InputError, naming the line, for anything but UTF-8 lines of two known names in which no run class occurs twice; and
-    for a data class that no line has.
+    Without `data_classes` they are the second column's, sorted.
+
+    Raises InputError, naming the line, for anything but UTF-8 lines of two known names in which no run class
+    occurs twice; and for a data class that no line has.
     """
     number_of = {name: i for i, name in enumerate(run_classes)}
     known = None if data_classes is None else set(data_classes)
@@ -82,15 +85,16 @@ def read_class_map(
         mapping[run_class] = data_class
     if not mapping:
         raise InputError(
-            f"{printable(file)} maps no class: give lines of a class of the run, a tab and a class of the data set"
+            f"{printable(file)} maps no class: give lines of a class of the run, a tab and a class of the data "
+            "set"
         )
     reached = set(mapping.values())
     classes = data_classes or tuple(sorted(reached))
     missing = [name for name in classes if name not in reached]
     if missing:
         raise InputError(
-            f"{printable(file)} maps no class of the run to {quote(missing[0])} ({len(missing)} such): none of its images "
-            "could be right"
+            f"{printable(file)} maps no class of the run to {quote(missing[0])} ({len(missing)} such): none of "
+            "its images could be right"
         )
     target = np.full(len(run_classes), UNMAPPED, np.int64)
     label_of = {name: i for i, name in enumerate(classes)}

@@ -25,9 +25,10 @@ def top1(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def inference_batch_size(batch_size: int, world: int) -> int:
-    """Returns how many images a forward pass without gradients takes where `world` ranks share batches of `batch_size`.
+    """Returns the images of a forward pass without gradients where `world` ranks share a `batch_size`.
 
-    It is no fewer than in training, and up to 256 those of a whole batch, so that every figure is what one process alone gets.
+    It is no fewer than in training, and up to 256 those of a whole batch, so that every figure is what one
+    process alone gets.
     """
     return max(-(-batch_size // world), min(batch_size, 256))
 
@@ -45,11 +46,14 @@ def predict(
     on_batch: Callable[[int], None] = _ignore,
     decide: Decide = top1,
 ) -> PredictionRows:
-    """Classifies every image of `plan` in evaluation mode and returns a row for each; the model's mode is restored.
+    """Classifies every image of `plan` in evaluation mode and returns a row for each.
 
-    on_batch: is called after each batch of this process with the images that all processes have done since; what it raises ends
-    the pass on all of them. decide: turns logits into predictions and confidences, as `top1`. Collective: the processes of
-    `context.group` take every world-th batch as it is, and all return all rows, the same as one process alone.
+    The model is left in the mode that it was in.
+
+    on_batch: is called after each batch of this process with the images that all processes have done since;
+    what it raises ends the pass on all of them. decide: turns logits into predictions and confidences, as
+    `top1`. Collective: the processes of `context.group` take every world-th batch as it is, and all return
+    all rows, the same as one process alone.
     """
     group = context.group
     shard = replace(plan, rank=group.rank, world_size=group.world_size, whole_batches=True)

@@ -30,9 +30,12 @@ _ROW: list[tuple[str, str]] = [
 
 @dataclass(frozen=True)
 class PredictionRows:
-    """Holds one row per image in sample order: samples, labels, predictions int64 [N]; confidence float32 [N] in [0, 1].
+    """Holds one row per image, in sample order.
 
-    confidence: the probability of the prediction. A prediction may be -1, none of the classes (see class_map.py).
+    samples, labels, predictions: int64 [N]. confidence: float32 [N] in [0, 1].
+
+    confidence: the probability of the prediction. A prediction may be -1, none of the classes (see
+    class_map.py).
     """
 
     samples: npt.NDArray[np.int64]
@@ -57,7 +60,8 @@ def write_rows(
 ) -> None:
     """Writes the Parquet columns sample, path, label, prediction, correct, confidence; whole or not at all.
 
-    metadata: goes as JSON into the schema's metadata, under "qrdali": the epoch of the weights, and what a class map did.
+    metadata: goes as JSON into the schema's metadata, under "qrdali": the epoch of the weights, and what a
+    class map did.
     """
     table = pa.table(
         {
@@ -96,7 +100,7 @@ def _step_option(quality: float) -> str:
 
 
 def read_metadata(run: Path, name: str) -> dict[str, Any]:
-    """Returns the metadata that `write_rows` was given for a set, or {} if there is none or it cannot be read.
+    """Returns the metadata that `write_rows` was given for a set; {} if there is none or it is unreadable.
 
     Its keys are "epoch", that of the weights, and for mapped classes "classes" and "map_rule".
     """
@@ -113,8 +117,8 @@ def read_metadata(run: Path, name: str) -> dict[str, Any]:
 def read_table(file: Path, columns: list[str]) -> pa.Table:
     """Returns columns of a Parquet file whose rows differ from one another.
 
-    Raises ValueError for more rows than bytes: a row takes at least one, and a false row count in the footer must not make
-    us allocate memory for it.
+    Raises ValueError for more rows than bytes: a row takes at least one, and a false row count in the footer
+    must not make us allocate memory for it.
     """
     if not file.is_file():
         raise ValueError("it is not a file")
@@ -125,10 +129,13 @@ def read_table(file: Path, columns: list[str]) -> pa.Table:
 
 
 def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.void]:
-    """Returns the rows of a set in sample order, structured: sample, path (text), label, prediction, correct, confidence.
+    """Returns the rows of a set in sample order, structured [N].
 
-    epoch: the epoch that the rows' weights must be of, where the file names one. A prediction of -1 is none of the classes.
-    Raises InputError if there are no rows or they are of another epoch, RunError if the file is damaged or contradicts itself.
+    Fields: sample, path (text), label, prediction, correct, confidence.
+
+    epoch: the epoch that the rows' weights must be of, where the file names one. A prediction of -1 is none
+    of the classes. Raises InputError if there are no rows or they are of another epoch, RunError if the file
+    is damaged or contradicts itself.
     """
     file = run / "predictions" / f"{name}.parquet"
     advice = f"make them with `qrdali evaluate --run {printable(run)} {evaluate_command_for(name)}`"
@@ -136,8 +143,8 @@ def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.
         raise InputError(f"{printable(run)} has no rows of {printable(name)!r}: {advice}")
     if epoch is not None and (made_at := read_metadata(run, name).get("epoch", epoch)) != epoch:
         raise InputError(
-            f"the rows of {printable(name)!r} of {printable(run)} are of epoch {printable(made_at)}, best/ is of epoch "
-            f"{epoch}: {advice}"
+            f"the rows of {printable(name)!r} of {printable(run)} are of epoch {printable(made_at)}, best/ is "
+            f"of epoch {epoch}: {advice}"
         )
     try:
         table = read_table(file, [key for key, _ in _ROW])

@@ -13,10 +13,13 @@ STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 @dataclass(frozen=True)
 class McNemar:
-    """Compares two classifiers on the same images. a: both right, b: only the first, c: only the second, d: both wrong.
+    """Compares two classifiers on the same images.
 
-    statistic = (b - c)² / (b + c) without continuity correction; p_value by chi-square with one degree of freedom (McNemar,
-    Psychometrika 12, 1947); exact_p_value: two-sided binomial of b among b + c. Without discordant pairs they are 0, 1, 1.
+    a: images that both have right, b: only the first, c: only the second, d: neither.
+
+    statistic = (b - c)² / (b + c) without continuity correction; p_value by chi-square with one degree of
+    freedom (McNemar, Psychometrika 12, 1947); exact_p_value: two-sided binomial of b among b + c. Without
+    discordant pairs they are 0, 1, 1.
     """
 
     a: int
@@ -34,7 +37,10 @@ class McNemar:
 
 
 def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> McNemar:
-    """Tests two classifiers by bool [N] arrays of whether each image is right. Raises ValueError for other shapes."""
+    """Tests two classifiers by bool [N] arrays of whether each image is right.
+
+    Raises ValueError for other shapes.
+    """
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(
             f"the rows have shapes {first.shape} and {second.shape}: they must be of the same images"
@@ -77,7 +83,8 @@ _VALUES_AT_ONCE = 1 << 22  # drawn together, which bounds the memory
 def bootstrap_mean(values: npt.NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
     """Returns the 95% interval (low, high) of the mean of float64 [N], N >= 1.
 
-    It is the percentiles of 2,000 resamples (Efron & Tibshirani, 1993). Values that are all the same give that value twice.
+    It is the percentiles of 2,000 resamples (Efron & Tibshirani, 1993). Values that are all the same give
+    that value twice.
     """
     if (values == values[0]).all():
         return float(values[0]), float(values[0])
@@ -96,8 +103,8 @@ def bootstrap_mean(values: npt.NDArray[np.float64], seed: int = 0) -> tuple[floa
 class Paired:
     """Compares two measurements of the same images.
 
-    difference: mean of second less first. low, high: its paired bootstrap's 95% interval. p_value: Wilcoxon's signed-rank
-    test, two-sided, zeros left out; 1 where all are zero.
+    difference: mean of second less first. low, high: its paired bootstrap's 95% interval. p_value: Wilcoxon's
+    signed-rank test, two-sided, zeros left out; 1 where all are zero.
     """
 
     images: int

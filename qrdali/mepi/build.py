@@ -1,4 +1,4 @@
-"""Fills a MEPI set: searches, encodes and writes, reads back what was written, and searches on where that is wrong."""
+"""Fills a MEPI set: searches, encodes, writes, reads back, and searches on where a file is wrong."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ _VOIDS, _VOIDS_AT_ONCE = 64, 8  # near-void images classified for the summary; t
 class Builder:
     """Fills one reduction of a set.
 
-    read_back: classifies the written files as `qrdali evaluate` does and returns the samples that are wrong; it calls the
-    function that it is given at every batch, which may raise. context: the search's.
+    read_back: classifies the written files as `qrdali evaluate` does and returns the samples that are wrong;
+    it calls the function that it is given at every batch, which may raise. context: the search's.
 
-    Of several ranks, each with its own object of one set, every one searches what it takes from a common queue; the first
-    merges their entries after each pass and writes the files of the whole set. All methods that are not private are collective.
+    Of several ranks, each with its own object of one set, every one searches what it takes from a common
+    queue; the first merges their entries after each pass and writes the files of the whole set. All methods
+    that are not private are collective.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Builder:
     def build(self, samples: list[int]) -> dict[str, Any]:
         """Searches those of `samples` that have no entry yet and returns the reduction's row of the summary.
 
-        Raises Interrupted after a signal and RunError where files cannot be written; what is complete is kept.
+        Raises Interrupted after a signal, RunError where files cannot be written; what is complete is kept.
         """
         self._full_entropies = self.mepis.entropies()
         todo = self._missing(samples)
@@ -93,8 +94,8 @@ class Builder:
             yield
         except torch.OutOfMemoryError:
             raise RunError(
-                "the GPU's memory does not suffice: lower --search-batch-size or --memory, then the same command "
-                "with --resume continues"
+                "the GPU's memory does not suffice: lower --search-batch-size or --memory, then the same "
+                "command with --resume continues"
             ) from None
         except OSError as error:
             complete = (
@@ -103,19 +104,25 @@ class Builder:
                 else "What is complete is"
             )
             raise RunError(
-                f"{printable(error)}: stopped. {complete} kept: once the cause is removed, the same command with "
-                "--resume continues"
+                f"{printable(error)}: stopped. {complete} kept: once the cause is removed, the same command "
+                "with --resume continues"
             ) from None
 
     def _missing(self, samples: list[int]) -> list[int]:
-        """Returns those of `samples` that are to be searched, in their order. Each rank looks at some of the files."""
+        """Returns those of `samples` that are to be searched, in their order.
+
+        Each rank looks at some of the files.
+        """
         own = list(self.mepis.missing(self.reduction, samples[self.group.rank :: self.group.world_size]))
         of_all_ranks = self.group.all_gather(np.array(own, np.int64))
         missing: list[int] = np.sort(np.concatenate(of_all_ranks)).tolist()
         return missing
 
     def _pass(self, what: str, images: int, arriving: Iterator[SearchPath]) -> None:
-        """Searches `images` images, of which this rank's arrive, and merges the ranks' journals. Collective."""
+        """Searches `images` images, of which this rank's arrive, and merges the ranks' journals.
+
+        Collective.
+        """
         try:
             with self._progress(what, images):
                 ended, shown = distributed.SharedCounter(self.group), 0
@@ -167,7 +174,10 @@ class Builder:
         return self.mepis.finish(self.reduction, extra)
 
     def _rank_shares(self) -> dict[str, Any]:
-        """Returns how many ranks there are and the share of their time in which they waited; {} of one process. Collective."""
+        """Returns how many ranks there are and the share of their time that they waited; {} of one process.
+
+        Collective.
+        """
         if self.group.is_single:
             return {}
         own = np.array([[self.group.seconds_waited - self._waited, self._seconds]])
@@ -194,7 +204,7 @@ class Builder:
         return int(self.mepis.source.index.labels(np.array([sample]))[0])
 
     def _resume_from_parents(self, wrong: list[int]) -> Iterator[SearchPath]:
-        """Yields paths from the parents of states that were wrong when read back; those states are forbidden."""
+        """Yields paths from the parents of states that were wrong when read back, which are forbidden."""
         paths: dict[int, SearchPath] = {}
         for sample in wrong:
             entry = self.journal.entry(sample)
@@ -273,9 +283,10 @@ class Builder:
             self._quotient_count += 1
 
     def _near_void_summary(self, samples: list[int]) -> dict[str, Any]:
-        """Returns how many MEPIs are at the lowest state, and the class that images at that state are taken for.
+        """Returns how many MEPIs are at the lowest state, and the class that any image there is taken for.
 
-        Those MEPIs show nothing of their object: the network answers that class for almost anything. Collective.
+        Those MEPIs show nothing of their object: the network answers that class for almost anything.
+        Collective.
         """
         lowest = self.mepis.lowest(self.reduction)
         positions = np.unique(np.linspace(0, len(samples) - 1, min(_VOIDS, len(samples))).astype(int))

@@ -1,4 +1,4 @@
-"""A MEPI set on disk: PNG files, a journal per reduction from which all else follows, the manifest and the summary."""
+"""A MEPI set on disk: PNG files, a journal per reduction, and the manifest and summary made from them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ SCHEMA = pa.schema(_FIELDS)
 
 @dataclass(frozen=True)
 class MepiSource:
-    """Names what a set's numbers refer to: samples of `index`, labels of `classes`, levels of the step 1 / num_levels."""
+    """Names what a set's numbers refer to.
+
+    Samples are those of `index`, labels those of `classes`, levels those of the step 1 / num_levels.
+    """
 
     index: Index
     classes: tuple[str, ...]
@@ -75,7 +78,10 @@ class MepiSet:
 
     @classmethod
     def open(cls, folder: Path, source: MepiSource, options: dict[str, Any], resume: bool) -> MepiSet:
-        """Makes or continues a set. Raises InputError for a folder of other options or, without `resume`, one in use."""
+        """Makes or continues a set.
+
+        Raises InputError for a folder of other options or, without `resume`, one in use.
+        """
         for name in source.classes:
             if name in ("", ".", "..") or "/" in name or "\0" in name:
                 raise InputError(f"the class name {printable(name)!r} cannot be a folder's")
@@ -85,13 +91,14 @@ class MepiSet:
             return cls(folder, source, lock)
         if not resume:
             raise InputError(
-                f"{printable(folder)} already holds MEPIs: continue them with --resume, or choose another --out"
+                f"{printable(folder)} already holds MEPIs: continue them with --resume, or choose another "
+                "--out"
             )
         # A run may have moved: its weights tell whether it is the same.
         if changes := describe_changes(read_object(file), options, ignored={"run"}):
             raise InputError(
-                f"{printable(folder)} was begun with other options: {'; '.join(changes)[:600]}. Give the same, or "
-                "another --out"
+                f"{printable(folder)} was begun with other options: {'; '.join(changes)[:600]}. Give the "
+                "same, or another --out"
             )
         return cls(folder, source, lock)
 
@@ -101,7 +108,10 @@ class MepiSet:
         return cls(folder, source, None, rank)
 
     def load(self) -> None:
-        """Reads all journals and merges the parts that the ranks of an ended job have left. Raises RunError for a damaged one."""
+        """Reads all journals and merges the parts that the ranks of an ended job have left.
+
+        Raises RunError for a damaged one.
+        """
         for reduction in SEARCHED:
             self.journal(reduction)
 
@@ -175,12 +185,12 @@ class MepiSet:
         return bool((self.journal(reduction).rows["outcome"][samples] > 0).all())
 
     def entropies(self) -> npt.NDArray[np.int64]:
-        """Returns the PNG bytes of originals that any reduction has measured, int64 [images]; 0 where none has."""
+        """Returns PNG bytes of the originals, int64 [images]; 0 where no reduction has measured them."""
         result: npt.NDArray[np.int64] = np.max([self.journal(name).rows["full"] for name in SEARCHED], axis=0)
         return result
 
     def finish(self, reduction: str, extra: dict[str, Any]) -> dict[str, Any]:
-        """Writes the manifest of all finished reductions, this one among them, and its row of the summary, which it returns."""
+        """Writes the manifest of all finished reductions and this one's row of the summary, which it returns."""
         journal = self.journal(reduction)
         journal.close()
         summaries = self.summaries()
@@ -268,7 +278,10 @@ def _is_summary(row: Any) -> bool:
 
 
 def _locked(folder: Path) -> TextIO:
-    """Returns a lock that the process holds until it ends. Raises RunError if another process builds in `folder`."""
+    """Returns a lock that the process holds until it ends.
+
+    Raises RunError if another process builds in `folder`.
+    """
     file = folder / LOCK
     if (
         folder.exists()
@@ -295,8 +308,8 @@ def _has_size(file: Path, size: int) -> bool:
 def _write_png(file: Path, png: bytes) -> None:
     """Writes a MEPI whole or not at all, without fsync.
 
-    An fsync for each of many thousand small files would take longer than the search. After a loss of power a file may be
-    empty although its entry is there: `missing` compares sizes, and the image is searched again.
+    An fsync for each of many thousand small files would take longer than the search. After a loss of power a
+    file may be empty although its entry is there: `missing` compares sizes, and the image is searched again.
     """
     partial = file.with_name(f".{file.name}.partial")
     try:

@@ -1,4 +1,4 @@
-"""The journal of a MEPI search: a line of JSON for every image, from which everything else of a MEPI set follows."""
+"""The journal of a MEPI search: a line of JSON per image, from which all else of a set follows."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ ROW = np.dtype(
 class Entry:
     """Says what became of one image.
 
-    outcome: "mepi", "wrong" (at full quality, or read back from disk) or "unreadable"; `why` holds the reason of the last two.
-    states, confidence, forbidden, evaluations: as of a `SearchPath`. full, mepi: PNG bytes of the original and of the MEPI.
+    outcome: "mepi", "wrong" (at full quality, or read back from disk) or "unreadable"; `why` holds the reason
+    of the last two. states, confidence, forbidden, evaluations: as of a `SearchPath`. full, mepi: PNG bytes
+    of the original and of the MEPI.
     """
 
     sample: int
@@ -79,7 +80,10 @@ def _to_line(entry: Entry, seconds: float) -> bytes:
 
 
 def _from_values(values: dict[str, Any], count: int, num_levels: int) -> Entry:
-    """Returns the entry of a line; raises ValueError, KeyError or TypeError for one that `_to_line` cannot have written."""
+    """Returns the entry of a line's values.
+
+    Raises ValueError, KeyError or TypeError for values that `_to_line` cannot have written.
+    """
 
     def states(key: str) -> tuple[ReductionState, ...]:
         result = tuple(ReductionState(*map(_to_count, state)) for state in values[key])
@@ -115,7 +119,7 @@ def _to_count(value: Any) -> int:
 
 
 def _complete_lines(file: Path, start: int, number: int, read: Callable[[bytes], None]) -> Iterator[bytes]:
-    """Yields the lines of a journal from byte `start`, its line `number` (from 0), each after `read` has accepted it.
+    """Yields a journal's lines from byte `start`, its line `number` (from 0), once `read` accepts them.
 
     A last line that is cut short ends them. Raises RunError for a damaged one.
     """
@@ -130,8 +134,8 @@ def _complete_lines(file: Path, start: int, number: int, read: Callable[[bytes],
                 read(line)
             except (ValueError, KeyError, TypeError, RecursionError, AttributeError, OverflowError) as error:
                 raise RunError(
-                    f"{printable(file)} line {count} is damaged ({printable(error)[:120]}): remove the file to "
-                    "search this reduction anew"
+                    f"{printable(file)} line {count} is damaged ({printable(error)[:120]}): remove the file "
+                    "to search this reduction anew"
                 ) from None
             yield line
 
@@ -139,11 +143,12 @@ def _complete_lines(file: Path, start: int, number: int, read: Callable[[bytes],
 class Journal:
     """Holds one reduction's entries, a line of JSON each, of which the newest of a sample counts.
 
-    rows: `ROW` [images], what the manifest needs of each, so that memory is 62 bytes an image; the rest is read from the file
-    again. backtracked: the image was wrong when read back. session: seconds of the current session.
+    rows: `ROW` [images], what the manifest needs of each, so that memory is 62 bytes an image; the rest is
+    read from the file again. backtracked: the image was wrong when read back. session: seconds of the current
+    session.
 
-    Of several ranks, the first writes the file; each of the others writes a part beside it. Between passes the first merges the
-    parts into the file, and all read what has come to it.
+    Of several ranks, the first writes the file; each of the others writes a part beside it. Between passes
+    the first merges the parts into the file, and all read what has come to it.
     """
 
     def __init__(self, file: Path, count: int, num_levels: int, rank: int = 0) -> None:
@@ -164,7 +169,10 @@ class Journal:
                 self._end, self._lines = self._end + len(line), self._lines + 1
 
     def merge_rank_parts(self) -> None:
-        """Appends the entries of all parts to the file and removes the parts. Raises RunError for a damaged one."""
+        """Appends the entries of all parts to the file and removes the parts.
+
+        Raises RunError for a damaged one.
+        """
         parts = sorted(
             p for p in self.file.parent.glob(f"{self.file.stem}.*.jsonl") if p.name.split(".")[-2].isdecimal()
         )
@@ -194,7 +202,7 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """Returns the seconds of all sessions, the current one up to its last entry or to what the builder has set."""
+        """Returns the seconds of all sessions, the current one up to its last entry or what the builder set."""
         return self._seconds_before + self.session
 
     @property

@@ -1,7 +1,8 @@
 """Minimal-entropy positive images: how far an image can be reduced and still be classified correctly.
 
-Images advance together, so that every forward pass is a full batch of candidates from many of them. `Search.finished` takes
-search paths as they arrive, keeps no more originals than its memory allows, and yields them in the order in which they end.
+Images advance together, so that every forward pass is a full batch of candidates from many of them.
+`Search.finished` takes search paths as they arrive, keeps no more originals than its memory allows, and
+yields them in the order in which they end.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from qrdali.reduction.quality import COLOR, RESOLUTION, ReductionParams, bin_wid
 
 
 class ReductionState(NamedTuple):
-    """A place in the search: a level per dimension, and the top left corner of the window in pixels of the original."""
+    """Holds a level per dimension, and the top left corner of the window in pixels of the original."""
 
     color: int
     crop: int
@@ -41,10 +42,12 @@ _NEVER_BEST = 1 << 62  # bytes of a candidate whose encoding was given up
 
 @dataclass(frozen=True)
 class SearchRule:
-    """Says what is searched. Raises InputError where an exhaustive search has too many states.
+    """Says what is searched.
 
-    descent: the dimensions, the step, the candidate windows and the preference. exhaustive: try every level of the one
-    dimension (color or resolution) instead of descending.
+    Raises InputError where an exhaustive search has too many states.
+
+    descent: the dimensions, the step, the candidate windows and the preference. exhaustive: try every level
+    of the one dimension (color or resolution) instead of descending.
     """
 
     descent: DescentRule
@@ -61,8 +64,8 @@ class SearchRule:
 class SearchLimits:
     """Bounds what a search uses at once.
 
-    batch_size: candidates of a forward pass. memory_bytes: of decoded originals that are kept, though always at least one
-    original is. threads: that encode candidates and results.
+    batch_size: candidates of a forward pass. memory_bytes: of decoded originals that are kept, though always
+    at least one original is. threads: that encode candidates and results.
     """
 
     batch_size: int
@@ -74,10 +77,11 @@ class SearchLimits:
 class SearchPath:
     """One image on its way down.
 
-    pixels: the original, as the reducer decoded it. size: its upright height and width. states: those accepted after full
-    quality, of which the last is the current one. confidence: the true class's probability at full quality, then at each of
-    `states`. forbidden: states it must not enter. evaluations: candidates of it that the network has classified. is_correct:
-    whether it is right at full quality, as far as is known.
+    pixels: the original, as the reducer decoded it. size: its upright height and width. states: those
+    accepted after full quality, of which the last is the current one. confidence: the true class's
+    probability at full quality, then at each of `states`. forbidden: states it must not enter. evaluations:
+    candidates of it that the network has classified. is_correct: whether it is right at full quality, as far
+    as is known.
     """
 
     sample: int
@@ -112,7 +116,7 @@ class SearchPath:
 def params_of_states(
     states: list[ReductionState] | npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], num_levels: int
 ) -> ReductionParams:
-    """Returns the integers of `states` [N, 5], one for each of `sizes` [N, 2] (upright height, width in pixels)."""
+    """Returns the integers of `states` [N, 5] of images of `sizes` [N, 2] (upright height, width in pixels)."""
     values = np.asarray(states, np.int64).reshape(-1, 5)
     levels = values[:, :3].astype(np.uint8)
     window = neighbors.window_of(levels, values[:, 3:].astype(np.int32), sizes, num_levels)
@@ -124,14 +128,14 @@ def params_of_states(
 
 
 class _Candidate(NamedTuple):
-    """One candidate of an image: column `column` of its path's candidates."""
+    """Names one candidate of an image: column `column` of its path's candidates."""
 
     path: SearchPath
     column: int
 
 
 class _InFlight(NamedTuple):
-    """A batch that the network is classifying: correct bool [N] and confidence float32 [N] may not be computed yet."""
+    """Holds a batch under way: correct bool [N] and confidence float32 [N] may not be computed yet."""
 
     batch: list[_Candidate]
     correct: torch.Tensor
@@ -141,7 +145,8 @@ class _InFlight(NamedTuple):
 class Search:
     """Searches the images of one reduction.
 
-    model: on the reducer's device; it is put into evaluation mode. context: gives the precision of the forward pass.
+    model: on the reducer's device; it is put into evaluation mode. context: gives the precision of the
+    forward pass.
     """
 
     def __init__(
@@ -162,7 +167,7 @@ class Search:
     def finished(
         self, arriving: Iterator[SearchPath], check: Callable[[], None] = lambda: None
     ) -> Iterator[SearchPath]:
-        """Yields each path when it has ended: at its MEPI, or with `is_correct` False if it is wrong at full quality.
+        """Yields each path when it has ended: at its MEPI, or not `is_correct` if wrong at full quality.
 
         check: is called at every batch and may raise.
         """
@@ -260,7 +265,8 @@ class Search:
             images = self.reducer.network_inputs([path.pixels for path, _ in batch], _params(batch))
             labels = torch.tensor([path.label for path, _ in batch], device=images.device)
             if missing := self.limits.batch_size - len(batch):
-                # Always of one size: libraries choose their arithmetic by it, and a resumed search must end the same.
+                # Always of one size: libraries choose their arithmetic by it, and a resumed search must end
+                # the same.
                 images = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
                 if images.ndim == 4:
                     images = images.contiguous(memory_format=torch.channels_last)
@@ -317,8 +323,8 @@ class Search:
     def _entropies(self, path: SearchPath) -> npt.NDArray[np.int64]:
         """Returns the PNG bytes of the candidates that are right, int64 [K]; anything larger for the others.
 
-        Encoding is most of the cost, and two exact bounds save some of it: where one candidate is right nothing needs to be
-        compared, and no encoding continues beyond the bytes of the smallest so far.
+        Encoding is most of the cost, and two exact bounds save some of it: where one candidate is right
+        nothing needs to be compared, and no encoding continues beyond the bytes of the smallest so far.
         """
         candidates = path._candidates
         assert candidates is not None
@@ -345,7 +351,7 @@ def _every_level(
     dimension: int,
     num_levels: int,
 ) -> Candidates:
-    """Returns every level of one dimension (not crop) from full quality, columns 0 to n - 1; dead ones do not exist."""
+    """Returns every level of one dimension (not crop), columns 0 to n - 1; dead levels do not exist."""
     count = len(levels)
     exists = np.zeros((count, num_levels), np.bool_)
     exists[:, 0] = True

@@ -1,4 +1,4 @@
-"""The MEPI search beside a naive one (`benchmarks/naive_mepi.py`) on the same images, reduction by reduction, in one process."""
+"""The MEPI search beside a naive one (`benchmarks/naive_mepi.py`) on the same images, in one process."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from qrdali.workflows.context import open_context
 
 NAIVE = Path(__file__).resolve().parents[2] / "benchmarks" / "naive_mepi.py"
 
-# Images per second of the thesis' slides with EfficientNet-B3 on an RTX 3090, if its hours are for the 25,000 images of ImageNet's
-# validation set in the slides: an assumption, the slides do not say.
+# Images per second of the thesis' slides with EfficientNet-B3 on an RTX 3090, if its hours are for the 25,000
+# images of ImageNet's validation set in the slides: an assumption, the slides do not say.
 THESIS = {"color": 0.39, "crop": 0.13, "resolution": 0.60, "combination": 0.13}
 
 
@@ -58,7 +58,8 @@ def naive_module() -> Any:
     """The reference, which is no part of the package. Raises InputError where there is no checkout."""
     if not NAIVE.exists():
         raise InputError(
-            f"{NAIVE} is not there: the naive reference is in qrdali's repository, run this command from a checkout"
+            f"{NAIVE} is not there: the naive reference is in qrdali's repository, run this command from a "
+            "checkout"
         )
     spec = importlib.util.spec_from_file_location("naive_mepi", NAIVE)
     assert spec is not None
@@ -81,11 +82,13 @@ def measure(
     reductions: tuple[str, ...] = SEARCHED,
     progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Images per second of ours (decoding, search, PNG files, reading back) and of the naive search, their ratio, the time ours
-    takes over the forward passes alone, and the share of images with the same answer.
+    """Returns images per second of ours (decoding, search, PNG files, reading back) and of the naive search.
 
-    The network has random weights and its mean output subtracted; its answers at full quality are the labels, so that every
-    image has a MEPI. Rounds alternate between the two, so that the machine's drift cancels.
+    Beside them: their ratio, the time ours takes over the forward passes alone, and the share of images with
+    the same answer.
+
+    The network has random weights and its mean output subtracted; its answers at full quality are the labels,
+    so that every image has a MEPI. Rounds alternate between the two, so that the machine's drift cancels.
     """
     context = open_context("auto", "auto", JobControl())
     device, autocast = context.device, context.autocast

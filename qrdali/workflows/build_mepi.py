@@ -1,4 +1,4 @@
-"""Builds the MEPIs of a split: searches, reads every written file back, and draws a contact sheet per reduction."""
+"""Builds the MEPIs of a split: searches, reads every file back, draws a contact sheet per reduction."""
 
 from __future__ import annotations
 
@@ -61,17 +61,19 @@ def build_mepi(
     root: str | None = None,
     control: JobControl = JobControl(),
 ) -> dict[str, Any]:
-    """Finds, for each image that `best/` of a run classifies correctly, a reduced image that it still gets right.
+    """Finds a minimal reduced image, still classified correctly, of each image that `best/` gets right.
 
-    out: the set's folder; with `resume` it may hold a set that was begun with the same options. reduction: "color", "crop",
-    "resolution", "combination" or "all". windows: candidate windows of a crop, 5 or 9. prefer: which correct neighbour is taken.
-    search: step by step, or every level (color and resolution). limit: images searched, spread evenly over the split.
-    batch_size: of reading the files back. search_batch_size: candidates of a forward pass, None for what suits the device.
-    memory: MiB of decoded originals that are kept. root: where the images of `data` are now, or OLD=NEW.
+    out: the set's folder; with `resume` it may hold a set that was begun with the same options. reduction:
+    "color", "crop", "resolution", "combination" or "all". windows: candidate windows of a crop, 5 or 9.
+    prefer: which correct neighbour is taken. search: step by step, or every level (color and resolution).
+    limit: images searched, spread evenly over the split. batch_size: of reading the files back.
+    search_batch_size: candidates of a forward pass, None for what suits the device. memory: MiB of decoded
+    originals that are kept. root: where the images of `data` are now, or OLD=NEW.
 
-    Returns the summaries by reduction, as in summary.json. Raises InputError or RunError before anything is written where it can,
-    and Interrupted once `control.stop` returns a signal: then what is complete is kept and `resume` continues it. Collective: of
-    several ranks all call it; they share the images, and the first writes the files of the whole set.
+    Returns the summaries by reduction, as in summary.json. Raises InputError or RunError before anything is
+    written where it can, and Interrupted once `control.stop` returns a signal: then what is complete is kept
+    and `resume` continues it. Collective: of several ranks all call it; they share the images, and the first
+    writes the files of the whole set.
     """
     num_levels, folder, group = quality.num_levels_of(step), Path(run), control.group
     rules = group.run_on_all(lambda: _make_rules(reduction, num_levels, windows, prefer, search))
@@ -124,7 +126,10 @@ def build_mepi(
 def _make_rules(
     reduction: str, num_levels: int, windows: int, prefer: str, search: str
 ) -> dict[str, SearchRule]:
-    """Returns a rule per reduction to build. Raises InputError, naming the option, for a value that is none of its choices."""
+    """Returns a rule per reduction to build.
+
+    Raises InputError, naming the option, for a value that is none of its choices.
+    """
     given = {"reduction": reduction, "windows": windows, "prefer": prefer, "search": search}
     for option, value in given.items():
         if value not in _CHOICES[option]:
@@ -170,7 +175,10 @@ def _open_set(
 
 
 class _SetJob:
-    """Builds the reductions of an open set, one after the other. Every method but `_require_own_files` is collective."""
+    """Builds the reductions of an open set, one after the other.
+
+    Every method but `_require_own_files` is collective.
+    """
 
     def __init__(
         self,
@@ -184,7 +192,10 @@ class _SetJob:
         self.evaluator, self.limits, self.context = evaluator, limits, evaluator.context
 
     def build(self, name: str, rule: SearchRule, is_last: bool) -> None:
-        """Builds a reduction unless it is finished. Raises Interrupted after a signal, during the search or after it."""
+        """Builds a reduction unless it is finished.
+
+        Raises Interrupted after a signal, during the search or after it.
+        """
         group, listener = self.context.group, self.context.listener
         if self._is_finished(name):
             listener.line(f"{name} is finished; nothing to do")
@@ -232,10 +243,12 @@ def _summaries(mepis: MepiSet, names: Sequence[str], data: str | Path) -> dict[s
 def wrong_when_read_back(
     evaluator: Evaluator, mepis: MepiSet, reduction: str, check: Callable[[], None]
 ) -> list[int]:
-    """Returns the samples whose written MEPI is not classified correctly, exactly as `qrdali evaluate --set` would. Collective.
+    """Returns the samples whose written MEPI is wrong, classified exactly as `qrdali evaluate --set` does.
 
-    check: is called at every batch and may raise. Raises RunError if the folder holds anything but the set's own readable
-    files, since `evaluate` would count it.
+    Collective.
+
+    check: is called at every batch and may raise. Raises RunError if the folder holds anything but the set's
+    own readable files, since `evaluate` would count it.
     """
     samples = mepis.journal(reduction).with_mepi().tolist()
     expected = {str(mepis.png(reduction, sample).absolute()): sample for sample in samples}
@@ -268,15 +281,15 @@ def _require_own_files(present: set[str], expected: dict[str, int], readable: se
     """Raises RunError for a file that is not expected, or that is and cannot be read; the latter are removed."""
     if strays := sorted(present - expected.keys()):
         raise RunError(
-            f"{printable(strays[0])} is not a file of this set ({len(strays)} such): remove it, then the same "
-            "command with --resume continues"
+            f"{printable(strays[0])} is not a file of this set ({len(strays)} such): remove it, then the "
+            "same command with --resume continues"
         )
     if broken := sorted(expected.keys() - readable):
         for path in broken:
             Path(path).unlink(missing_ok=True)
         raise RunError(
-            f"{printable(broken[0])} was not as it had been written ({len(broken)} such): the same command with "
-            "--resume makes it again"
+            f"{printable(broken[0])} was not as it had been written ({len(broken)} such): the same command "
+            "with --resume makes it again"
         )
 
 

@@ -16,8 +16,11 @@ from qrdali.runs import folder as run_folder
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """Holds one run's share of a comparison: its folder as given, how many images are right, the share of them, and Wilson's
-    95% interval of that share."""
+    """Holds one run's side of a comparison.
+
+    run: the folder as given. correct: images that are right. accuracy: their share. wilson_95: Wilson's 95%
+    interval of that share.
+    """
 
     run: str
     correct: int
@@ -29,8 +32,9 @@ class ComparedRun:
 class Comparison:
     """Holds McNemar's test of two runs on one set of images.
 
-    a: images that both have right, b: only the first, c: only the second, d: neither. statistic = (b - c)² / (b + c), p_value by
-    chi-square with one degree of freedom, exact_p_value by the binomial; stars: *** p < .001, ** p < .01, * p < .05.
+    a: images that both have right, b: only the first, c: only the second, d: neither. statistic = (b - c)² /
+    (b + c), p_value by chi-square with one degree of freedom, exact_p_value by the binomial; stars: *** p <
+    .001, ** p < .01, * p < .05.
     """
 
     a: int
@@ -68,8 +72,8 @@ class Comparison:
 def compare(run_a: str | Path, run_b: str | Path, *, set: str = "test") -> Comparison:
     """Compares two runs on the images of a set that both have been evaluated on.
 
-    set: "train", "val", "test" or a name given to `evaluate`. Raises InputError where a run has no rows of the set, or the rows
-    are not of the same images; RunError where they are damaged.
+    set: "train", "val", "test" or a name given to `evaluate`. Raises InputError where a run has no rows of
+    the set, or the rows are not of the same images; RunError where they are damaged.
     """
     if "/" in set or set in ("", ".", ".."):
         raise InputError(f"--set is {printable(set)!r}: give the name of a set, such as test")

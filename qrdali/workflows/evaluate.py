@@ -36,10 +36,11 @@ _NAMED_FILES = 5  # unreadable files that are named one by one; `--json` has all
 class EvaluateOptions:
     """Says how a run is evaluated.
 
-    batch_size: images of a forward pass. device: "auto", "cpu" or "cuda". amp: "auto", "bf16", "fp16" or "off". threads: that
-    decode, None for all that the process may use. curve_levels: n of the step 1/n of an accuracy curve over the qualities, None
-    for no curve. reduced: a quality below 1 of the step 1 / reduced_levels at which splits are evaluated too, in each reduction.
-    class_map: for data of other classes than the run's.
+    batch_size: images of a forward pass. device: "auto", "cpu" or "cuda". amp: "auto", "bf16", "fp16" or
+    "off". threads: that decode, None for all that the process may use. curve_levels: n of the step 1/n of an
+    accuracy curve over the qualities, None for no curve. reduced: a quality below 1 of the step 1 /
+    reduced_levels at which splits are evaluated too, in each reduction. class_map: for data of other classes
+    than the run's.
     """
 
     batch_size: int = 32
@@ -73,16 +74,18 @@ def evaluate(
     root: str | None = None,
     control: JobControl = JobControl(),
 ) -> list[dict[str, Any]]:
-    """Evaluates `best/` of a run on a split of a data set and on named folders, and writes RUN/predictions/NAME.parquet.
+    """Evaluates `best/` of a run on a split and on named folders; writes RUN/predictions/NAME.parquet.
 
-    data: a data set's folder, of which `split` is evaluated. sets: folders of class folders, paths or s3:// and gs:// URLs, by
-    name. curve: also measures accuracy at every level of `step` in each reduction, into RUN/curves/. reduced: also evaluates the
-    split at this quality in each reduction. class_map: a TSV file of run class and data class, by the rule "argmax" or "sum".
-    root: where the images of `data` are now, or OLD=NEW.
+    data: a data set's folder, of which `split` is evaluated. sets: folders of class folders, paths or s3://
+    and gs:// URLs, by name. curve: also measures accuracy at every level of `step` in each reduction, into
+    RUN/curves/. reduced: also evaluates the split at this quality in each reduction. class_map: a TSV file of
+    run class and data class, by the rule "argmax" or "sum". root: where the images of `data` are now, or
+    OLD=NEW.
 
-    Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy", "unreadable", "rows"}, with "curve",
-    "reduced", "unreadable_files", "map_rule" and "unmapped" where they apply. Raises InputError for what cannot be evaluated,
-    RunError for a damaged run or images that are gone, and Interrupted once `control.stop` returns a signal. Collective.
+    Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy", "unreadable",
+    "rows"}, with "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they apply. Raises
+    InputError for what cannot be evaluated, RunError for a damaged run or images that are gone, and
+    Interrupted once `control.stop` returns a signal. Collective.
     """
     num_levels, sets, folder = num_levels_of(step), sets or {}, Path(run)
 
@@ -121,10 +124,13 @@ def _read_map(file: Path, rule: MapRule, run: Path, data: str | Path | None) -> 
 
 
 class Evaluator:
-    """Classifies with `best/` of a run. Results are dicts as `evaluate` returns them.
+    """Classifies with `best/` of a run.
 
-    The processes of `control.group` evaluate together: all must call the same methods in the same order, and get the same
-    results; rank 0 writes. Every method is collective, and raises Interrupted once `control.stop` returns a signal.
+    Results are dicts as `evaluate` returns them.
+
+    The processes of `control.group` evaluate together: all must call the same methods in the same order, and
+    get the same results; rank 0 writes. Every method is collective, and raises Interrupted once
+    `control.stop` returns a signal.
     """
 
     def __init__(
@@ -150,7 +156,7 @@ class Evaluator:
         self.engine = engine_of(self.context.device, options.threads, self.group, control.listener.warn)
 
     def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
-        """Evaluates a split of a data set, at the reduced quality too if the options have one, and writes the rows."""
+        """Evaluates a split, at the reduced quality too if the options have one, and writes the rows."""
         index = self.group.run_on_all(lambda: self.open_split(data, split, root))
         if not self.group.is_single:
             self.group.require_equal(f"the images of {data}", index.fingerprint)
@@ -166,7 +172,10 @@ class Evaluator:
         return result
 
     def open_split(self, data: Path, split: str, root: str | None = None) -> Index:
-        """Returns the index of a split; raises InputError unless the data set has the classes that are evaluated. Not collective."""
+        """Returns a split's index. Raises InputError unless the data set has the classes that are evaluated.
+
+        Not collective.
+        """
         dataset = Dataset.open(data, root)
         whose = "the --class-map" if self.class_map else f"the run {self.run}"
         dataset.require_classes(self.classes, whose)
@@ -221,7 +230,10 @@ class Evaluator:
             listener.end()
 
     def exit_if_signalled(self, name: str) -> None:
-        """Raises Interrupted after a signal. Called at every batch of this process; `predict` ends the pass on the others."""
+        """Raises Interrupted after a signal.
+
+        Called at every batch of this process; `predict` ends the pass on the others.
+        """
         if signum := self.context.stop():
             raise Interrupted(f"stopped in the evaluation of {name}: the same command begins it anew", signum)
 
@@ -232,7 +244,10 @@ class Evaluator:
         return result
 
     def _name_of_rows(self, name: str) -> str:
-        """Returns the name of a set's rows. Mapped ones have other labels, and must not replace the run's own."""
+        """Returns the name of a set's rows.
+
+        Mapped ones have other labels, and must not replace the run's own.
+        """
         return f"{name}-mapped-{self.class_map.rule}" if self.class_map else name
 
     def _write(self, name: str, index: Index, rows: PredictionRows, unreadable: int) -> dict[str, Any]:
@@ -253,6 +268,9 @@ class Evaluator:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Returns what is written beside rows: the epoch of the weights; for mapped classes also their names and the rule."""
+        """Returns what is written beside rows.
+
+        It is the epoch of the weights; for mapped classes also their names and the rule.
+        """
         mapped = {"classes": list(self.classes), "map_rule": self.class_map.rule} if self.class_map else {}
         return {"epoch": self.trained.epoch, **mapped}

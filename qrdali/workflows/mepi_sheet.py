@@ -20,7 +20,7 @@ _PITCH, _LINE = 2 * _CELL + 3 * _GAP, _CELL + _CAPTION + _GAP  # from one pair t
 
 
 def draw(mepis: MepiSet, reduction: str, reducer: ImageReducer, out: Path) -> None:
-    """Writes a PNG of up to 24 images spread evenly over the set: the original beside its MEPI, in its place and size.
+    """Writes a PNG of up to 24 images spread evenly over the set, each beside its MEPI in place and size.
 
     Removes `out` if the reduction has no MEPI.
     """

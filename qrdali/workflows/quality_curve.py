@@ -1,4 +1,4 @@
-"""Accuracy as a function of quality: every level of a step, one reduction at a time, in rows, a summary and a picture."""
+"""Accuracy as a function of quality, one reduction at a time, in rows, a summary and a picture."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
 
 def measure(evaluator: Evaluator, name: str, index: Index, num_levels: int) -> pa.Table:
-    """Returns a row per image and level of the step 1 / num_levels; crops are centred. Collective.
+    """Returns a row per image and level of the step 1 / num_levels; crops are centred.
 
-    Columns: reduction, level, quality, sample, label, prediction, correct, confidence. Raises Interrupted after a signal.
+    Collective.
+
+    Columns: reduction, level, quality, sample, label, prediction, correct, confidence. Raises Interrupted
+    after a signal.
     """
     batch_size, listener = evaluator.options.batch_size, evaluator.context.listener
     source = open_loader(index, evaluator.trained.preprocessing, batch_size, evaluator.engine)

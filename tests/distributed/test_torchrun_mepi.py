@@ -1,4 +1,4 @@
-"""`build-mepi` and `evaluate` in several processes: the same files as one process writes, whatever dies in between."""
+"""`build-mepi` and `evaluate` in several processes: the files of one process, whatever dies in between."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A network's classes mapped to others: both rules by hand, files that are wrong, and `qrdali evaluate` on such data."""
+"""A network's classes mapped to others: rules by hand, wrong files, and `qrdali evaluate` on such data."""
 
 import json
 import shutil
@@ -78,7 +78,8 @@ RUN = ("tabby", "tiger cat", "husky", "sofa")
 def test_a_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "map.tsv"
     file.write_bytes(
-        "\ufeff# WordNet\nrun_class\tdata_class\r\ntiger cat\tcat\r\n\n# dogs\nhusky\tdog\ntabby\tcat".encode()
+        "\ufeff# WordNet\nrun_class\tdata_class\r\n"
+        "tiger cat\tcat\r\n\n# dogs\nhusky\tdog\ntabby\tcat".encode()
     )
     found = read_class_map(file, RUN, ("dog", "cat", "cat"[::-1])[:2], "sum")
     assert (found.classes, found.target.tolist(), found.rule) == (("dog", "cat"), [1, 1, 0, -1], "sum")
@@ -142,7 +143,7 @@ def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(images: Path, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The test images of four classes as two, "red" before "orange" in no order of the run's: (images, data set)."""
+    """Returns (images, data set) of four classes as two, in another order than the run's."""
     root = tmp_path_factory.mktemp("two")
     for name in dataset.classes:
         for path in sorted((images / "test" / name).iterdir()):

@@ -129,7 +129,6 @@ def test_a_curve_is_the_accuracy_at_every_level(run: Path, dataset: Dataset) -> 
             assert accuracy == pytest.approx(np.mean(correct))
         assert own["accuracy"][0] == found["accuracy"]
         assert found["curve"][reduction] == own
-    # A level is what a loader makes of it: the crop's curve at .25 is the accuracy of pictures cropped by Pillow.
     assert {r["reduction"] for r in rows} == {"color", "crop", "resolution", "combination"}
     for kind in ("png", "svg"):
         assert (run / "curves" / f"val.{kind}").stat().st_size > 5000

@@ -154,7 +154,8 @@ def test_holm() -> None:
     # Worked by hand: sorted .01 .02 .03 .04, times 4 3 2 1, made rising.
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.6, 0.9, 0.5]) == pytest.approx([1, 1, 1])
-    # Aickin and Gensler, Am. J. Public Health 86 (1996) describe it; R's p.adjust(c(.0001, .011, .021, .5), "holm") gives these.
+    # Aickin and Gensler, Am. J. Public Health 86 (1996) describe it;
+    # R's p.adjust(c(.0001, .011, .021, .5), "holm") gives these.
     assert holm([0.0001, 0.011, 0.021, 0.5]) == pytest.approx([0.0004, 0.033, 0.042, 0.5])
     assert holm([]) == []
 
@@ -188,7 +189,7 @@ def test_paired() -> None:
 
 @pytest.mark.parametrize(("images", "gain", "most"), [(50_000, 388, 13_903), (50_000, 293, 7_928)])
 def test_the_slides_stars(images: int, gain: int, most: int) -> None:
-    """Net gains of the slides' ImageNet test: with at most so many discordant images they are ***, with two more they are not."""
+    """With at most so many discordant images the slides' net gains on ImageNet are ***, with two more not."""
     for discordant in (most, most + 2):
         # b + c has the gain's parity, or no whole b and c give it.
         c = (discordant + gain) // 2

@@ -88,8 +88,12 @@ class Numbers:
 
 
 class Planted(nn.Module):
-    """Right if and only if the window holds a point, both sides are at least 3 and the bin width is at most 40; sure of it by
-    a function of everything. `blind`: a bin width or width in pixels at which it is wrong all the same."""
+    """Is right exactly where the window holds a point, the sides are at least 3 and bins at most 40 wide.
+
+    Its confidence is a function of everything.
+
+    `blind`: a bin width or width in pixels at which it is wrong all the same.
+    """
 
     def __init__(self, blind: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -110,7 +114,7 @@ class Planted(nn.Module):
 def brute(
     model: nn.Module, reducer: Numbers, sample: int, height: int, width: int, rule: DescentRule
 ) -> tuple[ReductionState, int] | None:
-    """The definition, one image and candidate at a time, in plain Python; None where it is wrong at full quality."""
+    """Searches by the definition, one candidate at a time; None where it is wrong at full quality."""
     n, pixels = rule.num_levels, Blank(sample, height, width)
 
     def side(length: int, level: int) -> int:

@@ -147,7 +147,7 @@ def test_the_manifest_rebuilds_every_file_byte_for_byte(built: Path, dataset: Da
 
 
 def test_no_neighbour_built_by_pillow_is_right(run: Path, built: Path) -> None:
-    """Local minimality, without our pipelines; the resize filters differ by a level, which may tip a case at the boundary."""
+    """MEPIs are local minima without our pipelines too, but for resize filters that differ by a level."""
     model, trained = run_folder.load_best(run)
     model.eval()
     pre = trained.preprocessing
