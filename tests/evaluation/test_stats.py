@@ -13,6 +13,7 @@ from qrdali.cli.main import cli
 from qrdali.errors import InputError, RunError
 from qrdali.evaluation.prediction_rows import read_rows
 from qrdali.evaluation.stats import bootstrap_mean, holm, mcnemar, paired, wilson
+from qrdali.workflows.compare import compare
 
 
 def outcomes(a: int, b: int, c: int, d: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,6 +110,26 @@ def test_compare(tmp_path: Path) -> None:
     said = CliRunner().invoke(cli, ["compare", str(tmp_path / "a"), str(tmp_path / "b")]).stderr
     assert "McNemar: statistic 5.3333, p = 0.0209 *; exact binomial p = 0.0386" in said
     assert "20 of 27" in said
+
+
+def test_python_compares_without_a_word_what_the_command_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    rows(a, [True] * 20 + [False] * 7, name="mine")
+    rows(b, [True] * 10 + [False] * 10 + [True] * 2 + [False] * 5, name="mine")
+    comparison = compare(a, str(b), set="mine")
+    assert capsys.readouterr() == ("", "")
+    assert (comparison.a, comparison.b, comparison.c, comparison.d) == (10, 10, 2, 5)
+    assert (comparison.set, comparison.images, comparison.stars) == ("mine", 27, "*")
+    assert [one.run for one in comparison.runs] == [str(a), str(b)]
+    assert [one.correct for one in comparison.runs] == [20, 12]
+    assert comparison.runs[1].accuracy == 12 / 27
+    assert comparison.runs[1].wilson_95 == wilson(12, 27)
+    words = ["compare", str(a), str(b), "--set", "mine", "--json"]
+    assert json.loads(CliRunner().invoke(cli, words).stdout) == comparison.to_json()
+    with pytest.raises(InputError, match="has no rows of 'test'"):
+        compare(a, b)
 
 
 def test_compare_refuses(tmp_path: Path) -> None:

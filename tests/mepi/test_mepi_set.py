@@ -81,6 +81,11 @@ def options(run: Path, data: str, out: Path, **values: Any) -> dict[str, Any]:
     }
 
 
+def out_of(words: dict[str, Any]) -> dict[str, Any]:
+    """The options less run and data, which may be given by position."""
+    return {key: value for key, value in words.items() if key not in ("run", "data")}
+
+
 @pytest.fixture(scope="module")
 def built(run: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("mepi") / "set"
@@ -344,6 +349,62 @@ def test_a_signal_ends_with_one_line_and_its_status(run: Path, data: str, tmp_pa
     assert process.returncode == 143
     assert "the same command with --resume continues" in said
     assert "Traceback" not in said
+
+
+def test_python_builds_silently_and_the_listener_is_told_every_pass(
+    run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"step": 0.25, "reduction": "color", "limit": 8}
+    build_mepi(run, Path(data), **out_of(options(run, data, tmp_path / "silent", **words)))
+    assert capsys.readouterr() == ("", "")
+    listener = RecordingListener()
+    told = options(run, data, tmp_path / "told", **words)
+    summaries = build_mepi(**told, control=JobControl(listener))
+    mepis = len(rows(tmp_path / "told"))
+    assert listener.passes == [("color", 8, 8), ("evaluate color, read back", mepis, mepis)]
+    assert listener.lines == [
+        "MEPIs of 8 train images, test_resnet at 32 px, step 0.25, CPU",
+        workflow.summary_line("color", summaries["color"]),
+        f"MEPI set: {tmp_path / 'told'}",
+    ]
+    assert files(tmp_path / "told") == files(tmp_path / "silent")
+    with pytest.raises(InputError, match="--reduction is 'colour': give one of color, crop"):
+        build_mepi(run, data, out=tmp_path / "none", reduction="colour", device="cpu")
+
+
+@pytest.mark.parametrize("call", [1, 4, 9])
+def test_a_stop_interrupts_the_search_and_resume_ends_it(
+    run: Path, data: str, tmp_path: Path, call: int
+) -> None:
+    words = {"step": 0.1, "reduction": "crop", "limit": 8}
+    build_mepi(**options(run, data, tmp_path / "plain", **words))
+    listener, calls = RecordingListener(), iter(range(1, 10_000))
+    control = JobControl(listener, lambda: 15 if next(calls) == call else 0)
+    stopped = options(run, data, tmp_path / "stopped", **words)
+    message = r"stopped in crop with \d images complete: the same command with --resume continues"
+    with pytest.raises(Interrupted, match=message) as interruption:
+        build_mepi(**stopped, control=control)
+    assert interruption.value.signum == 15
+    assert listener.lines[-1] == str(interruption.value)
+    assert listener.open is None
+    assert not (tmp_path / "stopped" / "manifest.parquet").exists()
+    build_mepi(**stopped, resume=True)
+    assert files(tmp_path / "stopped") == files(tmp_path / "plain")
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "plain")
+
+
+def test_a_stop_after_a_reduction_is_finished_interrupts_before_the_next(
+    run: Path, data: str, tmp_path: Path
+) -> None:
+    listener = RecordingListener()
+    control = JobControl(listener, lambda: 2 * any("color: mean" in line for line in listener.lines))
+    words = options(run, data, tmp_path / "set", step=0.25, limit=4)
+    with pytest.raises(Interrupted, match="stopped after color: the same command with --resume") as stopped:
+        build_mepi(**words, control=control)
+    assert stopped.value.signum == 2
+    assert listener.lines[-1] == str(stopped.value)
+    assert list(json.loads((tmp_path / "set" / "summary.json").read_text())) == ["color"]
+    assert list(build_mepi(**words, resume=True)) == list(mepi_set.SEARCHED)
 
 
 def test_more_reductions_join_a_set(run: Path, data: str, tmp_path: Path) -> None:
