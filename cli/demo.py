@@ -27,14 +27,16 @@ def demo(out: str) -> None:
     """
     import time
 
-    from qrdali.cli.build_mepi import build as build_mepi
-    from qrdali.cli.evaluate import Evaluator
     from qrdali.cli.report import make
-    from qrdali.cli.terminal import Bar, say
+    from qrdali.cli.signals import StopSignal
+    from qrdali.cli.terminal import Bar, TerminalListener, say
     from qrdali.data.scan import build_dataset
     from qrdali.data.shapes import ShapesSpec, generate
-    from qrdali.errors import InputError
+    from qrdali.errors import InputError, Interrupted
+    from qrdali.interfaces import JobControl
     from qrdali.runs.settings import validate_settings
+    from qrdali.workflows.build_mepi import build_mepi
+    from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
     from qrdali.workflows.train import run_training
 
     folder, begun = Path(out), time.monotonic()
@@ -60,7 +62,8 @@ def demo(out: str) -> None:
         say(f"--- {method}")
         run_training(validate_settings({"method": method, **common, **values}), runs / method, False)
     for method in plans:
-        result = Evaluator(runs / method, device="cpu", reduced=REDUCED).split(data, "test")
+        options = EvaluateOptions(device="cpu", reduced=REDUCED)
+        result = Evaluator(runs / method, options, JobControl(TerminalListener())).split(data, "test")
         at = ", ".join(
             f"{reduction} {found['accuracy']:.3f}" for reduction, found in result["reduced"].items()
         )
@@ -71,13 +74,18 @@ def demo(out: str) -> None:
     sets = {}
     for method in SEARCHED:
         say(f"--- MEPIs of {method}")
-        sets[method] = build_mepi(
-            run=str(runs / method),
-            data=str(data),
-            out=str(folder / "mepi" / method),
-            limit=IMAGES,
-            device="cpu",
-        )
+        with StopSignal() as stop:
+            try:
+                sets[method] = build_mepi(
+                    runs / method,
+                    data,
+                    out=folder / "mepi" / method,
+                    limit=IMAGES,
+                    device="cpu",
+                    control=JobControl(TerminalListener(), stop),
+                )
+            except Interrupted as interruption:
+                raise SystemExit(128 + interruption.signum) from None
     say("mean entropy quotient of MEPIs: " + ", ".join(SEARCHED))
     for reduction in sets[SEARCHED[0]]:
         quotients = [sets[method][reduction]["mean_quotient"] for method in SEARCHED]

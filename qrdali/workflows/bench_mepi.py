@@ -1,4 +1,4 @@
-"""The MEPI search beside a naive one (`benchmarks/naive_mepi.py`) on the same images, reduction by reduction, in one process."""
+"""The MEPI search beside a naive one (`benchmarks/naive_mepi.py`) on the same images, in one process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from qrdali.data.index import Index, Samples, Writer
 from qrdali.data.scan import Reading, index_folder
 from qrdali.errors import InputError
 from qrdali.evaluation.predict import predict
+from qrdali.interfaces import JobControl, RunContext
 from qrdali.mepi.build import Builder
-from qrdali.mepi.folder import SEARCHED, MepiSet
-from qrdali.mepi.search import Search, SearchRule
+from qrdali.mepi.folder import SEARCHED, MepiSet, MepiSource
+from qrdali.mepi.search import Search, SearchLimits, SearchRule
 from qrdali.pipelines.engine import Engine, engine_for
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.pipelines.loader import open_loader
@@ -29,13 +30,14 @@ from qrdali.reduction import quality
 from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.reduction.neighbors import DescentRule
 from qrdali.schedule.epoch_plan import EpochPlan
-from qrdali.system.device import autocast_for, probe_batch_size
+from qrdali.system.device import probe_batch_size
 from qrdali.workflows.bench_loader import machine
+from qrdali.workflows.context import open_context
 
 NAIVE = Path(__file__).resolve().parents[2] / "benchmarks" / "naive_mepi.py"
 
-# Images per second of the thesis' slides with EfficientNet-B3 on an RTX 3090, if its hours are for the 25,000 images of ImageNet's
-# validation set in the slides: an assumption, the slides do not say.
+# Images per second of the thesis' slides with EfficientNet-B3 on an RTX 3090, if its hours are for the 25,000
+# images of ImageNet's validation set in the slides: an assumption, the slides do not say.
 THESIS = {"color": 0.39, "crop": 0.13, "resolution": 0.60, "combination": 0.13}
 
 
@@ -52,21 +54,12 @@ class _Centred(nn.Module):
         return logits
 
 
-class _Quiet:
-    """A watcher that shows nothing."""
-
-    def begin(self, what: str, images: int) -> None: ...
-    def advance(self, images: int, note: Callable[[], str]) -> None: ...
-    def end(self) -> None: ...
-    def line(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
-
-
 def naive_module() -> Any:
     """The reference, which is no part of the package. Raises InputError where there is no checkout."""
     if not NAIVE.exists():
         raise InputError(
-            f"{NAIVE} is not there: the naive reference is in qrdali's repository, run this command from a checkout"
+            f"{NAIVE} is not there: the naive reference is in qrdali's repository, run this command from a "
+            "checkout"
         )
     spec = importlib.util.spec_from_file_location("naive_mepi", NAIVE)
     assert spec is not None
@@ -89,26 +82,24 @@ def measure(
     reductions: tuple[str, ...] = SEARCHED,
     progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Images per second of ours (decoding, search, PNG files, reading back) and of the naive search, their ratio, the time ours
-    takes over the forward passes alone, and the share of images with the same answer.
+    """Returns images per second of ours (decoding, search, PNG files, reading back) and of the naive search.
 
-    The network has random weights and its mean output subtracted; its answers at full quality are the labels, so that every
-    image has a MEPI. Rounds alternate between the two, so that the machine's drift cancels.
+    Beside them: their ratio, the time ours takes over the forward passes alone, and the share of images with
+    the same answer.
+
+    The network has random weights and its mean output subtracted; its answers at full quality are the labels,
+    so that every image has a MEPI. Rounds alternate between the two, so that the machine's drift cancels.
     """
-    device = (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    context = open_context("auto", "auto", JobControl())
+    device, autocast = context.device, context.autocast
     naive, n, pre = naive_module(), quality.num_levels_of(step), models.preprocessing(name, side)
-    autocast = autocast_for("auto", device)[0]
     engine = engine_for(device, threads, warn)
     torch.manual_seed(0)
     model = _Centred(models.create(name, 20)).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     at_once = probe_batch_size(device, 128)
     classes = tuple(f"class-{i}" for i in range(20))
     with TemporaryDirectory() as folder:
-        part = _labelled(index, images, model, pre, engine, autocast, classes, Path(folder) / "part.arrow")
+        part = _labelled(index, images, model, pre, engine, context, classes, Path(folder) / "part.arrow")
         samples = list(range(len(part)))
         few = [
             samples[i * len(samples) // min(naive_images, len(samples))]
@@ -124,10 +115,9 @@ def measure(
             same = 0
             for turn in range(rounds):
                 out = Path(folder) / f"{reduction}-{turn}"
-                mepis = MepiSet.open(out, part, classes, n, {}, False)
-                search = Search(
-                    model, open_image_reducer(part, pre, engine), rule, at_once, 1 << 30, threads, autocast
-                )
+                mepis = MepiSet.open(out, MepiSource(part, classes, n), {}, False)
+                limits = SearchLimits(at_once, 1 << 30, threads)
+                search = Search(model, open_image_reducer(part, pre, engine), rule, limits, context)
 
                 def read_back(
                     check: Callable[[], None],
@@ -136,7 +126,7 @@ def measure(
                     reduction: str = reduction,
                 ) -> list[int]:
                     index_folder(out / reduction, classes, out / "set.arrow", Reading(verify=False))
-                    rows = _classified(Index(out / "set.arrow", 20), model, pre, engine, autocast)
+                    rows = _classified(Index(out / "set.arrow", 20), model, pre, engine, context)
                     return [
                         int(Path(p).stem)
                         for p in Index(out / "set.arrow", 20).paths(
@@ -145,9 +135,7 @@ def measure(
                     ]
 
                 begun = time.perf_counter()
-                row = Builder(mepis, reduction, search, threads, read_back, _Quiet(), lambda: 0).build(
-                    samples
-                )
+                row = Builder(mepis, reduction, search, read_back, context).build(samples)
                 taken = time.perf_counter() - begun
                 progress(f"{reduction}, ours")
                 ours.append(len(samples) / taken)
@@ -197,7 +185,7 @@ def _labelled(
     model: _Centred,
     pre: models.Preprocessing,
     engine: Engine,
-    autocast: Any,
+    context: RunContext,
     classes: tuple[str, ...],
     file: Path,
 ) -> Index:
@@ -207,11 +195,11 @@ def _labelled(
     loader, total, count = open_loader(Index(file, len(classes)), pre, 8, engine), 0.0, 0
     with torch.inference_mode():
         for batch in loader.epoch(EpochPlan(len(every), 8, FULL_QUALITY)):
-            with autocast():
+            with context.autocast():
                 total = total + model(batch.images).float().sum(0)
             count += len(batch.labels)
     model.mean = total / count
-    rows = _classified(Index(file, len(classes)), model, pre, engine, autocast)
+    rows = _classified(Index(file, len(classes)), model, pre, engine, context)
     _write(file, index, every, rows.predictions)
     return Index(file, len(classes))
 
@@ -227,11 +215,10 @@ def _write(file: Path, index: Index, samples: Samples, labels: Samples) -> None:
 
 
 def _classified(
-    index: Index, model: nn.Module, pre: models.Preprocessing, engine: Engine, autocast: Any
+    index: Index, model: nn.Module, pre: models.Preprocessing, engine: Engine, context: RunContext
 ) -> Any:
-    return predict(
-        model, open_loader(index, pre, 32, engine), EpochPlan(len(index), 32, FULL_QUALITY), autocast
-    )
+    plan = EpochPlan(len(index), 32, FULL_QUALITY)
+    return predict(model, open_loader(index, pre, 32, engine), plan, context)
 
 
 def _forward_rate(

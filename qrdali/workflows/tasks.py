@@ -66,21 +66,21 @@ def _data(tasks: Tasks) -> None:
 
 def _evaluate(tasks: Tasks, run: PlannedRun) -> dict[str, float]:
     """Accuracy by name of the rows."""
-    from qrdali.cli.evaluate import Evaluator
-    from qrdali.cli.terminal import say
+    from qrdali.cli.terminal import TerminalListener, say
+    from qrdali.interfaces import JobControl
     from qrdali.reduction.quality import num_levels_of
+    from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 
     asked, settings = tasks.matrix.evaluate, run.settings
-    extra: dict[str, Any] = {} if asked.reduced is None else {"reduced": asked.reduced}
-    evaluator = Evaluator(
-        tasks.folder.run(run.name),
+    options = EvaluateOptions(
         settings.batch_size,
         settings.device,
         settings.amp,
         settings.threads or None,
         num_levels_of(asked.curve_step) if asked.curve else None,
-        **extra,
+        asked.reduced,
     )
+    evaluator = Evaluator(tasks.folder.run(run.name), options, JobControl(TerminalListener()))
     results = [evaluator.split(tasks.data, split) for split in asked.splits]
     results += [evaluator.folder(name, folder) for name, folder in asked.sets.items()]
     found = {
@@ -92,28 +92,37 @@ def _evaluate(tasks: Tasks, run: PlannedRun) -> dict[str, float]:
 
 def _mepi(tasks: Tasks, run: PlannedRun) -> dict[str, float | None]:
     """Mean entropy quotient by reduction."""
-    from qrdali.cli.build_mepi import build
+    from qrdali.cli.signals import StopSignal
+    from qrdali.cli.terminal import TerminalListener
+    from qrdali.errors import Interrupted
+    from qrdali.interfaces import JobControl
+    from qrdali.workflows.build_mepi import build_mepi
 
     asked, settings = tasks.matrix.mepi, run.settings
     every = len(asked.reductions) == 4
     found: dict[str, float | None] = {}
     for reduction in ("all",) if every else asked.reductions:
-        summaries = build(
-            run=str(tasks.folder.run(run.name)),
-            data=str(tasks.data),
-            out=str(tasks.folder.mepi(run.name)),
-            split=asked.split,
-            reduction=reduction,
-            step=asked.step,
-            windows=str(asked.windows),
-            prefer=asked.prefer,
-            limit=asked.limit,
-            batch_size=settings.batch_size,
-            device=settings.device,
-            amp=settings.amp,
-            threads=settings.threads or None,
-            resume=True,
-        )
+        with StopSignal() as stop:
+            try:
+                summaries = build_mepi(
+                    tasks.folder.run(run.name),
+                    tasks.data,
+                    out=tasks.folder.mepi(run.name),
+                    split=asked.split,
+                    reduction=reduction,
+                    step=asked.step,
+                    windows=asked.windows,
+                    prefer=asked.prefer,
+                    limit=asked.limit,
+                    batch_size=settings.batch_size,
+                    device=settings.device,
+                    amp=settings.amp,
+                    threads=settings.threads or None,
+                    resume=True,
+                    control=JobControl(TerminalListener(), stop),
+                )
+            except Interrupted as interruption:
+                raise SystemExit(128 + interruption.signum) from None
         found |= {name: summary["mean_quotient"] for name, summary in summaries.items()}
     return found
 

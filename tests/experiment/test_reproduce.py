@@ -220,7 +220,7 @@ def test_stopped_in_a_run_and_continued(
 
 
 def test_stopped_between_two_safe_points(call: Call, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qrdali.cli.evaluate import Evaluator
+    from qrdali.workflows.evaluate import Evaluator
 
     def stopping(self: Evaluator, *_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
