@@ -109,8 +109,8 @@ class TerminalListener:
     def __init__(self) -> None:
         self._bar: Bar | None = None
 
-    def begin(self, what: str, images: int) -> None:
-        self._bar = Bar(what, images).__enter__()
+    def begin(self, what: str, total: int, unit: str = "images") -> None:
+        self._bar = Bar(what, total, unit).__enter__()
         self._noted = time.monotonic()
 
     def advance(self, images: int, note: Callable[[], str]) -> None:

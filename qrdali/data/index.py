@@ -166,7 +166,16 @@ class Writer(RowWriter):
 
 @dataclass(frozen=True)
 class Dataset:
-    """An indexed data set: its folder, its class names in label order, the splits it has, and where its images are if they moved."""
+    """Opens an indexed data set: the images stay where they are, the index says where and what they are.
+
+    folder: of the index. classes: their names in label order. splits: those of train, val and test that it has.
+    moved: where the images are now, if they moved since. `data["train"]` is a split's index; see `Dataset.open`.
+
+    Example:
+        >>> data = qrdali.Dataset.open("data")
+        >>> data.splits, len(data.classes), len(data["train"])
+        (('train', 'val', 'test'), 4, 24)
+    """
 
     folder: Path
     classes: tuple[str, ...]
@@ -174,8 +183,9 @@ class Dataset:
     moved: Moved | None = None
 
     @classmethod
-    def open(cls, folder: Path, root: str | None = None) -> Dataset:
+    def open(cls, folder: Path | str, root: str | None = None) -> Dataset:
         """root: what --root says. Raises InputError if `folder` is no data set, or does not say what `root` takes the place of."""
+        folder = Path(folder)
         listing = folder / "classes.tsv"
         if not listing.is_file():
             hint = (
@@ -228,6 +238,10 @@ class Dataset:
         if not len(index):
             raise InputError(f"{self.folder}: the split {split!r} holds no image")
         return index
+
+    def __getitem__(self, split: str) -> Index:
+        """Returns the index of "train", "val" or "test"; raises as `index` does."""
+        return self.index(split)
 
     def rows(self, split: str) -> Index:
         """The index of a split it has, which may be empty."""
