@@ -39,7 +39,6 @@ def test_the_example_of_a_docstring_runs(name: str, in_workplace: Path) -> None:
     assert not failures(tests)
 
 
-@pytest.mark.skipif(not DOCS.exists(), reason="")
 def test_the_examples_of_the_docs_run(in_workplace: Path) -> None:
     test = doctest.DocTestParser().get_doctest(
         DOCS.read_text("utf-8"), names(), DOCS.name, str(DOCS), lineno=0
