@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qrdali.data.index import Dataset
     from qrdali.errors import InputError, RunError
     from qrdali.workflows.images import entropy, quotient, read, reduce
-    from qrdali.workflows.jobs import index, train
+    from qrdali.workflows.jobs import build_mepi, compare, evaluate, index, reproduce, train, write_report
     from qrdali.workflows.loader import Loader
     from qrdali.workflows.run import Run
     from qrdali.workflows.schedule import Schedule
@@ -26,12 +26,17 @@ _MODULES = {
     "Run": "qrdali.workflows.run",
     "RunError": "qrdali.errors",
     "Schedule": "qrdali.workflows.schedule",
+    "build_mepi": "qrdali.workflows.jobs",
+    "compare": "qrdali.workflows.jobs",
     "entropy": "qrdali.workflows.images",
+    "evaluate": "qrdali.workflows.jobs",
     "index": "qrdali.workflows.jobs",
     "quotient": "qrdali.workflows.images",
     "read": "qrdali.workflows.images",
     "reduce": "qrdali.workflows.images",
+    "reproduce": "qrdali.workflows.jobs",
     "train": "qrdali.workflows.jobs",
+    "write_report": "qrdali.workflows.jobs",
 }
 
 __all__ = [
@@ -42,12 +47,17 @@ __all__ = [
     "RunError",
     "Schedule",
     "__version__",
+    "build_mepi",
+    "compare",
     "entropy",
+    "evaluate",
     "index",
     "quotient",
     "read",
     "reduce",
+    "reproduce",
     "train",
+    "write_report",
 ]
 
 
