@@ -189,9 +189,15 @@ class Writer(RowWriter):
 
 @dataclass(frozen=True)
 class Dataset:
-    """An indexed data set: its folder, its class names in label order, the splits it has.
+    """Opens an indexed data set: the images stay where they are, the index says where and what they are.
 
-    relocation: where its images are now, if they moved.
+    folder: of the index. classes: their names in label order. splits: those of train, val and test that it has.
+    relocation: where the images are now, if they moved. `data["train"]` is a split's index; see `Dataset.open`.
+
+    Example:
+        >>> data = qrdali.Dataset.open("data")
+        >>> data.splits, len(data.classes), len(data["train"])
+        (('train', 'val', 'test'), 4, 24)
     """
 
     folder: Path
@@ -200,12 +206,13 @@ class Dataset:
     relocation: Relocation | None = None
 
     @classmethod
-    def open(cls, folder: Path, root: str | None = None) -> Dataset:
+    def open(cls, folder: Path | str, root: str | None = None) -> Dataset:
         """Opens the data set in `folder`; `root` is the value of --root: where its images are now.
 
         Raises InputError if `folder` is not a data set, or does not say what `root` replaces, and RunError if it is
         damaged.
         """
+        folder = Path(folder)
         listing = folder / "classes.tsv"
         if not listing.is_file():
             hint = (
@@ -255,6 +262,10 @@ class Dataset:
         if not len(index):
             raise InputError(f"{self.folder}: the split {split!r} holds no image")
         return index
+
+    def __getitem__(self, split: str) -> Index:
+        """Returns the index of "train", "val" or "test"; raises as `index` does."""
+        return self.index(split)
 
     def rows(self, split: str) -> Index:
         """Returns the index of a split that the data set has, which may be empty."""
