@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from qrdali.data.index import Dataset
+    from qrdali.interfaces import ProgressListener
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_data = click.option(
+    "--data", type=click.Path(), help="Data set whose train split is used.  [default: generated JPEGs]"
+)
+_model = click.option("--model", "name", default="squeezenet1_1", show_default=True)
+_threads = click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
+_input_size = click.option("--input-size", type=click.IntRange(8, 4096), help="[default: the model's]")
+_batch_size = click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+
+def _rounds(default: int) -> Callable[[F], F]:
+    return click.option("--rounds", type=click.IntRange(1), default=default, show_default=True)
 
 
 @click.group()
@@ -20,48 +41,36 @@ def bench() -> None:
 @click.option(
     "--data", type=click.Path(), help="Data set whose train split is read.  [default: 2,048 generated JPEGs]"
 )
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
+@_rounds(5)
+@_threads
 @click.option("--input-size", type=click.IntRange(8, 4096), default=224, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@_batch_size
+@_json
 def loader(
     data: str | None, rounds: int, threads: int | None, input_size: int, batch_size: int, as_json: bool
 ) -> None:
-    """Images per second of the loader at full and reduced quality, of torchvision's and of a plain DALI graph.
+    """Measure images per second of the loader at full and reduced quality, of torchvision's and of a plain DALI graph.
 
     \b
     Example: qrdali bench loader --rounds 5 --json > loader.json
     """
-    import os
-    import tempfile
-
     from rich.console import Console
-    from rich.table import Table
 
-    from qrdali.cli.signals import sigterm_exits
-    from qrdali.cli.terminal import Bar, emit
-    from qrdali.data.index import Dataset
-    from qrdali.data.scan import build_dataset
-    from qrdali.data.shapes import ShapesSpec, generate
+    from qrdali.cli.terminal import emit
     from qrdali.workflows.bench_loader import measure
 
-    with sigterm_exits(), tempfile.TemporaryDirectory() as folder:
-        if data is None:
-            spec = ShapesSpec(classes=16, train=128, val=0, test=0)
-            with Bar("generate", spec.total, "files") as bar:
-                generate(Path(folder) / "images", spec, progress=bar.advance)
-            build_dataset(Path(folder) / "images", Path(folder) / "data")
-        index = Dataset.open(Path(data) if data else Path(folder) / "data").index("train")
-        with Bar("measure", (rounds + 1) * 9, "runs") as bar:
-            result = measure(
-                index,
-                rounds=rounds,
-                side=input_size,
-                threads=threads or os.cpu_count() or 1,
-                batch_size=batch_size,
-                progress=lambda name: bar.advance(1, name),
-            )
+    result = _measured(
+        data,
+        128,
+        lambda dataset, listener: measure(
+            dataset.index("train"),
+            rounds=rounds,
+            side=input_size,
+            threads=threads or _cores(),
+            batch_size=batch_size,
+            listener=listener,
+        ),
+    )
     result["command"] = (
         f"qrdali bench loader --rounds {rounds} --threads {result['threads']} --input-size {input_size} "
         f"--batch-size {batch_size} --json"
@@ -69,27 +78,28 @@ def loader(
     if as_json:
         emit(result)
         return
-    table = Table("loader", "images/s", "min", "max")
-    for name, rate in result["images_per_second"].items():
-        table.add_row(name, *(f"{rate[key]:,.0f}" for key in ("median", "min", "max")))
-    console = Console(stderr=True)
-    console.print(table)
+    _show(
+        ("loader", "images/s", "min", "max"),
+        [
+            (name, *(f"{rate[key]:,.0f}" for key in ("median", "min", "max")))
+            for name, rate in result["images_per_second"].items()
+        ],
+    )
     for title in ("speed_ratio", "time_reduced_over_full"):
         for name, value in result[title].items():
-            console.print(f"{title.replace('_', ' ')}: {name} {value:.2f}", highlight=False)
+            line = f"{title.replace('_', ' ')}: {name} {value:.2f}"
+            Console(stderr=True).print(line, highlight=False)
 
 
 @bench.command()
-@click.option(
-    "--data", type=click.Path(), help="Data set whose train split is used.  [default: generated JPEGs]"
-)
-@click.option("--model", "name", default="squeezenet1_1", show_default=True)
+@_data
+@_model
 @click.option("--images", type=click.IntRange(2), default=256, show_default=True, help="Images of an epoch.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
-@click.option("--input-size", type=click.IntRange(8, 4096), help="[default: the model's]")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@_rounds(3)
+@_threads
+@_input_size
+@_batch_size
+@_json
 def train(
     data: str | None,
     name: str,
@@ -100,43 +110,29 @@ def train(
     batch_size: int,
     as_json: bool,
 ) -> None:
-    """Seconds of a full epoch, of reduced ones and of adaptive probes, and their ratios, beside the thesis'.
+    """Measure seconds of a full epoch, of reduced ones and of adaptive probes, and their ratios, beside the thesis'.
 
     \b
     Example: qrdali bench train --model squeezenet1_1 --json > train.json
     """
-    import os
-    import tempfile
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from qrdali.cli.signals import sigterm_exits
-    from qrdali.cli.terminal import Bar, emit
-    from qrdali.data.index import Dataset
-    from qrdali.data.scan import build_dataset
-    from qrdali.data.shapes import ShapesSpec, generate
+    from qrdali.cli.terminal import emit
     from qrdali.workflows.bench_train import measure
 
-    with sigterm_exits(), tempfile.TemporaryDirectory() as folder:
-        if data is None:
-            spec = ShapesSpec(classes=16, train=-(-images // 16), val=0, test=0)
-            with Bar("generate", spec.total, "files") as bar:
-                generate(Path(folder) / "images", spec, progress=bar.advance)
-            build_dataset(Path(folder) / "images", Path(folder) / "data")
-        dataset = Dataset.open(Path(data) if data else Path(folder) / "data")
-        with Bar("measure", (rounds + 1) * 11, "runs") as bar:
-            result = measure(
-                dataset.index("train"),
-                len(dataset.classes),
-                name=name,
-                rounds=rounds,
-                side=input_size,
-                threads=threads or os.cpu_count() or 1,
-                batch_size=batch_size,
-                images=images,
-                progress=lambda what: bar.advance(1, what),
-            )
+    result = _measured(
+        data,
+        -(-images // 16),
+        lambda dataset, listener: measure(
+            dataset.index("train"),
+            len(dataset.classes),
+            name=name,
+            rounds=rounds,
+            side=input_size,
+            threads=threads or _cores(),
+            batch_size=batch_size,
+            images=images,
+            listener=listener,
+        ),
+    )
     result["command"] = (
         f"qrdali bench train --model {name} --images {result['images']} --rounds {rounds} --threads "
         f"{result['threads']} --input-size {result['input_size']} --batch-size {batch_size} --json"
@@ -144,20 +140,25 @@ def train(
     if as_json:
         emit(result)
         return
-    table = Table("epoch or probe", "seconds", "÷ full", "thesis ÷ full")
-    for what, taken in result["seconds"].items():
-        ours, theirs = (result[key].get(what) for key in ("over_full", "thesis_over_full"))
-        table.add_row(
-            what, f"{taken['median']:.2f}", *("" if v is None else f"{v:.2f}" for v in (ours, theirs))
-        )
-    Console(stderr=True).print(table)
+    _show(
+        ("epoch or probe", "seconds", "÷ full", "thesis ÷ full"),
+        [
+            (
+                kind,
+                f"{seconds['median']:.2f}",
+                *(
+                    "" if (ratio := result[key].get(kind)) is None else f"{ratio:.2f}"
+                    for key in ("over_full", "thesis_over_full")
+                ),
+            )
+            for kind, seconds in result["seconds"].items()
+        ],
+    )
 
 
 @bench.command()
-@click.option(
-    "--data", type=click.Path(), help="Data set whose train split is used.  [default: generated JPEGs]"
-)
-@click.option("--model", "name", default="squeezenet1_1", show_default=True)
+@_data
+@_model
 @click.option(
     "--images", type=click.IntRange(1), default=32, show_default=True, help="Images searched by ours."
 )
@@ -169,10 +170,10 @@ def train(
     help="Of them, searched by the naive reference.",
 )
 @click.option("--step", default=0.05, show_default=True, help="Grid of qualities, 1/n.")
-@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
-@click.option("--input-size", type=click.IntRange(8, 4096), help="[default: the model's]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@_rounds(1)
+@_threads
+@_input_size
+@_json
 def mepi(
     data: str | None,
     name: str,
@@ -184,65 +185,82 @@ def mepi(
     input_size: int | None,
     as_json: bool,
 ) -> None:
-    """Images per second of build-mepi and of a naive search, per reduction. Needs a checkout: the reference is in benchmarks/.
+    """Measure images per second of build-mepi and of a naive search, per reduction.
+
+    Needs a checkout: the reference is in benchmarks/.
 
     \b
     Example: qrdali bench mepi --model squeezenet1_1 --json > mepi.json
     """
-    import os
-    import tempfile
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from qrdali.cli.signals import sigterm_exits
-    from qrdali.cli.terminal import Bar, emit
-    from qrdali.data.index import Dataset
-    from qrdali.data.scan import build_dataset
-    from qrdali.data.shapes import ShapesSpec, generate
+    from qrdali.cli.terminal import emit
     from qrdali.workflows.bench_mepi import measure, naive_module
 
-    naive_module()
-    with sigterm_exits(), tempfile.TemporaryDirectory() as folder:
-        if data is None:
-            spec = ShapesSpec(classes=16, train=-(-images // 16), val=0, test=0)
-            with Bar("generate", spec.total, "files") as bar:
-                generate(Path(folder) / "images", spec, progress=bar.advance)
-            build_dataset(Path(folder) / "images", Path(folder) / "data")
-        index = Dataset.open(Path(data) if data else Path(folder) / "data").index("train")
-        with Bar("measure", rounds * 8, "runs") as bar:
-            result = measure(
-                index,
-                name=name,
-                side=input_size,
-                threads=threads or os.cpu_count() or 1,
-                images=images,
-                naive_images=naive_images,
-                step=step,
-                rounds=rounds,
-                progress=lambda what: bar.advance(1, what),
-            )
+    naive_module()  # refused before pictures are generated
+    result = _measured(
+        data,
+        -(-images // 16),
+        lambda dataset, listener: measure(
+            dataset.index("train"),
+            name=name,
+            side=input_size,
+            threads=threads or _cores(),
+            images=images,
+            naive_images=naive_images,
+            step=step,
+            rounds=rounds,
+            listener=listener,
+        ),
+    )
     result["command"] = (
-        f"qrdali bench mepi --model {name} --images {result['images']} --naive-images {result['naive_images']} --step "
-        f"{step:g} --rounds {rounds} --threads {result['threads']} --input-size {result['input_size']} --json"
+        f"qrdali bench mepi --model {name} --images {result['images']} --naive-images {result['naive_images']} "
+        f"--step {step:g} --rounds {rounds} --threads {result['threads']} "
+        f"--input-size {result['input_size']} --json"
     )
     if as_json:
         emit(result)
         return
-    table = Table("reduction", "images/s", "naive", "ratio", "÷ forward alone", "evaluations", "same answer")
-    for what, row in result["reductions"].items():
-        table.add_row(
-            what,
-            *(
-                str(row[key])
-                for key in (
-                    "images_per_second",
-                    "naive_images_per_second",
-                    "ratio",
-                    "over_forward_alone",
-                    "evaluations_per_image",
-                    "same_answer",
-                )
-            ),
-        )
+    columns = {
+        "images/s": "images_per_second",
+        "naive": "naive_images_per_second",
+        "ratio": "ratio",
+        "÷ forward alone": "over_forward_alone",
+        "evaluations": "evaluations_per_image",
+        "same answer": "same_answer",
+    }
+    _show(
+        ("reduction", *columns),
+        [
+            (reduction, *(str(row[key]) for key in columns.values()))
+            for reduction, row in result["reductions"].items()
+        ],
+    )
+
+
+def _measured(
+    data: str | None, per_class: int, measure: Callable[[Dataset, ProgressListener], dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns what `measure` does on the data set `data`, or on generated pictures, `per_class` of each of 16 classes."""
+    from qrdali.cli.signals import sigterm_exits
+    from qrdali.cli.terminal import TerminalListener
+    from qrdali.workflows.generated_data import dataset_or_pictures
+
+    listener = TerminalListener()
+    with sigterm_exits(), dataset_or_pictures(Path(data) if data else None, per_class, listener) as dataset:
+        return measure(dataset, listener)
+
+
+def _cores() -> int:
+    import os
+
+    return os.cpu_count() or 1
+
+
+def _show(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Prints a table on stderr."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
     Console(stderr=True).print(table)

@@ -1,18 +1,10 @@
-"""`qrdali demo`: the main job on generated pictures, on any CPU."""
+"""`qrdali demo`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
-
-MODEL, INPUT_SIZE, EPOCHS = "test_resnet", 96, 15
-SEARCHED, IMAGES = (
-    ("baseline", "linear"),
-    24,
-)  # runs whose MEPIs are compared, and on how many validation images
-REDUCED = 0.5  # quality of the reduced test sets
 
 
 @click.command()
@@ -25,76 +17,16 @@ def demo(out: str) -> None:
     \b
     Example: qrdali demo --out demo
     """
-    import time
-
-    from qrdali.cli.report import make
     from qrdali.cli.signals import StopSignal
-    from qrdali.cli.terminal import Bar, TerminalListener, say
-    from qrdali.data.scan import build_dataset
-    from qrdali.data.shapes import ShapesSpec, generate
-    from qrdali.errors import InputError, Interrupted
+    from qrdali.cli.terminal import TerminalListener, say
+    from qrdali.errors import Interrupted
     from qrdali.interfaces import JobControl
-    from qrdali.runs.settings import validate_settings
-    from qrdali.workflows.build_mepi import build_mepi
-    from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
-    from qrdali.workflows.train import run_training
+    from qrdali.workflows.demo import run_demo
 
-    folder, begun = Path(out), time.monotonic()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty: choose another --out or remove it")
-    spec = ShapesSpec()
-    with Bar("generate", spec.total, "files") as bar:
-        generate(folder / "images", spec, progress=bar.advance)
-    data = folder / "data"
-    with Bar("index", spec.total, "files") as bar:
-        build_dataset(folder / "images", data, progress=lambda split, files: bar.advance(files, split))
-    # The CPU even where there is a GPU: the demo shows the same figures everywhere.
-    common = {"data": str(data), "model": MODEL, "input_size": INPUT_SIZE, "device": "cpu", "batch_size": 16}
-    runs = folder / "runs"
-    after: dict[str, Any] = {"init": str(runs / "shared"), "max_epochs": 8, "lr": 5e-4, "patience": 1}
-    plans: dict[str, dict[str, Any]] = {
-        "shared": {"epochs": EPOCHS, "lr": 2e-3},
-        "baseline": after,
-        "linear": {**after, "reduction": "combination", "sequence": "paired-epochs"},
-        "adaptive": {**after, "reduction": "crop", "sequence": "paired-rounds"},
-    }
-    for method, values in plans.items():
-        say(f"--- {method}")
-        run_training(validate_settings({"method": method, **common, **values}), runs / method, False)
-    for method in plans:
-        options = EvaluateOptions(device="cpu", reduced=REDUCED)
-        result = Evaluator(runs / method, options, JobControl(TerminalListener())).split(data, "test")
-        at = ", ".join(
-            f"{reduction} {found['accuracy']:.3f}" for reduction, found in result["reduced"].items()
-        )
-        say(
-            f"{runs / method}: test accuracy {result['accuracy']:.3f} ({result['correct']} of {result['images']}); at quality "
-            f"{REDUCED:g}: {at}"
-        )
-    sets = {}
-    for method in SEARCHED:
-        say(f"--- MEPIs of {method}")
-        with StopSignal() as stop:
-            try:
-                sets[method] = build_mepi(
-                    runs / method,
-                    data,
-                    out=folder / "mepi" / method,
-                    limit=IMAGES,
-                    device="cpu",
-                    control=JobControl(TerminalListener(), stop),
-                )
-            except Interrupted as interruption:
-                raise SystemExit(128 + interruption.signum) from None
-    say("mean entropy quotient of MEPIs: " + ", ".join(SEARCHED))
-    for reduction in sets[SEARCHED[0]]:
-        quotients = [sets[method][reduction]["mean_quotient"] for method in SEARCHED]
-        say(f"  {reduction:12s}" + "".join("    none" if q is None else f"  {q:.4f}" for q in quotients))
-    page = make(
-        [runs / method for method in plans],
-        [folder / "mepi" / method for method in SEARCHED],
-        folder / "report",
-    )
-    say(f"contact sheets: {', '.join(str(folder / 'mepi' / method) for method in SEARCHED)}")
-    say(f"done in {time.monotonic() - begun:.0f} s; run folders in {runs}: {', '.join(plans)}")
+    with StopSignal() as stop:
+        try:
+            page = run_demo(Path(out), JobControl(TerminalListener(), stop))
+        except Interrupted as interruption:
+            say(str(interruption))
+            raise SystemExit(128 + interruption.signum) from None
     say(str(page))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from qrdali.system.doctor import Facts, Finding, State
 
 
@@ -22,21 +20,22 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def doctor(run: str, as_json: bool) -> None:
-    """Whether training works here and what would make it work better: packages, driver, GPU, decoding, memory, disk.
+    """Tell whether training works here and what would help: packages, driver, GPU, decoding, memory, disk.
 
-    What may crash is tried in processes of their own, within a minute each. Exit status 1 when training cannot work.
+    What may crash is tried in processes of their own, within a minute each. Exit status 1 when training
+    cannot work.
 
     \b
     Example: qrdali doctor --run /runs
     """
     from dataclasses import asdict
 
-    from qrdali.cli.terminal import Bar, emit
+    from qrdali.cli.terminal import TerminalListener, emit
     from qrdali.system.doctor import PROBLEM, examine, verdict
     from qrdali.version import __version__
+    from qrdali.workflows.doctor import gather_facts
 
-    with Bar("look", 4, "checks") as bar:
-        facts = gather(Path(run), lambda what: bar.advance(1, what))
+    facts = gather_facts(Path(run), TerminalListener())
     findings = examine(facts)
     state = verdict(findings)
     if as_json:
@@ -54,53 +53,8 @@ def doctor(run: str, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def gather(run: Path, progress: Callable[[str], None]) -> Facts:
-    """Looks at everything. What is found of a GPU's regions of interest is remembered for the loaders. `progress` hears what comes."""
-    import os
-    import sys
-
-    from qrdali.pipelines.decoder_trial import remember, run_trial, trial_key
-    from qrdali.pipelines.survey import survey
-    from qrdali.system import machine
-    from qrdali.system.doctor import Facts
-
-    parts = survey()
-    progress("decoding on the CPU")
-    decoding = {"cpu": _reason(run_trial(None, whole=False))}
-    gpus = parts["gpus"].get("gpus", [])
-    if gpus and gpus[0]["error"] is None:
-        progress("decoding on the GPU")
-        decoding["gpu"] = _reason(run_trial(0, whole=True))
-        progress("regions of interest on the GPU")
-        region = run_trial(0, whole=False)
-        decoding["region"] = _reason(region)
-        place = trial_key(
-            parts["dali"].get("version"),
-            parts["codec"].get("version"),
-            parts["driver"].get("version"),
-            gpus[0]["name"],
-        )
-        if place and (region.works or decoding["gpu"] is None):
-            remember(place, region)
-    return Facts(
-        sys.version_info[:3],
-        parts,
-        os.environ.get("CUDA_VISIBLE_DEVICES"),
-        decoding,
-        machine.processors(),
-        machine.memory(),
-        machine.shared_memory(),
-        str(run),
-        machine.disk(run),
-    )
-
-
-def _reason(found: Any) -> str | None:
-    return None if found.works else found.reason
-
-
 def _show(findings: list[Finding], state: State, facts: Facts) -> None:
-    """A line or a few per finding: its state, its name, its value and below it what to do."""
+    """Prints a line or a few per finding: its state, its name, its value and below it what to do."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -120,11 +74,10 @@ def _show(findings: list[Finding], state: State, facts: Facts) -> None:
             text.append(f"\n→ {printable(finding.advice)}", style="italic")
         table.add_row(Text(finding.state, style=styles[finding.state]), Text(finding.name), text)
     Console(stderr=True, highlight=False).print(table)
-    wrong = [finding.name for finding in findings if finding.state == state]
+    worst = [finding.name for finding in findings if finding.state == state]
+    if state == PROBLEM:
+        say(f"training cannot work here: {', '.join(worst)}")
+        return
     device = "on the GPU" if "gpu" in facts.decoding else "on the CPU"
-    say(
-        f"training cannot work here: {', '.join(wrong)}"
-        if state == PROBLEM
-        else f"training works {device}"
-        + ("" if state == OK else f"; {len(wrong)} warning{'s' if len(wrong) > 1 else ''}")
-    )
+    warnings = "" if state == OK else f"; {len(worst)} warning{'s' if len(worst) > 1 else ''}"
+    say(f"training works {device}{warnings}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -48,7 +47,7 @@ def report(
     watts: float | None,
     as_json: bool,
 ) -> None:
-    """One page on RUNS: accuracy, significance, evolution, entropy quotients, minimal images and cost.
+    """Write one page on RUNS: accuracy, significance, evolution, entropy quotients, minimal images and cost.
 
     Everything is computed from what the folders hold: no data set is read. The runs of several data sets or networks stand under
     headings of their own.
@@ -56,63 +55,20 @@ def report(
     \b
     Example: qrdali report runs/* --mepi mepi/baseline --mepi mepi/linear --out report
     """
-    from qrdali.cli.terminal import emit, say
+    from qrdali.cli.terminal import TerminalListener, emit, say
+    from qrdali.interfaces import JobControl
+    from qrdali.workflows.report import write_report
 
-    file, told = write(
+    written = write_report(
         [Path(run) for run in runs],
-        [Path(mepi) for mepi in mepis],
         Path(out),
+        mepi=[Path(folder) for folder in mepis],
         title=title,
         gallery=gallery,
         usd_per_kwh=usd_per_kwh,
         watts=watts,
+        control=JobControl(TerminalListener()),
     )
     if as_json:
-        emit(told)
-    say(f"report: {file}")
-
-
-def write(
-    runs: list[Path],
-    mepis: list[Path],
-    out: Path,
-    *,
-    title: str = "",
-    gallery: int = 8,
-    usd_per_kwh: float = 0.17,
-    watts: float | None = None,
-) -> tuple[Path, dict[str, Any]]:
-    """Makes the report with a progress bar; returns its page and what report.json holds."""
-    from qrdali.cli.terminal import Bar, warn
-    from qrdali.report.build import build
-    from qrdali.report.resources import Prices
-
-    bar: Bar | None = None
-    try:
-
-        def progress(what: str, done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None:
-                bar = Bar("figures", total, "figures")
-                bar.__enter__()
-            bar.advance(1, what)
-
-        told = build(
-            runs,
-            mepis,
-            out,
-            title=title,
-            prices=Prices(usd_per_kwh, watts),
-            gallery_rows=gallery,
-            warn=warn,
-            progress=progress,
-        )
-    finally:
-        if bar is not None:
-            bar.__exit__(None, None, None)
-    return out / "report.html", told
-
-
-def make(runs: list[Path], mepis: list[Path], out: Path) -> Path:
-    """The report with default options; returns its page."""
-    return write(runs, mepis, out)[0]
+        emit(written.contents)
+    say(f"report: {written.page}")

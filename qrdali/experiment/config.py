@@ -1,6 +1,8 @@
-"""The experiment matrix as a TOML file says it: networks, methods, sequences, reductions, and what is made of their runs.
+"""The experiment matrix as its TOML file has it: networks, methods, sequences, reductions, and what is made
+of their runs.
 
-Paths in the file are relative to the working directory, as everywhere in qrdali. `matrix_runs` turns it into runs.
+Paths in the file are relative to the working directory, as everywhere in qrdali. `expand` turns a matrix into
+runs.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from qrdali.runs import settings as run_settings
 from qrdali.runs.settings import Settings
 
 Reduction = Literal["color", "crop", "resolution", "combination"]
-ALL: list[Reduction] = ["color", "crop", "resolution", "combination"]
+ALL_REDUCTIONS: list[Reduction] = ["color", "crop", "resolution", "combination"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Sequence = Annotated[str, StringConstraints(pattern=r"^(paired-epochs|paired-rounds|[RC]{1,40})$")]
 Split = Literal["train", "val", "test"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-# What the matrix itself sets of a run, and what one network's runs must share: no table may say otherwise.
+# Settings of a run that the matrix itself makes, and those that one network's runs must share: no table may
+# change them.
 FIXED_KEYS = (
     "method",
     "data",
@@ -45,7 +48,7 @@ class _Table(BaseModel):
 
 
 class Shapes(_Table):
-    """Pictures to generate, numbers per class; the options of `qrdali data shapes`."""
+    """Says which pictures to generate, numbers per class; the options of `qrdali data shapes`."""
 
     classes: int = 20
     train: int = 50
@@ -55,7 +58,7 @@ class Shapes(_Table):
     seed: int = 0
 
     def spec(self) -> ShapesSpec:
-        """Raises InputError for numbers that cannot be."""
+        """Returns the pictures' specification. Raises InputError for numbers that are out of range."""
         width, height = map(int, self.size.split("x"))
         try:
             return ShapesSpec(self.classes, self.train, self.val, self.test, (width, height), self.seed)
@@ -64,16 +67,19 @@ class Shapes(_Table):
 
 
 class Data(_Table):
-    """An indexed data set's folder, or pictures to generate and index."""
+    """Names an indexed data set's folder, or the pictures to generate and index."""
 
     folder: str = ""
     shapes: Shapes | None = None
 
 
 class Network(_Table):
-    """A network and what its runs differ in from [train]. epochs: of the shared run. shared, others: settings of the shared run
-    and of the runs that start from it. epoch_seconds: of a training epoch, one number or by "full" and reduction; probe_seconds:
-    of the question that an adaptive run asks of all images before a stage. Both are guesses until a run has been measured."""
+    """Holds a network and what its runs differ in from [train].
+
+    epochs: of the shared run. shared, others: settings of the shared run and of the runs that start from it.
+    epoch_seconds: of a training epoch, one number or by "full" and reduction. probe_seconds: of an adaptive
+    run's probe of all images before a stage, by reduction. Both are guesses until a run has been measured.
+    """
 
     model: str
     name: Name | None = None
@@ -88,12 +94,14 @@ class Network(_Table):
 
     @property
     def folder(self) -> str:
-        """`name`, or the model's with everything a folder's name should not hold replaced."""
+        """Returns `name`, or the model's with every character replaced that a folder's name should not hold."""
         return self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", self.model).strip(".-")[:100]
 
 
 class Method(BaseModel):
-    """Settings of one method's runs, any of a run's config.toml; `sequences` in place of those of all."""
+    """Holds settings of one method's runs, any of a run's config.toml; `sequences` in place of those of all
+    methods.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
@@ -104,8 +112,11 @@ class Method(BaseModel):
 
 
 class Runs(_Table):
-    """Which runs each network has besides `shared`. match: the run whose optimizer steps the control "matched" takes. only:
-    patterns of the runs that are wanted of all these. fixed and random have paired epochs where their table does not say otherwise."""
+    """Says which runs each network has besides `shared`.
+
+    match: the run whose optimizer steps the control "matched" takes. only: patterns of the runs that are
+    wanted of all these. fixed and random have paired epochs where their table does not say otherwise.
+    """
 
     methods: list[Literal["baseline", "fixed", "linear", "adaptive"]] = [
         "baseline",
@@ -114,7 +125,7 @@ class Runs(_Table):
         "adaptive",
     ]
     sequences: list[Sequence] = Field(default=["paired-rounds", "paired-epochs"], min_length=1)
-    reductions: list[Reduction] = Field(default=ALL, min_length=1)
+    reductions: list[Reduction] = Field(default=ALL_REDUCTIONS, min_length=1)
     controls: list[Literal["sham", "random", "matched"]] = []
     match: str = ""
     only: list[str] = []
@@ -129,8 +140,11 @@ class Runs(_Table):
 
 
 class Evaluate(_Table):
-    """What every run's best/ is evaluated on. sets: folders by name. reduced: quality at which the splits are evaluated too.
-    curve: whether accuracy is also measured at every quality of curve_step."""
+    """Says what every run's best/ is evaluated on.
+
+    sets: folders by name. reduced: quality at which the splits are evaluated too. curve: whether accuracy is
+    also measured at every quality of curve_step.
+    """
 
     splits: list[Split] = Field(default=["test"], min_length=1)
     sets: dict[Name, str] = {}
@@ -140,11 +154,11 @@ class Evaluate(_Table):
 
 
 class Mepi(_Table):
-    """Of which runs minimal images are built (patterns), and the options of `qrdali build-mepi`."""
+    """Says of which runs minimal images are built (patterns), and with which options of `qrdali build-mepi`."""
 
     runs: list[str] = []
     split: Split = "val"
-    reductions: list[Reduction] = Field(default=ALL, min_length=1)
+    reductions: list[Reduction] = Field(default=ALL_REDUCTIONS, min_length=1)
     step: float = 0.05
     windows: Literal[5, 9] = 5
     prefer: Literal["confidence", "entropy"] = "confidence"
@@ -152,14 +166,14 @@ class Mepi(_Table):
 
 
 class Report(_Table):
-    """Whether a report is made at the end, and of which runs (patterns)."""
+    """Says whether a report is made at the end, and of which runs (patterns)."""
 
     make: bool = True
     runs: list[str] = Field(default=["*"], min_length=1)
 
 
 class Matrix(_Table):
-    """The whole file."""
+    """Holds the whole file."""
 
     out: str = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(default=[0], min_length=1)
@@ -173,7 +187,7 @@ class Matrix(_Table):
 
 
 def read(file: Path, *, out: str | None = None, data: str | None = None) -> Matrix:
-    """The matrix in a TOML file; `out` and `data` (a data set's folder) take the place of its own.
+    """Returns the matrix in a TOML file; `out` and `data` (a data set's folder) take the place of its own.
 
     Raises InputError naming the first key that is wrong, its value and the rule.
     """
@@ -185,7 +199,7 @@ def read(file: Path, *, out: str | None = None, data: str | None = None) -> Matr
     try:
         matrix = Matrix(**values)
     except (ValidationError, TypeError) as error:
-        raise InputError(f"{printable(file)}: {_first(error)}") from None
+        raise InputError(f"{printable(file)}: {_first_mistake(error)}") from None
     try:
         _check(matrix)
     except InputError as error:
@@ -193,7 +207,7 @@ def read(file: Path, *, out: str | None = None, data: str | None = None) -> Matr
     return matrix
 
 
-def _first(error: ValidationError | TypeError) -> str:
+def _first_mistake(error: ValidationError | TypeError) -> str:
     if isinstance(error, TypeError):
         return printable(error)
     first = error.errors()[0]

@@ -1,4 +1,4 @@
-"""The runs of an experiment matrix: names, settings, order and patterns. Pure."""
+"""Expands an experiment matrix to its runs: names, settings, order and patterns. Pure."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ MOST_RUNS, MOST_EPOCHS = 10_000, 100_000
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """name: NETWORK/RUN, or NETWORK/seed-N/RUN where there are several seeds; also its folder below runs/. values: for
-    `settings.validated`. needs: names of the runs that must be finished first."""
+    """A run of the matrix that may or may not have been trained.
+
+    name: NETWORK/RUN, or NETWORK/seed-N/RUN where there are several seeds; also its folder below runs/.
+    values: for `validate_settings`. needs: names of the runs that must be finished first.
+    """
 
     name: str
     network: str
@@ -30,7 +33,7 @@ class PlannedRun:
 
     @property
     def settings(self) -> Settings:
-        """Raises InputError naming the run and the setting."""
+        """Returns the run's settings. Raises InputError naming the run and the setting."""
         try:
             settings = run_settings.validate_settings(self.values)
             for key in ("epochs", "max_epochs"):
@@ -43,16 +46,19 @@ class PlannedRun:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a shell pattern (* ? []) names the run: the whole name, or without a slash its last part."""
+    """Returns whether a shell pattern (* ? []) matches a run: its whole name, or, without a slash, its last
+    part.
+    """
     return fnmatchcase(name, pattern) or (
         "/" not in pattern and fnmatchcase(name.rpartition("/")[2], pattern)
     )
 
 
 def select(runs: list[PlannedRun], patterns: Iterable[str], whose: str) -> list[PlannedRun]:
-    """The runs that a pattern names and those they need, in the order of `runs`; all of them without a pattern.
+    """Returns the runs that a pattern names and those they need, in the order of `runs`; all of them without
+    a pattern.
 
-    Raises InputError for a pattern that names none; `whose` says where it stood.
+    Raises InputError for a pattern that names none; whose: the option or key it was given by.
     """
     patterns = list(patterns)
     for pattern in patterns:
@@ -71,7 +77,11 @@ def select(runs: list[PlannedRun], patterns: Iterable[str], whose: str) -> list[
 
 
 def expand(matrix: Matrix, data: Path) -> list[PlannedRun]:
-    """Every run, those that others start from first. data: the data set's folder. Raises InputError naming what cannot be."""
+    """Returns every run, those that others start from first. data: the data set's folder.
+
+    Raises InputError naming the run or key that is wrong.
+    """
+    # At most eight sequences of each method: no matrix that is too large is expanded to find that out.
     size = (
         len(matrix.network)
         * len(matrix.seeds)
@@ -83,7 +93,7 @@ def expand(matrix: Matrix, data: Path) -> list[PlannedRun]:
         run
         for network in matrix.network
         for seed in matrix.seeds
-        for run in _of_network(matrix, network, seed, data)
+        for run in _network_runs(matrix, network, seed, data)
     ]
     if len(runs) > MOST_RUNS:
         raise InputError(f"this matrix has {len(runs)} runs: at most {MOST_RUNS}")
@@ -93,17 +103,17 @@ def expand(matrix: Matrix, data: Path) -> list[PlannedRun]:
     return runs
 
 
-def _of_network(matrix: Matrix, network: Network, seed: int, data: Path) -> list[PlannedRun]:
-    asked, folder = matrix.runs, Path(matrix.out).absolute() / "runs"
+def _network_runs(matrix: Matrix, network: Network, seed: int, data: Path) -> list[PlannedRun]:
+    wanted, folder = matrix.runs, Path(matrix.out).absolute() / "runs"
     prefix = f"{network.folder}/" + (f"seed-{seed}/" if len(matrix.seeds) > 1 else "")
-    own: dict[str, Any] = {
+    of_network: dict[str, Any] = {
         "batch_size": network.batch_size,
         "lr": network.lr,
         "input_size": network.input_size or None,
     }
     common = {
         **matrix.train,
-        **{key: value for key, value in own.items() if value is not None},
+        **{key: value for key, value in of_network.items() if value is not None},
         "model": network.model,
         "data": str(data.absolute()),
         "seed": seed,
@@ -113,7 +123,9 @@ def _of_network(matrix: Matrix, network: Network, seed: int, data: Path) -> list
         PlannedRun(
             f"{prefix}shared",
             network.folder,
-            _placed({**common, **first, **asked.shared.settings(), **network.shared, "method": "shared"}),
+            _with_absolute_sets(
+                {**common, **first, **wanted.shared.settings(), **network.shared, "method": "shared"}
+            ),
         )
     ]
 
@@ -123,23 +135,23 @@ def _of_network(matrix: Matrix, network: Network, seed: int, data: Path) -> list
             PlannedRun(
                 f"{prefix}{name}",
                 network.folder,
-                _placed({**common, **table.settings(), **network.others, **init, **values}),
+                _with_absolute_sets({**common, **table.settings(), **network.others, **init, **values}),
                 (runs[0].name,),
             )
         )
 
-    if "baseline" in asked.methods:
-        add("baseline", "baseline", asked.baseline)
+    if "baseline" in wanted.methods:
+        add("baseline", "baseline", wanted.baseline)
     for method, table in (
-        ("fixed", asked.fixed),
-        ("linear", asked.linear),
-        ("adaptive", asked.adaptive),
-        ("random", asked.random),
+        ("fixed", wanted.fixed),
+        ("linear", wanted.linear),
+        ("adaptive", wanted.adaptive),
+        ("random", wanted.random),
     ):
-        if method in (*asked.methods, *asked.controls):
-            usual = ["paired-epochs"] if method in ("fixed", "random") else asked.sequences
+        if method in (*wanted.methods, *wanted.controls):
+            usual = ["paired-epochs"] if method in ("fixed", "random") else wanted.sequences
             for sequence in table.sequences or usual:
-                for reduction in asked.reductions:
+                for reduction in wanted.reductions:
                     add(
                         f"{method}-{sequence}-{reduction}",
                         method,
@@ -147,23 +159,23 @@ def _of_network(matrix: Matrix, network: Network, seed: int, data: Path) -> list
                         sequence=sequence,
                         reduction=reduction,
                     )
-    if "sham" in asked.controls:
-        for sequence in asked.sham.sequences or asked.sequences:
-            add(f"sham-{sequence}", "fixed", asked.sham, sequence=sequence, reduction="none")
-    if "matched" in asked.controls:
-        model = next((run for run in runs[1:] if run.name == prefix + asked.match), None)
+    if "sham" in wanted.controls:
+        for sequence in wanted.sham.sequences or wanted.sequences:
+            add(f"sham-{sequence}", "fixed", wanted.sham, sequence=sequence, reduction="none")
+    if "matched" in wanted.controls:
+        model = next((run for run in runs[1:] if run.name == prefix + wanted.match), None)
         if model is None:
             raise InputError(
-                f"runs.match = {printable(asked.match)!r} is no run of {network.folder} that trains after shared, such as "
+                f"runs.match = {printable(wanted.match)!r} is no run of {network.folder} that trains after shared, such as "
                 f"{runs[-1].name.removeprefix(prefix)}"
             )
-        add("baseline-matched", "baseline", asked.matched, match=str(folder / model.name))
+        add("baseline-matched", "baseline", wanted.matched, match=str(folder / model.name))
         runs[-1] = PlannedRun(runs[-1].name, network.folder, runs[-1].values, (runs[0].name, model.name))
     return runs
 
 
-def _placed(values: dict[str, Any]) -> dict[str, Any]:
-    """Folders of tracked sets as absolute paths: a run's config.toml holds them so."""
+def _with_absolute_sets(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns `values` with the folders of tracked sets as absolute paths: a run's config.toml holds them so."""
     if isinstance(values.get("track_sets"), dict):
         return {
             **values,

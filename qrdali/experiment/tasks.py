@@ -1,4 +1,4 @@
-"""The tasks of a matrix in their order, and the state of each by what is on disk."""
+"""Lists the tasks of a matrix in their order, and reads the state of each off the disk."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from typing import Any
 from qrdali.data import storage
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError, printable
-from qrdali.experiment.config import Matrix
+from qrdali.experiment.config import ALL_REDUCTIONS, Matrix
 from qrdali.experiment.expand import PlannedRun, matches, select
 from qrdali.experiment.folder import ExperimentFolder
+from qrdali.files.changes import describe_changes
 from qrdali.files.json_objects import read_object
 from qrdali.runs import folder as run_folders
 
-SPEC = "shapes.json"  # beside generated pictures: what they are
+SPEC = "shapes.json"  # a file beside generated pictures that says what they are
 
 
 @dataclass(frozen=True)
 class Task:
-    """kind: data, train, evaluate, mepi or report. name: of the run, but for data and report. needs: keys of the tasks that must be
-    done before."""
+    """One thing to do. kind: data, train, evaluate, mepi or report.
+
+    name: of the run, but for data and report. needs: keys of the tasks that must be done before.
+    """
 
     kind: str
     name: str = ""
@@ -35,13 +38,17 @@ class Task:
         return f"{self.kind} {self.name}".rstrip()
 
 
-def _task(key: str) -> Task:
+def _task_of(key: str) -> Task:
     kind, _, name = key.partition(" ")
     return Task(kind, name)
 
 
 class Tasks:
-    """What a call has to do, and what is done. runs: every run of the matrix; wanted: those of this call."""
+    """What a call has to do, and what is done.
+
+    runs: every run of the matrix by name; wanted: those of this call. all: the tasks in the order in which
+    they are done. data: the data set's folder.
+    """
 
     def __init__(
         self,
@@ -75,7 +82,7 @@ class Tasks:
         return any(matches(name, pattern) for pattern in self.matrix.mepi.runs)
 
     def state(self, task: Task) -> tuple[str, str]:
-        """("done" | "failed" | "begun" | "waiting", why or for what)."""
+        """Returns ("done" | "failed" | "begun" | "waiting", why or for what)."""
         if self.done(task):
             return "done", ""
         if task.key in self.folder.failures:
@@ -90,22 +97,22 @@ class Tasks:
         return "waiting", f"for {hindrance}" if hindrance else ""
 
     def _hindrance(self, task: Task) -> str:
-        """The failed task for which this one waits, or nothing: waiting for one's turn needs no word."""
+        """Returns the key of the failed task for which this one waits, "" if it is only queued."""
         for key in task.needs:
-            if not self.done(_task(key)):
+            if not self.done(_task_of(key)):
                 need = next((other for other in self.all if other.key == key), None)
                 if key in self.folder.failures:
                     return key
-                if need is not None and (found := self._hindrance(need)):
-                    return found
+                if need is not None and (hindrance := self._hindrance(need)):
+                    return hindrance
         return ""
 
     def blocked(self, task: Task) -> str:
-        """The task that must be done before this one and is not, or nothing."""
-        return next((key for key in task.needs if not self.done(_task(key))), "")
+        """Returns the key of a task that must be done before this one and is not, or ""."""
+        return next((key for key in task.needs if not self.done(_task_of(key))), "")
 
     def done(self, task: Task) -> bool:
-        """By what is on disk, not by what was once said."""
+        """Returns whether a task is done by what is on disk now, whatever the notes say."""
         if task.kind == "data":
             return self._has_data()
         if task.kind == "train":
@@ -123,35 +130,39 @@ class Tasks:
         if (
             not self.folder.ended(task.name)
             or note.get("weights") != self.folder.weights(task.name)
-            or note.get("asked") != self.asked(task)
+            or note.get("asked") != self.request(task)
         ):
             return False
         if task.kind == "mepi":
             return (self.folder.mepi(task.name) / "summary.json").is_file()
-        seen = self.rows_seen(task.name)
-        return seen is not None and bool(note.get("files") == seen)
+        rows = self.row_files(task.name)
+        return rows is not None and bool(note.get("files") == rows)
 
-    def rows_seen(self, name: str) -> dict[str, list[int]] | None:
-        """Size and time of each file of rows of a run's evaluation, so that rows that somebody else has written are noticed; None if one
-        is missing."""
-        seen = {}
-        for row in self.row_names():
+    def row_files(self, name: str) -> dict[str, list[int]] | None:
+        """Returns size and time of each file of rows of a run's evaluation; None if one is missing.
+
+        Rows that somebody else has written differ in them.
+        """
+        files = {}
+        for set_name in self.row_names():
             try:
-                stat = (self.folder.run(name) / "predictions" / f"{row}.parquet").stat()
+                status = (self.folder.run(name) / "predictions" / f"{set_name}.parquet").stat()
             except OSError:
                 return None
-            seen[row] = [stat.st_size, stat.st_mtime_ns]
-        return seen
+            files[set_name] = [status.st_size, status.st_mtime_ns]
+        return files
 
     def origin(self, run: PlannedRun) -> dict[str, Any]:
-        """What a run is trained from: the images, and the weights of the runs it needs."""
+        """Returns digests of what a run is trained from: the images, and the weights of the runs it needs."""
         return {
             "images": self._fingerprint("train"),
             "weights": {name: self._digest(name) for name in run.needs},
         }
 
     def _digest(self, name: str) -> str:
-        """Of a run's best weights; a copy of the folder has the same, whatever its times."""
+        """Returns the digest of a run's best weights, which a copy of the folder shares whatever its times
+        are.
+        """
         if not self.folder.ended(name):
             return ""
         if name not in self._digests:
@@ -159,7 +170,7 @@ class Tasks:
         return self._digests[name]
 
     def replaced(self, run: PlannedRun) -> str:
-        """What has changed since a run was begun that it was trained from, or nothing."""
+        """Returns what a run was trained from and has changed since, or ""."""
         noted = self.folder.done.get(f"from {run.name}")
         if noted is None or not (self.folder.run(run.name) / "config.toml").exists():
             return ""
@@ -169,37 +180,37 @@ class Tasks:
         weights = noted.get("weights")
         changed = [
             name
-            for name, seen in now["weights"].items()
-            if not isinstance(weights, dict) or weights.get(name) != seen
+            for name, digest in now["weights"].items()
+            if not isinstance(weights, dict) or weights.get(name) != digest
         ]
         return f"the weights of {changed[0]}" if changed else ""
 
     def row_names(self) -> list[str]:
-        """Names of the files of rows that an evaluation leaves."""
-        asked = self.matrix.evaluate
+        """Returns the names of the files of rows that an evaluation leaves."""
+        evaluate = self.matrix.evaluate
         reduced = [
-            f"{split}-{reduction}-{asked.reduced:g}"
-            for split in asked.splits
-            if asked.reduced is not None
-            for reduction in ("color", "crop", "resolution", "combination")
+            f"{split}-{reduction}-{evaluate.reduced:g}"
+            for split in evaluate.splits
+            if evaluate.reduced is not None
+            for reduction in ALL_REDUCTIONS
         ]
-        return [*asked.splits, *reduced, *asked.sets]
+        return [*evaluate.splits, *reduced, *evaluate.sets]
 
-    def asked(self, task: Task) -> dict[str, Any]:
-        """What an evaluation or a MEPI set is asked for, as plain data that changes when the answer may."""
+    def request(self, task: Task) -> dict[str, Any]:
+        """Returns what an evaluation or a MEPI set is to be, as plain data that changes when the result may."""
         if task.kind == "mepi":
             return {
                 **self.matrix.mepi.model_dump(exclude={"runs"}),
                 "data": self._fingerprint(self.matrix.mepi.split),
             }
-        asked = self.matrix.evaluate
+        evaluate = self.matrix.evaluate
         return {
-            "data": {split: self._fingerprint(split) for split in asked.splits},
-            "reduced": asked.reduced,
-            "curve": asked.curve_step if asked.curve else None,
+            "data": {split: self._fingerprint(split) for split in evaluate.splits},
+            "reduced": evaluate.reduced,
+            "curve": evaluate.curve_step if evaluate.curve else None,
             "sets": {
                 name: [storage.absolute(folder), 0 if storage.is_remote(folder) else _newest(Path(folder))]
-                for name, folder in asked.sets.items()
+                for name, folder in evaluate.sets.items()
             },
         }
 
@@ -212,7 +223,7 @@ class Tasks:
         return self._fingerprints[split]
 
     def reported(self) -> tuple[list[str], list[str]]:
-        """Names of the runs that a report can show now, and of those with a MEPI set."""
+        """Returns the names of the runs that a report can show now, and of those with a MEPI set."""
         names = [
             name for name in self.runs if any(matches(name, pattern) for pattern in self.matrix.report.runs)
         ]
@@ -222,11 +233,12 @@ class Tasks:
         )
 
     def report_inputs(self) -> str:
-        """A digest of what a report would be made of; empty where there is nothing."""
+        """Returns a digest of what a report would be made of; empty where there is nothing."""
         runs, mepis = self.reported()
         if not runs:
             return ""
         keys = [*(f"evaluate {name}" for name in runs), *(f"mepi {name}" for name in mepis)]
+        # The same results are the same report, however long they took.
         notes = [
             [key, {name: value for name, value in self.folder.done[key].items() if name != "seconds"}]
             for key in keys
@@ -237,29 +249,29 @@ class Tasks:
         return (self.data / "classes.tsv").is_file() and self.pictures() is not None
 
     def pictures(self) -> dict[str, Any] | None:
-        """What the generated pictures that are there are, or None. Raises RunError if that cannot be read."""
+        """Returns what the generated pictures on disk are, None if there are none.
+
+        Raises RunError if that cannot be read.
+        """
         file = self.folder.folder / "images" / SPEC
         return read_object(file, ": choose another out") if file.exists() else None
 
     def changed_pictures(self) -> list[str]:
-        """How the pictures that are there differ from those that the matrix asks for."""
-        before, now = self.pictures(), self.spec()
-        if before is None:
-            return []
-        return [
-            f"{key} {printable(before.get(key))} → {printable(now.get(key))}"
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key)
-        ]
+        """Returns how the pictures on disk differ from those that the matrix wants; nothing if there are
+        none.
+        """
+        before = self.pictures()
+        return [] if before is None else describe_changes(before, self.pictures_wanted())
 
-    def spec(self) -> dict[str, Any]:
+    def pictures_wanted(self) -> dict[str, Any]:
+        """Returns what the pictures that the matrix generates are to be, as JSON holds it."""
         assert self.matrix.data.shapes is not None
-        made = asdict(self.matrix.data.shapes.spec())
-        return {**made, "size": list(made["size"])}
+        spec = asdict(self.matrix.data.shapes.spec())
+        return {**spec, "size": list(spec["size"])}
 
 
 def _newest(folder: Path) -> int:
-    """The newest change of a folder and its class folders, in ns; 0 if there is none."""
+    """Returns the newest change of a folder and its class folders, in ns; 0 if there is no such folder."""
     try:
         return max(path.stat().st_mtime_ns for path in (folder, *(p for p in folder.iterdir() if p.is_dir())))
     except OSError:

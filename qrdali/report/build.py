@@ -1,16 +1,18 @@
-"""From folders to a report: what it contains, and its files written whole or not at all."""
+"""Makes a report of run folders and MEPI sets: what it contains, and its files written whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qrdali.errors import InputError, RunError, printable
+from qrdali.files.atomic import replace_atomically
 from qrdali.files.json_objects import read_object
+from qrdali.interfaces import ProgressListener, SilentListener
 from qrdali.reduction.png_entropy import encoder_name
 from qrdali.report import accuracy, gallery, groups, plots, quotients, resources, setup, thesis
 from qrdali.report.figures import DARK, Figure
@@ -28,6 +30,15 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class ReportOptions:
+    """Says how a report looks. title: heading of the page. gallery_rows: images of each MEPI set in the gallery."""
+
+    title: str = ""
+    prices: Prices = field(default_factory=Prices)
+    gallery_rows: int = 8
+
+
+@dataclass(frozen=True)
 class Part:
     """A section before its figures are drawn."""
 
@@ -39,101 +50,107 @@ class Part:
     galleries: tuple[Gallery, ...] = ()
     folded: frozenset[str] = frozenset()
 
+    @property
+    def filled_tables(self) -> tuple[Table, ...]:
+        return tuple(table for table in self.tables if table)
+
+    def drawn(self, figures: tuple[Drawn, ...]) -> Section:
+        """Returns the section with its figures."""
+        return Section(
+            self.slug, self.title, self.text, figures, self.filled_tables, self.galleries, self.folded
+        )
+
 
 def build(
     run_folders: list[Path],
     mepi_folders: list[Path],
     out: Path,
-    *,
-    title: str = "",
-    prices: Prices | None = None,
-    gallery_rows: int = 8,
-    warn: Warn = lambda text: None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    options: ReportOptions = ReportOptions(),
+    listener: ProgressListener = SilentListener(),
 ) -> dict[str, Any]:
     """Writes report.html, tables/ (csv, md, tex), figures/ (svg, png) and report.json into `out`; returns what report.json holds.
 
-    gallery_rows: images per MEPI set in the gallery. Nothing but the folders' own files is read, and pictures of the gallery where
-    they are still there. Raises InputError for folders that hold nothing to report or an `out` that is something else, RunError for
-    damaged files; nothing is written then.
+    Nothing but the folders' own files is read, and the gallery's originals where they still are. Raises InputError for folders that
+    hold nothing to report or an `out` that is something else, RunError for damaged files; nothing is written then.
     """
     out = out.resolve()
-    check_out(out)
+    require_report_folder(out)
     if not run_folders:
         raise InputError("no run to report: give at least one run folder")
-    known = _readable(run_folders, lambda folder, name: read_run(folder, name, warn), warn)
-    digests = {run.name: weights_digest(run.folder) for run in known} if mepi_folders else {}
-    sets = _readable(mepi_folders, lambda folder, name: read_mepis(folder, name, known, digests), warn)
+    runs = _readable(run_folders, lambda folder, name: read_run(folder, name, listener.warn), listener.warn)
+    digests = {run.name: weights_digest(run.folder) for run in runs} if mepi_folders else {}
+    sets = _readable(
+        mepi_folders, lambda folder, name: read_mepis(folder, name, runs, digests), listener.warn
+    )
     for mepis in sets:
         if mepis.run is None:
-            warn(
-                f"{printable(mepis.folder)} was made with other weights than those of the runs given: it is shown by its folder's name"
+            listener.warn(
+                f"{printable(mepis.folder)} was made with other weights than those of the runs given: "
+                "it is shown by its folder's name"
             )
-    parts = contents(known, sets, prices or Prices(), gallery_rows)
-    title = printable(title) or "Training with quality-reduced images"
+    parts = contents(runs, sets, options)
+    title = printable(options.title) or "Training with quality-reduced images"
+    # A folder beside `out`, so that a report of before stays until this one is whole.
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / "tables").mkdir(parents=True)
         (partial / "figures").mkdir()
-        drawn = _draw(parts, partial / "figures", progress)
-        tables = [table for part in parts for table in part.tables if table]
+        figures = _draw(parts, partial / "figures", listener)
+        tables = [table for part in parts for table in part.filled_tables]
         for table in tables:
             for kind, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
                 (partial / "tables" / f"{table.slug}.{kind}").write_text(text, "utf-8", newline="")
-        sections = [
-            Section(
-                part.slug,
-                part.title,
-                part.text,
-                drawn[part.slug],
-                tuple(t for t in part.tables if t),
-                part.galleries,
-                part.folded,
-            )
-            for part in parts
-        ]
-        (partial / "report.html").write_text(page(title, setup.facts(known, sets), sections), "utf-8")
-        told = {
-            "title": title,
-            "qrdali": __version__,
-            "encoder": encoder_name(),
-            "runs": [str(run.folder) for run in known],
-            "mepi": [str(mepis.folder) for mepis in sets],
-            "tables": {
-                t.slug: {
-                    "title": t.title,
-                    "columns": list(t.columns),
-                    "rows": [[c.value for c in row] for row in t.rows],
-                    "notes": list(t.notes),
-                }
-                for t in tables
-            },
-        }
-        (partial / MARKER).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+        sections = [part.drawn(figures[part.slug]) for part in parts]
+        (partial / "report.html").write_text(page(title, setup.facts(runs, sets), sections), "utf-8")
+        summary = _summary(title, runs, sets, tables)
+        (partial / MARKER).write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
         _swap(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return told
+    return summary
+
+
+def _summary(title: str, runs: list[Run], sets: list[Mepis], tables: list[Table]) -> dict[str, Any]:
+    """Returns what report.json holds: where everything came from, and every table with full precision."""
+    return {
+        "title": title,
+        "qrdali": __version__,
+        "encoder": encoder_name(),
+        "runs": [str(run.folder) for run in runs],
+        "mepi": [str(mepis.folder) for mepis in sets],
+        "tables": {
+            table.slug: {
+                "title": table.title,
+                "columns": list(table.columns),
+                "rows": [[cell.value for cell in row] for row in table.rows],
+                "notes": list(table.notes),
+            }
+            for table in tables
+        },
+    }
 
 
 def _readable(folders: list[Path], read: Callable[[Path, str], T], warn: Warn) -> list[T]:
-    """What can be read; the rest is left out with a warning, unless nothing remains. A folder of another kind is an error."""
-    found: list[T] = []
-    damaged: RunError | None = None
+    """Returns what can be read; the rest is left out with a warning, unless nothing remains.
+
+    Raises InputError for a folder of another kind, RunError where all are damaged.
+    """
+    readable: list[T] = []
+    damage: RunError | None = None
     for folder, name in zip(folders, named(folders), strict=True):
         try:
-            found.append(read(folder, name))
+            readable.append(read(folder, name))
         except RunError as error:
-            damaged = error
+            damage = error
             warn(f"{error}: left out of the report")
-    if damaged is not None and not found:
-        raise damaged
-    return found
+    if damage is not None and not readable:
+        raise damage
+    return readable
 
 
-def check_out(out: Path) -> None:
+def require_report_folder(out: Path) -> None:
     """Raises InputError unless `out` is new, empty, or holds a report and nothing else, which may be made again."""
     if not out.exists():
         return
@@ -141,21 +158,21 @@ def check_out(out: Path) -> None:
     if not entries:
         return
     try:
-        ours = entries <= set(_CONTENT) and "qrdali" in read_object(out / MARKER)
+        is_report = entries <= set(_CONTENT) and "qrdali" in read_object(out / MARKER)
     except RunError:
-        ours = False
-    if not ours:
+        is_report = False
+    if not is_report:
         raise InputError(f"{printable(out)} exists and is no report: choose another --out")
 
 
 def _swap(partial: Path, out: Path) -> None:
-    """A report that was there stays until the new one is whole."""
+    """Gives the complete report its name; a report that was there stays until then, and comes back if that fails."""
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
     try:
-        partial.rename(out)
+        replace_atomically(partial, out)
     except OSError:
         if old.exists():
             old.rename(out)
@@ -163,119 +180,123 @@ def _swap(partial: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _draw(
-    parts: list[Part], folder: Path, progress: Callable[[str, int, int], None]
-) -> dict[str, tuple[Drawn, ...]]:
-    total, done = sum(figure is not None for part in parts for figure in part.figures), 0
-    result = {}
-    for part in parts:
-        own = []
-        for figure in (f for f in part.figures if f is not None):
-            light = figure.render("svg")
-            (folder / f"{figure.slug}.svg").write_bytes(light)
-            (folder / f"{figure.slug}.png").write_bytes(figure.render("png"))
-            own.append(
-                Drawn(
-                    figure.slug,
-                    printable(figure.title),
-                    printable(figure.alt),
-                    light,
-                    figure.render("svg", DARK),
-                )
-            )
-            done += 1
-            progress(figure.slug, done, total)
-        result[part.slug] = tuple(own)
-    return result
+def _draw(parts: list[Part], folder: Path, listener: ProgressListener) -> dict[str, tuple[Drawn, ...]]:
+    """Draws all figures into `folder`; returns those of each part, by its slug."""
+    total = sum(figure is not None for part in parts for figure in part.figures)
+    drawn: dict[str, list[Drawn]] = {part.slug: [] for part in parts}
+    if total:
+        listener.begin("figures", total, "figures")
+    try:
+        for part in parts:
+            for figure in (figure for figure in part.figures if figure is not None):
+                drawn[part.slug].append(_draw_one(figure, folder))
+                listener.advance(1, lambda figure=figure: figure.slug)  # type: ignore[misc]
+    finally:
+        if total:
+            listener.end()
+    return {slug: tuple(figures) for slug, figures in drawn.items()}
 
 
-def contents(known: list[Run], sets: list[Mepis], prices: Prices, gallery_rows: int) -> list[Part]:
-    """Every section; data sets and networks stand under headings of their own."""
-    found = groups.group(known)
+def _draw_one(figure: Figure, folder: Path) -> Drawn:
+    light = figure.render("svg")
+    (folder / f"{figure.slug}.svg").write_bytes(light)
+    (folder / f"{figure.slug}.png").write_bytes(figure.render("png"))
+    dark = figure.render("svg", DARK)
+    return Drawn(figure.slug, printable(figure.title), printable(figure.alt), light, dark)
+
+
+def contents(runs: list[Run], sets: list[Mepis], options: ReportOptions) -> list[Part]:
+    """Returns every section that holds something; data sets and networks stand under headings of their own."""
+    by_experiment = groups.group(runs)
     parts = []
-    for i, group in enumerate(found, 1):
-        parts += _results(group, f"{i}", f": {group.network} on {group.data}" if len(found) > 1 else "")
-    for i, (what, own) in enumerate(quotients.alike(sets), 1):
-        where = f": {what}" if what else ""
-        parts.append(
-            Part(
-                f"quotients-{i}",
-                f"Entropy quotients{where}",
-                (
-                    "How little of an image's entropy the network needs: the minimal-entropy positive image (MEPI) is the reduced image where the "
-                    "search ended, still classified correctly. A descent ends where every further step is misclassified; a smaller image may "
-                    "exist.",
-                ),
-                tuple(plots.mepi_figures(own, f"{i}")),
-                (
-                    quotients.means(own, f"quotients-{i}"),
-                    quotients.compared(own, f"quotient-pairs-{i}"),
-                    quotients.shares(own, f"quotient-shares-{i}"),
-                    quotients.per_class(own, f"quotients-by-class-{i}"),
-                ),
-                folded=frozenset({f"quotients-by-class-{i}"}),
-            )
-        )
-    if sets and gallery_rows:
-        pictures = (
-            Gallery(printable(mepis.name), tuple(gallery.rows(mepis, gallery_rows))) for mepis in sets
-        )
-        parts.append(
-            Part(
-                "gallery",
-                "Minimal images",
-                (
-                    "Original and MEPIs, each in its place and size within the original; under it its share of the original's entropy, and its "
-                    "size in pixels.",
-                ),
-                galleries=tuple(g for g in pictures if g.rows),
-            )
-        )
-    parts.append(
-        Part(
-            "resources",
-            "Resources",
-            (),
-            (),
-            (
-                resources.networks(found, "networks"),
-                resources.epochs(found, "epoch-seconds"),
-                resources.adaptive(found, "adaptive-seconds"),
-                resources.searches(sets, "mepi-seconds"),
-                resources.energy(found, prices, "energy"),
-                resources.cards(prices, "cards"),
-                resources.cloud(prices, "cloud"),
-                thesis.accuracies("slides-accuracy"),
-            ),
-            folded=frozenset({"cards", "cloud", "slides-accuracy"}),
-        )
-    )
-    parts.append(
-        Part(
-            "setup",
-            "Set-up",
-            (setup.DEFINITIONS,),
-            (),
-            (
-                setup.data(found, "data"),
-                setup.common(known, "settings"),
-                setup.configurations(known, "configurations"),
-                setup.versions(known, "versions"),
-                setup.searches(sets, "mepi-options"),
-            ),
-            folded=frozenset({"settings", "configurations", "versions", "mepi-options"}),
-        )
-    )
+    for i, group in enumerate(by_experiment, 1):
+        heading = f": {group.network} on {group.data}" if len(by_experiment) > 1 else ""
+        parts += _results(group, f"{i}", heading)
+    for i, (difference, comparable) in enumerate(quotients.alike(sets), 1):
+        parts.append(_quotients(comparable, f"{i}", f": {difference}" if difference else ""))
+    if sets and options.gallery_rows:
+        parts.append(_gallery(sets, options.gallery_rows))
+    parts += [_resources(by_experiment, sets, options.prices), _setup(by_experiment, runs, sets)]
     return [part for part in parts if any(part.figures) or any(part.tables) or part.galleries]
 
 
-def _results(group: Group, number: str, where: str) -> list[Part]:
-    phase = any(run.settings.monitor == "phase" for run in group.runs)
-    extra = list(dict.fromkeys(name for run in group.runs for e in run.epochs for name in e.tracked))
-    lines = [
-        plots.evolution(group, c, f"evolution-{number}-{i}")
-        for i, c in enumerate(group.configurations, 1)
-        if max(run.last.epoch for run in c.runs) > 0
+def _quotients(sets: list[Mepis], number: str, heading: str) -> Part:
+    return Part(
+        f"quotients-{number}",
+        f"Entropy quotients{heading}",
+        (
+            "How little of an image's entropy the network needs: the minimal-entropy positive image (MEPI) is "
+            "the reduced image where the search ended, still classified correctly. A descent ends where every "
+            "further step is misclassified; a smaller image may exist.",
+        ),
+        tuple(plots.mepi_figures(sets, number)),
+        (
+            quotients.means(sets, f"quotients-{number}"),
+            quotients.compared(sets, f"quotient-pairs-{number}"),
+            quotients.shares(sets, f"quotient-shares-{number}"),
+            quotients.per_class(sets, f"quotients-by-class-{number}"),
+        ),
+        folded=frozenset({f"quotients-by-class-{number}"}),
+    )
+
+
+def _gallery(sets: list[Mepis], rows: int) -> Part:
+    galleries = (Gallery(printable(mepis.name), tuple(gallery.rows(mepis, rows))) for mepis in sets)
+    return Part(
+        "gallery",
+        "Minimal images",
+        (
+            "Original and MEPIs, each in its place and size within the original; under it its share of the "
+            "original's entropy, and its size in pixels.",
+        ),
+        galleries=tuple(shown for shown in galleries if shown.rows),
+    )
+
+
+def _resources(by_experiment: list[Group], sets: list[Mepis], prices: Prices) -> Part:
+    return Part(
+        "resources",
+        "Resources",
+        tables=(
+            resources.networks(by_experiment, "networks"),
+            resources.epochs(by_experiment, "epoch-seconds"),
+            resources.adaptive(by_experiment, "adaptive-seconds"),
+            resources.searches(sets, "mepi-seconds"),
+            resources.energy(by_experiment, prices, "energy"),
+            resources.cards(prices, "cards"),
+            resources.cloud(prices, "cloud"),
+            thesis.accuracies("slides-accuracy"),
+        ),
+        folded=frozenset({"cards", "cloud", "slides-accuracy"}),
+    )
+
+
+def _setup(by_experiment: list[Group], runs: list[Run], sets: list[Mepis]) -> Part:
+    return Part(
+        "setup",
+        "Set-up",
+        (setup.DEFINITIONS,),
+        tables=(
+            setup.data(by_experiment, "data"),
+            setup.common(runs, "settings"),
+            setup.configurations(runs, "configurations"),
+            setup.versions(runs, "versions"),
+            setup.searches(sets, "mepi-options"),
+        ),
+        folded=frozenset({"settings", "configurations", "versions", "mepi-options"}),
+    )
+
+
+def _results(group: Group, number: str, heading: str) -> list[Part]:
+    by_phase = any(run.settings.monitor == "phase" for run in group.runs)
+    quality = "the quality it was monitored at" if by_phase else "full quality"
+    tracked = list(
+        dict.fromkeys(name for run in group.runs for epoch in run.epochs for name in epoch.tracked)
+    )
+    evolutions = [
+        plots.evolution(group, configuration, f"evolution-{number}-{i}")
+        for i, configuration in enumerate(group.configurations, 1)
+        if max(run.last.epoch for run in configuration.runs) > 0
     ]
     curves = [
         plots.quality_curve(
@@ -290,7 +311,7 @@ def _results(group: Group, number: str, where: str) -> list[Part]:
     return [
         Part(
             f"accuracy-{number}",
-            f"Accuracy{where}",
+            f"Accuracy{heading}",
             (),
             (
                 plots.joint(group, f"joint-{number}"),
@@ -307,15 +328,15 @@ def _results(group: Group, number: str, where: str) -> list[Part]:
         ),
         Part(
             f"evolution-{number}",
-            f"Epoch by epoch{where}",
+            f"Epoch by epoch{heading}",
             (
-                f"Validation accuracy after each epoch at {'the quality it was monitored at' if phase else 'full quality'}: filled after a C "
-                "epoch, open after an R epoch, stages shaded where there is one seed.",
+                f"Validation accuracy after each epoch at {quality}: filled after a C epoch, open after an R "
+                "epoch, stages shaded where there is one seed.",
             ),
             (
-                *lines,
-                *(plots.tracked(group, name, f"tracked-{number}-{i}") for i, name in enumerate(extra, 1)),
+                *evolutions,
+                *(plots.tracked(group, name, f"tracked-{number}-{i}") for i, name in enumerate(tracked, 1)),
             ),
         ),
-        Part(f"curves-{number}", f"Accuracy along the qualities{where}", (), tuple(curves)),
+        Part(f"curves-{number}", f"Accuracy along the qualities{heading}", (), tuple(curves)),
     ]

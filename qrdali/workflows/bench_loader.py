@@ -1,10 +1,14 @@
-"""Loader speed against its peers on the same files and threads, rounds alternating so that the machine's drift cancels."""
+"""Measures the loader's speed beside its peers on the same files and threads.
+
+Rounds alternate, so that the machine's drift cancels.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -12,9 +16,9 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
-from qrdali.cli.terminal import warn
 from qrdali.data.index import Index
 from qrdali.errors import InputError
+from qrdali.interfaces import ProgressListener, SilentListener
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import Engine, engine_for
 from qrdali.pipelines.loader import open_loader
@@ -25,13 +29,14 @@ from qrdali.system.device import resolve_device
 from qrdali.system.environment import environment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-REDUCED = {
-    name: constant_levels(dimensions, 2) for name, dimensions in REDUCTIONS.items() if any(dimensions)
-}  # quality .5 of step .25
+# Quality .5 of step .25.
+REDUCED = {name: constant_levels(dimensions, 2) for name, dimensions in REDUCTIONS.items() if any(dimensions)}
 
 
 class _Files(torch.utils.data.Dataset[Any]):
-    """Peers written as users write them: one file per item, torchvision's transforms as in PyTorch's ImageNet example."""
+    """Peers written as users write them: one file per item, torchvision's transforms as in PyTorch's ImageNet
+    example.
+    """
 
     def __init__(self, paths: list[str], side: int, pillow: bool) -> None:
         from torchvision import transforms
@@ -110,15 +115,14 @@ def _plain_dali(
 
     def run() -> int:
         done = 0
+        device = "cpu" if engine.device_id is None else "cuda"
         while done < len(paths):
             images, _ = pipe.run()
             if not decode_only:
                 tensor = images.as_tensor()
-                device = "cpu" if engine.device_id is None else "cuda"
                 out = torch.empty(tensor.shape(), device=device)
-                feed_ndarray(
-                    tensor, out, cuda_stream=None if device == "cpu" else torch.cuda.current_stream()
-                )
+                stream = None if device == "cpu" else torch.cuda.current_stream()
+                feed_ndarray(tensor, out, cuda_stream=stream)
             done += len(images)
         return done
 
@@ -129,15 +133,11 @@ def _ours(
     index: Index, side: int, batch: int, engine: Engine, levels: dict[str, ConstantLevels]
 ) -> dict[str, Callable[[], int]]:
     loader = open_loader(index, Preprocessing(side, "whole", 1.0, "bilinear", MEAN, STD), batch, engine)
-    epochs = iter(range(1, 10**6))
+    epochs = count(1)
 
     def run(level: ConstantLevels) -> int:
-        return sum(
-            len(b.labels)
-            for b in loader.epoch(
-                EpochPlan(len(index), batch, level, training=True, augment="flip", epoch=next(epochs))
-            )
-        )
+        plan = EpochPlan(len(index), batch, level, training=True, augment="flip", epoch=next(epochs))
+        return sum(len(batch.labels) for batch in loader.epoch(plan))
 
     return {name: lambda level=level: run(level) for name, level in levels.items()}  # type: ignore[misc]
 
@@ -149,38 +149,30 @@ def measure(
     side: int,
     threads: int,
     batch_size: int,
-    progress: Callable[[str], None] = lambda name: None,
+    listener: ProgressListener = SilentListener(),
 ) -> dict[str, Any]:
-    """Images per second (median, minimum, maximum over rounds) of every contender, and the ratios."""
-    engine = engine_for(resolve_device("auto"), threads, warn)
+    """Returns images per second (median, minimum, maximum over rounds) of every contender, and ratios between
+    them.
+
+    side: of the network's input, in pixels. Raises InputError for images that the peers cannot read.
+    """
     if index.needs_bytes:
         raise InputError(
-            "the images are in a store or in shards, which torchvision does not read: index a folder to compare loaders"
+            "the images are in a store or in shards, which torchvision does not read: "
+            "index a folder to compare loaders"
         )
+    engine = engine_for(resolve_device("auto"), threads, listener.warn)
     paths = index.paths(np.arange(len(index)))
-    contenders = _ours(
-        index,
-        side,
-        batch_size,
-        engine,
-        {"qrdali full": FULL_QUALITY, **{f"qrdali {k}": v for k, v in REDUCED.items()}},
-    )
+    levels = {"qrdali full": FULL_QUALITY, **{f"qrdali {name}": level for name, level in REDUCED.items()}}
+    contenders = _ours(index, side, batch_size, engine, levels)
     contenders["plain DALI"] = _plain_dali(paths, side, batch_size, engine, False)
     contenders["DALI decode only"] = _plain_dali(paths, side, batch_size, engine, True)
     contenders["torchvision, Pillow"] = _torchvision(paths, side, batch_size, threads, True)
     contenders["torchvision.io"] = _torchvision(paths, side, batch_size, threads, False)
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
-        for name, run in contenders.items():
-            begun = time.perf_counter()
-            images = run()
-            if turn:  # the first round warms files, workers and pools
-                rates[name].append(images / (time.perf_counter() - begun))
-            progress(name)
-    median = {name: statistics.median(values) for name, values in rates.items()}
+    rates = _rates(contenders, rounds, listener)
 
     def ratio(a: str, b: str) -> float:
-        """Median over rounds of a's rate ÷ b's in the same round."""
+        """Returns the median over rounds of a's rate by b's in the same round."""
         return round(statistics.median(x / y for x, y in zip(rates[a], rates[b], strict=True)), 3)
 
     return {
@@ -191,8 +183,12 @@ def measure(
         "input_size": side,
         "batch_size": batch_size,
         "images_per_second": {
-            name: {"median": round(median[name], 1), "min": round(min(v), 1), "max": round(max(v), 1)}
-            for name, v in rates.items()
+            name: {
+                "median": round(statistics.median(rate), 1),
+                "min": round(min(rate), 1),
+                "max": round(max(rate), 1),
+            }
+            for name, rate in rates.items()
         },
         "speed_ratio": {
             f"qrdali full / {peer}": ratio("qrdali full", peer)
@@ -202,7 +198,26 @@ def measure(
     }
 
 
+def _rates(
+    contenders: dict[str, Callable[[], int]], rounds: int, listener: ProgressListener
+) -> dict[str, list[float]]:
+    """Returns the images per second of each contender in each round; one round before them is not counted."""
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    listener.begin("measure", (rounds + 1) * len(contenders), "runs")
+    try:
+        for turn in range(rounds + 1):
+            for name, run in contenders.items():
+                begun = time.perf_counter()
+                images = run()
+                if turn:  # the first round warms files, workers and pools
+                    rates[name].append(images / (time.perf_counter() - begun))
+                listener.advance(1, lambda name=name: name)  # type: ignore[misc]
+    finally:
+        listener.end()
+    return rates
+
+
 def machine() -> dict[str, Any]:
-    """What a figure depends on: processor, GPU, versions."""
-    found = environment(resolve_device("auto"))
-    return {key: found[key] for key in ("cpu", "cores", "gpu", "python", "torch", "dali")}
+    """Returns what a figure depends on: processor, GPU, versions."""
+    facts = environment(resolve_device("auto"))
+    return {key: facts[key] for key in ("cpu", "cores", "gpu", "python", "torch", "dali")}

@@ -1,10 +1,13 @@
-"""The MEPI search beside a naive one (`benchmarks/naive_mepi.py`) on the same images, in one process."""
+"""Measures the MEPI search beside a naive one (`benchmarks/naive_mepi.py`) on the same images, in one
+process.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,16 +17,16 @@ import torch
 from torch import nn
 
 from qrdali import models
-from qrdali.cli.terminal import warn
 from qrdali.data.index import Index, Samples, Writer
 from qrdali.data.scan import Reading, index_folder
 from qrdali.errors import InputError
 from qrdali.evaluation.predict import predict
-from qrdali.interfaces import JobControl, RunContext
+from qrdali.evaluation.prediction_rows import PredictionRows
+from qrdali.interfaces import JobControl, ProgressListener, SilentListener
 from qrdali.mepi.build import Builder
 from qrdali.mepi.folder import SEARCHED, MepiSet, MepiSource
 from qrdali.mepi.search import Search, SearchLimits, SearchRule
-from qrdali.pipelines.engine import Engine, engine_for
+from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction import quality
@@ -36,13 +39,16 @@ from qrdali.workflows.context import open_context
 
 NAIVE = Path(__file__).resolve().parents[2] / "benchmarks" / "naive_mepi.py"
 
+CLASSES = 20
+CLASS_NAMES = tuple(f"class-{i}" for i in range(CLASSES))
+
 # Images per second of the thesis' slides with EfficientNet-B3 on an RTX 3090, if its hours are for the 25,000
 # images of ImageNet's validation set in the slides: an assumption, the slides do not say.
 THESIS = {"color": 0.39, "crop": 0.13, "resolution": 0.60, "combination": 0.13}
 
 
 class _Centred(nn.Module):
-    """A network less its mean output: with random weights it would answer one class for everything."""
+    """A network less its mean output, for with random weights it would answer one class for everything."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -55,11 +61,14 @@ class _Centred(nn.Module):
 
 
 def naive_module() -> Any:
-    """The reference, which is no part of the package. Raises InputError where there is no checkout."""
+    """Imports the reference, which is no part of the package.
+
+    Raises InputError where there is no checkout.
+    """
     if not NAIVE.exists():
         raise InputError(
-            f"{NAIVE} is not there: the naive reference is in qrdali's repository, run this command from a "
-            "checkout"
+            f"{NAIVE} is not there: the naive reference is in qrdali's repository, "
+            "run this command from a checkout"
         )
     spec = importlib.util.spec_from_file_location("naive_mepi", NAIVE)
     assert spec is not None
@@ -80,131 +89,196 @@ def measure(
     step: float,
     rounds: int,
     reductions: tuple[str, ...] = SEARCHED,
-    progress: Callable[[str], None] = lambda what: None,
+    listener: ProgressListener = SilentListener(),
 ) -> dict[str, Any]:
-    """Returns images per second of ours (decoding, search, PNG files, reading back) and of the naive search.
+    """Returns images per second of our search and of the naive one, their ratio and how often their answers
+    agree, per reduction.
 
-    Beside them: their ratio, the time ours takes over the forward passes alone, and the share of images with
-    the same answer.
-
-    The network has random weights and its mean output subtracted; its answers at full quality are the labels,
-    so that every image has a MEPI. Rounds alternate between the two, so that the machine's drift cancels.
+    Ours includes decoding, search, PNG files and reading back; over_forward_alone is its time by that of the
+    forward passes alone. The network has random weights and its mean output subtracted; its answers at full
+    quality are the labels, so that every image has a MEPI. Rounds alternate between the two, so that the
+    machine's drift cancels.
     """
-    context = open_context("auto", "auto", JobControl())
-    device, autocast = context.device, context.autocast
-    naive, n, pre = naive_module(), quality.num_levels_of(step), models.preprocessing(name, side)
-    engine = engine_for(device, threads, warn)
-    torch.manual_seed(0)
-    model = _Centred(models.create(name, 20)).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    at_once = probe_batch_size(device, 128)
-    classes = tuple(f"class-{i}" for i in range(20))
-    with TemporaryDirectory() as folder:
-        part = _labelled(index, images, model, pre, engine, context, classes, Path(folder) / "part.arrow")
-        samples = list(range(len(part)))
-        few = [
-            samples[i * len(samples) // min(naive_images, len(samples))]
-            for i in range(min(naive_images, len(samples)))
-        ]
-        paths, labels = part.paths(np.array(few)), part.labels(np.array(few)).tolist()
-        reference = naive.Naive(model, device, pre.input_size, pre.mean, pre.std, pre.interpolation, autocast)
-        forward = _forward_rate(model, at_once, pre.input_size, device, autocast)
-        result: dict[str, Any] = {}
-        for reduction in reductions:
-            rule = SearchRule(DescentRule(quality.REDUCTIONS[reduction], n))
-            ours, theirs, over = [], [], []
-            same = 0
-            for turn in range(rounds):
-                out = Path(folder) / f"{reduction}-{turn}"
-                mepis = MepiSet.open(out, MepiSource(part, classes, n), {}, False)
-                limits = SearchLimits(at_once, 1 << 30, threads)
-                search = Search(model, open_image_reducer(part, pre, engine), rule, limits, context)
-
-                def read_back(
-                    check: Callable[[], None],
-                    mepis: MepiSet = mepis,
-                    out: Path = out,
-                    reduction: str = reduction,
-                ) -> list[int]:
-                    index_folder(out / reduction, classes, out / "set.arrow", Reading(verify=False))
-                    rows = _classified(Index(out / "set.arrow", 20), model, pre, engine, context)
-                    return [
-                        int(Path(p).stem)
-                        for p in Index(out / "set.arrow", 20).paths(
-                            rows.samples[rows.labels != rows.predictions]
-                        )
-                    ]
-
-                begun = time.perf_counter()
-                row = Builder(mepis, reduction, search, read_back, context).build(samples)
-                taken = time.perf_counter() - begun
-                progress(f"{reduction}, ours")
-                ours.append(len(samples) / taken)
-                over.append(taken * forward() / (row["evaluations"] + len(samples)))
-                begun = time.perf_counter()
-                dimensions = quality.REDUCTIONS[reduction]
-                answers = [
-                    reference.search(path, label, dimensions, n)
-                    for path, label in zip(paths, labels, strict=True)
-                ]
-                theirs.append(len(few) / (time.perf_counter() - begun))
-                progress(f"{reduction}, naive")
-                states = mepis.journal(reduction).rows["state"]
-                same = sum(
-                    tuple(states[s].tolist()) == answer[0] for s, answer in zip(few, answers, strict=True)
-                )
-            result[reduction] = {
-                "images_per_second": round(float(np.median(ours)), 3),
-                "naive_images_per_second": round(float(np.median(theirs)), 3),
-                "ratio": round(float(np.median(np.divide(ours, theirs))), 2),
-                "over_forward_alone": round(float(np.median(over)), 3),
-                "evaluations_per_image": round(row["evaluations"] / len(samples), 1),
-                "mean_quotient": row["mean_quotient"],
-                "same_answer": f"{same} of {len(few)}",
-            }
-            if name == "efficientnet_b3":
-                result[reduction]["over_thesis"] = round(
-                    result[reduction]["images_per_second"] / THESIS[reduction], 1
-                )
+    naive, num_levels = naive_module(), quality.num_levels_of(step)
+    network = _Network(name, side, threads, listener)
+    rates: dict[str, Any] = {}
+    listener.begin("measure", rounds * 2 * len(reductions), "runs")
+    try:
+        with TemporaryDirectory() as scratch:
+            part = network.labelled_part(index, images, Path(scratch) / "part.arrow")
+            few_count = min(naive_images, len(part))
+            few = [i * len(part) // few_count for i in range(few_count)]
+            duel = _Duel(network, naive, part, few, num_levels, Path(scratch))
+            forward_rate = network.forward_rate()
+            for reduction in reductions:
+                rates[reduction] = duel.measure(reduction, rounds, forward_rate, listener)
+                if name == "efficientnet_b3":
+                    ours = rates[reduction]["images_per_second"]
+                    rates[reduction]["over_thesis"] = round(ours / THESIS[reduction], 1)
+    finally:
+        listener.end()
     return {
         "machine": machine(),
         "model": name,
-        "input_size": pre.input_size,
+        "input_size": network.preprocessing.input_size,
         "step": step,
-        "images": len(samples),
+        "images": len(part),
         "naive_images": len(few),
         "rounds": rounds,
         "threads": threads,
-        "candidates_per_pass": at_once,
-        "reductions": result,
+        "candidates_per_pass": network.max_batch,
+        "reductions": rates,
     }
 
 
-def _labelled(
-    index: Index,
-    images: int,
-    model: _Centred,
-    pre: models.Preprocessing,
-    engine: Engine,
-    context: RunContext,
-    classes: tuple[str, ...],
-    file: Path,
-) -> Index:
-    """The first images of an index, spread over it, labelled by the model's answers; sets its mean."""
-    every = np.linspace(0, len(index) - 1, min(images, len(index))).astype(np.int64)
-    _write(file, index, every, np.zeros(len(every), np.int64))
-    loader, total, count = open_loader(Index(file, len(classes)), pre, 8, engine), 0.0, 0
-    with torch.inference_mode():
-        for batch in loader.epoch(EpochPlan(len(every), 8, FULL_QUALITY)):
-            with context.autocast():
-                total = total + model(batch.images).float().sum(0)
-            count += len(batch.labels)
-    model.mean = total / count
-    rows = _classified(Index(file, len(classes)), model, pre, engine, context)
-    _write(file, index, every, rows.predictions)
-    return Index(file, len(classes))
+class _Network:
+    """A network with random weights, and what it needs to classify."""
+
+    def __init__(self, name: str, side: int | None, threads: int, listener: ProgressListener) -> None:
+        self.context = open_context("auto", "auto", JobControl(listener))
+        self.preprocessing = models.preprocessing(name, side)
+        self.threads = threads
+        self.engine = engine_for(self.context.device, threads, listener.warn)
+        self.max_batch = probe_batch_size(self.context.device, 128)
+        torch.manual_seed(0)
+        model = _Centred(models.create(name, CLASSES))
+        self.model = model.to(self.context.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    def labelled_part(self, index: Index, images: int, file: Path) -> Index:
+        """Writes an index of images spread over `index`, labelled by the network's answers, into `file`; sets
+        the network's mean.
+        """
+        samples = np.linspace(0, len(index) - 1, min(images, len(index))).astype(np.int64)
+        _write(file, index, samples, np.zeros(len(samples), np.int64))
+        loader = open_loader(Index(file, CLASSES), self.preprocessing, 8, self.engine)
+        total, count = torch.zeros(CLASSES, device=self.context.device), 0
+        with torch.inference_mode():
+            for batch in loader.epoch(EpochPlan(len(samples), 8, FULL_QUALITY)):
+                with self.context.autocast():
+                    total = total + self.model(batch.images).float().sum(0)
+                count += len(batch.labels)
+        self.model.mean = total / count
+        _write(file, index, samples, self.classify(Index(file, CLASSES)).predictions)
+        return Index(file, CLASSES)
+
+    def classify(self, index: Index) -> PredictionRows:
+        """Returns the network's answers at full quality."""
+        loader = open_loader(index, self.preprocessing, 32, self.engine)
+        plan = EpochPlan(len(index), 32, FULL_QUALITY)
+        return predict(self.model, loader, plan, self.context)
+
+    def forward_rate(self) -> Callable[[], float]:
+        """Returns a function that measures images per second of the network alone, for two seconds."""
+        side = self.preprocessing.input_size
+        images = torch.rand(self.max_batch, 3, side, side, device=self.context.device)
+        images = images.to(memory_format=torch.channels_last)
+
+        def rate() -> float:
+            done, begun = 0, time.perf_counter()
+            with torch.inference_mode():
+                while time.perf_counter() - begun < 2:
+                    with self.context.autocast():
+                        self.model(images).sum().item()
+                    done += self.max_batch
+            return done / (time.perf_counter() - begun)
+
+        rate()  # warms up
+        return rate
+
+
+@dataclass(frozen=True)
+class _Duel:
+    """Searches with ours and with the naive reference.
+
+    few: the samples of `part` that the reference searches.
+    """
+
+    network: _Network
+    naive: Any
+    part: Index
+    few: list[int]
+    num_levels: int
+    scratch: Path
+
+    def measure(
+        self, reduction: str, rounds: int, forward_rate: Callable[[], float], listener: ProgressListener
+    ) -> dict[str, Any]:
+        """Returns the row of a reduction in the result."""
+        pre, context = self.network.preprocessing, self.network.context
+        reference = self.naive.Naive(
+            self.network.model,
+            context.device,
+            pre.input_size,
+            pre.mean,
+            pre.std,
+            pre.interpolation,
+            context.autocast,
+        )
+        dimensions = quality.REDUCTIONS[reduction]
+        paths, labels = self.part.paths(np.array(self.few)), self.part.labels(np.array(self.few)).tolist()
+        ours, theirs, over_forward = [], [], []
+        same = 0
+        for turn in range(rounds):
+            out = self.scratch / f"{reduction}-{turn}"
+            mepis = MepiSet.open(out, MepiSource(self.part, CLASS_NAMES, self.num_levels), {}, False)
+            begun = time.perf_counter()
+            row = self._build(mepis, reduction)
+            taken = time.perf_counter() - begun
+            listener.advance(1, lambda: f"{reduction}, ours")
+            ours.append(len(self.part) / taken)
+            over_forward.append(taken * forward_rate() / (row["evaluations"] + len(self.part)))
+            begun = time.perf_counter()
+            answers = [
+                reference.search(path, label, dimensions, self.num_levels)
+                for path, label in zip(paths, labels, strict=True)
+            ]
+            theirs.append(len(self.few) / (time.perf_counter() - begun))
+            listener.advance(1, lambda: f"{reduction}, naive")
+            states = mepis.journal(reduction).rows["state"]
+            same = sum(
+                tuple(states[sample].tolist()) == answer[0]
+                for sample, answer in zip(self.few, answers, strict=True)
+            )
+        return {
+            "images_per_second": round(float(np.median(ours)), 3),
+            "naive_images_per_second": round(float(np.median(theirs)), 3),
+            "ratio": round(float(np.median(np.divide(ours, theirs))), 2),
+            "over_forward_alone": round(float(np.median(over_forward)), 3),
+            "evaluations_per_image": round(row["evaluations"] / len(self.part), 1),
+            "mean_quotient": row["mean_quotient"],
+            "same_answer": f"{same} of {len(self.few)}",
+        }
+
+    def _build(self, mepis: MepiSet, reduction: str) -> dict[str, Any]:
+        """Builds a reduction of a set as `qrdali build-mepi` does; returns its row of the summary."""
+        network = self.network
+        rule = SearchRule(DescentRule(quality.REDUCTIONS[reduction], self.num_levels))
+        reducer = open_image_reducer(self.part, network.preprocessing, network.engine)
+        # The benchmark's own listener shows rounds; the search's passes would add lines between them.
+        quiet = replace(network.context, listener=SilentListener())
+        search = Search(
+            network.model,
+            reducer,
+            rule,
+            SearchLimits(network.max_batch, 1 << 30, network.threads),
+            quiet,
+        )
+
+        def read_back(check: Callable[[], None]) -> list[int]:
+            index_folder(
+                mepis.folder / reduction, CLASS_NAMES, mepis.folder / "set.arrow", Reading(verify=False)
+            )
+            written = Index(mepis.folder / "set.arrow", CLASSES)
+            rows = network.classify(written)
+            wrong = rows.samples[rows.labels != rows.predictions]
+            return [int(Path(path).stem) for path in written.paths(wrong)]
+
+        builder = Builder(mepis, reduction, search, read_back, quiet)
+        return builder.build(list(range(len(self.part))))
 
 
 def _write(file: Path, index: Index, samples: Samples, labels: Samples) -> None:
+    """Writes an index of some images of another with labels of its own."""
     writer = Writer(file.with_suffix(".new"))
     for path, label, (height, width) in zip(
         index.paths(samples), labels.tolist(), index.sizes(samples).tolist(), strict=True
@@ -212,29 +286,3 @@ def _write(file: Path, index: Index, samples: Samples, labels: Samples) -> None:
         writer.add(path, label, width, height)
     writer.close()
     file.with_suffix(".new").rename(file)
-
-
-def _classified(
-    index: Index, model: nn.Module, pre: models.Preprocessing, engine: Engine, context: RunContext
-) -> Any:
-    plan = EpochPlan(len(index), 32, FULL_QUALITY)
-    return predict(model, open_loader(index, pre, 32, engine), plan, context)
-
-
-def _forward_rate(
-    model: nn.Module, batch: int, side: int, device: torch.device, autocast: Any
-) -> Callable[[], float]:
-    """A function that gives images per second of the network alone."""
-    images = torch.rand(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
-
-    def rate() -> float:
-        done, begun = 0, time.perf_counter()
-        with torch.inference_mode():
-            while time.perf_counter() - begun < 2:
-                with autocast():
-                    model(images).sum().item()
-                done += batch
-        return done / (time.perf_counter() - begun)
-
-    rate()
-    return rate

@@ -1,10 +1,14 @@
-"""Seconds of epochs and probes, kinds interleaved in one process so that the machine's noise cancels."""
+"""Measures seconds of epochs and probes, kinds interleaved in one process so that the machine's noise
+cancels.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,15 +17,15 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from qrdali import models
-from qrdali.cli.terminal import warn
 from qrdali.data.index import Index
+from qrdali.interfaces import ProgressListener, SilentListener
 from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, Levels, PerImageLevels, constant_levels
 from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.quality import REDUCTIONS
 from qrdali.schedule.epoch_plan import EpochPlan
-from qrdali.system.device import autocast_for, probe_batch_size
+from qrdali.system.device import autocast_for, probe_batch_size, resolve_device
 from qrdali.training import probe
 from qrdali.workflows.bench_loader import machine
 
@@ -75,96 +79,20 @@ def measure(
     threads: int,
     batch_size: int,
     images: int,
-    progress: Callable[[str], None] = lambda what: None,
+    listener: ProgressListener = SilentListener(),
 ) -> dict[str, Any]:
-    """Seconds of a full epoch, a reduced one (quality .5) per reduction, an online-feedback epoch and a probe per reduction,
-    over the first `images` images; medians over rounds, and ratios to the full epoch of the same round."""
-    device = (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
-    pre = models.preprocessing(name, side)
-    torch.manual_seed(0)
-    model = models.create(name, classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = create_optimizer_v2(model, "adamw", lr=1e-6, weight_decay=0.05)
-    autocast, scaled = autocast_for("auto", device)
-    scaler = torch.amp.GradScaler(device.type, enabled=scaled)
-    part = _First(index, min(images, len(index)))
-    loader = open_loader(part, pre, batch_size, engine_for(device, threads, warn))
-    epochs = iter(range(1, 10**6))
+    """Returns seconds of each kind of epoch and probe over `images` images, as medians over rounds, and
+    ratios to the full epoch.
 
-    def train(levels: Levels, feedback: bool = False) -> None:
-        model.train()
-        correct = torch.zeros((), dtype=torch.int64, device=device)
-        kept = torch.zeros(len(part), dtype=torch.uint8, device=device)
-        for batch in loader.epoch(EpochPlan(len(part), batch_size, levels, 4, 0, next(epochs), True, "flip")):
-            with autocast():
-                logits = model(batch.images)
-                loss = nn.functional.cross_entropy(logits, batch.labels)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            scaler.step(optimizer)
-            scaler.update()
-            right = logits.argmax(1) == batch.labels
-            correct += right.sum()
-            if feedback:
-                kept[batch.samples] = right.to(torch.uint8)
-        if feedback:
-            rule = DescentRule(REDUCTIONS["combination"], 4)
-            probe.descend_by_feedback(
-                part, PerImageLevels.at_full_quality(len(part), True, True), kept.cpu().numpy(), rule, 0
-            )
-        correct.item()
-
-    def ask(reduction: str) -> None:
-        rule = DescentRule(REDUCTIONS[reduction], 4)
-        probe.descend_by_probe(
-            model,
-            loader,
-            part,
-            PerImageLevels.at_full_quality(len(part), rule.dimensions.crop, False),
-            rule,
-            probe_batch_size(device, batch_size),
-            autocast,
-            lambda done, candidates: None,
-        )
-
-    def ask_one_by_one() -> None:
-        """The crop probe's forward passes with every image decoded once per candidate window."""
-        model.eval()
-        with torch.inference_mode():
-            for _ in range(5):
-                for batch in loader.epoch(
-                    EpochPlan(len(part), batch_size, constant_levels(REDUCTIONS["crop"], 1))
-                ):
-                    with autocast():
-                        model(batch.images).softmax(1)
-
-    work: dict[str, Callable[[], None]] = {"full": lambda: train(FULL_QUALITY)}
-    for reduction in REDUCED:
-        work[reduction] = lambda reduction=reduction: train(constant_levels(REDUCTIONS[reduction], 2))  # type: ignore[misc]
-    work["online combination"] = lambda: train(constant_levels(REDUCTIONS["combination"], 2), feedback=True)
-    for reduction in REDUCED:
-        work[f"probe {reduction}"] = lambda reduction=reduction: ask(reduction)  # type: ignore[misc]
-    work["probe crop, a decode per candidate"] = ask_one_by_one
-    seconds: dict[str, list[float]] = {what: [] for what in work}
-    for turn in range(rounds + 1):
-        for what, run in work.items():
-            begun = time.perf_counter()
-            run()
-            if turn:  # the first round warms files, pools and the network's kernels
-                seconds[what].append(time.perf_counter() - begun)
-            progress(what)
-    over_full = {
-        what: [a / b for a, b in zip(taken, seconds["full"], strict=True)] for what, taken in seconds.items()
-    }
-    ratios = {what: round(statistics.median(v), 3) for what, v in over_full.items() if what != "full"}
-    ratios["online over the same epoch without"] = round(
-        statistics.median(
-            a / b for a, b in zip(seconds["online combination"], seconds["combination"], strict=True)
-        ),
-        3,
+    Kinds: a full epoch, a reduced one (quality .5) per reduction, an online-feedback epoch, a probe per
+    reduction. side: of the network's input in pixels, None: the model's. A ratio is that of the same round.
+    """
+    part = _Spread(index, min(images, len(index)))
+    network = _Network(part, classes, _Options(name, side, threads, batch_size), listener)
+    seconds = _interleaved(network.kinds(), rounds, listener)
+    over_full = {kind: _ratio(taken, seconds["full"]) for kind, taken in seconds.items() if kind != "full"}
+    over_full["online over the same epoch without"] = _ratio(
+        seconds["online combination"], seconds["combination"]
     )
     thesis = THESIS.get(name, {})
     return {
@@ -173,21 +101,139 @@ def measure(
         "images": len(part),
         "rounds": rounds,
         "threads": threads,
-        "input_size": pre.input_size,
+        "input_size": network.preprocessing.input_size,
         "batch_size": batch_size,
         "seconds": {
-            what: {"median": round(statistics.median(v), 2), "min": round(min(v), 2), "max": round(max(v), 2)}
-            for what, v in seconds.items()
+            kind: {
+                "median": round(statistics.median(taken), 2),
+                "min": round(min(taken), 2),
+                "max": round(max(taken), 2),
+            }
+            for kind, taken in seconds.items()
         },
-        "over_full": ratios,
+        "over_full": over_full,
         "thesis_over_full": {
-            what: round(v / thesis["full"], 3) for what, v in thesis.items() if what != "full"
+            kind: round(taken / thesis["full"], 3) for kind, taken in thesis.items() if kind != "full"
         },
     }
 
 
-class _First(Index):
-    """The first images of an index, spread over its classes."""
+def _interleaved(
+    kinds: dict[str, Callable[[], None]], rounds: int, listener: ProgressListener
+) -> dict[str, list[float]]:
+    """Returns the seconds of each kind of work in each round; one round before them is not counted."""
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    listener.begin("measure", (rounds + 1) * len(kinds), "runs")
+    try:
+        for turn in range(rounds + 1):
+            for kind, work in kinds.items():
+                begun = time.perf_counter()
+                work()
+                if turn:  # the first round warms files, pools and the network's kernels
+                    seconds[kind].append(time.perf_counter() - begun)
+                listener.advance(1, lambda kind=kind: kind)  # type: ignore[misc]
+    finally:
+        listener.end()
+    return seconds
+
+
+def _ratio(seconds: list[float], others: list[float]) -> float:
+    """Returns the median over rounds of one kind's seconds by those of another."""
+    return round(statistics.median(a / b for a, b in zip(seconds, others, strict=True)), 3)
+
+
+@dataclass(frozen=True)
+class _Options:
+    name: str
+    side: int | None
+    threads: int
+    batch_size: int
+
+
+class _Network:
+    """A network in training, and the epochs and probes that are timed on it."""
+
+    def __init__(self, index: Index, classes: int, options: _Options, listener: ProgressListener) -> None:
+        self._index, self._batch_size = index, options.batch_size
+        self._device = resolve_device("auto")
+        self.preprocessing = models.preprocessing(options.name, options.side)
+        torch.manual_seed(0)
+        model = models.create(options.name, classes)
+        self._model = model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._optimizer = create_optimizer_v2(self._model, "adamw", lr=1e-6, weight_decay=0.05)
+        self._autocast, scaled = autocast_for("auto", self._device)
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaled)
+        engine = engine_for(self._device, options.threads, listener.warn)
+        self._loader = open_loader(index, self.preprocessing, options.batch_size, engine)
+        self._epochs = count(1)
+
+    def kinds(self) -> dict[str, Callable[[], None]]:
+        """Returns what is timed, by its name in the result."""
+        kinds: dict[str, Callable[[], None]] = {"full": lambda: self.train(FULL_QUALITY)}
+        for reduction in REDUCED:
+            levels = constant_levels(REDUCTIONS[reduction], 2)
+            kinds[reduction] = lambda levels=levels: self.train(levels)  # type: ignore[misc]
+        combination = constant_levels(REDUCTIONS["combination"], 2)
+        kinds["online combination"] = lambda: self.train(combination, feedback=True)
+        for reduction in REDUCED:
+            kinds[f"probe {reduction}"] = lambda reduction=reduction: self.probe(reduction)  # type: ignore[misc]
+        kinds["probe crop, a decode per candidate"] = self.probe_one_by_one
+        return kinds
+
+    def train(self, levels: Levels, feedback: bool = False) -> None:
+        """Trains an epoch.
+
+        feedback: each image's correctness is kept and moves its levels at the end, as online feedback does.
+        """
+        self._model.train()
+        correct = torch.zeros((), dtype=torch.int64, device=self._device)
+        kept = torch.zeros(len(self._index), dtype=torch.uint8, device=self._device)
+        plan = EpochPlan(len(self._index), self._batch_size, levels, 4, 0, next(self._epochs), True, "flip")
+        for batch in self._loader.epoch(plan):
+            with self._autocast():
+                logits = self._model(batch.images)
+                loss = nn.functional.cross_entropy(logits, batch.labels)
+            self._optimizer.zero_grad(set_to_none=True)
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+            right = logits.argmax(1) == batch.labels
+            correct += right.sum()
+            if feedback:
+                kept[batch.samples] = right.to(torch.uint8)
+        if feedback:
+            rule = DescentRule(REDUCTIONS["combination"], 4)
+            at_full = PerImageLevels.at_full_quality(len(self._index), True, True)
+            probe.descend_by_feedback(self._index, at_full, kept.cpu().numpy(), rule, 0)
+        correct.item()  # waits for the device
+
+    def probe(self, reduction: str) -> None:
+        """Shows every neighbour of every image to the network, as before an adaptive stage."""
+        rule = DescentRule(REDUCTIONS[reduction], 4)
+        probe.descend_by_probe(
+            self._model,
+            self._loader,
+            self._index,
+            PerImageLevels.at_full_quality(len(self._index), rule.dimensions.crop, False),
+            rule,
+            probe_batch_size(self._device, self._batch_size),
+            self._autocast,
+            lambda done, candidates: None,
+        )
+
+    def probe_one_by_one(self) -> None:
+        """Does the crop probe's forward passes with every image decoded once per candidate window."""
+        self._model.eval()
+        levels = constant_levels(REDUCTIONS["crop"], 1)
+        with torch.inference_mode():
+            for _ in range(5):
+                for batch in self._loader.epoch(EpochPlan(len(self._index), self._batch_size, levels)):
+                    with self._autocast():
+                        self._model(batch.images).softmax(1)
+
+
+class _Spread(Index):
+    """Some images of an index, spread over its classes."""
 
     def __init__(self, index: Index, count: int) -> None:
         self._whole, self._pick = index, np.linspace(0, len(index) - 1, count).astype(np.int64)

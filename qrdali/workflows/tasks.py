@@ -1,53 +1,51 @@
-"""What `qrdali reproduce` does for each kind of task, in this process."""
+"""Does the tasks of a matrix, one kind after the other, in this process."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from qrdali.experiment.expand import PlannedRun
-    from qrdali.experiment.tasks import Task, Tasks
+from qrdali.errors import RunError
+from qrdali.experiment.expand import PlannedRun
+from qrdali.experiment.tasks import SPEC, Task, Tasks
+from qrdali.files.atomic import replace_atomically, write_whole
+from qrdali.interfaces import JobControl
+from qrdali.reduction.quality import num_levels_of
+from qrdali.system.deterministic import deterministic
+from qrdali.workflows.generated_data import generate_pictures, index_pictures
+from qrdali.workflows.report import write_report
+from qrdali.workflows.stopping import stopping_at_progress
 
 
-def perform(tasks: Tasks, task: Task) -> dict[str, Any] | None:
-    """Does it and returns what is to be noted. Raises whatever hinders it, and SystemExit after a signal."""
-    from qrdali.system.deterministic import deterministic
+def perform(tasks: Tasks, task: Task, control: JobControl) -> dict[str, Any] | None:
+    """Does a task and returns what is to be noted.
 
+    Raises whatever hinders it, and Interrupted after a signal.
+    """
     if task.kind == "data":
-        _data(tasks)
+        _make_data(tasks, stopping_at_progress(control))
         return None
     if task.kind == "report":
-        return _report(tasks)
+        return _report(tasks, stopping_at_progress(control))
     run = tasks.runs[task.name]
     if task.kind == "train":
-        from qrdali.workflows.train import run_training
-
-        if not (tasks.folder.run(run.name) / "config.toml").exists():
-            tasks.folder.note(f"from {run.name}", tasks.origin(run))
-        run_training(run.settings, tasks.folder.run(run.name), True)
+        _train(tasks, run, control)
         return None
     begun = time.monotonic()
-    note: dict[str, Any] = {"weights": tasks.folder.weights(run.name), "asked": tasks.asked(task)}
+    note: dict[str, Any] = {"weights": tasks.folder.weights(run.name), "asked": tasks.request(task)}
     with deterministic(run.settings.deterministic, run.settings.device):
         if task.kind == "evaluate":
-            note |= {"accuracy": _evaluate(tasks, run), "files": tasks.rows_seen(run.name)}
+            note["accuracy"] = _evaluate(tasks, run, stopping_at_progress(control))
+            note["files"] = tasks.row_files(run.name)
         else:
-            note["quotient"] = _mepi(tasks, run)
+            note["quotient"] = _build_mepis(tasks, run, control)
     return {**note, "seconds": round(time.monotonic() - begun, 3)}
 
 
-def _data(tasks: Tasks) -> None:
-    """Pictures and their index, each whole or not at all."""
-    import json
-    import shutil
-
-    from qrdali.cli.terminal import Bar
-    from qrdali.data.scan import build_dataset
-    from qrdali.data.shapes import generate
-    from qrdali.errors import RunError
-    from qrdali.experiment.tasks import SPEC
-
+def _make_data(tasks: Tasks, control: JobControl) -> None:
+    """Generates the pictures and their index, each whole or not at all."""
     assert tasks.matrix.data.shapes is not None
     spec, images = tasks.matrix.data.shapes.spec(), tasks.folder.folder / "images"
     if tasks.pictures() is None:
@@ -56,88 +54,87 @@ def _data(tasks: Tasks) -> None:
         partial = images.with_name("images.partial")
         if partial.exists():
             shutil.rmtree(partial)
-        with Bar("generate", spec.total, "files") as bar:
-            generate(partial, spec, progress=bar.advance)
-        (partial / SPEC).write_text(json.dumps(tasks.spec()) + "\n", "utf-8")
-        partial.rename(images)
-    with Bar("index", spec.total, "files") as bar:
-        build_dataset(images, tasks.data, progress=lambda split, files: bar.advance(files, split))
+        generate_pictures(partial, spec, control.listener)
+        write_whole(partial / SPEC, f"{json.dumps(tasks.pictures_wanted())}\n".encode())
+        replace_atomically(partial, images)
+    index_pictures(images, tasks.data, spec.total, control.listener)
 
 
-def _evaluate(tasks: Tasks, run: PlannedRun) -> dict[str, float]:
-    """Accuracy by name of the rows."""
-    from qrdali.cli.terminal import TerminalListener, say
-    from qrdali.interfaces import JobControl
-    from qrdali.reduction.quality import num_levels_of
+def _train(tasks: Tasks, run: PlannedRun, control: JobControl) -> None:
+    from qrdali.workflows.train import run_training
+
+    folder = tasks.folder.run(run.name)
+    if not (folder / "config.toml").exists():
+        # Before it trains: whatever is replaced from here on makes the run one of other origins.
+        tasks.folder.note(f"from {run.name}", tasks.origin(run))
+    run_training(run.settings, folder, True)
+
+
+def _evaluate(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, float]:
+    """Evaluates a run on all splits and sets; returns the accuracy by name of the rows."""
     from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 
-    asked, settings = tasks.matrix.evaluate, run.settings
+    wanted, settings = tasks.matrix.evaluate, run.settings
     options = EvaluateOptions(
         settings.batch_size,
         settings.device,
         settings.amp,
         settings.threads or None,
-        num_levels_of(asked.curve_step) if asked.curve else None,
-        asked.reduced,
+        num_levels_of(wanted.curve_step) if wanted.curve else None,
+        wanted.reduced,
     )
-    evaluator = Evaluator(tasks.folder.run(run.name), options, JobControl(TerminalListener()))
-    results = [evaluator.split(tasks.data, split) for split in asked.splits]
-    results += [evaluator.folder(name, folder) for name, folder in asked.sets.items()]
-    found = {
-        r["set"]: r["accuracy"] for result in results for r in (result, *result.get("reduced", {}).values())
+    evaluator = Evaluator(tasks.folder.run(run.name), options, control)
+    results = [evaluator.split(tasks.data, split) for split in wanted.splits]
+    results += [evaluator.folder(name, folder) for name, folder in wanted.sets.items()]
+    accuracies = {
+        row["set"]: row["accuracy"]
+        for result in results
+        for row in (result, *result.get("reduced", {}).values())
     }
-    say("  " + ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in found.items()))
-    return found
+    control.listener.line("  " + ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in accuracies.items()))
+    return accuracies
 
 
-def _mepi(tasks: Tasks, run: PlannedRun) -> dict[str, float | None]:
-    """Mean entropy quotient by reduction."""
-    from qrdali.cli.signals import StopSignal
-    from qrdali.cli.terminal import TerminalListener
-    from qrdali.errors import Interrupted
-    from qrdali.interfaces import JobControl
+def _build_mepis(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, float | None]:
+    """Builds a run's MEPI set; returns the mean entropy quotient by reduction."""
     from qrdali.workflows.build_mepi import build_mepi
 
-    asked, settings = tasks.matrix.mepi, run.settings
-    every = len(asked.reductions) == 4
-    found: dict[str, float | None] = {}
-    for reduction in ("all",) if every else asked.reductions:
-        with StopSignal() as stop:
-            try:
-                summaries = build_mepi(
-                    tasks.folder.run(run.name),
-                    tasks.data,
-                    out=tasks.folder.mepi(run.name),
-                    split=asked.split,
-                    reduction=reduction,
-                    step=asked.step,
-                    windows=asked.windows,
-                    prefer=asked.prefer,
-                    limit=asked.limit,
-                    batch_size=settings.batch_size,
-                    device=settings.device,
-                    amp=settings.amp,
-                    threads=settings.threads or None,
-                    resume=True,
-                    control=JobControl(TerminalListener(), stop),
-                )
-            except Interrupted as interruption:
-                raise SystemExit(128 + interruption.signum) from None
-        found |= {name: summary["mean_quotient"] for name, summary in summaries.items()}
-    return found
+    wanted, settings = tasks.matrix.mepi, run.settings
+    quotients: dict[str, float | None] = {}
+    for reduction in ("all",) if len(wanted.reductions) == 4 else wanted.reductions:
+        summaries = build_mepi(
+            tasks.folder.run(run.name),
+            tasks.data,
+            out=tasks.folder.mepi(run.name),
+            split=wanted.split,
+            reduction=reduction,
+            step=wanted.step,
+            windows=wanted.windows,
+            prefer=wanted.prefer,
+            limit=wanted.limit,
+            batch_size=settings.batch_size,
+            device=settings.device,
+            amp=settings.amp,
+            threads=settings.threads or None,
+            resume=True,
+            control=control,
+        )
+        quotients |= {name: summary["mean_quotient"] for name, summary in summaries.items()}
+    return quotients
 
 
-def _report(tasks: Tasks) -> dict[str, Any]:
-    from qrdali.cli.report import make
-    from qrdali.cli.terminal import say
-    from qrdali.errors import RunError
-
+def _report(tasks: Tasks, control: JobControl) -> dict[str, Any]:
     runs, mepis = tasks.reported()
     if not runs:
         raise RunError("no run is evaluated yet: there is nothing to report")
     folder = tasks.folder
-    file = make([folder.run(name) for name in runs], [folder.mepi(name) for name in mepis], folder.report)
-    if not file.is_relative_to(folder.report) or not file.is_file():
+    page = write_report(
+        [folder.run(name) for name in runs],
+        folder.report,
+        mepi=[folder.mepi(name) for name in mepis],
+        control=control,
+    ).page
+    if not page.is_file():
         raise RunError(f"the report did not come to be in {folder.report}")
-    say(f"report: {file}")
-    return {"inputs": tasks.report_inputs(), "file": str(file.relative_to(folder.report))}
+    control.listener.line(f"report: {page}")
+    return {"inputs": tasks.report_inputs(), "file": str(page.relative_to(folder.report))}

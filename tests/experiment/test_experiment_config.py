@@ -9,9 +9,9 @@ import pytest
 import tomli_w
 
 from qrdali.errors import InputError
-from qrdali.experiment import estimate as matrix_time
+from qrdali.experiment import estimate
 from qrdali.experiment.config import Matrix, Network, read
-from qrdali.experiment.estimate import Pace, Work, declared, lasting, least, measured, most
+from qrdali.experiment.estimate import Pace, Seconds, Work, declared, least, measured, most, span_text
 from qrdali.experiment.expand import PlannedRun, expand, matches, select
 from qrdali.runs.settings import validate_settings
 
@@ -248,7 +248,8 @@ def settings(method: str, **values: Any) -> Any:
         ("fixed", {"sequence": "paired-epochs"}, "RCRC", "RC" * 7, (0, 0)),
         ("linear", {"sequence": "paired-rounds"}, "RRCCRRCCRRCC", "RRRRCCRRCCRRCC", (0, 0)),
         ("linear", {"sequence": "paired-rounds", "max_epochs": 5}, "RRCCR", "RRCCR", (0, 0)),
-        # Each stage takes four epochs at least, so 6 begin two; one dimension of step .25 has three moves and a last look.
+        # Each stage takes four epochs at least, so 6 begin two.
+        # One dimension of step .25 has three moves and a last look.
         (
             "adaptive",
             {"sequence": "paired-rounds", "reduction": "crop", "max_epochs": 6},
@@ -279,7 +280,7 @@ def test_epochs_at_least_and_at_most(
 ) -> None:
     low, high = least(settings(method, **values)), most(settings(method, **values))
     assert (low, low.probes) == (Work(short, probes[0]), probes[0])
-    assert (len(high.letters), Counter(high.letters), high.probes) == (len(long), Counter(long), probes[1])
+    assert (len(high.phases), Counter(high.phases), high.probes) == (len(long), Counter(long), probes[1])
 
 
 def test_seconds() -> None:
@@ -302,7 +303,7 @@ def test_the_pace_of_finished_runs_counts_before_the_files(tmp_path: Path) -> No
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"epoch": 4, "phase": "full", "seco']))
     pace = measured([(tmp_path, "crop")], Pace({"full": 100.0, "color": 150.0}, {"color": 50.0}))
     assert pace == Pace({"full": 2.0, "crop": 3.0, "color": 3.0}, {"crop": 9.0, "color": 1.0}, True)
-    assert len(matrix_time.rows(tmp_path)) == 4
+    assert len(estimate.rows(tmp_path)) == 4
     assert measured([(tmp_path / "none", "crop")], Pace({"full": 7.0}, {})) == Pace({"full": 7.0}, {})
 
 
@@ -318,4 +319,4 @@ def test_the_pace_of_finished_runs_counts_before_the_files(tmp_path: Path) -> No
     ],
 )
 def test_spans(low: float | None, high: float | None, said: str) -> None:
-    assert lasting(low, high) == said
+    assert span_text(Seconds(low, high)) == said

@@ -20,9 +20,12 @@ from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import RunError
 from qrdali.files.lock import acquire
+from qrdali.interfaces import JobControl
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import read_toml, validate_settings
 from qrdali.training import trainer
+from qrdali.workflows import tasks as task_workflows
+from qrdali.workflows.report import WrittenReport
 from qrdali.workflows.train import run_training
 
 Call = Callable[..., "Result"]
@@ -49,17 +52,15 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture(autouse=True)
 def reports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Path], list[Path]]]:
-    """What each report was made of."""
-    from qrdali.cli import report
-
+    """Returns what each report is made of: its runs and MEPI sets."""
     made: list[tuple[list[Path], list[Path]]] = []
-    make = report.make
+    write_report = task_workflows.write_report
 
-    def noted(of: list[Path], mepis: list[Path], out: Path) -> Path:
-        made.append((of, mepis))
-        return make(of, mepis, out)
+    def noting(runs: list[Path], out: Path, *, mepi: list[Path], control: JobControl) -> WrittenReport:
+        made.append((runs, mepi))
+        return write_report(runs, out, mepi=mepi, control=control)
 
-    monkeypatch.setattr(report, "make", noted)
+    monkeypatch.setattr(task_workflows, "write_report", noting)
     return made
 
 
@@ -222,8 +223,11 @@ def test_stopped_in_a_run_and_continued(
 def test_stopped_between_two_safe_points(call: Call, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qrdali.workflows.evaluate import Evaluator
 
-    def stopping(self: Evaluator, *_: object) -> None:
+    split = Evaluator.split
+
+    def stopping(self: Evaluator, *arguments: Any) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGTERM)
+        return split(self, *arguments)
 
     monkeypatch.setattr(Evaluator, "split", stopping)
     stopped = call(config)
@@ -284,12 +288,10 @@ def test_what_starts_from_a_failed_run_is_not_tried(
 
 
 def test_a_report_that_fails_is_a_failure(call: Call, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qrdali.cli import report
-
-    def broken(of: list[Path], mepis: list[Path], out: Path) -> Path:
+    def broken(runs: list[Path], out: Path, **_: object) -> WrittenReport:
         raise ModuleNotFoundError("no fonts")
 
-    monkeypatch.setattr(report, "make", broken)
+    monkeypatch.setattr(task_workflows, "write_report", broken)
     failed = call(config, "--only", "shared")
     assert failed.status == 1
     assert "failed: report: ModuleNotFoundError: no fonts" in failed.err

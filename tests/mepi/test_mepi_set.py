@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -619,7 +620,14 @@ def test_the_naive_reference_gives_the_same_answers(run: Path, built: Path) -> N
 def test_bench_mepi_measures_both(data: str) -> None:
     from qrdali.workflows.bench_mepi import measure
 
-    seen: list[str] = []
+    class Seen(SilentListener):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def advance(self, count: int, note: Callable[[], str]) -> None:
+            self.notes.append(note())
+
+    seen = Seen()
     result = measure(
         Dataset.open(Path(data)).index("train"),
         name="test_resnet",
@@ -630,9 +638,9 @@ def test_bench_mepi_measures_both(data: str) -> None:
         step=0.25,
         rounds=1,
         reductions=("color", "combination"),
-        progress=seen.append,
+        listener=seen,
     )
-    assert seen == ["color, ours", "color, naive", "combination, ours", "combination, naive"]
+    assert seen.notes == ["color, ours", "color, naive", "combination, ours", "combination, naive"]
     assert result["images"] == 5
     assert result["naive_images"] == 2
     for row in result["reductions"].values():

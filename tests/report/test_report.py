@@ -16,8 +16,20 @@ from click.testing import CliRunner
 from qrdali.cli.main import cli
 from qrdali.errors import InputError, RunError
 from qrdali.evaluation.stats import bootstrap_mean, wilson
-from qrdali.report.build import build
+from qrdali.interfaces import SilentListener
+from qrdali.report.build import ReportOptions, build
+from qrdali.report.resources import Prices
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
+
+
+class Warnings(SilentListener):
+    """Keeps the warnings of a report."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.texts.append(text)
 
 
 def right(*counts: int) -> "np.ndarray[Any, Any]":
@@ -63,14 +75,14 @@ def four(tmp_path: Path) -> dict[str, Path]:
     }
 
 
-def table(told: dict[str, Any], slug: str) -> list[dict[str, Any]]:
-    found = told["tables"][slug]
+def table(report: dict[str, Any], slug: str) -> list[dict[str, Any]]:
+    found = report["tables"][slug]
     return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
 
 
 def test_accuracy_and_significance_are_those_of_the_rows(four: dict[str, Path], tmp_path: Path) -> None:
-    told = build(list(four.values()), [], tmp_path / "out")
-    rows = {row["method"]: row for row in table(told, "accuracy-1")}
+    report = build(list(four.values()), [], tmp_path / "out")
+    rows = {row["method"]: row for row in table(report, "accuracy-1")}
     assert [rows[m]["val"] for m in rows] == [50, 60, 65, 60]
     assert [rows[m]["test"] for m in rows] == [50, 60, 75, 60]
     assert [rows[m]["small"] for m in rows] == [25, 30, 60, 50]
@@ -81,7 +93,7 @@ def test_accuracy_and_significance_are_those_of_the_rows(four: dict[str, Path], 
     )
     assert rows["linear"]["test against baseline"] == pytest.approx(15)
     assert rows["baseline"]["test against baseline"] is None
-    pairs = {(row["set"], row["run"]): row for row in table(told, "comparisons-1")}
+    pairs = {(row["set"], row["run"]): row for row in table(report, "comparisons-1")}
     linear = pairs["test", "linear"]
     assert linear["baseline"] == "baseline"
     assert (linear["only baseline right"], linear["only run right"], linear["χ²"]) == (3, 9, 3)
@@ -104,15 +116,15 @@ def test_accuracy_and_significance_are_those_of_the_rows(four: dict[str, Path], 
         same["p"],
         same["p (exact)"],
     ) == (0, 0, 0, 1, 1)
-    assert [row["method"] for row in table(told, "top-test-1")] == ["linear", "baseline", "adaptive"]
-    assert "descriptive" in told["tables"]["top-test-1"]["notes"][0]
+    assert [row["method"] for row in table(report, "top-test-1")] == ["linear", "baseline", "adaptive"]
+    assert "descriptive" in report["tables"]["top-test-1"]["notes"][0]
 
 
 def test_the_files(four: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    told = build(list(four.values()), [], out)
-    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(told))
-    slugs = set(told["tables"])
+    report = build(list(four.values()), [], out)
+    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
+    slugs = set(report["tables"])
     assert {f.name for f in (out / "tables").iterdir()} == {
         f"{slug}.{kind}" for slug in slugs for kind in ("csv", "md", "tex")
     }
@@ -161,8 +173,8 @@ def test_seeds_of_one_configuration_are_one_line(tmp_path: Path) -> None:
             lr=0.5,
         )
     )
-    told = build(folders, [], tmp_path / "out")
-    rows = table(told, "accuracy-1")
+    report = build(folders, [], tmp_path / "out")
+    rows = table(report, "accuracy-1")
     assert [(row["method"], row["seeds"]) for row in rows] == [
         ("baseline", 3),
         ("fixed 0.5 (lr=0.0)", 3),
@@ -180,15 +192,15 @@ def test_seeds_of_one_configuration_are_one_line(tmp_path: Path) -> None:
     assert "p &lt; .05 in 2 of 3" in (tmp_path / "out" / "report.html").read_text()
     # Of the run in another configuration the baseline is that of its seed.
     assert [
-        row["p"] for row in table(told, "comparisons-1") if row["run"] == "other" and row["set"] == "test"
+        row["p"] for row in table(report, "comparisons-1") if row["run"] == "other" and row["set"] == "test"
     ] == [1]
 
 
 def test_data_sets_and_networks_stand_apart(four: dict[str, Path], tmp_path: Path) -> None:
     other = fake_runs.run(tmp_path / "other", [0.5], {"val": right(5, 5)}, data="/data/else", prefix="/else/")
-    told = build([four["baseline"], four["linear"], other], [], tmp_path / "out")
-    assert [row["method"] for row in table(told, "accuracy-1")] == ["baseline", "linear"]
-    assert [row["method"] for row in table(told, "accuracy-2")] == ["baseline"]
+    report = build([four["baseline"], four["linear"], other], [], tmp_path / "out")
+    assert [row["method"] for row in table(report, "accuracy-1")] == ["baseline", "linear"]
+    assert [row["method"] for row in table(report, "accuracy-2")] == ["baseline"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Accuracy: test_resnet at 32 px on shapes" in page
     assert "Accuracy: test_resnet at 32 px on else" in page
@@ -197,22 +209,22 @@ def test_data_sets_and_networks_stand_apart(four: dict[str, Path], tmp_path: Pat
 def test_missing_rows_are_named_with_the_command(four: dict[str, Path], tmp_path: Path) -> None:
     (four["linear"] / "predictions" / "test.parquet").unlink()
     (four["linear"] / "predictions" / "small.parquet").unlink()
-    told = build(list(four.values()), [], tmp_path / "out")
-    notes = told["tables"]["accuracy-1"]["notes"]
+    report = build(list(four.values()), [], tmp_path / "out")
+    notes = report["tables"]["accuracy-1"]["notes"]
     assert any(
         f"qrdali evaluate --run {four['linear']} --data /data/shapes --split test" in note for note in notes
     )
     assert any(f"qrdali evaluate --run {four['linear']} --set small=FOLDER" in note for note in notes)
-    assert next(row for row in table(told, "accuracy-1") if row["method"] == "linear")["test"] is None
+    assert next(row for row in table(report, "accuracy-1") if row["method"] == "linear")["test"] is None
 
 
 def test_rows_of_other_images_are_not_compared(four: dict[str, Path], tmp_path: Path) -> None:
     fake_runs.rows(four["linear"], "test", right(30, 10), prefix="/moved/")
-    told = build(list(four.values()), [], tmp_path / "out")
-    assert {row["run"]: row["p"] for row in table(told, "comparisons-1") if row["set"] == "test"}[
+    report = build(list(four.values()), [], tmp_path / "out")
+    assert {row["run"]: row["p"] for row in table(report, "comparisons-1") if row["set"] == "test"}[
         "linear"
     ] is None
-    assert any("not of the same images" in note for note in told["tables"]["accuracy-1"]["notes"])
+    assert any("not of the same images" in note for note in report["tables"]["accuracy-1"]["notes"])
 
 
 @pytest.mark.parametrize(
@@ -231,11 +243,11 @@ def test_a_truncated_metrics_file_is_used_as_far_as_it_goes(
     file = four["baseline"] / "metrics.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(lines[0] + lines[1] + cut)
-    said: list[str] = []
-    told = build(list(four.values()), [], tmp_path / "out", warn=said.append)
-    assert len(said) == 1
-    assert "line 3 is cut or damaged: the 2 lines before it are used" in said[0]
-    assert table(told, "accuracy-1")[1]["epochs"] == 1
+    warnings = Warnings()
+    report = build(list(four.values()), [], tmp_path / "out", listener=warnings)
+    assert len(warnings.texts) == 1
+    assert "line 3 is cut or damaged: the 2 lines before it are used" in warnings.texts[0]
+    assert table(report, "accuracy-1")[1]["epochs"] == 1
 
 
 def test_what_cannot_be_reported(four: dict[str, Path], tmp_path: Path) -> None:
@@ -247,9 +259,9 @@ def test_what_cannot_be_reported(four: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no MEPI set"):
         build([four["linear"]], [tmp_path], out)
     (four["linear"] / "predictions" / "test.parquet").write_bytes(b"PAR1no")
-    said: list[str] = []
-    build([four["linear"]], [], out, warn=said.append)
-    assert "test.parquet cannot be read" in said[0]
+    warnings = Warnings()
+    build([four["linear"]], [], out, listener=warnings)
+    assert "test.parquet cannot be read" in warnings.texts[0]
     shutil.rmtree(out)
     (four["baseline"] / "metrics.jsonl").write_text("")
     with pytest.raises(RunError, match="no whole line"):
@@ -269,11 +281,11 @@ def test_a_run_that_is_not_ready_is_left_out(four: dict[str, Path], tmp_path: Pa
     (tmp_path / "new").mkdir()
     shutil.copy(four["linear"] / "config.toml", tmp_path / "new")
     (four["adaptive"] / "config.toml").write_text('method = "adaptive"\ndata = "x"\nseed = -3\n')
-    said: list[str] = []
-    told = build([tmp_path / "new", *four.values()], [], tmp_path / "out", warn=said.append)
-    assert [row["method"] for row in table(told, "accuracy-1")] == ["shared", "baseline", "linear"]
-    assert "has no best/ yet" in said[0]
-    assert "adaptive/config.toml: seed = " in said[1]
+    warnings = Warnings()
+    report = build([tmp_path / "new", *four.values()], [], tmp_path / "out", listener=warnings)
+    assert [row["method"] for row in table(report, "accuracy-1")] == ["shared", "baseline", "linear"]
+    assert "has no best/ yet" in warnings.texts[0]
+    assert "adaptive/config.toml: seed = " in warnings.texts[1]
 
 
 def test_settings_and_places_are_told_once(tmp_path: Path) -> None:
@@ -282,19 +294,19 @@ def test_settings_and_places_are_told_once(tmp_path: Path) -> None:
         fake_runs.run(tmp_path / f"r{i}", [0.5], {}, seed=i, extra={"environment": there if i == 4 else here})
         for i in range(5)
     ]
-    told = build(folders, [], tmp_path / "out")
-    assert [(row["runs"], row["how many"], row["cpu"]) for row in table(told, "versions")] == [
+    report = build(folders, [], tmp_path / "out")
+    assert [(row["runs"], row["how many"], row["cpu"]) for row in table(report, "versions")] == [
         ("r0, r1, r2 and 1 more", 4, "this"),
         ("r4", 1, "that"),
     ]
-    assert list(table(told, "configurations")[1]) == ["run", "seed"]
-    common = {row["setting"]: row["value"] for row in table(told, "settings")}
+    assert list(table(report, "configurations")[1]) == ["run", "seed"]
+    common = {row["setting"]: row["value"] for row in table(report, "settings")}
     assert (common["method"], common["patience"], "seed" in common) == ("baseline", "3", False)
 
 
 def test_a_run_with_its_start_only(tmp_path: Path) -> None:
-    told = build([fake_runs.run(tmp_path / "only", [0.25], {})], [], tmp_path / "out")
-    (row,) = table(told, "accuracy-1")
+    report = build([fake_runs.run(tmp_path / "only", [0.25], {})], [], tmp_path / "out")
+    (row,) = table(report, "accuracy-1")
     assert (row["val"], row["epochs"]) == (25, 0)
 
 
@@ -315,11 +327,11 @@ def test_rows_and_curves_of_other_weights_are_left_out(four: dict[str, Path], tm
                 }
             )
         )
-        said: list[str] = []
-        told = build(list(four.values()), [], tmp_path / "out", warn=said.append)
-        assert next(row for row in table(told, "accuracy-1") if row["method"] == "linear")["test"] == shown
+        warnings = Warnings()
+        report = build(list(four.values()), [], tmp_path / "out", listener=warnings)
+        assert next(row for row in table(report, "accuracy-1") if row["method"] == "linear")["test"] == shown
         assert (tmp_path / "out" / "figures" / "curve-1-3-1.svg").exists() == (shown is not None)
-        assert [text.rpartition(" is of ")[2] for text in said] == (
+        assert [text.rpartition(" is of ")[2] for text in warnings.texts] == (
             [] if shown else ["epoch 1 and best/ of epoch 2: left out"] * 2
         )
     result = CliRunner().invoke(cli, ["compare", str(four["baseline"]), str(four["linear"])])
@@ -335,9 +347,9 @@ def test_validation_by_phase_is_no_full_quality_accuracy(tmp_path: Path) -> None
         folder = fake_runs.run(
             tmp_path / best, accuracies, {}, letters="RC", method="fixed", reduction="crop", monitor="phase"
         )
-        told = build([folder], [], tmp_path / "out")
-        assert table(told, "accuracy-1")[0]["val"] == shown
-        assert any("--monitor phase" in note for note in told["tables"]["accuracy-1"]["notes"])
+        report = build([folder], [], tmp_path / "out")
+        assert table(report, "accuracy-1")[0]["val"] == shown
+        assert any("--monitor phase" in note for note in report["tables"]["accuracy-1"]["notes"])
 
 
 def test_mapped_rows_are_a_set_of_their_own(four: dict[str, Path], tmp_path: Path) -> None:
@@ -351,9 +363,9 @@ def test_mapped_rows_are_a_set_of_their_own(four: dict[str, Path], tmp_path: Pat
             folder / f"{name}-mapped-sum.parquet",
         )
     (folder / "test.parquet").unlink()
-    told = build(list(four.values()), [], tmp_path / "out")
-    rows = {row["method"]: row for row in table(told, "accuracy-1")}
-    notes = told["tables"]["accuracy-1"]["notes"]
+    report = build(list(four.values()), [], tmp_path / "out")
+    rows = {row["method"]: row for row in table(report, "accuracy-1")}
+    notes = report["tables"]["accuracy-1"]["notes"]
     assert any("--split test --class-map TSV --map-rule sum" in note for note in notes)
     assert rows["linear"]["test-mapped-sum"] == 75
     assert rows["linear"].get("test") is None
@@ -374,12 +386,12 @@ def test_the_baseline_that_agrees_most_and_a_run_without(tmp_path: Path) -> None
         ),
         fake_runs.run(tmp_path / "alone", [0.5], sets, lr=0.5, method="fixed", reduction="color", seed=7),
     ]
-    told = build(folders, [], tmp_path / "out")
-    row = next(row for row in table(told, "comparisons-1") if (row["run"], row["set"]) == ("fixed", "test"))
+    report = build(folders, [], tmp_path / "out")
+    row = next(row for row in table(report, "comparisons-1") if (row["run"], row["set"]) == ("fixed", "test"))
     assert (row["baseline"], row["difference"]) == ("fast", 0)
     assert any(
         "No baseline of the same seed is here for alone" in note
-        for note in told["tables"]["accuracy-1"]["notes"]
+        for note in report["tables"]["accuracy-1"]["notes"]
     )
 
 
@@ -423,8 +435,8 @@ def test_quotients_of_two_runs_on_the_images_both_have(four: dict[str, Path], tm
     other = fake_runs.mepis(
         tmp_path / "m" / "other", four["linear"], {"color": {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.1, 5: 0.9}}, 10
     )
-    told = build(list(four.values()), [other, one], tmp_path / "out")
-    means = {row["set"]: row for row in table(told, "quotients-1") if row["reduction"] == "color"}
+    report = build(list(four.values()), [other, one], tmp_path / "out")
+    means = {row["set"]: row for row in table(report, "quotients-1") if row["reduction"] == "color"}
     assert (means["one"]["images"], means["one"]["with MEPI"]) == (10, 5)
     assert means["one"]["mean"] == pytest.approx(0.3)
     # Classes are sample modulo 4: (.1 and .5), .2, .3, .4.
@@ -436,14 +448,14 @@ def test_quotients_of_two_runs_on_the_images_both_have(four: dict[str, Path], tm
         assert [float(row[f"95% {end}{over}"]) for end in ("low", "high")] == pytest.approx(
             bootstrap_mean(np.array(quotients)), abs=1e-6
         )
-    (pair,) = table(told, "quotient-pairs-1")
+    (pair,) = table(report, "quotient-pairs-1")
     assert (pair["first"], pair["second"], pair["images"]) == ("one", "other", 4)
     assert pair["mean of first"] == pytest.approx(0.35)
     assert pair["difference"] == pytest.approx(-0.25)
     assert pair["Wilcoxon p"] == pytest.approx(0.125)  # all four signs alike: 2 / 2^4
-    shares = {row["set"]: row for row in table(told, "quotient-shares-1") if row["reduction"] == "color"}
+    shares = {row["set"]: row for row in table(report, "quotient-shares-1") if row["reduction"] == "color"}
     assert [shares["one"][f"≤ {x}"] for x in ("0.05", "0.1", "0.2", "0.5", "1")] == [0, 10, 20, 50, 50]
-    by_class = {(row["class"], row["set"]): row["color"] for row in table(told, "quotients-by-class-1")}
+    by_class = {(row["class"], row["set"]): row["color"] for row in table(report, "quotients-by-class-1")}
     assert by_class["ant", "one"] == pytest.approx(0.3)
     assert by_class["bee", "other"] == pytest.approx(0.5)
 
@@ -452,11 +464,11 @@ def test_sets_with_other_options_are_not_compared(four: dict[str, Path], tmp_pat
     one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
     other = fake_runs.mepis(tmp_path / "other", four["linear"], {"color": QUOTIENTS}, 10, step=0.25)
     third = fake_runs.mepis(tmp_path / "third", four["linear"], {"color": QUOTIENTS}, 10)
-    told = build(list(four.values()), [one, other, third], tmp_path / "out")
-    assert [row["set"] for row in table(told, "quotients-1")] == ["one", "third"]
-    assert [row["set"] for row in table(told, "quotients-2")] == ["other"]
-    assert [(row["first"], row["second"]) for row in table(told, "quotient-pairs-1")] == [("one", "third")]
-    assert "quotient-pairs-2" not in told["tables"]
+    report = build(list(four.values()), [one, other, third], tmp_path / "out")
+    assert [row["set"] for row in table(report, "quotients-1")] == ["one", "third"]
+    assert [row["set"] for row in table(report, "quotients-2")] == ["other"]
+    assert [(row["first"], row["second"]) for row in table(report, "quotient-pairs-1")] == [("one", "third")]
+    assert "quotient-pairs-2" not in report["tables"]
     assert "Entropy quotients: step 0.25" in (tmp_path / "out" / "report.html").read_text()
     fourth = fake_runs.mepis(tmp_path / "fourth", four["linear"], {"color": QUOTIENTS}, 10, limit=None)
     fifth = fake_runs.mepis(tmp_path / "fifth", four["linear"], {"color": QUOTIENTS}, 10, limit=7)
@@ -471,7 +483,7 @@ def test_the_gallery_and_a_report_without_the_images(four: dict[str, Path], tmp_
     one = fake_runs.mepis(
         tmp_path / "one", four["baseline"], {"color": QUOTIENTS, "resolution": QUOTIENTS}, 10, images
     )
-    build(list(four.values()), [one], tmp_path / "out", gallery_rows=4)
+    build(list(four.values()), [one], tmp_path / "out", ReportOptions(gallery_rows=4))
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<article>") == 4
     assert page.count("data:image/webp") == 4 * 3
@@ -479,11 +491,11 @@ def test_the_gallery_and_a_report_without_the_images(four: dict[str, Path], tmp_
     assert "color: 10%, 40×30" in page
     for file in (*images.iterdir(), *one.glob("*/*/*.png")):
         file.unlink()
-    told = build(list(four.values()), [one], tmp_path / "out", gallery_rows=4)
+    report = build(list(four.values()), [one], tmp_path / "out", ReportOptions(gallery_rows=4))
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/webp" not in page
     assert page.count("no picture") == 4 * 5
-    assert table(told, "quotients-1")[0]["mean"] == pytest.approx(0.3)
+    assert table(report, "quotients-1")[0]["mean"] == pytest.approx(0.3)
 
 
 def test_damaged_mepi_sets(four: dict[str, Path], tmp_path: Path) -> None:
@@ -506,11 +518,11 @@ def test_damaged_mepi_sets(four: dict[str, Path], tmp_path: Path) -> None:
 def test_a_set_without_any_mepi_counts(four: dict[str, Path], tmp_path: Path) -> None:
     one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
     none = fake_runs.mepis(tmp_path / "none", four["linear"], {"color": {}}, 10)
-    told = build(list(four.values()), [one, none], tmp_path / "out")
-    row = next(row for row in table(told, "quotients-1") if row["set"] == "none")
+    report = build(list(four.values()), [one, none], tmp_path / "out")
+    row = next(row for row in table(report, "quotients-1") if row["set"] == "none")
     assert (row["images"], row["with MEPI"], row["mean"]) == (10, 0, None)
-    assert next(row for row in table(told, "quotient-shares-1") if row["set"] == "none")["≤ 1"] == 0
-    assert "quotient-pairs-1" not in told["tables"]
+    assert next(row for row in table(report, "quotient-shares-1") if row["set"] == "none")["≤ 1"] == 0
+    assert "quotient-pairs-1" not in report["tables"]
 
 
 def test_of_equal_weights_the_folder_decides(four: dict[str, Path], tmp_path: Path) -> None:
@@ -518,8 +530,8 @@ def test_of_equal_weights_the_folder_decides(four: dict[str, Path], tmp_path: Pa
         four["shared"] / "best" / "model.safetensors", four["baseline"] / "best" / "model.safetensors"
     )
     one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
-    told = build(list(four.values()), [one], tmp_path / "out")
-    assert [row["run"] for row in table(told, "mepi-options")] == ["baseline"]
+    report = build(list(four.values()), [one], tmp_path / "out")
+    assert [row["run"] for row in table(report, "mepi-options")] == ["baseline"]
 
 
 @pytest.mark.parametrize(
@@ -673,10 +685,8 @@ def test_cost(four: dict[str, Path], tmp_path: Path) -> None:
         }
     lines[1]["probe_energy_joules"] = 0.9e6
     (four["linear"] / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    from qrdali.report.resources import Prices
-
-    told = build(list(four.values()), [], tmp_path / "out", prices=Prices(0.5, 360))
-    rows = {row["run"]: row for row in table(told, "energy")}
+    report = build(list(four.values()), [], tmp_path / "out", ReportOptions(prices=Prices(0.5, 360)))
+    rows = {row["run"]: row for row in table(report, "energy")}
     assert (rows["linear"]["kWh"], rows["linear"]["energy"], rows["linear"]["USD at 0.5/kWh"]) == (
         1.25,
         "measured",
@@ -686,14 +696,14 @@ def test_cost(four: dict[str, Path], tmp_path: Path) -> None:
     assert rows["baseline"]["kWh"] == pytest.approx(4 * 360 / 3.6e6)
     assert rows["baseline"]["energy"] == "stated, 360 W"
     assert rows["baseline"]["USD on a cloud Tesla K80"] == pytest.approx(4 / 3600 * 0.45)
-    assert table(told, "networks")[0]["peak memory, MB"] == 200
-    kinds = {row["epoch"]: row for row in table(told, "epoch-seconds")}
+    assert table(report, "networks")[0]["peak memory, MB"] == 200
+    kinds = {row["epoch"]: row for row in table(report, "epoch-seconds")}
     assert kinds["crop"]["÷ full"] == pytest.approx(1.75)  # median of 5 ÷ 2 s and, of adaptive, 2 ÷ 2 s
     # The slides' own tables: 350 W are 8.4 kWh and 1,428 CLP a day; a K80 costs 10.80 USD a day in the cloud.
-    assert next(row for row in table(told, "cards") if row["card"] == "RTX 3090")[
+    assert next(row for row in table(report, "cards") if row["card"] == "RTX 3090")[
         "kWh a day"
     ] == pytest.approx(8.4)
-    assert [row["slides: CLP a day at 0.17/kWh"] for row in table(told, "cards")] == pytest.approx(
+    assert [row["slides: CLP a day at 0.17/kWh"] for row in table(report, "cards")] == pytest.approx(
         [1428, 1020, 1224]
     )
-    assert [row["USD a day"] for row in table(told, "cloud")] == pytest.approx([35.04, 10.8])
+    assert [row["USD a day"] for row in table(report, "cloud")] == pytest.approx([35.04, 10.8])

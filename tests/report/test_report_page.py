@@ -15,7 +15,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from qrdali.report.build import build
+from qrdali.report.build import ReportOptions, build
 
 BROWSER = next(
     (path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None
@@ -32,8 +32,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = np.random.default_rng(0)
     classes = ("<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "a" * 200, "dög")
     sets = [{name: draw.random(40) < p for name in ("val", "test", "crop-0.5")} for p in (0.5, 0.6, 0.9)]
-    told = {"tracked": {"crop-0.5": 0.5}}
-    base = fake_runs.run(root / "baseline", [0.5, 0.6, 0.4], sets[0], classes=classes, extra=told)
+    tracked = {"tracked": {"crop-0.5": 0.5}}
+    base = fake_runs.run(root / "baseline", [0.5, 0.6, 0.4], sets[0], classes=classes, extra=tracked)
     runs = [
         base,
         fake_runs.run(
@@ -44,7 +44,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
             letters="RC",
             method="linear",
             reduction="crop",
-            extra=told,
+            extra=tracked,
         ),
         fake_runs.run(
             root / "fixed",
@@ -54,7 +54,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
             letters="RC",
             method="fixed",
             reduction="color",
-            extra=told,
+            extra=tracked,
         ),
     ]
     quotients = {
@@ -64,7 +64,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fake_runs.mepis(root / f"mepi-{i}", run, quotients, 10, root / "images")
         for i, run in enumerate(runs[:2])
     ]
-    build(runs, mepis, root / "out", title="A <report> & more")
+    build(runs, mepis, root / "out", ReportOptions("A <report> & more"))
     return root / "out" / "report.html"
 
 

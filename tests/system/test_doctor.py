@@ -521,7 +521,7 @@ def test_the_doctor_on_this_machine(cache: Path, tmp_path: Path) -> None:
 
 def test_the_doctor_needs_neither_torch_nor_dali_itself() -> None:
     code = (
-        "import sys; import qrdali.cli.doctor, qrdali.system.doctor, qrdali.system.machine, "
+        "import sys; import qrdali.cli.doctor, qrdali.workflows.doctor, qrdali.system.machine, "
         "qrdali.pipelines.decoder_trial, qrdali.pipelines.survey;"
         "print([m for m in ('torch', 'nvidia.dali', 'timm', 'numpy') if m in sys.modules])"
     )

@@ -1,0 +1,93 @@
+"""Does the main job on generated pictures, on any CPU: data, four runs, their evaluation, MEPIs and a report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from qrdali.data.shapes import ShapesSpec
+from qrdali.errors import InputError
+from qrdali.interfaces import JobControl
+from qrdali.runs.settings import validate_settings
+from qrdali.workflows.generated_data import generate_pictures, index_pictures
+from qrdali.workflows.report import write_report
+from qrdali.workflows.stopping import stopping_at_progress
+
+MODEL, INPUT_SIZE, EPOCHS = "test_resnet", 96, 15
+SEARCHED = ("baseline", "linear")  # runs whose MEPIs are compared
+IMAGES = 24  # validation images of which MEPIs are built
+REDUCED = 0.5  # quality of the reduced test sets
+
+
+def run_demo(folder: Path, control: JobControl = JobControl()) -> Path:
+    """Writes pictures, data set, runs, MEPI sets and report into `folder`; returns the report's page.
+
+    Takes minutes on two cores. Raises InputError if `folder` is not empty, Interrupted after a signal.
+    """
+    begun, stopping = time.monotonic(), stopping_at_progress(control)
+    listener = stopping.listener
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not empty: choose another --out or remove it")
+    spec, data = ShapesSpec(), folder / "data"
+    generate_pictures(folder / "images", spec, listener)
+    index_pictures(folder / "images", data, spec.total, listener)
+    runs = _train(folder / "runs", data, control)
+    for run in runs:
+        _evaluate(run, data, stopping)
+    sets = {run: folder / "mepi" / run.name for run in runs if run.name in SEARCHED}
+    summaries = {run.name: _build_mepis(run, data, out, control) for run, out in sets.items()}
+    _compare_quotients(summaries, control)
+    page = write_report(runs, folder / "report", mepi=list(sets.values()), control=stopping).page
+    listener.line(f"contact sheets: {', '.join(map(str, sets.values()))}")
+    names = ", ".join(run.name for run in runs)
+    listener.line(f"done in {time.monotonic() - begun:.0f} s; run folders in {folder / 'runs'}: {names}")
+    return page
+
+
+def _train(folder: Path, data: Path, control: JobControl) -> list[Path]:
+    """Trains shared, and from it baseline, linear and adaptive; returns the run folders."""
+    from qrdali.workflows.train import run_training
+
+    # The CPU even where there is a GPU: the demo shows the same figures everywhere.
+    common = {"data": str(data), "model": MODEL, "input_size": INPUT_SIZE, "device": "cpu", "batch_size": 16}
+    later: dict[str, Any] = {"init": str(folder / "shared"), "max_epochs": 8, "lr": 5e-4, "patience": 1}
+    methods: dict[str, dict[str, Any]] = {
+        "shared": {"epochs": EPOCHS, "lr": 2e-3},
+        "baseline": later,
+        "linear": {**later, "reduction": "combination", "sequence": "paired-epochs"},
+        "adaptive": {**later, "reduction": "crop", "sequence": "paired-rounds"},
+    }
+    for method, values in methods.items():
+        control.listener.line(f"--- {method}")
+        run_training(validate_settings({"method": method, **common, **values}), folder / method, False)
+    return [folder / method for method in methods]
+
+
+def _evaluate(run: Path, data: Path, control: JobControl) -> None:
+    from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
+
+    result = Evaluator(run, EvaluateOptions(device="cpu", reduced=REDUCED), control).split(data, "test")
+    reduced = ", ".join(f"{name} {row['accuracy']:.3f}" for name, row in result["reduced"].items())
+    control.listener.line(
+        f"{run}: test accuracy {result['accuracy']:.3f} ({result['correct']} of {result['images']}); "
+        f"at quality {REDUCED:g}: {reduced}"
+    )
+
+
+def _build_mepis(run: Path, data: Path, out: Path, control: JobControl) -> dict[str, Any]:
+    """Returns the summary of a run's MEPI set by reduction."""
+    from qrdali.workflows.build_mepi import build_mepi
+
+    control.listener.line(f"--- MEPIs of {run.name}")
+    return build_mepi(run, data, out=out, limit=IMAGES, device="cpu", control=control)
+
+
+def _compare_quotients(summaries: dict[str, dict[str, Any]], control: JobControl) -> None:
+    """Shows the mean quotients of the sets side by side, a line per reduction."""
+    control.listener.line("mean entropy quotient of MEPIs: " + ", ".join(summaries))
+    first = next(iter(summaries.values()))
+    for reduction in first:
+        quotients = [summary[reduction]["mean_quotient"] for summary in summaries.values()]
+        columns = "".join("    none" if quotient is None else f"  {quotient:.4f}" for quotient in quotients)
+        control.listener.line(f"  {reduction:12s}{columns}")

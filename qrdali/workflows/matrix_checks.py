@@ -1,0 +1,123 @@
+"""Refuses a matrix that would mix old results with new settings, or that would fail after days for want of an
+input.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qrdali import models
+from qrdali.data.index import Dataset
+from qrdali.errors import InputError, printable
+from qrdali.experiment.expand import PlannedRun
+from qrdali.experiment.tasks import Tasks
+from qrdali.files.changes import describe_changes
+from qrdali.files.json_objects import read_object
+from qrdali.runs import folder as run_folder
+from qrdali.runs import settings as run_settings
+from qrdali.runs.settings import Settings
+from qrdali.system.device import resolve_device
+from qrdali.workflows.train import CHANGEABLE_SETTINGS
+
+_MOST_SHOWN = 600  # characters of what has changed
+
+
+def refuse_changes(tasks: Tasks) -> None:
+    """Raises InputError for runs, MEPI sets or pictures that were begun with other settings than the file now
+    has.
+    """
+    if tasks.matrix.data.shapes is not None and (changes := tasks.changed_pictures()):
+        raise InputError(
+            f"the pictures in {printable(tasks.folder.folder)} are others than [data.shapes] now says: "
+            f"{'; '.join(changes)}. Say the same, or choose another out"
+        )
+    for run in tasks.runs.values():
+        folder = printable(tasks.folder.run(run.name))
+        if changes := _changed_settings(run, tasks.folder.run(run.name)):
+            raise InputError(
+                f"{folder} was begun with other settings than the file now says: "
+                f"{'; '.join(changes)[:_MOST_SHOWN]}. Say the same, choose another out, or remove that run"
+            )
+        if replaced := tasks.replaced(run):
+            raise InputError(
+                f"{folder} was trained from others than are there now: {replaced} changed since. "
+                "Remove that run, and it is trained anew"
+            )
+        if changes := _changed_mepi_options(tasks, run):
+            raise InputError(
+                f"{printable(tasks.folder.mepi(run.name))} was built with other options than the file now says: "
+                f"{'; '.join(changes)[:_MOST_SHOWN]}. Say the same, choose another out, or remove that set"
+            )
+
+
+def _changed_settings(run: PlannedRun, folder: Path) -> list[str]:
+    """Returns how a run that was begun differs from what would be trained now."""
+    if not (folder / "config.toml").exists():
+        return []
+    settings = run.settings
+    # What `qrdali train` fills in, so that like is compared with like.
+    now = settings.model_copy(
+        update={
+            "lr": settings.lr or models.learning_rate(settings.model),
+            "input_size": settings.input_size or models.preprocessing(settings.model).input_size,
+        }
+    ).model_dump()
+    before = {
+        **{key: field.default for key, field in Settings.model_fields.items()},
+        **run_settings.read_toml(folder / "config.toml"),
+    }
+    matched = ("max_epochs",) if settings.match else ()  # follows from the steps of the other run
+    return describe_changes(before, now, {*CHANGEABLE_SETTINGS, "match_steps", *matched})
+
+
+def _changed_mepi_options(tasks: Tasks, run: PlannedRun) -> list[str]:
+    """Returns how a MEPI set that was begun differs from what would be built now."""
+    file = tasks.folder.mepi(run.name) / "options.json"
+    if run not in tasks.wanted or not file.exists():
+        return []
+    before, wanted = read_object(file), tasks.matrix.mepi
+    now: dict[str, Any] = {
+        "split": wanted.split,
+        "step": wanted.step,
+        "windows": wanted.windows,
+        "prefer": wanted.prefer,
+        "limit": wanted.limit,
+    }
+    if tasks.folder.ended(run.name):
+        now["weights"] = run_folder.weights_digest(tasks.folder.run(run.name))
+    return describe_changes({key: before.get(key) for key in now}, now)
+
+
+def check_inputs(tasks: Tasks) -> None:
+    """Raises InputError for a network, data set, split or folder that is not there, RunError for a device
+    that is not.
+    """
+    matrix = tasks.matrix
+    for device in {run.settings.device for run in tasks.wanted}:
+        resolve_device(device)
+    for network in matrix.network:
+        models.preprocessing(network.model, network.input_size or None)
+    dataset = Dataset.open(tasks.data) if matrix.data.folder else None  # otherwise it is not generated yet
+    if dataset is not None:
+        searched = [matrix.mepi.split] if matrix.mepi.runs else []
+        for split in dict.fromkeys(["train", "val", *matrix.evaluate.splits, *searched]):
+            dataset.index(split)
+    for name, folder in matrix.evaluate.sets.items():
+        if not Path(folder).is_dir():
+            raise InputError(
+                f"evaluate.sets.{name} = {printable(folder)!r} is not a folder: "
+                "a set holds class folders of images"
+            )
+        if dataset is not None:
+            _require_known_classes(name, Path(folder), dataset)
+
+
+def _require_known_classes(name: str, folder: Path, dataset: Dataset) -> None:
+    there = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+    unknown = sorted(there - set(dataset.classes))
+    if unknown:
+        more = f", and {len(unknown) - 1} more are not" if len(unknown) > 1 else ""
+        raise InputError(
+            f"evaluate.sets.{name}: {printable(unknown[0])!r} is no class of {printable(dataset.folder)}{more}"
+        )

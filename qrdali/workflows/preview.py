@@ -1,0 +1,246 @@
+"""Draws a contact sheet of one image: a row per reduction, a column per level, the entropy quotient under
+each picture.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from qrdali.data import storage
+from qrdali.data.inspect import MAX_BYTES, read_upright_size
+from qrdali.errors import InputError, RunError, printable
+from qrdali.files.atomic import write_whole
+from qrdali.pipelines import host_ops
+from qrdali.pipelines.engine import Engine
+from qrdali.pipelines.external_source import window_arrays
+from qrdali.pipelines.graphs import decode_windows
+from qrdali.reduction.png_entropy import encoder_name, entropy
+from qrdali.reduction.quality import (
+    REDUCTIONS,
+    RESOLUTION,
+    ReductionParams,
+    num_levels_of,
+    reduction_params,
+)
+
+Pixels = npt.NDArray[np.uint8]
+
+ROWS = ("color", "crop", "resolution", "combination")
+MAX_COLUMNS = 8
+# Pixels of the sheet.
+_CELL, _GAP, _CAPTION, _HEAD, _FOOT, _MARGIN = 176, 12, 20, 36, 26, 116
+_COLUMN = 92  # least width of a column: its heading
+_INSET_SHARE = 0.48  # side of the inset by the cell's shorter side
+_DETAIL_SHARE = 0.14  # side of the square that the inset shows, by the image's shorter side
+_LEAST_INSET = 16
+
+
+@dataclass(frozen=True)
+class PreviewSheet:
+    """Says what a contact sheet shows: its reductions, and at how many qualities."""
+
+    reductions: tuple[str, ...]
+    qualities: int
+
+
+@dataclass(frozen=True)
+class _Original:
+    """An image that can be decoded.
+
+    encoded: the file's content if it lies in a store or a shard, else the bytes of its path. width, height:
+    upright.
+    """
+
+    name: str
+    encoded: bytes
+    is_url: bool
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the pictures stand. scale: pixels of the sheet per pixel of the image. cell: (width, height)."""
+
+    columns: int
+    scale: float
+    cell: tuple[int, int]
+
+    @property
+    def _pitch(self) -> int:
+        return max(self.cell[0], _COLUMN) + _GAP
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height = _HEAD + len(ROWS) * (self.cell[1] + _CAPTION + _GAP) + _FOOT
+        return _MARGIN + self.columns * self._pitch + _GAP, height
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        """Returns (left, top) of a cell."""
+        indent = max(0, _COLUMN - self.cell[0]) // 2
+        left = _MARGIN + column * self._pitch + indent
+        return left, _HEAD + row * (self.cell[1] + _CAPTION + _GAP)
+
+
+def draw_preview(image: str, out: Path, step: float = 0.25) -> PreviewSheet:
+    """Writes a PNG of every reduction of `image` at up to eight levels of the grid `step`.
+
+    image: a file, or the URL of an object or of a shard's member. Raises InputError for an image, a step or
+    an `out` that cannot be used, RunError for an image that Pillow decodes and DALI does not.
+    """
+    num_levels = num_levels_of(step)
+    original = _open(image, out)
+    columns = min(num_levels, MAX_COLUMNS)
+    levels = sorted({round(i * (num_levels - 1) / (columns - 1)) for i in range(columns)})
+    grid = [[level if moves else 0 for moves in REDUCTIONS[row]] for row in ROWS for level in levels]
+    size = np.array([original.height, original.width], np.int32)
+    reduction = reduction_params(
+        np.array(grid, np.uint8), np.tile(size, (len(grid), 1)), np.full((len(grid), 2), 0.5), num_levels
+    )
+    pictures = _reduced(original, reduction)
+    qualities = [(num_levels - level) / num_levels for level in levels]
+    sheet = _draw(original, pictures, reduction, qualities)
+    write_whole(out, lambda partial: sheet.save(partial, "PNG", optimize=True))
+    return PreviewSheet(ROWS, len(levels))
+
+
+def _open(image: str, out: Path) -> _Original:
+    """Reads the image's header, verifying what follows it.
+
+    Raises InputError for what cannot be read or written.
+    """
+    is_url = storage.is_url(image)
+    path = image if is_url else str(Path(image).absolute())
+    if not is_url and not Path(path).is_file():
+        raise InputError(f"{printable(image)} is not a file")
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out is {printable(out)}: the sheet is a PNG, end the name in .png")
+    if not out.parent.is_dir():
+        raise InputError(f"--out is {printable(out)}: {printable(out.parent)} is not a folder")
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{printable(image)} is not UTF-8: rename it") from None
+    try:
+        if is_url:
+            encoded = storage.whole(path, MAX_BYTES)
+        width, height = read_upright_size(io.BytesIO(encoded) if is_url else path, verify=True)
+    except storage.Unreachable:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types
+        raise InputError(f"{printable(image)} cannot be decoded: {printable(error)}") from None
+    return _Original(image, encoded, is_url, width, height)
+
+
+def _reduced(original: _Original, reduction: ReductionParams) -> list[Pixels]:
+    """Returns the reduced images, uint8 [H, W, 3], in the order of `reduction`; windows are decoded as in
+    training on a CPU.
+    """
+    count = len(reduction.window)
+    emitted = iter([window_arrays([np.frombuffer(original.encoded, np.uint8)] * count, reduction.window)])
+    try:
+        (decoded,) = decode_windows(lambda: next(emitted), Engine(depth=1), count, original.is_url).run()
+    except RuntimeError as error:
+        raise RunError(f"{printable(original.name)} cannot be decoded: {printable(error)[:200]}") from None
+    return [
+        host_ops.reduce(np.array(decoded[i]), reduction.size[i], int(reduction.bin_width[i]))
+        for i in range(count)
+    ]
+
+
+def _draw(
+    original: _Original, pictures: list[Pixels], reduction: ReductionParams, qualities: list[float]
+) -> Image.Image:
+    scale = _CELL / max(original.width, original.height)
+    cell = max(1, round(original.width * scale)), max(1, round(original.height * scale))
+    layout = _Layout(len(qualities), scale, cell)
+    font, small = ImageFont.load_default(15), ImageFont.load_default(13)
+    sheet = Image.new("RGB", layout.size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, quality in enumerate(qualities):
+        left, _ = layout.corner(0, column)
+        pen.text((left + cell[0] / 2, _HEAD / 2), f"quality {quality:.2f}", "black", font, anchor="mm")
+    full = entropy(pictures[0])
+    detail_side = max(1, round(min(original.width, original.height) * _DETAIL_SHARE))
+    detail_corner = liveliest(pictures[0], detail_side)
+    for i, picture in enumerate(pictures):
+        row, column = divmod(i, len(qualities))
+        left, top = layout.corner(row, column)
+        if column == 0:
+            pen.text((_MARGIN - 10, top + cell[1] / 2), ROWS[row], "black", font, anchor="rm")
+        pen.rectangle((left, top, left + cell[0] - 1, top + cell[1] - 1), "#e4e4e4")
+        _paste_in_place(sheet, picture, reduction.window[i] * scale, (left, top))
+        if REDUCTIONS[ROWS[row]][RESOLUTION]:
+            # A cell has fewer pixels than most levels: a magnified detail shows what the cell cannot.
+            part = detail(picture, reduction.window[i], detail_corner, detail_side)
+            _paste_inset(sheet, part, (left + cell[0], top + cell[1]), round(_INSET_SHARE * min(cell)))
+        share = f"{entropy(picture) / full:.1%}"
+        pen.text((left + cell[0] / 2, top + cell[1] + _CAPTION / 2), share, "black", small, anchor="mm")
+    legend = f"{original.width}x{original.height}, {full:,} bytes of PNG = 100% ({encoder_name()})"
+    pen.text((10, sheet.height - 16), legend, "#555555", small, anchor="lm")
+    return sheet
+
+
+def _paste_in_place(
+    sheet: Image.Image, picture: Pixels, window: npt.NDArray[np.float64], corner: tuple[int, int]
+) -> None:
+    """Pastes a reduced picture where its window (top, left, height, width, in pixels of the sheet) lies in
+    the cell at `corner`.
+    """
+    top, left, height, width = window.tolist()
+    shown = max(1, round(width)), max(1, round(height))
+    # Enlarging repeats pixels, so that a low resolution is seen for what it is.
+    method = Image.Resampling.NEAREST if picture.shape[1] < shown[0] else Image.Resampling.BOX
+    tile = Image.fromarray(picture).resize(shown, method)
+    sheet.paste(tile, (corner[0] + round(left), corner[1] + round(top)))
+
+
+def _paste_inset(sheet: Image.Image, part: Pixels, end: tuple[int, int], side: int) -> None:
+    """Pastes `part` as a framed square of `side` pixels into the lower right corner of the cell that ends at
+    `end`.
+    """
+    if side < _LEAST_INSET:
+        return
+    left, top = end[0] - side - 4, end[1] - side - 4
+    frame = (left - 2, top - 2, left + side + 1, top + side + 1)
+    ImageDraw.Draw(sheet).rectangle(frame, "white")
+    sheet.paste(Image.fromarray(part).resize((side, side), Image.Resampling.NEAREST), (left, top))
+
+
+def liveliest(picture: Pixels, side: int) -> tuple[int, int]:
+    """Returns top and left of the square of `side` pixels with the most contrast in the middle of a uint8 [H,
+    W, 3] picture.
+    """
+    corners = [
+        (top, left) for top in _starts(picture.shape[0], side) for left in _starts(picture.shape[1], side)
+    ]
+    return max(
+        corners,
+        key=lambda at: float(picture[at[0] : at[0] + side, at[1] : at[1] + side].std(axis=(0, 1)).sum()),
+    )
+
+
+def _starts(length: int, side: int) -> range:
+    """Returns where squares start within the middle half, which every level of a centred crop at quality 0.25
+    still holds.
+    """
+    return range(length // 4, max(length // 4, length * 3 // 4 - side) + 1, max(1, side // 4))
+
+
+def detail(picture: Pixels, window: npt.NDArray[np.int32], corner: tuple[int, int], side: int) -> Pixels:
+    """Returns what a reduced picture of `window` shows of a square of the original, at least one pixel.
+
+    corner: the square's (top, left).
+    """
+    scale = picture.shape[0] / window[2], picture.shape[1] / window[3]
+    start = [
+        min(max(0, round((corner[i] - int(window[i])) * scale[i])), picture.shape[i] - 1) for i in range(2)
+    ]
+    extent = [max(1, round(side * scale[i])) for i in range(2)]
+    return picture[start[0] : start[0] + extent[0], start[1] : start[1] + extent[1]]
