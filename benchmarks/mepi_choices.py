@@ -2,9 +2,9 @@
 
     python benchmarks/mepi_choices.py --run RUN --data DATASET --images 40 > choices.json
 
-Per reduction: the mean quotient with --prefer confidence (the default) and entropy, and for color and resolution of the exhaustive
-search. For the combination at step 0.25: the descent's mean quotient beside the true minimum over every state that nested candidate
-windows can reach, on the first images.
+Per reduction: the mean quotient with --prefer confidence (the default) and entropy, and for color and
+resolution of the exhaustive search. For the combination at step 0.25: the descent's mean quotient beside the
+true minimum over every state that nested candidate windows can reach, on the first images.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from qrdali.cli.build_mepi import build
-from qrdali.cli.evaluate import Evaluator
+from qrdali.cli.terminal import TerminalListener
 from qrdali.data.index import Dataset
+from qrdali.interfaces import JobControl
 from qrdali.mepi.folder import SEARCHED
 from qrdali.mepi.search import FULL_STATE, ReductionState, params_of_states
 from qrdali.pipelines.image_reducer import open_image_reducer
@@ -31,6 +31,8 @@ from qrdali.reduction.neighbors import ANCHORS
 from qrdali.reduction.png_entropy import encoder_name, entropy, entropy_within
 from qrdali.reduction.quality import scaled_size, window_offset
 from qrdali.workflows.bench_loader import machine
+from qrdali.workflows.build_mepi import build_mepi
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 
 N = 4  # of the step at which everything is tried
 
@@ -61,7 +63,7 @@ def minimum(evaluator: Evaluator, maker: Any, pixels: Any, label: int) -> int:
     for start in range(0, len(states), 64):
         part = states[start : start + 64]
         reduction = params_of_states(part, np.tile(np.array([[height, width]], np.int32), (len(part), 1)), N)
-        with torch.inference_mode(), evaluator.autocast():
+        with torch.inference_mode(), evaluator.context.autocast():
             good = evaluator.model(maker.network_inputs([pixels] * len(part), reduction)).argmax(1) == label
         right += [
             (int(np.prod(reduction.size[i])) * (8 - float(np.log2(reduction.bin_width[i]))), state)
@@ -79,7 +81,7 @@ def minimum(evaluator: Evaluator, maker: Any, pixels: Any, label: int) -> int:
 
 def gap(run: Path, data: Path, split: str, images: int) -> dict[str, Any]:
     """Descent (both preferences) against the true minimum of the combination at step 0.25."""
-    evaluator = Evaluator(run, device="cpu")
+    evaluator = Evaluator(run, EvaluateOptions(device="cpu"))
     evaluator.model.eval()
     index = Dataset.open(data).index(split)
     maker = open_image_reducer(index, evaluator.trained.preprocessing, evaluator.engine)
@@ -87,7 +89,7 @@ def gap(run: Path, data: Path, split: str, images: int) -> dict[str, Any]:
         found = {}
         for prefer in ("confidence", "entropy"):
             out = Path(folder) / prefer
-            build(
+            build_mepi(
                 run=str(run),
                 data=str(data),
                 out=str(out),
@@ -97,6 +99,7 @@ def gap(run: Path, data: Path, split: str, images: int) -> dict[str, Any]:
                 prefer=prefer,
                 limit=images,
                 device="cpu",
+                control=JobControl(TerminalListener()),
             )
             lines = (out / ".progress" / "combination.jsonl").read_text().splitlines()
             rows = [json.loads(line) for line in lines]
@@ -142,7 +145,7 @@ def main() -> None:
             "exhaustive": {"search": "exhaustive"},
         }.items():
             for reduction in SEARCHED if name != "exhaustive" else ("color", "resolution"):
-                row = build(
+                row = build_mepi(
                     run=str(args.run),
                     data=str(args.data),
                     out=str(Path(folder) / f"{name}-{reduction}"),
@@ -150,6 +153,7 @@ def main() -> None:
                     reduction=reduction,
                     limit=args.images,
                     device="cpu",
+                    control=JobControl(TerminalListener()),
                     **values,
                 )[reduction]
                 result["mean_quotient"].setdefault(reduction, {})[name] = row["mean_quotient"]

@@ -147,7 +147,7 @@ def humanet(
     """
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, warn
-    from qrdali.data.humanet import build, read_mapping
+    from qrdali.data.humanet import HumaNetSpec, build, read_mapping
     from qrdali.data.imagenet import ImageNet, recognise, train_folder
     from qrdali.data.scan import Reading
     from qrdali.errors import InputError
@@ -164,20 +164,16 @@ def humanet(
         names = f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
         if not allow_missing:
             raise InputError(
-                f"{len(missing)} synsets of {mapping} are not in {tree.train}: {names}; --allow-missing "
-                "does without them"
+                f"{len(missing)} synsets of {mapping} are not in {tree.train}: {names}; "
+                "--allow-missing does without them"
             )
         warn(f"{len(missing)} synsets of {mapping} are not in {tree.train}: {names}")
     counts = {"train": train, "val": val, "test": test}
     with sigterm_exits(), Bar("index", len(present.synsets) * sum(counts.values()), "files") as bar:
         summary = build(
             tree,
-            present,
+            HumaNetSpec(present, counts, seed, test_from == "val", tuple(missing)),
             Path(out),
-            counts,
-            seed=seed,
-            test_from_val=test_from == "val",
-            missing=missing,
             reading=Reading(not no_verify, hashed, threads),
             progress=lambda split, files: bar.advance(files, split),
         )

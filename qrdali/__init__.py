@@ -1,5 +1,75 @@
-"""Train image classifiers on quality-reduced images and ask how little information they need."""
+"""Train image classifiers on quality-reduced images and ask how little information they need.
+
+The names below are the Python API; docs/python.md shows them in five minutes. Each is imported when it is
+first used, so that `import qrdali` takes no time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from qrdali.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from qrdali.data.index import Dataset
+    from qrdali.errors import InputError, RunError
+    from qrdali.workflows.images import entropy, quotient, read, reduce
+    from qrdali.workflows.jobs import build_mepi, compare, evaluate, index, reproduce, train, write_report
+    from qrdali.workflows.loader import Loader
+    from qrdali.workflows.run import Run
+    from qrdali.workflows.schedule import Schedule
+
+_MODULES = {
+    "Dataset": "qrdali.data.index",
+    "InputError": "qrdali.errors",
+    "Loader": "qrdali.workflows.loader",
+    "Run": "qrdali.workflows.run",
+    "RunError": "qrdali.errors",
+    "Schedule": "qrdali.workflows.schedule",
+    "build_mepi": "qrdali.workflows.jobs",
+    "compare": "qrdali.workflows.jobs",
+    "entropy": "qrdali.workflows.images",
+    "evaluate": "qrdali.workflows.jobs",
+    "index": "qrdali.workflows.jobs",
+    "quotient": "qrdali.workflows.images",
+    "read": "qrdali.workflows.images",
+    "reduce": "qrdali.workflows.images",
+    "reproduce": "qrdali.workflows.jobs",
+    "train": "qrdali.workflows.jobs",
+    "write_report": "qrdali.workflows.jobs",
+}
+
+__all__ = [
+    "Dataset",
+    "InputError",
+    "Loader",
+    "Run",
+    "RunError",
+    "Schedule",
+    "__version__",
+    "build_mepi",
+    "compare",
+    "entropy",
+    "evaluate",
+    "index",
+    "quotient",
+    "read",
+    "reduce",
+    "reproduce",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'qrdali' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -402,7 +402,7 @@ def gcs() -> Iterator[Store]:
 def forget(storage: Any) -> None:
     """What is remembered of a store that is no longer there."""
     storage._gcs.cache_clear()
-    storage._shard.cache_clear()
+    storage._remote_shard.cache_clear()
 
 
 def main() -> None:

@@ -34,6 +34,8 @@ NEEDED = [
     "qrdali.workflows.train",
     "qrdali.cli.evaluate",
     "qrdali.cli.build_mepi",
+    "qrdali.workflows.evaluate",
+    "qrdali.workflows.build_mepi",
     "qrdali.cli.data",
     "qrdali.cli.reproduce",
     "qrdali.mepi.build",
@@ -173,10 +175,10 @@ def _child(command: list[str], folder: str, log: str, deadly: int | None) -> Non
 def _watch(begins: Callable[[str], None]) -> None:
     """Tells of every training batch its epoch, number, samples, labels and a checksum of its pixels; of `data index` every file, of
     `build-mepi` every entry, of `evaluate` every set and of `reproduce` every task."""
-    from qrdali.cli import evaluate
     from qrdali.data import scan
     from qrdali.mepi import folder as mepi_set
     from qrdali.training import epoch as epoch_trainer
+    from qrdali.workflows import evaluate
     from qrdali.workflows import tasks as reproduce_tasks
 
     steps, look, append, rows, perform = (

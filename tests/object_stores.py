@@ -53,7 +53,7 @@ def s3() -> Iterator[Any]:
 def forget(storage: Any) -> None:
     """What is remembered of a store that is no longer there."""
     storage._s3.cache_clear()
-    storage._shard.cache_clear()
+    storage._remote_shard.cache_clear()
 
 
 def put(client: Any, folder: Path, prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""`qrdali data index`: a data set made of whatever ROOT is: class folders or tar shards, on a disk or in an object store."""
+"""`qrdali data index`: makes a data set of any root: class folders or tar shards, on a disk or in an object store."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from qrdali.data import minival, shards, storage
-from qrdali.data import provenance as source
+from qrdali.data import minival, provenance, shards, storage
 from qrdali.data.index import SPLITS, RowWriter, read_batches
 from qrdali.data.scan import Indexer, Progress, Reading, Summary, index_tree, new_folder, silent, splits_of
 from qrdali.data.tree import LISTINGS, Tree, open_tree
 from qrdali.errors import InputError, RunError, printable
 
-_FIELDS: list[Any] = [("url", pa.string()), ("text", pa.string())]
-_FOUND = pa.schema(_FIELDS)  # of a split's samples, before it is known which classes there are
+_SPOOL_FIELDS: list[Any] = [("url", pa.string()), ("class_text", pa.string())]
+_SPOOL_SCHEMA = pa.schema(_SPOOL_FIELDS)  # a split's samples, before it is known which classes there are
 
 
 def index_root(
@@ -30,15 +29,15 @@ def index_root(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Summary:
-    """Indexes a root, a path, a URL or what is open, into the new folder `out`. `val_share` moves that share of each
-    class of train into a new val.
+    """Indexes a root, given as a path, a URL or an open tree, into the new folder `out`.
 
-    Raises InputError for a root without splits, a split of images without class folders, a val where one is to be cut, or an `out` that
-    exists; RunError for an unusable content. Nothing is left behind on an error.
+    `val_share` moves that share of each class of train, chosen by `seed`, into a new val. Raises InputError for a root
+    without splits, a split of images without class folders, a val where one is to be cut, or an `out` that exists;
+    RunError for unusable content. Nothing is left behind on an error.
     """
     tree = open_tree(root) if isinstance(root, str) else root
-    found = shards_of(tree)
-    splits = list(found) or splits_of(tree)
+    shards_by_split = shards_of(tree)
+    splits = list(shards_by_split) or splits_of(tree)
     if val_share is not None:
         if not 0 < val_share < 1:
             raise InputError(f"--val-share is {val_share}: give a share between 0 and 1, such as 0.05")
@@ -46,27 +45,28 @@ def index_root(
             raise InputError(f"{printable(tree.root)} has a val already: leave --val-share out")
         if "train" not in splits:
             raise InputError(f"{printable(tree.root)} has no train that --val-share could be cut from")
-    if reading.threads is None and storage.is_remote(tree.root):  # they wait for answers, not for processors
+    if reading.threads is None and storage.is_remote(tree.root):
+        # These threads wait for a server, not for a processor.
         reading = replace(reading, threads=max(LISTINGS, os.cpu_count() or 1))
     with new_folder(out) as folder:
-        summary = (
-            _index_shards(tree, found, folder, reading, progress)
-            if found
-            else index_tree(tree, folder, reading, progress)
-        )
-        source.write(
-            folder / source.FILE,
-            {"made_by": "index", "root": tree.root, "found": "tar shards" if found else "class folders"},
-        )
+        if shards_by_split:
+            summary = _index_shards(tree, shards_by_split, folder, reading, progress)
+        else:
+            summary = index_tree(tree, folder, reading, progress)
+        kind = "tar shards" if shards_by_split else "class folders"
+        provenance.write(folder, {"made_by": "index", "root": tree.root, "found": kind})
         if val_share is not None:
-            done = minival.cut(folder, None, seed, val_share)
-            counts = {**summary.images, "train": done.train, "val": done.val}
+            cut = minival.cut(folder, None, seed, val_share)
+            counts = {**summary.images, "train": cut.train, "val": cut.val}
             summary.images = {split: counts[split] for split in SPLITS if split in counts}
     return summary
 
 
 def files_of(tree: Tree) -> int:
-    """Images below ROOT/SPLIT/CLASS, for a progress bar; 0 where there is nothing, or where only reading all shards would tell."""
+    """Returns the number of images below ROOT/SPLIT/CLASS, for a progress bar.
+
+    0 where there is nothing, or where only reading all shards would tell.
+    """
     if shards_of(tree):
         return 0
     return sum(
@@ -78,79 +78,82 @@ def files_of(tree: Tree) -> int:
 
 
 def shards_of(tree: Tree) -> dict[str, list[str]]:
-    """Names of the shards by split: ROOT/SPLIT/*.tar, else ROOT/SPLIT-*.tar; {} for a root of class folders.
+    """Returns the shards by split: ROOT/SPLIT/*.tar, else ROOT/SPLIT-*.tar; {} for a root of class folders.
 
-    Raises InputError where a split holds class folders beside shards, or shards say no split.
+    Raises InputError where a split holds class folders beside shards, or no shard's name begins with a split's.
     """
-    there = set(tree.among(SPLITS))
-    found = {split: names for split in SPLITS if split in there and (names := tree.shards(split))}
-    beside = tree.shards()
-    if not found:
-        named = {split: [name for name in beside if name.startswith(f"{split}-")] for split in SPLITS}
-        if beside and not any(named.values()) and not there:
-            raise InputError(
-                f"{printable(tree.root)} holds {len(beside)} shards, none of them named train-*.tar, val-*.tar or test-*.tar: "
-                "rename them, or put them into train/, val/ and test/"
-            )
-        return {split: [tree.name(name) for name in names] for split, names in named.items() if names}
-    for split in found:
-        if folders := tree.folders(split):
-            raise InputError(
-                f"{printable(tree.name(split))} holds {len(found[split])} shards and {len(folders)} folders beside them: "
-                "give one of the two"
-            )
-    return {split: [tree.name(split, name) for name in names] for split, names in found.items()}
+    split_folders = tree.among(SPLITS)
+    in_folders = {
+        split: names for split in SPLITS if split in split_folders and (names := tree.shards(split))
+    }
+    if in_folders:
+        for split, names in in_folders.items():
+            if folders := tree.folders(split):
+                raise InputError(
+                    f"{printable(tree.name(split))} holds {len(names)} shards and {len(folders)} folders beside them: "
+                    "give one of the two"
+                )
+        return {split: [tree.name(split, name) for name in names] for split, names in in_folders.items()}
+    in_root = tree.shards()
+    by_prefix = {split: [name for name in in_root if name.startswith(f"{split}-")] for split in SPLITS}
+    if in_root and not any(by_prefix.values()) and not split_folders:
+        raise InputError(
+            f"{printable(tree.root)} holds {len(in_root)} shards, none of them named train-*.tar, val-*.tar or "
+            "test-*.tar: rename them, or put them into train/, val/ and test/"
+        )
+    return {split: [tree.name(name) for name in names] for split, names in by_prefix.items() if names}
 
 
 def _index_shards(
-    tree: Tree, found: dict[str, list[str]], folder: Path, reading: Reading, progress: Progress
+    tree: Tree, shards_by_split: dict[str, list[str]], folder: Path, reading: Reading, progress: Progress
 ) -> Summary:
-    """The shards are read first, into a file: only then it is known which classes there are."""
+    """Indexes shards in two passes: only after the first, spooled into files, is it known which classes there are."""
     threads = reading.threads or os.cpu_count() or 1
     rejected: list[tuple[str, str]] = []
-    texts: dict[str, set[str]] = {}
-    for split, names in found.items():
+    class_texts: dict[str, set[str]] = {}
+    for split, names in shards_by_split.items():
         absolute = names if storage.is_remote(tree.root) else [str(Path(name).absolute()) for name in names]
-        texts[split] = _spool(absolute, folder / f"{split}.found.arrow", threads, rejected)
-    first = next(iter(found))
-    classes = shards.listed_classes(tree) or shards.found_classes(texts[first])
+        class_texts[split] = _spool(absolute, folder / f"{split}.found.arrow", threads, rejected)
+    first = next(iter(shards_by_split))
+    classes = shards.listed_classes(tree) or shards.found_classes(class_texts[first])
     if len(classes.names) < 2:
         raise RunError(
             f"the shards of {first} have {len(classes.names)} class(es): a classifier needs at least two"
             + (f"; {printable(rejected[0][0])}: {rejected[0][1]}" if rejected else "")
         )
-    with Indexer(folder, list(classes.names), list(found), reading, progress) as indexer:
+    with Indexer(folder, list(classes.names), list(shards_by_split), reading, progress) as indexer:
         for path, why in rejected:
             indexer.reject(path, why)
-        for split in found:
-            added, reason = indexer.add_labelled(
-                split, _labelled(folder / f"{split}.found.arrow", classes, indexer)
-            )
+        for split in shards_by_split:
+            spool = folder / f"{split}.found.arrow"
+            added, reason = indexer.add_labelled(split, _labelled(spool, classes, indexer))
             if not added:
                 raise RunError(f"the shards of {split} hold no readable image{reason}")
-            (folder / f"{split}.found.arrow").unlink()
+            spool.unlink()
     return indexer.summary
 
 
 def _spool(names: list[str], file: Path, threads: int, rejected: list[tuple[str, str]]) -> set[str]:
-    """Writes the samples of shards into an Arrow file; returns the classes met."""
-    writer, texts = RowWriter(file, _FOUND), set[str]()
+    """Writes the samples of shards into an Arrow file and appends bad ones to `rejected`; returns the class texts."""
+    writer = RowWriter(file, _SPOOL_SCHEMA)
+    class_texts = set[str]()
     for sample in shards.samples(names, threads):
         if sample.reason:
             rejected.append((sample.url, sample.reason))
         else:
-            texts.add(sample.text)
-            writer.row(sample.url, sample.text)
+            class_texts.add(sample.class_text)
+            writer.row(sample.url, sample.class_text)
     writer.close()
-    return texts
+    return class_texts
 
 
-def _labelled(file: Path, classes: shards.Classes, indexer: Indexer) -> Iterator[tuple[str, int]]:
-    for batch in read_batches(file, _FOUND):
+def _labelled(spool: Path, classes: shards.Classes, indexer: Indexer) -> Iterator[tuple[str, int]]:
+    """Yields (URL, label) of the spooled samples; those of an unknown class are rejected."""
+    for batch in read_batches(spool, _SPOOL_SCHEMA):
         columns: list[list[Any]] = [batch.column(i).to_pylist() for i in range(2)]
-        for url, text in zip(*columns, strict=True):
-            label = classes.label(text)
+        for url, class_text in zip(*columns, strict=True):
+            label = classes.label(class_text)
             if label is None:
-                indexer.reject(url, f"its class {text!r} is none of the {len(classes.names)}")
+                indexer.reject(url, f"its class {class_text!r} is none of the {len(classes.names)}")
             else:
                 yield url, label

@@ -1,6 +1,7 @@
-"""Which image files DALI decodes to Pillow's pixels. Each rule here was found by comparing the two; tests/test_hostile.py repeats it.
+"""Which image files DALI decodes to Pillow's pixels.
 
-A file that only one of them reads, or that they read differently, would fail or lie in training: it is refused with the reason.
+A file that only one of them reads, or that they read differently, would fail or falsify training: it is refused with the
+reason. Each rule was found by comparing the two; tests/data/test_malformed_images.py repeats the comparison.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from PIL import Image
 
@@ -19,8 +20,10 @@ _TIFF_MODES = frozenset(("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", 
 _TIFF_PACKED = frozenset(
     ("raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "jpeg", "group4", "zstd")
 )
-_MOST_CHUNKS = 200_000  # of a PNG: 1.6 GB in chunks of 8 KB
+_MAX_CHUNKS = 200_000  # of a PNG: 1.6 GB in chunks of 8 KB
 _BLOCK = 1 << 20
+# The passes of an interlaced PNG: first column, first row, and the steps between columns and rows.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 def check(image: Image.Image, whole: bool) -> None:
@@ -45,7 +48,10 @@ def check(image: Image.Image, whole: bool) -> None:
 
 
 def upright(image: Image.Image) -> tuple[int, int]:
-    """(width, height) after the EXIF orientation. Raises ValueError for an orientation that DALI and Pillow read differently."""
+    """Returns (width, height) after the EXIF orientation.
+
+    Raises ValueError for an orientation that DALI and Pillow read differently.
+    """
     if image.format == "TIFF":  # Pillow has swapped them
         return image.size
     blocks = [
@@ -55,33 +61,42 @@ def upright(image: Image.Image) -> tuple[int, int]:
     ]
     if image.format in ("PNG", "WEBP") and "exif" in image.info:
         blocks = [image.info["exif"].removeprefix(b"Exif\0\0")]
-    read = {_orientation(block) for block in blocks} or {1}
-    pillow = image.getexif().get(_ORIENTATION, 1)
-    if read != {pillow if pillow in range(1, 9) else 1}:
+    by_dali = {_orientation(block) for block in blocks} or {1}
+    by_pillow = image.getexif().get(_ORIENTATION, 1)
+    if by_dali != {by_pillow if by_pillow in range(1, 9) else 1}:
         raise ValueError("its orientation is damaged, given twice or only in XMP: decoders disagree about it")
-    return (image.height, image.width) if pillow in (5, 6, 7, 8) else image.size
+    return (image.height, image.width) if by_pillow in (5, 6, 7, 8) else image.size
 
 
 def _orientation(block: bytes) -> int:
-    """Orientation 1 to 8 of an EXIF block, 1 where it has none; 0 if it has one in a form that decoders read differently."""
+    """Returns the orientation 1 to 8 of an EXIF block, 1 where it has none.
+
+    0 if it has one in a form that decoders read differently.
+    """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None or len(block) < 8:
         return 1
     start = struct.unpack(order + "I", block[4:8])[0]
     if start + 2 > len(block):
         return 1
-    count, entries = struct.unpack(order + "H", block[start : start + 2])[0], block[start + 2 :]
-    clean = len(entries) >= 12 * count
-    found = []
-    for at in range(0, min(12 * count, len(entries) - 1), 12):
-        entry = entries[at : at + 12]
+    count = struct.unpack(order + "H", block[start : start + 2])[0]
+    entries = block[start + 2 :]
+    is_complete = len(entries) >= 12 * count
+    orientations = []
+    for offset in range(0, min(12 * count, len(entries) - 1), 12):
+        entry = entries[offset : offset + 12]
         if struct.unpack(order + "H", entry[:2])[0] == _ORIENTATION:
-            found.append(entry)
-    if not found:
+            orientations.append(entry)
+    if not orientations:
         return 1
-    if len(found) > 1 or not clean or struct.unpack(order + "HI", found[0][2:8]) != (3, 1):
+    # One entry, of type 3 (SHORT) and count 1.
+    if (
+        len(orientations) > 1
+        or not is_complete
+        or struct.unpack(order + "HI", orientations[0][2:8]) != (3, 1)
+    ):
         return 0
-    value: int = struct.unpack(order + "H", found[0][8:10])[0]
+    value: int = struct.unpack(order + "H", orientations[0][8:10])[0]
     return value if value in range(1, 9) else 1
 
 
@@ -92,47 +107,53 @@ def _jpeg(image: Any, whole: bool) -> None:
 
 @contextmanager
 def _from_start(image: Any) -> Iterator[IO[bytes]]:
-    """The image's file at its beginning; Pillow finds it afterwards where it was."""
-    place = image.fp.tell()
+    """Yields the image's file at its beginning; Pillow finds it afterwards where it was."""
+    position = image.fp.tell()
     image.fp.seek(0)
     try:
         yield image.fp
     finally:
-        image.fp.seek(place)
+        image.fp.seek(position)
 
 
 def _png(image: Any, whole: bool) -> None:
     if whole:
         with _from_start(image) as file:
             file.seek(8)
-            _png_chunks(file)
+            _check_png_chunks(file)
 
 
-def _png_chunks(file: IO[bytes]) -> None:
-    """Reads a PNG from its first chunk to its end: chunks whole, checksums of the pixels' right, as many pixels as the header says."""
-    pixels, rows, wanted, palette = zlib.decompressobj(), 0, 0, False
-    for _ in range(_MOST_CHUNKS):
+def _check_png_chunks(file: IO[bytes]) -> None:
+    """Reads a PNG from its first chunk to its end, in bounded memory.
+
+    Raises ValueError unless chunks are whole, the checksums of the pixels right, and the pixels as many as the header
+    claims.
+    """
+    inflater = zlib.decompressobj()
+    inflated_bytes, expected_bytes = 0, 0
+    lacks_palette = False
+    for _ in range(_MAX_CHUNKS):
         head = file.read(8)
         if len(head) < 8:
             raise ValueError("image file is truncated: the PNG has no end")
         length, name = struct.unpack(">I4s", head)
-        checksum, left = zlib.crc32(name), length
+        checksum, remaining = zlib.crc32(name), length
         if name == b"IHDR":
             if length != 13:
                 raise ValueError("the PNG's header is damaged")
-            header = file.read(13)
-            checksum, left = zlib.crc32(header, checksum), 0
-            wanted = _png_bytes(*struct.unpack(">IIBBBBB", header.ljust(13, b"\0")))
-            palette = header[9:10] == b"\3"
-        palette = palette and name != b"PLTE"
-        while left:
-            part = file.read(min(left, _BLOCK))
+            header = file.read(13).ljust(13, b"\0")
+            checksum, remaining = zlib.crc32(header, checksum), 0
+            expected_bytes = _PngHeader(*struct.unpack(">IIBBBBB", header)).row_bytes()
+            lacks_palette = header[9:10] == b"\3"
+        lacks_palette = lacks_palette and name != b"PLTE"
+        while remaining:
+            part = file.read(min(remaining, _BLOCK))
             if not part:
                 raise ValueError("image file is truncated: the PNG has no end")
-            left -= len(part)
+            remaining -= len(part)
             checksum = zlib.crc32(part, checksum)
             if name == b"IDAT":
-                rows += _inflated(pixels, part, wanted - rows)
+                inflated_bytes += _inflated(inflater, part, expected_bytes - inflated_bytes)
         tail = file.read(4)
         if len(tail) < 4:
             raise ValueError("image file is truncated: the PNG has no end")
@@ -141,42 +162,44 @@ def _png_chunks(file: IO[bytes]) -> None:
         if name == b"IEND":
             break
     else:
-        raise ValueError(f"the PNG has more than {_MOST_CHUNKS} chunks")
-    if palette:
+        raise ValueError(f"the PNG has more than {_MAX_CHUNKS} chunks")
+    if lacks_palette:
         raise ValueError("the PNG has no palette")
-    if rows < wanted:
-        raise ValueError(f"the PNG has {rows} of {wanted} bytes of pixels")
+    if inflated_bytes < expected_bytes:
+        raise ValueError(f"the PNG has {inflated_bytes} of {expected_bytes} bytes of pixels")
 
 
-def _inflated(pixels: Any, part: bytes, most: int) -> int:
-    """How many bytes `part` inflates to, counted to `most`, in bounded memory."""
+def _inflated(inflater: Any, part: bytes, max_bytes: int) -> int:
+    """Returns how many bytes `part` inflates to, counted to `max_bytes`, in bounded memory."""
     count = 0
-    while part and count < most and not pixels.eof:
-        count += len(pixels.decompress(part, _BLOCK))
-        part = pixels.unconsumed_tail
-    return min(count, most)
+    while part and count < max_bytes and not inflater.eof:
+        count += len(inflater.decompress(part, _BLOCK))
+        part = inflater.unconsumed_tail
+    return min(count, max_bytes)
 
 
-def _png_bytes(
-    width: int, height: int, depth: int, color: int, packing: int, filters: int, interlace: int
-) -> int:
-    """Bytes of a PNG's rows with their filter bytes."""
-    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(color, 1)
-    passes = (
-        [(0, 0, 1, 1)]
-        if not interlace
-        else [
-            (0, 0, 8, 8),
-            (4, 0, 8, 8),
-            (0, 4, 4, 8),
-            (2, 0, 4, 4),
-            (0, 2, 2, 4),
-            (1, 0, 2, 2),
-            (0, 1, 1, 2),
-        ]
-    )  # Adam7: x, y, steps
-    sizes = [(-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in passes]
-    return sum(h * (1 + -(-w * bits // 8)) for w, h in sizes if w > 0 and h > 0)
+class _PngHeader(NamedTuple):
+    """A PNG's IHDR chunk."""
+
+    width: int
+    height: int
+    bit_depth: int
+    color_type: int
+    compression: int
+    filter_method: int
+    interlace: int
+
+    def row_bytes(self) -> int:
+        """Returns the bytes of all rows with their filter bytes, over all passes."""
+        channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(self.color_type, 1)
+        passes = _ADAM7 if self.interlace else ((0, 0, 1, 1),)
+        total = 0
+        for x, y, step_x, step_y in passes:
+            columns = -(-(self.width - x) // step_x)
+            rows = -(-(self.height - y) // step_y)
+            if columns > 0 and rows > 0:
+                total += rows * (1 + -(-columns * self.bit_depth * channels // 8))
+        return total
 
 
 def _bmp(image: Any, whole: bool) -> None:
@@ -195,15 +218,14 @@ def _bmp(image: Any, whole: bool) -> None:
 
 def _tiff(image: Any, whole: bool) -> None:
     tags = image.tag_v2
-    depths, formats, extra = tags.get(258, ()), tags.get(339, (1,)), tags.get(338, ())
-    packed = image.info.get("compression", "raw")
-    if image.mode not in _TIFF_MODES or set(formats) != {1} or packed not in _TIFF_PACKED:
+    bit_depths, sample_formats, extra_samples = tags.get(258, ()), tags.get(339, (1,)), tags.get(338, ())
+    compression = image.info.get("compression", "raw")
+    if image.mode not in _TIFF_MODES or set(sample_formats) != {1} or compression not in _TIFF_PACKED:
         raise ValueError(
-            f"a TIFF of mode {image.mode}, compression {packed}, is not decoded by the pipelines as it is elsewhere"
+            f"a TIFF of mode {image.mode}, compression {compression}, is not decoded by the pipelines as it is elsewhere"
         )
-    if not depths or not set(depths) <= ({1} if image.mode == "1" else {8, 16}):
-        raise ValueError(
-            f"a TIFF of {'/'.join(map(str, depths)) or 'an unsaid number of'} bits is not decoded by the pipelines"
-        )
-    if 1 in extra:
+    if not bit_depths or not set(bit_depths) <= ({1} if image.mode == "1" else {8, 16}):
+        bits = "/".join(map(str, bit_depths)) or "an unsaid number of"
+        raise ValueError(f"a TIFF of {bits} bits is not decoded by the pipelines")
+    if 1 in extra_samples:
         raise ValueError("a TIFF of premultiplied alpha is not decoded by the pipelines as it is elsewhere")

@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from qrdali.data import provenance as source
-from qrdali.data import storage
+from qrdali.data import provenance, storage
 from qrdali.data.index_columns import batches, mapped, open_columns
-from qrdali.data.relocation import Moved, moved
+from qrdali.data.relocation import Relocation, relocation_of
 from qrdali.errors import InputError, RunError, printable
 
 Samples = npt.NDArray[np.int64]
@@ -29,25 +28,30 @@ _FIELDS: list[Any] = [
 ]
 SCHEMA = pa.schema(_FIELDS)
 _FILE_FIELDS: list[Any] = [("bytes", pa.int64()), ("sha256", pa.binary(32))]
-FILES_SCHEMA = pa.schema(
-    _FILE_FIELDS
-)  # of SPLIT.files.arrow, row by row beside SPLIT.arrow; sha256 null where it was not asked for
+# SPLIT.files.arrow, row by row beside SPLIT.arrow; sha256 is null where it was not asked for.
+FILES_SCHEMA = pa.schema(_FILE_FIELDS)
 ROWS = 65_536  # of a record batch
-_MOST_BYTES = 64 << 20  # of classes.tsv
-_CHECKED = 8_000_000  # rows that are all checked at opening; of a larger index each where it is used, as reading it all takes seconds
+_MAX_CLASSES_BYTES = 64 << 20  # of classes.tsv
+# An index of at most so many rows is checked at opening; of a larger one, which takes seconds to read, each row where used.
+_MAX_CHECKED_ROWS = 8_000_000
 _NO_LABEL = np.empty(0, np.int64)
 
 
 class Index:
-    """One split. Sample numbers are rows; nothing of the file is held in memory but views of a small one, mapped."""
+    """One split. Sample numbers are rows. Nothing of the file is held in memory: a small one is mapped, a large one read."""
 
-    def __init__(self, file: Path, classes: int, moved: Moved | None = None) -> None:
-        """moved: where the images are now. Raises RunError for a file that is not such an index, or whose labels or sizes cannot be; of
-        more than eight million rows `labels` and `sizes` raise it instead."""
-        self.file, self._classes, self._moved = file, classes, moved
+    def __init__(self, file: Path, classes: int, relocation: Relocation | None = None) -> None:
+        """Opens an index whose labels are below `classes`; `relocation` says where the images are now.
+
+        Raises RunError for a file that is not such an index, or has impossible labels or sizes; of more than eight million
+        rows `labels` and `sizes` raise it instead.
+        """
+        self.file = file
+        self._classes = classes
+        self._relocation = relocation
         self._columns = open_columns(file, SCHEMA)
         self._count = len(self._columns)
-        if len(self) <= _CHECKED:
+        if len(self) <= _MAX_CHECKED_ROWS:
             for part in self._columns.parts():
                 self._check(*part)
 
@@ -63,7 +67,10 @@ class Index:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells this index from one with other images: SHA-256 of the file's size and up to 64 evenly spread parts."""
+        """The SHA-256 of the file's size and of up to 64 evenly spread parts of it: it tells an index from others.
+
+        It is computed at each start, where hashing all of an index of 100 million images would take long.
+        """
         size = self.file.stat().st_size
         digest = hashlib.sha256(str(size).encode())
         part = 1 << 17
@@ -74,20 +81,20 @@ class Index:
         return digest.hexdigest()
 
     def labels(self, samples: Samples) -> Samples:
-        """Labels int64 [N]."""
+        """Returns the labels, int64 [N]."""
         result = self._columns.labels(self._within(samples))
         self._check(result)
         return result
 
     def sizes(self, samples: Samples) -> npt.NDArray[np.int32]:
-        """Upright (height, width) in pixels, int32 [N, 2]."""
+        """Returns upright (height, width) in pixels, int32 [N, 2]."""
         result = self._columns.sizes(self._within(samples))
         self._check(_NO_LABEL, result)
         return result
 
     def path_bytes(self, samples: Samples) -> list[npt.NDArray[np.uint8]]:
-        """Where each image is, as UTF-8 bytes, uint8 [length], read-only."""
-        if self._moved is not None:
+        """Returns where each image is now, as UTF-8 bytes, uint8 [length], read-only."""
+        if self._relocation is not None:
             return [np.frombuffer(path.encode(), np.uint8) for path in self.paths(samples)]
         return self._recorded(samples)
 
@@ -95,12 +102,20 @@ class Index:
         return self._columns.path_bytes(self._within(samples))
 
     def paths(self, samples: Samples) -> list[str]:
-        """The same as text. Raises RunError for a path that is none, or that did not lie where those lay that have moved."""
-        found = self.indexed_paths(samples)
-        return found if self._moved is None else [self._moved.path(path) for path in found]
+        """Returns where each image is now, as text.
+
+        Raises RunError for a path that is not UTF-8, or that did not lie below the root that has moved.
+        """
+        indexed = self.indexed_paths(samples)
+        if self._relocation is None:
+            return indexed
+        return [self._relocation.path(path) for path in indexed]
 
     def indexed_paths(self, samples: Samples) -> list[str]:
-        """Each path as it was indexed, wherever the images are now: it tells them apart. Raises RunError for one that is none."""
+        """Returns each path as it was indexed, wherever the images are now: it tells them apart.
+
+        Raises RunError for a path that is not UTF-8.
+        """
         try:
             return [path.tobytes().decode() for path in self._recorded(samples)]
         except UnicodeDecodeError:
@@ -110,10 +125,11 @@ class Index:
 
     @cached_property
     def needs_bytes(self) -> bool:
-        """Whether the images are not files on the disk that decoders open themselves, by the first one's path."""
-        return bool(len(self)) and storage.is_url(
-            self.path_bytes(np.zeros(1, np.int64))[0][:16].tobytes().decode("latin-1")
-        )
+        """Whether the images must be handed to decoders as bytes: they are in a store or in shards, as the first one is."""
+        if not len(self):
+            return False
+        (first,) = self.path_bytes(np.zeros(1, np.int64))
+        return storage.is_url(first[:16].tobytes().decode("latin-1"))
 
     def _within(self, samples: Samples) -> Samples:
         if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < len(self):
@@ -122,7 +138,10 @@ class Index:
 
 
 def read_batches(file: Path, schema: pa.Schema) -> list[pa.RecordBatch]:
-    """The record batches of an Arrow file, memory-mapped. Raises RunError for a file that is none, has another schema or is damaged."""
+    """Returns the record batches of an Arrow file, memory-mapped.
+
+    Raises RunError if it is not an Arrow file, has another schema or is damaged.
+    """
     return list(batches(file, mapped(file), schema))
 
 
@@ -130,17 +149,20 @@ class RowWriter:
     """Writes an Arrow file row by row in bounded memory."""
 
     def __init__(self, file: Path, schema: pa.Schema) -> None:
-        self._writer, self._schema = pa.ipc.new_file(str(file), schema), schema
+        self._writer = pa.ipc.new_file(str(file), schema)
+        self._schema = schema
         self._rows: list[tuple[Any, ...]] = []
         self.count = 0
 
     def row(self, *values: Any) -> None:
+        """Adds a row of one value per field."""
         self._rows.append(values)
         self.count += 1
         if len(self._rows) == ROWS:
             self._flush()
 
     def close(self) -> None:
+        """Writes the last rows and the file's footer."""
         self._flush()
         self._writer.close()
 
@@ -155,27 +177,42 @@ class RowWriter:
 
 
 class Writer(RowWriter):
-    """Writes one split's index."""
+    """Writes one split's index, row by row in bounded memory."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(file, SCHEMA)
 
     def add(self, path: str, label: int, width: int, height: int) -> None:
+        """Adds an image: its path or URL, its label, and its upright size in pixels."""
         self.row(path, label, width, height)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """An indexed data set: its folder, its class names in label order, the splits it has, and where its images are if they moved."""
+    """Opens an indexed data set: the images stay where they are, the index says where and what they are.
+
+    folder: of the index. classes: their names in label order. splits: those of train, val and test that it has.
+    relocation: where the images are now, if they moved. `data["train"]` is a split's index; see `Dataset.open`.
+
+    Example:
+        >>> data = qrdali.Dataset.open("data")
+        >>> data.splits, len(data.classes), len(data["train"])
+        (('train', 'val', 'test'), 4, 24)
+    """
 
     folder: Path
     classes: tuple[str, ...]
     splits: tuple[str, ...]
-    moved: Moved | None = None
+    relocation: Relocation | None = None
 
     @classmethod
-    def open(cls, folder: Path, root: str | None = None) -> Dataset:
-        """root: what --root says. Raises InputError if `folder` is no data set, or does not say what `root` takes the place of."""
+    def open(cls, folder: Path | str, root: str | None = None) -> Dataset:
+        """Opens the data set in `folder`; `root` is the value of --root: where its images are now.
+
+        Raises InputError if `folder` is not a data set, or does not say what `root` replaces, and RunError if it is
+        damaged.
+        """
+        folder = Path(folder)
         listing = folder / "classes.tsv"
         if not listing.is_file():
             hint = (
@@ -183,12 +220,12 @@ class Dataset:
                 if any((folder / split).is_dir() for split in SPLITS)
                 else "`qrdali data index ROOT --out DATASET` makes one"
             )
-            raise InputError(f"{printable(folder)} holds no data set (no classes.tsv); {hint}")
+            raise InputError(f"{printable(folder)} is not a data set (no classes.tsv); {hint}")
         classes: list[str] = []
         try:
-            if listing.stat().st_size > _MOST_BYTES:
+            if listing.stat().st_size > _MAX_CLASSES_BYTES:
                 raise RunError(
-                    f"{printable(listing)} is larger than {_MOST_BYTES >> 20} MiB: that is no list of classes"
+                    f"{printable(listing)} is larger than {_MAX_CLASSES_BYTES >> 20} MiB: that is not a list of classes"
                 )
             rows = listing.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -206,41 +243,42 @@ class Dataset:
                 if rows
                 else f"{listing} is empty and lists no class: index again"
             )
-        return cls(
-            folder,
-            tuple(classes),
-            tuple(s for s in SPLITS if (folder / f"{s}.arrow").exists()),
-            moved(root, source.read(folder), folder) if root else None,
-        )
+        splits = tuple(split for split in SPLITS if (folder / f"{split}.arrow").exists())
+        relocation = relocation_of(root, provenance.read(folder), folder) if root else None
+        return cls(folder, tuple(classes), splits, relocation)
 
     def index(self, split: str) -> Index:
-        """Raises InputError for a split the data set does not have or that is empty."""
+        """Returns the index of a split. Raises InputError for one that the data set does not have or that is empty."""
         if split not in self.splits:
-            way = (
+            advice = (
                 "; `qrdali data minival` cuts one from train, and so does --val-share where ROOT is indexed"
                 if split == "val" and "train" in self.splits
                 else ""
             )
             raise InputError(
-                f"{self.folder} has no split {printable(split)!r}: it has {', '.join(self.splits) or 'none'}{way}"
+                f"{self.folder} has no split {printable(split)!r}: it has {', '.join(self.splits) or 'none'}{advice}"
             )
         index = self.rows(split)
         if not len(index):
             raise InputError(f"{self.folder}: the split {split!r} holds no image")
         return index
 
+    def __getitem__(self, split: str) -> Index:
+        """Returns the index of "train", "val" or "test"; raises as `index` does."""
+        return self.index(split)
+
     def rows(self, split: str) -> Index:
-        """The index of a split it has, which may be empty."""
-        return Index(self.folder / f"{split}.arrow", len(self.classes), self.moved)
+        """Returns the index of a split that the data set has, which may be empty."""
+        return Index(self.folder / f"{split}.arrow", len(self.classes), self.relocation)
 
     def require_classes(self, classes: tuple[str, ...], whose: str) -> None:
         """Raises InputError showing the difference unless the class names and their order are `classes`."""
         if self.classes == classes:
             return
-        here, there = set(self.classes), set(classes)
+        mine, other = set(self.classes), set(classes)
         parts = [
-            f"{word} {', '.join(map(printable, sorted(names)[:3]))}{', …' if len(names) > 3 else ''}"
-            for word, names in (("only here:", here - there), (f"only in {whose}:", there - here))
+            f"{words} {', '.join(map(printable, sorted(names)[:3]))}{', …' if len(names) > 3 else ''}"
+            for words, names in (("only here:", mine - other), (f"only in {whose}:", other - mine))
             if names
         ]
         raise InputError(
@@ -250,5 +288,6 @@ class Dataset:
 
 
 def write_classes(folder: Path, classes: list[str]) -> None:
+    """Writes classes.tsv: label and name."""
     rows = "".join(f"{label}\t{name}\n" for label, name in enumerate(classes))
     (folder / "classes.tsv").write_text("label\tname\n" + rows, "utf-8")

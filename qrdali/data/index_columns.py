@@ -1,4 +1,4 @@
-"""The columns of an index' file: views of it mapped, or rows read one by one where it is large."""
+"""The columns of an index file: views of the mapped file, or rows that are read one by one where it is large."""
 
 from __future__ import annotations
 
@@ -16,37 +16,35 @@ from qrdali.files.array_rows import MAPPED, ReadFile
 
 Samples = npt.NDArray[np.int64]
 
-_GIVEN_BACK = (
-    64  # record batches of a large file after whose opening its pages are given back: each touches some
-)
-_LONGEST = 1 << 16  # bytes of a path that are read
+_RELEASE_EVERY = 64  # record batches of a large file, after which its touched pages are released
+_MAX_PATH_BYTES = 1 << 16
 _NO_PATH = np.empty(0, np.uint8)
 
 
 class Columns(Protocol):
-    """Rows of a file, for sample numbers [N] below its length."""
+    """The rows of a file, by sample numbers [N] below its length."""
 
     def __len__(self) -> int: ...
 
     def labels(self, samples: Samples) -> Samples:
-        """int64 [N]."""
+        """Returns int64 [N]."""
         ...
 
     def sizes(self, samples: Samples) -> npt.NDArray[np.int32]:
-        """(height, width), int32 [N, 2]."""
+        """Returns (height, width), int32 [N, 2]."""
         ...
 
     def path_bytes(self, samples: Samples) -> list[npt.NDArray[np.uint8]]:
-        """uint8 [length] each."""
+        """Returns the UTF-8 bytes of each path, uint8 [length]."""
         ...
 
     def parts(self) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
-        """All labels, widths and heights, a record batch at a time."""
+        """Yields all labels, widths and heights, a record batch at a time."""
         ...
 
 
 def open_columns(file: Path, schema: pa.Schema) -> Columns:
-    """Raises RunError for a file that is no such index."""
+    """Returns the columns of an index file. Raises RunError for any other file."""
     content = mapped(file)
     if len(content) <= MAPPED:
         return MappedColumns(file, content, schema)
@@ -54,10 +52,10 @@ def open_columns(file: Path, schema: pa.Schema) -> Columns:
 
 
 def mapped(file: Path) -> mmap.mmap:
-    """Raises RunError for a file that cannot be mapped."""
+    """Maps a file, read-only. Raises RunError if it cannot be mapped."""
     try:
         if not file.is_file():
-            raise OSError("it is no file")
+            raise OSError("it is not a file")
         with open(file, "rb") as opened:
             return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file
@@ -65,7 +63,10 @@ def mapped(file: Path) -> mmap.mmap:
 
 
 def batches(file: Path, content: mmap.mmap, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The record batches of an Arrow file, views of `content`. Raises RunError if it is none, has another schema or is damaged."""
+    """Yields the record batches of an Arrow file, views of `content`.
+
+    Raises RunError if it is not an Arrow file, has another schema or is damaged.
+    """
     try:
         reader = pa.ipc.open_file(pa.py_buffer(content))
         if reader.schema != schema:
@@ -89,9 +90,10 @@ def _unreadable(file: Path, error: Exception) -> RunError:
 
 
 def _filled(file: Path, content: mmap.mmap, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yields the record batches that have rows. Raises RunError as `batches` does, and for empty cells."""
     for batch in batches(file, content, schema):
         if any(column.null_count for column in batch.columns):
-            raise RunError(f"{printable(file)} has holes: run `qrdali data index` again")
+            raise RunError(f"{printable(file)} has empty cells: run `qrdali data index` again")
         if batch.num_rows:
             yield batch
 
@@ -133,13 +135,14 @@ class MappedColumns:
             yield columns.label, columns.width, columns.height
 
     def _located(self, samples: Samples) -> Iterator[tuple[_Views, Any, Any]]:
-        """Each record batch that holds some of `samples`: its columns, the rows wanted, and their places in `samples`; both as arrays,
-        or as slices of one."""
+        """Yields each record batch that holds some of `samples`: its columns, their rows, and their places in `samples`.
+
+        Rows and places are arrays, or slices of length 1.
+        """
         batch = np.searchsorted(self._starts, samples, side="right") - 1
         rows, numbers = samples - self._starts[batch], np.unique(batch)
-        if 8 * len(numbers) > len(
-            samples
-        ):  # a shuffled batch: one after another is faster than looking for those together
+        # In a shuffled batch few samples share a record batch: one after another is then faster than grouping them.
+        if 8 * len(numbers) > len(samples):
             for place, (number, row) in enumerate(zip(batch.tolist(), rows.tolist(), strict=True)):
                 yield self._columns[number], slice(row, row + 1), slice(place, place + 1)
             return
@@ -149,11 +152,13 @@ class MappedColumns:
 
 
 class _Views:
+    """The columns of one record batch, as arrays that share its memory."""
+
     def __init__(self, batch: pa.RecordBatch) -> None:
         buffers: list[Any] = batch.column(0).buffers()
         offsets, text = buffers[1], buffers[2] or b""
-        shift = batch.column(0).offset
-        self._offsets = np.frombuffer(offsets, np.int32)[shift : shift + batch.num_rows + 1]
+        first = batch.column(0).offset
+        self._offsets = np.frombuffer(offsets, np.int32)[first : first + batch.num_rows + 1]
         self._text = np.frombuffer(text, np.uint8)
         self.label = batch.column(1).to_numpy()
         self.width, self.height = batch.column(2).to_numpy(), batch.column(3).to_numpy()
@@ -163,7 +168,7 @@ class _Views:
 
 
 class ReadColumns:
-    """Where each record batch' columns lie in the file, which is read from then on and no longer mapped."""
+    """Reads rows of the file by position; it is mapped only while it is opened, to find where the columns lie."""
 
     def __init__(self, file: Path, content: mmap.mmap, schema: pa.Schema) -> None:
         try:
@@ -172,33 +177,36 @@ class ReadColumns:
             raise _unreadable(file, error) from None
         if self._file.size != len(content):
             raise _unreadable(file, OSError("it changes while it is opened"))
-        content.madvise(
-            mmap.MADV_RANDOM
-        )  # 10^8 rows from a cold disk open in 0.5 s; with pages read around each in 3.5 s
-        base, places = pa.py_buffer(content).address, []
+        # Without read-ahead 10^8 rows open from a cold disk in 0.5 s, with it in 3.5 s.
+        content.madvise(mmap.MADV_RANDOM)
+        base, positions = pa.py_buffer(content).address, []
         for number, batch in enumerate(_filled(file, content, schema)):
-            places.append(self._place(batch, base))
-            if number % _GIVEN_BACK == 0:
+            positions.append(self._positions(batch, base))
+            if number % _RELEASE_EVERY == 0:
                 content.madvise(mmap.MADV_DONTNEED)
-        # By record batch: rows, then where the paths' offsets, the paths, labels, widths and heights begin, and the paths' bytes.
-        rows, *columns = np.array(places, np.int64).reshape(-1, 7).T
+        rows, *columns = np.array(positions, np.int64).reshape(-1, 7).T
         self._offsets, self._text, self._label, self._width, self._height, self._text_bytes = columns
         self._starts = np.append(0, np.cumsum(rows))
 
-    def _place(self, batch: pa.RecordBatch, base: int) -> tuple[int, ...]:
-        rows, found = batch.num_rows, []
+    def _positions(self, batch: pa.RecordBatch, base: int) -> tuple[int, ...]:
+        """Returns a record batch's number of rows and where its columns lie in the file.
+
+        After the rows come the positions of the paths' offsets, of the paths, labels, widths and heights, then the
+        paths' length in bytes.
+        """
+        rows, extents = batch.num_rows, []
         for column, name in zip(batch.columns, batch.schema.names, strict=True):
             buffers: list[Any] = column.buffers()
             text = buffers[2] if len(buffers) > 2 else None
             first = buffers[1].address - base + 4 * column.offset
-            found.append((first, 4 * (rows + (name == "path"))))
+            extents.append((first, 4 * (rows + (name == "path"))))
             if name == "path":
-                found.append((text.address - base, text.size) if text else (0, 0))
-        if any(not 0 <= first <= first + length <= self._file.size for first, length in found):
+                extents.append((text.address - base, text.size) if text else (0, 0))
+        if any(not 0 <= first <= first + length <= self._file.size for first, length in extents):
             raise RunError(
                 f"{printable(self._file.file)} is compressed or has changed: run `qrdali data index` again"
             )
-        return rows, *(first for first, _ in found), found[1][1]
+        return rows, *(first for first, _ in extents), extents[1][1]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -206,7 +214,7 @@ class ReadColumns:
     def _numbers(
         self, first: npt.NDArray[np.int64], batch: Samples, rows: Samples, count: int = 1
     ) -> npt.NDArray[np.int32]:
-        """`count` numbers from each of `rows` on, of columns that begin at `first` of their record batch, int32 [N, count]."""
+        """Returns `count` numbers from each of `rows` on, int32 [N, count]; `first`: where each record batch's begin."""
         return self._file.rows(first[batch] + 4 * rows, 4 * count).view(np.int32)
 
     def labels(self, samples: Samples) -> Samples:
@@ -225,10 +233,10 @@ class ReadColumns:
             (begin < 0).any()
             or (end < begin).any()
             or (end > self._text_bytes[batch]).any()
-            or (end - begin > _LONGEST).any()
+            or (end - begin > _MAX_PATH_BYTES).any()
         ):
             raise RunError(
-                f"{printable(self._file.file)} holds a path that cannot be: run `qrdali data index` again"
+                f"{printable(self._file.file)} holds an impossible path: run `qrdali data index` again"
             )
         return [
             np.frombuffer(self._file.read(position, length), np.uint8)
@@ -246,6 +254,6 @@ class ReadColumns:
             yield label, width, height
 
     def _located(self, samples: Samples) -> tuple[Samples, Samples]:
-        """The record batch of each sample, and its row there."""
+        """Returns the record batch of each sample, and its row there."""
         batch = np.searchsorted(self._starts, samples, side="right") - 1
         return batch, samples - self._starts[batch]

@@ -11,27 +11,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from qrdali.data import formats, storage
 from qrdali.errors import printable
-
-if TYPE_CHECKING:
-    pass
-
+from qrdali.files.hashing import sha256_of
 
 MAX_PIXELS = 128_000_000  # a decoded image of 384 MB; checked on the header before anything is decoded
-
-
 MAX_BYTES = 1 << 30  # of a file: decoders read it whole
-
-
-_LARGE = 16_000_000  # pixels from which images are decoded one at a time, not one per thread
-
-
-_large_one = Lock()
+_LARGE_PIXELS = 16_000_000  # from here on images are decoded one at a time, not one per thread
+_large_image_lock = Lock()
 
 
 @dataclass(frozen=True)
@@ -47,35 +37,41 @@ class FileReport:
 
 
 def quiet_pillow() -> None:
-    """Before files are looked at: Pillow neither limits sizes, which `examine` does, nor warns of each corrupt EXIF."""
+    """Stops Pillow from limiting sizes, which `inspect_file` does itself, and from warning of each corrupt EXIF."""
     Image.MAX_IMAGE_PIXELS = None
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def read_upright_size(path: str | BytesIO, verify: bool, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Upright (width, height) of an image file; `verify` also decodes it. Raises ValueError or OSError with the reason."""
+    """Returns the upright (width, height) of an image file; `verify` also decodes it.
+
+    Raises ValueError or OSError with the reason, and whatever else Pillow raises for a damaged file.
+    """
     with Image.open(path) as image:
-        return _examined(image, verify, max_pixels)
+        return _checked_size(image, verify, max_pixels)
 
 
-def _examined(image: Image.Image, verify: bool, max_pixels: int) -> tuple[int, int]:
+def _checked_size(image: Image.Image, verify: bool, max_pixels: int) -> tuple[int, int]:
     if image.width * image.height > max_pixels:
         raise ValueError(f"{image.width}x{image.height} exceeds {max_pixels} pixels")
     formats.check(image, whole=verify)
     size = formats.upright(image)
     if verify:
-        with _large_one if image.width * image.height > _LARGE else nullcontext():
+        with _large_image_lock if image.width * image.height > _LARGE_PIXELS else nullcontext():
             image.load()
     return size
 
 
 def inspect_file(path: str, verify: bool, hashed: bool = False, max_pixels: int = MAX_PIXELS) -> FileReport:
-    """What a file is; `verify` decodes it, `hashed` computes its SHA-256. Never raises for what a file may be, but Unreachable."""
+    """Returns what a file is; `verify` decodes it, `hashed` computes its SHA-256.
+
+    Whatever is wrong with the file is the report's `reason`; only Unreachable, a store that does not answer, is raised.
+    """
     try:
         if not is_utf8(path):
             return FileReport(path, reason="the file name is not UTF-8")
         if storage.is_url(path):
-            return _looked(path, verify, hashed, max_pixels)
+            return _inspect_url(path, verify, hashed, max_pixels)
         # stat first: opening a FIFO would wait for ever.
         facts = os.stat(path)
         if not stat.S_ISREG(facts.st_mode):
@@ -83,37 +79,32 @@ def inspect_file(path: str, verify: bool, hashed: bool = False, max_pixels: int 
         if facts.st_size > MAX_BYTES:
             return FileReport(path, reason=f"{facts.st_size} bytes exceed {MAX_BYTES}")
         width, height = read_upright_size(path, verify, max_pixels)
-        return FileReport(path, width, height, facts.st_size, _sha256(path) if hashed else None)
+        digest = bytes.fromhex(sha256_of(path)) if hashed else None
+        return FileReport(path, width, height, facts.st_size, digest)
     except storage.Unreachable:
         raise
     except Exception as error:  # Pillow's decoders raise many types; each is this file's reason, not ours
         return FileReport(path, reason=printable(error) or type(error).__name__)
 
 
-def _looked(path: str, verify: bool, hashed: bool, max_pixels: int) -> FileReport:
-    """Of a file that is not on the disk by itself. It is read once, and whole only where that is needed."""
+def _inspect_url(path: str, verify: bool, hashed: bool, max_pixels: int) -> FileReport:
+    """Does as `inspect_file` for an object or a shard's member: read once, and whole only where that is needed."""
     if verify or hashed:
-        whole = storage.whole(path, MAX_BYTES)
-        with Image.open(BytesIO(whole)) as image:
-            width, height = _examined(image, verify, max_pixels)
-        return FileReport(path, width, height, len(whole), hashlib.sha256(whole).digest() if hashed else None)
+        content = storage.whole(path, MAX_BYTES)
+        with Image.open(BytesIO(content)) as image:
+            width, height = _checked_size(image, verify, max_pixels)
+        digest = hashlib.sha256(content).digest() if hashed else None
+        return FileReport(path, width, height, len(content), digest)
     file = storage.opened(path)
     if file.length > MAX_BYTES:
         return FileReport(path, reason=f"{file.length} bytes exceed {MAX_BYTES}")
     with Image.open(file.buffered()) as image:
-        width, height = _examined(image, verify, max_pixels)
+        width, height = _checked_size(image, verify, max_pixels)
     return FileReport(path, width, height, file.length)
 
 
-def _sha256(path: str) -> bytes:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.digest()
-
-
 def is_utf8(text: str) -> bool:
+    """Whether `text` can be encoded; file names of other encodings hold surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -122,7 +113,7 @@ def is_utf8(text: str) -> bool:
 
 
 def tsv_field(text: str) -> str:
-    """`text` as a field of a TSV file: backslashes, tabs, line breaks and other control characters escaped."""
+    """Returns `text` as a field of a TSV file: backslashes, tabs, line breaks and control characters escaped."""
     named = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
     return "".join(
         named.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c) for c in text

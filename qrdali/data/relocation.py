@@ -11,20 +11,22 @@ from typing import Any
 from qrdali.data import storage
 from qrdali.errors import InputError, RunError, printable
 
-_PAIR = re.compile(
-    r"=(?=/|s3://|gs://)"
-)  # between OLD and NEW, which are both absolute; a name may hold a = too
+# The = between OLD and NEW, which are both absolute; a folder's name may hold a = too.
+_SEPARATOR = re.compile(r"=(?=/|s3://|gs://)")
 
 
 @dataclass(frozen=True)
-class Moved:
-    """Two roots, absolute paths or URLs without a slash at the end."""
+class Relocation:
+    """The root below which images were indexed and the one below which they are now.
+
+    Both are absolute paths or URLs without a slash at the end.
+    """
 
     old: str
     new: str
 
     def path(self, name: str) -> str:
-        """Where a file that lay below the old root is now. Raises RunError for one that did not."""
+        """Returns where a file, or a shard's member, that lay below the old root is now. Raises RunError for another."""
         for before, after in (
             (self.old, self.new),
             (storage.shard_prefix(self.old), storage.shard_prefix(self.new)),
@@ -32,23 +34,25 @@ class Moved:
             if name.startswith(before + "/"):
                 return after + name[len(before) :]
         raise RunError(
-            f"{printable(name)} does not lie below {printable(self.old)}, the root that --root {printable(self.new)} is for: "
-            "give --root OLD=NEW with a folder that all images lie below"
+            f"{printable(name)} does not lie below {printable(self.old)}, the root that --root {printable(self.new)} is "
+            "for: give --root OLD=NEW with a folder that all images lie below"
         )
 
 
-def moved(text: str | None, source: dict[str, Any], folder: Path) -> Moved | None:
-    """What --root says of the data set in `folder`, None if nothing. NEW alone is for the root that `source`, its source.json, names.
+def relocation_of(text: str | None, source: dict[str, Any], folder: Path) -> Relocation | None:
+    """Returns what --root says of the data set in `folder`, None if it is empty.
 
-    Raises InputError where that names none.
+    NEW alone replaces the root that `source`, its source.json, names; InputError is raised where that names none, and for
+    a NEW that is not a folder.
     """
     if not text:
         return None
-    pair = [at for at in _PAIR.finditer(text) if text.startswith(("/", *storage.REMOTE))]
-    if len(pair) > 1:
+    is_absolute = text.startswith(("/", *storage.REMOTE))
+    separators = list(_SEPARATOR.finditer(text)) if is_absolute else []
+    if len(separators) > 1:
         raise InputError(f"--root {printable(text)!r} has several =: use folders without =/ in a name")
-    if pair:
-        old, new = text[: pair[0].start()], text[pair[0].end() :]
+    if separators:
+        old, new = text[: separators[0].start()], text[separators[0].end() :]
     else:
         known = source.get("root")
         if not isinstance(known, str) or not known.startswith(("/", *storage.REMOTE)):
@@ -62,8 +66,4 @@ def moved(text: str | None, source: dict[str, Any], folder: Path) -> Moved | Non
                 f"--root {printable(new)} is not a folder: give the one that holds the images now"
             )
         new = os.path.abspath(new)
-    return Moved(_trimmed(old), _trimmed(new))
-
-
-def _trimmed(root: str) -> str:
-    return root.rstrip("/")
+    return Relocation(old.rstrip("/"), new.rstrip("/"))

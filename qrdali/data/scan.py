@@ -1,4 +1,7 @@
-"""Makes a data set from folders of images: sizes from headers, every file decoded once, what fails listed with a reason."""
+"""Walks class folders of images and indexes them: sizes from headers, every file decoded once, failures listed.
+
+`inspect` looks at one file, this module at folders of them, `build` makes a whole data set of any kind of root.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qrdali.data import storage
 from qrdali.data.index import FILES_SCHEMA, SPLITS, RowWriter, Writer, write_classes
-from qrdali.data.inspect import MAX_PIXELS, inspect_file, is_utf8, quiet_pillow, tsv_field
+from qrdali.data.inspect import MAX_PIXELS, FileReport, inspect_file, is_utf8, quiet_pillow, tsv_field
 from qrdali.data.tree import LISTINGS, LocalTree, Tree, open_tree
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import replace_atomically
@@ -22,29 +26,33 @@ from qrdali.files.atomic import replace_atomically
 if TYPE_CHECKING:
     from qrdali.distributed import ProcessGroup
 
-_CHUNK = 1024
+_CHUNK = 1024  # files that are inspected between two reports of progress
+_Inspected = tuple[int, int, str]  # upright width and height; why the file is rejected, or ""
 
 
 @dataclass
 class Summary:
-    """What `build` did: images indexed per split, files rejected, class names in label order."""
+    """What indexing made: images per split, how many files were rejected, class names in label order."""
 
     images: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
     classes: list[str] = field(default_factory=list)
 
 
-Progress = Callable[[str, int], None]  # hears of each finished chunk: its split and how many files
+Progress = Callable[[str, int], None]  # is called after each chunk with its split and its number of files
 
 
 def silent(split: str, files: int) -> None:
-    """A Progress that says nothing."""
+    """Reports nothing: the default Progress."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read: whether each is decoded, whether their SHA-256 is kept, by how many threads (None: all cores), and
-    from how many pixels on they are rejected."""
+    """How files are read while they are indexed.
+
+    verify: whether each is decoded. hashed: whether its SHA-256 is kept. threads: None for all cores. max_pixels: larger
+    images are rejected by their header.
+    """
 
     verify: bool = True
     hashed: bool = False
@@ -62,21 +70,21 @@ def build_dataset(
     verify: bool = True,
     threads: int | None = None,
     hashed: bool = False,
-    max_pixels: int = MAX_PIXELS,
     progress: Progress = silent,
 ) -> Summary:
-    """Indexes ROOT/SPLIT/CLASS/FILE into the new folder `out`; `hashed` also keeps each file's SHA-256.
+    """Indexes ROOT/SPLIT/CLASS/FILE into the new folder `out`; the options are those of `Reading`.
 
-    Raises InputError for a root without splits, a split of images without class folders, or an `out` that exists, RunError for an unusable
-    content: a class without images, a single class, or a class that only another split has. Nothing is left behind on an error.
+    Raises InputError for a root without splits, a split of images without class folders, or an `out` that exists, and
+    RunError for unusable content: a class without images, a single class, or a class that the first split lacks. Nothing
+    is left behind on an error.
     """
     tree = LocalTree(root)
     with new_folder(out) as folder:
-        return index_tree(tree, folder, Reading(verify, hashed, threads, max_pixels), progress)
+        return index_tree(tree, folder, Reading(verify, hashed, threads), progress)
 
 
 def splits_of(tree: Tree) -> list[str]:
-    """The splits that are folders. Raises InputError if none is."""
+    """Returns the splits that are folders of `tree`. Raises InputError if none is."""
     splits = tree.among(SPLITS)
     if not splits:
         raise InputError(
@@ -86,15 +94,16 @@ def splits_of(tree: Tree) -> list[str]:
 
 
 def index_tree(tree: Tree, folder: Path, reading: Reading, progress: Progress) -> Summary:
-    """Indexes SPLIT/CLASS/FILE of a tree into `folder`; raises as `build` does."""
+    """Indexes SPLIT/CLASS/FILE of a tree into `folder`; raises as `build_dataset` does."""
     splits = splits_of(tree)
     classes = _classes(tree, splits)
     with Indexer(folder, classes, splits, reading, progress) as indexer:
         for split in splits:
-            there = set(tree.folders(split))
+            class_folders = set(tree.folders(split))
             for label, (name, files) in enumerate(zip(classes, tree.images((split,), classes), strict=True)):
                 added, reason = indexer.add(split, label, files)
-                if not added and (split == splits[0] or name in there):
+                # Splits after the first may lack a class, but not hold an empty folder for it.
+                if not added and (split == splits[0] or name in class_folders):
                     raise RunError(
                         f"class folder {printable(tree.name(split, name))} holds no readable image{reason}"
                     )
@@ -103,8 +112,10 @@ def index_tree(tree: Tree, folder: Path, reading: Reading, progress: Progress) -
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill: it becomes `out` when the block ends and is removed if the block fails. Raises InputError if `out` holds
-    anything."""
+    """Yields a folder to fill, which becomes `out` when the block ends and is removed if the block fails.
+
+    All that is in it is on the disk before it gets its name. Raises InputError if `out` holds anything.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{printable(out)} exists and is not empty: choose another --out or remove it")
     partial = out.with_name(out.name + ".partial")
@@ -121,16 +132,18 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 class Indexer:
-    """Writes a data set's files into a folder: per split the index and the sizes of the files, the classes, and what was rejected.
+    """Writes a data set's files into a folder: each split's index and the sizes of its files, the classes, the rejected.
 
-    To be used in a `with`; `summary` is complete after it.
+    It is a context manager; `summary` is complete after the `with`.
     """
 
     def __init__(
         self, folder: Path, classes: list[str], splits: Sequence[str], reading: Reading, progress: Progress
     ) -> None:
         self.summary = Summary(classes=classes)
-        self._folder, self._reading, self._progress = folder, reading, progress
+        self._folder = folder
+        self._reading = reading
+        self._progress = progress
         self._writers = {
             split: (
                 Writer(folder / f"{split}.arrow"),
@@ -147,90 +160,103 @@ class Indexer:
         write_classes(self._folder, self.summary.classes)
         return self
 
-    def add(self, split: str, label: int, files: Iterator[str], most: int | None = None) -> tuple[int, str]:
-        """Adds the readable ones of `files`, all or the first `most`, taking no more than those from the iterator. Returns how
-        many, and the first rejected file with its reason as the end of a message, or ""."""
-        return self.add_labelled(split, ((path, label) for path in files), most)
+    def add(
+        self, split: str, label: int, files: Iterator[str], max_images: int | None = None
+    ) -> tuple[int, str]:
+        """Adds the readable ones of `files`, all or the first `max_images`, and takes no more from the iterator.
+
+        Returns how many, and the first rejected file with its reason as the end of a message, or "".
+        """
+        return self.add_labelled(split, ((path, label) for path in files), max_images)
 
     def add_labelled(
-        self, split: str, files: Iterator[tuple[str, int]], most: int | None = None
+        self, split: str, files: Iterator[tuple[str, int]], max_images: int | None = None
     ) -> tuple[int, str]:
-        """The same for files that each come with their label."""
-        index, facts = self._writers[split]
-        how = self._reading
-        before, reason = index.count, ""
-        while chunk := list(
-            islice(files, _CHUNK if most is None else min(_CHUNK, most - (index.count - before)))
-        ):
-            looked = self._pool.map(
-                lambda file: inspect_file(file[0], how.verify, how.hashed, how.max_pixels), chunk
-            )
-            for found, (_, label) in zip(looked, chunk, strict=True):
-                if found.reason:
-                    reason = reason or f"; {printable(found.path)}: {found.reason}"
-                    self.reject(found.path, found.reason)
+        """Does as `add` for files that each come with their label."""
+        index, file_facts = self._writers[split]
+        reading = self._reading
+        before = index.count
+        first_rejected = ""
+
+        def inspect(file: tuple[str, int]) -> FileReport:
+            return inspect_file(file[0], reading.verify, reading.hashed, reading.max_pixels)
+
+        def next_chunk() -> list[tuple[str, int]]:
+            wanted = _CHUNK if max_images is None else min(_CHUNK, max_images - (index.count - before))
+            return list(islice(files, wanted))
+
+        while chunk := next_chunk():
+            for report, (_, label) in zip(self._pool.map(inspect, chunk), chunk, strict=True):
+                if report.reason:
+                    first_rejected = first_rejected or f"; {printable(report.path)}: {report.reason}"
+                    self.reject(report.path, report.reason)
                 else:
-                    index.add(found.path, label, found.width, found.height)
-                    facts.row(found.file_bytes, found.sha256)
+                    index.add(report.path, label, report.width, report.height)
+                    file_facts.row(report.file_bytes, report.sha256)
             self._progress(split, len(chunk))
-        return index.count - before, reason
+        return index.count - before, first_rejected
 
     def reject(self, path: str, reason: str) -> None:
+        """Lists a file in rejected.tsv."""
         self._rejected.write(f"{tsv_field(path)}\t{tsv_field(reason)}\n")
         self.summary.rejected += 1
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
         self._rejected.close()
-        for split, (index, facts) in self._writers.items():
+        for split, (index, file_facts) in self._writers.items():
             self.summary.images[split] = index.count
             index.close()
-            facts.close()
+            file_facts.close()
 
 
 def index_folder(
     root: Path | str,
     classes: tuple[str, ...],
     file: Path,
-    verify: bool,
-    threads: int | None = None,
-    progress: Callable[[int], None] = lambda files: None,
-    whose: str = "the run",
+    reading: Reading = DECODED,
     group: ProcessGroup | None = None,
+    whose: str = "the run",
 ) -> list[tuple[str, str]]:
-    """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`; returns (path, reason) of files left out. ROOT is a folder
-    or in a store.
+    """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`; returns (path, reason) of rejected files.
 
-    In the order of the classes, then of the names. Raises InputError for a folder that is no class or where nothing can be
-    read. Of several `ranks` the first lists the files, each looks at some, and each writes the same `file` of its own.
+    ROOT is a folder or in a store; rows are in the order of the classes, then of the names. Collective if there is a
+    `group`: rank 0 lists the files, each rank inspects a part of them, and each writes a whole `file` of its own.
+    Raises InputError for a folder that is not one of the classes, `whose` being whom they belong to, or where nothing can
+    be read.
     """
-    files = (
-        group.run_on_all(lambda: _set_files(root, classes, whose) if group.is_main else iter(()))
-        if group
-        else _set_files(root, classes, whose)
-    )
-    most = _CHUNK * (group.world_size if group else 1)
-    rejected, writer = [], Writer(file)
+    from qrdali.distributed import SINGLE_PROCESS  # it imports torch, which indexing a data set does without
+
+    group = group or SINGLE_PROCESS
+    listed = group.run_on_main(lambda: _set_files(root, classes, whose))
+    files = iter(()) if listed is None else listed
+    rejected = []
+    writer = Writer(file)
     quiet_pillow()
-    far = storage.is_remote(str(root))
-    with ThreadPoolExecutor(LISTINGS if far else threads or os.cpu_count()) as pool:
+    threads = LISTINGS if storage.is_remote(str(root)) else reading.threads or os.cpu_count()
+    with ThreadPoolExecutor(threads) as pool:
 
-        def looked(paths: list[str]) -> list[tuple[int, int, str]]:
-            return [
-                (found.width, found.height, found.reason)
-                for found in pool.map(lambda path: inspect_file(path, verify), paths)
-            ]
+        def inspect(path: str) -> _Inspected:
+            report = inspect_file(path, reading.verify, max_pixels=reading.max_pixels)
+            return report.width, report.height, report.reason
 
-        while chunk := _same_for_all(lambda: list(islice(files, most)), group):
-            paths = [path for _, path in chunk]
-            for (label, path), (width, height, reason) in zip(
-                chunk, _dealt(looked, paths, group), strict=True
-            ):
+        def inspect_all(paths: list[str]) -> list[_Inspected]:
+            return list(pool.map(inspect, paths))
+
+        while True:
+            next_files = group.run_on_main(lambda: list(islice(files, _CHUNK * group.world_size)))
+            chunk = group.broadcast_object(next_files)  # a tuple becomes a list on the way
+            if not chunk:
+                break
+            my_paths = [path for _, path in chunk[group.rank :: group.world_size]]
+            my_part = group.run_on_all(partial(inspect_all, my_paths))
+            parts = group.all_gather_object(my_part)
+            for number, (label, path) in enumerate(chunk):
+                width, height, reason = parts[number % group.world_size][number // group.world_size]
                 if reason:
                     rejected.append((path, reason))
                 else:
                     writer.add(path, label, width, height)
-            progress(len(chunk))
     writer.close()
     if not writer.count:
         first = f"; {printable(rejected[0][0])}: {rejected[0][1]}" if rejected else ""
@@ -238,26 +264,28 @@ def index_folder(
         def refuse() -> None:
             raise InputError(f"{printable(root)} holds no readable image in a class folder{first}")
 
-        group.run_on_all(refuse) if group else refuse()
+        group.run_on_all(refuse)  # all ranks have found the same: one of them prints it
     return rejected
 
 
 def _set_files(root: Path | str, classes: tuple[str, ...], whose: str) -> Iterator[tuple[int, str]]:
-    """(label, path) of the files below ROOT/CLASS. Raises InputError as `index_folder` does."""
+    """Returns (label, path) of the files below ROOT/CLASS. Raises InputError as `index_folder` does."""
     if not storage.is_remote(str(root)) and not Path(root).is_dir():
-        raise InputError(f"{printable(root)} is no folder: a set holds class folders of images")
+        raise InputError(f"{printable(root)} is not a folder: a set holds class folders of images")
     tree = open_tree(str(root))
-    found = set(tree.folders())
-    unknown = sorted(found - set(classes))
+    folders = set(tree.folders())
+    unknown = sorted(folders - set(classes))
     if unknown:
         raise InputError(
-            f"{printable(root)} has the folder {printable(unknown[0])!r}, which is no class of {whose} ({len(unknown)} such)"
+            f"{printable(root)} has the folder {printable(unknown[0])!r}, which is not a class of {whose} "
+            f"({len(unknown)} such)"
         )
-    names = [name for name in classes if name in found]  # a run's class names need not be a folder's
+    # Only names that were listed: a class name of a run, such as "../x", need not be fit for a path.
+    names = [name for name in classes if name in folders]
     if not names and tree.shards():
         raise InputError(
-            f"{printable(root)} holds tar shards: a set holds class folders of images; index the shards as the test split of "
-            "a data set and evaluate that"
+            f"{printable(root)} holds tar shards: a set holds class folders of images; index the shards as the test "
+            "split of a data set and evaluate that"
         )
     labels = {name: label for label, name in enumerate(classes)}
     return (
@@ -267,53 +295,33 @@ def _set_files(root: Path | str, classes: tuple[str, ...], whose: str) -> Iterat
     )
 
 
-def _same_for_all(
-    make: Callable[[], list[tuple[int, str]]], group: ProcessGroup | None
-) -> list[tuple[int, str]]:
-    """What rank 0 makes."""
-    if group is None or group.is_single:
-        return make()
-    found = group.run_on_all(lambda: make() if group.is_main else [])
-    return [(label, path) for label, path in group.broadcast_object(found)]
-
-
-def _dealt(
-    looked: Callable[[list[str]], list[tuple[int, int, str]]], paths: list[str], group: ProcessGroup | None
-) -> list[tuple[int, int, str]]:
-    """What the ranks find of `paths`, each looking at every world-th, in the order of the paths."""
-    if group is None or group.is_single:
-        return looked(paths)
-    parts = group.all_gather_object(group.run_on_all(lambda: looked(paths[group.rank :: group.world_size])))
-    return [tuple(parts[i % group.world_size][i // group.world_size]) for i in range(len(paths))]
-
-
 def _classes(tree: Tree, splits: list[str]) -> list[str]:
+    """Returns the class folders of the first split; the others' must be among them. Raises InputError or RunError."""
     listed = {split: tree.folders(split) for split in splits}
     for split in (split for split in splits if not listed[split]):
         if loose := tree.loose(split):
             raise InputError(
-                f"{printable(tree.name(split))} holds {loose} image file(s) and no class folder: put them into class folders, "
-                "or have ImageNet's labelled from its lists by `qrdali data imagenet`"
+                f"{printable(tree.name(split))} holds {loose} image file(s) and no class folder: put them into class "
+                "folders, or have ImageNet's labelled from its lists by `qrdali data imagenet`"
             )
-    classes = listed[splits[0]]
+    first = splits[0]
+    classes = listed[first]
     for name in classes:
         if "\t" in name or "\n" in name or "\r" in name or not is_utf8(name):
             raise RunError(
                 f"class folder {printable(name)!r} has a tab, a line break or bytes that are not UTF-8: rename it"
             )
-        if name in (".", ".."):  # an object store's may be called so
-            raise RunError(
-                f"class folder {tree.name(splits[0], name)!r} would lead out of its split: rename it"
-            )
+        if name in (".", ".."):  # in an object store a key may have such a part
+            raise RunError(f"class folder {tree.name(first, name)!r} would lead out of its split: rename it")
     for split in splits[1:]:
         unknown = sorted(set(listed[split]) - set(classes))
         if unknown:
             raise RunError(
-                f"{split}/ has the class {printable(unknown[0])!r}, which {splits[0]}/ lacks "
-                f"({len(unknown)} such): every split uses the classes of {splits[0]}/"
+                f"{split}/ has the class {printable(unknown[0])!r}, which {first}/ lacks "
+                f"({len(unknown)} such): every split uses the classes of {first}/"
             )
     if len(classes) < 2:
         raise RunError(
-            f"{printable(tree.name(splits[0]))} has {len(classes)} class folder(s): a classifier needs at least two"
+            f"{printable(tree.name(first))} has {len(classes)} class folder(s): a classifier needs at least two"
         )
     return classes

@@ -10,8 +10,7 @@ from qrdali.reduction.quality import REDUCTIONS
 
 _MAPPED = "-mapped-(argmax|sum)"
 
-
-# Splits, whole, reduced, mapped.
+# The names of splits: at full quality, reduced, and mapped to other classes.
 _RESERVED = re.compile(rf"({'|'.join(SPLITS)})(-({'|'.join(REDUCTIONS)})-0\.[0-9]{{1,12}})?({_MAPPED})?")
 
 
@@ -23,13 +22,16 @@ def check_set_name(name: str, option: str) -> None:
         or re.search(f"{_MAPPED}$", name)
     ):
         raise InputError(
-            f"{option} has the name {printable(name)!r}: give NAME=FOLDER, NAME of letters, digits, '.', '_' and '-', and not "
-            f"{', '.join(SPLITS)} nor one of them reduced, such as test-crop-0.5"
+            f"{option} has the name {printable(name)!r}: give NAME=FOLDER, NAME of letters, digits, '.', '_' and '-', and "
+            f"not {', '.join(SPLITS)} nor one of them reduced, such as test-crop-0.5"
         )
 
 
 def parse_named_sets(texts: tuple[str, ...], option: str) -> dict[str, str]:
-    """The folders, paths or URLs, of NAME=FOLDER texts by name. Raises InputError for a name that is given twice or cannot be."""
+    """Returns the folders, paths or URLs, of NAME=FOLDER texts by name.
+
+    Raises InputError for a name that is given twice or not allowed.
+    """
     folders = {}
     for text in texts:
         name, equals, folder = text.partition("=")

@@ -34,7 +34,10 @@ _SUPERSAMPLE = 3
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """What to generate. `size` is (width, height) of a landscape picture; half of the pictures stand upright."""
+    """What to generate: classes, pictures per class and split, size and seed.
+
+    `size` is (width, height) of a landscape picture in pixels; half of the pictures stand upright.
+    """
 
     classes: int = 20
     train: int = 50
@@ -56,18 +59,18 @@ class ShapesSpec:
 
     @property
     def total(self) -> int:
-        """Number of files."""
+        """The number of files."""
         return self.classes * (self.train + self.val + self.test)
 
 
 def class_names(classes: int) -> list[str]:
-    """The first `classes` cells of the smallest colour × texture × shape grid that holds them, e.g. `red-striped-star`."""
-    others = next(
+    """Returns the first cells of the smallest colour × texture × shape grid that holds them, e.g. `red-striped-star`."""
+    num_colors, num_textures = next(
         (c, t)
         for c, t in ((2, 1), (2, 2), (3, 2), (4, 2), (4, 3))
         if classes <= c * t * len(SHAPES) and (c * t >= 4 or classes <= 8)
     )
-    colors, textures = list(COLORS)[: others[0]], TEXTURES[: others[1]]
+    colors, textures = list(COLORS)[:num_colors], TEXTURES[:num_textures]
     shapes = SHAPES[: max(2, math.ceil(classes / (len(colors) * len(textures))))]
     grid = [f"{color}-{texture}-{shape}" for texture in textures for color in colors for shape in shapes]
     return grid[:classes]
@@ -80,9 +83,10 @@ def generate(
     workers: int | None = None,
     progress: Callable[[int], None] = lambda files: None,
 ) -> int:
-    """Writes `ROOT/SPLIT/CLASS/NUMBER.jpg` and returns the number of files; `progress` hears each finished chunk.
+    """Writes `ROOT/SPLIT/CLASS/NUMBER.jpg` and returns the number of files.
 
-    Raises InputError if ROOT already holds one of the split folders (nothing is overwritten).
+    `progress` is called after each chunk with its number of files. Raises InputError if ROOT already holds one of the
+    split folders (nothing is overwritten).
     """
     taken = [split for split in SPLITS if (root / split).exists()]
     if taken:
@@ -116,7 +120,7 @@ def _write(jobs: list[tuple[Path, tuple[str, tuple[int, ...]]]], size: tuple[int
 
 
 def picture(name: str, key: tuple[int, ...], size: tuple[int, int]) -> bytes:
-    """One JPEG file of the class `name`. `key` seeds it; `size` is (width, height) in landscape."""
+    """Returns one JPEG file of the class `name`. `key` seeds it; `size` is (width, height) in landscape."""
     rng = np.random.default_rng(key)
     color, texture, shape = name.split("-")
     width, height = size if rng.random() < 0.5 else size[::-1]
@@ -133,11 +137,12 @@ def picture(name: str, key: tuple[int, ...], size: tuple[int, int]) -> bytes:
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cells: int, channels: int) -> Floats:
-    """Smooth noise [height, width, channels] of about unit amplitude with `cells` bumps along the longer side."""
-    rows, columns = (
-        max(2, cells * height // max(height, width) + 1),
-        max(2, cells * width // max(height, width) + 1),
-    )
+    """Returns smooth noise, float32 [height, width, channels], of about unit amplitude.
+
+    It has `cells` bumps along the longer side.
+    """
+    rows = max(2, cells * height // max(height, width) + 1)
+    columns = max(2, cells * width // max(height, width) + 1)
     grid = rng.standard_normal((rows, columns, channels), dtype=np.float32)
     planes = [
         np.asarray(Image.fromarray(grid[..., c]).resize((width, height), Image.Resampling.BICUBIC))
@@ -147,7 +152,10 @@ def _noise(rng: np.random.Generator, height: int, width: int, cells: int, channe
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Floats:
-    """Octaves of noise with a 1/f fall, as natural images have: brightness in all octaves, tint in the coarse ones."""
+    """Returns octaves of noise with a 1/f fall, as natural images have, float32 [height, width, 3].
+
+    Brightness varies in all octaves, tint in the coarse ones.
+    """
     canvas = np.empty((height, width, 3), np.float32)
     canvas[:] = rng.uniform(70, 170) + rng.uniform(-25, 25, 3)
     for octave, cells in enumerate((2, 4, 8, 16, 32, 64, 128)):
@@ -158,7 +166,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Floats:
 
 
 def _clutter(rng: np.random.Generator, canvas: Floats) -> None:
-    """A ragged, textured blob of any colour, the class colours among them, but of none of the class shapes."""
+    """Draws a ragged, textured blob of any colour, the class colours among them, but of none of the class shapes."""
     height, width, _ = canvas.shape
     radius = float(rng.uniform(0.05, 0.2)) * min(height, width)
     corners = int(rng.integers(7, 12))
@@ -167,26 +175,18 @@ def _clutter(rng: np.random.Generator, canvas: Floats) -> None:
     points = np.stack([np.cos(angles) * spread, np.sin(angles) * spread], axis=1)
     hue = float(rng.choice(list(COLORS.values()))) if rng.random() < 0.5 else float(rng.uniform(0, 360))
     texture = str(rng.choice((*TEXTURES, "plain", "plain")))
-    _paint(rng, canvas, [points], radius, hue, texture, saturation=(0.1, 0.7), inside=False)
+    _paint(rng, canvas, _Figure([points], radius, hue, texture, saturation=(0.1, 0.7), inside=False))
 
 
 def _object(rng: np.random.Generator, canvas: Floats, hue: float, texture: str, shape: str) -> None:
-    short = min(canvas.shape[:2])
-    radius = float(rng.uniform(0.2, 0.38)) * short
-    _paint(
-        rng,
-        canvas,
-        _outline(shape),
-        radius,
-        hue + float(rng.normal(0, 5)),
-        texture,
-        saturation=(0.45, 0.75),
-        inside=True,
-    )
+    """Draws the object that makes the class."""
+    radius = float(rng.uniform(0.2, 0.38)) * min(canvas.shape[:2])
+    hue = hue + float(rng.normal(0, 5))
+    _paint(rng, canvas, _Figure(_outline(shape), radius, hue, texture, saturation=(0.45, 0.75), inside=True))
 
 
 def _outline(shape: str) -> list[npt.NDArray[np.float64]]:
-    """Polygons [K, 2] of (x, y) within the unit circle; their union is the shape."""
+    """Returns polygons [K, 2] of (x, y) within the unit circle; their union is the shape."""
 
     def ring(count: int, start: float = 0.0, radius: float = 1.0) -> npt.NDArray[np.float64]:
         angles = start + np.arange(count) * 2 * math.pi / count
@@ -210,39 +210,41 @@ def _outline(shape: str) -> list[npt.NDArray[np.float64]]:
     }[shape]
 
 
-def _paint(
-    rng: np.random.Generator,
-    canvas: Floats,
-    polygons: list[npt.NDArray[np.float64]],
-    radius: float,
-    hue: float,
-    texture: str,
-    *,
-    saturation: tuple[float, float],
-    inside: bool,
-) -> None:
-    """Draws the union of `polygons`, turned and scaled to `radius` pixels, at a random place, shaded and textured.
+@dataclass(frozen=True)
+class _Figure:
+    """What `_paint` draws: polygons within the unit circle, scaled to `radius` pixels.
 
-    `inside`: for the object. It stands nearly upright, and the circle of that radius lies within the picture if it fits.
+    hue is in degrees, saturation a range within 0..1. inside: for the object, which stands nearly upright, and the circle
+    of that radius lies within the picture if it fits.
     """
+
+    polygons: list[npt.NDArray[np.float64]]
+    radius: float
+    hue: float
+    texture: str
+    saturation: tuple[float, float]
+    inside: bool
+
+
+def _paint(rng: np.random.Generator, canvas: Floats, figure: _Figure) -> None:
+    """Draws the union of the figure's polygons, turned, at a random place, shaded and textured."""
     height, width, _ = canvas.shape
-    margin = radius + 2 if inside else 0.0
+    radius = figure.radius
+    margin = radius + 2 if figure.inside else 0.0
     cx = float(rng.uniform(min(margin, width / 2), max(width - margin, width / 2)))
     cy = float(rng.uniform(min(margin, height / 2), max(height - margin, height / 2)))
-    turn = float(rng.normal(0, 0.25) if inside else rng.uniform(0, 2 * math.pi))
+    turn = float(rng.normal(0, 0.25) if figure.inside else rng.uniform(0, 2 * math.pi))
     left, top = max(0, int(cx - radius) - 1), max(0, int(cy - radius) - 1)
     right, bottom = min(width, int(cx + radius) + 2), min(height, int(cy + radius) + 2)
 
     rotation = np.array([(math.cos(turn), math.sin(turn)), (-math.sin(turn), math.cos(turn))])
     mask = Image.new("L", ((right - left) * _SUPERSAMPLE, (bottom - top) * _SUPERSAMPLE))
     draw = ImageDraw.Draw(mask)
-    for polygon in polygons:
-        placed = ((polygon @ rotation) * radius + (cx - left, cy - top)) * _SUPERSAMPLE
-        draw.polygon([(float(x), float(y)) for x, y in placed], fill=255)
-    cover = (
-        np.asarray(mask.resize((right - left, bottom - top), Image.Resampling.BOX), np.float32)[..., None]
-        / 255
-    )
+    for polygon in figure.polygons:
+        corners = ((polygon @ rotation) * radius + (cx - left, cy - top)) * _SUPERSAMPLE
+        draw.polygon([(float(x), float(y)) for x, y in corners], fill=255)
+    smooth_mask = mask.resize((right - left, bottom - top), Image.Resampling.BOX)
+    coverage = np.asarray(smooth_mask, np.float32)[..., None] / 255
 
     y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
     u = (x - cx) * math.cos(turn) + (y - cy) * math.sin(turn)
@@ -255,17 +257,17 @@ def _paint(
         "striped": lambda: np.sin(u * wave + phase),
         "checked": lambda: np.sin(u * wave + phase) * np.sin(v * wave + phase) * 1.5,
         "ringed": lambda: np.sin(np.hypot(u, v) * wave + phase),
-    }[texture]()
-    base = _rgb(hue, float(rng.uniform(*saturation)), float(rng.uniform(0.5, 0.85)))
+    }[figure.texture]()
+    color = _rgb(figure.hue, float(rng.uniform(*figure.saturation)), float(rng.uniform(0.5, 0.85)))
     shade = 1 + (u * math.cos(phase) + v * math.sin(phase)) / max(radius, 1.0) * 0.18
     contrast = float(rng.uniform(0.14, 0.32))
-    inked = base * (shade * (1 + contrast * pattern))[..., None]
+    inked = color * (shade * (1 + contrast * pattern))[..., None]
     region = canvas[top:bottom, left:right]
-    region += cover * (inked.astype(np.float32) - region)
+    region += coverage * (inked.astype(np.float32) - region)
 
 
 def _rgb(hue: float, saturation: float, value: float) -> npt.NDArray[np.float64]:
-    """HSV to RGB in 0..255; the hue in degrees."""
+    """Returns the RGB in 0..255, float64 [3], of an HSV colour: hue in degrees, saturation and value in 0..1."""
     k = (np.array([5.0, 3.0, 1.0]) + hue / 60) % 6
     rgb: npt.NDArray[np.float64] = value * (1 - saturation * np.clip(np.minimum(k, 4 - k), 0, 1)) * 255
     return rgb

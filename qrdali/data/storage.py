@@ -1,4 +1,4 @@
-"""The files that an index names: on a disk, in an object store, or inside a tar shard. Read by whole or by parts, by name alone.
+"""Reads the files that an index names, on a disk, in an object store or inside a tar shard; whole or in parts.
 
 A name is an absolute path, `s3://BUCKET/KEY` or `gs://BUCKET/KEY` (the key as it is, nothing escaped), or a member of a tar:
 `tar+file:///SHARD?offset=512&length=8211#MEMBER`, also `tar+s3://` and `tar+gs://` (shard and member percent-encoded).
@@ -23,10 +23,10 @@ from qrdali.errors import InputError, RunError, printable
 
 REMOTE = ("s3://", "gs://")
 _TAR = "tar+"
-_SECONDS = 20  # without an answer of a server
-_HEAD = 1 << 16  # bytes read at once where only a header is wanted
-_PART = 1 << 20  # bytes of an object that are read at once where its length is not known
-_OPEN = 512  # shards of an object store that stay open
+_TIMEOUT_SECONDS = 20  # without an answer of a server
+_HEAD_BYTES = 1 << 16  # read at once where only a header is wanted
+_PART_BYTES = 1 << 20  # of an object, read at once where its length is not known
+_MAX_OPEN_SHARDS = 512  # of object stores: they stay open
 _DENIED = (
     "ACCESS_DENIED",
     "FORBIDDEN",
@@ -49,31 +49,35 @@ _filesystem_lock = Lock()
 
 
 class Unreachable(RunError):
-    """A store that does not answer as one: no network, no bucket, no right to read. It is not the fault of the one file asked for."""
+    """A store cannot be read: no network, no bucket, no right to read. The one file that was asked for is not to blame."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An open file, or a part of one. read(start, length) gives bytes from any thread, fewer only at the end. length: in bytes."""
+    """An open file, or a part of one.
+
+    read(start, length) returns bytes, from any thread, fewer only at the end. length: of the file, in bytes.
+    """
 
     read: Callable[[int, int], bytes]
     length: int
 
     def whole(self) -> bytes:
-        """Raises ValueError if there is less than there should be."""
+        """Returns all bytes. Raises ValueError if there are fewer than there should be."""
         data = self.read(0, self.length)
         if len(data) != self.length:
             raise ValueError(f"{len(data)} of {self.length} bytes are there")
         return data
 
     def buffered(self) -> io.BufferedReader:
-        """As a file that is read in blocks, for headers."""
-        return io.BufferedReader(_Raw(self), _HEAD)
+        """Returns a file object that reads in blocks, for headers."""
+        return io.BufferedReader(_Raw(self), _HEAD_BYTES)
 
 
 class _Raw(io.RawIOBase):
     def __init__(self, stored: Stored) -> None:
-        self._stored, self._place = stored, 0
+        self._stored = stored
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -82,22 +86,23 @@ class _Raw(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._stored.length}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._stored.length}[whence]
         if start + offset < 0:
-            raise ValueError("a place before the beginning")
-        self._place = start + offset
-        return self._place
+            raise ValueError("a position before the beginning")
+        self._position = start + offset
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        data = self._stored.read(self._place, max(0, min(len(buffer), self._stored.length - self._place)))
+        remaining = max(0, self._stored.length - self._position)
+        data = self._stored.read(self._position, min(len(buffer), remaining))
         buffer[: len(data)] = data
-        self._place += len(data)
+        self._position += len(data)
         return len(data)
 
 
 @dataclass(frozen=True)
 class Member:
-    """Of a tar shard: where it lies in the shard, in bytes, and its name there."""
+    """A file in a tar shard: where its content lies, in bytes, and its name there."""
 
     shard: str
     offset: int
@@ -110,13 +115,13 @@ class Member:
 
 
 def shard_prefix(shard: str) -> str:
-    """How the URLs of a shard's members begin; of a folder: those of the shards in it, less a slash."""
+    """Returns how the URLs of a shard's members begin; of a folder: how those of the shards in it do, less a slash."""
     scheme, rest = ("file://", shard) if not is_remote(shard) else (shard[:5], shard[5:])
     return f"{_TAR}{scheme}{quote(rest)}"
 
 
 def member(url: str) -> Member:
-    """What a member's URL says. Raises ValueError for one that says nothing of the kind."""
+    """Returns the member that a URL names. Raises ValueError for anything but a member's URL."""
     address, _, name = url.partition("#")
     rest, _, query = address.removeprefix(_TAR).partition("?")
     fields = query.split("&")
@@ -127,11 +132,10 @@ def member(url: str) -> Member:
         or [f.partition("=")[0] for f in fields] != ["offset", "length"]
         or not all(n.isascii() and n.isdecimal() and len(n) < 19 for n in numbers)
     ):
-        raise ValueError(f"{printable(url)[:200]} names no member of a tar")
-    place = unquote(rest[len(scheme) :], errors="strict")
-    return Member(
-        place if scheme == "file://" else scheme + place, int(numbers[0]), int(numbers[1]), unquote(name)
-    )
+        raise ValueError(f"{printable(url)[:200]} does not name a member of a tar")
+    path = unquote(rest[len(scheme) :], errors="strict")
+    shard = path if scheme == "file://" else scheme + path
+    return Member(shard, int(numbers[0]), int(numbers[1]), unquote(name))
 
 
 def is_remote(name: str) -> bool:
@@ -140,45 +144,49 @@ def is_remote(name: str) -> bool:
 
 
 def absolute(name: str) -> str:
-    """A path or URL that means the same in any working directory."""
+    """Returns a path or URL that means the same in any working directory."""
     return name if is_remote(name) else str(Path(name).absolute())
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is not that of a file on the disk, which decoders read by themselves."""
+    """Whether a name is that of an object or a shard's member, which decoders cannot open themselves."""
     return name.startswith((*REMOTE, _TAR))
 
 
 def shown(name: str) -> str:
-    """A file's own name, without its folders: what tells it from its neighbours."""
+    """Returns a file's own name, without its folders."""
     return unquote(name.partition("#")[2]) if name.startswith(_TAR) else name.rpartition("/")[2]
 
 
 def opened(name: str) -> Stored:
-    """Raises FileNotFoundError for a file that is not there, ValueError or another OSError for one that cannot be read, Unreachable
-    where the store cannot."""
+    """Opens the file of a name.
+
+    Raises FileNotFoundError for a file that is not there, ValueError or another OSError for one that cannot be read,
+    Unreachable where the store cannot.
+    """
     if name.startswith(_TAR):
-        own = member(name)
-        file = shard(own.shard)
-        if own.offset + own.length > file.length:
-            raise ValueError(f"its shard has {file.length} bytes and it ends at {own.offset + own.length}")
+        in_shard = member(name)
+        offset, size = in_shard.offset, in_shard.length
+        file = shard(in_shard.shard)
+        if offset + size > file.length:
+            raise ValueError(f"its shard has {file.length} bytes and it ends at {offset + size}")
         return Stored(
-            lambda start, length: file.read(own.offset + start, max(0, min(length, own.length - start))),
-            own.length,
+            lambda start, length: file.read(offset + start, max(0, min(length, size - start))), size
         )
     return remote(name) if is_remote(name) else local(name)
 
 
-def whole(name: str, most: int) -> bytes:
-    """The bytes of a file that is not on the disk by itself: one request to Google's store, two to others, one for a shard's member.
+def whole(name: str, max_bytes: int) -> bytes:
+    """Returns the bytes of an object or a shard's member.
 
-    Raises as `opened` does, and ValueError for more than `most` bytes.
+    That takes one request to Google's store, two to others, one for a shard's member. Raises as `opened` does, and
+    ValueError for more than `max_bytes`.
     """
     if name.startswith("gs://"):
-        return _streamed(name, most)
+        return _streamed(name, max_bytes)
     file = opened(name)
-    if file.length > most:
-        raise ValueError(f"{file.length} bytes exceed {most}")
+    if file.length > max_bytes:
+        raise ValueError(f"{file.length} bytes exceed {max_bytes}")
     return file.whole()
 
 
@@ -196,7 +204,7 @@ def exists(name: str) -> bool:
 
 
 def local(path: str) -> Stored:
-    """A file on the disk, which is opened anew at each read: thousands of shards would be too many to keep."""
+    """Opens a file on the disk, anew at each read: thousands of shards would be too many to keep open."""
     facts = os.stat(path)
     if not stat.S_ISREG(facts.st_mode):
         raise OSError("not a regular file")
@@ -216,90 +224,101 @@ def local(path: str) -> Stored:
 
 
 def remote(url: str) -> Stored:
-    """An object. One request for its size now, then one for each read; in Google's store one for all reads that go forward."""
+    """Opens an object: a request for its size now, then one for each read.
+
+    In Google's store all reads that go forward are one request.
+    """
     if not url.startswith("gs://"):
-        return _anywhere(url)
+        return _random_access(url)
     store = filesystem(url)
-    with reasons(url):
+    with translate_errors(url):
         info = store.get_file_info(url[5:])
     if info.type.name != "File":
         raise FileNotFoundError(f"no such object: {printable(url)}")
     return Stored(_Forward(url, store).read, info.size)
 
 
-def shard(place: str) -> Stored:
-    """A tar by path or URL, to be read from many places. One in a store stays open."""
-    return _shard(place) if is_remote(place) else local(place)
+def shard(name: str) -> Stored:
+    """Opens a tar by path or URL for random access. One in a store stays open."""
+    return _remote_shard(name) if is_remote(name) else local(name)
 
 
-@lru_cache(_OPEN)
-def _shard(url: str) -> Stored:
-    return _anywhere(url)
+@lru_cache(_MAX_OPEN_SHARDS)
+def _remote_shard(url: str) -> Stored:
+    return _random_access(url)
 
 
-def _anywhere(url: str) -> Stored:
-    """An object whose reads are a request each. In Google's store each is for all that follows, of which no more is taken than is wanted,
-    and opening is two requests, the second of which pyarrow makes with Python's lock held: not for many objects."""
+def _random_access(url: str) -> Stored:
+    """Opens an object whose reads are a request each.
+
+    Not for many objects of Google's store: there each request is for all that follows, of which no more is taken than is
+    wanted, and opening is two requests, the second of which pyarrow makes with Python's lock held.
+    """
     store = filesystem(url)
-    with reasons(url):
+    with translate_errors(url):
         file = store.open_input_file(url[5:])
         size: int = file.size()
 
     def read(start: int, length: int) -> bytes:
-        with reasons(url):
+        with translate_errors(url):
             data: bytes = file.read_at(length, start) if length and start < size else b""
             return data
 
     return Stored(read, size)
 
 
-def _streamed(url: str, most: int) -> bytes:
-    store, parts, left = filesystem(url), [], most + 1
-    with reasons(url), store.open_input_stream(url[5:], compression=None) as stream:
-        while left and (part := stream.read(min(left, _PART))):
+def _streamed(url: str, max_bytes: int) -> bytes:
+    store, parts, remaining = filesystem(url), [], max_bytes + 1
+    with translate_errors(url), store.open_input_stream(url[5:], compression=None) as stream:
+        while remaining and (part := stream.read(min(remaining, _PART_BYTES))):
             parts.append(part)
-            left -= len(part)
-    if not left:
-        raise ValueError(f"more than {most} bytes")
+            remaining -= len(part)
+    if not remaining:
+        raise ValueError(f"more than {max_bytes} bytes")
     return b"".join(parts)
 
 
 class _Forward:
-    """Reads of an object that follow one another come out of one stream; one from further back begins another."""
+    """Reads an object in one stream as long as the reads go forward; one from further back begins another."""
 
     def __init__(self, url: str, store: Any) -> None:
-        self._url, self._store, self._stream, self._place, self._turn = url, store, None, 0, Lock()
+        self._url = url
+        self._store = store
+        self._stream: Any = None
+        self._position = 0
+        self._lock = Lock()
 
     def read(self, start: int, length: int) -> bytes:
-        with self._turn, reasons(self._url):
-            if self._stream is None or start < self._place:
-                self._stream, self._place = self._store.open_input_stream(self._url[5:], compression=None), 0
-            while self._place < start and self._taken(min(start - self._place, _PART)):
+        with self._lock, translate_errors(self._url):
+            if self._stream is None or start < self._position:
+                self._stream = self._store.open_input_stream(self._url[5:], compression=None)
+                self._position = 0
+            while self._position < start and self._read_next(min(start - self._position, _PART_BYTES)):
                 pass
-            return self._taken(length)
+            return self._read_next(length)
 
-    def _taken(self, length: int) -> bytes:
+    def _read_next(self, length: int) -> bytes:
         data: bytes = self._stream.read(length) if length and self._stream is not None else b""
-        self._place += len(data)
+        self._position += len(data)
         return data
 
 
 @contextmanager
-def reasons(url: str) -> Iterator[None]:
-    """A store's errors become what `reason` says of them."""
+def translate_errors(url: str) -> Iterator[None]:
+    """Raises a store's errors as FileNotFoundError, InputError or Unreachable, which say what to do."""
     import pyarrow as pa
 
     try:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise reason(url, error) from None
+        raise exception_for(url, error) from None
 
 
 def filesystem(url: str) -> Any:
-    """The store of a URL: its address, region and credentials are those of the environment. Raises Unreachable."""
-    with _filesystem_lock:  # threads ask at once, and each would make its own
+    """Returns the store of a URL, by the address, region and credentials in the environment. Raises Unreachable."""
+    with _filesystem_lock:  # lru_cache alone would let each of many threads make its own
         scheme, bucket = url[:5], url[5:].partition("/")[0]
-        with reasons(url):
+        with translate_errors(url):
             return _s3(bucket) if scheme == "s3://" else _gcs()
 
 
@@ -321,8 +340,8 @@ def _s3(bucket: str) -> Any:
         endpoint_override=address,
         region=region,
         anonymous=unsigned,
-        connect_timeout=_SECONDS,
-        request_timeout=_SECONDS,
+        connect_timeout=_TIMEOUT_SECONDS,
+        request_timeout=_TIMEOUT_SECONDS,
     )
 
 
@@ -331,7 +350,7 @@ def _gcs() -> Any:
     from pyarrow import fs
 
     address = os.environ.get("STORAGE_EMULATOR_HOST") or os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT")
-    limit = timedelta(seconds=_SECONDS)
+    limit = timedelta(seconds=_TIMEOUT_SECONDS)
     if not address:
         return fs.GcsFileSystem(retry_time_limit=limit)
     scheme, _, host = address.rstrip("/").rpartition("://")
@@ -340,8 +359,8 @@ def _gcs() -> Any:
     )
 
 
-def reason(url: str, error: Exception) -> Exception:
-    """What a store's error means: the object is not there (FileNotFoundError), or Unreachable, saying what to do."""
+def exception_for(url: str, error: Exception) -> Exception:
+    """Returns the exception for a store's error: FileNotFoundError, InputError or Unreachable."""
     text = " ".join(str(error).split())
     bucket = printable("/".join(url.split("/")[:3]))
     scheme = url[:5]
@@ -352,25 +371,25 @@ def reason(url: str, error: Exception) -> Exception:
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or ("Bucket" in text and "not found" in text):
         return no_bucket(url)
     if any(sign in text for sign in _DENIED):
-        how = (
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (AWS_NO_SIGN_REQUEST=1 for a public bucket)"
-            if scheme == "s3://"
-            else "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`"
-        )
+        if scheme == "s3://":
+            how = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (AWS_NO_SIGN_REQUEST=1 for a public bucket)"
+        else:
+            how = "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`"
         return Unreachable(f"{bucket} may not be read with the credentials found here: set {how}")
     if "OAuth2 access token" in text:
         return Unreachable(
             f"{bucket} cannot be read: there are no credentials here, or no network to use them: set "
             "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`"
         )
-    if (
-        isinstance(error, ValueError) and "google::cloud::Status" not in text
-    ):  # that is of a server which answers anything
-        return InputError(f"{printable(url)} is no address of an object: {printable(text)[:200]}")
+    # Google's client raises ValueError with a Status too, where a server's answer makes no sense.
+    if isinstance(error, ValueError) and "google::cloud::Status" not in text:
+        return InputError(f"{printable(url)} is not an address of an object: {printable(text)[:200]}")
     where = "AWS_ENDPOINT_URL and AWS_REGION" if scheme == "s3://" else "STORAGE_EMULATOR_HOST"
     return Unreachable(f"{bucket} cannot be read: check the network, {where} ({printable(text)[:200]})")
 
 
 def no_bucket(url: str) -> Unreachable:
-    own = ", and AWS_ENDPOINT_URL if it is not Amazon's" if url.startswith("s3://") else ""
-    return Unreachable(f"there is no bucket {printable('/'.join(url.split('/')[:3]))}: check its name{own}")
+    """Returns the exception for a bucket that does not exist."""
+    bucket = printable("/".join(url.split("/")[:3]))
+    advice = ", and AWS_ENDPOINT_URL if it is not Amazon's" if url.startswith("s3://") else ""
+    return Unreachable(f"there is no bucket {bucket}: check its name{advice}")

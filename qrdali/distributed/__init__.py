@@ -1,7 +1,7 @@
-"""The processes of one job, as torchrun starts them: the only folder that reads its environment or calls torch.distributed.
+"""The ranks of one job, as torchrun starts them: the only folder that reads its environment or calls `torch.distributed`.
 
-Every method that speaks to the others must be called by all ranks, in the same order. What they tell one another are numbers and
-JSON, never pickles.
+Every method whose docstring says "Collective" must be called by all ranks, in the same order. What ranks exchange are
+numbers and JSON, never pickles.
 """
 
 from qrdali.distributed.counters import LaggedMax, SharedCounter

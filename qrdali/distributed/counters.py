@@ -1,4 +1,4 @@
-"""Numbers that all ranks have together."""
+"""Values shared by all ranks: a lagged all-reduce of flags, and an atomic counter."""
 
 from __future__ import annotations
 
@@ -7,32 +7,42 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
-from qrdali.distributed import speech
-from qrdali.distributed.speech import translate_errors
+from qrdali.distributed.error_translation import translate_errors
+from qrdali.distributed.store import default_store, next_key
 
 if TYPE_CHECKING:
     from qrdali.distributed.process_group import ProcessGroup
 
 
 class LaggedMax:
-    """Numbers of which all ranks get the largest, one call later, so that nobody waits for it: flags such as a signal to stop."""
+    """All-reduces the maxima of a few integers, such as flags of a signal, without making any rank wait.
+
+    Each `update` starts an asynchronous all-reduce and returns the result of the one before.
+    """
 
     def __init__(self, group: ProcessGroup) -> None:
         self._group = group
         self._in_flight: tuple[torch.Tensor, Any] | None = None
 
     def update(self, *values: int) -> tuple[int, ...]:
-        """Of the call before; zeros at the first. Alone: `values` themselves."""
+        """Returns the maxima of the *previous* call (zeros on the first), so that no rank waits. Collective.
+
+        A single process gets `values` themselves.
+        """
         if self._group.is_single:
             return values
-        found = self.flush() or (0,) * len(values)
+        previous = self.flush() or (0,) * len(values)
         tensor = torch.tensor(values, dtype=torch.int64)
         with translate_errors(self._group):
-            self._in_flight = tensor, distributed.all_reduce(tensor, distributed.ReduceOp.MAX, async_op=True)
-        return found
+            work = distributed.all_reduce(tensor, distributed.ReduceOp.MAX, async_op=True)
+        self._in_flight = tensor, work
+        return previous
 
     def flush(self) -> tuple[int, ...]:
-        """What is under way, waited for: to be called by all ranks when no call of `largest` follows. Empty if there is nothing."""
+        """Waits for the all-reduce in flight and returns its maxima; () if there is none.
+
+        Collective: all ranks call it where no `update` follows.
+        """
         if self._in_flight is None:
             return ()
         tensor, work = self._in_flight
@@ -43,16 +53,20 @@ class LaggedMax:
 
 
 class SharedCounter:
-    """A number that all ranks share; to be made by all, in the same order as others."""
+    """A sum to which every rank adds, atomically and whenever it likes.
+
+    All ranks construct their counters in the same order; `add` is not collective.
+    """
 
     def __init__(self, group: ProcessGroup) -> None:
-        self._group, self._sum = group, 0
-        self._key = f"counter-{next(speech.store_key_numbers)}"
+        self._group = group
+        self._sum = 0
+        self._key = next_key("counter")
 
     def add(self, amount: int) -> int:
-        """The sum of what all ranks have added, with this."""
+        """Adds `amount` and returns the sum of what all ranks have added so far."""
         if self._group.is_single:
             self._sum += amount
             return self._sum
         with translate_errors(self._group):
-            return int(speech.default_store().add(self._key, amount))
+            return int(default_store().add(self._key, amount))

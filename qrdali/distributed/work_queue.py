@@ -1,39 +1,46 @@
-"""Work of unequal size, dealt to the processes of a job as each asks."""
+"""Items of unequal cost, taken from a common queue by the ranks of a job."""
 
 from __future__ import annotations
 
-from qrdali.distributed import ProcessGroup, SharedCounter
+from qrdali.distributed.counters import SharedCounter
+from qrdali.distributed.process_group import ProcessGroup
 
-MAX_CHUNK = 8  # numbers that a rank takes at once, while many are left
+MAX_CHUNK = 8  # items that a rank takes at once, while many remain
 
 
 class WorkQueue:
-    """An iterator over 0 to count - 1 of which every rank gets some, each when it asks, so that all end at the same time whatever
-    each takes. To be made by all ranks."""
+    """An iterator over 0 to count - 1 that gives each number to one rank, when that rank asks for it.
+
+    So all ranks end at about the same time, whatever each item costs. All ranks construct it in the same order (it makes a
+    SharedCounter); iterating is not collective.
+    """
 
     def __init__(self, group: ProcessGroup, count: int) -> None:
-        self._group, self._count, self._given = group, count, SharedCounter(group)
-        self._own, self._seen = range(0), 0
+        self._group = group
+        self._count = count
+        self._taken = SharedCounter(group)
+        self._taken_seen = 0
+        self._chunk = range(0)
 
     def chunk_size(self) -> int:
-        """How many numbers should be asked for together: fewer towards the end, where the others would wait for them."""
-        return (
-            MAX_CHUNK
-            if self._group.is_single
-            else max(1, min(MAX_CHUNK, (self._count - self._seen) // (4 * self._group.world_size)))
-        )
+        """Returns how many items to take at once: fewer towards the end, where the other ranks would wait for them."""
+        if self._group.is_single:
+            return MAX_CHUNK
+        remaining = self._count - self._taken_seen
+        return max(1, min(MAX_CHUNK, remaining // (4 * self._group.world_size)))
 
     def __iter__(self) -> WorkQueue:
         return self
 
     def __next__(self) -> int:
-        if not self._own:
-            if self._seen >= self._count:
+        if not self._chunk:
+            if self._taken_seen >= self._count:
                 raise StopIteration
-            most = self.chunk_size()
-            self._seen = self._given.add(most)
-            self._own = range(self._seen - most, min(self._seen, self._count))
-            if not self._own:
+            size = self.chunk_size()
+            self._taken_seen = self._taken.add(size)
+            self._chunk = range(self._taken_seen - size, min(self._taken_seen, self._count))
+            if not self._chunk:
                 raise StopIteration
-        first, self._own = self._own[0], self._own[1:]
-        return first
+        item = self._chunk[0]
+        self._chunk = self._chunk[1:]
+        return item

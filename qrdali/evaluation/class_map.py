@@ -1,4 +1,4 @@
-"""A network's classes mapped to a data set's: what a network with other classes says of that data set's images."""
+"""Maps a network's classes to a data set's, so that networks of other classes can be evaluated on it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _HEADER = ("run_class", "data_class")
 
 @dataclass(frozen=True)
 class ClassMap:
-    """classes: D names of the data set's classes. target: int64 [R], the data class of each of the network's classes, or -1.
+    """Maps R classes of a network to D classes of a data set.
 
-    rule: "argmax": the network's first choice among all R, mapped; one that is not mapped is the prediction -1, which is wrong; the
-    confidence is that class's probability. "sum": probabilities are summed per data class and the largest sum wins, which is the
-    confidence.
+    classes: the D names. target: int64 [R], the data class of each of the network's classes, or -1. rule:
+    "argmax" maps the network's first choice among all R; one that is not mapped is the prediction -1, which
+    is wrong; the confidence is that class's probability. "sum" adds the probabilities of each data class; the
+    largest sum wins and is the confidence.
     """
 
     classes: tuple[str, ...]
@@ -36,22 +37,25 @@ class ClassMap:
 
     @property
     def chance(self) -> float:
-        """Expected accuracy of a uniform guess on balanced images: of the network's classes, or of the data set's for "sum"."""
+        """Returns the expected accuracy of a uniform guess on balanced images, in (0, 1].
+
+        The guess is among the network's classes, or among the data set's for "sum".
+        """
         share = float((self.target != UNMAPPED).mean()) if self.rule == "argmax" else 1.0
         return share / len(self.classes)
 
     @cached_property
     def _members(self) -> torch.Tensor:
-        """float32 [R, D], 1 where a class of the network belongs to one of the data set."""
+        """Returns float32 [R, D], 1 where a class of the network belongs to one of the data set."""
         return torch.from_numpy((self.target[:, None] == np.arange(len(self.classes))).astype(np.float32))
 
     def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(predictions int64 [N], confidences float32 [N]) of logits [N, R]."""
+        """Returns (predictions int64 [N], confidences float32 [N]) of logits [N, R]."""
         probability = logits.float().softmax(1)
         if self.rule == "argmax":
             confidence, first = probability.max(1)
             return torch.from_numpy(self.target).to(logits.device)[first], confidence
-        # A product instead of scattered additions: on a GPU their order, and with it the last bit, would vary.
+        # A product instead of scattered additions, whose order and with it the last bit varies on a GPU.
         confidence, prediction = (probability @ self._members.to(logits.device)).max(1)
         return prediction, confidence.clamp(max=1.0)  # a sum of all may round to just above
 
@@ -59,45 +63,48 @@ class ClassMap:
 def read_class_map(
     file: Path, run_classes: tuple[str, ...], data_classes: tuple[str, ...] | None, rule: MapRule
 ) -> ClassMap:
-    """The map in a TSV file of run class and data class. Without `data_classes` they are the second column's, sorted.
+    """Reads a map from a TSV file of run class and data class.
 
-    Raises InputError, naming the line, for anything but UTF-8 lines of two known names where no run class stands twice; and for a data
-    class that no line has.
+    Without `data_classes` they are the second column's, sorted.
+
+    Raises InputError, naming the line, for anything but UTF-8 lines of two known names in which no run class
+    occurs twice; and for a data class that no line has.
     """
     number_of = {name: i for i, name in enumerate(run_classes)}
     known = None if data_classes is None else set(data_classes)
-    found: dict[str, str] = {}
+    mapping: dict[str, str] = {}
     for where, run_class, data_class in _lines(file):
         if run_class not in number_of:
-            raise InputError(f"{where}: {quote(run_class)} is no class of the run")
+            raise InputError(f"{where}: {quote(run_class)} is not a class of the run")
         if known is not None and data_class not in known:
-            raise InputError(f"{where}: {quote(data_class)} is no class of the data set")
-        if run_class in found:
+            raise InputError(f"{where}: {quote(data_class)} is not a class of the data set")
+        if run_class in mapping:
             raise InputError(
-                f"{where}: {quote(run_class)} stands in an earlier line too: a class of the run maps to one class"
+                f"{where}: {quote(run_class)} is in an earlier line too: a class of the run maps to one class"
             )
-        found[run_class] = data_class
-    if not found:
+        mapping[run_class] = data_class
+    if not mapping:
         raise InputError(
-            f"{printable(file)} maps no class: give lines of a class of the run, a tab and a class of the data set"
+            f"{printable(file)} maps no class: give lines of a class of the run, a tab and a class of the data "
+            "set"
         )
-    reached = set(found.values())
+    reached = set(mapping.values())
     classes = data_classes or tuple(sorted(reached))
     missing = [name for name in classes if name not in reached]
     if missing:
         raise InputError(
-            f"{printable(file)} maps no class of the run to {quote(missing[0])} ({len(missing)} such): none of its images "
-            "could be right"
+            f"{printable(file)} maps no class of the run to {quote(missing[0])} ({len(missing)} such): none of "
+            "its images could be right"
         )
     target = np.full(len(run_classes), UNMAPPED, np.int64)
-    place = {name: i for i, name in enumerate(classes)}
-    for run_class, data_class in found.items():
-        target[number_of[run_class]] = place[data_class]
+    label_of = {name: i for i, name in enumerate(classes)}
+    for run_class, data_class in mapping.items():
+        target[number_of[run_class]] = label_of[data_class]
     return ClassMap(classes, target, rule)
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str, str]]:
-    """(where, first column, second column) of each line but the header."""
+    """Yields (FILE line N, first column, second column) of each line but the header."""
     for number, (where, text) in enumerate(text_lines.read_lines(file)):
         columns = text.split("\t")
         if len(columns) != 2 or not all(columns):

@@ -1,9 +1,8 @@
-"""Per-image predictions: every image once, every figure computed from the rows."""
+"""The forward pass over an evaluated set: every image once, whatever the number of processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -12,57 +11,79 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 from qrdali.evaluation.prediction_rows import PredictionRows
-from qrdali.interfaces import BatchSource
+from qrdali.interfaces import BatchSource, RunContext
 from qrdali.schedule.epoch_plan import EpochPlan
+
+Decide = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def top1(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(predictions int64 [N], their probabilities float32 [N]) of logits [N, classes]."""
+    """Returns (predictions int64 [N], their probabilities float32 [N]) of logits [N, classes]."""
     confidence, prediction = logits.float().softmax(1).max(1)
     return prediction, confidence
 
 
 def inference_batch_size(batch_size: int, world: int) -> int:
-    """Images of a forward pass without gradients, where `world` ranks share training batches of `batch_size`: no fewer than in training,
-    and up to 256 those of a whole batch, so that every figure is what one process alone gets."""
+    """Returns the images of a forward pass without gradients where `world` ranks share a `batch_size`.
+
+    It is no fewer than in training, and up to 256 those of a whole batch, so that every figure is what one
+    process alone gets.
+    """
     return max(-(-batch_size // world), min(batch_size, 256))
+
+
+def _ignore(images: int) -> None:
+    """Does nothing: the default of `on_batch`."""
 
 
 def predict(
     model: nn.Module,
-    loader: BatchSource,
+    source: BatchSource,
     plan: EpochPlan,
-    autocast: Callable[[], AbstractContextManager[object]],
-    progress: Callable[[int], None] = lambda images: None,
-    decide: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = top1,
-    group: ProcessGroup = SINGLE_PROCESS,
+    context: RunContext,
+    *,
+    on_batch: Callable[[int], None] = _ignore,
+    decide: Decide = top1,
 ) -> PredictionRows:
-    """Classifies every image of `plan` in evaluation mode; the model is left in the mode it was in. `decide` as `top1`.
+    """Classifies every image of `plan` in evaluation mode and returns a row for each.
 
-    `ranks` take every world-th batch as it is and all get all rows, the same as one process alone. `progress` is told images of all.
+    The model is left in the mode that it was in.
+
+    on_batch: is called after each batch of this process with the images that all processes have done since;
+    what it raises ends the pass on all of them. decide: turns logits into predictions and confidences, as
+    `top1`. Collective: the processes of `context.group` take every world-th batch as it is, and all return
+    all rows, the same as one process alone.
     """
-    own = replace(plan, rank=group.rank, world_size=group.world_size, whole_batches=True)
+    group = context.group
+    shard = replace(plan, rank=group.rank, world_size=group.world_size, whole_batches=True)
 
-    def classified(check: Callable[[], None]) -> list[npt.NDArray[Any]]:
+    def classify(check_other_ranks: Callable[[], None]) -> list[npt.NDArray[Any]]:
         columns: list[tuple[torch.Tensor, ...]] = []
-        for batch in loader.epoch(own) if own.rank < own.batches else ():
-            with autocast():
+        # A rank beyond the last batch begins no epoch: starting readers for nothing would take seconds.
+        for batch in source.epoch(shard) if shard.rank < shard.batches else ():
+            with context.autocast():
                 logits = model(batch.images)
             columns.append((batch.samples, batch.labels, *decide(logits)))
-            check()
+            check_other_ranks()
             done = batch.number * plan.batch_size
-            progress(min(plan.samples, done + group.world_size * plan.batch_size) - done)
+            on_batch(min(plan.samples, done + group.world_size * plan.batch_size) - done)
         if not columns:
             return [np.empty(0, kind) for kind in (np.int64, np.int64, np.int64, np.float32)]
+        # Copied to the host once at the end: a copy per batch would wait for the GPU every time.
         return [torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)]
 
-    training = model.training
+    was_training = model.training
     model.eval()
-    with torch.inference_mode():
-        mine = group.run_interruptible(classified)
-    model.train(training)
-    samples, labels, predictions, confidences = (np.concatenate(group.all_gather(column)) for column in mine)
+    try:
+        with torch.inference_mode():
+            own_columns = group.run_interruptible(classify)
+    finally:
+        model.train(was_training)
+    columns: list[npt.NDArray[Any]] = []
+    for column in own_columns:
+        of_all_ranks = group.all_gather(column)
+        columns.append(np.concatenate(of_all_ranks))
+    samples, labels, predictions, confidences = columns
     order = np.argsort(samples, kind="stable")
     return PredictionRows(samples[order], labels[order], predictions[order], confidences[order])

@@ -1,4 +1,4 @@
-"""One row per evaluated image, in a Parquet file: written whole, read with suspicion."""
+"""Per-image predictions in a Parquet file: written whole or not at all, and checked when they are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from qrdali.data.index import Index
 from qrdali.data.set_names import _RESERVED
 from qrdali.errors import InputError, RunError, printable
-from qrdali.files.atomic import replace_atomically
+from qrdali.files.atomic import write_whole
 from qrdali.files.json_objects import MOST_BYTES
 
 _ROW: list[tuple[str, str]] = [
@@ -30,8 +30,13 @@ _ROW: list[tuple[str, str]] = [
 
 @dataclass(frozen=True)
 class PredictionRows:
-    """One row per image in sample order: samples, labels, predictions int64 [N]; confidence float32 [N], the
-    probability of the prediction. A prediction may be -1, none of the classes (see class_map.py)."""
+    """Holds one row per image, in sample order.
+
+    samples, labels, predictions: int64 [N]. confidence: float32 [N] in [0, 1].
+
+    confidence: the probability of the prediction. A prediction may be -1, none of the classes (see
+    class_map.py).
+    """
 
     samples: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
@@ -40,12 +45,12 @@ class PredictionRows:
 
     @property
     def accuracy(self) -> float:
-        """Share of images whose prediction is the label."""
+        """Returns the share of images whose prediction is the label, in [0, 1]."""
         return float((self.labels == self.predictions).mean())
 
     @property
     def constant_class(self) -> int | None:
-        """The one class predicted for every image although several are there, or None."""
+        """Returns the one class predicted for every image although the labels are of several, or None."""
         same = len(set(self.predictions.tolist())) == 1 and len(set(self.labels.tolist())) > 1
         return int(self.predictions[0]) if same else None
 
@@ -53,8 +58,11 @@ class PredictionRows:
 def write_rows(
     file: Path, rows: PredictionRows, index: Index, metadata: dict[str, Any] | None = None
 ) -> None:
-    """Writes Parquet columns sample, path, label, prediction, correct, confidence; whole or not at all. `told` goes as JSON into the
-    schema's metadata, under "qrdali": the epoch of the weights, and what a class map did."""
+    """Writes the Parquet columns sample, path, label, prediction, correct, confidence; whole or not at all.
+
+    metadata: goes as JSON into the schema's metadata, under "qrdali": the epoch of the weights, and what a
+    class map did.
+    """
     table = pa.table(
         {
             "sample": rows.samples,
@@ -68,68 +76,75 @@ def write_rows(
     if metadata:
         table = table.replace_schema_metadata({"qrdali": json.dumps(metadata)})
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    pq.write_table(table, partial)
-    replace_atomically(partial, file)
+    write_whole(file, lambda partial: pq.write_table(table, partial))
 
 
 def evaluate_command_for(name: str, data: str = "DATASET") -> str:
-    """The options of `qrdali evaluate` that make the rows of `name`."""
+    """Returns the options of `qrdali evaluate` that make the rows of `name`, for a message."""
     if not _RESERVED.fullmatch(name):
         return f"--set {printable(name)}=FOLDER"
     name, mapped, rule = name.partition("-mapped-")
     split, *reduced = name.split("-", 2)
     return (
         f"--data {data} --split {split}"
-        + (f" --reduced {reduced[1]}{_step(float(reduced[1]))}" if reduced else "")
+        + (f" --reduced {reduced[1]}{_step_option(float(reduced[1]))}" if reduced else "")
         + (f" --class-map TSV --map-rule {rule}" if mapped else "")
     )
 
 
-def _step(quality: float) -> str:
-    """The option --step that has a quality on its grid; nothing if the default has."""
-    n = next((n for n in (4, 10, 20, 100, *range(2, 256)) if abs(quality * n - round(quality * n)) < 1e-6), 4)
-    return "" if n == 4 else f" --step {1 / n:.12g}"
+def _step_option(quality: float) -> str:
+    """Returns the option --step whose grid has `quality`, or "" if the default's has."""
+    candidates = (4, 10, 20, 100, *range(2, 256))
+    num_levels = next((n for n in candidates if abs(quality * n - round(quality * n)) < 1e-6), 4)
+    return "" if num_levels == 4 else f" --step {1 / num_levels:.12g}"
 
 
 def read_metadata(run: Path, name: str) -> dict[str, Any]:
-    """What `write_rows` was told of a set: "epoch" of the weights, and for mapped classes "classes" and "map_rule". Empty if nothing."""
+    """Returns the metadata that `write_rows` was given for a set; {} if there is none or it is unreadable.
+
+    Its keys are "epoch", that of the weights, and for mapped classes "classes" and "map_rule".
+    """
     try:
         file = run / "predictions" / f"{name}.parquet"
-        metadata = (pq.read_schema(file).metadata or {}) if file.is_file() else {}
-        text = metadata.get(b"qrdali", b"{}")
-        told = json.loads(text) if len(text) <= MOST_BYTES else {}
-        return told if isinstance(told, dict) else {}
+        of_schema = (pq.read_schema(file).metadata or {}) if file.is_file() else {}
+        text = of_schema.get(b"qrdali", b"{}")
+        metadata = json.loads(text) if len(text) <= MOST_BYTES else {}
+        return metadata if isinstance(metadata, dict) else {}
     except (pa.ArrowException, OSError, ValueError, RecursionError):
         return {}
 
 
 def read_table(file: Path, columns: list[str]) -> pa.Table:
-    """Columns of a Parquet file whose rows differ from one another. Raises ValueError for more rows than bytes: each takes some, and
-    memory is not spent on what a file only says of itself."""
+    """Returns columns of a Parquet file whose rows differ from one another.
+
+    Raises ValueError for more rows than bytes: a row takes at least one, and a false row count in the footer
+    must not make us allocate memory for it.
+    """
     if not file.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     with pq.ParquetFile(file) as parquet:
         if parquet.metadata.num_rows > file.stat().st_size:
-            raise ValueError(f"it says it has {parquet.metadata.num_rows} rows")
+            raise ValueError(f"its footer claims {parquet.metadata.num_rows} rows")
         return parquet.read(columns=columns)
 
 
 def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.void]:
-    """The rows of a set, in sample order: a structured array of sample, path (text), label, prediction (-1: none of the classes),
-    correct, confidence.
+    """Returns the rows of a set in sample order, structured [N].
 
-    epoch: that of the weights they must be of, where the file says. Raises InputError if there are none or of another epoch, RunError if
-    the file is damaged or its rows contradict themselves.
+    Fields: sample, path (text), label, prediction, correct, confidence.
+
+    epoch: the epoch that the rows' weights must be of, where the file names one. A prediction of -1 is none
+    of the classes. Raises InputError if there are no rows or they are of another epoch, RunError if the file
+    is damaged or contradicts itself.
     """
     file = run / "predictions" / f"{name}.parquet"
-    again = f"make them with `qrdali evaluate --run {printable(run)} {evaluate_command_for(name)}`"
+    advice = f"make them with `qrdali evaluate --run {printable(run)} {evaluate_command_for(name)}`"
     if not file.is_file():
-        raise InputError(f"{printable(run)} has no rows of {printable(name)!r}: {again}")
+        raise InputError(f"{printable(run)} has no rows of {printable(name)!r}: {advice}")
     if epoch is not None and (made_at := read_metadata(run, name).get("epoch", epoch)) != epoch:
         raise InputError(
-            f"the rows of {printable(name)!r} of {printable(run)} are of epoch {printable(made_at)}, best/ is of epoch "
-            f"{epoch}: {again}"
+            f"the rows of {printable(name)!r} of {printable(run)} are of epoch {printable(made_at)}, best/ is "
+            f"of epoch {epoch}: {advice}"
         )
     try:
         table = read_table(file, [key for key, _ in _ROW])

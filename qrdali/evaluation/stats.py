@@ -1,4 +1,4 @@
-"""Whether classifiers differ on the same images: McNemar, Holm, intervals, and paired measurements."""
+"""Tests whether classifiers differ on the same images: McNemar, Holm, intervals, and paired measurements."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two classifiers on the same images. a: both right, b: only the first, c: only the second, d: both wrong.
+    """Compares two classifiers on the same images.
 
-    statistic = (b - c)² / (b + c) without continuity correction, p_value by chi-square with one degree of freedom (McNemar,
-    Psychometrika 12, 1947); exact_p_value: two-sided binomial of b among b + c. Without discordant pairs 0, 1 and 1.
+    a: images that both have right, b: only the first, c: only the second, d: neither.
+
+    statistic = (b - c)² / (b + c) without continuity correction; p_value by chi-square with one degree of
+    freedom (McNemar, Psychometrika 12, 1947); exact_p_value: two-sided binomial of b among b + c. Without
+    discordant pairs they are 0, 1, 1.
     """
 
     a: int
@@ -29,12 +32,15 @@ class McNemar:
 
     @property
     def stars(self) -> str:
-        """*** below .001, ** below .01, * below .05, by p_value."""
+        """Returns "***" for a p_value below .001, "**" below .01, "*" below .05, otherwise ""."""
         return next((stars for bound, stars in STARS if self.p_value < bound), "")
 
 
 def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> McNemar:
-    """first, second: bool [N], whether each image is classified correctly. Raises ValueError for other shapes."""
+    """Tests two classifiers by bool [N] arrays of whether each image is right.
+
+    Raises ValueError for other shapes.
+    """
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(
             f"the rows have shapes {first.shape} and {second.shape}: they must be of the same images"
@@ -50,13 +56,19 @@ def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> McNe
 
 
 def wilson(correct: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of an accuracy (Wilson, JASA 22, 1927). Raises ValueError unless 0 <= correct <= images, images >= 1."""
+    """Returns Wilson's interval (low, high) of an accuracy (Wilson, JASA 22, 1927).
+
+    Raises ValueError unless 0 <= correct <= images and images >= 1.
+    """
     interval = binomtest(correct, images).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """p values of one family of tests, corrected by Holm's step-down method (Holm, Scand. J. Statist. 6, 1979), in their order."""
+    """Returns the p values of one family of tests, corrected by Holm's step-down method, in their order.
+
+    Source: Holm, Scand. J. Statist. 6, 1979.
+    """
     count, running, corrected = len(p_values), 0.0, [1.0] * len(p_values)
     for rank, i in enumerate(sorted(range(count), key=p_values.__getitem__)):
         running = max(running, min(1.0, (count - rank) * p_values[i]))
@@ -64,29 +76,36 @@ def holm(p_values: list[float]) -> list[float]:
     return corrected
 
 
-_RESAMPLES, _AT_ONCE = 2000, 1 << 22  # bootstrap samples; values drawn at once, which bounds the memory
+_RESAMPLES = 2000  # bootstrap samples
+_VALUES_AT_ONCE = 1 << 22  # drawn together, which bounds the memory
 
 
 def bootstrap_mean(values: npt.NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """95% interval of the mean of float64 [N], N >= 1: percentiles of 2,000 resamples (Efron & Tibshirani, 1993). One value, or all
-    the same, give that value twice."""
+    """Returns the 95% interval (low, high) of the mean of float64 [N], N >= 1.
+
+    It is the percentiles of 2,000 resamples (Efron & Tibshirani, 1993). Values that are all the same give
+    that value twice.
+    """
     if (values == values[0]).all():
         return float(values[0]), float(values[0])
-    found = bootstrap(
+    result = bootstrap(
         (values,),
         np.mean,
         n_resamples=_RESAMPLES,
-        batch=max(1, _AT_ONCE // len(values)),
+        batch=max(1, _VALUES_AT_ONCE // len(values)),
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 @dataclass(frozen=True)
 class Paired:
-    """The same images measured twice. difference: mean of second less first, with its paired bootstrap's 95% interval; p_value:
-    Wilcoxon's signed-rank test, two-sided, zeros left out; 1 where all are zero."""
+    """Compares two measurements of the same images.
+
+    difference: mean of second less first. low, high: its paired bootstrap's 95% interval. p_value: Wilcoxon's
+    signed-rank test, two-sided, zeros left out; 1 where all are zero.
+    """
 
     images: int
     difference: float
@@ -96,7 +115,7 @@ class Paired:
 
 
 def paired(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> Paired:
-    """first, second: float64 [N] of the same images, N >= 1. Raises ValueError for other shapes."""
+    """Compares float64 [N] arrays of the same images, N >= 1. Raises ValueError for other shapes."""
     if first.shape != second.shape or first.ndim != 1 or not len(first):
         raise ValueError(
             f"the values have shapes {first.shape} and {second.shape}: they must be of the same images"

@@ -1,4 +1,7 @@
-"""What is on the disk when the power goes."""
+"""Durable writes: what a later start reads is the old content or the new, whole, even after a loss of power.
+
+A rename alone is not enough: without fsync the file system may write the new name to the disk before the content.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def sync(path: Path) -> None:
-    """Forces a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def replace_atomically(partial: Path, place: Path) -> None:
-    """Gives the complete file or folder `partial` its name; what is in `place` after a loss of power is the old or the new, whole."""
-    for path in partial.rglob("*") if partial.is_dir() else ():
-        sync(path)
-    sync(partial)
-    partial.rename(place)
-    sync(place.parent)
-
-
 def write_whole(file: Path, data: bytes | Callable[[Path], None]) -> None:
-    """Writes `file` such that after a loss of power it is the old or the new one, whole.
+    """Writes `file`, replacing an older one: partial file, fsync, rename, fsync of the folder, in this order.
 
-    data: the content, or a function that writes it into the path it is given. The partial file stands beside `file` and is
-    removed if anything fails.
+    `data` is the content, or a function that writes it to the path it is given, `.NAME.partial` beside the file (one
+    writer at a time, therefore). Libraries that append an extension to a name they do not know, as `numpy.save` does,
+    must be handed an open file. The folder must exist. On any failure the partial file is removed, the older file stays
+    as it was, and what was raised goes on: OSError if the disk is full or cannot be written.
     """
     partial = file.with_name(f".{file.name}.partial")
     try:
@@ -39,5 +26,23 @@ def write_whole(file: Path, data: bytes | Callable[[Path], None]) -> None:
             partial.write_bytes(data)
         replace_atomically(partial, file)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)  # on a full disk, make room again
         raise
+
+
+def replace_atomically(partial: Path, target: Path) -> None:
+    """Renames a complete file or folder to `target` once it is on the disk, and waits until the new name is there too."""
+    for path in partial.rglob("*") if partial.is_dir() else ():
+        sync(path)
+    sync(partial)
+    partial.rename(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to the disk (fsync)."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

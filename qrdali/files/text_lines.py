@@ -1,4 +1,4 @@
-"""Lines of a text file that may be anything: huge, no text, or not even a file."""
+"""Reads lines of a text file that may be anything: huge, not text, or not even a file."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from pathlib import Path
 
 from qrdali.errors import InputError, printable
 
-MOST_LINES, LONGEST_LINE = 1_000_000, 10_000  # lines; bytes of one
+MAX_LINES = 1_000_000
+MAX_LINE_BYTES = 10_000
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, str]]:
-    """(where, text) of each line that is neither empty nor a comment; `where` is FILE line N, for messages.
+    """Yields (where, text) of each line that is neither empty nor a comment; `where` is FILE line N, for messages.
 
-    Raises InputError, naming the line, for what is no file, cannot be read or is not UTF-8; for control characters other than tabs,
-    for a line above LONGEST_LINE and a file above MOST_LINES.
+    Raises InputError, naming the line, for what is not a file, cannot be read or is not UTF-8; for control characters
+    other than tabs, for a line above MAX_LINE_BYTES and a file above MAX_LINES.
     """
     shown = printable(file)
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # opening a FIFO would wait for ever
-            raise InputError(f"{shown} is no file")
+            raise InputError(f"{shown} is not a file")
         with open(file, "rb") as lines:
             number = 0
-            while line := lines.readline(LONGEST_LINE + 1):
+            while line := lines.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 where = f"{shown} line {number}"
-                if number > MOST_LINES:
-                    raise InputError(f"{where}: more than {MOST_LINES:,} lines")
-                if len(line) > LONGEST_LINE:
-                    raise InputError(f"{where} is longer than {LONGEST_LINE:,} bytes")
+                if number > MAX_LINES:
+                    raise InputError(f"{where}: more than {MAX_LINES:,} lines")
+                if len(line) > MAX_LINE_BYTES:
+                    raise InputError(f"{where} is longer than {MAX_LINE_BYTES:,} bytes")
                 text = _text(line, where, number)
                 if text and not text.startswith("#"):
                     yield where, text
@@ -39,11 +40,12 @@ def read_lines(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def quote(text: str) -> str:
-    """`text` quoted for a message: printable, at most 80 characters."""
+    """Returns `text` quoted for a message: printable, at most 80 characters."""
     return repr(printable(text) if len(text) <= 80 else printable(text[:80]) + "…")
 
 
 def _text(line: bytes, where: str, number: int) -> str:
+    """Returns a line without its end, and without a byte order mark if it is the first. Raises InputError."""
     try:
         text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""A MEPI set on disk: PNG files, a journal per reduction from which everything else follows, the manifest and the summary."""
+"""A MEPI set on disk: PNG files, a journal per reduction, and the manifest and summary made from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from qrdali.data.index import Index, Samples
 from qrdali.errors import InputError, RunError, printable
-from qrdali.files.atomic import sync
+from qrdali.files.atomic import write_whole
+from qrdali.files.changes import describe_changes
 from qrdali.files.json_objects import read_object
 from qrdali.files.lock import acquire
 from qrdali.mepi.journal import OUTCOMES, Entry, Journal
@@ -27,13 +28,9 @@ from qrdali.reduction.png_entropy import encoder_name
 from qrdali.reduction.quality import REDUCTIONS
 
 SEARCHED = ("color", "crop", "resolution", "combination")
-OPTIONS, PROGRESS, MANIFEST, SUMMARY, LOCK = (
-    "options.json",
-    ".progress",
-    "manifest.parquet",
-    "summary.json",
-    ".lock",
-)
+OPTIONS, MANIFEST, SUMMARY = "options.json", "manifest.parquet", "summary.json"
+PROGRESS = ".progress"  # the folder of the journals
+LOCK = ".lock"
 
 _FIELDS: list[Any] = [
     ("sample", pa.int64()),
@@ -57,122 +54,124 @@ _FIELDS: list[Any] = [
 SCHEMA = pa.schema(_FIELDS)
 
 
-@dataclass
-class MepiSet:
-    """A folder for the MEPIs of one split by one run. n: of the step 1/n."""
+@dataclass(frozen=True)
+class MepiSource:
+    """Names what a set's numbers refer to.
 
-    folder: Path
+    Samples are those of `index`, labels those of `classes`, levels those of the step 1 / num_levels.
+    """
+
     index: Index
     classes: tuple[str, ...]
     num_levels: int
+
+
+@dataclass
+class MepiSet:
+    """Holds a folder of the MEPIs of one split by one run."""
+
+    folder: Path
+    source: MepiSource
     _lock: TextIO | None
     _rank: int = 0
     _journals: dict[str, Journal] = field(default_factory=dict)
 
     @classmethod
-    def open(
-        cls,
-        folder: Path,
-        index: Index,
-        classes: tuple[str, ...],
-        num_levels: int,
-        options: dict[str, Any],
-        resume: bool,
-    ) -> MepiSet:
-        """Makes or continues a set. Raises InputError for a folder of other options or, without `resume`, one in use."""
-        for name in classes:
+    def open(cls, folder: Path, source: MepiSource, options: dict[str, Any], resume: bool) -> MepiSet:
+        """Makes or continues a set.
+
+        Raises InputError for a folder of other options or, without `resume`, one in use.
+        """
+        for name in source.classes:
             if name in ("", ".", "..") or "/" in name or "\0" in name:
                 raise InputError(f"the class name {printable(name)!r} cannot be a folder's")
         lock, file = _locked(folder), folder / OPTIONS
-        if file.exists():
-            if not resume:
-                raise InputError(
-                    f"{printable(folder)} already holds MEPIs: continue them with --resume, or choose another --out"
-                )
-            before = read_object(file)
-            changed = [
-                f"{key} {printable(before.get(key))} → {printable(options.get(key))}"
-                for key in sorted({*before, *options} - {"run"})
-                if before.get(key) != options.get(key)
-            ]
-            if changed:
-                raise InputError(
-                    f"{printable(folder)} was begun with other options: {'; '.join(changed)[:600]}. Give the same, or "
-                    "another --out"
-                )
-        else:
-            _write(file, (json.dumps(options, indent=1) + "\n").encode())
-        return cls(folder, index, classes, num_levels, lock)
+        if not file.exists():
+            write_whole(file, (json.dumps(options, indent=1) + "\n").encode())
+            return cls(folder, source, lock)
+        if not resume:
+            raise InputError(
+                f"{printable(folder)} already holds MEPIs: continue them with --resume, or choose another "
+                "--out"
+            )
+        # A run may have moved: its weights tell whether it is the same.
+        if changes := describe_changes(read_object(file), options, ignored={"run"}):
+            raise InputError(
+                f"{printable(folder)} was begun with other options: {'; '.join(changes)[:600]}. Give the "
+                "same, or another --out"
+            )
+        return cls(folder, source, lock)
 
     @classmethod
-    def open_on_other_rank(
-        cls, folder: Path, index: Index, classes: tuple[str, ...], num_levels: int, rank: int
-    ) -> MepiSet:
-        """The set that rank 0 has opened and loaded, for another rank."""
-        return cls(folder, index, classes, num_levels, None, rank)
+    def open_on_other_rank(cls, folder: Path, source: MepiSource, rank: int) -> MepiSet:
+        """Returns, on another rank, the set that rank 0 has opened and loaded."""
+        return cls(folder, source, None, rank)
 
     def load(self) -> None:
-        """Reads all journals, so that what ranks of a job that ended have left is taken in. Raises RunError for a damaged one."""
+        """Reads all journals and merges the parts that the ranks of an ended job have left.
+
+        Raises RunError for a damaged one.
+        """
         for reduction in SEARCHED:
             self.journal(reduction)
 
     def close(self) -> None:
-        """Lets another process have the folder."""
+        """Gives up the lock, so that another process can build in the folder."""
         if self._lock is not None:
             self._lock.close()
 
     def journal(self, reduction: str) -> Journal:
-        """Raises RunError for a damaged one."""
+        """Returns a reduction's journal. Raises RunError for a damaged one."""
         if reduction not in self._journals:
-            journal = Journal(
-                self.folder / PROGRESS / f"{reduction}.jsonl", len(self.index), self.num_levels, self._rank
-            )
+            file = self.folder / PROGRESS / f"{reduction}.jsonl"
+            journal = Journal(file, len(self.source.index), self.source.num_levels, self._rank)
             if not self._rank:
                 journal.merge_rank_parts()
             samples = journal.with_mepi()
-            sizes, states = self.index.sizes(samples), journal.rows[samples]["state"]
-            window = params_of_states(states, sizes, self.num_levels).window.astype(np.int64)
-            still = np.flatnonzero(~np.array(REDUCTIONS[reduction]))
-            if (window[:, :2] + window[:, 2:] > sizes).any() or states[:, still].any():
+            sizes, states = self.source.index.sizes(samples), journal.rows[samples]["state"]
+            window = params_of_states(states, sizes, self.source.num_levels).window.astype(np.int64)
+            fixed = np.flatnonzero(~np.array(REDUCTIONS[reduction]))
+            if (window[:, :2] + window[:, 2:] > sizes).any() or states[:, fixed].any():
                 raise RunError(
-                    f"{printable(journal.file)} holds states that its images cannot have: remove the file to search this "
-                    "reduction anew"
+                    f"{printable(journal.file)} holds states that its images cannot have: remove the file to "
+                    "search this reduction anew"
                 )
             self._journals[reduction] = journal
         return self._journals[reduction]
 
     def finished(self, reduction: str, samples: Iterable[int]) -> bool:
-        """Whether the summary has the reduction and every one of `samples` what its entry says."""
-        return (
-            self._summed(reduction, self.summaries()) and next(self.missing(reduction, samples), None) is None
-        )
+        """Returns whether the summary has the reduction and nothing of `samples` is missing."""
+        if not self._is_summed(reduction, self.summaries()):
+            return False
+        return next(self.missing(reduction, samples), None) is None
 
-    def _summed(self, reduction: str, summaries: dict[str, Any]) -> bool:
+    def _is_summed(self, reduction: str, summaries: dict[str, Any]) -> bool:
         return reduction in summaries and summaries[reduction]["images"] == self.journal(reduction).complete
 
     def png(self, reduction: str, sample: int) -> Path:
-        label = int(self.index.labels(np.array([sample]))[0])
-        return self.folder / reduction / self.classes[label] / f"{sample}.png"
+        """Returns where the file of a sample's MEPI is, or would be."""
+        label = int(self.source.index.labels(np.array([sample]))[0])
+        return self.folder / reduction / self.source.classes[label] / f"{sample}.png"
 
     def add_mepi(self, reduction: str, entry: Entry, png: bytes, seconds: float) -> None:
         """Writes a MEPI's file, then its entry: an entry promises that the file is there."""
         file = self.png(reduction, entry.sample)
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, png)
+        _write_png(file, png)
         self.journal(reduction).append(entry, seconds)
 
     def add_without_mepi(self, reduction: str, entry: Entry, seconds: float) -> None:
-        """An image turned out to have no MEPI."""
+        """Records that an image has no MEPI, and removes the file of one that it had."""
         self.png(reduction, entry.sample).unlink(missing_ok=True)
         self.journal(reduction).append(entry, seconds)
 
     def missing(self, reduction: str, samples: Iterable[int]) -> Iterator[int]:
-        """Those of `samples` still to be searched: without an entry, unreadable so far, or whose file is not what the entry says."""
-        rows, mepi, unreadable = (
-            self.journal(reduction).rows,
-            OUTCOMES.index("mepi"),
-            OUTCOMES.index("unreadable"),
-        )
+        """Yields those of `samples` still to be searched.
+
+        They have no entry, were unreadable so far, or their file is not of the size in the entry.
+        """
+        rows = self.journal(reduction).rows
+        mepi, unreadable = OUTCOMES.index("mepi"), OUTCOMES.index("unreadable")
         for sample in samples:
             row = rows[sample]
             searched = row["outcome"] not in (0, unreadable)
@@ -182,16 +181,16 @@ class MepiSet:
                 yield sample
 
     def complete(self, reduction: str, samples: list[int]) -> bool:
-        """Whether every one of `samples` has an entry."""
+        """Returns whether every one of `samples` has an entry."""
         return bool((self.journal(reduction).rows["outcome"][samples] > 0).all())
 
     def entropies(self) -> npt.NDArray[np.int64]:
-        """PNG bytes of originals that any reduction has measured, [images]; 0 where none has."""
-        found: npt.NDArray[np.int64] = np.max([self.journal(r).rows["full"] for r in SEARCHED], axis=0)
-        return found
+        """Returns PNG bytes of the originals, int64 [images]; 0 where no reduction has measured them."""
+        result: npt.NDArray[np.int64] = np.max([self.journal(name).rows["full"] for name in SEARCHED], axis=0)
+        return result
 
     def finish(self, reduction: str, extra: dict[str, Any]) -> dict[str, Any]:
-        """Writes the manifest of all finished reductions, this one among them, and its row of the summary, which it returns."""
+        """Writes the manifest of all finished reductions and this one's row of the summary, which it returns."""
         journal = self.journal(reduction)
         journal.close()
         summaries = self.summaries()
@@ -203,44 +202,46 @@ class MepiSet:
             "seconds": round(journal.seconds, 3),
             "images_per_second": round(journal.complete / journal.seconds, 3) if journal.seconds else None,
             "evaluations": int(journal.rows["evaluations"].sum()),
-            "returned": int(journal.rows["sent_on"].sum()),
+            "returned": int(journal.rows["backtracked"].sum()),
             "encoder": encoder_name(),
             **extra,
         }
         summaries[reduction] = row
         # One whose journal has been removed is not finished any more.
-        ordered = {r: summaries[r] for r in SEARCHED if self._summed(r, summaries)}
+        ordered = {name: summaries[name] for name in SEARCHED if self._is_summed(name, summaries)}
         self._write_manifest(list(ordered))
-        _write(self.folder / SUMMARY, (json.dumps(ordered, indent=1) + "\n").encode())
+        write_whole(self.folder / SUMMARY, (json.dumps(ordered, indent=1) + "\n").encode())
         return row
 
     def summaries(self) -> dict[str, Any]:
-        """The summary of each finished reduction. Raises RunError if the file is damaged."""
+        """Reads the summary of each finished reduction. Raises RunError if the file is damaged."""
         file = self.folder / SUMMARY
-        found = read_object(file) if file.exists() else {}
-        if not set(found) <= set(SEARCHED) or not all(map(_is_summary, found.values())):
+        summaries = read_object(file) if file.exists() else {}
+        if not set(summaries) <= set(SEARCHED) or not all(map(_is_summary, summaries.values())):
             raise RunError(f"{printable(file)} cannot be read: not a summary of reductions: remove the file")
-        return found
+        return summaries
 
     def _write_manifest(self, reductions: list[str]) -> None:
-        partial = self.folder / f".{MANIFEST}.partial"
-        with pq.ParquetWriter(partial, SCHEMA) as writer:
-            for reduction in reductions:
-                samples = self.journal(reduction).with_mepi()
-                for start in range(0, len(samples), CHUNK):
-                    writer.write_table(self._rows(reduction, samples[start : start + CHUNK]))
-        sync(partial)
-        partial.rename(self.folder / MANIFEST)
+        def write(partial: Path) -> None:
+            with pq.ParquetWriter(partial, SCHEMA) as writer:
+                for reduction in reductions:
+                    samples = self.journal(reduction).with_mepi()
+                    for start in range(0, len(samples), CHUNK):
+                        writer.write_table(self._rows(reduction, samples[start : start + CHUNK]))
+
+        write_whole(self.folder / MANIFEST, write)
 
     def _rows(self, reduction: str, samples: Samples) -> pa.Table:
         rows = self.journal(reduction).rows[samples]
-        window = params_of_states(rows["state"], self.index.sizes(samples), self.num_levels).window
+        window = params_of_states(
+            rows["state"], self.source.index.sizes(samples), self.source.num_levels
+        ).window
         columns = [
             samples,
-            self.index.paths(samples),
-            self.index.labels(samples),
+            self.source.index.paths(samples),
+            self.source.index.labels(samples),
             [reduction] * len(rows),
-            [1 / self.num_levels] * len(rows),
+            [1 / self.source.num_levels] * len(rows),
             *rows["state"][:, :3].T,
             *window.T,
             rows["full"],
@@ -252,26 +253,16 @@ class MepiSet:
         return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
     def lowest(self, reduction: str) -> int:
-        """How many MEPIs stand at the lowest state: nothing that moves has a level left."""
-        dimensions, samples, total = (
-            np.flatnonzero(REDUCTIONS[reduction]),
-            self.journal(reduction).with_mepi(),
-            0,
-        )
+        """Returns how many MEPIs are at the lowest state: no dimension that may move has a level left."""
+        dimensions = np.flatnonzero(REDUCTIONS[reduction])
+        samples, total, num_levels = self.journal(reduction).with_mepi(), 0, self.source.num_levels
         for start in range(0, len(samples), CHUNK):
             part = samples[start : start + CHUNK]
-            states, sizes = self.journal(reduction).rows[part]["state"], self.index.sizes(part)
-            window = params_of_states(states, sizes, self.num_levels).window
-            total += int(
-                (
-                    neighbors.next_levels(states[:, :3].astype(np.uint8), window, sizes, self.num_levels)[
-                        :, dimensions
-                    ]
-                    < 0
-                )
-                .all(axis=1)
-                .sum()
-            )
+            states, sizes = self.journal(reduction).rows[part]["state"], self.source.index.sizes(part)
+            window = params_of_states(states, sizes, num_levels).window
+            levels = states[:, :3].astype(np.uint8)
+            following = neighbors.next_levels(levels, window, sizes, num_levels)[:, dimensions]
+            total += int((following < 0).all(axis=1).sum())
         return total
 
 
@@ -287,7 +278,10 @@ def _is_summary(row: Any) -> bool:
 
 
 def _locked(folder: Path) -> TextIO:
-    """A lock that the process holds until it ends. Raises RunError if another process builds in `folder`."""
+    """Returns a lock that the process holds until it ends.
+
+    Raises RunError if another process builds in `folder`.
+    """
     file = folder / LOCK
     if (
         folder.exists()
@@ -297,7 +291,7 @@ def _locked(folder: Path) -> TextIO:
             or any(entry.name not in (LOCK, f".{OPTIONS}.partial") for entry in folder.iterdir())
         )
     ):
-        raise InputError(f"{printable(folder)} exists and is no MEPI set: choose another --out")
+        raise InputError(f"{printable(folder)} exists and is not a MEPI set: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     return acquire(
         file, lambda who: f"{printable(folder)} is being built by {who}: wait for it, or choose another --out"
@@ -311,11 +305,15 @@ def _has_size(file: Path, size: int) -> bool:
         return False
 
 
-def _write(file: Path, data: bytes) -> None:
-    """Whole or not at all."""
+def _write_png(file: Path, png: bytes) -> None:
+    """Writes a MEPI whole or not at all, without fsync.
+
+    An fsync for each of many thousand small files would take longer than the search. After a loss of power a
+    file may be empty although its entry is there: `missing` compares sizes, and the image is searched again.
+    """
     partial = file.with_name(f".{file.name}.partial")
     try:
-        partial.write_bytes(data)
+        partial.write_bytes(png)
         partial.rename(file)
     except BaseException:
         partial.unlink(missing_ok=True)

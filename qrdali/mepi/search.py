@@ -1,7 +1,8 @@
 """Minimal-entropy positive images: how far an image can be reduced and still be classified correctly.
 
-Images advance together, so that every forward pass is a full batch of candidates from many of them. `Search.finished` takes
-journeys as they arrive, keeps no more originals than its memory allows, and gives them back in the order in which they end.
+Images advance together, so that every forward pass is a full batch of candidates from many of them.
+`Search.finished` takes search paths as they arrive, keeps no more originals than its memory allows, and
+yields them in the order in which they end.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,15 +19,15 @@ import torch
 from torch import nn
 
 from qrdali.errors import InputError
-from qrdali.interfaces import ImageReducer
+from qrdali.interfaces import ImageReducer, RunContext
 from qrdali.reduction import neighbors
-from qrdali.reduction.neighbors import DescentRule
+from qrdali.reduction.neighbors import Candidates, DescentRule
 from qrdali.reduction.png_entropy import entropy_within
-from qrdali.reduction.quality import RESOLUTION, ReductionParams, bin_width, scaled_size
+from qrdali.reduction.quality import COLOR, RESOLUTION, ReductionParams, bin_width, scaled_size
 
 
 class ReductionState(NamedTuple):
-    """Where a search stands with one image: a level per dimension, and the top left corner of its window in pixels."""
+    """Holds a level per dimension, and the top left corner of the window in pixels of the original."""
 
     color: int
     crop: int
@@ -42,8 +42,13 @@ _NEVER_BEST = 1 << 62  # bytes of a candidate whose encoding was given up
 
 @dataclass(frozen=True)
 class SearchRule:
-    """What is searched. descent: what may move, the step, candidate windows and preference. exhaustive: try every level of
-    the one dimension that moves (color or resolution) instead of descending. Raises InputError where that cannot be."""
+    """Says what is searched.
+
+    Raises InputError where an exhaustive search has too many states.
+
+    descent: the dimensions, the step, the candidate windows and the preference. exhaustive: try every level
+    of the one dimension (color or resolution) instead of descending.
+    """
 
     descent: DescentRule
     exhaustive: bool = False
@@ -55,36 +60,55 @@ class SearchRule:
             )
 
 
+@dataclass(frozen=True)
+class SearchLimits:
+    """Bounds what a search uses at once.
+
+    batch_size: candidates of a forward pass. memory_bytes: of decoded originals that are kept, though always
+    at least one original is. threads: that encode candidates and results.
+    """
+
+    batch_size: int
+    memory_bytes: int
+    threads: int
+
+
 @dataclass(eq=False)
 class SearchPath:
-    """An image on its way. size: upright height and width. path: the states accepted after full quality, the last is where
-    it stands. confidence: the true class's probability there. struck: states it must not enter. known: it is right at full
-    quality. evaluations: images the network was shown for it."""
+    """One image on its way down.
+
+    pixels: the original, as the reducer decoded it. size: its upright height and width. states: those
+    accepted after full quality, of which the last is the current one. confidence: the true class's
+    probability at full quality, then at each of `states`. forbidden: states it must not enter. evaluations:
+    candidates of it that the network has classified. is_correct: whether it is right at full quality, as far
+    as is known.
+    """
 
     sample: int
     label: int
     pixels: Any
     size: tuple[int, int]
-    path: list[ReductionState] = field(default_factory=list)
-    confidence: list[float] = field(default_factory=list)  # at full quality, then of each state of the path
+    states: list[ReductionState] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
     forbidden: set[ReductionState] = field(default_factory=set)
     evaluations: int = 0
-    is_correct: bool = True  # at full quality, as far as is known
-    # The candidates in hand, and what the network said of them.
-    _candidates: neighbors.Candidates | None = None
+    is_correct: bool = True
+    # The candidates that the network is classifying, and its answers so far, by column.
+    _candidates: Candidates | None = None
     _correct: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     _confidence: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     _unanswered: int = 0
 
     @property
     def state(self) -> ReductionState:
-        return self.path[-1] if self.path else FULL_STATE
+        """Returns the current state."""
+        return self.states[-1] if self.states else FULL_STATE
 
     def backtrack(self) -> bool:
-        """Back to the parent, never to return to this state; False at full quality, which has none."""
-        if not self.path:
+        """Returns to the parent and forbids the state it leaves; False at full quality, which has no parent."""
+        if not self.states:
             return False
-        self.forbidden.add(self.path.pop())
+        self.forbidden.add(self.states.pop())
         self.confidence.pop()
         return True
 
@@ -92,212 +116,229 @@ class SearchPath:
 def params_of_states(
     states: list[ReductionState] | npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], num_levels: int
 ) -> ReductionParams:
-    """The integers of `states` [N, 5], one for each of `sizes` [N, 2] (upright height, width)."""
+    """Returns the integers of `states` [N, 5] of images of `sizes` [N, 2] (upright height, width in pixels)."""
     values = np.asarray(states, np.int64).reshape(-1, 5)
     levels = values[:, :3].astype(np.uint8)
     window = neighbors.window_of(levels, values[:, 3:].astype(np.int32), sizes, num_levels)
     return ReductionParams(
         window.astype(np.int32),
         scaled_size(window[:, 2:], levels[:, RESOLUTION], num_levels),
-        bin_width(levels[:, 0], num_levels),
+        bin_width(levels[:, COLOR], num_levels),
     )
 
 
+class _Candidate(NamedTuple):
+    """Names one candidate of an image: column `column` of its path's candidates."""
+
+    path: SearchPath
+    column: int
+
+
+class _InFlight(NamedTuple):
+    """Holds a batch under way: correct bool [N] and confidence float32 [N] may not be computed yet."""
+
+    batch: list[_Candidate]
+    correct: torch.Tensor
+    confidence: torch.Tensor
+
+
 class Search:
-    """The search of one reduction. `batch_size`: candidates of a forward pass. `memory`: bytes of originals kept, though
-    always at least one. `model` is on the maker's device and is put into evaluation mode."""
+    """Searches the images of one reduction.
+
+    model: on the reducer's device; it is put into evaluation mode. context: gives the precision of the
+    forward pass.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        maker: ImageReducer,
+        reducer: ImageReducer,
         rule: SearchRule,
-        batch_size: int,
-        memory: int,
-        threads: int,
-        autocast: Callable[[], AbstractContextManager[object]],
+        limits: SearchLimits,
+        context: RunContext,
     ) -> None:
-        self.model, self.reducer, self.rule = model.eval(), maker, rule
-        self.batch_size, self.memory, self.autocast = batch_size, memory, autocast
-        self._pool = ThreadPoolExecutor(threads, "entropy")
-        self._queue: deque[tuple[SearchPath, int]] = deque()
+        self.model, self.reducer, self.rule = model.eval(), reducer, rule
+        self.limits, self.autocast = limits, context.autocast
+        self._pool = ThreadPoolExecutor(limits.threads, "entropy")
+        self._queue: deque[_Candidate] = deque()
         self._ended: deque[SearchPath] = deque()
-        self._original_bytes = 0  # bytes of the originals under way
+        self._original_bytes = 0  # of the originals under way
 
     def finished(
         self, arriving: Iterator[SearchPath], check: Callable[[], None] = lambda: None
     ) -> Iterator[SearchPath]:
-        """Each journey when it has ended: at its MEPI, or with `right` False if it is wrong at full quality. `check` is called
-        at every batch and may raise."""
-        flying: tuple[list[tuple[SearchPath, int]], torch.Tensor, torch.Tensor] | None = None
-        more = True
+        """Yields each path when it has ended: at its MEPI, or not `is_correct` if wrong at full quality.
+
+        check: is called at every batch and may raise.
+        """
+        in_flight: _InFlight | None = None
+        more_arrive = True
         while True:
-            while (
-                more
-                and len(self._queue) < self.batch_size
-                and (self._original_bytes < self.memory or not self._original_bytes)
-            ):
-                journey = next(arriving, None)
-                if journey is None:
-                    more = False
-                    break
-                self._original_bytes += _bytes(journey.pixels)
-                self._start(journey)
+            more_arrive = more_arrive and self._take_in(arriving)
             # The network works on one batch while the choices after the one before are made.
-            # What does not fill a batch waits for those in the air, whose next candidates may fill it.
-            ready = len(self._queue) >= self.batch_size or flying is None
-            batch = (
-                [self._queue.popleft() for _ in range(min(self.batch_size, len(self._queue)))]
-                if ready
-                else []
-            )
-            before, flying = flying, self._classify(batch) if batch else None
+            # Candidates that do not fill a batch wait for those in flight, whose next ones may fill it.
+            ready = len(self._queue) >= self.limits.batch_size or in_flight is None
+            count = min(self.limits.batch_size, len(self._queue)) if ready else 0
+            batch = [self._queue.popleft() for _ in range(count)]
+            before, in_flight = in_flight, self._classify(batch) if batch else None
             check()
             if before is not None:
-                self._record_answers(*before)
+                self._record_answers(before)
             while self._ended:
-                journey = self._ended.popleft()
-                self._original_bytes -= _bytes(journey.pixels)
-                yield journey
-            if flying is None and not self._queue and not more:
+                path = self._ended.popleft()
+                self._original_bytes -= _bytes(path.pixels)
+                yield path
+            if in_flight is None and not self._queue and not more_arrive:
                 return
 
-    def _queue_neighbors(self, journeys: list[SearchPath]) -> None:
-        """Queues what each journey is to be asked next, or ends it."""
-        num_levels, dimensions = self.rule.descent.num_levels, self.rule.descent.dimensions
-        sizes = np.array([j.size for j in journeys], np.int32)
-        states = np.array([j.state for j in journeys], np.int64)
-        levels = states[:, :3].astype(np.uint8)
-        window = neighbors.window_of(levels, states[:, 3:].astype(np.int32), sizes, num_levels)
-        if self.rule.exhaustive:
-            found = _every_level(levels, window, sizes, dimensions.index(True), num_levels)
-        else:
-            found = neighbors.neighbors_of(
-                levels, window, sizes, dimensions, num_levels, self.rule.descent.windows
-            )
-        for i, journey in enumerate(journeys):
-            asked = neighbors.Candidates(
-                found.exists[i][None].copy(),
-                found.levels[i][None],
-                found.window[i][None],
-                found.size[i][None],
-                found.bin_width[i][None],
-            )
-            for column in np.flatnonzero(asked.exists[0]).tolist() if journey.forbidden else ():
-                asked.exists[0, column] = _state(asked, column) not in journey.forbidden
-            self._enqueue(journey, asked)
+    def _take_in(self, arriving: Iterator[SearchPath]) -> bool:
+        """Starts paths until a batch is full or the memory is; returns False once no more arrive."""
+        while len(self._queue) < self.limits.batch_size and (
+            self._original_bytes < self.limits.memory_bytes or not self._original_bytes
+        ):
+            path = next(arriving, None)
+            if path is None:
+                return False
+            self._original_bytes += _bytes(path.pixels)
+            self._start(path)
+        return True
 
-    def _enqueue(self, journey: SearchPath, asked: neighbors.Candidates) -> None:
-        columns = np.flatnonzero(asked.exists[0]).tolist()
-        if not columns:
-            self._ended.append(journey)
+    def _start(self, path: SearchPath) -> None:
+        """Queues full quality first; a path that is known to be right there continues from its state."""
+        if path.confidence:
+            self._queue_neighbors([path])
             return
-        journey._candidates, journey._unanswered = asked, len(columns)
-        journey._correct, journey._confidence = (
-            np.zeros(asked.exists.shape[1], np.bool_),
-            np.zeros(asked.exists.shape[1]),
-        )
-        # Those under way before those that arrive: images end early, and few are kept at a time.
-        (self._queue.extendleft if journey.confidence else self._queue.extend)(
-            [(journey, column) for column in reversed(columns)]
-        )
-
-    def _start(self, journey: SearchPath) -> None:
-        """Asks about full quality first; a journey that is known to be right there goes on from where it stands."""
-        if journey.confidence:
-            self._queue_neighbors([journey])
-            return
-        whole = np.array([[0, 0, *journey.size]], np.int32)
+        full_window = np.array([[0, 0, *path.size]], np.int32)
         self._enqueue(
-            journey,
-            neighbors.Candidates(
+            path,
+            Candidates(
                 np.ones((1, 1), np.bool_),
                 np.zeros((1, 1, 3), np.uint8),
-                whole[None],
-                whole[None, :, 2:],
+                full_window[None],
+                full_window[None, :, 2:],
                 np.ones((1, 1), np.int32),
             ),
         )
 
-    def _classify(
-        self, batch: list[tuple[SearchPath, int]]
-    ) -> tuple[list[tuple[SearchPath, int]], torch.Tensor, torch.Tensor]:
-        """The batch, whether the network is right about each, and the true class's probability; not waited for."""
+    def _queue_neighbors(self, paths: list[SearchPath]) -> None:
+        """Queues the candidates after each path's state, or ends the path if there are none."""
+        descent = self.rule.descent
+        sizes = np.array([path.size for path in paths], np.int32)
+        states = np.array([path.state for path in paths], np.int64)
+        levels = states[:, :3].astype(np.uint8)
+        window = neighbors.window_of(levels, states[:, 3:].astype(np.int32), sizes, descent.num_levels)
+        if self.rule.exhaustive:
+            dimension = descent.dimensions.index(True)
+            every = _every_level(levels, window, sizes, dimension, descent.num_levels)
+        else:
+            every = neighbors.neighbors_of(
+                levels, window, sizes, descent.dimensions, descent.num_levels, descent.windows
+            )
+        for i, path in enumerate(paths):
+            candidates = Candidates(
+                every.exists[i][None].copy(),
+                every.levels[i][None],
+                every.window[i][None],
+                every.size[i][None],
+                every.bin_width[i][None],
+            )
+            for column in np.flatnonzero(candidates.exists[0]).tolist() if path.forbidden else ():
+                candidates.exists[0, column] = _state(candidates, column) not in path.forbidden
+            self._enqueue(path, candidates)
+
+    def _enqueue(self, path: SearchPath, candidates: Candidates) -> None:
+        columns = np.flatnonzero(candidates.exists[0]).tolist()
+        if not columns:
+            self._ended.append(path)
+            return
+        count = candidates.exists.shape[1]
+        path._candidates, path._unanswered = candidates, len(columns)
+        path._correct, path._confidence = np.zeros(count, np.bool_), np.zeros(count)
+        # Those under way before those that arrive: images end early, and few are kept at a time.
+        (self._queue.extendleft if path.confidence else self._queue.extend)(
+            [_Candidate(path, column) for column in reversed(columns)]
+        )
+
+    def _classify(self, batch: list[_Candidate]) -> _InFlight:
+        """Starts the forward pass of a batch; its results are not waited for."""
         with torch.inference_mode():
-            images = self.reducer.network_inputs([j.pixels for j, _ in batch], _reduction(batch))
-            truth = torch.tensor([j.label for j, _ in batch], device=images.device)
-            if missing := self.batch_size - len(batch):
-                # Always of one size: libraries choose their arithmetic by it, and a search that was stopped must end the same.
+            images = self.reducer.network_inputs([path.pixels for path, _ in batch], _params(batch))
+            labels = torch.tensor([path.label for path, _ in batch], device=images.device)
+            if missing := self.limits.batch_size - len(batch):
+                # Always of one size: libraries choose their arithmetic by it, and a resumed search must end
+                # the same.
                 images = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
                 if images.ndim == 4:
                     images = images.contiguous(memory_format=torch.channels_last)
             with self.autocast():
                 logits = self.model(images)[: len(batch)]
-            sure = logits.float().softmax(1).gather(1, truth[:, None])[:, 0]
-            return batch, logits.argmax(1) == truth, sure
+            confidence = logits.float().softmax(1).gather(1, labels[:, None])[:, 0]
+            return _InFlight(batch, logits.argmax(1) == labels, confidence)
 
-    def _record_answers(
-        self, batch: list[tuple[SearchPath, int]], right: torch.Tensor, sure: torch.Tensor
-    ) -> None:
-        going, again = [], []
-        for (journey, column), good, value in zip(batch, right.tolist(), sure.tolist(), strict=True):
-            journey._correct[column], journey._confidence[column] = good, value
-            journey.evaluations += 1
-            journey._unanswered -= 1
-            if journey._unanswered:
+    def _record_answers(self, classified: _InFlight) -> None:
+        """Records a batch's answers and moves on every path that has all of its own."""
+        complete, ready = [], []
+        answers = zip(
+            classified.batch, classified.correct.tolist(), classified.confidence.tolist(), strict=True
+        )
+        for (path, column), correct, confidence in answers:
+            path._correct[column], path._confidence[column] = correct, confidence
+            path.evaluations += 1
+            path._unanswered -= 1
+            if path._unanswered:
                 continue
-            if journey.confidence:
-                going.append(journey)
-            elif good:
-                journey.confidence.append(value)
-                again.append(journey)
+            if path.confidence:
+                complete.append(path)
+            elif correct:
+                path.confidence.append(confidence)
+                ready.append(path)
             else:
-                journey.is_correct = False
-                self._ended.append(journey)
-        if going:
-            again += self._advance(going)
-        if again:
-            self._queue_neighbors(again)
+                path.is_correct = False
+                self._ended.append(path)
+        if complete:
+            ready += self._advance(complete)
+        if ready:
+            self._queue_neighbors(ready)
 
-    def _advance(self, journeys: list[SearchPath]) -> list[SearchPath]:
-        """Moves each to one of its candidates and returns those that go on; the others end."""
-        good, sure = np.stack([j._correct for j in journeys]), np.stack([j._confidence for j in journeys])
-        bytes_ = None
+    def _advance(self, paths: list[SearchPath]) -> list[SearchPath]:
+        """Moves each path to one of its candidates and returns those that continue; the others end."""
+        correct = np.stack([path._correct for path in paths])
+        confidence = np.stack([path._confidence for path in paths])
+        png_bytes = None
         if self.rule.exhaustive or self.rule.descent.prefer == "entropy":
-            bytes_ = np.stack(list(self._pool.map(self._entropies, journeys)))
-        going = []
-        for journey, column in zip(
-            journeys, neighbors.choose_neighbor(good, sure, bytes_).tolist(), strict=True
-        ):
-            assert journey._candidates is not None
-            if column >= 0 and (state := _state(journey._candidates, column)) != FULL_STATE:
-                journey.path.append(state)
-                journey.confidence.append(float(journey._confidence[column]))
+            png_bytes = np.stack(list(self._pool.map(self._entropies, paths)))
+        continuing = []
+        chosen = neighbors.choose_neighbor(correct, confidence, png_bytes).tolist()
+        for path, column in zip(paths, chosen, strict=True):
+            assert path._candidates is not None
+            if column >= 0 and (state := _state(path._candidates, column)) != FULL_STATE:
+                path.states.append(state)
+                path.confidence.append(float(path._confidence[column]))
             if column < 0 or self.rule.exhaustive:
-                self._ended.append(journey)
+                self._ended.append(path)
             else:
-                going.append(journey)
-        return going
+                continuing.append(path)
+        return continuing
 
-    def _entropies(self, journey: SearchPath) -> npt.NDArray[np.int64]:
-        """PNG bytes of the candidates that are right, int64 [K]; elsewhere, and where a smaller one is known, anything more.
+    def _entropies(self, path: SearchPath) -> npt.NDArray[np.int64]:
+        """Returns the PNG bytes of the candidates that are right, int64 [K]; anything larger for the others.
 
-        Encoding is most of the cost, and two bounds that are exact spare some: where one candidate is right nothing needs
-        to be compared, and no encoding goes on beyond the bytes of the smallest so far.
+        Encoding is most of the cost, and two exact bounds save some of it: where one candidate is right
+        nothing needs to be compared, and no encoding continues beyond the bytes of the smallest so far.
         """
-        found = journey._candidates
-        assert found is not None
-        result = np.full(len(journey._correct), _NEVER_BEST, np.int64)
-        columns = np.flatnonzero(journey._correct)
+        candidates = path._candidates
+        assert candidates is not None
+        result = np.full(len(path._correct), _NEVER_BEST, np.int64)
+        columns = np.flatnonzero(path._correct)
         if len(columns) < 2:
             result[columns] = 0
             return result
         # Those with few pixels and values first: they are likely the smallest.
-        weight = found.size[0, columns].prod(axis=1) * (8 - np.log2(found.bin_width[0, columns]))
+        weight = candidates.size[0, columns].prod(axis=1) * (8 - np.log2(candidates.bin_width[0, columns]))
         best = _NEVER_BEST
         for column in columns[np.argsort(weight, kind="stable")].tolist():
-            picture = self.reducer.reduced_images([journey.pixels], _reduction([(journey, column)]))[0]
-            size = entropy_within(picture, best)
+            image = self.reducer.reduced_images([path.pixels], _params([_Candidate(path, column)]))[0]
+            size = entropy_within(image, best)
             if size is not None:
                 result[column] = best = size
         return result
@@ -309,46 +350,46 @@ def _every_level(
     sizes: npt.NDArray[np.int32],
     dimension: int,
     num_levels: int,
-) -> neighbors.Candidates:
-    """Every level of one dimension (not crop) from full quality, columns 0 to n - 1; dead ones do not exist."""
+) -> Candidates:
+    """Returns every level of one dimension (not crop), columns 0 to n - 1; dead levels do not exist."""
     count = len(levels)
     exists = np.zeros((count, num_levels), np.bool_)
     exists[:, 0] = True
-    at = np.zeros_like(levels)
-    while len(
-        rows := np.flatnonzero(
-            (after := neighbors.next_levels(at, window, sizes, num_levels)[:, dimension]) >= 0
-        )
-    ):
+    reached = np.zeros_like(levels)
+    while True:
+        after = neighbors.next_levels(reached, window, sizes, num_levels)[:, dimension]
+        rows = np.flatnonzero(after >= 0)
+        if not len(rows):
+            break
         exists[rows, after[rows]] = True
-        at[rows, dimension] = after[rows]
-        at[after < 0, dimension] = num_levels - 1
+        reached[rows, dimension] = after[rows]
+        reached[after < 0, dimension] = num_levels - 1
     every = np.zeros((count, num_levels, 3), np.uint8)
     every[:, :, dimension] = np.arange(num_levels)
     windows = np.repeat(window[:, None], num_levels, axis=1)
     size = scaled_size(
         windows.reshape(-1, 4)[:, 2:], every.reshape(-1, 3)[:, RESOLUTION], num_levels
     ).reshape(count, num_levels, 2)
-    return neighbors.Candidates(
+    return Candidates(
         exists,
         every,
         windows,
         size,
-        bin_width(every[..., 0].reshape(-1), num_levels).reshape(count, num_levels),
+        bin_width(every[..., COLOR].reshape(-1), num_levels).reshape(count, num_levels),
     )
 
 
-def _state(found: neighbors.Candidates, column: int) -> ReductionState:
-    levels, window = found.levels[0, column], found.window[0, column]
+def _state(candidates: Candidates, column: int) -> ReductionState:
+    levels, window = candidates.levels[0, column], candidates.window[0, column]
     return ReductionState(*levels.tolist(), *window[:2].tolist())
 
 
-def _reduction(batch: list[tuple[SearchPath, int]]) -> ReductionParams:
-    asked = [(j._candidates, column) for j, column in batch]
+def _params(batch: list[_Candidate]) -> ReductionParams:
+    columns = [(path._candidates, column) for path, column in batch]
     return ReductionParams(
-        np.stack([a.window[0, c] for a, c in asked if a]),
-        np.stack([a.size[0, c] for a, c in asked if a]),
-        np.array([a.bin_width[0, c] for a, c in asked if a], np.int32),
+        np.stack([candidates.window[0, column] for candidates, column in columns if candidates]),
+        np.stack([candidates.size[0, column] for candidates, column in columns if candidates]),
+        np.array([candidates.bin_width[0, column] for candidates, column in columns if candidates], np.int32),
     )
 
 

@@ -96,15 +96,25 @@ def round_half_up(x: Floats) -> npt.NDArray[np.int64]:
     return np.floor(x + 0.5).astype(np.int64)
 
 
+def bin_width_at(qualities: Floats) -> Int32:
+    """Returns d = min(128, round(256^(1 - q))) for colour qualities in (0, 1] of any shape; 1 to 128."""
+    return np.minimum(128, round_half_up(256.0 ** (1 - qualities))).astype(np.int32)
+
+
 def bin_width(color_levels: npt.NDArray[np.integer], num_levels: int) -> Int32:
-    """d = min(128, round(256^(1 - q))) for levels of any shape; 1 to 128."""
-    return np.minimum(128, round_half_up(256.0 ** (1 - quality(color_levels, num_levels)))).astype(np.int32)
+    """Returns `bin_width_at` the qualities of levels of any shape."""
+    return bin_width_at(quality(color_levels, num_levels))
+
+
+def scaled_size_at(sizes: npt.NDArray[np.integer], qualities: Floats) -> Int32:
+    """Returns max(1, round(side · √q)) for sizes [N, 2] and qualities [N] in (0, 1]: the area keeps the share q."""
+    share = np.sqrt(qualities)[:, None]
+    return np.maximum(1, round_half_up(sizes.astype(np.float64) * share)).astype(np.int32)
 
 
 def scaled_size(sizes: npt.NDArray[np.integer], levels: npt.NDArray[np.integer], num_levels: int) -> Int32:
-    """max(1, round(side · √q)) for sizes [N, 2] and levels [N]: the area keeps the share q."""
-    share = np.sqrt(quality(levels, num_levels))[:, None]
-    return np.maximum(1, round_half_up(sizes.astype(np.float64) * share)).astype(np.int32)
+    """Returns `scaled_size_at` the qualities of levels [N], for sizes [N, 2]."""
+    return scaled_size_at(sizes, quality(levels, num_levels))
 
 
 def window_offset(outer: npt.NDArray[np.integer], inner: npt.NDArray[np.integer], anchors: Floats) -> Int32:
@@ -120,8 +130,18 @@ def reduction_params(
     levels: uint8 [N, 3] (color, crop, resolution). sizes: [N, 2] upright height and width in pixels, at least 1.
     anchors: float64 [N, 2] (a_y, a_x) in [0, 1]. Raises ValueError for levels outside 0..n-1.
     """
-    window_size = scaled_size(sizes, levels[:, 1], num_levels)
+    return reduction_params_at(quality(levels, num_levels), sizes, anchors)
+
+
+def reduction_params_at(
+    qualities: Floats, sizes: npt.NDArray[np.integer], anchors: Floats
+) -> ReductionParams:
+    """Returns integers for N images at any qualities.
+
+    qualities: float64 [N, 3] (color, crop, resolution) in (0, 1]. sizes, anchors: as in `reduction_params`.
+    """
+    window_size = scaled_size_at(sizes, qualities[:, CROP])
     window = np.concatenate([window_offset(sizes, window_size, anchors), window_size], axis=1)
     return ReductionParams(
-        window, scaled_size(window_size, levels[:, 2], num_levels), bin_width(levels[:, 0], num_levels)
+        window, scaled_size_at(window_size, qualities[:, RESOLUTION]), bin_width_at(qualities[:, COLOR])
     )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from qrdali.errors import RunError, printable
 from qrdali.files.atomic import sync
+from qrdali.files.hashing import sha256_of
 from qrdali.files.json_objects import read_object
 
 Tensors = dict[str, torch.Tensor]
@@ -79,15 +79,6 @@ def _on_disk(file: Path) -> str:
     found = sha256_of(file)
     sync(file)
     return found
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256, hexadecimal. Raises OSError."""
-    found = hashlib.sha256()
-    with open(file, "rb") as data:
-        while block := data.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 def current(folder: Path) -> Path:

@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from qrdali.errors import InputError, RunError, printable
-from qrdali.files.atomic import replace_atomically
+from qrdali.files.atomic import write_whole
+from qrdali.files.hashing import sha256_of
 from qrdali.files.json_objects import read_objects
 from qrdali.files.lock import acquire
 from qrdali.models import Preprocessing, create
@@ -98,7 +99,7 @@ def weights_digest(folder: Path) -> str:
     """SHA-256, hexadecimal, of a run's best weights; "" where there are none (any more). Raises RunError if they cannot be read."""
     file = checkpoint.current(folder / "best") / "model.safetensors"
     try:
-        return checkpoint.sha256_of(file)
+        return sha256_of(file)
     except FileNotFoundError:
         return ""
     except OSError as error:
@@ -155,14 +156,10 @@ def last_recorded(folder: Path, key: str) -> Any:
 def keep_metrics(folder: Path, epochs: int) -> None:
     """Drops lines of epochs after `epochs`, and a last line cut short: a resumed run writes them again."""
     file = folder / "metrics.jsonl"
-    kept = (
-        [json.dumps(row) + "\n" for row in metrics_rows(folder) if row["epoch"] <= epochs]
-        if file.exists()
-        else []
-    )
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(kept), "utf-8")
-    replace_atomically(partial, file)
+    kept: list[str] = []
+    if file.exists():
+        kept = [json.dumps(row) + "\n" for row in metrics_rows(folder) if row["epoch"] <= epochs]
+    write_whole(file, "".join(kept).encode())
 
 
 def describe_saved(folder: Path) -> str:

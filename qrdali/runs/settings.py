@@ -11,7 +11,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qrdali.errors import InputError, printable
-from qrdali.files.atomic import replace_atomically
+from qrdali.files.atomic import write_whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -132,7 +132,5 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 
 def write_settings(file: Path, settings: Settings) -> None:
-    """Writes every setting, defaults included; whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(tomli_w.dumps(settings.model_dump()), "utf-8")
-    replace_atomically(partial, file)
+    """Writes every setting, defaults included, to a config.toml; whole or not at all."""
+    write_whole(file, tomli_w.dumps(settings.model_dump()).encode())

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qrdali.distributed import ProcessGroup
+from qrdali.distributed import LaggedMax, ProcessGroup
 from qrdali.errors import Interrupted, OtherRankFailed, RunError
 from qrdali.interfaces import Batch, BatchSource, ProgressListener
 from qrdali.reduction.levels import Levels
@@ -78,7 +78,7 @@ class EpochTrainer:
             return epoch  # stopped in its validation
         before, saved = epoch.seconds, time.monotonic()
         begun = asked = time.perf_counter()
-        agreement = self.group.lagged_max()
+        agreement = LaggedMax(self.group)
         self.listener.begin(
             f"epoch {state.epoch + 1} {phase}",
             plan.samples - min(plan.samples, epoch.step * plan.batch_size),

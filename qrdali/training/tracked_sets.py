@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,17 +15,16 @@ from torch import nn
 
 from qrdali.data.index import Index
 from qrdali.data.scan import index_folder
-from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 from qrdali.errors import InputError, Interrupted, RunError, printable
 from qrdali.evaluation.predict import predict
-from qrdali.interfaces import BatchSource
+from qrdali.interfaces import BatchSource, RunContext
 from qrdali.reduction.levels import FULL_QUALITY, Levels
 from qrdali.reduction.quality import REDUCTIONS
 from qrdali.runs import folder as run_folder
 from qrdali.schedule.epoch_plan import EpochPlan
 
 if TYPE_CHECKING:
-    from qrdali.interfaces import ProgressListener
+    pass
 
 _REDUCED = re.compile(rf"val-({'|'.join(REDUCTIONS)})-([0-9.e-]+)")  # no folder's name: see check_set_name
 _FEW = 6  # sets that a line on the terminal has room for
@@ -52,25 +50,23 @@ class TrackedSets:
         self,
         what: str,
         model: nn.Module,
-        autocast: Callable[[], AbstractContextManager[object]],
-        listener: ProgressListener,
-        progress: Callable[[int], None],
-        group: ProcessGroup = SINGLE_PROCESS,
+        context: RunContext,
+        on_batch: Callable[[int], None],
     ) -> dict[str, dict[str, float | None]]:
-        """{"tracked": accuracy by name}, or nothing without sets. `progress` is told the images of each batch and may raise.
+        """{"tracked": accuracy by name}, or nothing without sets. `on_batch` is called with the images of each batch and may raise.
         A set that cannot be read any more has None and a warning: training does not end for it."""
         found: dict[str, float | None] = {}
         for own in self._sets:
             plan = EpochPlan(own.images, self._batch_size, own.levels, self._num_levels)
-            listener.begin(f"{what} {own.name}", own.images)
+            context.listener.begin(f"{what} {own.name}", own.images)
             try:
-                found[own.name] = predict(model, own.loader, plan, autocast, progress, group=group).accuracy
-                listener.end()
+                found[own.name] = predict(model, own.loader, plan, context, on_batch=on_batch).accuracy
+                context.listener.end()
             except Interrupted:
                 raise
             except RunError as error:
-                listener.end()
-                listener.warn(f"the tracked set {own.name} has no accuracy here: {error}")
+                context.listener.end()
+                context.listener.warn(f"the tracked set {own.name} has no accuracy here: {error}")
                 found[own.name] = None
         return {"tracked": found} if found else {}
 
@@ -106,7 +102,7 @@ def index_sets(
             if run_folder.holds_run(run) and (folder / f"{name}.arrow").exists():
                 _require_same(folder / f"{name}.arrow", name, root, len(classes))
                 continue
-            rejected = index_folder(root, classes, Path(scratch) / f"{name}.arrow", verify=True)
+            rejected = index_folder(root, classes, Path(scratch) / f"{name}.arrow")
             if rejected:
                 warn(
                     f"tracked set {name}: {len(rejected)} files cannot be read and are left out, such as {': '.join(rejected[0])}"

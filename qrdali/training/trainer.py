@@ -16,7 +16,7 @@ from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 from qrdali.errors import Interrupted, RunError
 from qrdali.evaluation.predict import inference_batch_size, predict
 from qrdali.evaluation.prediction_rows import PredictionRows, write_rows
-from qrdali.interfaces import BatchSource, ProgressListener
+from qrdali.interfaces import BatchSource, ProgressListener, RunContext
 from qrdali.models import Preprocessing
 from qrdali.reduction.levels import FULL_QUALITY, Levels, histogram
 from qrdali.reduction.quality import DIMENSIONS, num_levels_of, quality
@@ -71,6 +71,7 @@ class Trainer:
         self.constant_class: int | None = None
         self.train_step = learner = TrainStep(settings, model, preprocessing.input_size, device, group)
         self.model, self.eval_model, self.autocast = learner.model, learner.eval_model, learner.autocast
+        self.context = RunContext(device, self.autocast, self.energy, group, listener, stop)
         self.num_levels = num_levels_of(settings.step)
         self.rule = schedule_rule_of(settings)
         self.quarantine = Quarantine(run, self.train_index, settings.max_bad, listener.warn, group)
@@ -268,9 +269,7 @@ class Trainer:
         )
         self.listener.begin(what, plan.samples)
         try:
-            rows = predict(
-                self.eval_model, self.val_loader, plan, self.autocast, self._advance, group=self.group
-            )
+            rows = predict(self.eval_model, self.val_loader, plan, self.context, on_batch=self._advance)
         except Interrupted as interruption:
             self._save_and_exit(interruption.signum)
         self.listener.end()
@@ -302,9 +301,7 @@ class Trainer:
 
     def _track(self, what: str) -> dict[str, Any]:
         try:
-            found = self.tracker.evaluate(
-                what, self.eval_model, self.autocast, self.listener, self._advance, self.group
-            )
+            found = self.tracker.evaluate(what, self.eval_model, self.context, self._advance)
         except Interrupted as interruption:
             self._save_and_exit(interruption.signum)
         self._exit_if_signalled()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,14 +18,14 @@ from torch import nn
 
 from qrdali import models
 from qrdali.data.index import Index, Samples, Writer
-from qrdali.data.scan import index_folder
+from qrdali.data.scan import Reading, index_folder
 from qrdali.errors import InputError
 from qrdali.evaluation.predict import predict
 from qrdali.evaluation.prediction_rows import PredictionRows
 from qrdali.interfaces import JobControl, ProgressListener, SilentListener
 from qrdali.mepi.build import Builder
-from qrdali.mepi.folder import SEARCHED, MepiSet
-from qrdali.mepi.search import Search, SearchRule
+from qrdali.mepi.folder import SEARCHED, MepiSet, MepiSource
+from qrdali.mepi.search import Search, SearchLimits, SearchRule
 from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.pipelines.loader import open_loader
@@ -165,7 +165,7 @@ class _Network:
         """Returns the network's answers at full quality."""
         loader = open_loader(index, self.preprocessing, 32, self.engine)
         plan = EpochPlan(len(index), 32, FULL_QUALITY)
-        return predict(self.model, loader, plan, self.context.autocast)
+        return predict(self.model, loader, plan, self.context)
 
     def forward_rate(self) -> Callable[[], float]:
         """Returns a function that measures images per second of the network alone, for two seconds."""
@@ -220,7 +220,7 @@ class _Duel:
         same = 0
         for turn in range(rounds):
             out = self.scratch / f"{reduction}-{turn}"
-            mepis = MepiSet.open(out, self.part, CLASS_NAMES, self.num_levels, {}, False)
+            mepis = MepiSet.open(out, MepiSource(self.part, CLASS_NAMES, self.num_levels), {}, False)
             begun = time.perf_counter()
             row = self._build(mepis, reduction)
             taken = time.perf_counter() - begun
@@ -254,24 +254,26 @@ class _Duel:
         network = self.network
         rule = SearchRule(DescentRule(quality.REDUCTIONS[reduction], self.num_levels))
         reducer = open_image_reducer(self.part, network.preprocessing, network.engine)
+        # The benchmark's own listener shows rounds; the search's passes would add lines between them.
+        quiet = replace(network.context, listener=SilentListener())
         search = Search(
             network.model,
             reducer,
             rule,
-            network.max_batch,
-            1 << 30,
-            network.threads,
-            network.context.autocast,
+            SearchLimits(network.max_batch, 1 << 30, network.threads),
+            quiet,
         )
 
         def read_back(check: Callable[[], None]) -> list[int]:
-            index_folder(mepis.folder / reduction, CLASS_NAMES, mepis.folder / "set.arrow", verify=False)
+            index_folder(
+                mepis.folder / reduction, CLASS_NAMES, mepis.folder / "set.arrow", Reading(verify=False)
+            )
             written = Index(mepis.folder / "set.arrow", CLASSES)
             rows = network.classify(written)
             wrong = rows.samples[rows.labels != rows.predictions]
             return [int(Path(path).stem) for path in written.paths(wrong)]
 
-        builder = Builder(mepis, reduction, search, network.threads, read_back, SilentListener(), lambda: 0)
+        builder = Builder(mepis, reduction, search, read_back, quiet)
         return builder.build(list(range(len(self.part))))
 
 

@@ -65,9 +65,9 @@ def _train(folder: Path, data: Path, control: JobControl) -> list[Path]:
 
 
 def _evaluate(run: Path, data: Path, control: JobControl) -> None:
-    from qrdali.cli.evaluate import Evaluator
+    from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 
-    result = Evaluator(run, device="cpu", reduced=REDUCED).split(data, "test")
+    result = Evaluator(run, EvaluateOptions(device="cpu", reduced=REDUCED), control).split(data, "test")
     reduced = ", ".join(f"{name} {row['accuracy']:.3f}" for name, row in result["reduced"].items())
     control.listener.line(
         f"{run}: test accuracy {result['accuracy']:.3f} ({result['correct']} of {result['images']}); "
@@ -77,10 +77,10 @@ def _evaluate(run: Path, data: Path, control: JobControl) -> None:
 
 def _build_mepis(run: Path, data: Path, out: Path, control: JobControl) -> dict[str, Any]:
     """Returns the summary of a run's MEPI set by reduction."""
-    from qrdali.cli.build_mepi import build
+    from qrdali.workflows.build_mepi import build_mepi
 
     control.listener.line(f"--- MEPIs of {run.name}")
-    return build(run=str(run), data=str(data), out=str(out), limit=IMAGES, device="cpu")
+    return build_mepi(run, data, out=out, limit=IMAGES, device="cpu", control=control)
 
 
 def _compare_quotients(summaries: dict[str, dict[str, Any]], control: JobControl) -> None:

@@ -1,4 +1,4 @@
-"""Accuracy as a function of quality: every level of a step, one reduction at a time, in rows, a summary and a picture."""
+"""Accuracy as a function of quality, one reduction at a time, in rows, a summary and a picture."""
 
 from __future__ import annotations
 
@@ -6,74 +6,90 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from qrdali.evaluation.predict import predict
+from qrdali.files.atomic import write_whole
 from qrdali.mepi.folder import SEARCHED
+from qrdali.pipelines.loader import open_loader
+from qrdali.reduction.levels import FULL_QUALITY, constant_levels
+from qrdali.reduction.quality import REDUCTIONS
+from qrdali.schedule.epoch_plan import EpochPlan
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from qrdali.cli.evaluate import Evaluator
     from qrdali.data.index import Index
+    from qrdali.evaluation.prediction_rows import PredictionRows
+    from qrdali.workflows.evaluate import Evaluator
 
 
 def measure(evaluator: Evaluator, name: str, index: Index, num_levels: int) -> pa.Table:
-    """A row per image and level: reduction, level, quality, sample, label, prediction, correct, confidence. Crops are centred."""
-    import pyarrow as pa
+    """Returns a row per image and level of the step 1 / num_levels; crops are centred.
 
-    from qrdali.cli.terminal import Bar
-    from qrdali.evaluation.predict import predict
-    from qrdali.pipelines.loader import open_loader
-    from qrdali.reduction.levels import FULL_QUALITY, constant_levels
-    from qrdali.reduction.quality import REDUCTIONS
-    from qrdali.schedule.epoch_plan import EpochPlan
+    Collective.
 
-    loader = open_loader(index, evaluator.trained.preprocessing, evaluator.batch_size, evaluator.engine)
-    tables = []
-    with Bar(f"curve of {name}", len(index) * (1 + (num_levels - 1) * len(SEARCHED))) as bar:
+    Columns: reduction, level, quality, sample, label, prediction, correct, confidence. Raises Interrupted
+    after a signal.
+    """
+    batch_size, listener = evaluator.options.batch_size, evaluator.context.listener
+    source = open_loader(index, evaluator.trained.preprocessing, batch_size, evaluator.engine)
 
-        def rows(level: int, reduction: str) -> Any:
-            levels = constant_levels(REDUCTIONS[reduction], level) if level else FULL_QUALITY
-            plan = EpochPlan(len(index), evaluator.batch_size, levels, num_levels)
-            return predict(
-                evaluator.model,
-                loader,
-                plan,
-                evaluator.autocast,
-                lambda images: bar.advance(images, reduction),
-                evaluator.decide,
-                evaluator.group,
-            )
+    def classify(level: int, reduction: str) -> PredictionRows:
+        levels = constant_levels(REDUCTIONS[reduction], level) if level else FULL_QUALITY
+        plan = EpochPlan(len(index), batch_size, levels, num_levels)
 
-        full = rows(0, "color")
+        def on_batch(images: int) -> None:
+            listener.advance(images, lambda: reduction)
+            evaluator.exit_if_signalled(name)
+
+        return predict(
+            evaluator.model, source, plan, evaluator.context, on_batch=on_batch, decide=evaluator.decide
+        )
+
+    listener.begin(f"curve of {name}", len(index) * (1 + (num_levels - 1) * len(SEARCHED)))
+    try:
+        tables = []
+        # Level 0 is the untouched image whatever the reduction: it is classified once for all of them.
+        at_full_quality = classify(0, "color")
         for reduction in SEARCHED:
             for level in range(num_levels):
-                found = rows(level, reduction) if level else full
-                count = len(found.samples)
-                tables.append(
-                    pa.table(
-                        {
-                            "reduction": pa.array([reduction] * count),
-                            "level": pa.array([level] * count, pa.int32()),
-                            "quality": [(num_levels - level) / num_levels] * count,
-                            "sample": found.samples,
-                            "label": found.labels.astype(np.int32),
-                            "prediction": found.predictions.astype(np.int32),
-                            "correct": found.labels == found.predictions,
-                            "confidence": found.confidence,
-                        }
-                    )
-                )
-    return pa.concat_tables(tables)
+                rows = classify(level, reduction) if level else at_full_quality
+                quality = (num_levels - level) / num_levels
+                tables.append(_table(rows, reduction, level, quality))
+        return pa.concat_tables(tables)
+    finally:
+        listener.end()
+
+
+def _table(rows: PredictionRows, reduction: str, level: int, quality: float) -> pa.Table:
+    count = len(rows.samples)
+    return pa.table(
+        {
+            "reduction": pa.array([reduction] * count),
+            "level": pa.array([level] * count, pa.int32()),
+            "quality": [quality] * count,
+            "sample": rows.samples,
+            "label": rows.labels.astype(np.int32),
+            "prediction": rows.predictions.astype(np.int32),
+            "correct": rows.labels == rows.predictions,
+            "confidence": rows.confidence,
+        }
+    )
 
 
 def summary(rows: pa.Table) -> dict[str, Any]:
-    """Per reduction: quality and accuracy, from 1 down, and the area under the accuracy as a share of the range of qualities."""
+    """Returns by reduction the qualities, from 1 down, the accuracy at each, and the mean accuracy over them.
+
+    "area" is the area under the accuracy (trapezoids) divided by the range of the qualities, in [0, 1].
+    """
     result: dict[str, Any] = {}
-    found = {key: rows[key].to_numpy(zero_copy_only=False) for key in ("reduction", "quality", "correct")}
+    columns = {key: rows[key].to_numpy(zero_copy_only=False) for key in ("reduction", "quality", "correct")}
     for reduction in SEARCHED:
-        own = found["reduction"] == reduction
-        quality = np.unique(found["quality"][own])
-        accuracy = np.array([found["correct"][own & (found["quality"] == q)].mean() for q in quality])
+        of_reduction = columns["reduction"] == reduction
+        quality = np.unique(columns["quality"][of_reduction])
+        accuracy = np.array(
+            [columns["correct"][of_reduction & (columns["quality"] == q)].mean() for q in quality]
+        )
         area = np.trapezoid(accuracy, quality) / (quality[-1] - quality[0])
         result[reduction] = {
             "quality": quality[::-1].tolist(),
@@ -83,43 +99,30 @@ def summary(rows: pa.Table) -> dict[str, Any]:
     return result
 
 
-def make(evaluator: Evaluator, name: str, index: Index, num_levels: int) -> dict[str, Any]:
-    """Writes RUN/curves/NAME.parquet, .json, .png and .svg; returns the summary with the folder. Of several ranks the first writes."""
+def write_curve(evaluator: Evaluator, name: str, index: Index, num_levels: int) -> dict[str, Any]:
+    """Measures a curve and writes RUN/curves/NAME.parquet, .json, .png and .svg; rank 0 writes. Collective.
+
+    Returns the summary with the step and, under "files", the files' path without its ending.
+    """
     rows = measure(evaluator, name, index, num_levels)
-    curves, group = summary(rows), evaluator.group
-    group.run_on_all(
-        lambda: _write(evaluator, name, index, num_levels, rows, curves) if group.is_main else None
-    )
-    return {"step": 1 / num_levels, "files": str(evaluator.run / "curves" / name), **curves}
+    curves = summary(rows)
+    result = {"step": 1 / num_levels, "files": str(evaluator.run / "curves" / name), **curves}
+    head = {"set": name, "images": len(index), "step": 1 / num_levels}
+    evaluator.group.run_on_main(lambda: _write(evaluator, head, rows, curves))
+    return result
 
 
-def _write(
-    evaluator: Evaluator, name: str, index: Index, num_levels: int, rows: pa.Table, curves: dict[str, Any]
-) -> None:
-    import pyarrow.parquet as pq
-
+def _write(evaluator: Evaluator, head: dict[str, Any], rows: pa.Table, curves: dict[str, Any]) -> None:
+    # matplotlib takes a second to import, which an evaluation without a curve need not wait for.
     from qrdali.report.plots import quality_curve
 
-    folder = evaluator.run / "curves"
+    folder, name, trained = evaluator.run / "curves", head["set"], evaluator.trained
     folder.mkdir(exist_ok=True)
-    pq.write_table(rows, folder / f".{name}.partial")
-    (folder / f".{name}.partial").rename(folder / f"{name}.parquet")
+    write_whole(folder / f"{name}.parquet", lambda partial: pq.write_table(rows, partial))
     chance = evaluator.class_map.chance if evaluator.class_map else 1 / len(evaluator.classes)
-    told = {
-        "set": name,
-        "images": len(index),
-        "step": 1 / num_levels,
-        "chance": chance,
-        "curves": curves,
-        **evaluator.metadata,
-    }
-    partial = folder / f".{name}.json.partial"
-    partial.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-    partial.rename(folder / f"{name}.json")
-    trained = evaluator.trained
+    values = {**head, "chance": chance, "curves": curves, **evaluator.metadata}
+    write_whole(folder / f"{name}.json", (json.dumps(values, indent=1) + "\n").encode())
     title = f"{evaluator.run.name}, {name}: {trained.model} at {trained.preprocessing.input_size} px"
     figure = quality_curve(curves, chance, name, title, headed=True)
     for kind in ("png", "svg"):
-        partial = folder / f".{name}.{kind}.partial"
-        partial.write_bytes(figure.render(kind))
-        partial.rename(folder / f"{name}.{kind}")
+        write_whole(folder / f"{name}.{kind}", figure.render(kind))

@@ -72,19 +72,18 @@ def _train(tasks: Tasks, run: PlannedRun, control: JobControl) -> None:
 
 def _evaluate(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, float]:
     """Evaluates a run on all splits and sets; returns the accuracy by name of the rows."""
-    from qrdali.cli.evaluate import Evaluator
+    from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 
     wanted, settings = tasks.matrix.evaluate, run.settings
-    options: dict[str, Any] = {} if wanted.reduced is None else {"reduced": wanted.reduced}
-    evaluator = Evaluator(
-        tasks.folder.run(run.name),
-        batch_size=settings.batch_size,
-        device=settings.device,
-        amp=settings.amp,
-        threads=settings.threads or None,
-        curve=num_levels_of(wanted.curve_step) if wanted.curve else None,
-        **options,
+    options = EvaluateOptions(
+        settings.batch_size,
+        settings.device,
+        settings.amp,
+        settings.threads or None,
+        num_levels_of(wanted.curve_step) if wanted.curve else None,
+        wanted.reduced,
     )
+    evaluator = Evaluator(tasks.folder.run(run.name), options, control)
     results = [evaluator.split(tasks.data, split) for split in wanted.splits]
     results += [evaluator.folder(name, folder) for name, folder in wanted.sets.items()]
     accuracies = {
@@ -98,19 +97,19 @@ def _evaluate(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, f
 
 def _build_mepis(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, float | None]:
     """Builds a run's MEPI set; returns the mean entropy quotient by reduction."""
-    from qrdali.cli.build_mepi import build
+    from qrdali.workflows.build_mepi import build_mepi
 
     wanted, settings = tasks.matrix.mepi, run.settings
     quotients: dict[str, float | None] = {}
     for reduction in ("all",) if len(wanted.reductions) == 4 else wanted.reductions:
-        summaries = build(
-            run=str(tasks.folder.run(run.name)),
-            data=str(tasks.data),
-            out=str(tasks.folder.mepi(run.name)),
+        summaries = build_mepi(
+            tasks.folder.run(run.name),
+            tasks.data,
+            out=tasks.folder.mepi(run.name),
             split=wanted.split,
             reduction=reduction,
             step=wanted.step,
-            windows=str(wanted.windows),
+            windows=wanted.windows,
             prefer=wanted.prefer,
             limit=wanted.limit,
             batch_size=settings.batch_size,
@@ -118,6 +117,7 @@ def _build_mepis(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str
             amp=settings.amp,
             threads=settings.threads or None,
             resume=True,
+            control=control,
         )
         quotients |= {name: summary["mean_quotient"] for name, summary in summaries.items()}
     return quotients

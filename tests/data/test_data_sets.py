@@ -208,7 +208,7 @@ def test_wrong_trees(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds images without class folders: put LOC_val_solution.csv or"):
         recognise(root)
     os.mkfifo(root / "LOC_val_solution.csv")
-    with pytest.raises(InputError, match="LOC_val_solution.csv is no file"):
+    with pytest.raises(InputError, match="LOC_val_solution.csv is not a file"):
         recognise(root)
     (root / "LOC_val_solution.csv").unlink()
     ground_truth(root, [1, 2, 2, 1, 2, 3])
@@ -228,7 +228,7 @@ def test_wrong_trees(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds class folders and 6 images beside them"):
         recognise(root)
     (root / "train" / "dogs").mkdir()
-    with pytest.raises(InputError, match="has the folder 'dogs', which is no synset"):
+    with pytest.raises(InputError, match="has the folder 'dogs', which is not a synset"):
         recognise(root)
     with pytest.raises(InputError, match="has no train/"):
         recognise(tmp_path)
@@ -309,20 +309,20 @@ def test_forms_of_a_mapping(tmp_path: Path, text: str) -> None:
             f"fish\t{TENCH}\nfox\t{FOX},{TENCH}\n",
             "line 2: n01440764 stands in an earlier line too, as 'fish'",
         ),
-        (f"{TENCH}\tfish\nn0211978\tfox\n", "line 2: 'n0211978' is no synset, which is n and 8 digits"),
-        (f"{TENCH}\tfish\n{FOX}, {SETTER}\tfox\n", "line 2: 'n02119789, n02100735' is no synset"),
-        (f"fish\t{TENCH}\nfox\t{FOX},,{SETTER}\n", "line 2: '' is no synset"),
-        (f"fish\t{TENCH}\n{FOX}\tfox\n", "line 2: 'fox' is no synset"),
+        (f"{TENCH}\tfish\nn0211978\tfox\n", "line 2: 'n0211978' is not a synset, which is n and 8 digits"),
+        (f"{TENCH}\tfish\n{FOX}, {SETTER}\tfox\n", "line 2: 'n02119789, n02100735' is not a synset"),
+        (f"fish\t{TENCH}\nfox\t{FOX},,{SETTER}\n", "line 2: '' is not a synset"),
+        (f"fish\t{TENCH}\n{FOX}\tfox\n", "line 2: 'fox' is not a synset"),
         ("N01440764\tfish\n", "line 1 is 'N01440764.fish': neither column is a synset"),
         ("n0144076４\tfish\n", "line 1 is .* neither column is a synset"),
         (f"{TENCH}\t{FOX}\n", "line 1 is .* both columns are synsets: a header must say which"),
         (f"{TENCH}\n", "line 1 is 'n01440764': give a synset, a tab and its class"),
         (f"{TENCH}\ta\tb\n", "line 1 is .* give a synset"),
-        (f"{TENCH}\t../../etc\n", "line 1: '../../etc' is no name of a class"),
-        (f"{TENCH}\t..\n", "line 1: '..' is no name of a class"),
-        (f"{TENCH}\t\n", "line 1: '' is no name of a class"),
-        (f"{TENCH}\tfish \n", "line 1: 'fish ' is no name of a class"),
-        (f"{TENCH}\t{'é' * 128}\n", "is no name of a class"),
+        (f"{TENCH}\t../../etc\n", "line 1: '../../etc' is not a name of a class"),
+        (f"{TENCH}\t..\n", "line 1: '..' is not a name of a class"),
+        (f"{TENCH}\t\n", "line 1: '' is not a name of a class"),
+        (f"{TENCH}\tfish \n", "line 1: 'fish ' is not a name of a class"),
+        (f"{TENCH}\t{'é' * 128}\n", "is not a name of a class"),
         (f"{TENCH}\tfi\x1bsh\n", "line 1 is 'n01440764.fi.sh': control characters"),
         (b"# \xff\n", "line 1 is not UTF-8"),
         (f"{TENCH}\tfish\n{FOX}\tfish\n", "has 1 class"),

@@ -247,7 +247,7 @@ def test_places_that_are_not_there(store: Store, tmp_path: Path) -> None:
     for root, match in (
         ("gs://no-such-bucket/x", "there is no bucket gs://no-such-bucket: check its name"),
         (f"gs://{BUCKET}/none", "none of train/"),
-        ("gs://", "no place in a store"),
+        ("gs://", "not a place in a store"),
     ):
         assert match in str(run("data", "index", root, "--out", tmp_path / "x").exception)
 
@@ -388,9 +388,9 @@ def test_sets_in_a_store(
                 index_sets(tmp_path / "b", other, dataset.classes, pytest.fail)
         for bad, match in (
             (f"{url}/none", "holds no readable image"),
-            (url.rpartition("/")[0], "which is no class"),
+            (url.rpartition("/")[0], "which is not a class"),
             (url.replace(BUCKET, "nobody"), "there is no bucket"),
-            ("http://x", "is no folder"),
+            ("http://x", "is not a folder"),
         ):
             assert match in str(run(*words, "--set", f"x={bad}").exception), bad
 

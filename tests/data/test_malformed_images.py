@@ -14,8 +14,6 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
-from qrdali.cli.build_mepi import build as build_mepis
-from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
 from qrdali.data.inspect import MAX_BYTES, inspect_file, quiet_pillow
 from qrdali.errors import RunError
@@ -28,6 +26,8 @@ from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels
 from qrdali.runs.settings import validate_settings
 from qrdali.schedule.epoch_plan import EpochPlan
+from qrdali.workflows.build_mepi import build_mepi
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.train import run_training
 
 NAMES = [
@@ -223,9 +223,9 @@ def test_training_evaluation_and_mepis_of_all_of_them(data: Dataset, tmp_path: P
     )
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()]
     assert [line["phase"] for line in lines] == ["start", "reduced", "full"]
-    result = Evaluator(tmp_path / "run", 8, "cpu", "auto", 1).split(data.folder, "test")
+    result = Evaluator(tmp_path / "run", EvaluateOptions(8, "cpu", "auto", 1)).split(data.folder, "test")
     assert result["images"] == len(data.index("test")) > 80
-    done = build_mepis(
+    done = build_mepi(
         run=str(tmp_path / "run"),
         data=str(data.folder),
         split="test",
@@ -237,7 +237,9 @@ def test_training_evaluation_and_mepis_of_all_of_them(data: Dataset, tmp_path: P
     )
     for reduction, row in done.items():
         assert row["unreadable"] == 0
-        kept = Evaluator(tmp_path / "run", 8, "cpu", "auto", 1).folder("m", tmp_path / "mepi" / reduction)
+        kept = Evaluator(tmp_path / "run", EvaluateOptions(8, "cpu", "auto", 1)).folder(
+            "m", tmp_path / "mepi" / reduction
+        )
         assert kept["accuracy"] == 1
         assert kept["images"] == row["images"] - row["without_mepi"] > 0
 
@@ -292,9 +294,9 @@ def test_large_images_take_turns_in_memory(tmp_path: Path) -> None:
     (tmp_path / "root/train/b/small.jpg").write_bytes(malformed_images.jpeg())
     # VmHWM and not ru_maxrss, which a child inherits.
     code = (
-        "import sys; from pathlib import Path; from qrdali.data.scan import build; "
+        "import sys; from pathlib import Path; from qrdali.data.scan import build_dataset; "
         "peak = lambda: int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]); "
-        "before = peak(); build(Path(sys.argv[1]), Path(sys.argv[2]), threads=4); print(peak() - before)"
+        "before = peak(); build_dataset(Path(sys.argv[1]), Path(sys.argv[2]), threads=4); print(peak() - before)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "root"), str(tmp_path / "d")],

@@ -93,7 +93,7 @@ def test_minival_refuses(pets: Path) -> None:
     minival.cut(pets, 1, 0)
     with pytest.raises(InputError, match="has a validation split already"):
         minival.cut(pets, 1, 0)
-    with pytest.raises(InputError, match="holds no data set"):
+    with pytest.raises(InputError, match="is not a data set"):
         minival.cut(pets.parent, 1, 0)
     (pets / "val.arrow").unlink()
     with pytest.raises(RunError, match="val.arrow is gone"):
@@ -107,20 +107,20 @@ class Killed(BaseException):
 def test_minival_killed_at_every_rename_loses_nothing(
     pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every, replace = paths(pets, "train"), os.replace
+    every, rename = paths(pets, "train"), Path.rename
     build_dataset(tmp_path / "pets", tmp_path / "whole", threads=1, hashed=True)
     minival.cut(tmp_path / "whole", 2, 7)
     for kill in range(6):
         folder, count = tmp_path / f"killed{kill}", iter(range(100))
 
-        def dying(old: Any, new: Any, kill: int = kill, count: Any = count) -> None:
+        def dying(old: Path, new: Path, kill: int = kill, count: Any = count) -> Path:
             if next(count) == kill:
                 raise Killed
-            replace(old, new)
+            return rename(old, new)
 
         build_dataset(tmp_path / "pets", folder, threads=1, hashed=True)
         with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", dying)
+            patch.setattr(Path, "rename", dying)
             with pytest.raises(Killed):
                 minival.cut(folder, 2, 7)
         left = Dataset.open(folder)

@@ -118,7 +118,7 @@ def test_shards_named_by_split_and_numbered_classes(tmp_path: Path) -> None:
     (tmp_path / "r/classes.txt").write_text("\n".join(f"kind {i}" for i in range(11)))
     made("index", tmp_path / "r", "--out", tmp_path / "named")
     assert [name for _, name in images(tmp_path / "named", "train")] == ["kind 10", "kind 9", "kind 7"]
-    for text, match in (("a\na", "twice"), ("a\n\nb", "line 2"), ("x" * (17 << 20), "no list")):
+    for text, match in (("a\na", "twice"), ("a\n\nb", "line 2"), ("x" * (17 << 20), "not a list")):
         (tmp_path / "r/classes.txt").write_text(text)
         with pytest.raises(InputError, match=match):
             index_root(str(tmp_path / "r"), tmp_path / "x", DECODED)
@@ -199,8 +199,8 @@ def test_members_that_are_refused(tmp_path: Path) -> None:
         (lambda data: data[: 600 + 512], "cut"),
         (lambda data: data[: data.rindex(b"0001.json") + 1024], "without an end mark"),
         (lambda data: b"", "without an end mark"),
-        (lambda data: os.urandom(5120), "no whole tar"),
-        (lambda data: data[:20] + b"X" + data[21:], "no whole tar"),
+        (lambda data: os.urandom(5120), "not a whole tar"),
+        (lambda data: data[:20] + b"X" + data[21:], "not a whole tar"),
         (lambda data: header(b"a.jpg", 8 << 30) + data, "cut: a.jpg ends"),
         (lambda data: header(b"x", 1 << 30, b"x") + data, "cut"),
         (lambda data: header(b"x", 70_000, b"x") + bytes(70_144) + data, "extended header .* 70000 bytes"),
@@ -210,7 +210,7 @@ def test_members_that_are_refused(tmp_path: Path) -> None:
             "damaged|no size",
         ),
         (lambda data: header(b"L", 512, b"x") + b"13 size=-999\n".ljust(512, b"\0") + data, "no size"),
-        (lambda data: gzip.compress(bytes(data)), "no whole tar"),
+        (lambda data: gzip.compress(bytes(data)), "not a whole tar"),
     ],
 )
 def test_damaged_shards_are_named_and_nothing_is_left(
@@ -218,7 +218,7 @@ def test_damaged_shards_are_named_and_nothing_is_left(
 ) -> None:
     file = tar(tmp_path / "r/train/bad\n.tar", *samples(["cat", "dog"]))
     file.write_bytes(change(file.read_bytes()))
-    with pytest.raises(RunError, match=rf"(?s)bad\?\.tar is no whole tar: .*{match}|{match}") as error:
+    with pytest.raises(RunError, match=rf"(?s)bad\?\.tar is not a whole tar: .*{match}|{match}") as error:
         index_root(str(tmp_path / "r"), tmp_path / "data", DECODED)
     assert "\n" not in str(error.value)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["r"]
@@ -246,13 +246,13 @@ def test_a_class_of_a_gigabyte_and_a_million_names_cost_little(tmp_path: Path) -
     index_root(str(tmp_path / "r"), tmp_path / "data", Reading(threads=1))
     assert time.monotonic() - begun < 30
     assert rejected(tmp_path / "data") == {
-        "bomb.jpg": f"bomb.cls beside it has {1 << 30} bytes: that is no class"
+        "bomb.jpg": f"bomb.cls beside it has {1 << 30} bytes: that is not a class"
     }
     assert len(images(tmp_path / "data", "train")) == 2
 
 
 def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_MOST_MEMBERS", 5)
+    monkeypatch.setattr(shards, "_MAX_MEMBERS", 5)
     tar(tmp_path / "r/train/0.tar", *samples(["cat", "dog"]))
     with pytest.raises(RunError, match="more than 5 members"):
         index_root(str(tmp_path / "r"), tmp_path / "data", DECODED)
@@ -313,7 +313,7 @@ def test_a_shard_that_went_bad_is_told(root: Path, tmp_path: Path) -> None:
     ],
 )
 def test_urls_that_name_nothing(url: str) -> None:
-    with pytest.raises(ValueError, match="names no member"):
+    with pytest.raises(ValueError, match="does not name a member"):
         storage.opened(url)
 
 

@@ -16,7 +16,7 @@ from qrdali.data import provenance as source
 from qrdali.data import storage, tree
 from qrdali.data.build import index_root
 from qrdali.data.index import Dataset
-from qrdali.data.relocation import Moved, moved
+from qrdali.data.relocation import Relocation, relocation_of
 from qrdali.data.scan import DECODED, Reading, build_dataset
 from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
@@ -152,10 +152,10 @@ def test_stores_that_cannot_be_read(pets: str, tmp_path: Path, monkeypatch: pyte
     for root, match in (
         ("s3://no-such-bucket/x", "there is no bucket s3://no-such-bucket"),
         (f"s3://{BUCKET}/none", "none of train/"),
-        ("s3://", "no place in a store"),
-        (f"s3://{BUCKET}/a/../b", "no place in a store"),
+        ("s3://", "not a place in a store"),
+        (f"s3://{BUCKET}/a/../b", "not a place in a store"),
         ("http://x/y", "only s3:// and gs://"),
-        (f"s3://{BUCKET}/a//b", "no place in a store"),
+        (f"s3://{BUCKET}/a//b", "not a place in a store"),
     ):
         result = run("data", "index", root, "--out", tmp_path / "x")
         assert isinstance(result.exception, (InputError, RunError)), result.exception
@@ -204,7 +204,7 @@ def test_stores_that_cannot_be_read(pets: str, tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_what_an_error_of_a_store_means(text: str, kind: type, match: str) -> None:
-    found = storage.reason("s3://b/k", OSError(text))
+    found = storage.exception_for("s3://b/k", OSError(text))
     assert type(found) is kind
     assert match in str(found)
 
@@ -361,7 +361,9 @@ def test_roots_that_say_nothing(tmp_path: Path) -> None:
         )
     index = Dataset.open(tmp_path / "old", f"{tmp_path}/pets={tmp_path}/new=place").index("train")
     assert index.paths(np.arange(1)) == [f"{tmp_path}/new=place/train/cat/0.JPEG"]
-    assert moved(f"{tmp_path}/new=place", {"root": "/x"}, tmp_path) == Moved("/x", f"{tmp_path}/new=place")
+    assert relocation_of(f"{tmp_path}/new=place", {"root": "/x"}, tmp_path) == Relocation(
+        "/x", f"{tmp_path}/new=place"
+    )
 
 
 def test_val_share(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`build-mepi` and `evaluate` in several processes: the same files as one process writes, whatever dies in between."""
+"""`build-mepi` and `evaluate` in several processes: the files of one process, whatever dies in between."""
 
 import json
 import os
@@ -17,8 +17,6 @@ import pytest
 import torch
 from PIL import Image
 
-from qrdali.cli.build_mepi import build
-from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset as index_images
 from qrdali.data.scan import index_folder
@@ -27,6 +25,8 @@ from qrdali.distributed.work_queue import WorkQueue
 from qrdali.errors import Interrupted, OtherRankFailed, RunError
 from qrdali.mepi.journal import Entry, Journal
 from qrdali.runs.settings import validate_settings
+from qrdali.workflows.build_mepi import build_mepi
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.train import run_training
 
 
@@ -60,7 +60,7 @@ def plain(run: Path, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("plain") / "set"
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as torchrun does for its processes
-    build(**options(run, dataset, out))
+    build_mepi(**options(run, dataset, out))
     torch.set_num_threads(before)
     return out
 
@@ -196,7 +196,7 @@ def test_a_set_goes_on_whatever_ended_it_and_with_any_number_of_ranks(
         "combination.jsonl"
     ]  # what others found is in the one journal
     assert not (out / "manifest.parquet").exists()
-    build(**options(run, dataset, out), resume=True)
+    build_mepi(**options(run, dataset, out), resume=True)
     assert_same(out, plain, 1)
     assert found(out, 0) == 24  # none was searched twice
 
@@ -242,7 +242,7 @@ def test_evaluate_gives_the_rows_of_one_process(
     evaluated = torchrun(3, ["evaluate", "--run", str(copy), *sets])
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    evaluator = Evaluator(run, 5, "cpu", "auto", 1, 4, 0.5, 4)
+    evaluator = Evaluator(run, EvaluateOptions(5, "cpu", "auto", 1, 4, 0.5, 4))
     alone = {"val": evaluator.split(dataset.folder, "val"), "mine": evaluator.folder("mine", folder)}
     torch.set_num_threads(before)
     status, printed, said = ended(evaluated)
@@ -410,7 +410,7 @@ def test_ranks_index_one_folder_alike(images: Path, dataset: Dataset, tmp_path: 
     shutil.copytree(images / "val", tmp_path / "val")
     first = sorted((tmp_path / "val" / dataset.classes[1]).iterdir())[1]
     first.write_bytes(b"nothing")
-    alone = index_folder(tmp_path / "val", dataset.classes, tmp_path / "alone.arrow", verify=True)
+    alone = index_folder(tmp_path / "val", dataset.classes, tmp_path / "alone.arrow")
     assert [path for path, _ in alone] == [str(first)]
     bad = [0, 0, "bad"]
     listed = [
@@ -435,7 +435,7 @@ def test_ranks_index_one_folder_alike(images: Path, dataset: Dataset, tmp_path: 
             ]
 
     found = index_folder(
-        tmp_path / "val", dataset.classes, tmp_path / "second.arrow", verify=True, group=Second(1, 2, 1, 2)
+        tmp_path / "val", dataset.classes, tmp_path / "second.arrow", group=Second(1, 2, 1, 2)
     )
     assert [path for path, _ in found] == [str(first)]
     assert (tmp_path / "second.arrow").read_bytes() == (tmp_path / "alone.arrow").read_bytes()

@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 from torch import nn
 from torchrun_helpers import rows, torchrun
 
-from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset
-from qrdali.distributed import SINGLE_PROCESS, ProcessGroup, from_environment
+from qrdali.distributed import SINGLE_PROCESS, LaggedMax, ProcessGroup, from_environment
 from qrdali.errors import InputError, RunError
 from qrdali.evaluation.predict import inference_batch_size
 from qrdali.evaluation.prediction_rows import read_rows
 from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.schedule.epoch_plan import EpochPlan
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 
 STEPS = random.Random(11)  # at which ranks are killed; of six
 # Neither batch norm nor dropout. 24 images in batches of 11 leave 2 for the last step: of three ranks the first has none there.
@@ -223,7 +223,7 @@ def test_torchrun_begins_again_and_ends_the_same(
     assert "cpu.1" in load_file(runs[0] / "last" / "random.safetensors")
     # What was validated on both ranks is the network that was saved.
     rows_of_val = read_rows(runs[0], "val")
-    evaluated = Evaluator(runs[0], device="cpu", threads=1).rows("val", dataset.index("val"))
+    evaluated = Evaluator(runs[0], EvaluateOptions(device="cpu", threads=1)).rows("val", dataset.index("val"))
     assert rows_of_val["prediction"].tolist() == evaluated.predictions.tolist()
     assert np.allclose(rows_of_val["confidence"], evaluated.confidence, atol=1e-5)
 
@@ -290,7 +290,7 @@ def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="start with torchrun"):
         from_environment()
     monkeypatch.setenv("RANK", "one")
-    with pytest.raises(InputError, match="no numbers"):
+    with pytest.raises(InputError, match="not numbers"):
         from_environment()
 
 
@@ -303,7 +303,7 @@ def test_alone_nothing_is_asked() -> None:
     ) == (True, ["x"], 7)
     model = nn.Linear(1, 1)
     assert SINGLE_PROCESS.wrap_ddp(model, torch.device("cpu")) is model
-    assert SINGLE_PROCESS.lagged_max().update(15, 1) == (15, 1)
+    assert LaggedMax(SINGLE_PROCESS).update(15, 1) == (15, 1)
     with pytest.raises(RunError, match="gone"):
         SINGLE_PROCESS.run_on_all(lambda: (_ for _ in ()).throw(RunError("gone")))
 

@@ -1,4 +1,4 @@
-"""A network's classes mapped to others: both rules by hand, files that are wrong, and `qrdali evaluate` on such data."""
+"""A network's classes mapped to others: rules by hand, wrong files, and `qrdali evaluate` on such data."""
 
 import json
 import shutil
@@ -11,7 +11,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from qrdali.cli.evaluate import Evaluator
 from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset
@@ -21,6 +20,7 @@ from qrdali.evaluation.predict import top1
 from qrdali.evaluation.prediction_rows import read_metadata, read_rows
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import validate_settings
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.train import run_training
 
 TARGET = np.array([0, 1, 0, -1, 1])
@@ -78,7 +78,8 @@ RUN = ("tabby", "tiger cat", "husky", "sofa")
 def test_a_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "map.tsv"
     file.write_bytes(
-        "\ufeff# WordNet\nrun_class\tdata_class\r\ntiger cat\tcat\r\n\n# dogs\nhusky\tdog\ntabby\tcat".encode()
+        "\ufeff# WordNet\nrun_class\tdata_class\r\n"
+        "tiger cat\tcat\r\n\n# dogs\nhusky\tdog\ntabby\tcat".encode()
     )
     found = read_class_map(file, RUN, ("dog", "cat", "cat"[::-1])[:2], "sum")
     assert (found.classes, found.target.tolist(), found.rule) == (("dog", "cat"), [1, 1, 0, -1], "sum")
@@ -88,14 +89,14 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"tabby\tcat\nlion\tcat\n", "line 2: 'lion' is no class of the run"),
-        (b"tabby\tcat\nhusky\twolf\n", "line 2: 'wolf' is no class of the data set"),
-        (b"tabby\tcat\nhusky\tdog\n# x\ntabby\tdog\n", "line 4: 'tabby' stands in an earlier line too"),
+        (b"tabby\tcat\nlion\tcat\n", "line 2: 'lion' is not a class of the run"),
+        (b"tabby\tcat\nhusky\twolf\n", "line 2: 'wolf' is not a class of the data set"),
+        (b"tabby\tcat\nhusky\tdog\n# x\ntabby\tdog\n", "line 4: 'tabby' is in an earlier line too"),
         (b"tabby\tcat\n", "maps no class of the run to 'dog' \\(1 such\\)"),
         (b"tabby\n", "line 1 is 'tabby': give a class of the run, a tab"),
         (b"tabby\tcat\tx\n", "line 1 is 'tabby.cat.x': give"),
         (b"tabby\t\n", "line 1 is 'tabby.': give"),
-        (b"tabby\tcat\nrun_class\tdata_class\n", "line 2: 'run_class' is no class of the run"),
+        (b"tabby\tcat\nrun_class\tdata_class\n", "line 2: 'run_class' is not a class of the run"),
         (b"tabby\tcat\nhus\x1b[31mky\tdog\n", "line 2 is 'hus.\\[31mky.dog': control characters"),
         (b"tabby\tcat\rhusky\tdog\n", "line 1 is .* control characters"),
         (b"tabby\tcat\n\xff\tdog\n", "line 2 is not UTF-8"),
@@ -114,7 +115,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, text: bytes, message: str) -> Non
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_class_map(tmp_path / "map.tsv", RUN, None, "argmax")
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a file"):
         read_class_map(tmp_path, RUN, None, "argmax")
 
 
@@ -142,7 +143,7 @@ def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(images: Path, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The test images of four classes as two, "red" before "orange" in no order of the run's: (images, data set)."""
+    """Returns (images, data set) of four classes as two, in another order than the run's."""
     root = tmp_path_factory.mktemp("two")
     for name in dataset.classes:
         for path in sorted((images / "test" / name).iterdir()):
@@ -193,7 +194,7 @@ def test_a_run_on_data_of_other_classes(run: Path, two: tuple[Path, Path], table
         0.5,
         "--curve",
     )
-    plain, logits = Evaluator(run, device="cpu"), []
+    plain, logits = Evaluator(run, EvaluateOptions(device="cpu")), []
     plain.decide = lambda seen: (logits.append(seen), top1(seen))[1]
     plain.rows("test", Dataset.open(data).index("test"))
     p = torch.cat(logits).softmax(1).numpy()

@@ -1,6 +1,9 @@
 """`qrdali evaluate` on splits, on folders and along the qualities."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from recording_listener import RecordingListener
 
 from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
-from qrdali.errors import InputError
+from qrdali.errors import InputError, Interrupted
 from qrdali.evaluation.prediction_rows import read_rows
+from qrdali.interfaces import JobControl
 from qrdali.runs.settings import validate_settings
 from qrdali.workflows import quality_curve as curve
+from qrdali.workflows.evaluate import evaluate
 from qrdali.workflows.train import run_training
 
 
@@ -129,7 +135,6 @@ def test_a_curve_is_the_accuracy_at_every_level(run: Path, dataset: Dataset) -> 
             assert accuracy == pytest.approx(np.mean(correct))
         assert own["accuracy"][0] == found["accuracy"]
         assert found["curve"][reduction] == own
-    # A level is what a loader makes of it: the crop's curve at .25 is the accuracy of pictures cropped by Pillow.
     assert {r["reduction"] for r in rows} == {"color", "crop", "resolution", "combination"}
     for kind in ("png", "svg"):
         assert (run / "curves" / f"val.{kind}").stat().st_size > 5000
@@ -195,6 +200,74 @@ def test_the_crop_of_a_curve_is_the_centred_window(
     ]
     cropped = pq.read_table(run / "predictions" / "cropped.parquet")["prediction"].to_pylist()
     assert [r["prediction"] for r in rows] == cropped
+
+
+def test_python_evaluates_silently_what_the_command_prints(
+    run: Path, dataset: Dataset, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = images / "val"
+    words = ["--data", dataset.folder, "--split", "val", "--set", f"mine={mine}", "--reduced", ".5"]
+    printed = evaluated(run, *words)
+    capsys.readouterr()
+    results = evaluate(run, dataset.folder, split="val", sets={"mine": mine}, reduced=0.5, device="cpu")
+    assert capsys.readouterr() == ("", "")
+    assert {result["set"]: result for result in results} == printed["sets"]
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        evaluate(run, device="cpu")
+    with pytest.raises(InputError, match="and not train, val, test"):
+        evaluate(run, sets={"val": mine}, device="cpu")
+
+
+def test_the_listener_is_told_every_pass_and_what_is_left_out(
+    run: Path, dataset: Dataset, images: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(images / "val", tmp_path / "set")
+    (tmp_path / "set" / dataset.classes[0] / "broken.jpg").write_bytes(b"\xff\xd8no")
+    listener = RecordingListener()
+    sets = {"mine": tmp_path / "set"}
+    evaluate(
+        run,
+        dataset.folder,
+        split="val",
+        sets=sets,
+        curve=True,
+        device="cpu",
+        batch_size=8,
+        control=JobControl(listener),
+    )
+    assert listener.passes == [
+        ("evaluate val", 12, 12),
+        ("curve of val", 156, 156),
+        ("evaluate mine", 12, 12),
+        ("curve of mine", 156, 156),
+    ]
+    assert listener.open is None
+    assert [Path(warning.split(": ")[1]).name for warning in listener.warnings] == ["broken.jpg"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_a_stop_interrupts_at_any_batch_and_leaves_the_rows_as_they_were(
+    run: Path, dataset: Dataset, batch: int
+) -> None:
+    evaluate(run, dataset.folder, split="val", device="cpu")
+    file = run / "predictions" / "val.parquet"
+    before, asked = file.stat().st_mtime_ns, iter(range(1, 100))
+    listener = RecordingListener()
+    control = JobControl(listener, lambda: 15 if next(asked) == batch else 0)
+    with pytest.raises(Interrupted, match="stopped in the evaluation of val") as interruption:
+        evaluate(run, dataset.folder, split="val", curve=True, device="cpu", batch_size=4, control=control)
+    assert interruption.value.signum == 15
+    assert listener.open is None
+    assert (file.stat().st_mtime_ns == before) is (batch <= 3)  # three batches of the split, then the curve
+    assert not list(run.rglob("*.partial"))
+
+
+def test_the_workflows_need_neither_click_nor_rich() -> None:
+    code = (
+        "import sys; sys.modules['click'] = sys.modules['rich'] = None\n"
+        "import qrdali.workflows.build_mepi, qrdali.workflows.compare, qrdali.workflows.evaluate"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_area_is_the_mean_over_the_qualities() -> None:

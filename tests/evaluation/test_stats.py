@@ -13,6 +13,7 @@ from qrdali.cli.main import cli
 from qrdali.errors import InputError, RunError
 from qrdali.evaluation.prediction_rows import read_rows
 from qrdali.evaluation.stats import bootstrap_mean, holm, mcnemar, paired, wilson
+from qrdali.workflows.compare import compare
 
 
 def outcomes(a: int, b: int, c: int, d: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,6 +112,26 @@ def test_compare(tmp_path: Path) -> None:
     assert "20 of 27" in said
 
 
+def test_python_compares_without_a_word_what_the_command_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    rows(a, [True] * 20 + [False] * 7, name="mine")
+    rows(b, [True] * 10 + [False] * 10 + [True] * 2 + [False] * 5, name="mine")
+    comparison = compare(a, str(b), set="mine")
+    assert capsys.readouterr() == ("", "")
+    assert (comparison.a, comparison.b, comparison.c, comparison.d) == (10, 10, 2, 5)
+    assert (comparison.set, comparison.images, comparison.stars) == ("mine", 27, "*")
+    assert [one.run for one in comparison.runs] == [str(a), str(b)]
+    assert [one.correct for one in comparison.runs] == [20, 12]
+    assert comparison.runs[1].accuracy == 12 / 27
+    assert comparison.runs[1].wilson_95 == wilson(12, 27)
+    words = ["compare", str(a), str(b), "--set", "mine", "--json"]
+    assert json.loads(CliRunner().invoke(cli, words).stdout) == comparison.to_json()
+    with pytest.raises(InputError, match="has no rows of 'test'"):
+        compare(a, b)
+
+
 def test_compare_refuses(tmp_path: Path) -> None:
     def said(*words: str) -> str:
         result = CliRunner().invoke(cli, ["compare", *words])
@@ -154,7 +175,8 @@ def test_holm() -> None:
     # Worked by hand: sorted .01 .02 .03 .04, times 4 3 2 1, made rising.
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.6, 0.9, 0.5]) == pytest.approx([1, 1, 1])
-    # Aickin and Gensler, Am. J. Public Health 86 (1996) describe it; R's p.adjust(c(.0001, .011, .021, .5), "holm") gives these.
+    # Aickin and Gensler, Am. J. Public Health 86 (1996) describe it;
+    # R's p.adjust(c(.0001, .011, .021, .5), "holm") gives these.
     assert holm([0.0001, 0.011, 0.021, 0.5]) == pytest.approx([0.0004, 0.033, 0.042, 0.5])
     assert holm([]) == []
 
@@ -188,7 +210,7 @@ def test_paired() -> None:
 
 @pytest.mark.parametrize(("images", "gain", "most"), [(50_000, 388, 13_903), (50_000, 293, 7_928)])
 def test_the_slides_stars(images: int, gain: int, most: int) -> None:
-    """Net gains of the slides' ImageNet test: with at most so many discordant images they are ***, with two more they are not."""
+    """With at most so many discordant images the slides' net gains on ImageNet are ***, with two more not."""
     for discordant in (most, most + 2):
         # b + c has the gain's parity, or no whole b and c give it.
         c = (discordant + gain) // 2

@@ -221,7 +221,7 @@ def test_stopped_in_a_run_and_continued(
 
 
 def test_stopped_between_two_safe_points(call: Call, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qrdali.cli.evaluate import Evaluator
+    from qrdali.workflows.evaluate import Evaluator
 
     split = Evaluator.split
 
@@ -333,8 +333,8 @@ def test_only_and_changed_settings(call: Call, config: Path, tmp_path: Path, dat
         ({"surprise": 1}, (), "surprise = 1"),
         ({"network": [{"model": "no_such_net"}]}, (), "no model is called 'no_such_net'"),
         ({"evaluate": {"sets": {"mine": "no-such-folder"}}}, (), "evaluate.sets.mine"),
-        ({"data": {"folder": "no-such-data"}}, (), "holds no data set"),
-        ({}, ("--data", "no-such-data"), "holds no data set"),
+        ({"data": {"folder": "no-such-data"}}, (), "is not a data set"),
+        ({}, ("--data", "no-such-data"), "is not a data set"),
         ({}, ("--json",), "--json is for --dry-run"),
         ({"mepi": {"runs": ["linear-*"]}}, (), "mepi.runs 'linear-*' names no run"),
     ],

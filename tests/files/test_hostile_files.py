@@ -30,7 +30,7 @@ from qrdali.evaluation.prediction_rows import read_metadata, read_rows
 from qrdali.experiment import config as matrix
 from qrdali.experiment.estimate import rows as timed_rows
 from qrdali.experiment.folder import ExperimentFolder
-from qrdali.mepi.folder import MepiSet
+from qrdali.mepi.folder import MepiSet, MepiSource
 from qrdali.mepi.journal import Entry, Journal
 from qrdali.models import Preprocessing
 from qrdali.reduction.levels import PerImageLevels
@@ -131,10 +131,12 @@ def mepis_of(folder: Path) -> object:
     return read_mepis(folder / "mepi", "mepi", [], {})
 
 
+def mepi_source_of(folder: Path) -> MepiSource:
+    return MepiSource(Index(folder / "data/train.arrow", 4), fake_runs.CLASSES, 4)
+
+
 def mepi_set_of(folder: Path) -> object:
-    opened = MepiSet.open(
-        folder / "mepi", Index(folder / "data/train.arrow", 4), fake_runs.CLASSES, 4, {"run": "x"}, True
-    )
+    opened = MepiSet.open(folder / "mepi", mepi_source_of(folder), {"run": "x"}, True)
     try:
         return opened.summaries()
     finally:
@@ -142,9 +144,7 @@ def mepi_set_of(folder: Path) -> object:
 
 
 def summaries_of(folder: Path) -> object:
-    return MepiSet(
-        folder / "mepi", Index(folder / "data/train.arrow", 4), fake_runs.CLASSES, 4, io.StringIO()
-    ).summaries()
+    return MepiSet(folder / "mepi", mepi_source_of(folder), io.StringIO()).summaries()
 
 
 READERS = [
@@ -195,7 +195,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in (("train", table), ("train.files", files)):
         with pa.ipc.new_file(str(data / f"{name}.arrow"), content.schema) as writer:
             writer.write_table(content)
-    source.write(data / "source.json", {"name": "shapes", "files": {"train": 5}})
+    source.write(data, {"name": "shapes", "files": {"train": 5}})
     PerImageLevels(np.ones((5, 3), np.uint8), None, None).save(root / "levels", 1)
     entry = Entry(3, "mepi", ((1, 0, 0, 0, 0),), (0.9, 0.8), (), 4, 100, 50)
     journal = Journal(root / "journal.jsonl", 9, 4)
@@ -447,7 +447,7 @@ HOSTILE = {
     "bomb.arrow": ("data/train.arrow", arrow_bomb(), "larger than the file"),
     "holes.arrow": ("data/train.arrow", arrow(pa.table([[None], [0], [1], [1]], schema=SCHEMA)), "has holes"),
     "infinite.journal": ("journal.jsonl", b'{"seconds": ' + b"9" * 400 + b"}\n", "line 1 is damaged"),
-    "bomb.parquet": ("run/predictions/test.parquet", parquet_bomb(), "it says it has 100000000 rows"),
+    "bomb.parquet": ("run/predictions/test.parquet", parquet_bomb(), "its footer claims 100000000 rows"),
 }
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,15 @@ from torch import nn
 from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import index_folder
 from qrdali.errors import InputError
-from qrdali.mepi.search import ReductionState, Search, SearchPath, SearchRule, params_of_states
+from qrdali.interfaces import JobControl
+from qrdali.mepi.search import (
+    ReductionState,
+    Search,
+    SearchLimits,
+    SearchPath,
+    SearchRule,
+    params_of_states,
+)
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.image_reducer import open_image_reducer
@@ -25,6 +32,7 @@ from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.png_entropy import entropy, entropy_within
 from qrdali.reduction.quality import REDUCTIONS, ReductionParams
 from qrdali.schedule.epoch_plan import EpochPlan
+from qrdali.workflows.context import open_context
 
 ANCHORS = {
     5: [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)],
@@ -52,7 +60,7 @@ class Blank:
 
 
 class Numbers:
-    """A maker whose images are the numbers of their reduction: float64 [M, 8]."""
+    """A reducer whose images are the numbers of their reduction: float64 [M, 8]."""
 
     def decode(
         self,
@@ -80,8 +88,12 @@ class Numbers:
 
 
 class Planted(nn.Module):
-    """Right if and only if the window holds a point, both sides are at least 3 and the bin width is at most 40; sure of it by
-    a function of everything. `blind`: a bin width or width in pixels at which it is wrong all the same."""
+    """Is right exactly where the window holds a point, the sides are at least 3 and bins at most 40 wide.
+
+    Its confidence is a function of everything.
+
+    `blind`: a bin width or width in pixels at which it is wrong all the same.
+    """
 
     def __init__(self, blind: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -100,9 +112,9 @@ class Planted(nn.Module):
 
 
 def brute(
-    model: nn.Module, maker: Numbers, sample: int, height: int, width: int, rule: DescentRule
+    model: nn.Module, reducer: Numbers, sample: int, height: int, width: int, rule: DescentRule
 ) -> tuple[ReductionState, int] | None:
-    """The definition, one image and candidate at a time, in plain Python; None where it is wrong at full quality."""
+    """Searches by the definition, one candidate at a time; None where it is wrong at full quality."""
     n, pixels = rule.num_levels, Blank(sample, height, width)
 
     def side(length: int, level: int) -> int:
@@ -119,7 +131,7 @@ def brute(
         )
 
     def judged(state: ReductionState) -> tuple[bool, float]:
-        logits = model(maker.network_inputs([pixels], numbers(state)))
+        logits = model(reducer.network_inputs([pixels], numbers(state)))
         return bool(logits.argmax(1)[0] == 1), float(logits.softmax(1)[0, 1])
 
     def neighbours(state: ReductionState) -> list[ReductionState]:
@@ -162,23 +174,27 @@ def brute(
         if not good:
             return state, shown
         if rule.prefer == "entropy":
-            sizes = {i: entropy(maker.reduced_images([pixels], numbers(around[i]))[0]) for i, _, _ in good}
+            sizes = {i: entropy(reducer.reduced_images([pixels], numbers(around[i]))[0]) for i, _, _ in good}
             good = [g for g in good if sizes[g[0]] == min(sizes.values())]
         state = around[max(good, key=lambda g: (g[2], -g[0]))[0]]
 
 
-def journeys(count: int, seed: int = 0) -> Iterator[SearchPath]:
+def arriving_paths(count: int, seed: int = 0) -> Iterator[SearchPath]:
     rng = np.random.default_rng(seed)
     for sample in range(count):
         height, width = (int(v) for v in rng.integers(1, 60, 2)) if sample else (1, 1)
         yield SearchPath(sample, 1, Blank(sample, height, width), (height, width))
 
 
+def search_with(model: nn.Module, rule: SearchRule, limits: SearchLimits) -> Search:
+    return Search(model, Numbers(), rule, limits, open_context("cpu", "off", JobControl()))
+
+
 def searched(
     model: nn.Module, rule: SearchRule, count: int = 40, batch_size: int = 16, memory: int = 10**9
 ) -> dict[int, SearchPath]:
-    search = Search(model, Numbers(), rule, batch_size, memory, 2, nullcontext)
-    return {j.sample: j for j in search.finished(journeys(count))}
+    search = search_with(model, rule, SearchLimits(batch_size, memory, 2))
+    return {path.sample: path for path in search.finished(arriving_paths(count))}
 
 
 @pytest.mark.parametrize("n", [4, 20])
@@ -189,12 +205,12 @@ def test_descent_is_the_definition(reduction: str, prefer: str, n: int) -> None:
     rule, model = DescentRule(REDUCTIONS[reduction], n, windows, prefer), Planted((13,))
     found = searched(model, SearchRule(rule))
     assert sorted(found) == list(range(40))
-    for journey in found.values():
-        expected = brute(model, Numbers(), journey.sample, *journey.size, rule)
-        assert journey.is_correct is (expected is not None)
+    for path in found.values():
+        expected = brute(model, Numbers(), path.sample, *path.size, rule)
+        assert path.is_correct is (expected is not None)
         if expected is not None:
-            assert (journey.state, journey.evaluations) == expected
-            assert len(journey.confidence) == len(journey.path) + 1
+            assert (path.state, path.evaluations) == expected
+            assert len(path.confidence) == len(path.states) + 1
     assert sum(not j.is_correct for j in found.values()) > 2
     assert len({j.state for j in found.values()}) > 1
 
@@ -203,8 +219,8 @@ def test_descent_is_the_definition(reduction: str, prefer: str, n: int) -> None:
 def test_the_batch_changes_nothing(batch_size: int) -> None:
     rule = SearchRule(DescentRule(REDUCTIONS["combination"], 20))
     found, other = searched(Planted(), rule, batch_size=batch_size), searched(Planted(), rule)
-    assert {s: (j.path, j.evaluations) for s, j in found.items()} == {
-        s: (j.path, j.evaluations) for s, j in other.items()
+    assert {s: (j.states, j.evaluations) for s, j in found.items()} == {
+        s: (j.states, j.evaluations) for s, j in other.items()
     }
 
 
@@ -216,9 +232,9 @@ def test_an_error_at_one_middle_level_ends_a_descent_and_not_an_exhaustive_searc
     )  # levels 7: d = 7; up to d = 37 it would be right again
     down = searched(blind, SearchRule(rule))
     over = searched(blind, SearchRule(rule, exhaustive=True))
-    for sample, journey in down.items():
-        if journey.is_correct:
-            assert journey.state[0] == 6
+    for sample, path in down.items():
+        if path.is_correct:
+            assert path.state[0] == 6
             assert over[sample].state[0] == 13
     assert any(j.is_correct for j in down.values())
 
@@ -226,19 +242,19 @@ def test_an_error_at_one_middle_level_ends_a_descent_and_not_an_exhaustive_searc
 @pytest.mark.parametrize("reduction", ["color", "resolution"])
 def test_exhaustive_is_the_smallest_of_all_right_levels(reduction: str) -> None:
     rule = DescentRule(REDUCTIONS[reduction], 20)
-    model, maker = Planted((4, 9)), Numbers()
-    for journey in searched(model, SearchRule(rule, exhaustive=True)).values():
-        if not journey.is_correct:
+    model, reducer = Planted((4, 9)), Numbers()
+    for path in searched(model, SearchRule(rule, exhaustive=True)).values():
+        if not path.is_correct:
             continue
-        pixels = Blank(journey.sample, *journey.size)
+        pixels = Blank(path.sample, *path.size)
         sizes = []
         for level in range(20):
             state = (level, 0, 0, 0, 0) if reduction == "color" else (0, 0, level, 0, 0)
-            numbers = params_of_states([state], np.array([journey.size]), 20)
-            if model(maker.network_inputs([pixels], numbers)).argmax(1)[0] == 1:
-                sizes.append(entropy(maker.reduced_images([pixels], numbers)[0]))
-        numbers = params_of_states([journey.state], np.array([journey.size]), 20)
-        assert entropy(maker.reduced_images([pixels], numbers)[0]) == min(sizes)
+            numbers = params_of_states([state], np.array([path.size]), 20)
+            if model(reducer.network_inputs([pixels], numbers)).argmax(1)[0] == 1:
+                sizes.append(entropy(reducer.reduced_images([pixels], numbers)[0]))
+        numbers = params_of_states([path.state], np.array([path.size]), 20)
+        assert entropy(reducer.reduced_images([pixels], numbers)[0]) == min(sizes)
 
 
 def test_exhaustive_is_refused_where_there_are_too_many_states() -> None:
@@ -249,36 +265,31 @@ def test_exhaustive_is_refused_where_there_are_too_many_states() -> None:
 
 def test_originals_kept_are_bounded_by_memory() -> None:
     Blank.alive = Blank.most = 0
-    search = Search(
-        Planted(), Numbers(), SearchRule(DescentRule(REDUCTIONS["combination"], 4)), 64, 5_000, 1, nullcontext
-    )
+    combination = SearchRule(DescentRule(REDUCTIONS["combination"], 4))
+    search = search_with(Planted(), combination, SearchLimits(64, 5_000, 1))
     ended = 0
-    for journey in search.finished(journeys(200)):
-        journey.pixels = None
+    for path in search.finished(arriving_paths(200)):
+        path.pixels = None
         ended += 1
     assert ended == 200
     assert Blank.most <= 7  # five, the one that is arriving and the one that is given back
     Blank.most = 0
-    list(
-        Search(
-            Planted(), Numbers(), SearchRule(DescentRule(REDUCTIONS["color"], 4)), 64, 1, 1, nullcontext
-        ).finished(journeys(20))
-    )
+    color = SearchRule(DescentRule(REDUCTIONS["color"], 4))
+    list(search_with(Planted(), color, SearchLimits(64, 1, 1)).finished(arriving_paths(20)))
 
 
-def test_a_struck_state_is_not_entered_again() -> None:
+def test_a_forbidden_state_is_not_entered_again() -> None:
     rule, model = SearchRule(DescentRule(REDUCTIONS["combination"], 4)), Planted()
     before = searched(model, rule)
-    moved = [j for j in before.values() if j.path]
+    moved = [j for j in before.values() if j.states]
     left = [j.state for j in moved]
     assert all(j.backtrack() for j in moved)
-    again = {
-        j.sample: j for j in Search(model, Numbers(), rule, 16, 10**9, 1, nullcontext).finished(iter(moved))
-    }
-    for journey, state in zip(moved, left, strict=True):
-        assert state in journey.forbidden
-        assert state not in again[journey.sample].path
-        assert again[journey.sample].is_correct
+    search = search_with(model, rule, SearchLimits(16, 10**9, 1))
+    again = {path.sample: path for path in search.finished(iter(moved))}
+    for path, state in zip(moved, left, strict=True):
+        assert state in path.forbidden
+        assert state not in again[path.sample].states
+        assert again[path.sample].is_correct
     assert not SearchPath(0, 1, None, (5, 5)).backtrack()
 
 
@@ -308,38 +319,38 @@ def test_a_written_picture_gives_the_network_the_same_input(
     index, samples, wanted = states
     pre = Preprocessing(32, fit, 0.875, "bilinear", PRE.mean, PRE.std)
     engine = Engine(whole_graph=graph)
-    maker = open_image_reducer(index, pre, engine)
-    pixels = dict(maker.decode(iter(samples), lambda sample, reason: None))
+    reducer = open_image_reducer(index, pre, engine)
+    pixels = dict(reducer.decode(iter(samples), lambda sample, reason: None))
     numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
-    shown = maker.network_inputs([pixels[s] for s in samples], numbers)
+    shown = reducer.network_inputs([pixels[s] for s in samples], numbers)
     (tmp_path / "set" / "a").mkdir(parents=True)
     for sample, picture in zip(
-        samples, maker.reduced_images([pixels[s] for s in samples], numbers), strict=True
+        samples, reducer.reduced_images([pixels[s] for s in samples], numbers), strict=True
     ):
         Image.fromarray(picture).save(tmp_path / "set" / "a" / f"{sample:03d}.png")
-    index_folder(tmp_path / "set", ("a", "b"), tmp_path / "set.arrow", verify=True)
+    index_folder(tmp_path / "set", ("a", "b"), tmp_path / "set.arrow")
     written = Index(tmp_path / "set.arrow", 2)
     (batch,) = list(open_loader(written, pre, 24, engine).epoch(EpochPlan(24, 24, FULL_QUALITY)))
     assert torch.equal(batch.images, shown)
 
 
-def test_both_makers_make_the_same(states: tuple[Index, list[int], list[ReductionState]]) -> None:
+def test_both_reducers_make_the_same(states: tuple[Index, list[int], list[ReductionState]]) -> None:
     index, samples, wanted = states
     numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
     made = []
     for graph in (False, True):
-        maker = open_image_reducer(index, PRE, Engine(whole_graph=graph))
-        pixels = dict(maker.decode(iter(samples), lambda sample, reason: None))
+        reducer = open_image_reducer(index, PRE, Engine(whole_graph=graph))
+        pixels = dict(reducer.decode(iter(samples), lambda sample, reason: None))
         assert list(pixels) == samples
         own = [pixels[s] for s in samples]
         first, all_ = (
-            maker.network_inputs(
+            reducer.network_inputs(
                 own[:3], params_of_states(wanted[:3], index.sizes(np.array(samples[:3])), 20)
             ),
-            maker.network_inputs(own, numbers),
+            reducer.network_inputs(own, numbers),
         )
         assert torch.equal(first, all_[:3])
-        made.append((own, all_, maker.reduced_images(own, numbers)))
+        made.append((own, all_, reducer.reduced_images(own, numbers)))
     (pixels_a, seen_a, a), (pixels_b, seen_b, b) = made
     assert all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(pixels_a, pixels_b, strict=True))
     assert ((seen_a - seen_b).abs() * 255 * 0.226).mean() < 2
@@ -355,7 +366,7 @@ def test_unreadable_originals_are_left_out_and_told(tmp_path: Path) -> None:
     (tmp_path / "set" / "a").mkdir(parents=True)
     for i in range(30):
         Image.new("RGB", (20 + i, 30), (i, 0, 0)).save(tmp_path / "set" / "a" / f"{i:02d}.png")
-    index_folder(tmp_path / "set", ("a", "b"), tmp_path / "set.arrow", verify=True)
+    index_folder(tmp_path / "set", ("a", "b"), tmp_path / "set.arrow")
     index = Index(tmp_path / "set.arrow", 2)
     (tmp_path / "set" / "a" / "03.png").unlink()
     (tmp_path / "set" / "a" / "17.png").write_bytes(b"no image")
@@ -381,17 +392,17 @@ def test_unreadable_originals_are_left_out_and_told(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_gpus_maker_is_close_to_a_cpus(
+def test_a_gpus_reducer_is_close_to_a_cpus(
     states: tuple[Index, list[int], list[ReductionState]], whole: bool
 ) -> None:
     index, samples, wanted = states
     numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
     made = []
     for engine in (Engine(whole_graph=True), Engine(0, 2, 2, whole)):
-        maker = open_image_reducer(index, PRE, engine)
-        pixels = dict(maker.decode(iter(samples), lambda sample, reason: None))
+        reducer = open_image_reducer(index, PRE, engine)
+        pixels = dict(reducer.decode(iter(samples), lambda sample, reason: None))
         own = [pixels[s] for s in samples]
-        made.append((maker.network_inputs(own, numbers).cpu(), maker.reduced_images(own, numbers)))
+        made.append((reducer.network_inputs(own, numbers).cpu(), reducer.reduced_images(own, numbers)))
     (seen_a, a), (seen_b, b) = made
     assert [x.shape for x in a] == [x.shape for x in b]
     assert ((seen_a - seen_b).abs() * 255 * 0.226).mean() < 4

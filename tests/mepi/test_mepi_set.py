@@ -18,20 +18,23 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageOps
+from recording_listener import RecordingListener
 
-from qrdali.cli import build_mepi
-from qrdali.cli.build_mepi import build
-from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset as index_images
-from qrdali.errors import InputError, RunError
-from qrdali.interfaces import SilentListener
+from qrdali.errors import InputError, Interrupted, RunError
+from qrdali.interfaces import JobControl, SilentListener
 from qrdali.mepi import folder as mepi_set
+from qrdali.mepi.folder import MepiSet, MepiSource
 from qrdali.pipelines import host_ops as host
 from qrdali.reduction.png_entropy import entropy, png_bytes
 from qrdali.reduction.quality import REDUCTIONS, Dimensions, bin_width, scaled_size
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import validate_settings
+from qrdali.workflows import build_mepi as workflow
+from qrdali.workflows.build_mepi import build_mepi
+from qrdali.workflows.context import open_context
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.train import run_training
 
 ANCHORS = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)]
@@ -79,10 +82,15 @@ def options(run: Path, data: str, out: Path, **values: Any) -> dict[str, Any]:
     }
 
 
+def out_of(words: dict[str, Any]) -> dict[str, Any]:
+    """The options less run and data, which may be given by position."""
+    return {key: value for key, value in words.items() if key not in ("run", "data")}
+
+
 @pytest.fixture(scope="module")
 def built(run: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("mepi") / "set"
-    build(**options(run, data, out, step=0.1))
+    build_mepi(**options(run, data, out, step=0.1))
     return out
 
 
@@ -96,7 +104,9 @@ def files(out: Path) -> dict[str, bytes]:
 
 def test_evaluate_gives_exactly_100_percent(run: Path, built: Path) -> None:
     for reduction in mepi_set.SEARCHED:
-        result = Evaluator(run, 8, "cpu", "auto", 2).folder(f"mepi-{reduction}", built / reduction)
+        result = Evaluator(run, EvaluateOptions(8, "cpu", "auto", 2)).folder(
+            f"mepi-{reduction}", built / reduction
+        )
         assert result["accuracy"] == 1
         assert result["images"] == sum(r["reduction"] == reduction for r in rows(built)) > 8
         written = pq.read_table(run / "predictions" / f"mepi-{reduction}.parquet").to_pylist()
@@ -143,7 +153,7 @@ def test_the_manifest_rebuilds_every_file_byte_for_byte(built: Path, dataset: Da
 
 
 def test_no_neighbour_built_by_pillow_is_right(run: Path, built: Path) -> None:
-    """Local minimality, without our pipelines; the resize filters differ by a level, which may tip a case at the boundary."""
+    """MEPIs are local minima without our pipelines too, but for resize filters that differ by a level."""
     model, trained = run_folder.load_best(run)
     model.eval()
     pre = trained.preprocessing
@@ -235,17 +245,17 @@ def test_summary_and_sheets(built: Path, dataset: Dataset) -> None:
 def test_an_image_wrong_when_read_back_goes_on_from_its_parent(
     run: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(**options(run, data, tmp_path / "plain", step=0.1, reduction="combination"))
+    build_mepi(**options(run, data, tmp_path / "plain", step=0.1, reduction="combination"))
     before = {r["sample"]: r for r in rows(tmp_path / "plain")}
     victims = sorted(before)[:3]
-    real, calls = build_mepi._wrong, []
+    real, calls = workflow.wrong_when_read_back, []
 
     def once(evaluator: Any, mepis: Any, reduction: str, check: Any) -> list[int]:
         calls.append(reduction)
         return victims if len(calls) == 1 else real(evaluator, mepis, reduction, check)
 
-    monkeypatch.setattr(build_mepi, "_wrong", once)
-    summary = build(**options(run, data, tmp_path / "sent-on", step=0.1, reduction="combination"))
+    monkeypatch.setattr(workflow, "wrong_when_read_back", once)
+    summary = build_mepi(**options(run, data, tmp_path / "sent-on", step=0.1, reduction="combination"))
     assert summary["combination"]["returned"] >= 3
     after = {r["sample"]: r for r in rows(tmp_path / "sent-on")}
     state = ("color_level", "crop_level", "resolution_level", "top", "left")
@@ -254,9 +264,9 @@ def test_an_image_wrong_when_read_back_goes_on_from_its_parent(
         if sample not in victims:
             assert after[sample] == row
     assert (
-        Evaluator(run, 8, "cpu", "auto", 2).folder("sent-on", tmp_path / "sent-on" / "combination")[
-            "accuracy"
-        ]
+        Evaluator(run, EvaluateOptions(8, "cpu", "auto", 2)).folder(
+            "sent-on", tmp_path / "sent-on" / "combination"
+        )["accuracy"]
         == 1
     )
 
@@ -265,15 +275,15 @@ def test_an_image_wrong_when_read_back_at_full_quality_has_none(
     run: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sent back again and again, it reaches full quality and is dropped."""
-    real, victim = build_mepi._wrong, []
+    real, victim = workflow.wrong_when_read_back, []
 
     def always(evaluator: Any, mepis: Any, reduction: str, check: Any) -> list[int]:
         alive = mepis.journal(reduction).with_mepi().tolist()
         victim[:] = victim or alive[:1]
         return victim if victim[0] in alive else real(evaluator, mepis, reduction, check)
 
-    monkeypatch.setattr(build_mepi, "_wrong", always)
-    summary = build(**options(run, data, tmp_path / "set", step=0.25, reduction="color"))
+    monkeypatch.setattr(workflow, "wrong_when_read_back", always)
+    summary = build_mepi(**options(run, data, tmp_path / "set", step=0.25, reduction="color"))
     assert victim[0] not in {r["sample"] for r in rows(tmp_path / "set")}
     assert not list((tmp_path / "set").rglob(f"{victim[0]}.png"))
     assert summary["color"]["without_mepi"] >= 1
@@ -284,7 +294,7 @@ def test_a_set_stopped_at_any_moment_ends_as_if_it_had_not(
     run: Path, data: str, tmp_path: Path, prefer: str
 ) -> None:
     plain, halved = tmp_path / "plain", tmp_path / "halved"
-    build(**options(run, data, plain, step=0.1, reduction="crop", prefer=prefer))
+    build_mepi(**options(run, data, plain, step=0.1, reduction="crop", prefer=prefer))
     words = [
         sys.executable,
         "-m",
@@ -342,11 +352,67 @@ def test_a_signal_ends_with_one_line_and_its_status(run: Path, data: str, tmp_pa
     assert "Traceback" not in said
 
 
+def test_python_builds_silently_and_the_listener_is_told_every_pass(
+    run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"step": 0.25, "reduction": "color", "limit": 8}
+    build_mepi(run, Path(data), **out_of(options(run, data, tmp_path / "silent", **words)))
+    assert capsys.readouterr() == ("", "")
+    listener = RecordingListener()
+    told = options(run, data, tmp_path / "told", **words)
+    summaries = build_mepi(**told, control=JobControl(listener))
+    mepis = len(rows(tmp_path / "told"))
+    assert listener.passes == [("color", 8, 8), ("evaluate color, read back", mepis, mepis)]
+    assert listener.lines == [
+        "MEPIs of 8 train images, test_resnet at 32 px, step 0.25, CPU",
+        workflow.summary_line("color", summaries["color"]),
+        f"MEPI set: {tmp_path / 'told'}",
+    ]
+    assert files(tmp_path / "told") == files(tmp_path / "silent")
+    with pytest.raises(InputError, match="--reduction is 'colour': give one of color, crop"):
+        build_mepi(run, data, out=tmp_path / "none", reduction="colour", device="cpu")
+
+
+@pytest.mark.parametrize("call", [1, 4, 9])
+def test_a_stop_interrupts_the_search_and_resume_ends_it(
+    run: Path, data: str, tmp_path: Path, call: int
+) -> None:
+    words = {"step": 0.1, "reduction": "crop", "limit": 8}
+    build_mepi(**options(run, data, tmp_path / "plain", **words))
+    listener, calls = RecordingListener(), iter(range(1, 10_000))
+    control = JobControl(listener, lambda: 15 if next(calls) == call else 0)
+    stopped = options(run, data, tmp_path / "stopped", **words)
+    message = r"stopped in crop with \d images complete: the same command with --resume continues"
+    with pytest.raises(Interrupted, match=message) as interruption:
+        build_mepi(**stopped, control=control)
+    assert interruption.value.signum == 15
+    assert listener.lines[-1] == str(interruption.value)
+    assert listener.open is None
+    assert not (tmp_path / "stopped" / "manifest.parquet").exists()
+    build_mepi(**stopped, resume=True)
+    assert files(tmp_path / "stopped") == files(tmp_path / "plain")
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "plain")
+
+
+def test_a_stop_after_a_reduction_is_finished_interrupts_before_the_next(
+    run: Path, data: str, tmp_path: Path
+) -> None:
+    listener = RecordingListener()
+    control = JobControl(listener, lambda: 2 * any("color: mean" in line for line in listener.lines))
+    words = options(run, data, tmp_path / "set", step=0.25, limit=4)
+    with pytest.raises(Interrupted, match="stopped after color: the same command with --resume") as stopped:
+        build_mepi(**words, control=control)
+    assert stopped.value.signum == 2
+    assert listener.lines[-1] == str(stopped.value)
+    assert list(json.loads((tmp_path / "set" / "summary.json").read_text())) == ["color"]
+    assert list(build_mepi(**words, resume=True)) == list(mepi_set.SEARCHED)
+
+
 def test_more_reductions_join_a_set(run: Path, data: str, tmp_path: Path) -> None:
     out = tmp_path / "set"
-    build(**options(run, data, out, step=0.25, reduction="color", limit=8))
+    build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=8))
     first = rows(out)
-    build(**options(run, data, out, step=0.25, reduction="resolution", limit=8), resume=True)
+    build_mepi(**options(run, data, out, step=0.25, reduction="resolution", limit=8), resume=True)
     assert [r["reduction"] for r in rows(out)] == ["color"] * len(first) + ["resolution"] * len(first)
     assert rows(out)[: len(first)] == first
     assert len({r["label"] for r in first}) == 4  # a limited search is spread over the classes
@@ -354,25 +420,25 @@ def test_more_reductions_join_a_set(run: Path, data: str, tmp_path: Path) -> Non
 
 def test_refusals(run: Path, data: str, tmp_path: Path) -> None:
     out = tmp_path / "set"
-    build(**options(run, data, out, step=0.25, reduction="color", limit=4))
+    build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=4))
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     with pytest.raises(InputError, match="already holds MEPIs: continue them with --resume"):
-        build(**options(run, data, out, step=0.25, reduction="color", limit=4))
+        build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=4))
     with pytest.raises(InputError, match=r"was begun with other options: limit 4 → 5; step 0.25 → 0.5"):
-        build(**options(run, data, out, step=0.5, reduction="color", limit=5), resume=True)
+        build_mepi(**options(run, data, out, step=0.5, reduction="color", limit=5), resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").write_text("mine")
-    with pytest.raises(InputError, match="exists and is no MEPI set"):
-        build(**options(run, data, tmp_path / "other"), resume=True)
+    with pytest.raises(InputError, match="exists and is not a MEPI set"):
+        build_mepi(**options(run, data, tmp_path / "other"), resume=True)
     with pytest.raises(InputError, match="exhaustive is for color and resolution"):
-        build(**options(run, data, tmp_path / "new", reduction="crop", search="exhaustive"))
+        build_mepi(**options(run, data, tmp_path / "new", reduction="crop", search="exhaustive"))
     with pytest.raises(InputError, match="holds no run"):
-        build(**options(tmp_path / "no", data, tmp_path / "new"))
+        build_mepi(**options(tmp_path / "no", data, tmp_path / "new"))
     stripped = tmp_path / "stripped"
     shutil.copytree(run, stripped)
     (stripped / "best" / "model.safetensors").unlink()
     with pytest.raises(RunError, match=r"model.safetensors cannot be read"):
-        build(**options(stripped, data, tmp_path / "new"))
+        build_mepi(**options(stripped, data, tmp_path / "new"))
     assert not (tmp_path / "new").exists()
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
@@ -384,7 +450,7 @@ def test_other_classes_are_refused(run: Path, images: Path, tmp_path: Path) -> N
         first.rename(first.with_name("another"))
     index_images(tmp_path / "images", tmp_path / "data")
     with pytest.raises(InputError, match="only here: another"):
-        build(**options(run, str(tmp_path / "data"), tmp_path / "set"))
+        build_mepi(**options(run, str(tmp_path / "data"), tmp_path / "set"))
 
 
 @pytest.mark.parametrize(
@@ -457,18 +523,18 @@ def test_other_classes_are_refused(run: Path, images: Path, tmp_path: Path) -> N
 )
 def test_a_damaged_journal_is_named(run: Path, data: str, tmp_path: Path, line: bytes) -> None:
     out = tmp_path / "set"
-    build(**options(run, data, out, step=0.25, reduction="color", limit=4))
+    build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=4))
     (out / "summary.json").unlink()
     with open(out / ".progress" / "color.jsonl", "ab") as file:
         file.write(line + b"\n")
     with pytest.raises(RunError, match=r"color.jsonl line \d+ is damaged"):
-        build(**options(run, data, out, step=0.25, reduction="color", limit=4), resume=True)
+        build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=4), resume=True)
 
 
 def test_a_full_disk_stops_and_what_is_complete_stays(
     run: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(**options(run, data, tmp_path / "plain", step=0.25, reduction="color"))
+    build_mepi(**options(run, data, tmp_path / "plain", step=0.25, reduction="color"))
     out, real, left = tmp_path / "set", Path.write_bytes, [6]
 
     def full(path: Path, content: bytes) -> int:
@@ -483,51 +549,53 @@ def test_a_full_disk_stops_and_what_is_complete_stays(
     with pytest.raises(
         RunError, match=r"No space left on device.*images that are complete are kept.*--resume"
     ):
-        build(**options(run, data, out, step=0.25, reduction="color"))
+        build_mepi(**options(run, data, out, step=0.25, reduction="color"))
     assert len(files(out)) == 6
     assert not list(out.rglob("*.partial"))
     monkeypatch.undo()
-    build(**options(run, data, out, step=0.25, reduction="color"), resume=True)
+    build_mepi(**options(run, data, out, step=0.25, reduction="color"), resume=True)
     assert files(out) == files(tmp_path / "plain")
     assert rows(out) == rows(tmp_path / "plain")
 
 
-def test_an_image_gone_or_broken_is_named_and_counted(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_image_gone_or_broken_is_named_and_counted(run: Path, images: Path, tmp_path: Path) -> None:
     shutil.copytree(images, tmp_path / "images")
     index_images(tmp_path / "images", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")
     first, second = (Path(p) for p in index.paths(np.array([2, 9])))
     first.unlink()
     second.write_bytes(second.read_bytes()[:300])
-    summary = build(
-        **options(run, str(tmp_path / "data"), tmp_path / "set", step=0.25, reduction="resolution")
+    listener = RecordingListener()
+    summary = build_mepi(
+        **options(run, str(tmp_path / "data"), tmp_path / "set", step=0.25, reduction="resolution"),
+        control=JobControl(listener),
     )
     assert summary["resolution"]["unreadable"] == 2
     assert summary["resolution"]["images"] == 24
-    said = capsys.readouterr().err
-    assert f"{first.name}, is gone" in said
-    assert f"{second.name}, cannot be decoded" in said
+    gone, broken = sorted(listener.warnings, key=lambda warning: first.name not in warning)
+    assert f"{first.name}, is gone" in gone
+    assert f"{second.name}, cannot be decoded" in broken
     assert not {2, 9} & {r["sample"] for r in rows(tmp_path / "set")}
 
 
 def test_no_correct_image_is_a_result(
-    run: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qrdali.data.index.Index.labels", lambda self, samples: np.full(len(samples), 3))
     monkeypatch.setattr("torch.Tensor.argmax", lambda self, *_: torch.zeros(len(self), dtype=torch.int64))
-    summary = build(**options(run, data, tmp_path / "set", step=0.25, reduction="color", limit=5))
+    listener = RecordingListener()
+    words = options(run, data, tmp_path / "set", step=0.25, reduction="color", limit=5)
+    summary = build_mepi(**words, control=JobControl(listener))
     assert summary["color"]["without_mepi"] == 5
     assert summary["color"]["mean_quotient"] is None
     assert rows(tmp_path / "set") == []
-    assert "there are no MEPIs" in capsys.readouterr().err
+    assert any("there are no MEPIs" in line for line in listener.lines)
 
 
 def test_hostile_class_names_make_no_folder(run: Path, data: str, tmp_path: Path, dataset: Dataset) -> None:
     for name in ("..", "a/b", ""):
         with pytest.raises(InputError, match="cannot be a folder's"):
-            mepi_set.MepiSet.open(tmp_path / "set", dataset.index("train"), ("fine", name), 4, {}, False)
+            MepiSet.open(tmp_path / "set", MepiSource(dataset.index("train"), ("fine", name), 4), {}, False)
     assert not (tmp_path / "set").exists()
 
 
@@ -583,40 +651,30 @@ def test_bench_mepi_measures_both(data: str) -> None:
         assert 0 < row["mean_quotient"] <= 1
 
 
-def test_a_graphs_maker_builds_the_same_from_many_threads(
+def test_a_graphs_reducer_builds_the_same_from_many_threads(
     run: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     """As on a GPU: one pipeline, several threads that want its pictures."""
-    from contextlib import nullcontext
-
     from qrdali.mepi.build import Builder
-    from qrdali.mepi.search import Search, SearchRule, params_of_states
+    from qrdali.mepi.search import Search, SearchLimits, SearchRule, params_of_states
     from qrdali.pipelines.engine import Engine
     from qrdali.pipelines.image_reducer import open_image_reducer
     from qrdali.reduction.neighbors import DescentRule
 
     model, trained = run_folder.load_best(run)
     index = dataset.index("train")
-    mepis = mepi_set.MepiSet.open(tmp_path / "set", index, dataset.classes, 4, {}, False)
-    maker = open_image_reducer(index, trained.preprocessing, Engine(whole_graph=True))
-    search = Search(
-        model,
-        maker,
-        SearchRule(DescentRule(Dimensions(True, True, True), 4, 5, "entropy")),
-        16,
-        1 << 30,
-        4,
-        nullcontext,
-    )
-    Builder(mepis, "combination", search, 4, lambda check: [], SilentListener(), lambda: 0).build(
-        list(range(24))
-    )
+    mepis = MepiSet.open(tmp_path / "set", MepiSource(index, dataset.classes, 4), {}, False)
+    reducer = open_image_reducer(index, trained.preprocessing, Engine(whole_graph=True))
+    rule = SearchRule(DescentRule(Dimensions(True, True, True), 4, 5, "entropy"))
+    context = open_context("cpu", "off", JobControl())
+    search = Search(model, reducer, rule, SearchLimits(16, 1 << 30, 4), context)
+    Builder(mepis, "combination", search, lambda check: [], context).build(list(range(24)))
     journal = mepis.journal("combination")
-    pixels = dict(maker.decode(iter(range(24)), lambda sample, reason: None))
+    pixels = dict(reducer.decode(iter(range(24)), lambda sample, reason: None))
     assert len(journal.with_mepi()) > 12
     for sample in journal.with_mepi().tolist():
         state = journal.entry(sample).state
-        (picture,) = maker.reduced_images(
+        (picture,) = reducer.reduced_images(
             [pixels[sample]], params_of_states([state], index.sizes(np.array([sample])), 4)
         )
         assert mepis.png("combination", sample).read_bytes() == png_bytes(picture)
@@ -626,28 +684,28 @@ def test_a_graphs_maker_builds_the_same_from_many_threads(
 @pytest.mark.parametrize("stray", ["copy.png", "99999.png", "7.png"])
 def test_a_stray_file_is_named(run: Path, data: str, tmp_path: Path, stray: str, dataset: Dataset) -> None:
     out = tmp_path / "set"
-    build(**options(run, data, out, step=0.25, reduction="color", limit=8))
+    build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=8))
     (out / "summary.json").unlink()
     Image.new("RGB", (9, 9)).save(out / "color" / dataset.classes[3] / stray)
-    with pytest.raises(RunError, match=f"{stray} is no file of this set"):
-        build(**options(run, data, out, step=0.25, reduction="color", limit=8), resume=True)
+    with pytest.raises(RunError, match=f"{stray} is not a file of this set"):
+        build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=8), resume=True)
     (out / "color" / dataset.classes[3] / stray).unlink()
-    build(**options(run, data, out, step=0.25, reduction="color", limit=8), resume=True)
+    build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=8), resume=True)
 
 
 def test_a_damaged_or_removed_file_is_made_again(run: Path, data: str, tmp_path: Path) -> None:
     out, words = tmp_path / "set", {"step": 0.25, "reduction": "color", "limit": 8}
-    build(**options(run, data, out, **words))
+    build_mepi(**options(run, data, out, **words))
     before, table = files(out), rows(out)
     first, second = sorted(before)[:2]
     (out / first).unlink()
-    build(**options(run, data, out, **words), resume=True)
+    build_mepi(**options(run, data, out, **words), resume=True)
     assert files(out) == before
     (out / second).write_bytes(b"\0" * len(before[second]))
     (out / first).unlink()  # so that the reduction is not finished, and is read back
     with pytest.raises(RunError, match="was not as it had been written"):
-        build(**options(run, data, out, **words), resume=True)
-    build(**options(run, data, out, **words), resume=True)
+        build_mepi(**options(run, data, out, **words), resume=True)
+    build_mepi(**options(run, data, out, **words), resume=True)
     assert files(out) == before
     assert rows(out) == table
 
@@ -658,9 +716,9 @@ def test_what_was_unreadable_is_tried_again(run: Path, images: Path, tmp_path: P
     victim = Path(Dataset.open(tmp_path / "data").index("train").paths(np.array([4]))[0])
     victim.rename(tmp_path / "away")
     words = options(run, str(tmp_path / "data"), tmp_path / "set", step=0.25, reduction="color")
-    assert build(**words)["color"]["unreadable"] == 1
+    assert build_mepi(**words)["color"]["unreadable"] == 1
     (tmp_path / "away").rename(victim)
-    assert build(**words, resume=True)["color"]["unreadable"] == 0
+    assert build_mepi(**words, resume=True)["color"]["unreadable"] == 0
     assert 4 in {r["sample"] for r in rows(tmp_path / "set")}
 
 
@@ -679,36 +737,37 @@ def test_what_was_unreadable_is_tried_again(run: Path, images: Path, tmp_path: P
 )
 def test_damaged_files_are_named(run: Path, data: str, tmp_path: Path, name: str, content: str) -> None:
     out = tmp_path / "set"
-    build(**options(run, data, out, step=0.25, reduction="color", limit=4))
+    build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=4))
     (out / name).write_text(content)
     with pytest.raises(RunError, match=f"{name} cannot be read"):
-        build(**options(run, data, out, step=0.25, reduction="color", limit=4), resume=True)
+        build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=4), resume=True)
 
 
 def test_a_journal_that_was_removed_makes_its_reduction_unfinished(
     run: Path, data: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "set"
-    build(**options(run, data, out, step=0.25, reduction="color", limit=4))
+    build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=4))
     table = rows(out)
     (out / ".progress" / "color.jsonl").unlink()
-    build(**options(run, data, out, step=0.25, reduction="resolution", limit=4), resume=True)
+    build_mepi(**options(run, data, out, step=0.25, reduction="resolution", limit=4), resume=True)
     assert list(json.loads((out / "summary.json").read_text())) == ["resolution"]
-    build(**options(run, data, out, step=0.25, reduction="color", limit=4), resume=True)
+    build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=4), resume=True)
     assert [r for r in rows(out) if r["reduction"] == "color"] == table
 
 
 def test_two_builders_do_not_share_a_folder(run: Path, data: str, tmp_path: Path, dataset: Dataset) -> None:
-    held = mepi_set.MepiSet.open(tmp_path / "set", dataset.index("train"), dataset.classes, 4, {}, False)
+    source = MepiSource(dataset.index("train"), dataset.classes, 4)
+    held = MepiSet.open(tmp_path / "set", source, {}, False)
     with pytest.raises(RunError, match=f"is being built by process {os.getpid()} on "):
-        build(**options(run, data, tmp_path / "set"), resume=True)
+        build_mepi(**options(run, data, tmp_path / "set"), resume=True)
     held.close()
 
 
 def test_a_moved_run_goes_on(run: Path, data: str, tmp_path: Path) -> None:
-    build(**options(run, data, tmp_path / "set", step=0.25, reduction="color", limit=4))
+    build_mepi(**options(run, data, tmp_path / "set", step=0.25, reduction="color", limit=4))
     shutil.copytree(run, tmp_path / "moved")
-    build(
+    build_mepi(
         **options(tmp_path / "moved", data, tmp_path / "set", step=0.25, reduction="resolution", limit=4),
         resume=True,
     )
@@ -719,18 +778,18 @@ def test_reading_back_finds_what_the_network_gets_wrong(
 ) -> None:
     """Files that have changed places hold pictures of another class."""
     out = tmp_path / "set"
-    build(**options(run, data, out, step=0.25, reduction="crop"))
+    build_mepi(**options(run, data, out, step=0.25, reduction="crop"))
     before = rows(out)
     first, second = next((a, b) for a in before for b in before if a["label"] != b["label"])
     places = [out / "crop" / dataset.classes[r["label"]] / f"{r['sample']}.png" for r in (first, second)]
     contents = [place.read_bytes() for place in places]
     for place, content in zip(places, reversed(contents), strict=True):
         place.write_bytes(content)
-    evaluator, index = Evaluator(run, 8, "cpu", "auto", 2), dataset.index("train")
+    evaluator, index = Evaluator(run, EvaluateOptions(8, "cpu", "auto", 2)), dataset.index("train")
     settings = json.loads((out / "options.json").read_text())
-    held = mepi_set.MepiSet.open(out, index, dataset.classes, 4, settings, True)
+    held = MepiSet.open(out, MepiSource(index, dataset.classes, 4), settings, True)
     checked: list[None] = []
-    assert build_mepi._wrong(evaluator, held, "crop", lambda: checked.append(None)) == sorted(
+    assert workflow.wrong_when_read_back(evaluator, held, "crop", lambda: checked.append(None)) == sorted(
         [first["sample"], second["sample"]]
     )
     assert checked
@@ -739,13 +798,16 @@ def test_reading_back_finds_what_the_network_gets_wrong(
 
 def test_a_class_name_that_leaves_the_folder_is_not_followed(tmp_path: Path) -> None:
     from qrdali.data.index import Index
-    from qrdali.data.scan import index_folder
+    from qrdali.data.scan import Reading, index_folder
 
     for folder in ("set/a", "outside"):
         (tmp_path / folder).mkdir(parents=True)
         Image.new("RGB", (9, 9)).save(tmp_path / folder / "1.png")
     index_folder(
-        tmp_path / "set", ("../outside", str(tmp_path / "outside"), "a"), tmp_path / "set.arrow", verify=False
+        tmp_path / "set",
+        ("../outside", str(tmp_path / "outside"), "a"),
+        tmp_path / "set.arrow",
+        Reading(verify=False),
     )
     assert Index(tmp_path / "set.arrow", 3).paths(np.arange(1)) == [str(tmp_path / "set" / "a" / "1.png")]
     assert len(Index(tmp_path / "set.arrow", 3)) == 1

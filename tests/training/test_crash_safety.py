@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from qrdali import models
-from qrdali.cli.evaluate import Evaluator
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
 from qrdali.reduction.levels import FULL_QUALITY
@@ -32,6 +31,7 @@ from qrdali.runs.settings import Settings, validate_settings
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.training import trainer
 from qrdali.training.finite_check import FiniteCheck
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.train import run_training
 
 TIMED = ("second", "memory", "energy", "environment")
@@ -474,7 +474,7 @@ def test_a_second_process_is_refused_and_evaluate_is_not(
             RunError, match=f"is being trained by process {os.getpid()} on {platform.node()}: wait"
         ):
             run_training(settings, run, True)
-        assert Evaluator(run, device="cpu").split(dataset.folder, "test")["images"] == 12
+        assert Evaluator(run, EvaluateOptions(device="cpu")).split(dataset.folder, "test")["images"] == 12
     run_training(settings, run, True)
     assert outcome(run) == outcome(whole)
 

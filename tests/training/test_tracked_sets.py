@@ -10,12 +10,12 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from qrdali.cli.evaluate import Evaluator
 from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
 from qrdali.runs.settings import Settings, read_toml, validate_settings
 from qrdali.training.tracked_sets import tracked_summary
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.train import run_training
 
 
@@ -71,7 +71,7 @@ def test_training_is_the_same_and_the_figures_are_those_of_evaluate(
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
     best = rows[json.loads((run / "best" / "state.json").read_text())["epoch"]]
-    evaluator = Evaluator(run, 8, "cpu", threads=1, reduced=0.25)
+    evaluator = Evaluator(run, EvaluateOptions(8, "cpu", threads=1, reduced=0.25))
     assert best["tracked"]["mine"] == evaluator.folder("mine", mine)["accuracy"]
     found = evaluator.split(dataset.folder, "val")["reduced"]
     assert [best["tracked"][name] for name in reduced] == [own["accuracy"] for own in found.values()]

@@ -13,13 +13,13 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from qrdali.cli.evaluate import Evaluator
 from qrdali.cli.main import cli
 from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import InputError, RunError
 from qrdali.runs import checkpoint
 from qrdali.runs.settings import Settings, read_toml, validate_settings
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.train import run_training
 
 
@@ -75,7 +75,7 @@ def test_shared_leaves_a_whole_run(data: Path, shared: Path) -> None:
     assert table.column_names == ["sample", "path", "label", "prediction", "correct", "confidence"]
     assert sum(table["correct"].to_pylist()) / table.num_rows == rows[best]["val_accuracy"]
     assert read_toml(shared / "config.toml")["lr"] == 1e-3
-    result = Evaluator(shared, device="cpu").split(Path(data), "test")
+    result = Evaluator(shared, EvaluateOptions(device="cpu")).split(Path(data), "test")
     assert result["images"] == 12
     assert pq.read_table(shared / "predictions" / "test.parquet")["sample"].to_pylist() == list(range(12))
 
@@ -260,7 +260,7 @@ def test_other_classes_are_shown(shared: Path, tmp_path: Path) -> None:
     generate(tmp_path / "images", ShapesSpec(classes=4, train=2, val=1, test=1, size=(40, 32)), workers=1)
     build_dataset(tmp_path / "images", tmp_path / "data")
     with pytest.raises(InputError, match="only here"):
-        Evaluator(shared, device="cpu").split(tmp_path / "data", "test")
+        Evaluator(shared, EvaluateOptions(device="cpu")).split(tmp_path / "data", "test")
 
 
 def test_checkpoints_are_whole_or_named(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""McNemar's test of two runs on the same images, from the rows that `evaluate` has written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qrdali.errors import InputError, printable
+from qrdali.evaluation.prediction_rows import read_rows
+from qrdali.evaluation.stats import mcnemar, wilson
+from qrdali.runs import folder as run_folder
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """Holds one run's side of a comparison.
+
+    run: the folder as given. correct: images that are right. accuracy: their share. wilson_95: Wilson's 95%
+    interval of that share.
+    """
+
+    run: str
+    correct: int
+    accuracy: float
+    wilson_95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Holds McNemar's test of two runs on one set of images.
+
+    a: images that both have right, b: only the first, c: only the second, d: neither. statistic = (b - c)² /
+    (b + c), p_value by chi-square with one degree of freedom, exact_p_value by the binomial; stars: *** p <
+    .001, ** p < .01, * p < .05.
+    """
+
+    a: int
+    b: int
+    c: int
+    d: int
+    statistic: float
+    p_value: float
+    exact_p_value: float
+    stars: str
+    set: str
+    images: int
+    runs: tuple[ComparedRun, ComparedRun]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the object that `qrdali compare --json` prints."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "c": self.c,
+            "d": self.d,
+            "statistic": self.statistic,
+            "p_value": self.p_value,
+            "exact_p_value": self.exact_p_value,
+            "stars": self.stars,
+            "set": self.set,
+            "images": self.images,
+            "runs": [
+                {"run": one.run, "accuracy": one.accuracy, "wilson_95": list(one.wilson_95)}
+                for one in self.runs
+            ],
+        }
+
+
+def compare(run_a: str | Path, run_b: str | Path, *, set: str = "test") -> Comparison:
+    """Compares two runs on the images of a set that both have been evaluated on.
+
+    set: "train", "val", "test" or a name given to `evaluate`. Raises InputError where a run has no rows of
+    the set, or the rows are not of the same images; RunError where they are damaged.
+    """
+    if "/" in set or set in ("", ".", ".."):
+        raise InputError(f"--set is {printable(set)!r}: give the name of a set, such as test")
+    folders = (Path(run_a), Path(run_b))
+    first, second = (read_rows(run, set, _best_epoch(run)) for run in folders)
+    if len(first) != len(second) or any(
+        not np.array_equal(first[key], second[key]) for key in ("sample", "path", "label")
+    ):
+        common = {*first["path"].tolist()} & {*second["path"].tolist()}
+        raise InputError(
+            f"the rows of {printable(set)} are not of the same images: {printable(run_a)} has {len(first)}, "
+            f"{printable(run_b)} {len(second)}, {len(common)} of them in both; evaluate both on the same data"
+        )
+    test = mcnemar(first["correct"], second["correct"])
+    images = len(first)
+    counts = (int(first["correct"].sum()), int(second["correct"].sum()))
+    one, other = (
+        ComparedRun(str(run), count, count / images, wilson(count, images))
+        for run, count in zip((run_a, run_b), counts, strict=True)
+    )
+    return Comparison(
+        test.a,
+        test.b,
+        test.c,
+        test.d,
+        test.statistic,
+        test.p_value,
+        test.exact_p_value,
+        test.stars,
+        set,
+        images,
+        (one, other),
+    )
+
+
+def _best_epoch(run: Path) -> int | None:
+    """Returns the epoch of a run's best weights, of which its rows must be; None for a folder of rows alone."""
+    return run_folder.describe_best(run).epoch if run_folder.holds_run(run) else None

@@ -1,0 +1,275 @@
+"""Evaluates a run on splits and folders: accuracy, per-image rows, and accuracy at lower qualities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from qrdali.data.index import Dataset, Index
+from qrdali.data.scan import Reading, index_folder
+from qrdali.data.set_names import check_set_name
+from qrdali.errors import InputError, Interrupted, printable
+from qrdali.evaluation.class_map import ClassMap, MapRule, read_class_map
+from qrdali.evaluation.predict import predict, top1
+from qrdali.evaluation.prediction_rows import PredictionRows, write_rows
+from qrdali.interfaces import JobControl
+from qrdali.pipelines.engine import engine_of
+from qrdali.pipelines.loader import open_loader
+from qrdali.reduction.levels import FULL_QUALITY, Levels, reduced_split_levels
+from qrdali.reduction.quality import num_levels_of
+from qrdali.runs import folder as run_folder
+from qrdali.schedule.epoch_plan import EpochPlan
+from qrdali.system.deterministic import deterministic
+from qrdali.workflows.context import open_context
+from qrdali.workflows.quality_curve import write_curve
+
+_NAMED_FILES = 5  # unreadable files that are named one by one; `--json` has all
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Says how a run is evaluated.
+
+    batch_size: images of a forward pass. device: "auto", "cpu" or "cuda". amp: "auto", "bf16", "fp16" or
+    "off". threads: that decode, None for all that the process may use. curve_levels: n of the step 1/n of an
+    accuracy curve over the qualities, None for no curve. reduced: a quality below 1 of the step 1 /
+    reduced_levels at which splits are evaluated too, in each reduction. class_map: for data of other classes
+    than the run's.
+    """
+
+    batch_size: int = 32
+    device: str = "auto"
+    amp: str = "auto"
+    threads: int | None = None
+    curve_levels: int | None = None
+    reduced: float | None = None
+    reduced_levels: int = 4
+    class_map: ClassMap | None = None
+
+
+DEFAULT_OPTIONS = EvaluateOptions()
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    split: str = "test",
+    sets: Mapping[str, str | Path] | None = None,
+    curve: bool = False,
+    reduced: float | None = None,
+    step: float = 0.25,
+    class_map: str | Path | None = None,
+    map_rule: MapRule | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    amp: str = "auto",
+    threads: int | None = None,
+    root: str | None = None,
+    control: JobControl = JobControl(),
+) -> list[dict[str, Any]]:
+    """Evaluates `best/` of a run on a split and on named folders; writes RUN/predictions/NAME.parquet.
+
+    data: a data set's folder, of which `split` is evaluated. sets: folders of class folders, paths or s3://
+    and gs:// URLs, by name. curve: also measures accuracy at every level of `step` in each reduction, into
+    RUN/curves/. reduced: also evaluates the split at this quality in each reduction. class_map: a TSV file of
+    run class and data class, by the rule "argmax" or "sum". root: where the images of `data` are now, or
+    OLD=NEW.
+
+    Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy", "unreadable",
+    "rows"}, with "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they apply. Raises
+    InputError for what cannot be evaluated, RunError for a damaged run or images that are gone, and
+    Interrupted once `control.stop` returns a signal. Collective.
+    """
+    num_levels, sets, folder = num_levels_of(step), sets or {}, Path(run)
+
+    def check() -> None:
+        for name in sets:
+            check_set_name(name, "--set")
+        if data is None and not sets:
+            raise InputError("nothing to evaluate: give --data, --set NAME=FOLDER or both")
+        if root and data is None:
+            raise InputError("--root is of --data: give that too")
+        if reduced is not None and data is None:
+            raise InputError("--reduced is of a split: give --data too")
+        if map_rule and class_map is None:
+            raise InputError("--map-rule is of a --class-map: give that too")
+
+    control.group.run_on_all(check)
+    with deterministic(run_folder.is_deterministic(folder), device):
+        mapping = control.group.run_on_all(
+            lambda: (
+                None if class_map is None else _read_map(Path(class_map), map_rule or "argmax", folder, data)
+            )
+        )
+        options = EvaluateOptions(
+            batch_size, device, amp, threads, num_levels if curve else None, reduced, num_levels, mapping
+        )
+        evaluator = Evaluator(folder, options, control)
+        results = [] if data is None else [evaluator.split(Path(data), split, root)]
+        for name, set_folder in sets.items():
+            results.append(evaluator.folder(name, set_folder))
+        return results
+
+
+def _read_map(file: Path, rule: MapRule, run: Path, data: str | Path | None) -> ClassMap:
+    run_classes = run_folder.describe_best(run).classes
+    return read_class_map(file, run_classes, None if data is None else Dataset.open(Path(data)).classes, rule)
+
+
+class Evaluator:
+    """Classifies with `best/` of a run.
+
+    Results are dicts as `evaluate` returns them.
+
+    The processes of `control.group` evaluate together: all must call the same methods in the same order, and
+    get the same results; rank 0 writes. Every method is collective, and raises Interrupted once
+    `control.stop` returns a signal.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        options: EvaluateOptions = DEFAULT_OPTIONS,
+        control: JobControl = JobControl(),
+    ) -> None:
+        self.run, self.options, self.group = run, options, control.group
+        if options.reduced is not None:
+            quality, num_levels = options.reduced, options.reduced_levels
+            # An impossible quality is refused before a network is loaded for nothing.
+            self.group.run_on_all(lambda: reduced_split_levels("", quality, num_levels))
+        model, self.trained = self.group.run_on_all(lambda: run_folder.load_best(run))
+        if not self.group.is_single:
+            digest = self.group.run_on_all(lambda: run_folder.weights_digest(run))
+            self.group.require_equal(f"the weights of {run}", digest)
+        self.class_map = options.class_map
+        self.classes = self.class_map.classes if self.class_map else self.trained.classes
+        self.decide = self.class_map.decide if self.class_map else top1
+        self.context = open_context(options.device, options.amp, control)
+        self.model: nn.Module = model.to(self.context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.engine = engine_of(self.context.device, options.threads, self.group, control.listener.warn)
+
+    def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
+        """Evaluates a split, at the reduced quality too if the options have one, and writes the rows."""
+        index = self.group.run_on_all(lambda: self.open_split(data, split, root))
+        if not self.group.is_single:
+            self.group.require_equal(f"the images of {data}", index.fingerprint)
+        result = self._evaluate(split, index, 0)
+        quality = self.options.reduced
+        if quality is None:
+            return result
+        of_reductions = reduced_split_levels(split, quality, self.options.reduced_levels)
+        result["reduced"] = {}
+        for reduction, (name, levels) in of_reductions.items():
+            rows = self.rows(name, index, levels=levels)
+            result["reduced"][reduction] = self._write(name, index, rows, 0) | {"quality": quality}
+        return result
+
+    def open_split(self, data: Path, split: str, root: str | None = None) -> Index:
+        """Returns a split's index. Raises InputError unless the data set has the classes that are evaluated.
+
+        Not collective.
+        """
+        dataset = Dataset.open(data, root)
+        whose = "the --class-map" if self.class_map else f"the run {self.run}"
+        dataset.require_classes(self.classes, whose)
+        return dataset.index(split)
+
+    def folder(self, name: str, folder: Path | str) -> dict[str, Any]:
+        """Evaluates a folder of class folders, on the disk or in a store, and writes its rows.
+
+        Files that cannot be read are left out, counted and reported.
+        """
+        listener = self.context.listener
+        with TemporaryDirectory() as scratch:
+            file = Path(scratch) / "set.arrow"
+            rejected = index_folder(
+                folder,
+                self.classes,
+                file,
+                Reading(threads=None if self.group.is_single else self.engine.threads),
+                self.group,
+                whose="the --class-map" if self.class_map else "the run",
+            )
+            for path, reason in rejected[:_NAMED_FILES]:
+                listener.warn(f"left out: {path}: {reason}")
+            if more := len(rejected[_NAMED_FILES:]):
+                listener.warn(f"left out: {more} more files that cannot be read; --json names all")
+            index = Index(file, len(self.classes))
+            names = [[printable(path), printable(reason)] for path, reason in rejected]
+            return self._evaluate(name, index, len(rejected)) | {"unreadable_files": names}
+
+    def rows(
+        self, name: str, index: Index, check: Callable[[], None] = lambda: None, levels: Levels | None = None
+    ) -> PredictionRows:
+        """Returns a row per image of an index, at `levels` of the step 1 / reduced_levels where given.
+
+        check: is called at every batch and may raise.
+        """
+        listener, batch_size = self.context.listener, self.options.batch_size
+        source = open_loader(index, self.trained.preprocessing, batch_size, self.engine)
+        num_levels = self.options.reduced_levels
+        plan = EpochPlan(len(index), batch_size, levels or FULL_QUALITY, num_levels)
+
+        def on_batch(images: int) -> None:
+            listener.advance(images, str)
+            check()
+            self.exit_if_signalled(name)
+
+        listener.begin(f"evaluate {name}", len(index))
+        try:
+            return predict(self.model, source, plan, self.context, on_batch=on_batch, decide=self.decide)
+        finally:
+            listener.end()
+
+    def exit_if_signalled(self, name: str) -> None:
+        """Raises Interrupted after a signal.
+
+        Called at every batch of this process; `predict` ends the pass on the others.
+        """
+        if signum := self.context.stop():
+            raise Interrupted(f"stopped in the evaluation of {name}: the same command begins it anew", signum)
+
+    def _evaluate(self, name: str, index: Index, unreadable: int) -> dict[str, Any]:
+        result = self._write(name, index, self.rows(name, index), unreadable)
+        if self.options.curve_levels is not None:
+            result["curve"] = write_curve(self, self._name_of_rows(name), index, self.options.curve_levels)
+        return result
+
+    def _name_of_rows(self, name: str) -> str:
+        """Returns the name of a set's rows.
+
+        Mapped ones have other labels, and must not replace the run's own.
+        """
+        return f"{name}-mapped-{self.class_map.rule}" if self.class_map else name
+
+    def _write(self, name: str, index: Index, rows: PredictionRows, unreadable: int) -> dict[str, Any]:
+        name = self._name_of_rows(name)
+        file = self.run / "predictions" / f"{name}.parquet"
+        self.group.run_on_main(lambda: write_rows(file, rows, index, self.metadata))
+        result = {
+            "set": name,
+            "images": len(rows.labels),
+            "correct": int((rows.labels == rows.predictions).sum()),
+            "accuracy": rows.accuracy,
+            "unreadable": unreadable,
+            "rows": str(file),
+        }
+        if self.class_map is not None:
+            result |= {"map_rule": self.class_map.rule, "unmapped": int((rows.predictions < 0).sum())}
+        return result
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Returns what is written beside rows.
+
+        It is the epoch of the weights; for mapped classes also their names and the rule.
+        """
+        mapped = {"classes": list(self.classes), "map_rule": self.class_map.rule} if self.class_map else {}
+        return {"epoch": self.trained.epoch, **mapped}

@@ -1,0 +1,137 @@
+"""Single images: pixels, reductions and entropy, by the functions that loaders and MEPI sets use."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from qrdali.errors import InputError, printable
+from qrdali.reduction import png_entropy
+from qrdali.reduction.quality import CENTER, DIMENSIONS, num_levels_of, quality, reduction_params_at
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def read(path: str | os.PathLike[str]) -> Pixels:
+    """Returns the pixels of an image file, upright, as the pipelines decode it on a CPU.
+
+    path: a JPEG, PNG, WebP, BMP or TIFF file, or one in a store, s3:// or gs://. The result is uint8 [H, W,
+    3], RGB, and belongs to the caller. Raises InputError if there is no such file, RunError naming it if it
+    cannot be decoded.
+
+    Example:
+        >>> image = qrdali.read("photo.jpg")
+        >>> image.shape, image.dtype
+        ((72, 96, 3), dtype('uint8'))
+    """
+    from qrdali.data import storage
+    from qrdali.pipelines.single_image import decode_image
+
+    name = os.fspath(path)
+    if not storage.exists(name):
+        raise InputError(f"{printable(name)} does not exist")
+    return decode_image(name)
+
+
+def reduce(
+    image: Pixels,
+    *,
+    color: float = 1.0,
+    crop: float = 1.0,
+    resolution: float = 1.0,
+    level: tuple[int, int, int] | None = None,
+    step: float = 0.25,
+    anchor: tuple[float, float] = CENTER,
+) -> Pixels:
+    """Returns a reduced image: a window is cut and resized, and its colours are put into bins.
+
+    It has the bytes that `build_mepi` writes and that loaders on a CPU show to a network.
+
+    image: uint8 [H, W, 3], which is not changed.
+    color, crop, resolution: qualities in (0, 1], the share of bits or pixels that stays; 1 changes nothing.
+    level: instead, three levels k (color, crop, resolution) of the grid `step`, 0 to n − 1, for (n − k)/n.
+    step: 1/n, n from 2 to 255.
+    anchor: where the window lies, (a_y, a_x) in [0, 1]: (0, 0) is top left, (0.5, 0.5) the centre.
+
+    The result is uint8 [h, w, 3], h = max(1, round(max(1, round(H·√crop))·√resolution)) and w likewise;
+    docs/definitions.md has all formulas. Raises InputError for another dtype, shape or range, and for `level`
+    together with a quality.
+
+    Example:
+        >>> image = qrdali.read("photo.jpg")
+        >>> qrdali.reduce(image, crop=.5, resolution=.25, color=.5).shape
+        (26, 34, 3)
+        >>> qrdali.reduce(image, level=(0, 2, 0), step=.25).shape
+        (51, 68, 3)
+    """
+    from qrdali.pipelines import host_ops
+
+    _require_image(image, "image")
+    if level is None:
+        qualities = [color, crop, resolution]
+        for name, value in zip(DIMENSIONS, qualities, strict=True):
+            if not 0 < value <= 1:
+                raise InputError(f"{name} = {value:g} is outside (0, 1]: 1 is the untouched image")
+    else:
+        if (color, crop, resolution) != (1.0, 1.0, 1.0):
+            raise InputError("level and qualities both say how much is reduced: give one of them")
+        qualities = _qualities_of(level, step)
+    if len(anchor) != 2 or not all(0 <= part <= 1 for part in anchor):
+        raise InputError(f"anchor = {anchor!r} is not (a_y, a_x) in [0, 1]: (0.5, 0.5) is the centre")
+    params = reduction_params_at(
+        np.array([qualities], np.float64),
+        np.array([image.shape[:2]], np.int32),
+        np.array([anchor], np.float64),
+    )
+    window = host_ops.cut(image, params.window[0, :2], params.window[0, 2:])
+    reduced = host_ops.reduce(window, params.size[0], int(params.bin_width[0]))
+    return reduced.copy() if np.may_share_memory(reduced, image) else reduced
+
+
+def entropy(image: Pixels) -> int:
+    """Returns the bytes of an image's PNG (Pillow, compress_level 6), the entropy of all figures and reports.
+
+    image: uint8 [H, W, 3], RGB. Raises InputError for another dtype or shape.
+
+    Example:
+        >>> image = qrdali.read("photo.jpg")
+        >>> qrdali.entropy(qrdali.reduce(image, color=.5)) < qrdali.entropy(image)
+        True
+    """
+    _require_image(image, "image")
+    return png_entropy.entropy(image)
+
+
+def quotient(reduced: Pixels, image: Pixels) -> float:
+    """Returns the entropy of a reduced image over that of the image it was made from.
+
+    Both uint8 [H, W, 3], of any sizes. Raises InputError for another dtype or shape.
+
+    Example:
+        >>> image = qrdali.read("photo.jpg")
+        >>> qrdali.quotient(image, image)
+        1.0
+    """
+    _require_image(reduced, "reduced")
+    _require_image(image, "image")
+    return png_entropy.entropy(reduced) / png_entropy.entropy(image)
+
+
+def _qualities_of(level: tuple[int, int, int], step: float) -> list[float]:
+    num_levels = num_levels_of(step)
+    levels = np.asarray(level)
+    if levels.shape != (3,) or levels.dtype.kind not in "iu":
+        raise InputError(f"level = {level!r} is not three whole numbers (color, crop, resolution)")
+    if levels.min() < 0 or levels.max() >= num_levels:
+        raise InputError(f"level = {level!r} is outside 0..{num_levels - 1}, the levels of step {step:g}")
+    return [float(value) for value in quality(levels, num_levels)]
+
+
+def _require_image(image: Pixels, name: str) -> None:
+    """Raises InputError unless `image` is uint8 [H, W, 3] with at least one pixel."""
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"{name} is a {type(image).__name__}: give a numpy array, uint8 [H, W, 3]")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise InputError(f"{name} is {image.dtype}{list(image.shape)}: give uint8 [H, W, 3], RGB in 0..255")

@@ -1,0 +1,384 @@
+"""Whole jobs for Python callers: objects or paths in, objects out; the workflows are the command line's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qrdali.data.index import Dataset
+from qrdali.data.inspect import MAX_PIXELS
+from qrdali.interfaces import JobControl, ProgressListener
+from qrdali.workflows.progress import listener_for
+from qrdali.workflows.run import Run
+
+if TYPE_CHECKING:
+    from qrdali.workflows.compare import Comparison
+    from qrdali.workflows.report import WrittenReport
+    from qrdali.workflows.reproduce import MatrixResult
+
+PathLike = str | os.PathLike[str]
+
+
+def index(
+    root: PathLike,
+    out: PathLike,
+    *,
+    verify: bool = True,
+    hashed: bool = False,
+    threads: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    val_share: float | None = None,
+    seed: int = 0,
+    progress: bool | ProgressListener = False,
+) -> Dataset:
+    """Indexes a folder of images into a new data set; the images stay where they are. Returns the data set.
+
+    root: holds train/, val/ and test/ (any of them) with a folder per class, or tar shards; a path, s3:// or
+        gs://.
+    out: the folder to be made.
+    verify: decode every file once; those that fail are listed in out/rejected.tsv.
+    hashed: keep every file's SHA-256.
+    threads: None for all cores.
+    max_pixels: larger images are rejected.
+    val_share: for a root without val, the share of each class of train that moves there, in (0, 1).
+    seed: of that choice.
+    progress: True shows a bar; or a listener.
+
+    Raises InputError if `out` exists or `root` has no such layout, RunError for unusable images; nothing is
+    left behind then.
+
+    Example:
+        >>> data = qrdali.index("images", "data-2", threads=1)
+        >>> data.splits, data.classes[0], len(data["train"])
+        (('train', 'val', 'test'), 'orange-striped-disc', 24)
+        >>> first = np.array([0])
+        >>> data["val"].sizes(first).shape, data["val"].labels(first).tolist(), len(data["val"].paths(first))
+        ((1, 2), [0], 1)
+    """
+    from qrdali.data.build import files_of, index_root
+    from qrdali.data.scan import Reading
+    from qrdali.data.tree import open_tree
+
+    listener, tree = listener_for(progress), open_tree(os.fspath(root))
+    listener.begin("index", files_of(tree) if progress else 0, "files")
+    try:
+        index_root(
+            tree,
+            Path(out),
+            Reading(verify, hashed, threads, max_pixels),
+            val_share=val_share,
+            seed=seed,
+            progress=lambda split, files: listener.advance(files, lambda: split),
+        )
+    finally:
+        listener.end()
+    return Dataset.open(Path(out))
+
+
+def train(
+    method: Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"],
+    *,
+    data: Dataset | PathLike,
+    run: PathLike,
+    resume: bool = False,
+    progress: bool | ProgressListener = False,
+    **options: Any,
+) -> Run:
+    """Trains a network, as `qrdali train METHOD` does, and returns the finished run.
+
+    method: "shared", "baseline", "fixed", "linear", "adaptive" or "random".
+    data: a data set or its folder.
+    run: folder of the run.
+    resume: continue a run that was stopped, or begin it.
+    progress: True shows bars; or a listener with the methods begin, advance, end, line and warn.
+    options: those of the command with underscores for dashes, such as model="resnet10t", init=another run,
+        epochs=20, reduction="crop", restore_best=False, track_sets={"mine": "folder"}.
+
+    Ctrl-C raises KeyboardInterrupt; `resume` then continues from the last save. Raises InputError for an
+    option that cannot be, or that does not exist, naming those near it; RunError for work that cannot be
+    done.
+
+    Example:
+        >>> small = {"model": "test_resnet", "input_size": 32, "epochs": 1, "device": "cpu"}
+        >>> run = qrdali.train("shared", data="data", run="runs/b", **small)
+        >>> run.settings.epochs, run.best.epoch in (0, 1)
+        (1, True)
+    """
+    from qrdali.runs.settings import validate_settings
+    from qrdali.workflows.train import run_training
+
+    folder, root = _folder_and_root(data)
+    given = {name: _plain(value) for name, value in options.items() if value is not None}
+    if root is not None:
+        given.setdefault("root", root)
+    settings = validate_settings({**given, "method": method, "data": folder})
+    run_training(settings, Path(run), resume)
+    return Run(run)
+
+
+def evaluate(
+    run: Run | PathLike,
+    data: Dataset | PathLike | None = None,
+    *,
+    split: str = "test",
+    sets: Mapping[str, PathLike] | None = None,
+    curve: bool = False,
+    reduced: float | None = None,
+    step: float = 0.25,
+    class_map: PathLike | None = None,
+    map_rule: Literal["argmax", "sum"] | None = None,
+    batch_size: int = 32,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto",
+    threads: int | None = None,
+    root: str | None = None,
+    progress: bool | ProgressListener = False,
+) -> list[dict[str, Any]]:
+    """Evaluates best/ of a run on a split of a data set and on named folders, and writes a row per image.
+
+    run, data: objects or folders. Without `data` only `sets` are evaluated.
+    split: "train", "val" or "test" of `data`.
+    sets: folders of class folders by name, such as {"mine": "folder"}; paths, s3:// or gs://.
+    curve: also measure accuracy at every level of `step` in each reduction.
+    reduced: also evaluate the split at this quality of `step`, in each reduction, such as 0.5.
+    class_map: for data of other classes: a TSV file of the run's class, a tab, the data's class.
+    map_rule: "argmax" (the default) or "sum".
+    batch_size, device, amp, threads: as in `train`.
+    root: where the images of `data` are now, if they moved: NEW or OLD=NEW.
+    progress: True shows bars; or a listener.
+
+    Returns one result for the split, then one per set: {"set", "images", "correct", "accuracy", "unreadable",
+    "rows"} and what was asked for besides; `Run.rows(name)` has the rows. Raises InputError for what cannot
+    be evaluated, RunError for a damaged run or images that are gone.
+
+    Example:
+        >>> (result,) = qrdali.evaluate("runs/shared", "data", split="val", device="cpu")
+        >>> result["set"], result["images"], result["correct"] / result["images"] == result["accuracy"]
+        ('val', 12, True)
+        >>> len(qrdali.Run("runs/shared").rows("val"))
+        12
+    """
+    from qrdali.workflows import evaluate as workflow
+
+    folder, moved = _folder_and_root(data)
+    return workflow.evaluate(
+        os.fspath(run),
+        folder,
+        split=split,
+        sets={name: os.fspath(place) for name, place in (sets or {}).items()},
+        curve=curve,
+        reduced=reduced,
+        step=step,
+        class_map=_text(class_map),
+        map_rule=map_rule,
+        batch_size=batch_size,
+        device=device,
+        amp=amp,
+        threads=threads,
+        root=root or moved,
+        control=JobControl(listener_for(progress)),
+    )
+
+
+def compare(run_a: Run | PathLike, run_b: Run | PathLike, *, set: str = "test") -> Comparison:
+    """Compares two runs on the same images by McNemar's test, from the rows that `evaluate` has written.
+
+    set: "val", "test" or a name given to `evaluate`.
+
+    The result has a, b, c, d: images that both have right, only the first, only the second, neither;
+    statistic, p_value, exact_p_value, stars, images; and runs, each with accuracy and wilson_95, the interval
+    of it. Raises InputError where a run has no rows of the set, or rows of other images.
+
+    Example:
+        >>> result = qrdali.compare("runs/shared", "runs/shared", set="val")
+        >>> result.b, result.c, result.p_value
+        (0, 0, 1.0)
+    """
+    from qrdali.workflows import compare as workflow
+
+    return workflow.compare(os.fspath(run_a), os.fspath(run_b), set=set)
+
+
+def build_mepi(
+    run: Run | PathLike,
+    data: Dataset | PathLike,
+    *,
+    out: PathLike,
+    split: str = "val",
+    reduction: Literal["color", "crop", "resolution", "combination", "all"] = "all",
+    step: float = 0.05,
+    windows: Literal[5, 9] = 5,
+    prefer: Literal["confidence", "entropy"] = "confidence",
+    search: Literal["descend", "exhaustive"] = "descend",
+    limit: int | None = None,
+    batch_size: int = 32,
+    search_batch_size: int | None = None,
+    memory: int = 1024,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto",
+    threads: int | None = None,
+    resume: bool = False,
+    root: str | None = None,
+    progress: bool | ProgressListener = False,
+) -> dict[str, Any]:
+    """Finds a minimal reduced image, still classified correctly, of each image that a run gets right.
+
+    run, data: objects or folders.
+    out: folder of the set: REDUCTION/CLASS/SAMPLE.png, manifest.parquet, summary.json, contact sheets.
+    split: "train", "val" or "test".
+    reduction: one of the four, or "all" of them.
+    step: the grid of qualities, 1/n.
+    windows: candidate windows of a crop.
+    prefer: which correct neighbour is taken: of the highest confidence, or of the fewest PNG bytes.
+    search: step by step, or every level ("exhaustive": color and resolution).
+    limit: images searched, spread evenly over the split.
+    batch_size: of reading back.
+    search_batch_size: candidates per forward pass; None for what suits the device.
+    memory: MiB of decoded originals that are kept.
+    device, amp, threads: as in `train`.
+    resume: continue a set that was begun with the same options.
+    root: where the images of `data` are now, if they moved: NEW or OLD=NEW.
+    progress: True shows bars; or a listener.
+
+    Returns a summary per reduction, as in summary.json: images, mean_quotient (None without a MEPI) and more.
+    Raises InputError for what cannot be searched, RunError for what is damaged.
+
+    Example:
+        >>> options = {"split": "val", "reduction": "color", "step": 0.25, "device": "cpu"}
+        >>> summaries = qrdali.build_mepi("runs/shared", "data", out="mepi", **options)
+        >>> summaries["color"]["images"]
+        12
+    """
+    from qrdali.workflows import build_mepi as workflow
+
+    folder, moved = _folder_and_root(data)
+    assert folder is not None
+    return workflow.build_mepi(
+        os.fspath(run),
+        folder,
+        out=os.fspath(out),
+        split=split,
+        reduction=reduction,
+        step=step,
+        windows=windows,
+        prefer=prefer,
+        search=search,
+        limit=limit,
+        batch_size=batch_size,
+        search_batch_size=search_batch_size,
+        memory=memory,
+        device=device,
+        amp=amp,
+        threads=threads,
+        resume=resume,
+        root=root or moved,
+        control=JobControl(listener_for(progress)),
+    )
+
+
+def write_report(
+    runs: Sequence[Run | PathLike],
+    *,
+    out: PathLike,
+    mepi: Sequence[PathLike] = (),
+    title: str = "",
+    gallery: int = 8,
+    usd_per_kwh: float = 0.17,
+    watts: float | None = None,
+    progress: bool | ProgressListener = False,
+) -> WrittenReport:
+    """Writes a page on runs: accuracy, significance, evolution, entropy quotients, minimal images and cost.
+
+    runs: objects or folders, one or more.
+    out: folder for report.html, tables/ and figures/; a report there is replaced.
+    mepi: folders that `build_mepi` made.
+    title: heading of the page.
+    gallery: images of each MEPI set that are shown.
+    usd_per_kwh: price of electricity.
+    watts: power drawn by runs whose energy could not be measured.
+    progress: True shows a bar; or a listener.
+
+    The result has page, the path of report.html, and contents, what report.json holds. Raises InputError for
+    folders that are no runs or MEPI sets, RunError for damaged files.
+
+    Example:
+        >>> report = qrdali.write_report(["runs/shared"], out="report")
+        >>> report.page.name, "runs" in str(report.contents)
+        ('report.html', True)
+    """
+    from qrdali.workflows import report as workflow
+
+    return workflow.write_report(
+        [Path(run) for run in runs],
+        Path(out),
+        mepi=[Path(folder) for folder in mepi],
+        title=title,
+        gallery=gallery,
+        usd_per_kwh=usd_per_kwh,
+        watts=watts,
+        control=JobControl(listener_for(progress)),
+    )
+
+
+def reproduce(
+    config: PathLike,
+    *,
+    only: Sequence[str] = (),
+    out: PathLike | None = None,
+    data: Dataset | PathLike | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    threads: int | None = None,
+    progress: bool | ProgressListener = False,
+) -> MatrixResult:
+    """Carries out an experiment matrix: its runs, their evaluation, minimal images and the report.
+
+    config: a TOML file; humanet.toml, imagenet.toml and demo.toml are part of qrdali.
+    only: runs of these names, and those they start from; * and ? as in a shell.
+    out, data, device, threads: in place of the file's own.
+    progress: True shows bars; or a listener.
+
+    The same call continues where it was stopped, skips what is done and tries again what failed. The result
+    has tasks (their number), runs (each with name, state, val, accuracy, seconds) and page, the report's
+    path. Raises InputError for a file or an option that cannot be, RunError where tasks failed; the others
+    are done then.
+
+    Example:
+        >>> result = qrdali.reproduce("matrix.toml", only=["shared"], out="matrix", device="cpu")
+        >>> [run.name for run in result.runs], result.failed
+        (['test_resnet/shared'], {})
+    """
+    from qrdali.workflows import reproduce as workflow
+
+    folder, _ = _folder_and_root(data)
+    return workflow.reproduce(
+        os.fspath(config),
+        only=tuple(only),
+        out=_text(out),
+        data=folder,
+        device=device,
+        threads=threads,
+        control=JobControl(listener_for(progress)),
+    )
+
+
+def _folder_and_root(data: Dataset | PathLike | None) -> tuple[str | None, str | None]:
+    """Returns a data set's folder, and what says where its images are now, if they moved."""
+    if not isinstance(data, Dataset):
+        return _text(data), None
+    relocation = data.relocation
+    return str(data.folder), None if relocation is None else f"{relocation.old}={relocation.new}"
+
+
+def _text(path: PathLike | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _plain(value: Any) -> Any:
+    """Returns paths and runs as text, in mappings too."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

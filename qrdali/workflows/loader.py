@@ -1,0 +1,234 @@
+"""The pipelines for anyone's training loop: batches of a split, reduced as the caller says epoch by epoch."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qrdali.data.index import Dataset, Index
+from qrdali.errors import InputError
+from qrdali.models import FITS, Preprocessing, preprocessing
+from qrdali.reduction.levels import ConstantLevels, Levels, PerImageLevels
+from qrdali.reduction.quality import DIMENSIONS, level_of, num_levels_of
+from qrdali.runs.settings import MAX_BATCH
+from qrdali.schedule.epoch_plan import EpochPlan
+
+if TYPE_CHECKING:
+    from qrdali.interfaces import Batch
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+AUGMENTATIONS = ("none", "flip", "rrc")
+
+
+class Loader:
+    """Decodes, reduces and normalises the images of one split; each call of `epoch` sets what is reduced.
+
+    split: an index such as `data["train"]`.
+    model: a network's name, whose published preprocessing is used: input size, mean, std, interpolation.
+        What is given beside it wins.
+    input_size: side S of the square that the network sees, 8 to 4096 pixels. Without `model` it is required;
+        mean and std are then ImageNet's, interpolation is "bilinear".
+    batch_size: images of a batch, all processes together, 1 to 2²⁰.
+    fit: "whole" resizes the whole reduced image to the square, "center" its centre square (the model's
+        published share of the shorter side; without a model all of it).
+    mean, std: three numbers each, of pixels in 0..1.
+    device: "auto", "cpu" or "cuda": where batches are made.
+    threads: decoding threads; None for as many as the process may use.
+
+    If torch.distributed is initialised, each process gets its part of every batch: `batch_size` is of all
+    processes together, as in `qrdali train`, and all get the same number of batches. Raises InputError for
+    an option out of range, and where the last batch has fewer images than there are processes; RunError if
+    "cuda" is asked for and there is none.
+
+    Example:
+        >>> data = qrdali.Dataset.open("data")
+        >>> loader = qrdali.Loader(data["train"], input_size=32, batch_size=8, device="cpu")
+        >>> len(loader), len(loader.classes)
+        (3, 4)
+        >>> batch = next(loader.epoch(1, quality={"crop": .5}, augment="flip", seed=0))
+        >>> batch.images.shape, batch.labels.dtype
+        (torch.Size([8, 3, 32, 32]), torch.int64)
+    """
+
+    def __init__(
+        self,
+        split: Index,
+        *,
+        model: str | None = None,
+        input_size: int | None = None,
+        batch_size: int = 64,
+        fit: Literal["whole", "center"] = "whole",
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        interpolation: Literal["bilinear", "bicubic"] | None = None,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        threads: int | None = None,
+    ) -> None:
+        from qrdali.distributed.shard import current_shard
+        from qrdali.pipelines.engine import engine_for
+        from qrdali.pipelines.loader import open_loader
+        from qrdali.system.device import resolve_device
+
+        if not isinstance(split, Index):
+            raise InputError(f'split is a {type(split).__name__}: give an index such as data["train"]')
+        if not 1 <= batch_size <= MAX_BATCH:
+            raise InputError(f"batch_size is {batch_size}: choose 1 to {MAX_BATCH}")
+        if device not in ("auto", "cpu", "cuda"):
+            raise InputError(f'device is {device!r}: choose "auto", "cpu" or "cuda"')
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}: choose 1 or more, or None for all that may be used")
+        self.split, self.batch_size = split, batch_size
+        self.preprocessing = _preprocessing(model, input_size, fit, (mean, std), interpolation)
+        shard = current_shard()
+        self.rank, self.world_size = shard.rank, shard.world_size
+        left = len(split) % batch_size
+        if self.world_size > batch_size or 0 < left < self.world_size:
+            raise InputError(
+                f"batch_size {batch_size} leaves {left or batch_size} of {len(split)} images for a batch of "
+                f"{self.world_size} processes: each needs one, choose another"
+            )
+        engine = engine_for(resolve_device(device), threads, _warn, shard.local_world_size)
+        # The largest part of a batch that one process gets.
+        self._source = open_loader(split, self.preprocessing, -(-batch_size // self.world_size), engine)
+
+    def __len__(self) -> int:
+        """Returns the number of batches of an epoch, the same in every process; the last may be smaller."""
+        return -(-len(self.split) // self.batch_size)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Returns the class names of the split's data set, in label order.
+
+        Raises InputError if its folder has lost its classes.tsv.
+        """
+        return Dataset.open(self.split.file.parent).classes
+
+    def epoch(
+        self,
+        number: int,
+        *,
+        quality: Mapping[str, float] | None = None,
+        levels: npt.NDArray[np.integer] | None = None,
+        step: float = 0.25,
+        augment: Literal["none", "flip", "rrc"] = "none",
+        shuffle: bool = True,
+        seed: int = 0,
+        on_unreadable: Callable[[dict[int, str]], None] | None = None,
+    ) -> Iterator[Batch]:
+        """Returns an iterator over the batches of one pass, each image once; a later call abandons this one.
+
+        A batch has `images`, float32 [N, 3, S, S] channels last, (v / 255 − mean) / std; `labels` and
+        `samples`, int64 [N], the class and the row of each image in the split; `number`, from 0. All are on
+        the loader's device.
+
+        number: of the epoch, 0 or more; order, windows and augmentation depend on (seed, number, sample)
+            alone.
+        quality: by dimension ("color", "crop", "resolution"), in (0, 1] and on the grid of `step`; a
+            dimension that is not named stays whole.
+        levels: instead, each image's own levels, integers [images of the split, 3] (color, crop, resolution),
+            each 0 to n − 1; level k has the quality (n − k)/n.
+        step: the grid of qualities, 1/n.
+        augment: "none"; "flip" mirrors half of the images; "rrc" cuts a random resized crop and mirrors.
+        shuffle: False gives the order of the split, centred windows and no augmentation, as for validation.
+        seed: of all that is drawn, 0 to 2⁶³ − 1.
+        on_unreadable: is called with {sample: reason} of images that cannot be read any more, which are then
+            left out of their batch.
+
+        Raises InputError for what cannot be, such as a quality off the grid, whose neighbours it names; while
+        iterating, RunError naming the file that cannot be read, unless `on_unreadable` is given.
+
+        Example:
+            >>> loader = qrdali.Loader(qrdali.Dataset.open("data")["val"], input_size=32, device="cpu")
+            >>> for batch in loader.epoch(0, shuffle=False):
+            ...     print(batch.samples.tolist()[:4], batch.labels.tolist()[:4])
+            [0, 1, 2, 3] [0, 0, 0, 1]
+        """
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise InputError(f"number is {number!r}: the first epoch is 0 or 1")
+        if augment not in AUGMENTATIONS:
+            raise InputError(f"augment is {augment!r}: choose one of {', '.join(AUGMENTATIONS)}")
+        if augment != "none" and not shuffle:
+            raise InputError(f"augment={augment!r} is for shuffled epochs: leave it out, or shuffle")
+        if not 0 <= seed < 2**63:
+            raise InputError(f"seed is {seed}: choose 0 to 2⁶³ − 1")
+        num_levels = num_levels_of(step)
+        plan = EpochPlan(
+            len(self.split),
+            self.batch_size,
+            self._levels(quality, levels, num_levels),
+            num_levels,
+            seed,
+            number,
+            training=shuffle,
+            augment=augment,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        return self._source.epoch(plan, on_unreadable)
+
+    def _levels(
+        self, quality: Mapping[str, float] | None, levels: npt.NDArray[np.integer] | None, num_levels: int
+    ) -> Levels:
+        if levels is None:
+            return _constant_levels(quality or {}, num_levels)
+        if quality is not None:
+            raise InputError("quality and levels both say how much is reduced: give one of them")
+        array = np.asarray(levels)
+        if array.dtype.kind not in "iu" or array.shape != (len(self.split), 3):
+            raise InputError(f"levels is {array.dtype}{list(array.shape)}: give uint8 [{len(self.split)}, 3]")
+        if array.min() < 0 or array.max() >= num_levels:
+            raise InputError(
+                f"levels holds {array.min()} to {array.max()}: step 1/{num_levels} has 0 to {num_levels - 1}"
+            )
+        return PerImageLevels(array.astype(np.uint8), None, None)
+
+
+def _constant_levels(quality: Mapping[str, float], num_levels: int) -> ConstantLevels:
+    if unknown := sorted(set(quality) - set(DIMENSIONS)):
+        raise InputError(f"quality names {unknown[0]!r}: the dimensions are {', '.join(DIMENSIONS)}")
+    found: dict[str, int] = {}
+    for dimension, value in quality.items():
+        try:
+            found[dimension] = level_of(value, num_levels)
+        except InputError as error:
+            raise InputError(f"{dimension}: {error}".replace("--step", "step")) from None
+    return ConstantLevels(**found)
+
+
+def _preprocessing(
+    model: str | None,
+    input_size: int | None,
+    fit: str,
+    mean_and_std: tuple[tuple[float, ...] | None, tuple[float, ...] | None],
+    interpolation: str | None,
+) -> Preprocessing:
+    if fit not in FITS:
+        raise InputError(f"fit is {fit!r}: choose one of {', '.join(FITS)}")
+    if interpolation not in (None, "bilinear", "bicubic"):
+        raise InputError(f'interpolation is {interpolation!r}: choose "bilinear" or "bicubic"')
+    if input_size is not None and not 8 <= input_size <= 4096:
+        raise InputError(f"input_size is {input_size}: choose 8 to 4096 pixels")
+    if model is not None:
+        base = preprocessing(model, input_size, fit)
+    elif input_size is not None:
+        base = Preprocessing(input_size, fit, 1.0, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
+    else:
+        raise InputError("neither model nor input_size is given: one of them says how large inputs are")
+    mean, std = (
+        own if given is None else tuple(map(float, given))
+        for given, own in zip(mean_and_std, (base.mean, base.std), strict=True)
+    )
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise InputError(f"mean is {mean}, std is {std}: give three numbers each, std above 0")
+    return Preprocessing(
+        base.input_size, fit, base.crop_share, interpolation or base.interpolation, mean, std
+    )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=3)

@@ -1,0 +1,208 @@
+"""The epoch scheduler for anyone's training loop: what is reduced when, and when to go back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from qrdali.errors import InputError
+from qrdali.reduction.quality import DIMENSIONS, num_levels_of, quality
+from qrdali.runs.settings import validate_settings
+from qrdali.schedule import epoch_schedule
+from qrdali.schedule.epoch_schedule import Phase, ScheduleEvent, ScheduleState
+from qrdali.schedule.methods import check_settings, reduced_levels, schedule_rule_of
+
+METHODS = ("shared", "baseline", "fixed", "linear")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Describes one epoch that is due.
+
+    number: from 1. phase: Phase.REDUCED ("R") or Phase.FULL ("C"). stage: from 1, a span in which the
+    reduction does not change. quality: of "color", "crop" and "resolution", in (0, 1], as `Loader.epoch`
+    takes it; all are 1 in a full epoch.
+    """
+
+    number: int
+    phase: Phase
+    stage: int
+    quality: dict[str, float]
+
+
+class Schedule:
+    """Yields the epochs of a training method, each after the accuracy of the one before has been reported.
+
+    method: "shared" (a set number of full epochs), "baseline" (full epochs until patience ends them), "fixed"
+        (reduced epochs at one quality among full ones) or "linear" (quality falls by one step per stage). In
+        "adaptive" and "random" each image has its own level: these are `qrdali.train`'s.
+    sequence: "paired-epochs" (the default), "paired-rounds" or a pattern of R and C such as "CCCCCCCR".
+    reduction: "color", "crop", "resolution", "combination" (all three, the default), or "none", the sham
+        control.
+    step: the grid of qualities, 1/n. Give it to `Loader.epoch` too where it is not 0.25.
+    quality: of fixed's R epochs, in (0, 1], on that grid.
+    patience: units without improvement that end a stage or a round, 1 or more.
+    max_epochs: bound of the whole run.
+    epochs: how many "shared" has.
+    direction: of "linear": "down" from the first reduced level, or "up" from the lowest.
+    start_accuracy: of the weights before the first epoch, which count as epoch 0 of the run's best.
+
+    Raises InputError for an option that cannot be, and for a next epoch while one has no report. The rules
+    are those of `qrdali.train`; levels that change no image are not skipped here either.
+
+    Example:
+        >>> schedule = qrdali.Schedule("fixed", reduction="crop", quality=.5, max_epochs=2)
+        >>> for epoch in schedule:
+        ...     print(epoch.number, epoch.phase, epoch.stage, epoch.quality["crop"])
+        ...     event = schedule.report(0.1 * epoch.number)
+        1 R 1 0.5
+        2 C 1 1.0
+        >>> event.is_best_of_run, event.is_best_of_stage, event.stage_end_reason
+        (True, True, '')
+    """
+
+    def __init__(
+        self,
+        method: Literal["shared", "baseline", "fixed", "linear"],
+        *,
+        sequence: str | None = None,
+        reduction: Literal["color", "crop", "resolution", "combination", "none"] | None = None,
+        step: float = 0.25,
+        quality: float = 0.5,
+        patience: int = 3,
+        max_epochs: int = 300,
+        epochs: int = 10,
+        direction: Literal["down", "up"] = "down",
+        start_accuracy: float = -math.inf,
+    ) -> None:
+        if method not in METHODS:
+            raise InputError(
+                f"method {method!r} has no schedule of its own: choose one of {', '.join(METHODS)}; "
+                "adaptive and random give each image its own levels: use qrdali.train"
+            )
+        options = {
+            "method": method,
+            "sequence": sequence,
+            "reduction": reduction,
+            "step": step,
+            "quality": quality,
+            "patience": patience,
+            "max_epochs": max_epochs,
+            "epochs": epochs,
+            "direction": direction,
+        }
+        self._options = {name: value for name, value in options.items() if value is not None}
+        self._settings = validate_settings({**self._options, "data": ""})
+        check_settings(self._settings)
+        self._rule, self._num_levels = schedule_rule_of(self._settings), num_levels_of(step)
+        self._state = epoch_schedule.start(_require_accuracy(start_accuracy, "start_accuracy"))
+        self._due: Epoch | None = None
+
+    @property
+    def ended(self) -> str:
+        """Returns why the run has ended, or "" while epochs are due."""
+        return self._state.ended
+
+    @property
+    def best_accuracy(self) -> float:
+        """Returns the best reported accuracy of the run, `start_accuracy` included."""
+        return self._state.run_best
+
+    @property
+    def best_epoch(self) -> int:
+        """Returns the epoch of `best_accuracy`; 0 is the start."""
+        return self._state.run_best_epoch
+
+    def __iter__(self) -> Iterator[Epoch]:
+        return self
+
+    def __next__(self) -> Epoch:
+        """Returns the epoch that is due. Raises InputError while the one before has no report."""
+        if self._due is not None:
+            raise InputError(f"epoch {self._due.number} has no report: call report(val_accuracy) first")
+        if self._state.ended:
+            raise StopIteration
+        if not self._state.begun:
+            self._state = epoch_schedule.begin_stage(self._rule, self._state)
+        phase = epoch_schedule.next_phase(self._rule, self._state)
+        assert phase is not None
+        number, stage = self._state.epoch + 1, self._state.stage
+        self._due = Epoch(number, phase, stage, self._quality(phase, stage, number))
+        return self._due
+
+    def report(self, val_accuracy: float) -> ScheduleEvent:
+        """Takes the validation accuracy after the epoch that is due; returns what follows from it.
+
+        val_accuracy: higher is better; improving means strictly greater. The event has three fields.
+        is_best_of_run: keep these weights as the result. is_best_of_stage: keep weights and optimizer as the
+            state to return to. stage_end_reason: if not empty, patience has ended a round or stage: go back
+            to the state kept last. Raises InputError for what is not a number, and where no epoch is due.
+
+        Example:
+            >>> schedule = qrdali.Schedule("baseline", patience=1, start_accuracy=.5)
+            >>> for epoch in schedule:
+            ...     event = schedule.report(.4)
+            >>> event.is_best_of_run, event.stage_end_reason
+            (False, 'patience: 1 epoch did not exceed 0.4000 of epoch 1')
+        """
+        if self._due is None:
+            raise InputError("no epoch is due: take the next epoch of the schedule before its report")
+        accuracy = _require_accuracy(val_accuracy, "val_accuracy")
+        self._state, event = epoch_schedule.update(self._rule, self._state, accuracy)
+        self._due = None
+        return event
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns options and state as plain data for JSON. An epoch without a report comes again.
+
+        Example:
+            >>> schedule = qrdali.Schedule("baseline")
+            >>> next(schedule).number, schedule.report(.5).is_best_of_run
+            (1, True)
+            >>> again = qrdali.Schedule("baseline")
+            >>> again.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+            >>> next(again).number
+            2
+        """
+        return {"options": dict(self._options), "state": self._state.as_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where a schedule with the same options stood.
+
+        Raises InputError if the options differ, naming them, or if `state` is not such a state.
+        """
+        try:
+            options, restored = dict(state["options"]), ScheduleState.from_dict(state["state"])
+            epoch_schedule.next_phase(
+                self._rule, restored
+            )  # raises unless there is such a place in the sequence
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"this is not a state of Schedule.state_dict(): {error}") from None
+        different = [
+            f"{name} {options.get(name)!r} → {self._options.get(name)!r}"
+            for name in sorted({*options, *self._options})
+            if options.get(name) != self._options.get(name)
+        ]
+        if different:
+            raise InputError(f"the state is of a schedule with other options: {'; '.join(different)}")
+        self._state, self._due = restored, None
+
+    def _quality(self, phase: Phase, stage: int, number: int) -> dict[str, float]:
+        if phase is Phase.FULL:
+            return dict.fromkeys(DIMENSIONS, 1.0)
+        levels = reduced_levels(self._settings, stage, number).for_samples(np.zeros(1, np.int64))[0]
+        return dict(zip(DIMENSIONS, quality(levels, self._num_levels).tolist(), strict=True))
+
+
+def _require_accuracy(value: float, name: str) -> float:
+    try:
+        accuracy = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {value!r}: give a number") from None
+    if math.isnan(accuracy) or accuracy == math.inf:
+        raise InputError(f"{name} is {accuracy}: give a number")
+    return accuracy
