@@ -240,7 +240,7 @@ def mepi(
 def _measured(
     data: str | None, per_class: int, measure: Callable[[Dataset, ProgressListener], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Returns the result of `measure` on the data set `data`, or on `per_class` pictures of 16 classes each."""
+    """Returns the result of `measure` on the data set `data`, or on 16 classes of `per_class` pictures."""
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import TerminalListener
     from qrdali.workflows.generated_data import dataset_or_pictures

@@ -1,5 +1,8 @@
-"""The image without Docker: that Dockerfile, .dockerignore, compose.yaml, constraints.txt and the documents agree with the package, and
-what a container lacks most: a GPU, a folder that may be written, shared memory. docker/test.sh builds and runs the image."""
+"""Checks the image without Docker; docker/test.sh builds and runs it.
+
+Dockerfile, .dockerignore, compose.yaml, constraints.txt and the documents agree with the package; and what a
+container lacks most is refused or survived: a GPU, a folder that may be written, shared memory.
+"""
 
 import json
 import os
@@ -51,7 +54,10 @@ def values(name: str) -> list[str]:
 
 
 def sent(path: str) -> bool:
-    """Whether .dockerignore lets a path into the build: the last pattern that fits it or a folder it lies in decides."""
+    """Returns whether .dockerignore lets a path into the build.
+
+    The last pattern that fits it, or a folder it lies in, decides.
+    """
     kept = True
     for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines():
         if not line or line.startswith("#"):
@@ -78,10 +84,10 @@ def pinned(python: str) -> dict[str, str]:
         "python_version": python.rpartition(".")[0],  # type: ignore[dict-item]
         "python_full_version": python,
     }
-    found = [pin for pin in pins() if pin.marker is None or pin.marker.evaluate(environment)]
-    names = [canonicalize_name(pin.name) for pin in found]
+    installed = [pin for pin in pins() if pin.marker is None or pin.marker.evaluate(environment)]
+    names = [canonicalize_name(pin.name) for pin in installed]
     assert len(names) == len(set(names)), python
-    return {name: str(pin.specifier) for name, pin in zip(names, found, strict=True)}
+    return {name: str(pin.specifier) for name, pin in zip(names, installed, strict=True)}
 
 
 def test_the_base_is_pinned_and_its_python_admitted() -> None:
@@ -146,7 +152,7 @@ def test_the_packages_are_those_of_pyproject_in_the_versions_of_constraints() ->
 
 @pytest.mark.parametrize("python", ["3.10.13", "3.11.7", "3.12.1", "3.13.5", "3.14.0"])
 def test_each_package_has_one_exact_version(python: str) -> None:
-    found = pinned(python)
+    versions = pinned(python)
     asked = [
         Requirement(text) for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
     ]
@@ -154,7 +160,7 @@ def test_each_package_has_one_exact_version(python: str) -> None:
         if requirement.marker is None or requirement.marker.evaluate(
             {"python_version": python.rpartition(".")[0]}
         ):
-            version = found[canonicalize_name(requirement.name)]
+            version = versions[canonicalize_name(requirement.name)]
             assert re.fullmatch(r"==[^,*]+", version), requirement.name
             assert requirement.specifier.contains(version[2:], prereleases=True), requirement.name
 

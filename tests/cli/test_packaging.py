@@ -1,4 +1,4 @@
-"""Checks that what is installed is what is here: a wheel and an sdist with every room and every configuration."""
+"""Checks that what is installed is what is here: every room and every configuration."""
 
 import os
 import subprocess

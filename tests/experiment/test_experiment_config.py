@@ -1,4 +1,4 @@
-"""The matrix: what the shipped files expand to, what a wrong file is told, patterns, epochs and times."""
+"""The matrix: the runs of the shipped files, wrong files, patterns, epochs and times."""
 
 import json
 from collections import Counter
@@ -176,7 +176,7 @@ def test_seeds_and_controls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"surprise": 1}, ["surprise = 1", "Extra inputs"]),
         ({"network": []}, ["network = []"]),
@@ -218,11 +218,13 @@ def test_seeds_and_controls(tmp_path: Path) -> None:
         ({"seeds": list(range(9999)), "network": [{"model": f"m{i}"} for i in range(40)]}, ["at most 10000"]),
     ],
 )
-def test_a_wrong_file_is_told_in_one_line(changes: dict[str, Any], said: list[str], tmp_path: Path) -> None:
+def test_a_wrong_file_is_refused_in_one_line(
+    changes: dict[str, Any], message: list[str], tmp_path: Path
+) -> None:
     with pytest.raises(InputError) as caught:
         runs_of(tmp_path, **changes)
     assert "\n" not in str(caught.value)
-    for words in said:
+    for words in message:
         assert words in str(caught.value)
 
 
@@ -308,7 +310,7 @@ def test_the_pace_of_finished_runs_counts_before_the_files(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "message"),
     [
         (None, 1.0, "time unknown"),
         (20.0, 20.2, "20 s"),
@@ -318,5 +320,5 @@ def test_the_pace_of_finished_runs_counts_before_the_files(tmp_path: Path) -> No
         (172_800.0, 172_800.0, "2.0 days"),
     ],
 )
-def test_spans(low: float | None, high: float | None, said: str) -> None:
-    assert span_text(Seconds(low, high)) == said
+def test_spans(low: float | None, high: float | None, message: str) -> None:
+    assert span_text(Seconds(low, high)) == message

@@ -1,4 +1,4 @@
-"""Runs `qrdali reproduce` as a person does, on a few tiny pictures: whole, stopped and continued, failed and tried again."""
+"""Runs `qrdali reproduce` on tiny pictures: whole, stopped and continued, failed and tried again."""
 
 import json
 import os
@@ -183,20 +183,20 @@ def test_a_whole_matrix_from_pictures_to_the_report(
 def test_stopped_in_a_run_and_continued(
     call: Call, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int
 ) -> None:
-    whole = run_folder.append_metrics
+    append_metrics = run_folder.append_metrics
 
     def stopping(folder: Path, row: dict[str, Any]) -> None:
-        whole(folder, row)
+        append_metrics(folder, row)
         if folder.name == "baseline" and row["epoch"] == 1:
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(run_folder, "append_metrics", stopping)
-    heard = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     stopped = call(config)
     assert stopped.status == status
     assert "[2/7] train test_resnet/baseline was stopped: the same command goes on with it" in stopped.err
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == heard
-    monkeypatch.setattr(run_folder, "append_metrics", whole)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    monkeypatch.setattr(run_folder, "append_metrics", append_metrics)
     folder = tmp_path / "out" / "runs" / "test_resnet"
     assert list(states(call, config).values()) == ["done", "begun", *["waiting"] * 5]
     kept = stamps(folder / "shared")
@@ -328,7 +328,7 @@ def test_only_and_changed_settings(call: Call, config: Path, tmp_path: Path, dat
 
 
 @pytest.mark.parametrize(
-    ("changes", "words", "said"),
+    ("changes", "words", "message"),
     [
         ({"surprise": 1}, (), "surprise = 1"),
         ({"network": [{"model": "no_such_net"}]}, (), "no model is called 'no_such_net'"),
@@ -340,11 +340,11 @@ def test_only_and_changed_settings(call: Call, config: Path, tmp_path: Path, dat
     ],
 )
 def test_refused_in_one_line_and_nothing_written(
-    call: Call, data: Path, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...], said: str
+    call: Call, data: Path, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...], message: str
 ) -> None:
     refused = call(written(tmp_path, data, **changes), *words)
     assert (refused.status, refused.out, refused.err.count("\n")) == (2, "", 1), refused.err
-    assert said in refused.err
+    assert message in refused.err
     assert [path.name for path in tmp_path.iterdir()] == ["matrix.toml"]
 
 

@@ -76,8 +76,8 @@ def four(tmp_path: Path) -> dict[str, Path]:
 
 
 def table(report: dict[str, Any], slug: str) -> list[dict[str, Any]]:
-    found = report["tables"][slug]
-    return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
+    table = report["tables"][slug]
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
 
 
 def test_accuracy_and_significance_are_those_of_the_rows(four: dict[str, Path], tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ def test_seeds_of_one_configuration_are_one_line(tmp_path: Path) -> None:
         (0 + 15 + 20) / 3
     )  # each against the baseline of its seed
     text = (tmp_path / "out" / "tables" / "accuracy-1.csv").read_text()
-    found = list(csv.DictReader(io.StringIO(text)))
-    assert float(found[1]["test sd"]) == pytest.approx(10)  # of 50, 60 and 70
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert float(rows[1]["test sd"]) == pytest.approx(10)  # of 50, 60 and 70
     assert "60.0 ± 10.0" in (tmp_path / "out" / "tables" / "accuracy-1.md").read_text()
     # 6 and 8 more right and none lost: χ² = 6 and 8.
     assert "p &lt; .05 in 2 of 3" in (tmp_path / "out" / "report.html").read_text()
@@ -403,14 +403,14 @@ def test_the_joint_figure_takes_sets_that_all_have(four: dict[str, Path], tmp_pa
 
     fake_runs.rows(four["linear"], "mine", right(1, 0))
     fake_runs.rows(four["linear"], "val-crop-0.5", right(1, 0))
-    (found,) = group([read_run(folder, name, lambda text: None) for name, folder in four.items()])
-    assert reduced_sets(found) == ("small",)
-    figure = joint(found, "x")
+    (one_group,) = group([read_run(folder, name, lambda text: None) for name, folder in four.items()])
+    assert reduced_sets(one_group) == ("small",)
+    figure = joint(one_group, "x")
     assert figure is not None
     assert "4 configurations" in figure.alt
     fake_runs.rows(four["linear"], "small", right(12, 8), prefix="/elsewhere/")
-    (found,) = group([read_run(folder, name, lambda text: None) for name, folder in four.items()])
-    assert joint(found, "x") is None
+    (one_group,) = group([read_run(folder, name, lambda text: None) for name, folder in four.items()])
+    assert joint(one_group, "x") is None
 
 
 @pytest.mark.parametrize(
@@ -501,9 +501,9 @@ def test_the_gallery_and_a_report_without_the_images(four: dict[str, Path], tmp_
 
 def test_damaged_mepi_sets(four: dict[str, Path], tmp_path: Path) -> None:
     one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
-    whole = (one / "manifest.parquet").read_bytes()
+    manifest = (one / "manifest.parquet").read_bytes()
     for name, content, message in (
-        ("manifest.parquet", whole[:99], "is damaged"),
+        ("manifest.parquet", manifest[:99], "is damaged"),
         ("summary.json", b"[]", "holds no JSON object"),
         ("summary.json", b'{"color": {"images": "x"}}', "is damaged"),
         ("summary.json", b"{}", "no finished"),

@@ -119,7 +119,8 @@ def test_the_page(browser: webdriver.Chrome, page: Path, width: int, scheme: str
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
     seen = browser.execute_script("""return [...document.images].filter(i => i.checkVisibility()).map(i => {
         const box = i.getBoundingClientRect();
-        return [i.complete && i.naturalWidth, box.width, box.height, box.right, i.currentSrc.slice(0, 20), i.alt] })""")
+        const source = i.currentSrc.slice(0, 20);
+        return [i.complete && i.naturalWidth, box.width, box.height, box.right, source, i.alt] })""")
     assert len(seen) == len(list((page.parent / "figures").glob("*.svg"))) + 2 * 8 * 5
     for natural, wide, high, edge, source, alt in seen:
         assert natural > 0
@@ -138,12 +139,13 @@ def test_the_page(browser: webdriver.Chrome, page: Path, width: int, scheme: str
 
 
 def column(browser: webdriver.Chrome, table: str, number: int) -> list[str]:
-    found: list[str] = browser.execute_script(
-        "return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map(r => r.cells[arguments[1]].textContent)",
+    texts: list[str] = browser.execute_script(
+        "return [...document.querySelectorAll(arguments[0] + ' tbody tr')]"
+        ".map(r => r.cells[arguments[1]].textContent)",
         f"#table-{table}",
         number,
     )
-    return found
+    return texts
 
 
 def test_tables_sort(browser: webdriver.Chrome, page: Path) -> None:
@@ -179,7 +181,8 @@ def test_tables_sort(browser: webdriver.Chrome, page: Path) -> None:
         against.click()
         assert (
             browser.execute_script(
-                "return arguments[0].closest('table').tBodies[0].rows[arguments[1]].lastElementChild.textContent",
+                "return arguments[0].closest('table').tBodies[0].rows[arguments[1]]"
+                ".lastElementChild.textContent",
                 against,
                 last,
             )
@@ -196,8 +199,12 @@ def test_names_stay_text_and_nothing_else_runs(browser: webdriver.Chrome, page: 
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(1)
         browser.execute_script(
-            """const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s);
-            const i = document.createElement('img'); i.src = 'http://127.0.0.1:' + arguments[0] + '/x.png'; document.body.append(i)""",
+            """const s = document.createElement('script');
+            s.textContent = 'window.ran = 1';
+            document.body.append(s);
+            const i = document.createElement('img');
+            i.src = 'http://127.0.0.1:' + arguments[0] + '/x.png';
+            document.body.append(i)""",
             server.getsockname()[1],
         )
         with pytest.raises(TimeoutError):
@@ -211,7 +218,8 @@ def test_paper_is_light_whatever_the_screen_is(browser: webdriver.Chrome, page: 
     dark = [{"name": "prefers-color-scheme", "value": "dark"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": dark})
     shown = browser.execute_script(
-        "return [...document.querySelectorAll('.figures img')].filter(i => i.checkVisibility()).map(i => i.className)"
+        "return [...document.querySelectorAll('.figures img')]"
+        ".filter(i => i.checkVisibility()).map(i => i.className)"
     )
     assert shown
     assert set(shown) == {"light"}
@@ -225,7 +233,8 @@ def test_paper_is_light_whatever_the_screen_is(browser: webdriver.Chrome, page: 
 def test_it_prints_what_is_folded(browser: webdriver.Chrome, page: Path) -> None:
     opened(browser, page, 1400, "dark")
     browser.execute_script("""window.seen = 0;
-        window.addEventListener('beforeprint', () => { window.seen = document.querySelectorAll('details:not([open])').length + 1 })""")
+        window.addEventListener('beforeprint', () => {
+            window.seen = document.querySelectorAll('details:not([open])').length + 1 })""")
     printed = base64.b64decode(
         browser.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})["data"]
     )

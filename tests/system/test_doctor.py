@@ -58,13 +58,13 @@ HOST = Facts(
 CPU_HOST = replace(HOST, parts=parts(driver=LOST, gpus=NONE), decoding={"cpu": None})
 
 
-def found(name: str, facts: Facts) -> Finding:
+def finding_of(name: str, facts: Facts) -> Finding:
     (finding,) = [finding for finding in examine(facts) if finding.name == name]
     return finding
 
 
 def of_parts(name: str, **changes: Any) -> Finding:
-    return found(name, replace(HOST, parts=parts(**changes)))
+    return finding_of(name, replace(HOST, parts=parts(**changes)))
 
 
 def test_a_gpu_host_in_order_has_no_advice() -> None:
@@ -85,7 +85,7 @@ def test_without_a_gpu_training_works_and_the_advice_says_what_to_check() -> Non
     assert {finding.name for finding in findings if finding.state == WARNING} == {"driver", "GPU"}
     assert "GPU decode" not in {finding.name for finding in findings}
     for word in ("nvidia-smi", "driver", "--gpus all"):
-        assert word in found("driver", CPU_HOST).advice
+        assert word in finding_of("driver", CPU_HOST).advice
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_the_driver_is_held_against_each_package(
 ) -> None:
     finding = of_parts("driver", driver={"version": version, "gpus": []}, **changes)
     assert finding.state == (WARNING if lacking else OK)
-    told = finding.advice.partition(": ")[0].split("; ") if lacking else []
-    assert [a.startswith(b) for a, b in zip(told, lacking, strict=True)] == [True] * len(lacking)
+    libraries = finding.advice.partition(": ")[0].split("; ") if lacking else []
+    assert [a.startswith(b) for a, b in zip(libraries, lacking, strict=True)] == [True] * len(lacking)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_package_that_does_not_import_is_a_problem(part: str, name: str) -> No
 
 @pytest.mark.parametrize(("version", "state"), [((3, 9, 20), PROBLEM), ((3, 10, 0), OK)])
 def test_python_has_a_least_version(version: tuple[int, int, int], state: str) -> None:
-    assert found("Python", replace(HOST, python=version)).state == state
+    assert finding_of("Python", replace(HOST, python=version)).state == state
 
 
 def test_a_card_on_which_nothing_is_computed_stops_the_default_device() -> None:
@@ -180,7 +180,7 @@ def test_a_card_on_which_nothing_is_computed_stops_the_default_device() -> None:
     ],
 )
 def test_a_gpu_that_torch_does_not_see_has_a_reason(facts: Facts, words: str) -> None:
-    finding = found("GPU", facts)
+    finding = finding_of("GPU", facts)
     assert finding.state == WARNING
     assert words in finding.advice
 
@@ -199,7 +199,7 @@ def test_a_part_of_a_card_and_one_without_mig_are_told() -> None:
     [("cpu", "CPU decode", PROBLEM), ("gpu", "GPU decode", PROBLEM), ("region", "GPU regions", WARNING)],
 )
 def test_a_way_of_decoding_that_fails(way: str, name: str, state: str) -> None:
-    finding = found(name, replace(HOST, decoding={**HOST.decoding, way: "crashed: SIGSEGV"}))
+    finding = finding_of(name, replace(HOST, decoding={**HOST.decoding, way: "crashed: SIGSEGV"}))
     assert finding.state == state
     assert "SIGSEGV" in finding.value
     assert finding.advice
@@ -226,7 +226,7 @@ def test_a_way_of_decoding_that_fails(way: str, name: str, state: str) -> None:
 def test_little_of_something_is_a_warning_and_none_a_problem(
     changes: dict[str, Any], name: str, state: str, words: str
 ) -> None:
-    finding = found(name, replace(HOST, **changes))
+    finding = finding_of(name, replace(HOST, **changes))
     assert finding.state == state
     assert words in finding.advice
     assert bool(finding.advice) == (state != OK)
@@ -326,12 +326,12 @@ def test_a_part_that_crashes_does_not_hide_those_after_it(monkeypatch: pytest.Mo
 
     def fake(function: str, names: list[str], limit: float) -> Answer:
         asked.append(list(names))
-        said = (
+        answers = (
             tuple({"of": name} for name in names[: names.index("gpus")])
             if "gpus" in names
             else tuple({"of": name} for name in names)
         )
-        return Answer(said, "crashed: SIGSEGV" if "gpus" in names else None)
+        return Answer(answers, "crashed: SIGSEGV" if "gpus" in names else None)
 
     monkeypatch.setattr(survey, "run_in_child", fake)
     assert survey.survey() == {
@@ -345,10 +345,10 @@ def test_a_part_that_raises_is_named_and_the_rest_looked_at(monkeypatch: pytest.
         raise RuntimeError("operator torchvision::nms\ndoes not exist")
 
     monkeypatch.setitem(survey.PARTS, "torchvision", broken)
-    said: list[dict[str, Any]] = []
-    survey.survey_in_child(said.append, ["torchvision", "codec"])
-    assert said[0] == {"error": "operator torchvision::nms does not exist"}
-    assert said[1]["version"][0].isdigit()
+    answers: list[dict[str, Any]] = []
+    survey.survey_in_child(answers.append, ["torchvision", "codec"])
+    assert answers[0] == {"error": "operator torchvision::nms does not exist"}
+    assert answers[1]["version"][0].isdigit()
 
 
 class NVML(ModuleType):
@@ -372,9 +372,9 @@ class NVML(ModuleType):
 
 
 def surveyed(part: str) -> dict[str, Any]:
-    said: list[dict[str, Any]] = []
-    survey.survey_in_child(said.append, [part])
-    return said[0]
+    answers: list[dict[str, Any]] = []
+    survey.survey_in_child(answers.append, [part])
+    return answers[0]
 
 
 def test_the_driver_tells_its_cards(monkeypatch: pytest.MonkeyPatch) -> None:
