@@ -42,7 +42,7 @@ def test_images_that_moved_are_evaluated_where_they_are(
     (tmp_path / "new").mkdir()
     before = qrdali.index(images, tmp_path / "data", threads=1)
     moved = qrdali.Dataset.open(before.folder, root=str(images))
-    assert moved.moved is not None
+    assert moved.relocation is not None
     (result,) = qrdali.evaluate(run, moved, split="train", **CPU)
     assert result["images"] == 24
     elsewhere = qrdali.Dataset.open(before.folder, root=str(tmp_path / "new"))
