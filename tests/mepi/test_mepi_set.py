@@ -648,7 +648,8 @@ def test_a_graphs_reducer_builds_the_same_from_many_threads(
 ) -> None:
     """As on a GPU: one pipeline, several threads that want its pictures."""
     from qrdali.mepi.build import Builder
-    from qrdali.mepi.search import Search, SearchLimits, SearchRule, params_of_states
+    from qrdali.mepi.search import Search, SearchLimits, SearchRule
+    from qrdali.mepi.search_path import params_of_states
     from qrdali.pipelines.engine import Engine
     from qrdali.pipelines.image_reducer import open_image_reducer
     from qrdali.reduction.neighbors import DescentRule
