@@ -22,7 +22,7 @@ from recording_listener import RecordingListener
 
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset as index_images
-from qrdali.errors import InputError, RunError
+from qrdali.errors import InputError, Interrupted, RunError
 from qrdali.interfaces import JobControl
 from qrdali.mepi import folder as mepi_set
 from qrdali.mepi.folder import MepiSet, MepiSource
@@ -656,7 +656,8 @@ def test_a_graphs_reducer_builds_the_same_from_many_threads(
 ) -> None:
     """As on a GPU: one pipeline, several threads that want its pictures."""
     from qrdali.mepi.build import Builder
-    from qrdali.mepi.search import Search, SearchLimits, SearchRule, params_of_states
+    from qrdali.mepi.search import Search, SearchLimits, SearchRule
+    from qrdali.mepi.search_path import params_of_states
     from qrdali.pipelines.engine import Engine
     from qrdali.pipelines.image_reducer import open_image_reducer
     from qrdali.reduction.neighbors import DescentRule
