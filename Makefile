@@ -21,8 +21,9 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
+# Two processes with one thread each: more threads than cores make networks of many ranks slower than one rank.
 unit: .venv/installed browser
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 # Goes on where it was stopped; MINUTES=600 ROUNDS=10 for a night. The result is soak.json.
 soak: .venv/installed

@@ -49,7 +49,7 @@ def bench() -> None:
 def loader(
     data: str | None, rounds: int, threads: int | None, input_size: int, batch_size: int, as_json: bool
 ) -> None:
-    """Measure images per second of the loader at full and reduced quality, of torchvision's and of a plain DALI graph.
+    """Measure images per second of the loader, full and reduced, of torchvision's and of a plain DALI graph.
 
     \b
     Example: qrdali bench loader --rounds 5 --json > loader.json
@@ -110,7 +110,7 @@ def train(
     batch_size: int,
     as_json: bool,
 ) -> None:
-    """Measure seconds of a full epoch, of reduced ones and of adaptive probes, and their ratios, beside the thesis'.
+    """Measure seconds of full and reduced epochs and of adaptive probes, and ratios beside the thesis'.
 
     \b
     Example: qrdali bench train --model squeezenet1_1 --json > train.json
@@ -212,7 +212,8 @@ def mepi(
         ),
     )
     result["command"] = (
-        f"qrdali bench mepi --model {name} --images {result['images']} --naive-images {result['naive_images']} "
+        f"qrdali bench mepi --model {name} --images {result['images']} --naive-images "
+        f"{result['naive_images']} "
         f"--step {step:g} --rounds {rounds} --threads {result['threads']} "
         f"--input-size {result['input_size']} --json"
     )
@@ -239,7 +240,7 @@ def mepi(
 def _measured(
     data: str | None, per_class: int, measure: Callable[[Dataset, ProgressListener], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Returns what `measure` does on the data set `data`, or on generated pictures, `per_class` of each of 16 classes."""
+    """Returns the result of `measure` on the data set `data`, or on `per_class` pictures of 16 classes each."""
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import TerminalListener
     from qrdali.workflows.generated_data import dataset_or_pictures

@@ -1,13 +1,12 @@
-"""`qrdali data`: generate, index and look at data sets."""
+"""`qrdali data`: generates, indexes and looks at data sets."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from qrdali.cli.data_sets import humanet, imagenet, minival, origin, tell, verify
+from qrdali.cli.data_sets import humanet, imagenet, minival, say_summary, source_lines, verify
 
 
 @click.group()
@@ -40,16 +39,16 @@ def shapes(root: str, classes: int, train: int, val: int, test: int, size: str, 
     \b
     Example: qrdali data shapes images --classes 20 --train 50
     """
-    from qrdali.cli.terminal import Bar, say
-    from qrdali.data.shapes import ShapesSpec, generate
+    from qrdali.cli.terminal import TerminalListener, say
+    from qrdali.data.shapes import ShapesSpec
+    from qrdali.workflows.generated_data import generate_pictures
 
     width, cross, height = size.partition("x")
     if not (cross and width.isdecimal() and height.isdecimal() and len(size) < 12):
         raise click.UsageError(f"--size is {size!r}: give WIDTHxHEIGHT such as 500x375")
     spec = ShapesSpec(classes, train, val, test, (int(width), int(height)), seed)
-    with Bar("generate", spec.total, "files") as bar:
-        files = generate(Path(root), spec, progress=bar.advance)
-    say(f"{files} files of {classes} classes in {root}; next: qrdali data index {root} --out DATASET")
+    generate_pictures(Path(root), spec, TerminalListener())
+    say(f"{spec.total} files of {classes} classes in {root}; next: qrdali data index {root} --out DATASET")
 
 
 @data.command()
@@ -86,8 +85,9 @@ def index(
 ) -> None:
     """Index ROOT/train, val, test (any of them) into the data set OUT. Images stay in place.
 
-    ROOT is a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. Each split has class folders, or WebDataset's shards *.tar with KEY.jpg and
-    KEY.cls. Every file is decoded once; what fails is listed with its reason in OUT/rejected.tsv and never enters the index.
+    ROOT is a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. Each split has class folders, or WebDataset's
+    shards *.tar with KEY.jpg and KEY.cls. Every file is decoded once; what fails is listed with its reason in
+    OUT/rejected.tsv and never enters the index.
 
     \b
     Examples: qrdali data index images --out data
@@ -111,68 +111,43 @@ def index(
                 seed=seed,
                 progress=lambda split, files: bar.advance(files, split),
             )
-    tell(summary, out)
+    say_summary(summary, out)
 
 
 @data.command()
 @click.argument("dataset", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def info(dataset: str, as_json: bool) -> None:
-    """Classes, images and sizes of a data set.
+    """Show classes, images and sizes of a data set.
 
     \b
     Example: qrdali data info data --json
     """
-    import numpy as np
-
     from qrdali.cli.terminal import emit, say
-    from qrdali.data import provenance as source
-    from qrdali.data.index import Dataset, Index
+    from qrdali.workflows.dataset_info import describe_dataset
 
-    opened = Dataset.open(Path(dataset))
-    known = source.read(opened.folder)
-    splits: dict[str, dict[str, Any]] = {}
-    for split in opened.splits:
-        rows = Index(opened.folder / f"{split}.arrow", len(opened.classes))
-        if not len(rows):  # a split folder without a class folder
-            splits[split] = {
-                "images": 0,
-                "per_class_min": 0,
-                "per_class_max": 0,
-                "width": [0] * 3,
-                "height": [0] * 3,
-            }
-            continue
-        every = np.arange(len(rows))
-        labels, sizes = np.bincount(rows.labels(every), minlength=len(opened.classes)), rows.sizes(every)
-        splits[split] = {
-            "images": len(rows),
-            "per_class_min": int(labels.min()),
-            "per_class_max": int(labels.max()),
-            "width": [int(f(sizes[:, 1])) for f in (np.min, np.median, np.max)],
-            "height": [int(f(sizes[:, 0])) for f in (np.min, np.median, np.max)],
-        }
-    rejected_file = opened.folder / "rejected.tsv"
-    rejected = 0
-    if rejected_file.exists():
-        with open(rejected_file, encoding="utf-8") as lines:
-            rejected = sum(1 for _ in lines) - 1
+    shown = describe_dataset(Path(dataset))
     if as_json:
         emit(
-            {"classes": list(opened.classes), "splits": splits, "rejected": rejected, "source": known or None}
+            {
+                "classes": list(shown.classes),
+                "splits": {split: row.as_json() for split, row in shown.splits.items()},
+                "rejected": shown.rejected,
+                "source": shown.source or None,
+            }
         )
         return
-    say(
-        f"{len(opened.classes)} classes: {', '.join(opened.classes[:5])}{', …' if len(opened.classes) > 5 else ''}"
-    )
-    for split, row in splits.items():
-        w, h = row["width"], row["height"]
+    first = ", ".join(shown.classes[:5]) + (", …" if len(shown.classes) > 5 else "")
+    say(f"{len(shown.classes)} classes: {first}")
+    for split, row in shown.splits.items():
+        width, height = row.width, row.height
         say(
-            f"{split:5}  {row['images']:>9,} images, {row['per_class_min']}–{row['per_class_max']} per class, "
-            f"width {w[0]}–{w[2]} (median {w[1]}), height {h[0]}–{h[2]} (median {h[1]})"
+            f"{split:5}  {row.images:>9,} images, {row.per_class_min}–{row.per_class_max} per class, "
+            f"width {width.least}–{width.greatest} (median {width.median}), "
+            f"height {height.least}–{height.greatest} (median {height.median})"
         )
-    say(f"rejected files: {rejected}")
-    for line in origin(known):
+    say(f"rejected files: {shown.rejected}")
+    for line in source_lines(shown.source):
         say(line)
 
 

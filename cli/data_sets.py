@@ -1,4 +1,4 @@
-"""`qrdali data imagenet`, `humanet`, `minival` and `verify`: real data sets, and whether they are still what they were."""
+"""`qrdali data imagenet`, `humanet`, `minival` and `verify`: makes real data sets, and checks them later."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SEED = click.IntRange(0, 2**63 - 1)
 
 
 def _indexing(command: F) -> F:
-    """The options of every command that makes a data set."""
+    """Adds the options of every command that makes a data set."""
     for option in (
         click.option("--threads", type=click.IntRange(1), help="[default: all cores]"),
         click.option(
@@ -34,13 +34,14 @@ def _indexing(command: F) -> F:
 
 
 def _labels(command: F) -> F:
-    """Where the labels of a flat val/ are, if not in a usual place."""
+    """Adds options for the labels of a flat val/, which are not always in a usual place."""
     for option in (
         click.option(
             "--synsets",
             type=click.Path(),
             metavar="FILE",
-            help="What the ground truth's numbers mean: the devkit's meta.mat, or a synset per line in the order of the ids.",
+            help="What the ground truth's numbers mean: the devkit's meta.mat, "
+            "or a synset per line in the order of the ids.",
         ),
         click.option(
             "--val-labels",
@@ -87,18 +88,18 @@ def imagenet(
     from qrdali.data.imagenet import build, recognise
     from qrdali.data.scan import Reading
 
-    found = recognise(Path(root), _path(val_labels), _path(synsets))
-    say(f"{len(found.synsets)} synsets in {found.train}; {found.found}")
-    with sigterm_exits(), Bar("index", found.files, "files") as bar:
+    tree = recognise(Path(root), _path(val_labels), _path(synsets))
+    say(f"{len(tree.synsets)} synsets in {tree.train}; {tree.found}")
+    with sigterm_exits(), Bar("index", tree.files, "files") as bar:
         summary = build(
-            found,
+            tree,
             Path(out),
             per_class=per_class,
             seed=seed,
             reading=Reading(not no_verify, hashed, threads),
             progress=lambda split, files: bar.advance(files, split),
         )
-    tell(summary, out)
+    say_summary(summary, out)
 
 
 @click.command()
@@ -153,29 +154,30 @@ def humanet(
 
     if (val_labels or synsets) and test_from != "val":
         raise InputError("--val-labels and --synsets are of --test-from val: give that too")
-    wanted = read_mapping(Path(mapping))
+    class_mapping = read_mapping(Path(mapping))
     if test_from == "val":
-        found = recognise(Path(imagenet), _path(val_labels), _path(synsets))
+        tree = recognise(Path(imagenet), _path(val_labels), _path(synsets))
     else:
-        found = ImageNet(*train_folder(Path(imagenet)), {}, "")
-    there, missing = wanted.present(found.synsets)
+        tree = ImageNet(*train_folder(Path(imagenet)), {}, "")
+    present, missing = class_mapping.present(tree.synsets)
     if missing:
         names = f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
         if not allow_missing:
             raise InputError(
-                f"{len(missing)} synsets of {mapping} are not in {found.train}: {names}; --allow-missing does without them"
+                f"{len(missing)} synsets of {mapping} are not in {tree.train}: {names}; "
+                "--allow-missing does without them"
             )
-        warn(f"{len(missing)} synsets of {mapping} are not in {found.train}: {names}")
+        warn(f"{len(missing)} synsets of {mapping} are not in {tree.train}: {names}")
     counts = {"train": train, "val": val, "test": test}
-    with sigterm_exits(), Bar("index", len(there.synsets) * sum(counts.values()), "files") as bar:
+    with sigterm_exits(), Bar("index", len(present.synsets) * sum(counts.values()), "files") as bar:
         summary = build(
-            found,
-            HumaNetSpec(there, counts, seed, test_from == "val", tuple(missing)),
+            tree,
+            HumaNetSpec(present, counts, seed, test_from == "val", tuple(missing)),
             Path(out),
             reading=Reading(not no_verify, hashed, threads),
             progress=lambda split, files: bar.advance(files, split),
         )
-    tell(summary, out)
+    say_summary(summary, out)
 
 
 @click.command()
@@ -185,7 +187,7 @@ def humanet(
 )
 @click.option("--seed", default=0, show_default=True, type=_SEED)
 def minival(dataset: str, per_class: int, seed: int) -> None:
-    """Move a validation set out of DATASET's train: as many images of each class, listed in DATASET/minival.tsv.
+    """Move a validation set out of DATASET's train: as many images per class, listed in DATASET/minival.tsv.
 
     \b
     Example: qrdali data minival data --per-class 25 --seed 0
@@ -193,10 +195,10 @@ def minival(dataset: str, per_class: int, seed: int) -> None:
     from qrdali.cli.terminal import say
     from qrdali.data.minival import cut
 
-    done = cut(Path(dataset), per_class, seed)
-    if done.resumed:
+    result = cut(Path(dataset), per_class, seed)
+    if result.resumed:
         say("an earlier call was interrupted: its cut is finished, with its --per-class and --seed")
-    say(f"train {done.train}, val {done.val} images in {dataset}")
+    say(f"train {result.train}, val {result.val} images in {dataset}")
 
 
 @click.command()
@@ -215,7 +217,9 @@ def minival(dataset: str, per_class: int, seed: int) -> None:
 def verify(
     dataset: str, root: str | None, hashed: bool, most: int, threads: int | None, as_json: bool
 ) -> None:
-    """Check that the files of DATASET are still what was indexed: there, as many bytes, as many pixels. Exit status 1 if not.
+    """Check that the files of DATASET are still what was indexed: there, as many bytes, as many pixels.
+
+    Exit status 1 if not.
 
     \b
     Example: qrdali data verify data --hash
@@ -254,8 +258,8 @@ def verify(
     say(f"{files:,} files are what was indexed")
 
 
-def tell(summary: Summary, out: str) -> None:
-    """What was made, as one line."""
+def say_summary(summary: Summary, out: str) -> None:
+    """Prints in one line what was made."""
     from qrdali.cli.terminal import say
 
     say(
@@ -265,13 +269,13 @@ def tell(summary: Summary, out: str) -> None:
     )
 
 
-def origin(known: dict[str, Any]) -> list[str]:
-    """A data set's source as lines of key and value."""
+def source_lines(source: dict[str, Any]) -> list[str]:
+    """Returns what a data set was made of, a line per key."""
     from qrdali.data.provenance import brief
 
     return [
         f"{key}: {', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value}"
-        for key, value in brief(known).items()
+        for key, value in brief(source).items()
     ]
 
 

@@ -10,9 +10,9 @@ import click
 @click.command()
 @click.option("--out", default="demo", show_default=True, type=click.Path(), help="Folder for data and runs.")
 def demo(out: str) -> None:
-    """Generate pictures, index them, train shared, then baseline, linear and adaptive from it, evaluate, build MEPIs, write a report.
+    """Generate pictures, index them, train four methods on them, evaluate, build MEPIs and write a report.
 
-    Takes minutes on two cores.
+    shared is trained first, then baseline, linear and adaptive from it. Takes minutes on two cores.
 
     \b
     Example: qrdali demo --out demo

@@ -11,7 +11,7 @@ import click
 @click.argument("pattern", default="")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def models(pattern: str, as_json: bool) -> None:
-    """Networks with parameters, cost and input size: the thesis' and two small ones, or all that match PATTERN.
+    """List networks with parameters, cost and input size: the thesis' and two small ones, or all of PATTERN.
 
     \b
     Example: qrdali models 'efficientnet_b*'
@@ -25,11 +25,9 @@ def models(pattern: str, as_json: bool) -> None:
     from qrdali.cli.terminal import Bar, emit
     from qrdali.errors import InputError
 
-    names = (
-        [name for name in zoo.known() if fnmatch.fnmatch(name, pattern)]
-        if pattern
-        else [*zoo.THESIS, *zoo.SMALL]
-    )
+    names = [*zoo.THESIS, *zoo.SMALL]
+    if pattern:
+        names = [name for name in zoo.known() if fnmatch.fnmatch(name, pattern)]
     if not names:
         raise InputError(f"no model matches {pattern!r}: `qrdali models '*'` lists all {len(zoo.known())}")
     rows = []

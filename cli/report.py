@@ -49,8 +49,8 @@ def report(
 ) -> None:
     """Write one page on RUNS: accuracy, significance, evolution, entropy quotients, minimal images and cost.
 
-    Everything is computed from what the folders hold: no data set is read. The runs of several data sets or networks stand under
-    headings of their own.
+    Everything is computed from what the folders hold: no data set is read. The runs of several data sets or
+    networks stand under headings of their own.
 
     \b
     Example: qrdali report runs/* --mepi mepi/baseline --mepi mepi/linear --out report

@@ -40,10 +40,11 @@ def reproduce(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Carry out the thesis' experiment matrix: every run that CONFIG.toml asks for, their evaluation, minimal images and the report.
+    """Carry out an experiment matrix: CONFIG.toml's runs, their evaluation, minimal images and the report.
 
-    The same command goes on where it was stopped, skips what is done and tries again what failed. Three files are part of qrdali:
-    humanet.toml, imagenet.toml and demo.toml. A PATTERN without a slash names the last part of a run's name.
+    The same command goes on where it was stopped, skips what is done and tries again what failed. Three files
+    are part of qrdali: humanet.toml and imagenet.toml, the thesis' matrices, and demo.toml. A PATTERN without
+    a slash names the last part of a run's name.
 
     \b
     Examples: qrdali reproduce demo.toml
@@ -96,7 +97,7 @@ def reproduce(
 
 
 def _show(result: MatrixResult) -> None:
-    """Prints run, accuracies, state and seconds of every run, then what failed and what waits for it, on stderr."""
+    """Prints accuracies, state and seconds of every run, then what failed and what waits, on stderr."""
     from rich.console import Console
     from rich.table import Table
 

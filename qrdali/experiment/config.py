@@ -94,7 +94,7 @@ class Network(_Table):
 
     @property
     def folder(self) -> str:
-        """Returns `name`, or the model's with every character replaced that a folder's name should not hold."""
+        """Returns `name`, or the model's with what a folder's name should not hold replaced."""
         return self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", self.model).strip(".-")[:100]
 
 
@@ -154,7 +154,7 @@ class Evaluate(_Table):
 
 
 class Mepi(_Table):
-    """Says of which runs minimal images are built (patterns), and with which options of `qrdali build-mepi`."""
+    """Says of which runs minimal images are built (patterns); the options are those of `build-mepi`."""
 
     runs: list[str] = []
     split: Split = "val"
@@ -220,6 +220,17 @@ def _first_mistake(error: ValidationError | TypeError) -> str:
 
 def _check(matrix: Matrix) -> None:
     """Raises InputError for what is right key by key and wrong together."""
+    _check_data(matrix)
+    _check_network_names(matrix)
+    _check_repetitions(matrix)
+    _check_tables(matrix)
+    _check_runs(matrix.runs)
+    _check_evaluation(matrix)
+    if "\0" in matrix.out:
+        raise InputError("out holds a NUL character: no folder can have that name")
+
+
+def _check_data(matrix: Matrix) -> None:
     if bool(matrix.data.folder) == (matrix.data.shapes is not None):
         raise InputError(
             "[data] needs one of two: folder = a data set made by `qrdali data index`, or [data.shapes]"
@@ -231,12 +242,19 @@ def _check(matrix: Matrix) -> None:
         )
         if empty:
             raise InputError(f"data.shapes.{empty} = 0: this matrix needs pictures of {empty}")
+
+
+def _check_network_names(matrix: Matrix) -> None:
     folders = [network.folder.lower() for network in matrix.network]
     for network in matrix.network:
         if not network.folder or folders.count(network.folder.lower()) > 1:
             raise InputError(
-                f"more than one network, or none, can be called {printable(network.folder)!r}: give each [[network]] a name"
+                f"more than one network, or none, can be called {printable(network.folder)!r}: give each "
+                "[[network]] a name"
             )
+
+
+def _check_repetitions(matrix: Matrix) -> None:
     lists: dict[str, list[Any]] = {
         "seeds": matrix.seeds,
         "runs.methods": matrix.runs.methods,
@@ -250,6 +268,10 @@ def _check(matrix: Matrix) -> None:
     for key, values in lists.items():
         if len(set(values)) < len(values):
             raise InputError(f"{key} = {printable(values):.80}: something stands there twice")
+
+
+def _check_tables(matrix: Matrix) -> None:
+    """Raises InputError for a key that is not a run's setting, or that no table of its kind may hold."""
     tables: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {"train": (matrix.train, ())}
     for number, network in enumerate(matrix.network, 1):
         tables |= {
@@ -265,21 +287,26 @@ def _check(matrix: Matrix) -> None:
                 raise InputError(
                     f"{name}.{key} would differ between the runs of a network: put it in [train]"
                 )
+
+
+def _check_runs(runs: Runs) -> None:
     for name in ("shared", "baseline", "matched"):
-        if getattr(matrix.runs, name).sequences:
+        if getattr(runs, name).sequences:
             raise InputError(f"runs.{name}.sequences: these runs have full-quality epochs only, leave it out")
-    if ("matched" in matrix.runs.controls) != bool(matrix.runs.match):
+    if ("matched" in runs.controls) != bool(runs.match):
         raise InputError(
-            'runs.match = RUN and "matched" in runs.controls belong together: the run whose optimizer steps are taken'
+            'runs.match = RUN and "matched" in runs.controls belong together: the run whose optimizer steps '
+            "are taken"
         )
+
+
+def _check_evaluation(matrix: Matrix) -> None:
     if matrix.evaluate.sets:
         from qrdali.data.set_names import check_set_name
     for name, folder in matrix.evaluate.sets.items():
         check_set_name(name, f"evaluate.sets.{name}")
         if not folder:
             raise InputError(f"evaluate.sets.{name} is empty: give a folder of class folders")
-    if "\0" in matrix.out:
-        raise InputError("out holds a NUL character: no folder can have that name")
     for key, step in (("evaluate.curve_step", matrix.evaluate.curve_step), ("mepi.step", matrix.mepi.step)):
         try:
             num_levels_of(step)

@@ -29,7 +29,7 @@ PROBE_SHARE = {"color": 0.33, "crop": 1.51, "resolution": 0.34, "combination": 2
 
 @dataclass(frozen=True)
 class Work:
-    """The epochs and probes of a run.
+    """Holds the epochs and probes of a run.
 
     phases: a letter per epoch in their order, "R" reduced or "C" full, as `Phase` has them.
     """
@@ -39,14 +39,14 @@ class Work:
 
 
 class Seconds(NamedTuple):
-    """A span of time; None where it is not known."""
+    """Holds a span of time; None where it is not known."""
 
     low: float | None
     high: float | None
 
 
 class Remaining(NamedTuple):
-    """What a run still takes. epochs: at least and at most."""
+    """Holds what a run still takes. epochs: at least and at most."""
 
     epochs: tuple[int, int]
     seconds: Seconds
@@ -91,7 +91,7 @@ def _max_probes(settings: Settings) -> int:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of one epoch by "full" and reduction, and of one probe by reduction.
+    """Holds seconds of one epoch by "full" and reduction, and of one probe by reduction.
 
     measured: by finished runs; otherwise the matrix's file states them.
     """

@@ -20,7 +20,7 @@ MOST_RUNS, MOST_EPOCHS = 10_000, 100_000
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of the matrix that may or may not have been trained.
+    """Names a run of the matrix, trained or not, and its settings.
 
     name: NETWORK/RUN, or NETWORK/seed-N/RUN where there are several seeds; also its folder below runs/.
     values: for `validate_settings`. needs: names of the runs that must be finished first.
@@ -64,7 +64,8 @@ def select(runs: list[PlannedRun], patterns: Iterable[str], whose: str) -> list[
     for pattern in patterns:
         if not any(matches(run.name, pattern) for run in runs):
             raise InputError(
-                f"{whose} {printable(pattern)!r} names no run: there are {', '.join(run.name for run in runs[:4])}"
+                f"{whose} {printable(pattern)!r} names no run: there are "
+                f"{', '.join(run.name for run in runs[:4])}"
                 f"{', …' if len(runs) > 4 else ''}"
             )
     wanted = {
@@ -166,7 +167,8 @@ def _network_runs(matrix: Matrix, network: Network, seed: int, data: Path) -> li
         model = next((run for run in runs[1:] if run.name == prefix + wanted.match), None)
         if model is None:
             raise InputError(
-                f"runs.match = {printable(wanted.match)!r} is no run of {network.folder} that trains after shared, such as "
+                f"runs.match = {printable(wanted.match)!r} is no run of {network.folder} that trains after "
+                "shared, such as "
                 f"{runs[-1].name.removeprefix(prefix)}"
             )
         add("baseline-matched", "baseline", wanted.matched, match=str(folder / model.name))
@@ -175,7 +177,7 @@ def _network_runs(matrix: Matrix, network: Network, seed: int, data: Path) -> li
 
 
 def _with_absolute_sets(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns `values` with the folders of tracked sets as absolute paths: a run's config.toml holds them so."""
+    """Returns `values` with absolute folders of tracked sets, as a run's config.toml holds them."""
     if isinstance(values.get("track_sets"), dict):
         return {
             **values,

@@ -21,7 +21,7 @@ LOCK, DONE, FAILURES = ".lock", "done.json", "failures.json"
 
 
 class ExperimentFolder:
-    """The folder of a matrix and its notes. done, failures: the notes by the key of their task."""
+    """Reads and writes a matrix' folder and its notes. done, failures: the notes by the key of their task."""
 
     def __init__(self, folder: Path) -> None:
         """Raises InputError for a folder of something else, RunError for damaged notes.

@@ -24,9 +24,9 @@ SPEC = "shapes.json"  # a file beside generated pictures that says what they are
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to do. kind: data, train, evaluate, mepi or report.
+    """Names one thing to do. kind: data, train, evaluate, mepi or report. name: the run's, if it is of one.
 
-    name: of the run, but for data and report. needs: keys of the tasks that must be done before.
+    needs: keys of the tasks that must be done before.
     """
 
     kind: str
@@ -44,9 +44,9 @@ def _task_of(key: str) -> Task:
 
 
 class Tasks:
-    """What a call has to do, and what is done.
+    """Knows what a call has to do, and what is done.
 
-    runs: every run of the matrix by name; wanted: those of this call. all: the tasks in the order in which
+    runs: every run of the matrix by name. wanted: those of this call. all: the tasks in the order in which
     they are done. data: the data set's folder.
     """
 
@@ -197,7 +197,9 @@ class Tasks:
         return [*evaluate.splits, *reduced, *evaluate.sets]
 
     def request(self, task: Task) -> dict[str, Any]:
-        """Returns what an evaluation or a MEPI set is to be, as plain data that changes when the result may."""
+        """Returns what an evaluation or a MEPI set is made by: plain data that changes when the
+        result may.
+        """
         if task.kind == "mepi":
             return {
                 **self.matrix.mepi.model_dump(exclude={"runs"}),

@@ -1,1 +1,1 @@
-"""The report: tables, figures and one page, made from what runs and MEPI sets left on disk."""
+"""Makes the report: tables, figures and one page of what runs and MEPI sets left on disk."""

@@ -1,4 +1,4 @@
-"""Accuracy of runs: the table of all, each comparison with the baseline, and the best five."""
+"""Tables on the accuracy of runs: all of them, each comparison with the baseline, and the best five."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from qrdali.report.tables import NOTHING, Cell, Table, number, probability, word
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run against its baseline on one set. a and b of `test` are the baseline's. holm: corrected over the group's runs."""
+    """Holds the test of a run against its baseline on the set `name`. test: its a and b are the baseline's.
+
+    difference: accuracy of the run less the baseline's, in 0..1. holm: the p value corrected over the group's
+    runs.
+    """
 
     run: Run
     base: Run
@@ -26,8 +30,10 @@ class Comparison:
 
 
 def compare(group: Group, name: str) -> list[Comparison]:
-    """All runs of a group with a baseline whose rows of the set are of the same images."""
-    found = []
+    """Returns the comparison of every run of a group that has a baseline with rows of the same images of a
+    set.
+    """
+    tested = []
     for run in group.runs:
         base = group.baseline(run)
         if (
@@ -38,7 +44,7 @@ def compare(group: Group, name: str) -> list[Comparison]:
             or run.sets[name].digest != base.sets[name].digest
         ):
             continue
-        found.append(
+        tested.append(
             (
                 run,
                 base,
@@ -46,30 +52,32 @@ def compare(group: Group, name: str) -> list[Comparison]:
                 run.sets[name].accuracy - base.sets[name].accuracy,
             )
         )
-    corrected = holm([test.p_value for _, _, test, _ in found])
+    corrected = holm([test.p_value for _, _, test, _ in tested])
     return [
         Comparison(run, base, name, test, difference, p)
-        for (run, base, test, difference), p in zip(found, corrected, strict=True)
+        for (run, base, test, difference), p in zip(tested, corrected, strict=True)
     ]
 
 
 def percent(configuration: Configuration, name: str, digits: int) -> Cell:
-    """Accuracy in percent, mean ± standard deviation over seeds; of how many of them, where some have no rows."""
+    """Returns the cell of an accuracy in percent, mean ± standard deviation over seeds; with their number
+    where some seeds have no rows.
+    """
     values = configuration.values(lambda run: run.accuracy.get(name))
     mean, sd = configuration.mean(lambda run: run.accuracy.get(name))
     if mean is None:
         return NOTHING
     cell = number(100 * mean, f".{digits}f", None if sd is None else 100 * sd)
-    few = len(values) < len(configuration.runs)
+    incomplete = len(values) < len(configuration.runs)
     return (
         Cell(f"{cell.text} ({len(values)} of {len(configuration.runs)})", cell.value, cell.sd)
-        if few
+        if incomplete
         else cell
     )
 
 
 def digits(group: Group) -> int:
-    """Decimals of percentages: two where the largest set has 10,000 images or more."""
+    """Returns the decimals of percentages: two where the largest set has 10,000 images or more."""
     return (
         2
         if max((len(rows.correct) for run in group.runs for rows in run.sets.values()), default=0) >= 10_000
@@ -78,7 +86,7 @@ def digits(group: Group) -> int:
 
 
 def table(group: Group, slug: str) -> Table:
-    """One line per configuration, in the order in which the runs were given."""
+    """Returns the table of accuracies, a line per configuration in the order in which the runs were given."""
     comparisons = compare(group, "test")
     shown = digits(group)
     rows = []
@@ -99,9 +107,11 @@ def table(group: Group, slug: str) -> Table:
         )
     marked = frozenset(i for i, c in enumerate(group.configurations) if is_baseline(c.runs[0].settings))
     notes = [
-        "Accuracy in percent; several seeds as mean ± standard deviation. Best epoch: of this run by validation, 0 are its starting "
-        "weights. Against the baseline: difference on test in points, McNemar's test without continuity correction, "
-        "*** p < .001, ** < .01, * < .05, not corrected (the table of comparisons has Holm's correction)."
+        "Accuracy in percent; several seeds as mean ± standard deviation. Best epoch: of this run by "
+        "validation, 0 are its starting weights. Against the baseline: difference on test in points, "
+        "McNemar's "
+        "test without continuity correction, *** p < .001, ** < .01, * < .05, not corrected (the table of "
+        "comparisons has Holm's correction)."
     ]
     columns = (
         "method",
@@ -116,34 +126,39 @@ def table(group: Group, slug: str) -> Table:
     return Table(slug, "Accuracy", columns, tuple(rows), tuple(notes + missing(group)), marked)
 
 
-def _against(configuration: Configuration, own: list[Comparison]) -> Cell:
-    if not own:
+def _against(configuration: Configuration, comparisons: list[Comparison]) -> Cell:
+    if not comparisons:
         return NOTHING
-    mean = 100 * sum(c.difference for c in own) / len(own)
+    mean = 100 * sum(c.difference for c in comparisons) / len(comparisons)
     if len(configuration.runs) == 1:
-        return Cell(f"{mean:+.2f} {own[0].test.stars or 'n.s.'}", mean)
-    return Cell(f"{mean:+.2f}, p < .05 in {sum(c.test.p_value < 0.05 for c in own)} of {len(own)}", mean)
+        return Cell(f"{mean:+.2f} {comparisons[0].test.stars or 'n.s.'}", mean)
+    significant = sum(comparison.test.p_value < 0.05 for comparison in comparisons)
+    return Cell(f"{mean:+.2f}, p < .05 in {significant} of {len(comparisons)}", mean)
 
 
 def missing(group: Group) -> list[str]:
-    """A note per set that some runs have no rows of, with the command that makes them; on rows of other images; on runs without a
-    baseline."""
+    """Returns notes on what the table lacks.
+
+    One per set that some runs have no rows of, with the command that makes them; one on rows of other images;
+    one on runs without a baseline.
+    """
     notes = []
     for name in dict.fromkeys((*group.sets, "test")):
         without = [run for run in group.runs if name not in run.sets]
         if without:
             notes.append(
-                f"No rows of {name} for {_some(without)}: qrdali evaluate --run {shlex.quote(str(without[0].folder))} "
+                f"No rows of {name} for {_names(without)}: "
+                f"qrdali evaluate --run {shlex.quote(str(without[0].folder))} "
                 f"{evaluate_command_for(name, shlex.quote(without[0].settings.data))}"
             )
         if len({run.sets[name].digest for run in group.runs if name in run.sets}) > 1:
             notes.append(
-                f"The rows of {name} are not of the same images in all runs, and those are not compared: evaluate all on the "
-                "same data."
+                f"The rows of {name} are not of the same images in all runs, and those are not compared: "
+                "evaluate all on the same data."
             )
     alone = [run for run in group.runs if not is_baseline(run.settings) and group.baseline(run) is None]
     if alone:
-        notes.append(f"No baseline of the same seed is here for {_some(alone)}: nothing to compare with.")
+        notes.append(f"No baseline of the same seed is here for {_names(alone)}: nothing to compare with.")
     if any(run.settings.monitor == "phase" for run in group.runs):
         notes.append(
             "Runs with --monitor phase chose their best epoch by validation under each epoch's own quality."
@@ -151,13 +166,19 @@ def missing(group: Group) -> list[str]:
     return [printable(note) for note in notes]
 
 
-def _some(runs: list[Run]) -> str:
+def _names(runs: list[Run]) -> str:
     return ", ".join(run.name for run in runs[:6]) + (f" and {len(runs) - 6} more" if len(runs) > 6 else "")
 
 
 def comparisons(group: Group, slug: str) -> Table | None:
-    """Every run and set with its interval and its comparison with the baseline; None without rows."""
-    found = {(c.run.name, c.name): c for name in group.sets for c in compare(group, name)}
+    """Returns the table of every run and set with its interval and its comparison with the baseline; None
+    without rows.
+    """
+    by_run_and_set = {
+        (comparison.run.name, comparison.name): comparison
+        for name in group.sets
+        for comparison in compare(group, name)
+    }
     rows: list[tuple[Cell, ...]] = []
     marked, shown = set(), digits(group)
     for name in group.sets:
@@ -176,18 +197,18 @@ def comparisons(group: Group, slug: str) -> Table | None:
                 number(100 * low, f".{shown}f"),
                 number(100 * high, f".{shown}f"),
             ]
-            if c := found.get((run.name, name)):
-                t = c.test
+            if comparison := by_run_and_set.get((run.name, name)):
+                test = comparison.test
                 cells += [
-                    words(c.base.name),
-                    number(100 * c.difference, "+.2f"),
-                    number(t.b),
-                    number(t.c),
-                    number(t.statistic, ".2f"),
-                    probability(t.p_value),
-                    probability(c.holm),
-                    probability(t.exact_p_value),
-                    words("descriptive" if name == "val" else t.stars or "n.s."),
+                    words(comparison.base.name),
+                    number(100 * comparison.difference, "+.2f"),
+                    number(test.b),
+                    number(test.c),
+                    number(test.statistic, ".2f"),
+                    probability(test.p_value),
+                    probability(comparison.holm),
+                    probability(test.exact_p_value),
+                    words("descriptive" if name == "val" else test.stars or "n.s."),
                 ]
             else:
                 cells += [NOTHING] * 9
@@ -216,16 +237,23 @@ def comparisons(group: Group, slug: str) -> Table | None:
         ),
         tuple(rows),
         (
-            "McNemar's test of each run and the baseline of its seed on the same images: χ² = (b − c)² ÷ (b + c) with one degree of freedom, "
-            "stars by its p. Holm's correction counts all comparisons on the same set. The exact p is the two-sided binomial's. "
-            "Intervals are Wilson's. On val the best epoch was chosen, so comparisons there are descriptive.",
+            "McNemar's test of each run and the baseline of its seed on the same images: "
+            "χ² = (b − c)² ÷ (b + c) with one degree of freedom, stars by its p. Holm's correction counts "
+            "all "
+            "comparisons on the same set. The exact p is the two-sided binomial's. Intervals are Wilson's. "
+            "On "
+            "val the best epoch was chosen, so comparisons there are descriptive.",
         ),
         frozenset(marked),
     )
 
 
 def top(group: Group, by: str, slug: str) -> Table | None:
-    """The five best configurations but shared by mean accuracy on a set, and the baseline; None where fewer than two have it."""
+    """Returns the table of the best five by mean accuracy on a set, and the baseline; None where fewer than
+    two configurations have it.
+
+    The shared run is not among them: the others start from it.
+    """
     ranked = [
         c
         for c in group.configurations
@@ -249,7 +277,10 @@ def top(group: Group, by: str, slug: str) -> Table | None:
     note = (
         ""
         if by == "val"
-        else f"Chosen by {by} itself: descriptive, its figures are no estimate of what these runs reach on new images."
+        else (
+            f"Chosen by {by} itself: descriptive, its figures are no estimate of what these runs reach on "
+            "new images."
+        )
     )
     return Table(
         slug, title, ("method", "sequence", "reduction", *group.sets), rows, (note,) if note else (), marked

@@ -1,4 +1,4 @@
-"""Makes a report of run folders and MEPI sets: what it contains, and its files written whole or not at all."""
+"""Makes a report of run folders and MEPI sets: its contents, and its files, whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qrdali.files.atomic import replace_atomically
 from qrdali.files.json_objects import read_object
 from qrdali.interfaces import ProgressListener, SilentListener
 from qrdali.reduction.png_entropy import encoder_name
-from qrdali.report import accuracy, gallery, groups, plots, quotients, resources, setup, thesis
+from qrdali.report import accuracy, gallery, groups, mepi_plots, plots, quotients, resources, setup, thesis
 from qrdali.report.figures import DARK, Figure
 from qrdali.report.groups import Group
 from qrdali.report.page import Drawn, Gallery, Section, page
@@ -31,7 +31,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Says how a report looks. title: heading of the page. gallery_rows: images of each MEPI set in the gallery."""
+    """Says how a report looks and how far it goes.
+
+    title: heading of the page. prices: of energy. gallery_rows: images of each MEPI set in the gallery.
+    """
 
     title: str = ""
     prices: Prices = field(default_factory=Prices)
@@ -40,7 +43,7 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class Part:
-    """A section before its figures are drawn."""
+    """Holds a section before its figures are drawn."""
 
     slug: str
     title: str
@@ -68,10 +71,12 @@ def build(
     options: ReportOptions = ReportOptions(),
     listener: ProgressListener = SilentListener(),
 ) -> dict[str, Any]:
-    """Writes report.html, tables/ (csv, md, tex), figures/ (svg, png) and report.json into `out`; returns what report.json holds.
+    """Writes report.html, tables/ (csv, md, tex), figures/ (svg, png) and report.json into `out`; returns
+    what report.json holds.
 
-    Nothing but the folders' own files is read, and the gallery's originals where they still are. Raises InputError for folders that
-    hold nothing to report or an `out` that is something else, RunError for damaged files; nothing is written then.
+    Nothing but the folders' own files is read, and the gallery's originals where they still are. Raises
+    InputError for folders that hold nothing to report or an `out` that is something else, RunError for
+    damaged files; nothing is written then.
     """
     out = out.resolve()
     require_report_folder(out)
@@ -151,7 +156,9 @@ def _readable(folders: list[Path], read: Callable[[Path, str], T], warn: Warn) -
 
 
 def require_report_folder(out: Path) -> None:
-    """Raises InputError unless `out` is new, empty, or holds a report and nothing else, which may be made again."""
+    """Raises InputError unless `out` is new, empty, or holds a report and nothing else, which may be made
+    again.
+    """
     if not out.exists():
         return
     entries = {entry.name for entry in out.iterdir()} if out.is_dir() else {""}
@@ -162,11 +169,13 @@ def require_report_folder(out: Path) -> None:
     except RunError:
         is_report = False
     if not is_report:
-        raise InputError(f"{printable(out)} exists and is no report: choose another --out")
+        raise InputError(f"{printable(out)} exists and is not a report: choose another --out")
 
 
 def _swap(partial: Path, out: Path) -> None:
-    """Gives the complete report its name; a report that was there stays until then, and comes back if that fails."""
+    """Gives the complete report its name; a report that was there stays until then, and comes back if that
+    fails.
+    """
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -206,7 +215,7 @@ def _draw_one(figure: Figure, folder: Path) -> Drawn:
 
 
 def contents(runs: list[Run], sets: list[Mepis], options: ReportOptions) -> list[Part]:
-    """Returns every section that holds something; data sets and networks stand under headings of their own."""
+    """Returns every section that holds something, those of each data set and network under its heading."""
     by_experiment = groups.group(runs)
     parts = []
     for i, group in enumerate(by_experiment, 1):
@@ -225,11 +234,13 @@ def _quotients(sets: list[Mepis], number: str, heading: str) -> Part:
         f"quotients-{number}",
         f"Entropy quotients{heading}",
         (
-            "How little of an image's entropy the network needs: the minimal-entropy positive image (MEPI) is "
-            "the reduced image where the search ended, still classified correctly. A descent ends where every "
+            "How little of an image's entropy the network needs: the minimal-entropy positive image (MEPI) "
+            "is "
+            "the reduced image where the search ended, still classified correctly. A descent ends where "
+            "every "
             "further step is misclassified; a smaller image may exist.",
         ),
-        tuple(plots.mepi_figures(sets, number)),
+        tuple(mepi_plots.figures(sets, number)),
         (
             quotients.means(sets, f"quotients-{number}"),
             quotients.compared(sets, f"quotient-pairs-{number}"),
@@ -241,6 +252,7 @@ def _quotients(sets: list[Mepis], number: str, heading: str) -> Part:
 
 
 def _gallery(sets: list[Mepis], rows: int) -> Part:
+    """Returns the section of originals beside their MEPIs."""
     galleries = (Gallery(printable(mepis.name), tuple(gallery.rows(mepis, rows))) for mepis in sets)
     return Part(
         "gallery",
@@ -288,6 +300,7 @@ def _setup(by_experiment: list[Group], runs: list[Run], sets: list[Mepis]) -> Pa
 
 
 def _results(group: Group, number: str, heading: str) -> list[Part]:
+    """Returns the sections on one network and data set: accuracy, epochs and curves."""
     by_phase = any(run.settings.monitor == "phase" for run in group.runs)
     quality = "the quality it was monitored at" if by_phase else "full quality"
     tracked = list(
@@ -300,13 +313,13 @@ def _results(group: Group, number: str, heading: str) -> list[Part]:
     ]
     curves = [
         plots.quality_curve(
-            curve,
-            1 / len(group.classes) if chance is None else chance,
+            curve.reductions,
+            1 / len(group.classes) if curve.chance is None else curve.chance,
             f"curve-{number}-{i}-{j}",
             f"{run.name}, {printable(name)}",
         )
         for i, run in enumerate(group.runs, 1)
-        for j, (name, (curve, chance)) in enumerate(run.curves.items(), 1)
+        for j, (name, curve) in enumerate(run.curves.items(), 1)
     ]
     return [
         Part(

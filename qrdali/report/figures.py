@@ -1,4 +1,7 @@
-"""Figures as SVG for a light and a dark page, and as PNG. Nothing in the files varies from run to run."""
+"""Renders figures as SVG for a light and a dark page, and as PNG.
+
+Nothing in the files varies from run to run: no dates, no random ids.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from itertools import cycle, islice
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator, NullFormatter
+
+_SHORT = 34  # characters of a name on an axis
 
 COLORS = {
     "color": "#c2410c",
@@ -35,7 +42,10 @@ _BRIGHT_LINES = ("#60a5fa", "#fb923c", "#34d399", "#c084fc", "#22d3ee", "#f472b6
 
 @dataclass(frozen=True)
 class Theme:
-    """colors: by reduction. lines: in turn, where reductions do not tell curves apart."""
+    """Holds the colours of a page. colors: by reduction.
+
+    lines: in turn, where reductions do not tell curves apart.
+    """
 
     ink: str
     faint: str
@@ -45,9 +55,11 @@ class Theme:
     lines: tuple[str, ...]
 
     def color(self, reduction: str) -> str:
+        """Returns a reduction's colour."""
         return self.colors.get(reduction, self.ink)
 
     def turn(self, count: int) -> list[str]:
+        """Returns `count` colours, over again from the first where they run out."""
         return list(islice(cycle(self.lines), count))
 
 
@@ -57,7 +69,11 @@ DARK = Theme("#f5f5f4", "#a8a29e", "#44403c", "#1c1917", _BRIGHT, _BRIGHT_LINES)
 
 @dataclass(frozen=True)
 class Figure:
-    """slug names its files. alt: what it shows, for those who cannot see it. size: inches. draw: puts it on a canvas in a theme."""
+    """Describes a figure that can be drawn in any theme.
+
+    slug: names its files. alt: what it shows, for those who cannot see it. size: inches. draw: puts it on a
+    canvas in a theme.
+    """
 
     slug: str
     title: str
@@ -66,7 +82,7 @@ class Figure:
     size: tuple[float, float] = (5.0, 3.8)
 
     def render(self, kind: str, theme: Theme = LIGHT) -> bytes:
-        """kind: "svg" or "png"."""
+        """Returns the content of a file of `kind`, "svg" or "png"."""
         settings = {
             # Names are shown as they are: a run called $\\frac$ is no formula. Text stays text.
             "text.parse_math": False,
@@ -99,7 +115,7 @@ class Figure:
 
 
 def legend_below(canvas: Canvas, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """A legend under the plot, as many columns as its labels leave room for."""
+    """Puts a legend under the plot, with as many columns as its labels leave room for."""
     longest = max(map(len, labels), default=1)
     columns = max(1, min(4, int(canvas.get_figwidth() * 13 // (longest + 6))))
     canvas.legend(
@@ -108,3 +124,25 @@ def legend_below(canvas: Canvas, handles: Sequence[Any], labels: Sequence[str]) 
         loc="outside lower center",
         ncols=columns,
     )
+
+
+def short_name(text: str) -> str:
+    """Returns a name short enough for an axis or a legend."""
+    return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
+
+
+def log_axis(axes: Axes) -> None:
+    """Makes the x axis logarithmic with plain numbers, because formulas are switched off."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / max(low, 1e-12) > 30 else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda x, position: f"{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def line_styles(theme: Theme, count: int) -> list[tuple[str, str]]:
+    """Returns (colour, style) of lines, of which no two of the first 32 look alike."""
+    return [
+        (color, ("-", "--", "-.", ":")[i // len(theme.lines) % 4])
+        for i, color in enumerate(theme.turn(count))
+    ]

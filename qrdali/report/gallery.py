@@ -1,4 +1,4 @@
-"""Originals beside their minimal images, small enough to stand in the page."""
+"""Lays originals beside their minimal images, small enough to be embedded in the page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST = 1 << 28  # bytes of a file that is opened, and pixels of an image
 
 @dataclass(frozen=True)
 class Picture:
-    """uri: a data URI, or "" if the file is not there (any more). text: under it."""
+    """Holds a picture and the text under it. uri: a data URI, or "" if the file is not there (any more)."""
 
     uri: str
     text: str
@@ -32,7 +32,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Row:
-    """One image: its class and where it lay, the original, and the MEPI of each reduction."""
+    """Holds one image: its class and where it lay, the original, and the MEPI of each reduction."""
 
     class_name: str
     file: str
@@ -40,7 +40,10 @@ class Row:
 
 
 def rows(mepis: Mepis, most: int) -> list[Row]:
-    """Up to `most` images, spread over the classes, one of each class before a second; those with a MEPI in every reduction first."""
+    """Returns up to `most` images, spread over the classes, one of each class before a second.
+
+    Those with a MEPI in every reduction come first.
+    """
     first: dict[int, tuple[int, str]] = {}
     counted: dict[int, int] = {}
     for columns in mepis.rows.values():
@@ -50,7 +53,9 @@ def rows(mepis: Mepis, most: int) -> list[Row]:
     queue: dict[int, list[int]] = {}
     for sample in sorted(first, key=lambda s: (-counted[s], s)):
         queue.setdefault(first[sample][0], []).append(sample)
-    turns = sorted((turn, label, sample) for label, own in queue.items() for turn, sample in enumerate(own))
+    turns = sorted(
+        (turn, label, sample) for label, samples in queue.items() for turn, sample in enumerate(samples)
+    )
     if len(queue) > most:  # more classes than rows: spread over them
         labels = sorted(queue)
         turns = [
@@ -60,22 +65,26 @@ def rows(mepis: Mepis, most: int) -> list[Row]:
 
 
 def _row(mepis: Mepis, sample: int, label: int, path: str) -> Row:
-    found = {
+    minimal = {
         r: {key: column[i] for key, column in mepis.rows[r].items()}
         for r in SEARCHED
         if r in mepis.rows
         for i in np.flatnonzero(mepis.rows[r]["sample"] == sample)[:1]
     }
-    named = class_name(mepis, label, path)
+    name = class_name(mepis, label, path)
     original, size = _original(path)
     # The window of a color or resolution MEPI is the whole image.
-    whole = next(
-        ((int(found[r]["width"]), int(found[r]["height"])) for r in ("color", "resolution") if r in found),
+    original_size = next(
+        (
+            (int(minimal[reduction]["width"]), int(minimal[reduction]["height"]))
+            for reduction in ("color", "resolution")
+            if reduction in minimal
+        ),
         size,
     )
     pictures = [Picture(original, "original")]
     for reduction in SEARCHED:
-        if reduction not in found:
+        if reduction not in minimal:
             pictures.append(
                 Picture(
                     "",
@@ -83,13 +92,16 @@ def _row(mepis: Mepis, sample: int, label: int, path: str) -> Row:
                 )
             )
             continue
-        pictures.append(_minimal(mepis.folder / reduction, named, sample, reduction, found[reduction], whole))
-    return Row(printable(named), printable(storage.shown(path)), tuple(pictures))
+        pictures.append(_minimal(mepis.folder / reduction, name, minimal[reduction], original_size))
+    return Row(printable(name), printable(storage.shown(path)), tuple(pictures))
 
 
 def _open(file: str) -> Image.Image | None:
-    """The picture, upright and RGB; None if it is not there, is none, or is too large to be shown. Of a store nothing is asked: a report is
-    made of what is on the disk."""
+    """Opens a picture, upright and RGB; returns None if it is not there, is none, or is too large to be
+    shown.
+
+    Nothing is read from a store: a report is made of what is on the disk.
+    """
     try:
         if file.startswith((*storage.REMOTE, *(f"tar+{scheme}" for scheme in storage.REMOTE))):
             return None
@@ -107,6 +119,7 @@ def _open(file: str) -> Image.Image | None:
 
 
 def _original(file: str) -> tuple[str, tuple[int, int] | None]:
+    """Returns the data URI of the original, and its size (width, height); ("", None) if it is not there."""
     picture = _open(file)
     if picture is None:
         return "", None
@@ -119,23 +132,30 @@ def _cell(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _minimal(
-    folder: Path, place: str, sample: int, reduction: str, row: dict[str, Any], whole: tuple[int, int] | None
+    folder: Path, class_name: str, row: dict[str, Any], original_size: tuple[int, int] | None
 ) -> Picture:
-    """place: the class's name, whose folder most likely holds the file."""
+    """Returns the MEPI of a sample in its place within the original.
+
+    row: its columns of the manifest. original_size: (width, height), None where it is not known. class_name:
+    names the folder that most likely holds the file.
+    """
+    reduction, png = str(row["reduction"]), f"{int(row['sample'])}.png"
     share = 100 * float(row["quotient"])
     text = f"{reduction}: {share:.2g}%" if share < 9.95 else f"{reduction}: {share:.0f}%"
-    near = folder / place / f"{sample}.png" if place not in (".", "..") and "/" not in place else folder
-    file = near if near.is_file() else next(iter(sorted(folder.glob(f"*/{sample}.png"))), None)
+    is_name = class_name not in (".", "..") and "/" not in class_name
+    likely = folder / class_name / png if is_name else folder
+    file = likely if likely.is_file() else next(iter(sorted(folder.glob(f"*/{png}"))), None)
     picture = _open(str(file)) if file else None
     if picture is None:
         return Picture("", text)
     text += f", {picture.width}×{picture.height}"
     top, left, height, width = (int(row[key]) for key in ("top", "left", "height", "width"))
-    if whole is None or top + height > whole[1] or left + width > whole[0]:
-        whole, top, left, height, width = (width, height), 0, 0, height, width
-    cell, scale = _cell(whole), _SIDE / max(whole)
+    if original_size is None or top + height > original_size[1] or left + width > original_size[0]:
+        original_size, top, left, height, width = (width, height), 0, 0, height, width
+    cell, scale = _cell(original_size), _SIDE / max(original_size)
     shown = max(1, round(width * scale)), max(1, round(height * scale))
-    # Enlarging repeats pixels, so that a low resolution is seen for what it is; the rest of the original's place stays empty.
+    # Enlarging repeats pixels, so that a low resolution is seen for what it is; the rest of the original's
+    # place stays empty.
     method = Image.Resampling.NEAREST if picture.width < shown[0] else Image.Resampling.BOX
     canvas = Image.new("RGBA", cell, (128, 128, 128, 40))
     canvas.paste(picture.resize(shown, method), (round(left * scale), round(top * scale)))

@@ -1,4 +1,4 @@
-"""Runs put together: by data set and network, and several seeds of one configuration as one."""
+"""Puts runs together: by data set and network, and several seeds of one configuration as one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qrdali.errors import printable
 from qrdali.report.read import Run
 from qrdali.runs.settings import Settings
 
-# What does not make two runs different experiments.
+# Settings that do not make two runs different experiments.
 _ASIDE = frozenset(
     {
         "seed",
@@ -32,7 +32,10 @@ _ASIDE = frozenset(
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs that differ by their seeds only. method, reduction, sequence: as the slides' tables name them; "–" where there is none."""
+    """Holds runs that differ by their seeds only.
+
+    method, reduction, sequence: as the slides' tables name them; "–" where there is none.
+    """
 
     method: str
     reduction: str
@@ -44,10 +47,13 @@ class Configuration:
         return " ".join(part for part in (self.method, self.sequence, self.reduction) if part != "–")
 
     def values(self, of: Callable[[Run], float | None]) -> list[float]:
+        """Returns what `of` gives for each run that has it."""
         return [value for value in map(of, self.runs) if value is not None]
 
     def mean(self, of: Callable[[Run], float | None]) -> tuple[float | None, float | None]:
-        """(mean, standard deviation over seeds): (None, None) without values, no deviation of a single one."""
+        """Returns mean and standard deviation over seeds: (None, None) without values, no deviation of a
+        single one.
+        """
         values = self.values(of)
         return (
             statistics.mean(values) if values else None,
@@ -57,7 +63,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Group:
-    """One network on one data set."""
+    """Holds the runs of one network on one data set."""
 
     data: str
     network: str
@@ -70,7 +76,7 @@ class Group:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Names of all evaluated sets: val, test, then the others."""
+        """Returns the names of all evaluated sets: val, test, then the others."""
         names = dict.fromkeys(["val", *(name for run in self.runs for name in run.sets)])
         return tuple(
             sorted(
@@ -79,26 +85,35 @@ class Group:
         )
 
     def baseline(self, run: Run) -> Run | None:
-        """The baseline that `run` is compared with: of the same seed; of several the one that agrees in most settings."""
-        own = [
-            c
-            for c in self.runs
-            if is_baseline(c.settings) and c.settings.seed == run.settings.seed and c is not run
+        """Returns the baseline that `run` is compared with: of the same seed, and of several the one that
+        agrees in most settings.
+        """
+        baselines = [
+            candidate
+            for candidate in self.runs
+            if is_baseline(candidate.settings)
+            and candidate.settings.seed == run.settings.seed
+            and candidate is not run
         ]
-        told = run.settings.model_dump()
+        settings = run.settings.model_dump()
         return max(
-            own,
-            key=lambda c: sum(told[key] == value for key, value in c.settings.model_dump().items()),
+            baselines,
+            key=lambda candidate: sum(
+                settings[key] == value for key, value in candidate.settings.model_dump().items()
+            ),
             default=None,
         )
 
 
 def is_baseline(settings: Settings) -> bool:
+    """Returns whether settings are those of a baseline; one that is matched to another run's steps is a
+    control.
+    """
     return settings.method == "baseline" and not settings.match_steps
 
 
 def group(known: list[Run]) -> list[Group]:
-    """In the order in which data sets and networks first appear."""
+    """Groups runs, in the order in which data sets and networks first appear."""
     parts: dict[tuple[Any, ...], list[Run]] = {}
     for run in known:
         parts.setdefault(
@@ -130,8 +145,8 @@ def _configurations(part: list[Run]) -> list[Configuration]:
     keys: dict[tuple[Any, ...], list[Run]] = {}
     for run in part:
         left_out = _ASIDE | ({"max_epochs"} if run.settings.match_steps else set())
-        told = run.settings.model_dump(exclude=set(left_out))
-        told["begins"] = (
+        settings = run.settings.model_dump(exclude=set(left_out))
+        settings["begins"] = (
             "from a run"
             if run.settings.init
             else "published weights"
@@ -139,7 +154,10 @@ def _configurations(part: list[Run]) -> list[Configuration]:
             else "from scratch"
         )
         keys.setdefault(
-            (*_names(run.settings), *(f"{k}={v!r}" for k, v in told.items() if k not in ("model", "method"))),
+            (
+                *_names(run.settings),
+                *(f"{k}={v!r}" for k, v in settings.items() if k not in ("model", "method")),
+            ),
             [],
         ).append(run)
     result = []
@@ -162,12 +180,12 @@ def _configurations(part: list[Run]) -> list[Configuration]:
 
 
 def _names(settings: Settings) -> tuple[str, str, str]:
-    s = settings
-    if s.method in ("shared", "baseline"):
-        return ("baseline matched" if s.match_steps else s.method), "–", "–"
+    """Returns method, reduction and sequence as the slides' tables name them."""
+    if settings.method in ("shared", "baseline"):
+        return ("baseline matched" if settings.match_steps else settings.method), "–", "–"
     method = {
-        "fixed": f"fixed {s.quality:g}",
-        "linear": f"linear{' up' if s.direction == 'up' else ''}",
-        "adaptive": f"adaptive{' online' if s.feedback == 'online' else ''}",
-    }.get(s.method, s.method)
-    return ("sham" if s.reduction == "none" else method), s.reduction, s.sequence
+        "fixed": f"fixed {settings.quality:g}",
+        "linear": f"linear{' up' if settings.direction == 'up' else ''}",
+        "adaptive": f"adaptive{' online' if settings.feedback == 'online' else ''}",
+    }.get(settings.method, settings.method)
+    return ("sham" if settings.reduction == "none" else method), settings.reduction, settings.sequence

@@ -1,4 +1,4 @@
-"""The page: one file that loads nothing, from a template that escapes everything."""
+"""Renders the page: one file that loads nothing, from a template that escapes everything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure as the page has it: SVG for light and for dark."""
+    """Holds a figure as the page shows it: SVG for light and for dark."""
 
     slug: str
     title: str
@@ -29,6 +29,7 @@ class Drawn:
 
     @property
     def uris(self) -> tuple[str, str]:
+        """Returns the data URIs of the light and of the dark figure."""
         first, second = (
             "data:image/svg+xml;base64," + base64.b64encode(svg).decode() for svg in (self.light, self.dark)
         )
@@ -37,13 +38,18 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Gallery:
+    """Holds the rows of one MEPI set's gallery."""
+
     title: str
     rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
 class Section:
-    """Shown in this order: text, figures, tables, galleries. folded: tables that are closed until asked for, by slug."""
+    """Holds a section of the page, shown in this order: text, figures, tables, galleries.
+
+    folded: slugs of tables that are closed until opened.
+    """
 
     slug: str
     title: str
@@ -55,7 +61,10 @@ class Section:
 
 
 def page(title: str, facts: list[tuple[str, str]], sections: list[Section]) -> str:
-    """HTML. Its content security policy allows its own style, script and embedded pictures, and no connection."""
+    """Returns the page as HTML.
+
+    Its content security policy allows its own style, script and embedded pictures, and no connection.
+    """
     style, script = ((_TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -65,8 +74,8 @@ def page(title: str, facts: list[tuple[str, str]], sections: list[Section]) -> s
         lstrip_blocks=True,
     )
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
-        "form-action 'none'"
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
     )
     values: dict[str, Any] = {
         "title": title,

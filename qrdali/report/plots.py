@@ -1,4 +1,4 @@
-"""What the report's figures show."""
+"""Draws the figures of runs: accuracy against accuracy, cost, epochs and qualities."""
 
 from __future__ import annotations
 
@@ -9,26 +9,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from qrdali.errors import printable
 from qrdali.mepi.folder import SEARCHED
-from qrdali.report.figures import MARKERS, Figure, Theme, legend_below
+from qrdali.report.figures import MARKERS, Figure, Theme, legend_below, line_styles, short_name
 from qrdali.report.groups import Configuration, Group, is_baseline
-from qrdali.report.quotients import by_reduction, share_curve, thinned, values
-from qrdali.report.read import Mepis, Run
+from qrdali.report.read import Run
 
-_SHORT, _FEW = 34, 16  # characters of a name on an axis; points that have room for a word
+_FEW = 16  # points that have room for a word
 
 Spread = tuple[float, float | None]  # mean, and standard deviation over seeds
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
-
-
 def reduced_sets(group: Group) -> tuple[str, ...]:
-    """Sets beside the splits that every run with rows of test has rows of, of the same images."""
+    """Returns the sets beside the splits that every run with rows of test has rows of, of the same images."""
     runs = [run for run in group.runs if "test" in run.sets]
     return tuple(
         name
@@ -38,15 +33,6 @@ def reduced_sets(group: Group) -> tuple[str, ...]:
         and all(name in run.sets for run in runs)
         and len({run.sets[name].digest for run in runs}) == 1
     )
-
-
-def _log(axes: Axes) -> None:
-    """A logarithmic x axis with plain numbers: formulas are switched off."""
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / max(low, 1e-12) > 30 else (1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(lambda x, position: f"{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _points(axes: Axes, theme: Theme, points: Sequence[tuple[Configuration, Spread, Spread]]) -> None:
@@ -74,6 +60,7 @@ def _points(axes: Axes, theme: Theme, points: Sequence[tuple[Configuration, Spre
 
 
 def _marker(configuration: Configuration) -> str:
+    """Returns the marker of a configuration's method."""
     first = configuration.method.split(" ")[0]
     if first == "baseline" and not is_baseline(configuration.runs[0].settings):
         return "d"
@@ -89,7 +76,7 @@ def _marker(configuration: Configuration) -> str:
 
 
 def _keys(canvas: Canvas, theme: Theme, configurations: Sequence[Configuration]) -> None:
-    """Marker by method, colour by reduction, open for paired rounds."""
+    """Adds a legend: markers by method, colours by reduction, open markers for paired rounds."""
     methods = {
         "baseline matched" if _marker(c) == "d" else c.method.split(" ")[0]: _marker(c)
         for c in configurations
@@ -109,12 +96,14 @@ def _keys(canvas: Canvas, theme: Theme, configurations: Sequence[Configuration])
 
 
 def joint(group: Group, slug: str) -> Figure | None:
-    """Accuracy on full test images against mean accuracy on the reduced sets. None where no run has both."""
+    """Plots accuracy on full test images against mean accuracy on the reduced sets; None where no run has
+    both.
+    """
     names = reduced_sets(group)
 
     def reduced(run: Run) -> float | None:
-        found = [run.accuracy[name] for name in names if name in run.accuracy]
-        return sum(found) / len(found) if found else None
+        accuracies = [run.accuracy[name] for name in names if name in run.accuracy]
+        return sum(accuracies) / len(accuracies) if accuracies else None
 
     points: list[tuple[Configuration, Spread, Spread]] = []
     for c in group.configurations:
@@ -140,7 +129,8 @@ def joint(group: Group, slug: str) -> Figure | None:
     return Figure(
         slug,
         "Full against reduced images",
-        f"{len(points)} configurations of {group.network}: accuracy on full test images across, mean accuracy on "
+        f"{len(points)} configurations of {group.network}: accuracy on full test images across, mean "
+        "accuracy on "
         f"{', '.join(names)} up; dotted lines at the baseline.",
         draw,
         (5.0, 4.3),
@@ -148,7 +138,10 @@ def joint(group: Group, slug: str) -> Figure | None:
 
 
 def cost(group: Group, unit: str, slug: str) -> Figure | None:
-    """Accuracy on test against what it took. unit: "optimizer steps" or "seconds"."""
+    """Plots accuracy on test against what it took; None without values.
+
+    unit: "optimizer steps" or "seconds".
+    """
     name = "test" if any("test" in run.sets for run in group.runs) else "val"
 
     def spent(run: Run) -> float | None:
@@ -183,8 +176,11 @@ def cost(group: Group, unit: str, slug: str) -> Figure | None:
 
 
 def evolution(group: Group, configuration: Configuration, slug: str) -> Figure:
-    """Validation accuracy per epoch: C epochs filled, R epochs open, stages shaded, the baseline as a line. All of a group but
-    shared have the same range of accuracy, so that they can be compared."""
+    """Plots validation accuracy per epoch: C epochs filled, R epochs open, stages shaded, the baseline as a
+    line.
+
+    All of a group but shared have the same range of accuracy, so that they can be compared.
+    """
     shared = configuration.method == "shared"
     every = [
         e.val_accuracy
@@ -215,10 +211,10 @@ def evolution(group: Group, configuration: Configuration, slug: str) -> Figure:
                 "full": ("after C", "o", color),
                 "reduced": ("after R", "o", theme.paper),
             }.items():
-                own = [(e.epoch, e.val_accuracy) for e in run.epochs if e.phase == phase]
-                if own:
+                points = [(e.epoch, e.val_accuracy) for e in run.epochs if e.phase == phase]
+                if points:
                     axes.plot(
-                        *zip(*own, strict=True),
+                        *zip(*points, strict=True),
                         color=color,
                         marker=marker,
                         markersize=5 if len(run.epochs) <= 60 else 3,
@@ -246,15 +242,16 @@ def evolution(group: Group, configuration: Configuration, slug: str) -> Figure:
 
 
 def _stages(axes: Axes, theme: Theme, run: Run) -> None:
+    """Shades every second stage of a run and writes the stages' numbers where there is room."""
     numbers = sorted({e.stage for e in run.epochs if e.epoch})
     for stage in numbers:
-        own = [e.epoch for e in run.epochs if e.epoch and e.stage == stage]
+        epochs = [e.epoch for e in run.epochs if e.epoch and e.stage == stage]
         if stage % 2 == 0:
-            axes.axvspan(min(own) - 0.5, max(own) + 0.5, color=theme.grid, linewidth=0, zorder=0)
+            axes.axvspan(min(epochs) - 0.5, max(epochs) + 0.5, color=theme.grid, linewidth=0, zorder=0)
         if 1 < len(numbers) <= 12:
             axes.annotate(
                 f"stage {stage}" if stage == numbers[0] else str(stage),
-                ((min(own) + max(own)) / 2, 1),
+                ((min(epochs) + max(epochs)) / 2, 1),
                 (0, -10),
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
@@ -265,15 +262,18 @@ def _stages(axes: Axes, theme: Theme, run: Run) -> None:
 
 
 def tracked(group: Group, name: str, slug: str) -> Figure | None:
-    """Accuracy on one set per epoch, of the runs that measured it: those of the set's own reduction where its name tells one."""
+    """Plots accuracy on one set per epoch of the runs that measured it; None without such runs.
+
+    Where the set's name holds a reduction, only runs of that reduction are shown.
+    """
     runs = [run for run in group.runs if sum(e.tracked.get(name) is not None for e in run.epochs) > 1]
-    own = [
+    same_reduction = [
         run
         for run in runs
         if run.settings.reduction == "none" or f"-{run.settings.reduction}-" in f"-{name}-"
     ]
-    if any(run.settings.reduction != "none" for run in own):
-        runs = own
+    if any(run.settings.reduction != "none" for run in same_reduction):
+        runs = same_reduction
     runs = [run for run in runs if run.settings.method != "shared"]
     if not runs:
         return None
@@ -281,7 +281,7 @@ def tracked(group: Group, name: str, slug: str) -> Figure | None:
 
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
-        for run, (color, style) in zip(shown, _lines(theme, len(shown)), strict=True):
+        for run, (color, style) in zip(shown, line_styles(theme, len(shown)), strict=True):
             points = [(e.epoch, e.tracked[name]) for e in run.epochs if e.tracked.get(name) is not None]
             base = is_baseline(run.settings)
             axes.plot(
@@ -290,7 +290,7 @@ def tracked(group: Group, name: str, slug: str) -> Figure | None:
                 linewidth=1.4,
                 marker=".",
                 linestyle="--" if base else style,
-                label=_cut(run.name),
+                label=short_name(run.name),
             )
         axes.set(xlabel="epoch", ylabel=f"accuracy on {printable(name)}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -306,102 +306,13 @@ def tracked(group: Group, name: str, slug: str) -> Figure | None:
     )
 
 
-def _lines(theme: Theme, count: int) -> list[tuple[str, str]]:
-    """(colour, style): no two of 32 lines look alike."""
-    return [
-        (color, ("-", "--", "-.", ":")[i // len(theme.lines) % 4])
-        for i, color in enumerate(theme.turn(count))
-    ]
-
-
-def boxes(sets: list[Mepis], reduction: str, slug: str) -> Figure:
-    """Distribution of quotients per set, with the mean."""
-
-    def draw(canvas: Canvas, theme: Theme) -> None:
-        axes = canvas.add_subplot()
-        ink = {"color": theme.ink}
-        drawn = axes.boxplot(
-            [values(mepis, reduction) for mepis in sets],
-            orientation="horizontal",
-            showmeans=True,
-            patch_artist=True,
-            widths=0.6,
-            whis=(5, 95),
-            showfliers=False,
-            boxprops={"edgecolor": theme.ink},
-            whiskerprops=ink,
-            capprops=ink,
-            medianprops=ink,
-            meanprops={
-                "marker": "D",
-                "markerfacecolor": theme.paper,
-                "markeredgecolor": theme.ink,
-                "markersize": 6,
-            },
-        )
-        for box in drawn["boxes"]:
-            box.set_facecolor(theme.color(reduction))
-        axes.set_yticks(range(1, len(sets) + 1), [_cut(mepis.name) for mepis in sets])
-        axes.invert_yaxis()
-        axes.set(xlabel=f"entropy quotient of {reduction}")
-        _log(axes)
-
-    return Figure(
-        slug,
-        f"Entropy quotients: {reduction}. Box: quartiles and median, whiskers: 5 to 95%, diamond: mean",
-        f"Box plots of the entropy quotients of {reduction} for {', '.join(mepis.name for mepis in sets)}.",
-        draw,
-        (5.0, 1.2 + 0.45 * len(sets)),
-    )
-
-
-def share(sets: list[Mepis], reduction: str, slug: str) -> Figure:
-    """Share of all images classified correctly with at most x of their entropy; a set without any MEPI is a line at 0."""
-
-    def draw(canvas: Canvas, theme: Theme) -> None:
-        axes = canvas.add_subplot()
-        for mepis, (color, style) in zip(sets, _lines(theme, len(sets)), strict=True):
-            x, y = thinned(share_curve(mepis, reduction))
-            x, y = (x[1:], y[1:]) if len(x) > 1 else (np.array([0.01]), y)
-            axes.step(
-                [*x, max(1.0, float(x[-1]))],
-                [*y, y[-1]],
-                where="post",
-                color=color,
-                linestyle=style,
-                label=_cut(mepis.name),
-            )
-        axes.set(
-            xlabel=f"entropy quotient of {reduction}, at most",
-            ylabel="share of images classified correctly",
-            ylim=(-0.01, 1.02),
-        )
-        _log(axes)
-        legend_below(canvas, *axes.get_legend_handles_labels())
-
-    return Figure(
-        slug,
-        f"Images correct with little entropy: {reduction}",
-        "For each set, the share of all images that are classified "
-        f"correctly with at most a quotient of {reduction}.",
-        draw,
-        (5.0, 3.9),
-    )
-
-
-def mepi_figures(sets: list[Mepis], number: str) -> list[Figure]:
-    found = list(by_reduction(sets))
-    some = [(reduction, [m for m in own if len(values(m, reduction))]) for reduction, own in found]
-    return [
-        *(boxes(own, r, f"quotients-{number}-{r}") for r, own in some if own),
-        *(share(own, r, f"share-{number}-{r}") for r, own in found),
-    ]
-
-
 def quality_curve(
     curves: dict[str, dict[str, Any]], chance: float, slug: str, title: str, *, headed: bool = False
 ) -> Figure:
-    """Accuracy as a function of quality, one line per reduction: `evaluate --curve`. headed: the title stands in the picture."""
+    """Plots accuracy as a function of quality, a line per reduction, as `evaluate --curve` measures it.
+
+    headed: whether the title stands in the picture.
+    """
 
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()

@@ -1,4 +1,4 @@
-"""Entropy quotients of MEPI sets: means with intervals, pairs of runs on the same images, and the search's own figures."""
+"""Tables on the entropy quotients of MEPI sets: means with intervals, and pairs of runs."""
 
 from __future__ import annotations
 
@@ -20,59 +20,57 @@ from qrdali.report.read import Mepis
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
 
 Floats = npt.NDArray[np.float64]
-_SAME = (
-    "data",
-    "split",
-    "limit",
-    "step",
-    "windows",
-    "prefer",
-    "search",
-)  # options in which sets must agree to be compared
-_MOST_PAIRS, _MOST_INTERVALS = (
-    40,
-    4000,
-)  # comparisons of sets, and of intervals by class, beyond which only some are made
+# Options in which sets must agree to be compared.
+_SAME = ("data", "split", "limit", "step", "windows", "prefer", "search")
+# Comparisons of sets, and intervals of classes, beyond which only some are made.
+_MOST_PAIRS, _MOST_INTERVALS = 40, 4000
 
 
 def values(mepis: Mepis, reduction: str) -> Floats:
+    """Returns the quotients of a set's MEPIs, float64 [N]."""
     return np.asarray(mepis.rows[reduction]["quotient"], np.float64)
 
 
 def by_reduction(sets: list[Mepis]) -> Iterator[tuple[str, list[Mepis]]]:
-    """Sets that searched it, those without any MEPI among them."""
+    """Yields each reduction with the sets that searched it, those without any MEPI among them."""
     for reduction in SEARCHED:
-        own = [mepis for mepis in sets if reduction in mepis.rows]
-        if own:
-            yield reduction, own
+        searched = [mepis for mepis in sets if reduction in mepis.rows]
+        if searched:
+            yield reduction, searched
 
 
 def alike(sets: list[Mepis]) -> list[tuple[str, list[Mepis]]]:
-    """Sets that searched the same images in the same way, with what tells them from the others: only those are compared and drawn
-    together."""
+    """Returns the sets that searched the same images in the same way, with what tells them from the others.
+
+    Only those are compared and drawn together.
+    """
     parts: dict[str, list[Mepis]] = {}
     for mepis in sets:
         parts.setdefault(json.dumps([mepis.options.get(key) for key in _SAME]), []).append(mepis)
     differing = [key for key in _SAME if len({json.dumps(mepis.options.get(key)) for mepis in sets}) > 1]
     return [
-        (printable(", ".join(_said(key, own[0].options.get(key)) for key in differing)), own)
-        for own in parts.values()
+        (printable(", ".join(_option_text(key, same[0].options.get(key)) for key in differing)), same)
+        for same in parts.values()
     ]
 
 
-def _said(key: str, value: object) -> str:
+def _option_text(key: str, value: object) -> str:
     return "all images" if key == "limit" and value is None else f"{key} {str(value)[:12]}"
 
 
 def class_name(mepis: Mepis, label: int, path: str) -> str:
-    """From the run where it is in the report, else the folder in which the original lay; a shard's folders say nothing of classes."""
+    """Returns the class's name from the run where it is in the report, else the folder in which the original
+    lay.
+
+    A shard's folders say nothing about classes.
+    """
     if mepis.run is not None and 0 <= label < len(mepis.run.trained.classes):
         return mepis.run.trained.classes[label]
     return f"class {label}" if path.startswith("tar+") else PurePath(path).parent.name
 
 
 def class_means(mepis: Mepis, reduction: str) -> dict[int, tuple[float, int]]:
-    """(mean quotient, images) of each class that has a MEPI."""
+    """Returns (mean quotient, images) of each class that has a MEPI."""
     labels, quotients = mepis.rows[reduction]["label"], values(mepis, reduction)
     return {
         int(label): (float(quotients[labels == label].mean()), int((labels == label).sum()))
@@ -85,21 +83,23 @@ def _interval(low: float, high: float) -> tuple[Cell, Cell]:
 
 
 def means(sets: list[Mepis], slug: str) -> Table | None:
-    """Mean over images and over classes, with bootstrap intervals."""
+    """Returns the table of means over images and over classes, with bootstrap intervals; None
+    without sets.
+    """
     rows = []
-    for reduction, own in by_reduction(sets):
-        for mepis in own:
-            found = values(mepis, reduction)
+    for reduction, searched in by_reduction(sets):
+        for mepis in searched:
+            quotients = values(mepis, reduction)
             per_class = np.array([mean for mean, _ in class_means(mepis, reduction).values()])
             row = mepis.summary[reduction]
             share, void = row.get("lowest_state_share"), row.get("near_void_class")
-            means = (
+            cells = (
                 [NOTHING] * 7
-                if not len(found)
+                if not len(quotients)
                 else [
-                    number(float(found.mean()), ".4f"),
-                    *_interval(*bootstrap_mean(found)),
-                    number(float(np.median(found)), ".4f"),
+                    number(float(quotients.mean()), ".4f"),
+                    *_interval(*bootstrap_mean(quotients)),
+                    number(float(np.median(quotients)), ".4f"),
                     number(float(per_class.mean()), ".4f"),
                     *_interval(*bootstrap_mean(per_class)),
                 ]
@@ -109,8 +109,8 @@ def means(sets: list[Mepis], slug: str) -> Table | None:
                     words(reduction),
                     words(mepis.name),
                     number(mepis.tried(reduction)),
-                    number(len(found)),
-                    *means,
+                    number(len(quotients)),
+                    *cells,
                     number(100 * share, ".1f") if isinstance(share, float) else NOTHING,
                     words(void) if void else NOTHING,
                 )
@@ -137,20 +137,24 @@ def means(sets: list[Mepis], slug: str) -> Table | None:
         ),
         tuple(rows),
         (
-            "PNG bytes of the minimal image ÷ PNG bytes of the original, over images that have a MEPI: those classified correctly at full "
-            "quality. Intervals are percentiles of 2,000 bootstrap samples, of images and of classes. Images at the lowest state say nothing "
-            "about their object: the network takes nearly empty images for some class anyway.",
+            "PNG bytes of the minimal image ÷ PNG bytes of the original, over images that have a MEPI: those "
+            "classified correctly at full quality. Intervals are percentiles of 2,000 bootstrap samples, of "
+            "images and of classes. Images at the lowest state say nothing about their object: the network "
+            "takes nearly empty images for some class anyway.",
         ),
     )
 
 
 def per_class(sets: list[Mepis], slug: str) -> Table | None:
-    """Mean quotient of each class with its interval: a row per class and set, a column per reduction."""
+    """Returns the table of mean quotients of classes with intervals: a row per class and set, a column per
+    reduction.
+    """
     rows = []
-    every = [
+    means_of_sets = [
         (mepis, {reduction: class_means(mepis, reduction) for reduction in mepis.rows}) for mepis in sets
     ]
-    with_intervals = sum(len(means) for _, found in every for means in found.values()) <= _MOST_INTERVALS
+    intervals = sum(len(of_classes) for _, means in means_of_sets for of_classes in means.values())
+    with_intervals = intervals <= _MOST_INTERVALS
 
     def cell(mepis: Mepis, reduction: str, label: int, mean: float, images: int) -> Cell:
         if images < 2 or not with_intervals:
@@ -158,7 +162,7 @@ def per_class(sets: list[Mepis], slug: str) -> Table | None:
         low, high = bootstrap_mean(values(mepis, reduction)[mepis.rows[reduction]["label"] == label])
         return Cell(f"{mean:.4f} ({low:.4f} to {high:.4f})", mean)
 
-    for mepis, found in every:
+    for mepis, means in means_of_sets:
         names = {
             int(label): class_name(mepis, int(label), str(path))
             for columns in mepis.rows.values()
@@ -169,10 +173,10 @@ def per_class(sets: list[Mepis], slug: str) -> Table | None:
                 (
                     words(name),
                     words(mepis.name),
-                    number(max(found[r].get(label, (0, 0))[1] for r in found)),
+                    number(max(means[r].get(label, (0, 0))[1] for r in means)),
                     *(
-                        cell(mepis, r, label, *found[r][label])
-                        if r in found and label in found[r]
+                        cell(mepis, r, label, *means[r][label])
+                        if r in means and label in means[r]
                         else NOTHING
                         for r in SEARCHED
                     ),
@@ -193,7 +197,10 @@ def per_class(sets: list[Mepis], slug: str) -> Table | None:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two MEPI sets of one reduction on the images that both have: float64 [N] each, in the same order."""
+    """Holds two MEPI sets of one reduction on the images that both have.
+
+    quotients: of the first and of the second, float64 [N] each, in the same order.
+    """
 
     reduction: str
     first: Mepis
@@ -202,10 +209,12 @@ class Pair:
 
 
 def pairs(sets: list[Mepis]) -> tuple[list[Pair], list[str]]:
-    """Every two of sets that are `alike`, the baseline's first; and notes on those left out. Where that would be many, each with the
-    baseline's only."""
+    """Returns every two of sets that are `alike`, the baseline's first, and notes on those left out.
+
+    Where that would be many, each is paired with the baseline's only.
+    """
     ordered = sorted(sets, key=lambda m: not (m.run is not None and is_baseline(m.run.settings)))
-    every, found, notes = list(combinations(ordered, 2)), [], []
+    every, paired_sets, notes = list(combinations(ordered, 2)), [], []
     if len(every) > _MOST_PAIRS:
         every = [(ordered[0], other) for other in ordered[1:]]
         notes.append(f"So many sets: each is compared with {ordered[0].name} only.")
@@ -215,10 +224,11 @@ def pairs(sets: list[Mepis]) -> tuple[list[Pair], list[str]]:
             _, i, j = np.intersect1d(one["sample"], other["sample"], return_indices=True)
             if not (one["path"][i] == other["path"][j]).all():
                 notes.append(
-                    f"{first.name} and {second.name} are not compared on {reduction}: their images lie elsewhere."
+                    f"{first.name} and {second.name} are not compared on {reduction}: "
+                    "their images lie elsewhere."
                 )
             elif len(i):
-                found.append(
+                paired_sets.append(
                     Pair(
                         reduction, first, second, (values(first, reduction)[i], values(second, reduction)[j])
                     )
@@ -227,14 +237,14 @@ def pairs(sets: list[Mepis]) -> tuple[list[Pair], list[str]]:
                 notes.append(
                     f"{first.name} and {second.name} have no image with a MEPI of {reduction} in common."
                 )
-    return found, [printable(note) for note in notes]
+    return paired_sets, [printable(note) for note in notes]
 
 
 def compared(sets: list[Mepis], slug: str) -> Table | None:
-    """Differences of mean quotients on the images that both runs classify correctly."""
+    """Returns the table of differences of mean quotients on the images that both runs classify correctly."""
     rows: list[tuple[Cell, ...]] = []
-    found, notes = pairs(sets)
-    for pair in found:
+    paired_sets, notes = pairs(sets)
+    for pair in paired_sets:
         result = paired(*pair.quotients)
         one, other = (float(q.mean()) for q in pair.quotients)
         rows.append(
@@ -271,33 +281,37 @@ def compared(sets: list[Mepis], slug: str) -> Table | None:
         ),
         tuple(rows),
         (
-            "Difference: second less first; below 0 the second needs less information. Paired bootstrap of 2,000 samples; Wilcoxon's "
-            "signed-rank test, two-sided, not corrected for several comparisons. Images that one of the two misclassifies at full quality "
-            "are left out here and count in the curves of shares.",
+            "Difference: second less first; below 0 the second needs less information. Paired bootstrap of "
+            "2,000 samples; Wilcoxon's signed-rank test, two-sided, not corrected for several comparisons. "
+            "Images that one of the two misclassifies at full quality are left out here and count in the "
+            "curves of shares.",
             *notes,
         ),
     )
 
 
 def share_curve(mepis: Mepis, reduction: str) -> tuple[Floats, Floats]:
-    """(quotients ascending [N + 1], share of all images tried that are classified correctly with at most that quotient [N + 1]).
-    An image without MEPI never counts."""
-    found = np.sort(values(mepis, reduction))
-    return np.concatenate([[0.0], found]), np.arange(len(found) + 1) / max(mepis.tried(reduction), 1)
+    """Returns quotients ascending [N + 1], and the share of all images tried that are correct with at most
+    that quotient [N + 1].
+
+    An image without MEPI never counts.
+    """
+    quotients = np.sort(values(mepis, reduction))
+    return np.concatenate([[0.0], quotients]), np.arange(len(quotients) + 1) / max(mepis.tried(reduction), 1)
 
 
 def thinned(curve: tuple[Floats, Floats], points: int = 2000) -> tuple[Floats, Floats]:
-    """A curve of at most `points` points, first and last kept: no picture shows more."""
-    some: Any = np.unique(np.linspace(0, len(curve[0]) - 1, min(points, len(curve[0]))).astype(int))
-    return curve[0][some], curve[1][some]
+    """Returns a curve of at most `points` points, first and last kept: no picture shows more."""
+    kept: Any = np.unique(np.linspace(0, len(curve[0]) - 1, min(points, len(curve[0]))).astype(int))
+    return curve[0][kept], curve[1][kept]
 
 
 def shares(sets: list[Mepis], slug: str) -> Table | None:
-    """The curves of shares at some quotients."""
+    """Returns the table of the curves of shares at some quotients."""
     at = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     rows = []
-    for reduction, own in by_reduction(sets):
-        for mepis in own:
+    for reduction, searched in by_reduction(sets):
+        for mepis in searched:
             quotients, share = share_curve(mepis, reduction)
             rows.append(
                 (
@@ -315,7 +329,7 @@ def shares(sets: list[Mepis], slug: str) -> Table | None:
         ("reduction", "set", "images", *(f"≤ {x:g}" for x in at)),
         tuple(rows),
         (
-            "Percent of all images searched. An image without MEPI never counts as correct; at 1 every image that is correct at full quality "
-            "counts, unless its PNG grew.",
+            "Percent of all images searched. An image without MEPI never counts as correct; at 1 every image "
+            "that is correct at full quality counts, unless its PNG grew.",
         ),
     )

@@ -1,4 +1,4 @@
-"""What runs and MEPI sets left on disk, checked, without their images."""
+"""Reads and checks what runs and MEPI sets left on disk, without their images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Count = Annotated[int, Field(ge=0, le=1 << 53)]
 
 
 class Network(BaseModel):
-    """Of metrics.jsonl's first line; parameters and gmacs are None where they could not be counted."""
+    """Holds a network's figures, of metrics.jsonl's first line; None where they could not be counted."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -41,7 +41,7 @@ class Network(BaseModel):
 
 
 class Epoch(BaseModel):
-    """A line of metrics.jsonl; what older runs did not record is None."""
+    """Holds a line of metrics.jsonl; what older runs did not record is None."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -67,7 +67,10 @@ class Epoch(BaseModel):
 
 @dataclass(frozen=True)
 class SetRows:
-    """Predictions on one set. digest: of sample numbers, paths and labels; rows with the same digest are of the same images."""
+    """Holds predictions on one set.
+
+    digest: of sample numbers, paths and labels; rows with the same digest are of the same images.
+    """
 
     correct: npt.NDArray[np.bool_]
     digest: str
@@ -78,10 +81,24 @@ class SetRows:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """Holds what `evaluate --curve` measured on a set.
+
+    reductions: quality, accuracy and area by reduction. chance: the accuracy of guessing, None where it is
+    not recorded.
+    """
+
+    reductions: dict[str, dict[str, Any]]
+    chance: float | None
+
+
+@dataclass(frozen=True)
 class Run:
-    """A run folder. name: what tells it from the report's other runs. sets: by name, val first, of the weights in best/. curves: by
-    set name, what `evaluate --curve` summed up, and the accuracy of chance. images: a digest of the validation images, which tells data
-    sets apart."""
+    """Holds a run folder.
+
+    name: what tells it from the report's other runs. sets: by name, val first, of the weights in best/.
+    curves: by the set's name. images: a digest of the validation images, which tells data sets apart.
+    """
 
     folder: Path
     name: str
@@ -89,7 +106,7 @@ class Run:
     trained: run_folder.BestModel
     epochs: tuple[Epoch, ...]
     sets: dict[str, SetRows]
-    curves: dict[str, tuple[dict[str, Any], float | None]]
+    curves: dict[str, Curve]
     images: str
 
     @property
@@ -102,7 +119,10 @@ class Run:
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """By set; val as training measured it where there are no rows, unless it did so on reduced images (--monitor phase)."""
+        """Returns accuracy by set; val as training measured it where there are no rows.
+
+        Unless training measured it on reduced images (--monitor phase): that is another quantity.
+        """
         best = next((e.phase for e in self.epochs if e.epoch == self.trained.epoch), "full")
         watched = (
             {}
@@ -114,8 +134,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Mepis:
-    """A MEPI set folder. rows: the manifest's columns per reduction. tried: images searched per reduction, unreadable ones left out.
-    run: the run of this report whose weights it was made with, if any."""
+    """Holds a MEPI set folder.
+
+    run: the run of this report whose weights it was made with, if any. rows: the manifest's columns per
+    reduction.
+    """
 
     folder: Path
     name: str
@@ -125,38 +148,47 @@ class Mepis:
     rows: dict[str, dict[str, npt.NDArray[Any]]]
 
     def tried(self, reduction: str) -> int:
+        """Returns the images searched for a reduction, unreadable ones left out."""
         row = self.summary[reduction]
         return int(row["images"]) - int(row["unreadable"])
 
 
 def read_epochs(file: Path, warn: Warn) -> tuple[Epoch, ...]:
-    """The whole lines of a metrics file; what follows a damaged or cut line is left out with one warning. Raises RunError if none is
-    whole."""
-    found: list[Epoch] = []
+    """Returns the whole lines of a metrics file; what follows a damaged or cut line is left out with one
+    warning.
+
+    Raises RunError if none is whole.
+    """
+    epochs: list[Epoch] = []
     try:
         if file.exists() and not file.is_file():
-            raise OSError("it is no file")
+            raise OSError("it is not a file")
         with open(file, "rb") as lines:
             for number, line in enumerate(iter(lambda: lines.readline(_LONGEST), b""), 1):
                 try:
-                    found.append(Epoch.model_validate_json(line))
+                    epochs.append(Epoch.model_validate_json(line))
                 except ValidationError:
                     warn(
-                        f"{printable(file)} line {number} is cut or damaged: the {len(found)} lines before it are used"
+                        f"{printable(file)} line {number} is cut or damaged: "
+                        f"the {len(epochs)} lines before it are used"
                     )
                     break
     except OSError as error:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None
-    if not found:
+    if not epochs:
         raise RunError(
             f"{printable(file)} holds no whole line: continue the run with `qrdali train … --resume`"
         )
-    return tuple(found)
+    return tuple(epochs)
 
 
 def read_run(folder: Path, name: str, warn: Warn) -> Run:
-    """Raises InputError if `folder` holds no run, RunError if it has no weights or epochs yet or what it holds is damaged. Rows and
-    curves that are damaged or of other weights than best/ are left out with a warning."""
+    """Reads a run; rows and curves that are damaged or of other weights than best/ are left out with a
+    warning.
+
+    Raises InputError if `folder` is not a run folder, RunError if it has no weights or epochs yet or what it
+    holds is damaged.
+    """
     trained = run_folder.describe_best(folder)
     values = run_settings.read_toml(folder / "config.toml")
     try:
@@ -166,10 +198,10 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
     except InputError as error:
         raise RunError(f"{printable(folder / 'config.toml')}: {error}") from None
     epochs = read_epochs(folder / "metrics.jsonl", warn)
-    files = sorted((folder / "predictions").glob("*.parquet"), key=lambda f: (_place(f.stem), f.stem))
+    files = sorted((folder / "predictions").glob("*.parquet"), key=lambda f: (_rank(f.stem), f.stem))
     sets, images = {}, settings.data
     for file in files:
-        told = read_metadata(folder, file.stem)
+        metadata = read_metadata(folder, file.stem)
         try:
             rows = read_rows(folder, file.stem)
         except (InputError, RunError) as error:
@@ -178,64 +210,74 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
         digest = hashlib.sha256(rows["sample"].tobytes() + rows["label"].tobytes())
         for path in rows["path"]:
             digest.update(str(path).encode("utf-8", "surrogatepass") + b"\0")
-        mapped = told.get("map_rule")
+        mapped = metadata.get("map_rule")
         if file.stem == "val" and not mapped:
             images = digest.hexdigest()
-        if told.get("epoch", trained.epoch) != trained.epoch:
+        if metadata.get("epoch", trained.epoch) != trained.epoch:
             warn(
-                f"{printable(file)} is of epoch {printable(told['epoch'])} and best/ of epoch {trained.epoch}: left out"
+                f"{printable(file)} is of epoch {printable(metadata['epoch'])} "
+                f"and best/ of epoch {trained.epoch}: left out"
             )
             continue
         if mapped:
-            digest.update(json.dumps([told.get("classes"), mapped]).encode())
+            digest.update(json.dumps([metadata.get("classes"), mapped]).encode())
         sets[printable(file.stem)] = SetRows(rows["correct"].copy(), digest.hexdigest())
     return Run(
-        folder, name, settings, trained, epochs, sets, _curves(folder / "curves", trained.epoch, warn), images
+        folder,
+        name,
+        settings,
+        trained,
+        epochs,
+        sets,
+        _read_curves(folder / "curves", trained.epoch, warn),
+        images,
     )
 
 
-def _place(name: str) -> int:
+def _rank(name: str) -> int:
     return {"val": 0, "test": 1, "train": 3}.get(name, 2)
 
 
-def _curves(folder: Path, epoch: int, warn: Warn) -> dict[str, tuple[dict[str, Any], float | None]]:
-    found: dict[str, tuple[dict[str, Any], float | None]] = {}
+def _read_curves(folder: Path, epoch: int, warn: Warn) -> dict[str, Curve]:
+    """Returns the curves of the weights of `epoch` by set; others and damaged ones are left out with a
+    warning.
+    """
+    curves: dict[str, Curve] = {}
     for file in sorted(folder.glob("*.json")):
         try:
-            told = read_object(file)
-            if told.get("epoch", epoch) != epoch:
+            contents = read_object(file)
+            if contents.get("epoch", epoch) != epoch:
                 warn(
-                    f"{printable(file)} is of epoch {printable(told['epoch'])} and best/ of epoch {epoch}: left out"
+                    f"{printable(file)} is of epoch {printable(contents['epoch'])} "
+                    f"and best/ of epoch {epoch}: left out"
                 )
                 continue
-            curves = {}
-            for reduction, c in told["curves"].items():
-                quality, accuracy, area = (
-                    list(map(float, c["quality"])),
-                    list(map(float, c["accuracy"])),
-                    float(c["area"]),
-                )
-                if (
-                    reduction not in SEARCHED
-                    or len(quality) != len(accuracy)
-                    or not all(0 <= x <= 1 for x in (*quality, *accuracy, area))
-                ):
-                    raise ValueError("no curve")
-                curves[reduction] = {"quality": quality, "accuracy": accuracy, "area": area}
-            found[file.stem] = curves, None if told.get("chance") is None else float(told["chance"])
+            reductions = {name: _checked_curve(name, row) for name, row in contents["curves"].items()}
+            chance = None if contents.get("chance") is None else float(contents["chance"])
+            curves[file.stem] = Curve(reductions, chance)
         except (RunError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             warn(f"{printable(file)} is damaged and left out: `qrdali evaluate --curve` makes it again")
-    return found
+    return curves
+
+
+def _checked_curve(reduction: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Returns quality, accuracy and area as numbers. Raises ValueError for what cannot be a curve."""
+    quality, accuracy = list(map(float, row["quality"])), list(map(float, row["accuracy"]))
+    area = float(row["area"])
+    in_range = all(0 <= value <= 1 for value in (*quality, *accuracy, area))
+    if reduction not in SEARCHED or len(quality) != len(accuracy) or not in_range:
+        raise ValueError("no curve")
+    return {"quality": quality, "accuracy": accuracy, "area": area}
 
 
 def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, str]) -> Mepis:
-    """digests: `runs.weights_digest` of each run, by its name.
+    """Reads a MEPI set. known: the report's runs. digests: `weights_digest` of each of them, by its name.
 
-    Raises InputError if `folder` is no MEPI set or has no finished reduction, RunError if it is damaged.
+    Raises InputError if `folder` is not a MEPI set or has no finished reduction, RunError if it is damaged.
     """
     if not (folder / OPTIONS).exists():
         raise InputError(
-            f"{printable(folder)} is no MEPI set (no {OPTIONS}): `qrdali build-mepi --out` makes one"
+            f"{printable(folder)} is not a MEPI set (no {OPTIONS}): `qrdali build-mepi --out` makes one"
         )
     options, summary = read_object(folder / OPTIONS), {}
     if (folder / SUMMARY).exists():
@@ -251,8 +293,8 @@ def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, str
         columns = {key: table[key].to_numpy(zero_copy_only=False) for key in SCHEMA.names}
         rows = {}
         for reduction in (r for r in SEARCHED if r in summary):
-            own = columns["reduction"] == reduction
-            rows[reduction] = {key: column[own] for key, column in columns.items()}
+            chosen = columns["reduction"] == reduction
+            rows[reduction] = {key: column[chosen] for key, column in columns.items()}
             _check(summary[reduction], rows[reduction])
         if len(rows) < len(summary):
             raise ValueError(f"{SUMMARY} has other reductions")
@@ -275,7 +317,9 @@ def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, str
 
 
 def _check(row: dict[str, Any], columns: dict[str, npt.NDArray[Any]]) -> None:
-    """Raises ValueError, KeyError or TypeError unless summary and manifest of a reduction can be of one search."""
+    """Raises ValueError, KeyError or TypeError unless summary and manifest of a reduction can be of one
+    search.
+    """
     counts = [row[key] for key in ("images", "without_mepi", "unreadable")]
     if any(type(count) is not int or not 0 <= count < 1 << 53 for count in counts):
         raise ValueError("counts that are none")
@@ -304,13 +348,20 @@ def _check(row: dict[str, Any], columns: dict[str, npt.NDArray[Any]]) -> None:
 
 
 def named(folders: list[Path]) -> list[str]:
-    """The shortest endings of the paths that tell them apart, control characters replaced. Raises InputError if one is given twice."""
-    whole = [folder.resolve().parts for folder in folders]
-    if len(set(whole)) < len(whole):
-        twice = next(folder for folder, parts in zip(folders, whole, strict=True) if whole.count(parts) > 1)
+    """Returns the shortest endings of the paths that tell them apart, control characters replaced.
+
+    Raises InputError if one is given twice.
+    """
+    parts_of_all = [folder.resolve().parts for folder in folders]
+    if len(set(parts_of_all)) < len(parts_of_all):
+        twice = next(
+            folder
+            for folder, parts in zip(folders, parts_of_all, strict=True)
+            if parts_of_all.count(parts) > 1
+        )
         raise InputError(f"{printable(twice)} is given twice")
-    for length in range(1, max(map(len, whole), default=1) + 1):
-        names = [printable("/".join(parts[-length:])) for parts in whole]
+    for length in range(1, max(map(len, parts_of_all), default=1) + 1):
+        names = [printable("/".join(parts[-length:])) for parts in parts_of_all]
         if len(set(names)) == len(names):
             return names
     return [f"{i}: {printable(folder)}" for i, folder in enumerate(folders, 1)]

@@ -1,4 +1,6 @@
-"""What runs cost: networks, seconds by kind of epoch, adaptive generation, MEPI search, energy and money, beside the slides'."""
+"""Tables on what runs cost, beside the slides': networks, seconds of epochs, probes and MEPI searches, energy
+and money.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ from qrdali.report.tables import NOTHING, Table, number, words
 
 @dataclass(frozen=True)
 class Prices:
-    """usd_per_kwh: of electricity. watts: stated draw of the machine or card, used where no run measured its energy; None: not
-    stated."""
+    """Holds what energy costs. usd_per_kwh: of electricity.
+
+    watts: stated draw of the machine or card, used where no run measured its energy; None: not stated.
+    """
 
     usd_per_kwh: float = thesis.USD_PER_KWH
     watts: float | None = None
@@ -28,11 +32,11 @@ def _trained(run: Run) -> tuple[Epoch, ...]:
 
 
 def networks(groups: list[Group], slug: str) -> Table:
-    """Annex 1: cost of one image, parameters and memory."""
+    """Returns the table of the cost of one image, parameters and memory (annex 1)."""
     rows = []
     for group in groups:
         run = group.runs[0]
-        told = next((r.start.network for r in group.runs if r.start.network), Network())
+        network = next((r.start.network for r in group.runs if r.start.network), Network())
         memory = [
             (e.peak_memory_mb, e.memory_of or "")
             for r in group.runs
@@ -45,8 +49,8 @@ def networks(groups: list[Group], slug: str) -> Table:
             (
                 words(group.network),
                 words(group.data),
-                number(told.gmacs, ".3f"),
-                number(told.parameters),
+                number(network.gmacs, ".3f"),
+                number(network.parameters),
                 number(peak[0], ",.0f") if peak else NOTHING,
                 words(peak[1]) if peak and peak[1] else NOTHING,
                 *(
@@ -72,49 +76,58 @@ def networks(groups: list[Group], slug: str) -> Table:
         ),
         tuple(rows),
         (
-            "GFLOP of one image forward, a multiply-add counted once as in the slides, at this input size and with this data set's classes; "
-            "the slides' are for 1,000 classes at the published sizes and rounded. Memory: the whole GPU's, decoding included, or the "
-            "process'. " + thesis.OF_WHAT,
+            "GFLOP of one image forward, a multiply-add counted once as in the slides, at this input size "
+            "and "
+            "with this data set's classes; the slides' are for 1,000 classes at the published sizes and "
+            "rounded. Memory: the whole GPU's, decoding included, or the process'. " + thesis.CONDITIONS,
         ),
     )
 
 
 def machines(runs: Iterable[Run]) -> list[str]:
-    """The devices that runs say they were trained on, each once."""
-    told = [e.environment for run in runs for e in run.epochs if e.environment]
-    return list(dict.fromkeys(printable(t.get("gpu") or t.get("cpu") or "an unknown machine") for t in told))
+    """Returns the devices that runs were trained on by their own record, each once."""
+    environments = [e.environment for run in runs for e in run.epochs if e.environment]
+    return list(
+        dict.fromkeys(
+            printable(environment.get("gpu") or environment.get("cpu") or "an unknown machine")
+            for environment in environments
+        )
+    )
 
 
 def _mixed(runs: Iterable[Run]) -> tuple[str, ...]:
-    found = machines(runs)
-    return (f"Times of several machines are mixed here: {'; '.join(found)}.",) if len(found) > 1 else ()
+    devices = machines(runs)
+    return (f"Times of several machines are mixed here: {'; '.join(devices)}.",) if len(devices) > 1 else ()
 
 
 def _seconds(run: Run, phase: str) -> list[float]:
+    """Returns the seconds of a run's epochs of a phase."""
     return [e.seconds for e in _trained(run) if e.phase == phase and e.seconds > 0]
 
 
 def epochs(groups: list[Group], slug: str) -> Table | None:
-    """Annex 1: seconds of a training epoch, full and reduced. Ratio: of a run's reduced epochs to its own full ones, median over
-    runs."""
+    """Returns the table of seconds of a training epoch, full and reduced (annex 1); None without epochs.
+
+    ÷ full: of a run's reduced epochs to its own full ones, median over runs.
+    """
     rows = []
     for group in groups:
         theirs = thesis.network(group.runs[0].trained.model, len(group.classes))
         for kind in ("full", *SEARCHED, "none"):
             phase = "full" if kind == "full" else "reduced"
-            own = [run for run in group.runs if kind == "full" or run.settings.reduction == kind]
-            seconds = [s for run in own for s in _seconds(run, phase)]
+            runs = [run for run in group.runs if kind == "full" or run.settings.reduction == kind]
+            seconds = [s for run in runs for s in _seconds(run, phase)]
             if not seconds:
                 continue
             rates = [
                 e.images_per_second
-                for run in own
+                for run in runs
                 for e in _trained(run)
                 if e.phase == phase and e.images_per_second
             ]
             ratios = [
                 statistics.median(_seconds(run, phase)) / statistics.median(_seconds(run, "full"))
-                for run in own
+                for run in runs
                 if _seconds(run, phase) and _seconds(run, "full")
             ]
             slide = theirs.epoch_seconds.get(kind) if theirs else None
@@ -149,15 +162,15 @@ def epochs(groups: list[Group], slug: str) -> Table | None:
         ),
         tuple(rows),
         (
-            "Training only, without validation; ÷ full compares a run's reduced epochs with its own full ones. "
-            + thesis.OF_WHAT,
+            "Training only, without validation; ÷ full compares a run's reduced epochs with its own full "
+            "ones. " + thesis.CONDITIONS,
             *_mixed(run for group in groups for run in group.runs),
         ),
     )
 
 
 def adaptive(groups: list[Group], slug: str) -> Table | None:
-    """Annex 8: seconds that a probe takes before a stage."""
+    """Returns the table of seconds that a probe takes before a stage (annex 8); None without probes."""
     rows = []
     for group in groups:
         theirs = thesis.network(group.runs[0].trained.model, len(group.classes))
@@ -198,14 +211,14 @@ def adaptive(groups: list[Group], slug: str) -> Table | None:
         tuple(rows),
         (
             "One probe shows every neighbour of every training image to the network, once per stage. "
-            + thesis.OF_WHAT,
+            + thesis.CONDITIONS,
             *_mixed(run for group in groups for run in group.runs),
         ),
     )
 
 
 def searches(sets: list[Mepis], slug: str) -> Table | None:
-    """Annex 1: time to build MEPIs."""
+    """Returns the table of times to build MEPIs (annex 1); None without sets."""
     rows = []
     for mepis in sets:
         theirs = (
@@ -232,12 +245,14 @@ def searches(sets: list[Mepis], slug: str) -> Table | None:
         "Time to build MEPIs",
         ("set", "reduction", "images", "seconds", "images/s", "candidates per image", "slides: minutes"),
         tuple(rows),
-        ("The slides do not say of how many images their minutes are. " + thesis.OF_WHAT,),
+        ("The slides do not say of how many images their minutes are. " + thesis.CONDITIONS,),
     )
 
 
 def energy(groups: list[Group], prices: Prices, slug: str) -> Table:
-    """Energy and cost of every run: measured by its machine where it could be, else from the stated watts."""
+    """Returns the table of energy and cost of every run: measured by its machine where it could be, else from
+    the stated watts.
+    """
     rows = []
     for group in groups:
         for run in group.runs:
@@ -286,15 +301,18 @@ def energy(groups: list[Group], prices: Prices, slug: str) -> Table:
         ),
         tuple(rows),
         (
-            "Training and probes of the run itself, without the shared run it starts from; forward images count validation and probes too. "
-            "Measured energy is the device's, validation included; where none could be read, --watts states the power. The cloud's columns "
-            "take the same seconds at the slides' hourly prices, whatever the speed of that card would be.",
+            "Training and probes of the run itself, without the shared run it starts from; forward images "
+            "count validation and probes too. Measured energy is the device's, validation included; where "
+            "none "
+            "could be read, --watts states the power. The cloud's columns take the same seconds at the "
+            "slides' "
+            "hourly prices, whatever the speed of that card would be.",
         ),
     )
 
 
 def cards(prices: Prices, slug: str) -> Table:
-    """Annex 6: the slides' own cards."""
+    """Returns the slides' table of own cards (annex 6)."""
     rows = tuple(
         (
             words(name),
@@ -322,11 +340,13 @@ def cards(prices: Prices, slug: str) -> Table:
 
 
 def cloud(prices: Prices, slug: str) -> Table:
-    """Annex 6: the same cards rented, and after how many days of use buying one costs less."""
-    own = {name: (watts, price) for name, watts, price in thesis.CARDS}
+    """Returns the slides' table of the same cards rented (annex 6), and after how many days of use buying one
+    costs less.
+    """
+    cards_by_name = {name: (watts, price) for name, watts, price in thesis.CARDS}
     rows = []
     for name, usd in thesis.CLOUD:
-        watts, price = own[name]
+        watts, price = cards_by_name[name]
         saved = 24 * usd - watts * 24 / 1000 * prices.usd_per_kwh
         rows.append(
             (
@@ -340,7 +360,13 @@ def cloud(prices: Prices, slug: str) -> Table:
     return Table(
         slug,
         "The slides' comparison of costs: cloud",
-        ("card", "USD an hour", "USD a day", "CLP a day", "days of use after which an own card costs less"),
+        (
+            "card",
+            "USD an hour",
+            "USD a day",
+            "CLP a day",
+            "days of use after which an own card costs less",
+        ),
         tuple(rows),
         ("Electricity is counted for the own card, the rest of its machine is not.",),
     )

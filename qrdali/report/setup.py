@@ -1,4 +1,4 @@
-"""What the figures depend on: definitions, data sets, settings and versions."""
+"""Tables on what the figures depend on: definitions, data sets, settings and versions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from qrdali.report.tables import NOTHING, Cell, Table, number, words
 from qrdali.version import __version__
 
 DEFINITIONS = (
-    "Quality q is the share of an image's raw information that one dimension keeps. crop keeps a window of share q of the area; "
-    "resolution resizes to share q of the pixels with an antialiased linear filter; color cuts each channel into bins of width "
-    "min(128, round(256^(1 − q))) and sets it to the bin's centre; combination does all three in this order. An R epoch trains on "
-    "reduced images, a C epoch on full ones; paired-epochs is RC repeated, paired-rounds an R round and a C round per stage, each ended "
-    "by patience. fixed keeps one quality, linear lowers it by a step per stage, adaptive lets each image take one step per stage while "
-    "the network is still right. The entropy of an image is the size of its PNG, the entropy quotient that of the reduced image divided "
-    "by the original's. The operators are qrdali's own definition: the thesis that these methods come from does not fix them."
+    "Quality q is the share of an image's raw information that one dimension keeps. crop keeps a window of "
+    "share q "
+    "of the area; resolution resizes to share q of the pixels with an antialiased linear filter; color cuts "
+    "each "
+    "channel into bins of width min(128, round(256^(1 − q))) and sets it to the bin's centre; combination "
+    "does all "
+    "three in this order. An R epoch trains on reduced images, a C epoch on full ones; paired-epochs is RC "
+    "repeated, paired-rounds an R round and a C round per stage, each ended by patience. fixed keeps one "
+    "quality, "
+    "linear lowers it by a step per stage, adaptive lets each image take one step per stage while the "
+    "network is "
+    "still right. The entropy of an image is the size of its PNG, the entropy quotient that of the reduced "
+    "image "
+    "divided by the original's. The operators are qrdali's own definition: the thesis that these methods "
+    "come from "
+    "does not fix them."
 )
 
 _SHOWN = (
@@ -51,7 +60,7 @@ _SHOWN = (
 
 
 def facts(known: list[Run], sets: list[Mepis]) -> list[tuple[str, str]]:
-    """The line under the title."""
+    """Returns names and values of the line under the title."""
     devices = machines(known)
     classes = sorted({len(run.trained.classes) for run in known})
     return [
@@ -67,6 +76,7 @@ def facts(known: list[Run], sets: list[Mepis]) -> list[tuple[str, str]]:
 
 
 def data(found: list[Group], slug: str) -> Table:
+    """Returns the table of data sets."""
     rows = []
     for group in found:
         sizes = next((run.start.images for run in group.runs if run.start.images), None) or {}
@@ -107,16 +117,16 @@ def _cell(value: object) -> Cell:
 
 
 def _settings(known: list[Run]) -> tuple[list[dict[str, object]], list[str]]:
-    """The settings of each run, and those in which they differ."""
-    told = [run.settings.model_dump() for run in known]
-    return told, [key for key in _SHOWN if len({str(own[key]) for own in told}) > 1]
+    """Returns the settings of each run, and the keys in which they differ."""
+    settings = [run.settings.model_dump() for run in known]
+    return settings, [key for key in _SHOWN if len({str(one[key]) for one in settings}) > 1]
 
 
 def common(known: list[Run], slug: str) -> Table:
-    """What all runs have alike."""
-    told, differing = _settings(known)
+    """Returns the table of settings that all runs have alike."""
+    settings, differing = _settings(known)
     rows = tuple(
-        (words(key), words(told[0][key]) if told[0][key] not in ("", None) else NOTHING)
+        (words(key), words(settings[0][key]) if settings[0][key] not in ("", None) else NOTHING)
         for key in _SHOWN
         if key not in differing
     )
@@ -124,11 +134,11 @@ def common(known: list[Run], slug: str) -> Table:
 
 
 def configurations(known: list[Run], slug: str) -> Table | None:
-    """What tells runs apart."""
-    told, differing = _settings(known)
+    """Returns the table of settings that tell runs apart; None where there are none."""
+    settings, differing = _settings(known)
     rows = tuple(
-        (words(run.name), *(_cell(own[key]) for key in differing))
-        for run, own in zip(known, told, strict=True)
+        (words(run.name), *(_cell(one[key]) for key in differing))
+        for run, one in zip(known, settings, strict=True)
     )
     return (
         Table(
@@ -144,27 +154,28 @@ def configurations(known: list[Run], slug: str) -> Table | None:
 
 
 def versions(known: list[Run], slug: str) -> Table | None:
-    told = [
+    """Returns the table of versions and machines; None where no run recorded them."""
+    recorded = [
         (run.name, epoch.epoch, epoch.environment)
         for run in known
         for epoch in run.epochs
         if epoch.environment
     ]
-    keys = list(dict.fromkeys(key for _, _, environment in told for key in environment))
+    keys = list(dict.fromkeys(key for _, _, environment in recorded for key in environment))
     if not keys:
         return None
-    places: dict[tuple[object, ...], list[str]] = {}
-    for name, epoch, environment in told:
-        places.setdefault(tuple(environment.get(key) for key in keys), []).append(
+    runs_by_environment: dict[tuple[object, ...], list[str]] = {}
+    for name, epoch, environment in recorded:
+        runs_by_environment.setdefault(tuple(environment.get(key) for key in keys), []).append(
             f"{name} from epoch {epoch}" if epoch else name
         )
     rows = tuple(
         (
             words(", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")),
             number(len(names)),
-            *(NOTHING if value is None else words(value) for value in place),
+            *(NOTHING if value is None else words(value) for value in values),
         )
-        for place, names in places.items()
+        for values, names in runs_by_environment.items()
     )
     return Table(
         slug,
@@ -176,6 +187,7 @@ def versions(known: list[Run], slug: str) -> Table | None:
 
 
 def searches(sets: list[Mepis], slug: str) -> Table | None:
+    """Returns the table of settings of MEPI sets; None without sets."""
     keys = ("split", "step", "windows", "prefer", "search", "limit", "batch_size", "device", "amp")
     rows = tuple(
         (

@@ -1,4 +1,4 @@
-"""A table and its four forms: csv with full precision, Markdown, LaTeX, and the page's."""
+"""Renders a table in four forms: csv with full precision, Markdown, LaTeX, and the page's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Cell:
-    """text: what is shown. value: what sorts and goes into the csv. sd: standard deviation, where value is a mean of several."""
+    """Holds a cell. text: what is shown. value: what sorts and goes into the csv.
+
+    sd: standard deviation, where value is a mean of several.
+    """
 
     text: str
     value: float | str | None = None
@@ -54,13 +57,15 @@ NOTHING = Cell("–")
 
 
 def words(text: object) -> Cell:
-    """Text, control characters replaced."""
+    """Returns a cell of text, control characters replaced."""
     shown = printable(text)
     return Cell(shown, shown)
 
 
 def number(value: float | None, form: str = ",.0f", sd: float | None = None, unit: str = "") -> Cell:
-    """A number in Python's `form`, with "± sd" if there is one; "–" for None and what is not finite."""
+    """Returns a cell of a number in Python's format `form`, with "± sd" if there is one; "–" for None and
+    what is not finite.
+    """
     if value is None or not math.isfinite(value):
         return NOTHING
     spread = f" ± {sd:{form}}" if sd is not None and math.isfinite(sd) else ""
@@ -68,13 +73,16 @@ def number(value: float | None, form: str = ",.0f", sd: float | None = None, uni
 
 
 def probability(p: float | None) -> Cell:
-    """A p value with two significant digits."""
+    """Returns a cell of a p value with two significant digits."""
     return NOTHING if p is None else Cell(f"{p:.2g}" if p >= 1e-4 or p == 0 else f"{p:.1e}", p)
 
 
 @dataclass(frozen=True)
 class Table:
-    """slug names its files. Every row has a cell per column. marked: rows to be seen at once, such as the baseline's."""
+    """Holds a table. slug: names its files. Every row has a cell per column.
+
+    marked: rows that stand out, such as the baseline's.
+    """
 
     slug: str
     title: str
@@ -89,18 +97,20 @@ class Table:
 
     @cached_property
     def numeric(self) -> tuple[bool, ...]:
-        """Which columns hold numbers, which are set flush right."""
+        """Returns which columns hold numbers, which are set flush right."""
         filled = [[row[i] for row in self.rows if row[i] != NOTHING] for i in range(len(self.columns))]
         return tuple(bool(cells) and all(cell.numeric for cell in cells) for cells in filled)
 
     @property
     def shown(self) -> tuple[tuple[Cell, ...], ...]:
-        """The rows that a page has; the files have all."""
+        """Returns the rows that the page has; the files have all."""
         return self.rows[:_SHOWN]
 
     def csv(self) -> str:
-        """RFC 4180. A column with deviations is followed by one of them. Text that a spreadsheet would take for a formula is quoted
-        by an apostrophe."""
+        """Returns the table as RFC 4180 has it. A column with deviations is followed by one of them.
+
+        Text that a spreadsheet would take for a formula begins with an apostrophe.
+        """
         spread = [any(row[i].sd is not None for row in self.rows) for i in range(len(self.columns))]
         out = io.StringIO()
         writer = csv.writer(out)
@@ -122,6 +132,7 @@ class Table:
         return out.getvalue()
 
     def markdown(self) -> str:
+        """Returns the table as Markdown, with its title and notes."""
         lines = [
             "| " + " | ".join(map(_md, self.columns)) + " |",
             "|" + "|".join("---:" if self.numeric[i] else "---" for i in range(len(self.columns))) + "|",
@@ -135,7 +146,7 @@ class Table:
         )
 
     def latex(self) -> str:
-        """A tabular with booktabs rules, to be put into a document by \\input."""
+        r"""Returns a tabular with booktabs rules, to be put into a document by \input."""
         align = "".join("r" if self.numeric[i] else "l" for i in range(len(self.columns)))
         # Not \\\\, which would take a cell that begins with [ or * for its argument.
         lines = [" & ".join(map(_tex, self.columns)) + r" \tabularnewline", r"\midrule"]

@@ -1,4 +1,6 @@
-"""Figures of the thesis' slides (one RTX 3090, Ryzen 7 1800X, batch size 32) that the report puts beside ours."""
+"""Figures of the thesis' slides (one RTX 3090, Ryzen 7 1800X, batch size 32) that stand beside ours in the
+report.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,20 @@ from dataclasses import dataclass, field
 from qrdali.report.tables import Table, number, words
 
 REDUCTIONS = ("color", "crop", "resolution", "combination")
-OF_WHAT = (
-    "The slides' figures are of one RTX 3090 and batches of 32: of HumaNet (25,000 training images, 20 classes), or of ImageNet "
-    "beside a network with 1,000 classes."
+CONDITIONS = (
+    "The slides' figures are of one RTX 3090 and batches of 32: of HumaNet (25,000 training images, 20 "
+    "classes), "
+    "or of ImageNet beside a network with 1,000 classes."
 )
 
 
 @dataclass(frozen=True)
 class Network:
-    """gflop: a multiply-add counted once. epoch_seconds: "full" and by reduction. adaptive_seconds: of making one stage's reduced
-    images. mepi_minutes: how many images is not stated. What the slides do not give is left out."""
+    """Holds the slides' figures of a network; what they do not give is left out.
+
+    gflop: a multiply-add counted once. epoch_seconds: "full" and by reduction. adaptive_seconds: of making
+    one stage's reduced images. mepi_minutes: for a number of images that is not stated.
+    """
 
     name: str
     gflop: float
@@ -80,7 +86,8 @@ CARDS = (
 CLOUD = (("Pascal 100", 1.46), ("Tesla K80", 0.45))  # name, USD an hour
 CLP_PER_USD = 1000  # the slides' rate
 
-# Method and reduction; accuracy in percent on val, test, and fixed sets of 300 images reduced by color, combination, crop, resolution.
+# Method and reduction; accuracy in percent on val, test, and fixed sets of 300 images reduced by color,
+# combination, crop, resolution.
 _SETS = ("val", "test", "color", "combination", "crop", "resolution")
 _ACCURACY: dict[str, dict[str, tuple[float | None, ...]]] = {
     "EfficientNet-B3 on HumaNet": {
@@ -119,12 +126,14 @@ _ACCURACY: dict[str, dict[str, tuple[float | None, ...]]] = {
 
 
 def network(model: str, classes: int) -> Network | None:
-    """By a model's name, with or without its library's; on ImageNet from 1,000 classes on, else on HumaNet."""
+    """Returns a network by a model's name, with or without its library's; on ImageNet from 1,000 classes on,
+    else on HumaNet.
+    """
     return (IMAGENET if classes >= 1000 else HUMANET).get(model.rpartition("/")[2].partition(".")[0])
 
 
 def accuracies(slug: str) -> Table:
-    """Annexes 2 and 5."""
+    """Returns the slides' table of accuracies (annexes 2 and 5)."""
     rows = tuple(
         (
             words(where),
@@ -140,7 +149,8 @@ def accuracies(slug: str) -> Table:
         ("network", "run", *_SETS),
         rows,
         (
-            "Percent. The reduced sets are fixed sets, by their figures of 300 images: they are not the networks' own minimal images. On "
-            "ImageNet's 50,000 test images the slides give all three *** against the baseline.",
+            "Percent. The reduced sets are fixed sets, by their figures of 300 images: they are not the "
+            "networks' own minimal images. On ImageNet's 50,000 test images the slides give all three *** "
+            "against the baseline.",
         ),
     )

@@ -48,7 +48,7 @@ THESIS = {"color": 0.39, "crop": 0.13, "resolution": 0.60, "combination": 0.13}
 
 
 class _Centred(nn.Module):
-    """A network less its mean output, for with random weights it would answer one class for everything."""
+    """Wraps a network less its mean output: with random weights it would answer one class for everything."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def measure(
 
 
 class _Network:
-    """A network with random weights, and what it needs to classify."""
+    """Holds a network with random weights, and what it needs to classify."""
 
     def __init__(self, name: str, side: int | None, threads: int, listener: ProgressListener) -> None:
         self.context = open_context("auto", "auto", JobControl(listener))

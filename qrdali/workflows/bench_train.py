@@ -151,7 +151,7 @@ class _Options:
 
 
 class _Network:
-    """A network in training, and the epochs and probes that are timed on it."""
+    """Holds a network in training, and does the epochs and probes that are timed on it."""
 
     def __init__(self, index: Index, classes: int, options: _Options, listener: ProgressListener) -> None:
         self._index, self._batch_size = index, options.batch_size
@@ -233,7 +233,7 @@ class _Network:
 
 
 class _Spread(Index):
-    """Some images of an index, spread over its classes."""
+    """Picks some images of an index, spread over its classes."""
 
     def __init__(self, index: Index, count: int) -> None:
         self._whole, self._pick = index, np.linspace(0, len(index) - 1, count).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Does the main job on generated pictures, on any CPU: data, four runs, their evaluation, MEPIs and a report."""
+"""Does the main job on generated pictures: data, four runs, their evaluation, MEPIs and a report."""
 
 from __future__ import annotations
 

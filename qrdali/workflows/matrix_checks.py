@@ -46,7 +46,8 @@ def refuse_changes(tasks: Tasks) -> None:
             )
         if changes := _changed_mepi_options(tasks, run):
             raise InputError(
-                f"{printable(tasks.folder.mepi(run.name))} was built with other options than the file now says: "
+                f"{printable(tasks.folder.mepi(run.name))} was built with other options than the file now "
+                "says: "
                 f"{'; '.join(changes)[:_MOST_SHOWN]}. Say the same, choose another out, or remove that set"
             )
 
@@ -119,5 +120,6 @@ def _require_known_classes(name: str, folder: Path, dataset: Dataset) -> None:
     if unknown:
         more = f", and {len(unknown) - 1} more are not" if len(unknown) > 1 else ""
         raise InputError(
-            f"evaluate.sets.{name}: {printable(unknown[0])!r} is no class of {printable(dataset.folder)}{more}"
+            f"evaluate.sets.{name}: {printable(unknown[0])!r} is no class of "
+            f"{printable(dataset.folder)}{more}"
         )

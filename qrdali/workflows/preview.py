@@ -51,7 +51,7 @@ class PreviewSheet:
 
 @dataclass(frozen=True)
 class _Original:
-    """An image that can be decoded.
+    """Holds an image that can be decoded.
 
     encoded: the file's content if it lies in a store or a shard, else the bytes of its path. width, height:
     upright.
@@ -66,7 +66,10 @@ class _Original:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the pictures stand. scale: pixels of the sheet per pixel of the image. cell: (width, height)."""
+    """Says where the pictures stand. scale: pixels of the sheet per pixel of the image.
+
+    cell: (width, height).
+    """
 
     columns: int
     scale: float

@@ -27,7 +27,7 @@ from qrdali.workflows.tasks import perform
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """A task of a matrix before it is done.
+    """Describes a task of a matrix before it is done.
 
     state: "done", "failed", "begun" or "waiting"; why: the reason, or what it waits for. remaining: of a
     training run. seconds: of an evaluation or a MEPI set, as others of the same network took.
@@ -41,6 +41,7 @@ class PlannedTask:
     seconds: Seconds | None = None
 
     def as_json(self) -> dict[str, Any]:
+        """Returns the task's entry in the list of `--dry-run --json`."""
         entry: dict[str, Any] = {"kind": self.kind, "name": self.name, "state": self.state, "why": self.why}
         if self.remaining is not None:
             entry |= {"epochs": self.remaining.epochs, "seconds": self.remaining.seconds}
@@ -51,9 +52,9 @@ class PlannedTask:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a call would do. out: the matrix' folder.
+    """Holds what a call would do.
 
-    sources: where the times of each network come from, in words.
+    out: the matrix' folder. sources: where the times of each network come from, in words.
     """
 
     out: Path
@@ -70,6 +71,7 @@ class Plan:
         return Seconds(_sum_if_known(low), _sum_if_known(high))
 
     def as_json(self) -> dict[str, Any]:
+        """Returns the list of `--dry-run --json`."""
         total = self.training
         unknown = total.low is None or total.high is None
         return {
@@ -87,9 +89,10 @@ def _sum_if_known(values: list[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run of the matrix as it is now. val: of its best weights by training.
+    """Holds a run of the matrix as it is now; None for what is not there yet.
 
-    accuracy: on the first split that is evaluated. seconds: of training and probes. None: not there yet.
+    val: accuracy of its best weights by training. accuracy: on the first split that is evaluated. seconds: of
+    training and probes.
     """
 
     name: str
@@ -101,10 +104,10 @@ class RunResult:
 
 @dataclass(frozen=True)
 class MatrixResult:
-    """What a call has left. tasks: how many there are. split: on which `RunResult.accuracy` was measured.
+    """Holds what a call has left.
 
-    failed: reasons by task. waiting: by task, the task that it waits for. page: of the report, if there is
-    one.
+    tasks: how many there are. split: on which `RunResult.accuracy` was measured. failed: reasons by task.
+    waiting: by task, the task that it waits for. page: of the report, if there is one.
     """
 
     tasks: int
@@ -116,7 +119,7 @@ class MatrixResult:
 
 
 class TasksFailed(RunError):
-    """Tasks of a matrix failed; the others are done."""
+    """Says that tasks of a matrix failed; the others are done, and `result` has both."""
 
     def __init__(self, result: MatrixResult) -> None:
         behind = f" and {len(result.waiting)} wait for them" if result.waiting else ""
@@ -128,7 +131,7 @@ class TasksFailed(RunError):
 
 @dataclass(frozen=True)
 class _Overrides:
-    """What a call sets in place of the file's own."""
+    """Holds what a call sets in place of the file's own."""
 
     only: Sequence[str]
     out: str | Path | None

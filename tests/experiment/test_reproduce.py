@@ -1,4 +1,4 @@
-"""`qrdali reproduce` as a person runs it, on a few tiny pictures: all of it, stopped and continued, failed and tried again."""
+"""Runs `qrdali reproduce` as a person does, on a few tiny pictures: whole, stopped and continued, failed and tried again."""
 
 import json
 import os
@@ -255,7 +255,8 @@ def test_a_failed_run_is_named_and_tried_again(
         "failed: train test_resnet/baseline: the loss is ?nan",
         "failed: train test_resnet/fixed-paired-epochs-crop: ValueError: a library's",
         "waiting for train test_resnet/baseline: evaluate test_resnet/baseline",
-        "waiting for train test_resnet/fixed-paired-epochs-crop: evaluate test_resnet/fixed-paired-epochs-crop",
+        "waiting for train test_resnet/fixed-paired-epochs-crop: evaluate "
+        "test_resnet/fixed-paired-epochs-crop",
         "qrdali: error: 2 of 7 tasks failed and 2 wait for them: the same command tries them again",
     ]
     notes = json.loads((tmp_path / "out" / "failures.json").read_text())
@@ -410,8 +411,8 @@ def test_a_run_whose_start_was_replaced_is_refused(call: Call, config: Path, tmp
     refused = call(config)
     assert refused.status == 2
     assert (
-        "was trained from others than are there now: the weights of test_resnet/shared changed since. Remove that run"
-        in refused.err
+        "was trained from others than are there now: the weights of test_resnet/shared changed since. Remove "
+        "that run" in refused.err
     )
 
 

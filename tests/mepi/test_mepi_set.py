@@ -23,7 +23,7 @@ from recording_listener import RecordingListener
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset as index_images
 from qrdali.errors import InputError, Interrupted, RunError
-from qrdali.interfaces import JobControl
+from qrdali.interfaces import JobControl, SilentListener
 from qrdali.mepi import folder as mepi_set
 from qrdali.mepi.folder import MepiSet, MepiSource
 from qrdali.pipelines import host_ops as host

@@ -99,7 +99,8 @@ def test_accuracy_and_significance_are_those_of_the_rows(four: dict[str, Path], 
     assert (linear["only baseline right"], linear["only run right"], linear["χ²"]) == (3, 9, 3)
     assert linear["p"] == pytest.approx(0.083265, abs=1e-5)  # chi-square of 3 with one degree of freedom
     assert linear["p (exact)"] == pytest.approx(2 * (1 + 12 + 66 + 220) / 4096)
-    # Of three comparisons on test this is the second smallest p after shared's (b = 4, c = 0: χ² = 4), so twice.
+    # Of three comparisons on test this is the second smallest p after
+    # shared's (b = 4, c = 0: χ² = 4), so twice.
     assert pairs["test", "shared"]["p"] == pytest.approx(0.0455, abs=1e-4)
     assert pairs["test", "shared"]["p (Holm)"] == pytest.approx(3 * 0.0455003, abs=1e-5)
     assert linear["p (Holm)"] == pytest.approx(2 * 0.083265, abs=1e-5)
@@ -256,7 +257,7 @@ def test_what_cannot_be_reported(four: dict[str, Path], tmp_path: Path) -> None:
         build([tmp_path], [], out)
     with pytest.raises(InputError, match="is given twice"):
         build([four["linear"], four["linear"].parent / "." / "linear"], [], out)
-    with pytest.raises(InputError, match="is no MEPI set"):
+    with pytest.raises(InputError, match="is not a MEPI set"):
         build([four["linear"]], [tmp_path], out)
     (four["linear"] / "predictions" / "test.parquet").write_bytes(b"PAR1no")
     warnings = Warnings()
@@ -269,10 +270,10 @@ def test_what_cannot_be_reported(four: dict[str, Path], tmp_path: Path) -> None:
     assert not out.exists()
     out.mkdir()
     (out / "thesis.doc").write_text("mine")
-    with pytest.raises(InputError, match="exists and is no report"):
+    with pytest.raises(InputError, match="exists and is not a report"):
         build([four["shared"]], [], out)
     (out / "report.json").write_text('{"qrdali": 1}')
-    with pytest.raises(InputError, match="exists and is no report"):
+    with pytest.raises(InputError, match="exists and is not a report"):
         build([four["shared"]], [], out)
     assert {f.name for f in out.iterdir()} == {"thesis.doc", "report.json"}
 
@@ -665,8 +666,10 @@ def test_a_table_in_its_four_forms() -> None:
         "| a\\|b\\_\\<c\\> | 1.2 ± 0.5 | 1.0e-09 |\n| =1 | – | 0.04 |\n| -x | – | – |\n\na\nnote\n"
     )
     assert made_table.latex() == (
-        "% A & B; needs booktabs\n% a?note\n\\begin{tabular}{lrr}\n\\toprule\nname & value\\_\\% & p \\tabularnewline\n\\midrule\n"
-        "a|b\\_\\textless{}c\\textgreater{} & 1.2 $\\pm$ 0.5 & 1.0e-09 \\tabularnewline\n=1 & -- & 0.04 \\tabularnewline\n"
+        "% A & B; needs booktabs\n% a?note\n\\begin{tabular}{lrr}\n\\toprule\nname & value\\_\\% & p "
+        "\\tabularnewline\n\\midrule\n"
+        "a|b\\_\\textless{}c\\textgreater{} & 1.2 $\\pm$ 0.5 & 1.0e-09 \\tabularnewline\n=1 & -- & 0.04 "
+        "\\tabularnewline\n"
         "-x & -- & -- \\tabularnewline\n"
         "\\bottomrule\n\\end{tabular}\n"
     )
