@@ -67,7 +67,7 @@ def preview(image: str, out: str, step: float) -> None:
     from qrdali.errors import InputError, RunError, printable
     from qrdali.pipelines import host_ops as host
     from qrdali.pipelines.engine import Engine
-    from qrdali.pipelines.external_source import window_arrays
+    from qrdali.pipelines.external_source import decode_inputs
     from qrdali.pipelines.graphs import decode_windows
     from qrdali.reduction.png_entropy import encoder_name, entropy
     from qrdali.reduction.quality import REDUCTIONS, RESOLUTION, num_levels_of, reduction_params
@@ -107,7 +107,7 @@ def preview(image: str, out: str, step: float) -> None:
         grid, np.tile(np.array([height, width], np.int32), (count, 1)), np.full((count, 2), 0.5), num_levels
     )
     name = np.frombuffer(encoded, np.uint8)
-    emitted = iter([window_arrays([name] * count, reduction.window)])
+    emitted = iter([decode_inputs([name] * count, reduction.window)])
     try:
         (decoded,) = decode_windows(lambda: next(emitted), Engine(depth=1), count, apart).run()
     except RuntimeError as error:  # what Pillow decodes and DALI does not

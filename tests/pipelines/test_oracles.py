@@ -12,7 +12,8 @@ from qrdali.data.inspect import read_upright_size
 from qrdali.models import Preprocessing
 from qrdali.pipelines import host_ops as host
 from qrdali.pipelines.engine import Engine
-from qrdali.pipelines.external_source import PreparedBatch, graph_arrays, reduction_arrays, window_arrays
+from qrdali.pipelines.external_source import PreparedBatch, decode_inputs, network_inputs
+from qrdali.pipelines.graph_inputs import DecodedInputs, ImageInputs, pixel_reduction, window_bounds
 from qrdali.pipelines.graphs import decode_windows, network_input, reduce_decoded
 from qrdali.reduction.quality import reduction_params
 from qrdali.reduction.view import view
@@ -50,19 +51,20 @@ def reduce(
     names = [np.frombuffer(str(p).encode(), np.uint8) for p in paths]
     if MAKER["name"] == "host":
         (decoded,) = decode_windows(
-            lambda: window_arrays(names, reduction.window), Engine(depth=1), count
+            lambda: decode_inputs(names, reduction.window), Engine(depth=1), count
         ).run()
         return [
             host.reduce(np.array(decoded.at(i)), reduction.size[i], int(reduction.bin_width[i]))
             for i in range(count)
         ]
     whole = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
-    (decoded,) = decode_windows(lambda: window_arrays(names, whole), Engine(depth=1), count).run()
-    numbers = reduction_arrays(
-        reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width
+    (decoded,) = decode_windows(lambda: decode_inputs(names, whole), Engine(depth=1), count).run()
+    bounds = window_bounds(reduction.window)
+    pixels = pixel_reduction(bounds.shape, reduction.size, reduction.bin_width)
+    inputs = DecodedInputs(
+        [np.array(decoded.at(i)) for i in range(count)], ImageInputs(bounds, pixels, region=None)
     )
-    asked = ([np.array(decoded.at(i)) for i in range(count)], *numbers)
-    (images,) = reduce_decoded(lambda: asked, Engine(), count, None).run()
+    (images,) = reduce_decoded(lambda: inputs, Engine(), count, None).run()
     return [np.array(images.at(i)) for i in range(count)]
 
 
@@ -73,12 +75,14 @@ def network_pixels(path: Path, fit: str) -> npt.NDArray[np.float32]:
     seen = view(reduction.size, fit, 0.875)
     name = [np.frombuffer(str(path).encode(), np.uint8)]
     if MAKER["name"] == "host":
-        (decoded,) = decode_windows(lambda: window_arrays(name, reduction.window), Engine(depth=1), 1).run()
+        (decoded,) = decode_windows(lambda: decode_inputs(name, reduction.window), Engine(depth=1), 1).run()
         out = np.empty((64, 64, 3), np.float32)
         host.prepare(np.array(decoded.at(0)), seen.region[0], False, PRE, out)
         return out
     batch = PreparedBatch(0, np.zeros(1, np.int64), np.zeros(1, np.int64), reduction, seen)
-    return np.array(network_input(lambda: graph_arrays(name, batch), Engine(depth=1), 1, PRE).run()[0].at(0))
+    return np.array(
+        network_input(lambda: network_inputs(name, batch), Engine(depth=1), 1, PRE).run()[0].at(0)
+    )
 
 
 def pillow(path: Path) -> Image.Image:
