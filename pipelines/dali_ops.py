@@ -24,8 +24,7 @@ INTERPOLATION = {  # by `Preprocessing.interpolation`
 
 
 def read(file: Node, start: Node, shape: Node, device: str, whole: bool, needs_bytes: bool = False) -> Node:
-    """Reads an image file and decodes the window `start`, `shape` (int32 [2], height and width, upright
-    pixels) of it.
+    """Reads an image file and decodes the window `start`, `shape` of it, int32 [2] in upright pixels.
 
     file: uint8 [length], the file's name as UTF-8, or if `needs_bytes` its bytes. device: "cpu" or "mixed".
     whole: decodes the whole image and slices it, for decoders whose region-of-interest path cannot be
@@ -51,20 +50,20 @@ def resolution(image: Node, size: Node) -> Node:
 
 
 def color_power_of_two(image: Node, mask: Node, half: Node) -> Node:
-    """Maps values to bins of a width d that is a power of two: (v & mask) + half, mask = 256 - d and half = d
-    / 2 (uint8 scalars).
+    """Maps values to bins of a width d that is a power of two: (v & mask) + half.
 
-    The sum is at most (256 - d) + d / 2 < 256, so uint8 cannot overflow.
+    mask: 256 - d. half: d / 2, both uint8 scalars. The sum is at most (256 - d) + d / 2 < 256, so uint8
+    cannot overflow.
     """
     return (image & mask) + half
 
 
 def color_any(image: Node, bin_width: Node) -> Node:
-    """Maps values to bins of any integer width d from 1 to 128 (float32 scalar): min(255, floor(v / d)·d +
-    floor(d / 2)).
+    """Maps values to bins of any width d, 1 to 128: min(255, floor(v / d)·d + floor(d / 2)).
 
-    Two saturating linear maps, a tenth of the cost of arithmetic in floats: the first rounds (v - (d - 1) /
-    2) / d to the nearest integer, which is floor(v / d); the second multiplies and adds.
+    bin_width: d, float32 scalar. Two saturating linear maps, a tenth of the cost of arithmetic in floats: the
+    first rounds (v - (d - 1) / 2) / d to the nearest integer, which is floor(v / d); the second multiplies
+    and adds.
     """
     bin_index = fn.brightness_contrast(
         image,

@@ -13,8 +13,7 @@ from qrdali.errors import RunError, printable
 
 
 def diagnose(index: Index, error: RuntimeError, samples: Iterable[int]) -> dict[int, str]:
-    """Returns which of `samples`, those in flight at a pipeline's `error`, cannot be read, each with the
-    reason.
+    """Returns which of `samples`, those in flight at a pipeline's `error`, cannot be read, and why.
 
     Raises RunError if none of them is the cause; an error that is a RunError already is the source's own, no
     file's fault.

@@ -53,8 +53,10 @@ class PreparedBatch:
 
 
 def prepared_batches(plan: EpochPlan, index: Index, preprocessing: Preprocessing) -> Iterator[PreparedBatch]:
-    """Yields the batches of `plan` from its first on, each computed when it is asked for; those without
-    images are left out."""
+    """Yields the batches of `plan` from its first on, each computed when it is asked for.
+
+    Batches without images are left out.
+    """
     for number in range(plan.first_batch, plan.batches):
         samples = plan.batch(number)
         if len(samples):
@@ -64,8 +66,10 @@ def prepared_batches(plan: EpochPlan, index: Index, preprocessing: Preprocessing
 
 
 def decode_inputs(files: Files, window: npt.NDArray[np.int32]) -> DecodeInputs:
-    """Returns one batch for `graphs.decode_windows`: the windows int32 [N, 4] (top, left, height, width) of N
-    files."""
+    """Returns one batch for `graphs.decode_windows`.
+
+    files: N. window: int32 [N, 4] top, left, height, width.
+    """
     return DecodeInputs(files, window_bounds(window))
 
 

@@ -1,5 +1,4 @@
-"""What a graph is given of an image's file: its name, for files on the disk; its bytes, read here, for all
-others.
+"""Gives graphs the name of an image's file on the disk, and of any other its bytes, which are read here.
 
 DALI reads files by name with as many threads as it decodes with. An object store needs many more requests at
 a time than that, and a member of a tar has no name that DALI knows.
@@ -38,8 +37,10 @@ PendingRead = tuple[Item, Callable[[], Files]]  # an item, and what waits for it
 
 
 class FileReader:
-    """Reads the files of one index, `index`. needs_bytes: whether graphs get their bytes instead of their
-    names."""
+    """Reads the files of one index.
+
+    needs_bytes: whether graphs get the files' bytes instead of their names.
+    """
 
     def __init__(self, index: Index) -> None:
         self.index, self.needs_bytes = index, index.needs_bytes

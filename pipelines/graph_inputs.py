@@ -1,5 +1,4 @@
-"""The named arrays that a source hands to a DALI graph with each batch: what they are called, their dtypes
-and their shapes.
+"""The named arrays that a source hands to a DALI graph with each batch: names, dtypes and shapes.
 
 A source returns one of these structures per batch. DALI's external source knows only a flat tuple, so
 `flatten` lists the arrays in the order of the fields, and `fill` gives the graph the same structure back with
@@ -92,8 +91,7 @@ def window_bounds(window: npt.NDArray[np.int32]) -> WindowBounds:
 def pixel_reduction(
     shape: npt.NDArray[np.int32], size: npt.NDArray[np.int32], bin_width: npt.NDArray[np.int32]
 ) -> PixelReduction:
-    """Returns the reduction of windows of `shape` [N, 2] to `size` [N, 2] with colour bins of `bin_width`
-    [N]."""
+    """Returns the reduction of windows of `shape` [N, 2] to `size` [N, 2] and bins of `bin_width` [N]."""
     is_power = bin_width & (bin_width - 1) == 0
     return PixelReduction(
         size=size.astype(np.float32),
@@ -119,8 +117,7 @@ def flatten(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def layout(kind: Any, **parts: Any) -> Any:
-    """Returns a structure of `kind` that holds each field's name instead of an array, nested structures
-    included.
+    """Returns a structure of `kind` that holds each field's name instead of an array, also in nested ones.
 
     parts: fields that are given instead, which those that may be None or repeated must be.
     """
@@ -147,8 +144,10 @@ NETWORK = layout(NetworkInputs, image=layout(ImageInputs, window=None, region="r
 
 
 def candidate_layout(columns: tuple[int, ...]) -> Any:
-    """Returns the layout of `CandidateInputs` whose columns move the dimensions `columns`: only crops cut a
-    window of their own."""
+    """Returns the layout of `CandidateInputs` whose columns move the dimensions `columns`.
+
+    Only crops cut a window of their own.
+    """
     return layout(
         CandidateInputs,
         columns=tuple(

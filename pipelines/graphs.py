@@ -31,8 +31,8 @@ from qrdali.pipelines.graph_inputs import (
 class CandidateOutputs(NamedTuple):
     """Says what `candidates` gives out.
 
-    columns: the dimension that each of the K columns moves. with_images: whether the reduced images are wanted
-    besides the network's inputs.
+    columns: the dimension that each of the K columns moves. with_images: whether the reduced images are
+    wanted besides the network's inputs.
     """
 
     columns: tuple[int, ...]
@@ -79,10 +79,10 @@ def candidates(
     outputs: CandidateOutputs,
     needs_bytes: bool = False,
 ) -> Any:
-    """Returns a pipeline from `CandidateInputs` to network inputs float32 HWC, an output per column, and
-    then, if `outputs.with_images`, the reduced images uint8 HWC, an output per column.
+    """Returns a pipeline from `CandidateInputs` to network inputs float32 HWC, an output per column.
 
-    Each image is decoded once; only columns that move the crop cut the decoded window.
+    With `outputs.with_images` the reduced images uint8 HWC follow, an output per column too. Each image is
+    decoded once; only columns that move the crop cut the decoded window.
     """
 
     @pipeline_def(enable_conditionals=True)
@@ -105,9 +105,11 @@ def candidates(
 def reduce_decoded(
     source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing | None
 ) -> Any:
-    """Returns a pipeline from `DecodedInputs`, pixels instead of files, to network inputs float32 HWC, or
-    without `preprocessing` to the reduced images uint8 HWC. It works on one batch at each run and reads none
-    ahead."""
+    """Returns a pipeline from `DecodedInputs`, pixels instead of files, to network inputs float32 HWC.
+
+    Without `preprocessing` it gives the reduced images uint8 HWC. It works on one batch at each run and reads
+    none ahead.
+    """
     device = "cpu" if engine.device_id is None else "gpu"
     names = decoded_layout(with_region=preprocessing is not None)
 
@@ -139,8 +141,7 @@ def _read(inputs: Any, engine: Engine, needs_bytes: bool) -> Any:
 
 
 def _reduce_resolution_and_color(image: Any, reduction: Any) -> Any:
-    """Reduces the resolution, then the colours, each only for the samples that need it: DALI splits the
-    batch."""
+    """Reduces resolution, then colours, each only for the samples that need it: DALI splits the batch."""
     if reduction.resized:
         image = ops.resolution(image, reduction.size)
     if reduction.binning == POWER_OF_TWO:
@@ -152,8 +153,7 @@ def _reduce_resolution_and_color(image: Any, reduction: Any) -> Any:
 
 @do_not_convert
 def _receive(source: Callable[[], Any], names: tuple[Any, ...]) -> Any:
-    """Returns the structure that `source` emits, laid out as `names`, with DALI's nodes in place of the
-    arrays."""
+    """Returns the structure that `source` emits, with DALI's nodes in place of the arrays."""
     count = len(flatten(names))
     nodes = fn.external_source(lambda: flatten(source()), num_outputs=count, batch=True)
     return fill(names, iter(nodes))

@@ -42,8 +42,7 @@ def open_loader(index: Index, preprocessing: Preprocessing, batch_size: int, eng
 
 
 class _Loader(ABC):
-    """Implements the epochs of `qrdali.interfaces.BatchSource`; the subclasses make images of the graph's
-    outputs."""
+    """Implements the epochs of `BatchSource`; its subclasses make images of the graph's outputs."""
 
     def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
         self._index, self._preprocessing, self._engine = index, preprocessing, engine
@@ -90,8 +89,10 @@ class _Loader(ABC):
         to_inputs: Callable[[Files, CandidateRequest], Any],
         graph: Callable[[ReplaySource[CandidateRequest]], Any],
     ) -> Iterator[tuple[CandidateRequest, Outputs]]:
-        """Yields each request with the outputs of `graph`. Such passes are long and rare, so each has a
-        pipeline of its own."""
+        """Yields each request with the outputs of `graph`.
+
+        Such passes are long and rare, so each builds a pipeline.
+        """
         source = ReplaySource(self._reader, to_inputs)
         pipeline = RestartablePipeline(lambda: graph(source))
         source.start(requests)
@@ -219,8 +220,10 @@ class HostLoader(_Loader):
             future.result()
 
     def _prepare(self, batch: PreparedBatch, windows: Any) -> torch.Tensor:
-        """Begins to write the network's inputs and returns where, float32 [N, S, S, 3]; `_settle` waits until
-        it is filled."""
+        """Begins to write the network's inputs and returns where, float32 [N, S, S, 3].
+
+        They are complete after `_settle`.
+        """
         count, side = len(batch.samples), self._preprocessing.input_size
         preprocessing, reduction, seen = self._preprocessing, batch.reduction, batch.seen
         images = torch.empty((count, side, side, 3))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, Generic
 
 import numpy as np
@@ -21,8 +22,7 @@ from qrdali.pipelines.file_reader import AHEAD, FileReader, Files, Item, Pending
 
 
 class ReplaySource(Generic[Item]):
-    """The source of a DALI graph: turns items into the graph's inputs and remembers those whose outputs have
-    not come.
+    """Feeds a DALI graph with the inputs of items, and remembers items whose outputs have not come yet.
 
     to_inputs: makes the structure that the graph takes (`graph_inputs`) of an item's files and the item.
     select: returns an item with only those samples where the mask, bool [N], is true; None for items that are
@@ -37,12 +37,8 @@ class ReplaySource(Generic[Item]):
         select: Callable[[Item, npt.NDArray[np.bool_]], Item] | None = None,
         images_ahead: Callable[[], int] = lambda: AHEAD,
     ) -> None:
-        self._reader, self._to_inputs, self._select, self._images_ahead = (
-            reader,
-            to_inputs,
-            select,
-            images_ahead,
-        )
+        self._reader, self._images_ahead = reader, images_ahead
+        self._to_inputs, self._select = to_inputs, select
         self._in_flight: deque[Item] = deque()
         self._pending_reads: deque[PendingRead[Item]] = deque()
         self._items: Iterator[Item] = iter(())
@@ -70,16 +66,14 @@ class ReplaySource(Generic[Item]):
         return self._in_flight.popleft()
 
     def diagnose(self, error: RuntimeError) -> dict[int, str]:
-        """Returns which images in flight cannot be read, with the reasons. Raises RunError if the error has
-        another cause."""
+        """Returns which images in flight cannot be read, and why. Raises RunError for any other cause."""
         in_flight = (sample for item in self._in_flight for sample in item.samples.tolist())
         return diagnose(self._reader.index, error, in_flight)
 
     def replay_without(self, unreadable: dict[int, str]) -> None:
-        """Begins anew with what was in flight, less the samples `unreadable`, then what was being read, then
-        the rest."""
+        """Begins anew with what was in flight, less `unreadable`, then what was being read, then the rest."""
         replayed = [*self._without(unreadable), *(item for item, _ in self._pending_reads)]
-        self.start(_chained(replayed, self._items))
+        self.start(chain(replayed, self._items))
 
     def _without(self, unreadable: dict[int, str]) -> Iterator[Item]:
         assert self._select is not None
@@ -87,11 +81,6 @@ class ReplaySource(Generic[Item]):
             readable = ~np.isin(item.samples, list(unreadable))
             if readable.any():
                 yield self._select(item, readable)
-
-
-def _chained(replayed: list[Item], rest: Iterator[Item]) -> Iterator[Item]:
-    yield from replayed
-    yield from rest
 
 
 class RestartablePipeline:
@@ -110,8 +99,10 @@ class RestartablePipeline:
         self._at_end = False
 
     def run(self) -> tuple[Any, ...]:
-        """Returns the next outputs, which last until the next call. Raises StopIteration, or RuntimeError as
-        DALI does."""
+        """Returns the next outputs, which last until the next call.
+
+        Raises StopIteration at the end, and RuntimeError as DALI does.
+        """
         try:
             outputs: tuple[Any, ...] = self._pipe.run()
         except StopIteration:
