@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -22,3 +23,17 @@ def replace_atomically(partial: Path, place: Path) -> None:
     sync(partial)
     partial.rename(place)
     sync(place.parent)
+
+
+def write_whole(file: Path, data: bytes | Callable[[Path], None]) -> None:
+    """Writes `file` so that it holds the old or the new content, whole, whatever happens, also after a loss
+    of power.
+
+    data: the content, or a function that writes it into the path it is given.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    if callable(data):
+        data(partial)
+    else:
+        partial.write_bytes(data)
+    replace_atomically(partial, file)
