@@ -26,12 +26,14 @@ def models(pattern: str, as_json: bool) -> None:
     from qrdali.errors import InputError
 
     names = (
-        [name for name in zoo.known() if fnmatch.fnmatch(name, pattern)]
+        [name for name in zoo.model_names() if fnmatch.fnmatch(name, pattern)]
         if pattern
         else [*zoo.THESIS, *zoo.SMALL]
     )
     if not names:
-        raise InputError(f"no model matches {pattern!r}: `qrdali models '*'` lists all {len(zoo.known())}")
+        raise InputError(
+            f"no model matches {pattern!r}: `qrdali models '*'` lists all {len(zoo.model_names())}"
+        )
     rows = []
     with Bar("count", len(names), "models") as bar:
         for name in names:
