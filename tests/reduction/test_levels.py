@@ -49,7 +49,7 @@ def test_levels_on_disk_come_back_and_damage_is_named(tmp_path: Path) -> None:
 def test_levels_are_on_the_disk_before_they_have_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`last/` is written after them and names them: a loss of power must not leave it with levels that are not there."""
+    """`last/`, which is written next, names them: after a loss of power they must be there."""
     events: list[tuple[str, str]] = []
     fsync, folder, recording = os.fsync, tmp_path / "levels", True
 
