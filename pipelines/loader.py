@@ -48,8 +48,7 @@ class _Loader(ABC):
         self._index, self._preprocessing, self._engine = index, preprocessing, engine
         self._reader = FileReader(index)
         self._source = ReplaySource(self._reader, self._to_inputs, PreparedBatch.select)
-        # Neither holds this loader, so that its pipeline, and the GPU's memory, goes as soon as the loader
-        # does.
+        # Neither holds this loader, so that the pipeline and its memory go as soon as the loader does.
         self._pipeline = RestartablePipeline(self._graph(self._source, batch_size))
 
     @staticmethod
