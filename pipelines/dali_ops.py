@@ -1,4 +1,4 @@
-"""The reductions as short functions of DALI operators, the twin of host_ops.py.
+"""Implements the reductions as short functions of DALI operators; host_ops.py is the twin on the host.
 
 A reduced image is produced by one of these two files everywhere. All functions take and return uint8 HWC RGB
 images, per sample, and hold neither randomness nor state.

@@ -1,4 +1,4 @@
-"""Which file a failure of DALI is about, and why: DALI's own message seldom names it."""
+"""Finds which file a failure of DALI is about, and why: DALI's own message seldom names it."""
 
 from __future__ import annotations
 

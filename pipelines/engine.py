@@ -1,4 +1,4 @@
-"""The engine of a job: its device, threads, and a way of decoding that is known to work there."""
+"""Chooses the engine of a job: its device, threads, and a way of decoding that is known to work there."""
 
 from __future__ import annotations
 

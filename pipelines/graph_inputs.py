@@ -1,4 +1,4 @@
-"""The named arrays that a source hands to a DALI graph with each batch: names, dtypes and shapes.
+"""Names the arrays that a source hands to a DALI graph with each batch, with their dtypes and shapes.
 
 A source returns one of these structures per batch. DALI's external source knows only a flat tuple, so
 `flatten` lists the arrays in the order of the fields, and `fill` gives the graph the same structure back with
@@ -17,27 +17,31 @@ import numpy.typing as npt
 from qrdali.pipelines.file_reader import Files
 from qrdali.reduction.quality import CROP
 
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+
 NO_BINS, POWER_OF_TWO, ANY_WIDTH = 0, 1, 2  # values of `PixelReduction.binning`
 
 
 class WindowBounds(NamedTuple):
     """Holds the windows to decode or to cut out."""
 
-    start: npt.NDArray[np.int32]  # [N, 2] top, left
-    shape: npt.NDArray[np.int32]  # [N, 2] height, width
+    start: Int32  # [N, 2] top, left
+    shape: Int32  # [N, 2] height, width
 
 
 class PixelReduction(NamedTuple):
     """Holds the resolution and the colour reduction of decoded windows."""
 
-    size: npt.NDArray[
-        np.float32
-    ]  # [N, 2] height, width after it, whole numbers: `fn.resize` takes floats only
-    resized: npt.NDArray[np.bool_]  # [N] whether `size` differs from the window's
-    bin_width: npt.NDArray[np.float32]  # [N] width d of a colour bin, 1 to 128
-    mask: npt.NDArray[np.uint8]  # [N] 256 - d where d is a power of two, 0 elsewhere
-    half: npt.NDArray[np.uint8]  # [N] floor(d / 2)
-    binning: npt.NDArray[np.uint8]  # [N] NO_BINS for d = 1, POWER_OF_TWO, or ANY_WIDTH
+    size: Float32  # [N, 2] height, width after it, whole numbers: `fn.resize` takes floats only
+    resized: Bool  # [N] whether `size` differs from the window's shape
+    bin_width: Float32  # [N] width d of a colour bin, 1 to 128
+    mask: UInt8  # [N] 256 - d where d is a power of two, 0 elsewhere
+    half: UInt8  # [N] floor(d / 2)
+    binning: UInt8  # [N] NO_BINS for d = 1, POWER_OF_TWO, or ANY_WIDTH
 
 
 class ImageInputs(NamedTuple):
@@ -45,9 +49,7 @@ class ImageInputs(NamedTuple):
 
     window: WindowBounds | None  # what is cut out of the decoded pixels; None: all of them are wanted
     reduction: PixelReduction
-    region: (
-        npt.NDArray[np.float32] | None
-    )  # [N, 4] top, left, bottom, right of the reduced image that the network sees
+    region: Float32 | None  # [N, 4] top, left, bottom, right: what the network sees of the reduced image
 
 
 class DecodeInputs(NamedTuple):
@@ -63,9 +65,9 @@ class NetworkInputs(NamedTuple):
     files: Files  # N times uint8 [length]: the file's name, or its bytes
     window: WindowBounds
     image: ImageInputs
-    flip: npt.NDArray[np.int32]  # [N] 1 mirrors
-    label: npt.NDArray[np.int64]  # [N] class
-    sample: npt.NDArray[np.int64]  # [N] number of the image in its index
+    flip: Int32  # [N] 1 mirrors
+    label: Int64  # [N] class
+    sample: Int64  # [N] number of the image in its index
 
 
 class CandidateInputs(NamedTuple):
@@ -79,29 +81,26 @@ class CandidateInputs(NamedTuple):
 class DecodedInputs(NamedTuple):
     """Feeds `graphs.reduce_decoded`."""
 
-    pixels: list[Any]  # N times uint8 [height, width, 3] on the graph's device
+    pixels: list[Any]  # N times uint8 [height, width, 3], on the graph's device
     image: ImageInputs
 
 
-def window_bounds(window: npt.NDArray[np.int32]) -> WindowBounds:
+def window_bounds(window: Int32) -> WindowBounds:
     """Returns the bounds of windows [N, 4] (top, left, height, width), contiguous: DALI takes no strides."""
     return WindowBounds(np.ascontiguousarray(window[:, :2]), np.ascontiguousarray(window[:, 2:]))
 
 
-def pixel_reduction(
-    shape: npt.NDArray[np.int32], size: npt.NDArray[np.int32], bin_width: npt.NDArray[np.int32]
-) -> PixelReduction:
+def pixel_reduction(shape: Int32, size: Int32, bin_width: Int32) -> PixelReduction:
     """Returns the reduction of windows of `shape` [N, 2] to `size` [N, 2] and bins of `bin_width` [N]."""
     is_power = bin_width & (bin_width - 1) == 0
+    binning = np.where(bin_width == 1, NO_BINS, np.where(is_power, POWER_OF_TWO, ANY_WIDTH))
     return PixelReduction(
         size=size.astype(np.float32),
         resized=(size != shape).any(axis=1),
         bin_width=bin_width.astype(np.float32),
         mask=np.where(is_power, 256 - bin_width, 0).astype(np.uint8),  # 255 for d = 1, which nobody masks
         half=(bin_width // 2).astype(np.uint8),
-        binning=np.where(bin_width == 1, NO_BINS, np.where(is_power, POWER_OF_TWO, ANY_WIDTH)).astype(
-            np.uint8
-        ),
+        binning=binning.astype(np.uint8),
     )
 
 
@@ -121,21 +120,21 @@ def layout(kind: Any, **parts: Any) -> Any:
 
     parts: fields that are given instead, which those that may be None or repeated must be.
     """
-    fields = get_type_hints(kind)
-    return kind(
-        **{
-            name: parts[name] if name in parts else layout(hint) if hasattr(hint, "_fields") else name
-            for name, hint in fields.items()
-        }
-    )
+    fields = dict(parts)
+    for name, hint in get_type_hints(kind).items():
+        if name not in parts:
+            fields[name] = layout(hint) if hasattr(hint, "_fields") else name
+    return kind(**fields)
 
 
 def fill(names: tuple[Any, ...], nodes: Iterator[Any]) -> Any:
     """Returns a structure like `names` with one of `nodes` for each name, in the order of `flatten`."""
-    values: list[Any] = [
-        fill(value, nodes) if isinstance(value, tuple) else None if value is None else next(nodes)
-        for value in names
-    ]
+    values: list[Any] = []
+    for value in names:
+        if isinstance(value, tuple):
+            values.append(fill(value, nodes))
+        else:
+            values.append(None if value is None else next(nodes))
     return type(names)(*values) if hasattr(names, "_fields") else tuple(values)
 
 

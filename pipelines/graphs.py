@@ -1,4 +1,4 @@
-"""The DALI graphs. They draw nothing and keep nothing: every number comes from the source, batch by batch.
+"""Defines the DALI graphs. They draw nothing and keep nothing: every number comes from the source.
 
 Each graph is a linear chain: read → decode → cut → resize → colour → prepare for the network, on the GPU from
 the decode on. `source` is called once per batch and returns the structure of `graph_inputs` that each

@@ -1,4 +1,4 @@
-"""The reductions of decoded pixels in host memory, the twin of dali_ops.py for machines without a GPU.
+"""Implements the reductions of decoded pixels in host memory; dali_ops.py is the twin in a DALI graph.
 
 DALI's antialiased resize takes about ten times as long on a CPU as torch's of uint8, and lies further from
 the definition's oracle (Pillow: these are at most 1 apart, bicubic 2), so on a CPU DALI decodes and these

@@ -1,4 +1,4 @@
-"""Originals decoded once and kept, and the reduced images that a search asks of them."""
+"""Decodes originals once, and makes the reduced images of them that a search needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loaders: one DALI pipeline per split, one plan per epoch."""
+"""Loads the images of a split: one DALI pipeline per split, one plan per epoch."""
 
 from __future__ import annotations
 

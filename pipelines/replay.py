@@ -1,4 +1,4 @@
-"""The one replay after a bad file.
+"""Replays what was in flight when a file failed: the one mechanism of all loaders.
 
 DALI reads several batches ahead, names no file when one fails, and its pipeline does not survive the error.
 So a source remembers what is in flight; after an error the culprits are looked for among that, the pipeline

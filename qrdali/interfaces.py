@@ -1,4 +1,4 @@
-"""The types between rooms: what loaders hand out, how progress is reported, and what a job runs in."""
+"""Defines the types between rooms: what loaders hand out, how progress is reported, what a job runs in."""
 
 from __future__ import annotations
 

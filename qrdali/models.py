@@ -1,4 +1,4 @@
-"""Networks by name, from timm and torchvision, with the preprocessing that belongs to them."""
+"""Makes networks by name, from timm and torchvision, with the preprocessing that belongs to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: functions of (seed, epoch, sample, purpose), whatever their order.
+"""Draws counter-based random numbers: functions of (seed, epoch, sample, purpose), in whatever order.
 
 Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with the
 seed as its key and (sample, epoch, purpose and draw) as its counter. Streams are keyed by the tuple, never by

@@ -1,4 +1,4 @@
-"""Which level each image has in an epoch: the same for all, drawn at random, or each image's own."""
+"""Says which level each image has in an epoch: the same for all, drawn at random, or each its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One descent step: an image's neighbours at the next lower level, and the choice among them. Pure numpy.
+"""Computes one descent step: the neighbours at the next lower level and the choice among them. Pure numpy.
 
 A state is three levels and a window. Adaptive training takes one step per stage; the MEPI search takes steps
 until no neighbour is classified correctly.

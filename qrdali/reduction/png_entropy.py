@@ -1,4 +1,4 @@
-"""The entropy of an image: the bytes of its PNG, not Shannon's.
+"""Measures the entropy of an image: the bytes of its PNG, not Shannon's.
 
 Every figure depends on the encoder, whose name and versions are therefore recorded beside it.
 """

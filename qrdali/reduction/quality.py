@@ -1,4 +1,4 @@
-"""Quality, levels, and the integers each level gives: window, size and bin width.
+"""Defines quality, levels, and the integers that each level gives: window, size and bin width.
 
 A level k of a step 1/n, k = 0 … n - 1, keeps the quality q = (n - k) / n of one dimension's information
 (pixels times bits); level 0 is the untouched image. The definition is qrdali's own: the thesis names the

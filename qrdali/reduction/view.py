@@ -1,4 +1,4 @@
-"""The part of a reduced image that a network sees: all, the published centre crop, or a random crop."""
+"""Computes the part of a reduced image that a network sees: all, a centre crop, or a random crop."""
 
 from __future__ import annotations
 

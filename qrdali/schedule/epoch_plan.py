@@ -1,4 +1,4 @@
-"""One epoch's order, shards and per-image parameters, computed from (seed, epoch, sample) and stored nowhere.
+"""Computes one epoch's order, shards and per-image parameters from (seed, epoch, sample); stores nothing.
 
 Randomness is counter-based (`reduction.counter_rng`). The stream of images therefore does not depend on the
 batch size, the number of ranks or where a run was interrupted.

@@ -1,4 +1,4 @@
-"""The epoch scheduler: a pure state machine over plain data.
+"""Schedules epochs: a pure state machine over plain data, without torch, DALI or a clock.
 
 It imports neither torch nor DALI nor a clock.
 
@@ -63,8 +63,8 @@ class ScheduleRule:
             not self.sequence or set(self.sequence) - {phase.value for phase in Phase}
         ):
             raise InputError(
-                f"sequence {self.sequence!r} is neither paired-epochs nor paired-rounds nor a pattern of R and "
-                "C such as CCCCCCCR"
+                f"sequence {self.sequence!r} is neither paired-epochs nor paired-rounds nor a pattern of "
+                "R and C such as CCCCCCCR"
             )
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience {self.patience} ends before the first epoch: use 1 or more")

@@ -1,4 +1,4 @@
-"""The training methods: the rule that each gives the scheduler, and the levels of its R epochs.
+"""Gives each training method its rule for the scheduler, and the levels of its R epochs.
 
 | method | sequence | ends by | stages | level of an R epoch |
 |---|---|---|---|---|
