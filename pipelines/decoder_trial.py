@@ -11,7 +11,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qrdali.errors import printable
 from qrdali.system.subprocess_trial import Say, run_in_child
@@ -28,9 +28,24 @@ _CPU_TOLERANCE = 0.5  # mean difference from Pillow, of 255
 _GPU_TOLERANCE = 3.0  # nvJPEG's transforms round differently
 _MAX_BYTES, _MAX_ENTRIES = 1 << 18, 50  # of the cache file: whatever is longer is not ours
 
-# Top, left, height, width in upright pixels of an image 375 high and 500 wide. All but the last lie off a
-# JPEG decoder's grid of 8 or 16 pixels, where regions have gone wrong.
-_WINDOWS = ((13, 21, 187, 250), (187, 249, 188, 251), (1, 2, 372, 497), (94, 125, 188, 250), (0, 0, 375, 500))
+
+class _Window(NamedTuple):
+    """A window in upright pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+# Windows of an image 375 high and 500 wide. All but the last lie off a JPEG decoder's grid of 8 or 16 pixels.
+_WINDOWS = (
+    _Window(13, 21, 187, 250),
+    _Window(187, 249, 188, 251),
+    _Window(1, 2, 372, 497),
+    _Window(94, 125, 188, 250),
+    _Window(0, 0, 375, 500),
+)
 
 
 @dataclass(frozen=True)
@@ -131,10 +146,11 @@ def _pictures() -> list[tuple[str, bytes, Pixels]]:
     return pictures
 
 
-def _fitting(window: tuple[int, int, int, int], reference: Pixels) -> tuple[int, int, int, int]:
-    """Returns the window for a picture that may stand upright: transposed where it does."""
-    top, left, height, width = window
-    return window if reference.shape[0] == 375 else (left, top, width, height)
+def _fitting(window: _Window, reference: Pixels) -> _Window:
+    """Returns the window for an image that may stand upright: transposed where it does."""
+    if reference.shape[0] == 375:
+        return window
+    return _Window(window.left, window.top, window.width, window.height)
 
 
 def _difference(decoded: Pixels, reference: Pixels) -> float:
