@@ -1,4 +1,4 @@
-"""What a loader hands to whoever asks for an epoch."""
+"""Defines the types between rooms: what loaders hand out, how progress is reported, what a job runs in."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """images: float32 [N, 3, S, S], channels last in memory, normalised, on the loader's device. labels, samples: int64
-    [N] on the same device: class and sample number of each image. number: of the batch in its plan."""
+    """Holds one batch of network inputs.
+
+    images: float32 [N, 3, S, S], channels last in memory, (v / 255 - mean) / std, on the loader's device.
+    labels, samples: int64 [N] on the same device, class and sample number of each image. number: of the batch
+    in its plan, from 0.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -34,8 +38,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class CandidateRequest:
-    """States whose neighbours are to be shown to a network. samples: int64 [N]. window: int32 [N, 4], the windows of the
-    states; the candidates' lie within."""
+    """Holds states whose neighbours a network is to see.
+
+    samples: int64 [N]. window: int32 [N, 4] top, left, height, width, the windows of the states; those of the
+    candidates lie within. candidates: the neighbours, N states in K columns.
+    """
 
     samples: npt.NDArray[np.int64]
     window: npt.NDArray[np.int32]
@@ -44,8 +51,11 @@ class CandidateRequest:
 
 @dataclass(frozen=True)
 class CandidateBatch:
-    """What was asked, as network inputs. images: float32 [K, N, 3, S, S], as `Batch.images`; those that do not exist are
-    of no use. pictures: the reduced images uint8 HWC, K lists of N, or None where they were not wanted."""
+    """Holds the candidates of a request as network inputs.
+
+    images: float32 [K, N, 3, S, S], as `Batch.images`; where a candidate does not exist the values mean
+    nothing. reduced_images: K lists of N images uint8 HWC, or None where they were not wanted.
+    """
 
     request: CandidateRequest
     images: torch.Tensor
@@ -53,15 +63,17 @@ class CandidateBatch:
 
 
 class BatchSource(Protocol):
-    """Decodes, reduces and prepares the images of one split. The core knows the DALI loader only by this."""
+    """Decodes, reduces and prepares the images of one split: what other rooms know of DALI's loaders."""
 
     def epoch(
         self, plan: EpochPlan, on_unreadable: Callable[[dict[int, str]], None] | None = None
     ) -> Iterator[Batch]:
-        """The batches of `plan` from `plan.first_batch` on; a batch without images is left out.
+        """Yields the batches of `plan` from `plan.first_batch` on; a batch without images is left out.
 
-        Images that cannot be read raise Unreadable. With `unreadable` they are told to it instead, by sample number with the reason,
-        and left out: everything else comes once, in the same batches and order."""
+        Images that cannot be read raise Unreadable. Given `on_unreadable`, it is called with them instead, by
+        sample number with the reason, and they are left out: every other image comes once, in the same batch
+        and order.
+        """
         ...
 
     def candidates(
@@ -71,12 +83,16 @@ class BatchSource(Protocol):
         columns: tuple[int, ...],
         with_images: bool,
     ) -> Iterator[CandidateBatch]:
-        """The neighbours of states, each image decoded once. `most`: the largest N. `dimensions`: of the K columns. Raises Unreadable."""
+        """Yields the neighbours of each request's states, each image decoded once. Raises Unreadable.
+
+        max_batch: the largest N of a request. columns: the dimension that each of the K columns moves.
+        with_images: whether the reduced images are wanted too.
+        """
         ...
 
 
 class ImageReducer(Protocol):
-    """Decodes originals that a search keeps, and makes reduced images of them: the same bytes as a loader's."""
+    """Decodes originals that a search keeps, and makes reduced images of them, as a loader would."""
 
     def decode(
         self,
@@ -84,17 +100,20 @@ class ImageReducer(Protocol):
         on_unreadable: Callable[[int, str], None],
         max_batch: Callable[[], int] | None = None,
     ) -> Iterator[tuple[int, Any]]:
-        """(sample, pixels) of each image in order, decoded ahead. Pixels are uint8 HWC, where the maker wants them: host
-        arrays or tensors on its GPU. Images that cannot be read are left out and told to `unreadable` with the reason.
-        `most` says how many may be taken from `samples` together, if fewer than the maker would."""
+        """Yields (sample, pixels) of each image in order, decoded ahead.
+
+        Pixels are uint8 HWC, host arrays or tensors on the reducer's GPU: what its other methods take. Images
+        that cannot be read are left out, and `on_unreadable` is called with sample and reason. max_batch:
+        returns how many may be taken from `samples` at once, if that is fewer than the reducer would take.
+        """
         ...
 
     def network_inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:
-        """Network inputs, as `Batch.images`, of M originals reduced by `reduction`, on the maker's device."""
+        """Returns the network inputs, as `Batch.images`, of M originals reduced by `reduction`."""
         ...
 
     def reduced_images(self, pixels: list[Any], reduction: ReductionParams) -> list[npt.NDArray[np.uint8]]:
-        """The reduced images uint8 HWC of M originals, in host memory."""
+        """Returns the reduced images of M originals, uint8 HWC, in host memory."""
         ...
 
 

@@ -107,7 +107,9 @@ class LevelStages:
         return levels
 
     def log_stage(self, state: epoch_schedule.ScheduleState, stages: int) -> None:
-        q = quality(np.array([stage_level(self.settings, state.stage)]), self.num_levels)[0]
+        q = quality(
+            np.array([stage_level(self.settings.direction, self.num_levels, state.stage)]), self.num_levels
+        )[0]
         self.listener.line(f"stage {state.stage} of {stages}: quality {q:.2f}")
 
     def descend(

@@ -18,7 +18,7 @@ from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 from qrdali.errors import OtherRankFailed, Unreadable
 from qrdali.interfaces import BatchSource, CandidateBatch, CandidateRequest
 from qrdali.reduction import neighbors
-from qrdali.reduction.counter_rng import ONLINE, uniform
+from qrdali.reduction.counter_rng import Purpose, uniform
 from qrdali.reduction.levels import CHUNK, PerImageLevels
 from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.png_entropy import entropy
@@ -279,4 +279,4 @@ def descend_by_feedback(
 
 def _online_anchors(seed: int, samples: npt.NDArray[np.int64], step_number: int) -> npt.NDArray[np.float64]:
     """Returns where the window of an image's step number `step_number` lies, float64 [N, 2] in [0, 1)."""
-    return uniform(seed, 0, samples, ONLINE, step_number)[:, :2]
+    return uniform(seed, 0, samples, Purpose.ONLINE, step_number)[:, :2]

@@ -18,7 +18,7 @@ from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.pipelines import host_ops
 from qrdali.pipelines.engine import Engine
-from qrdali.pipelines.external_source import window_arrays
+from qrdali.pipelines.external_source import decode_inputs
 from qrdali.pipelines.graphs import decode_windows
 from qrdali.reduction.png_entropy import encoder_name, entropy
 from qrdali.reduction.quality import (
@@ -146,7 +146,7 @@ def _reduced(original: _Original, reduction: ReductionParams) -> list[Pixels]:
     training on a CPU.
     """
     count = len(reduction.window)
-    emitted = iter([window_arrays([np.frombuffer(original.encoded, np.uint8)] * count, reduction.window)])
+    emitted = iter([decode_inputs([np.frombuffer(original.encoded, np.uint8)] * count, reduction.window)])
     try:
         (decoded,) = decode_windows(lambda: next(emitted), Engine(depth=1), count, original.is_url).run()
     except RuntimeError as error:

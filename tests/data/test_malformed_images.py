@@ -19,7 +19,7 @@ from qrdali.data.inspect import MAX_BYTES, inspect_file, quiet_pillow
 from qrdali.errors import RunError
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import Engine
-from qrdali.pipelines.external_source import window_arrays
+from qrdali.pipelines.external_source import decode_inputs
 from qrdali.pipelines.graphs import decode_windows
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.pipelines.loader import open_loader
@@ -180,7 +180,7 @@ def decoded_by_dali(path: Path, height: int, width: int) -> npt.NDArray[np.uint8
     window = np.array([[0, 0, height, width]], np.int32)
     name = [np.frombuffer(str(path).encode(), np.uint8)]
     try:
-        (output,) = decode_windows(lambda: window_arrays(name, window), Engine(depth=1, threads=1), 1).run()
+        (output,) = decode_windows(lambda: decode_inputs(name, window), Engine(depth=1, threads=1), 1).run()
     except RuntimeError:
         return None
     return np.array(output.at(0))

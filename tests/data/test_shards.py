@@ -276,7 +276,7 @@ def test_roots_that_cannot_be_shards(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_shard_that_went_bad_is_told(root: Path, tmp_path: Path) -> None:
-    from qrdali.pipelines.loader import why_unreadable
+    from qrdali.pipelines.diagnose import why_unreadable
 
     made("index", root, "--out", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")

@@ -1,4 +1,4 @@
-"""Trials of decoding: child processes that crash and hang, what is remembered, and the path the loaders take."""
+"""Trials of decoding: children that crash and hang, what is remembered, and the path that loaders take."""
 
 import json
 import os

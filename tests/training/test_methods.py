@@ -444,11 +444,11 @@ def _slow_step(
 
 def _reduced(index: Any, sample: int, found: neighbors.Candidates, column: int) -> np.ndarray:
     from qrdali.pipelines import host_ops as host
-    from qrdali.pipelines.external_source import window_arrays
+    from qrdali.pipelines.external_source import decode_inputs
     from qrdali.pipelines.graphs import decode_windows
 
     (pixels,) = decode_windows(
-        lambda: window_arrays(index.path_bytes(np.array([sample])), found.window[sample, column][None]),
+        lambda: decode_inputs(index.path_bytes(np.array([sample])), found.window[sample, column][None]),
         Engine(depth=1),
         1,
     ).run()
