@@ -1,7 +1,10 @@
-"""Reads the files that an index names, on a disk, in an object store or inside a tar shard; whole or in parts.
+"""Reads the files that an index names, on a disk, in an object store or inside a tar shard.
 
-A name is an absolute path, `s3://BUCKET/KEY` or `gs://BUCKET/KEY` (the key as it is, nothing escaped), or a member of a tar:
-`tar+file:///SHARD?offset=512&length=8211#MEMBER`, also `tar+s3://` and `tar+gs://` (shard and member percent-encoded).
+Whole or in parts.
+
+A name is an absolute path, `s3://BUCKET/KEY` or `gs://BUCKET/KEY` (the key as it is, nothing escaped), or a
+member of a tar: `tar+file:///SHARD?offset=512&length=8211#MEMBER`, also `tar+s3://` and `tar+gs://` (shard
+and member percent-encoded).
 """
 
 from __future__ import annotations
@@ -49,7 +52,10 @@ _filesystem_lock = Lock()
 
 
 class Unreachable(RunError):
-    """A store cannot be read: no network, no bucket, no right to read. The one file that was asked for is not to blame."""
+    """A store cannot be read: no network, no bucket, no right to read.
+
+    The one file that was asked for is not to blame.
+    """
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,10 @@ class Member:
 
 
 def shard_prefix(shard: str) -> str:
-    """Returns how the URLs of a shard's members begin; of a folder: how those of the shards in it do, less a slash."""
+    """Returns how the URLs of a shard's members begin.
+
+    Of a folder: how those of the shards in it do, less a slash.
+    """
     scheme, rest = ("file://", shard) if not is_remote(shard) else (shard[:5], shard[5:])
     return f"{_TAR}{scheme}{quote(rest)}"
 
@@ -161,8 +170,8 @@ def shown(name: str) -> str:
 def opened(name: str) -> Stored:
     """Opens the file of a name.
 
-    Raises FileNotFoundError for a file that is not there, ValueError or another OSError for one that cannot be read,
-    Unreachable where the store cannot.
+    Raises FileNotFoundError for a file that is not there, ValueError or another OSError for one that cannot
+    be read, Unreachable where the store cannot.
     """
     if name.startswith(_TAR):
         in_shard = member(name)
@@ -179,8 +188,8 @@ def opened(name: str) -> Stored:
 def whole(name: str, max_bytes: int) -> bytes:
     """Returns the bytes of an object or a shard's member.
 
-    That takes one request to Google's store, two to others, one for a shard's member. Raises as `opened` does, and
-    ValueError for more than `max_bytes`.
+    That takes one request to Google's store, two to others, one for a shard's member. Raises as `opened`
+    does, and ValueError for more than `max_bytes`.
     """
     if name.startswith("gs://"):
         return _streamed(name, max_bytes)
@@ -251,8 +260,9 @@ def _remote_shard(url: str) -> Stored:
 def _random_access(url: str) -> Stored:
     """Opens an object whose reads are a request each.
 
-    Not for many objects of Google's store: there each request is for all that follows, of which no more is taken than is
-    wanted, and opening is two requests, the second of which pyarrow makes with Python's lock held.
+    Not for many objects of Google's store: there each request is for all that follows, of which no more is
+    taken than is wanted, and opening is two requests, the second of which pyarrow makes with Python's lock
+    held.
     """
     store = filesystem(url)
     with translate_errors(url):
@@ -315,7 +325,10 @@ def translate_errors(url: str) -> Iterator[None]:
 
 
 def filesystem(url: str) -> Any:
-    """Returns the store of a URL, by the address, region and credentials in the environment. Raises Unreachable."""
+    """Returns the store of a URL, by the address, region and credentials in the environment.
+
+    Raises Unreachable.
+    """
     with _filesystem_lock:  # lru_cache alone would let each of many threads make its own
         scheme, bucket = url[:5], url[5:].partition("/")[0]
         with translate_errors(url):
@@ -372,7 +385,10 @@ def exception_for(url: str, error: Exception) -> Exception:
         return no_bucket(url)
     if any(sign in text for sign in _DENIED):
         if scheme == "s3://":
-            how = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (AWS_NO_SIGN_REQUEST=1 for a public bucket)"
+            how = (
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE "
+                "(AWS_NO_SIGN_REQUEST=1 for a public bucket)"
+            )
         else:
             how = "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`"
         return Unreachable(f"{bucket} may not be read with the credentials found here: set {how}")

@@ -1,4 +1,4 @@
-"""Lists folders of images, on a disk or in an object store: which classes there are, and the files of each."""
+"""Lists folders of images, on a disk or in an object store: the classes and the files of each."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ class RemoteTree:
         parts = prefix.strip("/").split("/") if prefix.strip("/") else []
         if not bucket or any(part in ("", ".", "..") for part in parts):
             raise InputError(
-                f"{printable(root)} is not a place in a store: give {root[:5]}BUCKET or {root[:5]}BUCKET/PREFIX"
+                f"{printable(root)} is not a place in a store: give {root[:5]}BUCKET or "
+                f"{root[:5]}BUCKET/PREFIX"
             )
         self.root = root[:5] + "/".join([bucket, *parts])
         self._store = storage.filesystem(self.root)
@@ -170,8 +171,8 @@ class RemoteTree:
 class GoogleTree(RemoteTree):
     """A prefix in Google's store, where everything below a place is listed at once.
 
-    pyarrow finds only those folders there that have an object of their own. A listing takes a request per thousand
-    objects, one after another; places are listed in parallel, once, and the names are kept.
+    pyarrow finds only those folders there that have an object of their own. A listing takes a request per
+    thousand objects, one after another; places are listed in parallel, once, and the names are kept.
     """
 
     def __init__(self, root: str) -> None:

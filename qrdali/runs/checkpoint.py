@@ -1,6 +1,8 @@
-"""Weights and training state in a folder: safetensors and JSON, written whole or not at all, nothing executed at load.
+"""Weights and training state in a folder: safetensors and JSON, written whole or not at all, nothing executed
+at load.
 
-`SHA256SUMS` holds the hash of every file, as `sha256sum --check` reads it; what is loaded is compared with it.
+`SHA256SUMS` holds the hash of every file, as `sha256sum --check` reads it; what is loaded is compared with
+it.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([a-z]{1,40}\.(?:json|safetensors))")
 def save(folder: Path, state: dict[str, Any], *, keep_previous: bool = False, **tensors: Tensors) -> None:
     """Writes `state.json`, one `NAME.safetensors` per keyword and their hashes, replacing `folder` at once.
 
-    All files are on the disk before the old folder goes, which waits as `NAME.old` until the new one has its place, and stays there
-    with `keep_previous`. Raises OSError if the disk is full or cannot be written; `folder` is then as before.
+    All files are on the disk before the old folder goes, which waits as `NAME.old` until the new one has its
+    place, and stays there with `keep_previous`. Raises OSError if the disk is full or cannot be written;
+    `folder` is then as before.
     """
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(new, ignore_errors=True)
@@ -90,7 +93,8 @@ def current(folder: Path) -> Path:
 def load(folder: Path, *names: str) -> tuple[dict[str, Any], list[Tensors]]:
     """`state.json` and the named tensor files of `folder`, or of the one before it if a save was cut short.
 
-    Raises RunError naming the file that is missing or damaged. A folder that a running training replaces meanwhile is read again.
+    Raises RunError naming the file that is missing or damaged. A folder that a running training replaces
+    meanwhile is read again.
     """
     failed = 0
     for turn in range(_TURNS):
@@ -98,8 +102,9 @@ def load(folder: Path, *names: str) -> tuple[dict[str, Any], list[Tensors]]:
         try:
             found = _read(current(folder), names)
         except RunError:
-            # Twice in a row at the same place, because a new folder may get an old one's number within a tick of the clock. One that was
-            # not there for a moment is being replaced too; one that never is, is missing.
+            # Twice in a row at the same place, because a new folder may get an old one's number within a tick
+            # of the clock. One that was not there for a moment is being replaced too; one that never is, is
+            # missing.
             failed = failed + 1 if place is not None and _place(folder) == place else 0
             if failed == 2 or (turn == _TURNS - 1 and place is None and _place(folder) is None):
                 raise
@@ -113,7 +118,9 @@ def load(folder: Path, *names: str) -> tuple[dict[str, Any], list[Tensors]]:
 
 
 def load_newest(folder: Path, *names: str) -> tuple[dict[str, Any], list[Tensors], str]:
-    """As `load`, but a damaged folder gives way to the one before it; the third value says what is damaged, or nothing.
+    """As `load`, but a damaged folder gives way to the one before it.
+
+    The third value says what is damaged, or nothing.
 
     Raises RunError if neither can be read.
     """
@@ -130,7 +137,9 @@ def load_newest(folder: Path, *names: str) -> tuple[dict[str, Any], list[Tensors
 
 
 def quarantine_damaged(folder: Path) -> None:
-    """Renames a damaged folder to `NAME.damaged`, so that the next save leaves the good one before it in place."""
+    """Renames a damaged folder to `NAME.damaged`, so that the next save leaves the good one before it in
+    place.
+    """
     damaged = folder.with_name(folder.name + ".damaged")
     shutil.rmtree(damaged, ignore_errors=True)
     folder.rename(damaged)

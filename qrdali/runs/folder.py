@@ -62,13 +62,18 @@ def holds_run(folder: Path) -> bool:
 
 
 def is_deterministic(folder: Path) -> bool:
-    """Whether a run is trained under deterministic algorithms: what is made of its network then is too. Raises InputError if its
-    config.toml cannot be read."""
+    """Whether a run is trained under deterministic algorithms: what is made of its network then is too.
+
+    Raises InputError if its config.toml cannot be read.
+    """
     return holds_run(folder) and settings.read_toml(folder / "config.toml").get("deterministic") is True
 
 
 def describe_best(folder: Path) -> BestModel:
-    """What a run's `best/` says of itself. Raises InputError if there is no run, RunError if it is damaged."""
+    """What a run's `best/` says of itself.
+
+    Raises InputError if there is no run, RunError if it is damaged.
+    """
     return _best(folder)[0]
 
 
@@ -83,7 +88,10 @@ def _best(folder: Path, *names: str) -> tuple[BestModel, list[checkpoint.Tensors
 
 
 def load_best(folder: Path) -> tuple[nn.Module, BestModel]:
-    """The network of a run's `best/` on the CPU. Raises as `describe_best`, and RunError for weights of another network."""
+    """The network of a run's `best/` on the CPU.
+
+    Raises as `describe_best`, and RunError for weights of another network.
+    """
     trained, (weights,) = _best(folder, "model")
     model = create(trained.model, len(trained.classes))
     try:
@@ -96,7 +104,10 @@ def load_best(folder: Path) -> tuple[nn.Module, BestModel]:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256, hexadecimal, of a run's best weights; "" where there are none (any more). Raises RunError if they cannot be read."""
+    """SHA-256, hexadecimal, of a run's best weights; "" where there are none (any more).
+
+    Raises RunError if they cannot be read.
+    """
     file = checkpoint.current(folder / "best") / "model.safetensors"
     try:
         return sha256_of(file)
@@ -113,7 +124,9 @@ def has_ended(folder: Path) -> bool:
 
 
 def metrics_rows(folder: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl up to the first that is damaged or cut; with `whole`, ValueError for that one.
+    """The lines of metrics.jsonl up to the first that is damaged or cut.
+
+    With `whole`, ValueError for that one.
 
     Raises RunError if the file cannot be read.
     """
@@ -176,8 +189,8 @@ def describe_saved(folder: Path) -> str:
 def lock_run_folder(folder: Path) -> Iterator[None]:
     """Makes the run folder and holds it for this process. One that holds nothing afterwards is removed.
 
-    Raises RunError if another process trains in it, or if it cannot be written; and for a full disk or another error of the system
-    in what is done within, saying what is saved.
+    Raises RunError if another process trains in it, or if it cannot be written; and for a full disk or
+    another error of the system in what is done within, saying what is saved.
     """
     new, file = not folder.exists(), folder / LOCK
     try:
@@ -190,8 +203,9 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
         )
     except OSError as error:
         raise RunError(
-            f"{printable(folder)} cannot be written ({printable(error.strerror or error)}): nothing has been changed; choose "
-            "another --run, in a container mount a volume that its user may write (-v, --user)"
+            f"{printable(folder)} cannot be written ({printable(error.strerror or error)}): nothing has been "
+            "changed; choose another --run, in a container mount a volume that its user may write (-v, "
+            "--user)"
         ) from None
     try:
         yield
@@ -200,8 +214,8 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
             f"{error.strerror}: {printable(error.filename or folder)}" if error.strerror else printable(error)
         )
         raise RunError(
-            f"{what}: training stopped, nothing that was complete is damaged, {describe_saved(folder)}; when that is "
-            "mended, the same command with --resume continues"
+            f"{what}: training stopped, nothing that was complete is damaged, {describe_saved(folder)}; when "
+            "that is mended, the same command with --resume continues"
         ) from None
     finally:
         if [entry.name for entry in folder.iterdir()] == [LOCK]:

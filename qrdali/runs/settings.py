@@ -24,11 +24,14 @@ Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
 
 
 class Settings(BaseModel):
-    """One run. Paths as text; `root`: where the images of `data` are now, if they moved;
-    `quality` and `reduction` matter to methods with R epochs; `lr` 0 is the network's own;
-    `track_sets` are folders by name, `track_reduced` 0 is off; `max_bad`: share of the training images that may turn out unreadable;
-    `ema`: decay per step of the average of weights that is validated, 0 is off; `deterministic`: torch's deterministic
-    algorithms, or an error."""
+    """One run.
+
+    Paths as text; `root`: where the images of `data` are now, if they moved; `quality` and `reduction` matter
+    to methods with R epochs; `lr` 0 is the network's own; `track_sets` are folders by name, `track_reduced` 0
+    is off; `max_bad`: share of the training images that may turn out unreadable; `ema`: decay per step of the
+    average of weights that is validated, 0 is off; `deterministic`: torch's deterministic algorithms, or an
+    error.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -80,7 +83,9 @@ class Settings(BaseModel):
 
 
 def validate_settings(values: dict[str, Any]) -> Settings:
-    """Settings from plain values. Raises InputError naming the first key that is wrong, its value and the rule.
+    """Settings from plain values.
+
+    Raises InputError naming the first key that is wrong, its value and the rule.
 
     Methods with reductions default to the combination in paired epochs.
     """
