@@ -29,11 +29,9 @@ _REFUSED = re.compile(r"(\S+) does not have a deterministic implementation")
 def deterministic(wanted: bool, device: str = "auto") -> Iterator[None]:
     """Makes torch, if `wanted`, use deterministic algorithms or refuse, within the block.
 
-    Then restores its switches.
-
-    TF32 and --amp stay as they are. device: the value of --device. The block must be entered before CUDA is
-    used. Raises InputError for an environment with which cuBLAS does not repeat itself, RunError for an
-    operation in the block that has no deterministic form.
+    Afterwards its switches are as before. TF32 and --amp stay as they are. device: the value of --device. The
+    block must be entered before CUDA is used. Raises InputError for an environment with which cuBLAS does not
+    repeat itself, RunError for an operation in the block that has no deterministic form.
     """
     if not wanted:
         yield
@@ -99,8 +97,7 @@ def cublas_workspace(device: str) -> Iterator[None]:
 def require_deterministic_model(
     model: nn.Module, input_size: int, classes: int, amp: str, device: torch.device
 ) -> None:
-    """Raises RunError, naming the operation, if a training step of `model` needs one without a deterministic
-    form.
+    """Raises RunError if a training step of `model` needs an operation without a deterministic form.
 
     `model` is not changed. Whatever else may make a step fail is left to the first one of the training.
     """
@@ -120,7 +117,7 @@ def require_deterministic_model(
 
 
 def _refused(error: Exception) -> RunError | None:
-    """Returns the RunError for a torch error that names an operation without a deterministic form, or None."""
+    """Returns the RunError for a torch error about an operation without a deterministic form, or None."""
     match = None if isinstance(error, RunError) else _REFUSED.search(str(error))
     if match is None:
         return None

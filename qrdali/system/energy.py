@@ -42,9 +42,7 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Frees what earlier work of this process has cached and resets the peaks, so that they are the next
-    run's own.
-    """
+    """Frees what earlier work of this process has cached, and resets the peaks for the next run."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

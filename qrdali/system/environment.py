@@ -25,8 +25,7 @@ _CODEC = ("nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Returns what a run records of its surroundings, so that its figures can be told from those of other
-    places.
+    """Returns the versions and devices that a run records, so that its figures can be told from others.
 
     qrdali, python, torch, torchvision, timm, dali, numpy, pillow: versions as text, None where not installed.
     platform, cpu: text. cores: logical ones. gpu, driver: name of the GPU that `device` is and version of its
@@ -46,9 +45,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def dali() -> tuple[str, str] | None:
-    """Returns the installed distribution of DALI, whose name has the CUDA it is built for, and its version,
-    or None.
-    """
+    """Returns the installed distribution of DALI, which names its CUDA, and its version; or None."""
     return _installed(_PACKAGES["dali"])
 
 

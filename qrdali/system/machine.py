@@ -14,10 +14,9 @@ ROOT = Path("/")  # where /proc and /sys are
 
 @dataclass(frozen=True)
 class Processors:
-    """Numbers of logical processors: of the machine, in this process's affinity, and its control group's
-    quota of time.
+    """Numbers of logical processors: of the machine, in this process's affinity, and of its control group.
 
-    quota: in processors; None without a limit.
+    quota: the group's limit of time, in processors; None without a limit.
     """
 
     machine: int
@@ -125,8 +124,7 @@ def _numbers(root: Path, name: str, controller: str | None) -> Iterator[int]:
 
 
 def _files(root: Path, name: str, controller: str | None) -> Iterator[Path]:
-    """Yields the files `name` of this process's control group and of those around it, as far as they can be
-    seen.
+    """Yields the files `name` of this process's control group and of those around it, where visible.
 
     A container often sees its own group as the root. controller: of version 1 of control groups; None for
     version 2.

@@ -364,7 +364,7 @@ def test_refusals(run: Path, data: str, tmp_path: Path) -> None:
         build(**options(run, data, tmp_path / "other"), resume=True)
     with pytest.raises(InputError, match="exhaustive is for color and resolution"):
         build(**options(run, data, tmp_path / "new", reduction="crop", search="exhaustive"))
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="is not a run folder"):
         build(**options(tmp_path / "no", data, tmp_path / "new"))
     stripped = tmp_path / "stripped"
     shutil.copytree(run, stripped)
