@@ -107,7 +107,10 @@ def preprocessing() -> Any:
 
 
 def loader_of(index: Any, batch_size: int, whole_graph: bool = False) -> Any:
-    """On the CPU. DALI and torch are imported only where images are decoded by it: the other tests take no time for that."""
+    """On the CPU.
+
+    DALI and torch are imported only where images are decoded by it: the other tests take no time for that.
+    """
     from qrdali.pipelines.engine import Engine
     from qrdali.pipelines.loader import open_loader
 

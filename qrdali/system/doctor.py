@@ -22,7 +22,7 @@ OLDEST_PYTHON = (3, 10)
 DRIVERS: dict[int, tuple[int, ...]] = {11: (450,), 12: (525,), 13: (580,)}
 # nvImageCodec's documentation asks for more than CUDA 12 does.
 CODEC_DRIVERS: dict[int, tuple[int, ...]] = {12: (530, 30)}
-# Bytes of shared memory, memory and free disk below which the doctor warns, and of disk below which no run fits.
+# Bytes: of shared memory, memory and free disk below which to warn, and of disk below which no run fits.
 LITTLE_SHARED, LITTLE_MEMORY, LITTLE_DISK, NO_DISK = 64 << 20, 2 << 30, 1 << 30, 10 << 20
 
 _AGAIN = "install it again, in the version of constraints.txt"

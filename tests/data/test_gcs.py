@@ -34,10 +34,11 @@ ODD = ["one two.jpg", "\"'quotes'.jpg", "émoji 🦊.jpg", "%41?x#y+&=.jpg"]
 
 @pytest.fixture(scope="module", autouse=True)
 def silence() -> Iterator[subprocess.Popen[str]]:
-    """A process that asks a server which never answers, while the other tests run: Google's library waits for two minutes."""
+    """A process whose server never answers; it waits two minutes for it while the other tests run."""
     work = (
-        "import sys; from pathlib import Path; from qrdali.data.build import index_root; from qrdali.data.scan import DECODED\n"
-        "try: index_root('gs://b/x', Path(sys.argv[1]), DECODED)\nexcept Exception as error: print(type(error).__name__, error)"
+        "import sys; from pathlib import Path; from qrdali.data.build import index_root; from "
+        "qrdali.data.scan import DECODED\ntry: index_root('gs://b/x', Path(sys.argv[1]), DECODED)\nexcept "
+        "Exception as error: print(type(error).__name__, error)"
     )
     with socket.create_server(("127.0.0.1", 0)) as server:
         environment = os.environ | {"STORAGE_EMULATOR_HOST": f"127.0.0.1:{server.getsockname()[1]}"}
@@ -197,7 +198,8 @@ def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path,
     [
         (
             "403",
-            f"gs://{BUCKET} may not be read with the credentials found here: set GOOGLE_APPLICATION_CREDENTIALS",
+            f"gs://{BUCKET} may not be read with the credentials found here: set "
+            "GOOGLE_APPLICATION_CREDENTIALS",
         ),
         ("401", f"gs://{BUCKET} may not be read with the credentials"),
         ("garbage", "cannot be read: check the network"),
@@ -414,7 +416,10 @@ def long(store: Store, tmp_path: Path) -> tuple[Index, Index]:
 
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_search_reads_ahead(long: tuple[Index, Index], store: Store, gone: bool) -> None:
-    """The next originals are asked for while those before them are searched; they are the same, in the same order."""
+    """The next originals are asked for while those before them are searched.
+
+    They are the same, in the same order.
+    """
     from qrdali.pipelines.engine import Engine
     from qrdali.pipelines.image_reducer import open_image_reducer
 

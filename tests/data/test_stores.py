@@ -1,4 +1,7 @@
-"""An object store as a root, against an S3 server on loopback; data sets whose images moved; validation shares."""
+"""An object store as a root, against an S3 server on loopback; data sets whose images moved.
+
+Validation shares.
+"""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""`build-mepi` and `evaluate` in several processes: the same files as one process writes, whatever dies in between."""
+"""`build-mepi` and `evaluate` in several processes write the files of one, whatever dies meanwhile."""
 
 import json
 import os
@@ -214,7 +214,7 @@ def test_torchrun_begins_again_and_goes_on(run: Path, dataset: Dataset, plain: P
 def test_evaluate_gives_the_rows_of_one_process(
     run: Path, dataset: Dataset, plain: Path, tmp_path: Path
 ) -> None:
-    """Every image once, in batches of which the last is smaller, and files that cannot be read counted once."""
+    """Every image is seen once, the last batch is smaller, and unreadable files are counted once."""
     folder, copy = tmp_path / "mepis", tmp_path / "run"
     shutil.copytree(plain / "combination", folder)
     shutil.copytree(run, copy)

@@ -1,4 +1,7 @@
-"""Every reader of what qrdali writes, on bytes that nobody wrote: a value, or one line; never another error, code or a wait."""
+"""Every reader of what qrdali writes, on bytes that nobody wrote: a value, or one line.
+
+Never another error, code or a wait.
+"""
 
 import functools
 import io
@@ -174,7 +177,10 @@ READERS = [
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of each file, as qrdali writes it; the run's checkpoint without hashes, which would refuse every change alike."""
+    """One of each file, as qrdali writes it.
+
+    The run's checkpoint without hashes, which would refuse every change alike.
+    """
     root = tmp_path_factory.mktemp("good")
     run = fake_runs.run(
         root / "run",
