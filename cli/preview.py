@@ -64,6 +64,7 @@ def preview(image: str, out: str, step: float) -> None:
     from qrdali.cli.terminal import say
     from qrdali.data import storage
     from qrdali.data.inspect import MAX_BYTES, read_upright_size
+    from qrdali.data.object_store import Unreachable
     from qrdali.errors import InputError, RunError, printable
     from qrdali.pipelines import host_ops as host
     from qrdali.pipelines.engine import Engine
@@ -89,7 +90,7 @@ def preview(image: str, out: str, step: float) -> None:
         if apart:
             encoded = storage.whole(path, MAX_BYTES)
         width, height = read_upright_size(io.BytesIO(encoded) if apart else path, verify=True)
-    except storage.Unreachable:
+    except Unreachable:
         raise
     except Exception as error:  # Pillow's decoders raise many types
         raise InputError(f"{printable(image)} cannot be decoded: {printable(error)}") from None

@@ -385,7 +385,7 @@ class Store:
 @contextmanager
 def gcs() -> Iterator[Store]:
     """A server that has an empty bucket; its address is in the environment meanwhile."""
-    from qrdali.data import storage
+    from object_stores import forget_stores
 
     before = os.environ.get("STORAGE_EMULATOR_HOST")
     with subprocess.Popen(
@@ -394,7 +394,7 @@ def gcs() -> Iterator[Store]:
         assert process.stdout is not None
         store = Store(int(process.stdout.readline()))
         os.environ["STORAGE_EMULATOR_HOST"] = f"http://127.0.0.1:{store.port}"
-        forget(storage)
+        forget_stores()
         try:
             yield store
         finally:
@@ -403,13 +403,7 @@ def gcs() -> Iterator[Store]:
                 del os.environ["STORAGE_EMULATOR_HOST"]
             else:
                 os.environ["STORAGE_EMULATOR_HOST"] = before
-            forget(storage)
-
-
-def forget(storage: Any) -> None:
-    """What is remembered of a store that is no longer there."""
-    storage._gcs.cache_clear()
-    storage._remote_shard.cache_clear()
+            forget_stores()
 
 
 def main() -> None:

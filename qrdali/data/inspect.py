@@ -15,6 +15,7 @@ from threading import Lock
 from PIL import Image
 
 from qrdali.data import formats, storage
+from qrdali.data.object_store import Unreachable
 from qrdali.errors import printable
 from qrdali.files.hashing import sha256_of
 
@@ -82,7 +83,7 @@ def inspect_file(path: str, verify: bool, hashed: bool = False, max_pixels: int 
         width, height = read_upright_size(path, verify, max_pixels)
         digest = bytes.fromhex(sha256_of(path)) if hashed else None
         return FileReport(path, width, height, facts.st_size, digest)
-    except storage.Unreachable:
+    except Unreachable:
         raise
     except Exception as error:  # Pillow's decoders raise many types; each is this file's reason, not ours
         return FileReport(path, reason=printable(error) or type(error).__name__)

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from qrdali.data import storage
+from qrdali.data import object_store, storage
 from qrdali.errors import InputError, printable
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
@@ -111,14 +111,14 @@ class RemoteTree:
                 f"{root[:5]}BUCKET/PREFIX"
             )
         self.root = root[:5] + "/".join([bucket, *parts])
-        self._store = storage.filesystem(self.root)
+        self._store = object_store.filesystem(self.root)
         self._require_bucket()
 
     def _require_bucket(self) -> None:
-        with storage.translate_errors(self.root):
+        with object_store.translate_errors(self.root):
             info = self._store.get_file_info(self.root[5:].partition("/")[0])
         if info.type.name == "NotFound":
-            raise storage.no_bucket(self.root)
+            raise object_store.no_bucket(self.root)
 
     def name(self, *place: str) -> str:
         return "/".join([self.root, *place])
@@ -163,7 +163,7 @@ class RemoteTree:
         from pyarrow import fs
 
         url = self.name(*place)
-        with storage.translate_errors(url):
+        with object_store.translate_errors(url):
             infos: list[Any] = self._store.get_file_info(fs.FileSelector(url[5:], allow_not_found=True))
         return infos
 
@@ -234,7 +234,7 @@ class GoogleTree(RemoteTree):
         from pyarrow import fs
 
         url = self.name(*place)
-        with storage.translate_errors(url):
+        with object_store.translate_errors(url):
             try:
                 infos: list[Any] = self._store.get_file_info(fs.FileSelector(url[5:], recursive=True))
             except OSError as error:
@@ -243,7 +243,7 @@ class GoogleTree(RemoteTree):
                 if isinstance(
                     error, FileNotFoundError
                 ):  # the server's answer to a listing: only a bucket can be missing
-                    raise storage.no_bucket(self.root) from None
+                    raise object_store.no_bucket(self.root) from None
                 raise
         return infos
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from gcs_server import BUCKET, Store, forget, gcs
-from object_stores import loader_of, preprocessing, put, s3, tar
+from gcs_server import BUCKET, Store, gcs
+from object_stores import forget_stores, loader_of, preprocessing, put, s3, tar
 from tiny_data import commands, done, fill, images, jpeg, made, paths, run
 
-from qrdali.data import storage, tree
+from qrdali.data import object_store, storage, tree
 from qrdali.data.build import index_root
 from qrdali.data.index import SPLITS, Dataset, Index
 from qrdali.data.scan import DECODED, build_dataset
@@ -58,7 +58,7 @@ def server() -> Iterator[Store]:
 @pytest.fixture
 def store(server: Store) -> Store:
     server.tell()
-    forget(storage)
+    forget_stores()
     return server
 
 
@@ -223,7 +223,7 @@ def test_what_a_server_says_instead(
         "list": lambda: index_root(pets, tmp_path / "x", DECODED),
         "media": lambda: list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4), told.update)),
     }
-    with pytest.raises(storage.Unreachable, match=match) as error:
+    with pytest.raises(object_store.Unreachable, match=match) as error:
         work[kind]()
     assert "\n" not in str(error.value)
     assert told == {}
@@ -259,11 +259,11 @@ def test_credentials_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "bad.json").write_text("{}")
     for file in ("none.json", "bad.json"):
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / file))
-        storage._gcs.cache_clear()
-        with pytest.raises(storage.Unreachable, match="GOOGLE_APPLICATION_CREDENTIALS") as error:
+        object_store._gcs.cache_clear()
+        with pytest.raises(object_store.Unreachable, match="GOOGLE_APPLICATION_CREDENTIALS") as error:
             index_root("gs://x/y", tmp_path / "x", DECODED)
         assert "\n" not in str(error.value)
-    storage._gcs.cache_clear()
+    object_store._gcs.cache_clear()
 
 
 def test_shards(store: Store, tmp_path: Path) -> None:
