@@ -25,7 +25,7 @@ from qrdali.runs.settings import Settings
 from qrdali.schedule import epoch_schedule
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.schedule.methods import schedule_rule_of
-from qrdali.system.energy import EnergyMeter, peak_memory
+from qrdali.system.energy import EnergyMeter, all_reduce_peak_memory
 from qrdali.training.epoch import EpochTrainer
 from qrdali.training.epoch_totals import EpochSums, RunTotals, StageInfo
 from qrdali.training.level_stages import LevelStages
@@ -166,11 +166,12 @@ class Trainer:
             moved = done.images
             self.totals.forward_images += done.candidates
             self.totals.seconds += seconds
+            joules = self.energy.all_reduce_joules("probe_energy_joules", self.group)
             self.stage.row = {
                 "moved": done.images / len(self.train_index),
                 "probe_seconds": round(seconds, 3),
                 "probe_candidates": done.candidates,
-                **self.energy.all_ranks("probe_energy_joules", self.group),
+                **joules,
             }
         elif self.rule.stages is not None and self.rule.stages != 1:
             self.stages.log_stage(state, self.rule.stages)
@@ -207,7 +208,9 @@ class Trainer:
             replace(self.totals),
         )  # what a signal saves from here on: validation alone is done again
         rows = self._validate(f"epoch {number} val", watched)
-        spent = peak_memory(self.device, self.group) | self.energy.all_ranks("energy_joules", self.group)
+        peak = all_reduce_peak_memory(self.device, self.group)
+        joules = self.energy.all_reduce_joules("energy_joules", self.group)
+        spent = peak | joules
         tracked = self._track(f"epoch {number}")  # before a restore may change the weights
         self.unvalidated = None
         before = state

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from qrdali.data import storage
 from qrdali.data.inspect import MAX_BYTES, read_upright_size
+from qrdali.data.object_store import Unreachable
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.pipelines import host_ops
@@ -134,7 +135,7 @@ def _open(image: str, out: Path) -> _Original:
         if is_url:
             encoded = storage.whole(path, MAX_BYTES)
         width, height = read_upright_size(io.BytesIO(encoded) if is_url else path, verify=True)
-    except storage.Unreachable:
+    except Unreachable:
         raise
     except Exception as error:  # Pillow's decoders raise many types
         raise InputError(f"{printable(image)} cannot be decoded: {printable(error)}") from None

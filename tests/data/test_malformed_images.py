@@ -42,7 +42,8 @@ NAMES = [
     "a" * 250 + ".jpg",
 ]
 CLASSES = ("plain", "a b '🦊'")
-# 16 bits become 8, a palette of 16 bits and the colours of YCbCr and CMYK are computed: each decoder rounds its own way.
+# 16 bits become 8, a palette of 16 bits and the colours of YCbCr and CMYK are computed: each decoder rounds
+# its own way.
 ROUNDED = re.compile(r"deep|palette\.tif|cmyk\.tif|ycc\.tif")
 
 
@@ -165,7 +166,10 @@ PRE = Preprocessing(32, "whole", 0.9, "bilinear", (0.485, 0.456, 0.406), (0.229,
 
 @pytest.mark.parametrize("levels", [FULL_QUALITY, ConstantLevels(0, 2, 0)])
 def test_the_whole_graph_shows_the_network_the_same(data: Dataset, levels: ConstantLevels) -> None:
-    """Windows of every kind too: DALI decodes regions of interest. Up to what its approximate resize differs."""
+    """Windows of every kind too: DALI decodes regions of interest.
+
+    Up to what its approximate resize differs.
+    """
     index = data.index("train")
     seen = []
     for graph in (False, True):
@@ -296,7 +300,8 @@ def test_large_images_take_turns_in_memory(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from qrdali.data.scan import build_dataset; "
         "peak = lambda: int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]); "
-        "before = peak(); build_dataset(Path(sys.argv[1]), Path(sys.argv[2]), threads=4); print(peak() - before)"
+        "before = peak(); build_dataset(Path(sys.argv[1]), Path(sys.argv[2]), threads=4); print(peak() - "
+        "before)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "root"), str(tmp_path / "d")],

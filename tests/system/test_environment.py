@@ -113,8 +113,9 @@ def test_nothing_is_imported_for_it_and_a_package_that_is_not_there_is_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     code = (
-        "import sys, torch; from qrdali.system.environment import environment; environment(torch.device('cpu'));"
-        "print([m for m in ('torchvision', 'timm', 'nvidia.dali', 'PIL') if m in sys.modules])"
+        "import sys, torch; from qrdali.system.environment import environment; "
+        "environment(torch.device('cpu'));print([m for m in ('torchvision', 'timm', 'nvidia.dali', 'PIL') if "
+        "m in sys.modules])"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

@@ -183,11 +183,11 @@ def test_a_run_killed_at_any_step_of_a_save_goes_on_to_the_same_end(
         mkdir = Path.mkdir
         with pytest.MonkeyPatch.context() as patch:
             # digest and sync also run beside, where what they see is not one moment's
-            patch.setattr(checkpoint, "_on_disk", _on_disk)
+            patch.setattr(checkpoint, "_hash_and_sync", _hash_and_sync)
             at_every_operation(patch, copy)
             return save(folder, state, **rest)
 
-    def _on_disk(file: Path) -> str:
+    def _hash_and_sync(file: Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest()
 
     monkeypatch.setattr(checkpoint, "save", watched)
