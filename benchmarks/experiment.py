@@ -1,9 +1,11 @@
-"""Trains and evaluates the table of methods on generated pictures and writes it: rows.jsonl, table.md and table.json.
+"""Trains and evaluates the table of methods on generated pictures; writes rows.jsonl, table.md and
+table.json.
 
     python benchmarks/experiment.py --out experiment --seeds 0 1 2
 
-Every run is one `qrdali train` function call with the settings shown in its config.toml. Runs that are done are kept, so the same
-command goes on where it was stopped. Nothing is chosen by its result: each run's best/ (by full-quality validation) is evaluated.
+Every run is one `qrdali train` function call with the settings shown in its config.toml. Runs that are done
+are kept, so the same command goes on where it was stopped. Nothing is chosen by its result: each run's best/
+(by full-quality validation) is evaluated.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ REDUCED = ("color", "crop", "resolution", "combination")
 
 
 def table(seed: int, folder: Path, data: Path, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Settings of every run of one seed, in the order in which they must run."""
+    """Returns the settings of every run of one seed, in the order in which they must run."""
     common = {"data": str(data), "device": "cpu", "batch_size": args.batch_size, "seed": seed}
     later = {
         **common,
@@ -83,7 +85,9 @@ def table(seed: int, folder: Path, data: Path, args: argparse.Namespace) -> dict
 
 
 def last_accuracy(run: Path, dataset: Dataset) -> float:
-    """Accuracy on test of the network as it was when training ended, which is not the best by validation."""
+    """Returns accuracy on test of the network as it was when training ended, which is not the best by
+    validation.
+    """
     model, trained = run_folder.load_best(run)
     model.load_state_dict(checkpoint.load(run / "last", "model")[1][0])
     index = dataset.index("test")
@@ -94,8 +98,10 @@ def last_accuracy(run: Path, dataset: Dataset) -> float:
 
 
 def above_chance(rows: list[dict[str, Any]], images: int, classes: int) -> dict[str, Any]:
-    """How many runs lie above chance on test at p < .05, one-sided binomial, before and after Holm's correction, for the best and
-    for the last weights."""
+    """Returns how many runs lie above chance on test at p < .05, for the best and for the last weights.
+
+    One-sided binomial, before and after Holm's correction.
+    """
     from scipy.stats import binomtest
 
     result: dict[str, Any] = {}
@@ -119,7 +125,7 @@ def above_chance(rows: list[dict[str, Any]], images: int, classes: int) -> dict[
 
 
 def accuracies(run: Path, dataset: Dataset) -> dict[str, float]:
-    """Accuracy of best/ on val, test and test reduced to quality .5 in each way (centre crops)."""
+    """Returns accuracy of best/ on val, test and test reduced to quality .5 in each way (centre crops)."""
     model, trained = run_folder.load_best(run)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     result = {}
@@ -135,17 +141,17 @@ def accuracies(run: Path, dataset: Dataset) -> dict[str, float]:
 
 
 def write(out: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Mean ± standard deviation over the seeds that are done."""
+    """Writes table.md and table.json: mean ± standard deviation over the seeds that are done."""
     names = list(dict.fromkeys(row["run"] for row in rows))
     columns = [c for c in rows[0] if c not in ("run", "seed", "seconds")]
     lines = ["| run | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     summary = {}
     for name in names:
-        own = [row for row in rows if row["run"] == name]
+        of_run = [row for row in rows if row["run"] == name]
         cells = []
-        summary[name] = {"seeds": len(own)}
+        summary[name] = {"seeds": len(of_run)}
         for column in columns:
-            values = [row[column] for row in own]
+            values = [row[column] for row in of_run]
             mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
             summary[name][column] = {"mean": round(mean, 4), "sd": round(spread, 4)}
             cells.append(
@@ -153,7 +159,7 @@ def write(out: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> No
                 if column in ("epochs", "optimizer steps", "forward images")
                 else f"{mean:.3f} ± {spread:.3f}"
             )
-        lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {len(of_run)} | " + " | ".join(cells) + " |")
     extra = {"above chance": above_chance(rows, args.test * 20, 20)} if args.shuffled else {}
     (out / "table.md").write_text("\n".join(lines) + "\n")
     (out / "table.json").write_text(
@@ -172,8 +178,11 @@ def write(out: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> No
 
 
 def pairs(out: Path) -> dict[str, Any]:
-    """Over all pairs of paired-epochs runs with a reduction: how often validation after the C epoch lies above that after the R
-    epoch before it, with the sign test's one-sided p (ties left out)."""
+    """Counts how often validation after a C epoch lies above that after the R epoch before it, with a sign
+    test.
+
+    Over all pairs of paired-epochs runs with a reduction. The p value is one-sided, ties are left out.
+    """
     from scipy.stats import binomtest
 
     above = below = 0
@@ -192,7 +201,7 @@ def pairs(out: Path) -> dict[str, Any]:
 
 
 def shuffle_labels(data: Path, seed: int = 0) -> None:
-    """Gives every image of every split a label drawn without regard to its content: the labels of its split, permuted."""
+    """Gives every image a label drawn without regard to its content: the labels of its split, permuted."""
     dataset = Dataset.open(data)
     for split in dataset.splits:
         index = dataset.index(split)

@@ -1,12 +1,15 @@
-"""Whether what goes on for days grows the process: epochs, resets, rebuilds after errors, probes and searches; JSON on stdout.
+"""Measures whether what goes on for days grows the process; JSON on stdout.
+
+It repeats epochs, resets, rebuilds after errors, probes and searches.
 
     python benchmarks/memory.py > memory-HOST.json
 
-Each kind of work is repeated in this one process. 20 times are noted: its own resident memory; what of it is allocated, which grows even
-where a leak is fed from memory that others gave back (glibc 2.33 or newer); on a GPU also the card's used memory. Growth is the Theil-Sen
-slope over the last three quarters, as the first one fills pools and caches. A kind of work grows if the slope's 95% interval lies above
-zero and what it adds in the whole time is above --tolerance. Exit status 1 if any does. --leak keeps what it should not, to see that this
-is noticed.
+Each kind of work is repeated in this one process. 20 times are noted: its own resident memory; what of it is
+allocated, which grows even where a leak is fed from memory that others gave back (glibc 2.33 or newer); on a
+GPU also the card's used memory. Growth is the Theil-Sen slope over the last three quarters, as the first one
+fills pools and caches. A kind of work grows if the slope's 95% interval lies above zero and what it adds in
+the whole time is above --tolerance. Exit status 1 if any does. --leak keeps what it should not, to see that
+this is noticed.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ MOVING = Dimensions(True, True, True)
 
 @dataclass
 class Work:
-    """What is repeated. kept: what --leak keeps."""
+    """Does what is repeated. kept: what --leak keeps."""
 
     index: Index
     preprocessing: Preprocessing
@@ -83,19 +86,21 @@ class Work:
         )
 
     def batch(self) -> None:
-        """The next batch; at the end of an epoch the first of the next, full and reduced in turn."""
-        found = next(self._batches, None)
-        if found is None:
+        """Loads the next batch; at the end of an epoch the first of the next, full and reduced in turn."""
+        batch = next(self._batches, None)
+        if batch is None:
             self._batches = self._loader.epoch(self._plan())
-            found = next(self._batches)
-        self._keep(found)
+            batch = next(self._batches)
+        self._keep(batch)
 
     def reset(self) -> None:
-        """An epoch that is left after one batch."""
+        """Begins an epoch and leaves it after one batch."""
         self._keep(next(self._loader.epoch(self._plan())))
 
     def rebuild(self) -> None:
-        """An epoch ended by an unreadable file, and one that goes on without it: each makes a pipeline anew."""
+        """Does an epoch that an unreadable file ends, and one that goes on without it: each makes a pipeline
+        anew.
+        """
         file = Path(self.index.paths(np.zeros(1, np.int64))[0])
         good = file.read_bytes()
         file.write_bytes(b"no image")
@@ -112,14 +117,14 @@ class Work:
             file.write_bytes(good)
 
     def reopen(self) -> None:
-        """A loader of its own, as each split and tracked set has, left after one batch."""
+        """Opens a loader, as each split and tracked set has one, and leaves it after one batch."""
         loader = self._open()
         self._keep((loader if self.leak else None, next(loader.epoch(self._plan()))))
 
     def probe(self) -> None:
-        """The neighbours of every image, as before an adaptive stage."""
+        """Shows the neighbours of every image, as before an adaptive stage."""
 
-        def asked() -> Iterator[CandidateRequest]:
+        def requests() -> Iterator[CandidateRequest]:
             for start in range(0, len(self.index), 4):
                 samples = np.arange(start, min(start + 4, len(self.index)))
                 sizes = self.index.sizes(samples)
@@ -130,11 +135,11 @@ class Work:
                     neighbors_of(np.zeros((len(samples), 3), np.uint8), window, sizes, MOVING, 4),
                 )
 
-        for shown in self._loader.candidates(asked(), 4, column_dimensions(MOVING), True):
-            self._keep(shown)
+        for answer in self._loader.candidates(requests(), 4, column_dimensions(MOVING), True):
+            self._keep(answer)
 
     def search(self) -> None:
-        """Originals decoded and kept, their reduced inputs and pictures, as `build-mepi` asks for them."""
+        """Decodes originals and reduces them to inputs and pictures, as `build-mepi` does."""
         epoch = next(self._epochs)
         samples = np.arange(min(16, len(self.index)))
         pixels = [
@@ -150,13 +155,13 @@ class Work:
             )
         )
 
-    def _keep(self, found: Any) -> None:
+    def _keep(self, value: Any) -> None:
         if self.leak:
-            self.kept.append(found)
+            self.kept.append(value)
 
 
 class _Malloc(ctypes.Structure):
-    """struct mallinfo2."""
+    """Mirrors struct mallinfo2."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -176,14 +181,16 @@ class _Malloc(ctypes.Structure):
 
 
 def used(engine: Engine) -> dict[str, float]:
-    """KiB that this process has of its own, those of them that are allocated, and those used on the engine's GPU by everybody."""
+    """Returns KiB that this process has of its own, those of them that are allocated, and those used on the
+    GPU by everybody.
+    """
     gc.collect()
     result = {"resident": float(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0])}
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallinfo2"):
         libc.mallinfo2.restype = _Malloc
-        found = libc.mallinfo2()
-        result["allocated"] = (found.uordblks + found.hblkhd) / 1024
+        allocated = libc.mallinfo2()
+        result["allocated"] = (allocated.uordblks + allocated.hblkhd) / 1024
     if engine.device_id is not None:
         torch.cuda.synchronize(engine.device_id)
         free, total = torch.cuda.mem_get_info(engine.device_id)
@@ -192,7 +199,7 @@ def used(engine: Engine) -> dict[str, float]:
 
 
 def trend(units: list[int], kib: list[float], tolerance: float) -> dict[str, Any]:
-    """units: done at each point. tolerance: KiB that the whole of them may add."""
+    """Returns how memory grew. units: done at each point. tolerance: KiB that the whole of them may add."""
     first = len(units) // 4
     slope, _, low, _ = theilslopes(kib[first:], units[first:])
     added = slope * units[-1]
@@ -205,7 +212,7 @@ def trend(units: list[int], kib: list[float], tolerance: float) -> dict[str, Any
 
 
 def repeated(one: Callable[[], None], times: int, engine: Engine, tolerance: float) -> dict[str, Any]:
-    """`one` done `times` times: the trend of each kind of memory."""
+    """Does `one` `times` times; returns the trend of each kind of memory."""
     begun = time.perf_counter()
     one()
     units = [times * point // POINTS for point in range(1, POINTS + 1)]
@@ -272,12 +279,12 @@ def main() -> None:
             for kind, times in kinds.items():
                 if args.only and kind not in args.only:
                     continue
-                found = repeated(getattr(work, kind), times, engine, args.tolerance * 1024)
-                result[kind + suffix] = found
-                print(f"{kind}{suffix}: {found}", file=sys.stderr)
+                trends = repeated(getattr(work, kind), times, engine, args.tolerance * 1024)
+                result[kind + suffix] = trends
+                print(f"{kind}{suffix}: {trends}", file=sys.stderr)
                 grown += [
                     f"{kind}{suffix}, {what}"
-                    for what, value in found.items()
+                    for what, value in trends.items()
                     if isinstance(value, dict) and value["grows"]
                 ]
                 work.kept.clear()

@@ -38,7 +38,7 @@ N = 4  # of the step at which everything is tried
 
 
 def reachable(height: int, width: int) -> list[ReductionState]:
-    """Every state of the combination at step 0.25."""
+    """Returns every state of the combination at step 0.25."""
     places = {0: {(0, 0)}}
     for level in range(1, N):
         outer, inner = (
@@ -50,28 +50,32 @@ def reachable(height: int, width: int) -> list[ReductionState]:
             for y, x in window_offset(np.repeat(outer, 5, 0), np.repeat(inner, 5, 0), ANCHORS[5]).tolist()
         }
     return [
-        (color, crop, resolution, *place)
+        ReductionState(color, crop, resolution, *place)
         for color, crop, resolution in product(range(N), repeat=3)
         for place in sorted(places[crop])
     ]
 
 
 def minimum(evaluator: Evaluator, maker: Any, pixels: Any, label: int) -> int:
-    """Fewest PNG bytes among all states that are classified correctly."""
+    """Returns the fewest PNG bytes among all states that are classified correctly."""
     height, width = pixels.shape[:2]
-    states, right = reachable(height, width), []
+    states, correct = reachable(height, width), []
     for start in range(0, len(states), 64):
-        part = states[start : start + 64]
-        reduction = params_of_states(part, np.tile(np.array([[height, width]], np.int32), (len(part), 1)), N)
+        batch = states[start : start + 64]
+        reduction = params_of_states(
+            batch, np.tile(np.array([[height, width]], np.int32), (len(batch), 1)), N
+        )
         with torch.inference_mode(), evaluator.context.autocast():
-            good = evaluator.model(maker.network_inputs([pixels] * len(part), reduction)).argmax(1) == label
-        right += [
+            is_correct = (
+                evaluator.model(maker.network_inputs([pixels] * len(batch), reduction)).argmax(1) == label
+            )
+        correct += [
             (int(np.prod(reduction.size[i])) * (8 - float(np.log2(reduction.bin_width[i]))), state)
-            for i, state in enumerate(part)
-            if good[i]
+            for i, state in enumerate(batch)
+            if is_correct[i]
         ]
     best = 1 << 60
-    for _, state in sorted(right):
+    for _, state in sorted(correct):
         picture = maker.reduced_images(
             [pixels], params_of_states([state], np.array([[height, width]], np.int32), N)
         )[0]
@@ -80,13 +84,13 @@ def minimum(evaluator: Evaluator, maker: Any, pixels: Any, label: int) -> int:
 
 
 def gap(run: Path, data: Path, split: str, images: int) -> dict[str, Any]:
-    """Descent (both preferences) against the true minimum of the combination at step 0.25."""
+    """Compares the descent (both preferences) with the true minimum of the combination at step 0.25."""
     evaluator = Evaluator(run, EvaluateOptions(device="cpu"))
     evaluator.model.eval()
     index = Dataset.open(data).index(split)
     maker = open_image_reducer(index, evaluator.trained.preprocessing, evaluator.engine)
     with TemporaryDirectory() as folder:
-        found = {}
+        quotients_by_preference = {}
         for prefer in ("confidence", "entropy"):
             out = Path(folder) / prefer
             build_mepi(
@@ -103,17 +107,21 @@ def gap(run: Path, data: Path, split: str, images: int) -> dict[str, Any]:
             )
             lines = (out / ".progress" / "combination.jsonl").read_text().splitlines()
             rows = [json.loads(line) for line in lines]
-            found[prefer] = {r["sample"]: r["mepi"] / r["full"] for r in rows if r.get("outcome") == "mepi"}
+            quotients_by_preference[prefer] = {
+                r["sample"]: r["mepi"] / r["full"] for r in rows if r.get("outcome") == "mepi"
+            }
         best = {}
-        for sample, pixels in maker.decode(iter(sorted(found["confidence"])), lambda sample, reason: None):
+        for sample, pixels in maker.decode(
+            iter(sorted(quotients_by_preference["confidence"])), lambda sample, reason: None
+        ):
             label = int(index.labels(np.array([sample]))[0])
             whole = maker.reduced_images(
                 [pixels], params_of_states([FULL_STATE], np.array([pixels.shape[:2]], np.int32), N)
             )[0]
             best[sample] = minimum(evaluator, maker, pixels, label) / entropy(whole)
-            print(f"{len(best)} of {len(found['confidence'])}", file=sys.stderr)
+            print(f"{len(best)} of {len(quotients_by_preference['confidence'])}", file=sys.stderr)
     result = {"images": len(best), "true minimum": statistics.mean(best.values())}
-    for prefer, quotients in found.items():
+    for prefer, quotients in quotients_by_preference.items():
         result[prefer] = statistics.mean(quotients.values())
         result[f"{prefer} at the minimum"] = statistics.mean(
             quotients[s] <= best[s] * (1 + 1e-12) for s in best

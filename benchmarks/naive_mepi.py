@@ -1,7 +1,10 @@
-"""The MEPI search as one would write it first: one image at a time, Pillow reductions, batch-1 forward passes, a PNG at each step.
+"""Searches a MEPI as one would write it first.
 
-The rule is the definition's (docs/definitions.md), so the answers are those of `qrdali build-mepi`, up to the resize filters. It
-shares no code with the package. `qrdali bench mepi` times it beside ours on the same images.
+One image at a time, Pillow reductions, batch-1 forward passes, a PNG at each step.
+
+The rule is the definition's (docs/definitions.md), so the answers are those of `qrdali build-mepi`, up to the
+resize filters. It shares no code with the package. `qrdali bench mepi` times it beside ours on the same
+images.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ def _png(image: Image.Image) -> int:
 
 
 def reduced(whole: Image.Image, state: tuple[int, ...], n: int) -> Image.Image:
-    """The reduced image of a state: color, crop and resolution level, top, left."""
+    """Returns the reduced image of a state: color, crop and resolution level, top, left."""
     color, crop, resolution, top, left = state
     h, w = _side(whole.height, crop, n), _side(whole.width, crop, n)
     image = whole.crop((left, top, left + w, top + h))
@@ -53,7 +56,7 @@ def reduced(whole: Image.Image, state: tuple[int, ...], n: int) -> Image.Image:
 def neighbours(
     whole: Image.Image, state: tuple[int, ...], dimensions: tuple[bool, bool, bool], n: int
 ) -> list[tuple[int, ...]]:
-    """States one step below: color, resolution, crop windows."""
+    """Returns the states one step below: color, resolution, crop windows."""
     color, crop, resolution, top, left = state
     h, w = _side(whole.height, crop, n), _side(whole.width, crop, n)
     found: list[tuple[int, ...]] = []
@@ -78,28 +81,29 @@ def neighbours(
 
 
 class Naive:
-    """side: of the network's input; mean, std in 0..1; interpolation "bilinear" or "bicubic"."""
+    """Searches with a network.
+
+    preprocessing: has input_size, mean and std in 0..1, and interpolation "bilinear" or "bicubic".
+    """
 
     def __init__(
         self,
         model: torch.nn.Module,
         device: Any,
-        side: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        interpolation: str,
+        preprocessing: Any,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         from torchvision import transforms
 
         self.model, self.device, self.autocast = model, device, autocast
-        method = transforms.InterpolationMode(interpolation)
+        side, method = preprocessing.input_size, transforms.InterpolationMode(preprocessing.interpolation)
+        normalize = transforms.Normalize(preprocessing.mean, preprocessing.std)
         self.prepare = transforms.Compose(
-            [transforms.Resize((side, side), method), transforms.ToTensor(), transforms.Normalize(mean, std)]
+            [transforms.Resize((side, side), method), transforms.ToTensor(), normalize]
         )
 
     def judged(self, image: Image.Image, label: int) -> tuple[bool, float]:
-        """Whether the network is right, and the true class's probability."""
+        """Returns whether the network is right, and the true class's probability."""
         with torch.inference_mode(), self.autocast():
             p = self.model(self.prepare(image)[None].to(self.device)).float().softmax(1)[0]
         return int(p.argmax()) == label, float(p[label])
@@ -107,7 +111,9 @@ class Naive:
     def search(
         self, path: str, label: int, dimensions: tuple[bool, bool, bool], n: int
     ) -> tuple[tuple[int, ...] | None, float]:
-        """(state, entropy quotient) of an image's MEPI, or None and 0 where it is wrong at full quality."""
+        """Returns (state, entropy quotient) of an image's MEPI, or None and 0 where it is wrong at full
+        quality.
+        """
         with Image.open(path) as file:
             whole = ImageOps.exif_transpose(file).convert("RGB")
         state: tuple[int, ...] = (0, 0, 0, 0, 0)

@@ -1,9 +1,9 @@
-"""Cuts photographs into a data set for a small classifier: a class per photograph, random windows of it as images.
+"""Cuts photographs into a data set for a small classifier: a class per photograph, random windows as images.
 
     python benchmarks/photographs.py PHOTOGRAPH... --out ROOT
 
-Train, validation and test windows come from everywhere in the picture and may overlap: this is for measuring MEPIs of a network
-that has learned photographs, not for measuring accuracy.
+Train, validation and test windows come from everywhere in the picture and may overlap: this is for measuring
+MEPIs of a network that has learned photographs, not for measuring accuracy.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def main() -> None:
     rng = np.random.default_rng(0)
     for path in args.photographs:
         with Image.open(path) as file:
-            whole = file.convert("RGB")
+            photograph = file.convert("RGB")
         for split in ("train", "val", "test"):
             folder = args.out / split / path.stem
             folder.mkdir(parents=True)
             for i in range(getattr(args, split)):
                 share = rng.uniform(0.45, 0.8)
-                w = min(whole.width, whole.height * width / height) * share
+                w = min(photograph.width, photograph.height * width / height) * share
                 h = w * height / width
-                left, top = rng.uniform(0, whole.width - w), rng.uniform(0, whole.height - h)
-                window = whole.resize(
+                left, top = rng.uniform(0, photograph.width - w), rng.uniform(0, photograph.height - h)
+                window = photograph.resize(
                     (width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h)
                 )
                 window.save(folder / f"{i:03d}.jpg", quality=95)

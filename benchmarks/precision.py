@@ -1,8 +1,11 @@
-"""What mixed precision and the channels-last layout are worth here: seconds of a training step, alternating; JSON on stdout.
+"""Measures what mixed precision and the channels-last layout are worth here; JSON on stdout.
+
+Seconds of a training step, kinds alternating.
 
     python benchmarks/precision.py > precision.json
 
-Ratios are to float32 in channels-last, which is what `qrdali train` uses on a CPU; on a GPU it adds bf16, or fp16 where the card has none.
+Ratios are to float32 in channels-last, which is what `qrdali train` uses on a CPU; on a GPU it adds bf16, or
+fp16 where the card has none.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ MODELS = {"squeezenet1_1": 224, "test_resnet": 96, "efficientnet_b3": 96, "resne
 def step(
     name: str, side: int, batch: int, device: torch.device, amp: str, layout: torch.memory_format
 ) -> Callable[[], None]:
-    """One training step of a fresh network on fixed random images."""
+    """Returns a function that does one training step of a fresh network on fixed random images."""
     torch.manual_seed(0)
     model = models.create(name, 20).to(device, memory_format=layout).train()  # type: ignore[call-overload]
     images = torch.rand(batch, 3, side, side, device=device).to(memory_format=layout)

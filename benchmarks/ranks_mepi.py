@@ -1,10 +1,13 @@
-"""`qrdali build-mepi` in one process and in two, each on a core of its own, and what share of their time ranks have nothing to do.
+"""Measures `qrdali build-mepi` in one process and in two, each on a core of its own; JSON on stdout.
+
+What counts is the share of their time that ranks have nothing to do.
 
     OMP_NUM_THREADS=1 python benchmarks/ranks_mepi.py > benchmarks/results/ranks-mepi-HOST.json
 
-Generated pictures, a small network trained for some epochs. The idle share is the command's own: the time that ranks spend on telling one
-another something and on waiting, from the first image to the manifest. Manifests are compared byte for byte. Then the work of each image
-(network passes, as the journals have it) is dealt to more ranks in a simulation: in contiguous parts, every world-th, and as qrdali does.
+Generated pictures, a small network trained for some epochs. The idle share is the command's own: the time
+that ranks spend on exchanging messages and on waiting, from the first image to the manifest. Manifests are
+compared byte for byte. Then the work of each image (network passes, as the journals have it) is handed out to
+more ranks in a simulation: in contiguous parts, every world-th, and as qrdali does.
 """
 
 from __future__ import annotations
@@ -53,18 +56,19 @@ def qrdali(*words: object, world: int = 1) -> None:
 
 
 def works(journal: Path) -> npt.NDArray[np.float64]:
-    """Network passes of each image, in sample order."""
+    """Returns the network passes of each image, in sample order."""
     entries = [json.loads(line) for line in journal.read_text().splitlines()]
-    found = {entry["sample"]: float(entry["evaluations"]) for entry in entries if "sample" in entry}
-    return np.array([found[sample] for sample in sorted(found)])
+    passes = {entry["sample"]: float(entry["evaluations"]) for entry in entries if "sample" in entry}
+    return np.array([passes[sample] for sample in sorted(passes)])
 
 
 def idle(taken: list[float]) -> float:
+    """Returns the share of the time of the slowest rank that ranks are idle."""
     return round(1 - float(np.sum(taken)) / (len(taken) * max(taken)), 4)
 
 
 def dealt(work: npt.NDArray[np.float64], world: int) -> float:
-    """The idle share of `qrdali.distributed.work_queue.Deal`, when ranks take their blocks that far ahead of their search."""
+    """Returns the idle share when ranks take blocks from a `WorkQueue`, some blocks ahead of their search."""
     total = 0
 
     def add(_: Any, amount: int) -> int:
@@ -100,7 +104,7 @@ def dealt(work: npt.NDArray[np.float64], world: int) -> float:
 
 
 def simulated(work: npt.NDArray[np.float64]) -> dict[str, Any]:
-    """Idle shares of IMAGES images whose work is that of these, in the same order."""
+    """Returns idle shares of IMAGES images whose work is that of these, in the same order."""
     many = work[np.arange(IMAGES) * len(work) // IMAGES]
     return {
         str(world): {

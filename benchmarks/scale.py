@@ -1,11 +1,14 @@
-"""What 10^8 images cost before the first batch and per batch, and how fast small files are indexed; JSON on stdout.
+"""Measures what 10^8 images cost before the first batch and per batch, and how fast small files are indexed.
+
+The figures are JSON on stdout.
 
     python benchmarks/scale.py --out benchmarks/results/scale-HOST.json
 
-The large index is a real Arrow file, some 5 GB in a temporary folder (TMPDIR), whose rows name 256 small JPEGs over and over: nothing is
-held in memory to pretend. It is opened by a process of its own, as are one of 10^6 rows and one of 10^7, each with the levels, windows and
-steps of an adaptive run of combinations by online feedback; first after its files have left the kernel's cache. Then 10^5 small files are
-indexed, beside plain reads of them and Pillow's decoding alone with as many threads. --note says what else the machine did.
+The large index is a real Arrow file, some 5 GB in a temporary folder (TMPDIR), whose rows name 256 small
+JPEGs over and over: nothing is held in memory to pretend. It is opened by a process of its own, as are one of
+10^6 rows and one of 10^7, each with the levels, windows and steps of an adaptive run of combinations by
+online feedback; first after its files have left the kernel's cache. Then 10^5 small files are indexed, beside
+plain reads of them and Pillow's decoding alone with as many threads. --note says what else the machine did.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ _MB = 1e6
 
 
 def small_jpegs(folder: Path, count: int, per_folder: int) -> None:
-    """`count` JPEGs of SIZE in folders 0000, 0001, …; 64 different pictures."""
+    """Writes `count` JPEGs of SIZE into folders 0000, 0001, …; 64 different pictures."""
     pictures = []
     for i in range(64):
         draws = uniform(i, 0, np.arange(SIZE[0] * SIZE[1]), 1)[:, :3]
@@ -61,7 +64,10 @@ def small_jpegs(folder: Path, count: int, per_folder: int) -> None:
 
 
 def write_index(file: Path, images: Path, rows: int) -> None:
-    """An index of `rows` rows, in the record batches that `data index` writes: row i is file i modulo FILES, its class i modulo CLASSES."""
+    """Writes an index of `rows` rows in the record batches of `data index`.
+
+    Row i is file i modulo FILES, its class i modulo CLASSES.
+    """
     path = os.fsencode(images / "0000" / f"{0:08d}.jpg")
     text = np.tile(np.frombuffer(path, np.uint8), (ROWS, 1))
     for digit in range(3):  # FILES has three
@@ -80,17 +86,17 @@ def write_index(file: Path, images: Path, rows: int) -> None:
 
 
 def status(key: str) -> float:
-    """A figure of /proc/self/status in MB."""
+    """Returns a figure of /proc/self/status in MB."""
     return int(Path("/proc/self/status").read_text().partition(f"{key}:")[2].split()[0]) * 1024 / _MB
 
 
 def resident() -> dict[str, float]:
-    """MB of this process: in private memory, and pages of files that are mapped and have been touched."""
+    """Returns MB of this process in private memory, and in pages of mapped files that have been touched."""
     return {"private": status("RssAnon"), "of_files": status("RssFile")}
 
 
 def mapped(folder: Path) -> float:
-    """MB of address space over files below `folder`."""
+    """Returns MB of address space over files below `folder`."""
     total = 0
     for line in Path("/proc/self/maps").read_text().splitlines():
         if str(folder) in line:
@@ -109,8 +115,11 @@ def forgotten(folder: Path) -> None:
 
 
 def opening(file: Path, levels: Path, cold: bool) -> dict[str, Any]:
-    """Opens an index and an adaptive run's levels and windows of every image, then trains nothing: what a run costs before and at each
-    batch. cold: nothing of the files is in the kernel's cache."""
+    """Measures what an adaptive run costs before its first batch and at each batch; trains nothing.
+
+    Opens an index and the run's levels and windows of every image. cold: nothing of the files is in the
+    kernel's cache.
+    """
     from qrdali.models import Preprocessing
     from qrdali.pipelines.engine import Engine
     from qrdali.pipelines.external_source import decode_inputs, prepared_batches
@@ -154,17 +163,18 @@ def opening(file: Path, levels: Path, cold: bool) -> dict[str, Any]:
     }
 
 
-def _each(what: Callable[[], Any]) -> float:
-    taken = []
+def _each(work: Callable[[], Any]) -> float:
+    """Returns the median microseconds of a call."""
+    seconds = []
     for _ in range(BATCHES):
         begun = time.perf_counter()
-        what()
-        taken.append(time.perf_counter() - begun)
-    return round(statistics.median(taken) * 1e6, 1)
+        work()
+        seconds.append(time.perf_counter() - begun)
+    return round(statistics.median(seconds) * 1e6, 1)
 
 
 def alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """`work` in a process of its own."""
+    """Calls `work` in a process of its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(work, *arguments).result()
 
@@ -210,7 +220,9 @@ def _only(root: Path, threads: int, work: Callable[[str], object]) -> dict[str, 
 
 
 class Result:
-    """The figures so far, in a file after each part of them, so that a run that is killed leaves what it has found."""
+    """Collects the figures, and writes them to a file after each part: a run that is killed leaves what it
+    has.
+    """
 
     def __init__(self, file: Path | None, settings: dict[str, Any]) -> None:
         self.figures, self._file = settings, file
@@ -225,10 +237,10 @@ class Result:
 
 
 def rows(folder: Path, most: int, rounds: int, result: Result) -> None:
-    """10^6 rows, whose file is mapped; 10^7 and more, whose files are read."""
+    """Measures 10^6 rows, whose file is mapped; 10^7 and more, whose files are read."""
     small_jpegs(folder / "few", FILES, FILES)
     sizes = {"small": min(10**6, most), "middle": min(10**7, most), "large": most}
-    found: dict[str, list[dict[str, Any]]] = {key: [] for key in sizes}
+    openings: dict[str, list[dict[str, Any]]] = {key: [] for key in sizes}
     parts: dict[str, Any] = {}
     for key, count in sizes.items():
         (folder / key).mkdir()
@@ -245,10 +257,13 @@ def rows(folder: Path, most: int, rounds: int, result: Result) -> None:
         }
     for _ in range(rounds):
         for key in sizes:
-            found[key].append(alone(opening, folder / key / "train.arrow", folder / key / "levels", False))
-        costs = {key: [one["microseconds_per_batch"] for one in each] for key, each in found.items()}
+            openings[key].append(alone(opening, folder / key / "train.arrow", folder / key / "levels", False))
+        costs = {
+            key: [opening_figures["microseconds_per_batch"] for opening_figures in each]
+            for key, each in openings.items()
+        }
         result.add(
-            **{key: parts[key] | _median(each) for key, each in found.items()},
+            **{key: parts[key] | _median(each) for key, each in openings.items()},
             cost_per_batch_of_large={
                 f"over_{key}": {
                     what: round(
@@ -266,36 +281,36 @@ def rows(folder: Path, most: int, rounds: int, result: Result) -> None:
         shutil.rmtree(folder / key)
 
 
-def _median(found: list[dict[str, Any]]) -> dict[str, Any]:
+def _median(figures: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        key: _median([one[key] for one in found])
+        key: _median([each[key] for each in figures])
         if isinstance(value, dict)
-        else round(statistics.median(one[key] for one in found), 3)
-        for key, value in found[0].items()
+        else round(statistics.median(each[key] for each in figures), 3)
+        for key, value in figures[0].items()
     }
 
 
 def indexing(folder: Path, files: int, threads: int, rounds: int, result: Result) -> None:
     small_jpegs(folder / "many" / "train", files, -(-files // 100))
-    indexing = {
+    fixed = {
         "files": files,
         "mean_bytes": round(statistics.mean(os.path.getsize(path) for path in _files(folder / "many")[:64])),
     }
-    found: dict[str, list[dict[str, Any]]] = {"read": [], "decode": [], "index": []}
+    figures: dict[str, list[dict[str, Any]]] = {"read": [], "decode": [], "index": []}
     for number in range(rounds):
         for key, work in (("read", only_read), ("decode", only_decoded), ("index", indexed)):
-            found[key].append(alone(work, folder / "many", threads))
+            figures[key].append(alone(work, folder / "many", threads))
         medians = {
             key: {what: statistics.median(one[what] for one in each) for what in each[0]}
-            for key, each in found.items()
+            for key, each in figures.items()
         }
         shares = [
             a["files_per_second"] / b["files_per_second"]
-            for a, b in zip(found["index"], found["decode"], strict=True)
+            for a, b in zip(figures["index"], figures["decode"], strict=True)
         ]
         result.add(
             indexing={
-                **indexing,
+                **fixed,
                 "rounds": number + 1,
                 **medians,
                 "index_over_decode": round(statistics.median(shares), 3),

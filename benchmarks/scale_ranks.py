@@ -1,11 +1,15 @@
-"""What 64 ranks would ask of a plan, of a network between them and of a storage, as far as one process can find out; JSON on stdout.
+"""Measures what 64 ranks would need of a plan, of a network between them and of a storage; JSON on stdout.
+
+All of it is found out in one process.
 
     OMP_NUM_THREADS=1 python benchmarks/scale_ranks.py > benchmarks/results/scale-ranks-HOST.json
 
-plan: the batches of all ranks of an epoch, computed one rank after the other: that every image comes once, and what a rank spends on it per
-step, for ImageNet's number of images and for 2^30. gradients: DistributedDataParallel among 64 ranks, 63 of them pretended (torch's fake
-process group: collectives do nothing), on random pictures: how many bytes each step hands to the network, in how many pieces. storage: DALI
-reads objects of 110 kB by s3:// from a server on this machine that waits before each answer: how many at once a decoding pipeline asks for.
+plan: the batches of all ranks of an epoch, computed one rank after the other: that every image comes once,
+and what a rank spends on it per step, for ImageNet's number of images and for 2^30. gradients:
+DistributedDataParallel among 64 ranks, 63 of them pretended (torch's fake process group: collectives do
+nothing), on random pictures: how many bytes each step hands to the network, in how many pieces. storage: DALI
+reads objects of 110 kB by s3:// from a server on this machine that waits before each answer: how many at once
+a decoding pipeline asks for.
 """
 
 from __future__ import annotations
@@ -42,38 +46,41 @@ OBJECT, OBJECTS, DELAYS = 110_000, 128, (0.0, 0.02, 0.1)
 
 
 def plan(count: int, every: bool) -> dict[str, Any]:
-    """What STEPS of an epoch of `count` images cost a rank; `every`: also that all ranks together see each image once."""
-    whole = EpochPlan(count, BATCH, FULL_QUALITY, training=True, world_size=WORLD)
-    taken = []
+    """Measures what STEPS of an epoch of `count` images cost a rank.
+
+    every: also whether all ranks together see each image once.
+    """
+    epoch = EpochPlan(count, BATCH, FULL_QUALITY, training=True, world_size=WORLD)
+    seconds = []
     for number in range(STEPS):
         begun = time.perf_counter()
-        assert len(whole.batch(number)) == BATCH // WORLD
-        taken.append(time.perf_counter() - begun)
+        assert len(epoch.batch(number)) == BATCH // WORLD
+        seconds.append(time.perf_counter() - begun)
     result = {
         "images": count,
-        "steps": whole.batches,
-        "microseconds_per_step_and_rank": round(statistics.median(taken) * 1e6),
+        "steps": epoch.batches,
+        "microseconds_per_step_and_rank": round(statistics.median(seconds) * 1e6),
     }
     if every:
         seen = np.zeros(count, np.uint8)
-        ranks = [replace(whole, rank=rank) for rank in range(WORLD)]
-        for number in range(whole.batches):
-            for own in ranks:
-                seen[own.batch(number)] += 1
+        ranks = [replace(epoch, rank=rank) for rank in range(WORLD)]
+        for number in range(epoch.batches):
+            for rank_plan in ranks:
+                seen[rank_plan.batch(number)] += 1
         result["each_image_once"] = bool((seen == 1).all())
     return result
 
 
 def gradients(name: str, side: int) -> dict[str, Any]:
-    """Two steps of one of the ranks; the first one's pieces are rearranged by torch."""
+    """Measures the gradients of two steps of one of the ranks; torch rearranges the first one's buckets."""
     torch.manual_seed(0)
     model = nn.parallel.DistributedDataParallel(
         models.create(name, 1000).train(), gradient_as_bucket_view=True
     )
-    pieces: list[int] = []
+    buckets: list[int] = []
 
     def noted(bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        pieces.append(bucket.buffer().numel() * bucket.buffer().element_size())
+        buckets.append(bucket.buffer().numel() * bucket.buffer().element_size())
         future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         future.set_result(bucket.buffer())
         return future
@@ -82,20 +89,20 @@ def gradients(name: str, side: int) -> dict[str, Any]:
         None, lambda state, bucket: noted(bucket)
     )  # without annotations, which torch would compare
     for _ in range(2):
-        pieces.clear()
+        buckets.clear()
         nn.functional.cross_entropy(model(torch.rand(2, 3, side, side)), torch.tensor([0, 1])).backward()
     buffers = sum(b.numel() * b.element_size() for b in model.module.buffers())
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "bytes_per_step": sum(pieces),
-        "pieces": len(pieces),
-        "largest_piece": max(pieces),
+        "bytes_per_step": sum(buckets),
+        "pieces": len(buckets),
+        "largest_piece": max(buckets),
         "buffer_bytes": buffers,
     }
 
 
 class _Bucket(BaseHTTPRequestHandler):
-    """Answers GET and HEAD of any object after `delay` seconds, and notes how many wait at once."""
+    """Answers GET and HEAD of any object after `delay` seconds, and counts how many wait at once."""
 
     protocol_version = "HTTP/1.1"
     delay, body = 0.0, os.urandom(OBJECT)
@@ -107,23 +114,23 @@ class _Bucket(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer(False)
 
-    def _answer(self, whole: bool) -> None:
+    def _answer(self, with_body: bool) -> None:
         with _Bucket.lock:
             _Bucket.now, _Bucket.requests = _Bucket.now + 1, _Bucket.requests + 1
             _Bucket.most = max(_Bucket.most, _Bucket.now)
         time.sleep(_Bucket.delay)
         first, last = 0, OBJECT - 1
-        if asked := self.headers.get("Range", ""):
-            a, b = asked.removeprefix("bytes=").split("-")
-            first, last = int(a), min(int(b or last), last)
-        self.send_response(206 if asked else 200)
+        if wanted_range := self.headers.get("Range", ""):
+            start, stop = wanted_range.removeprefix("bytes=").split("-")
+            first, last = int(start), min(int(stop or last), last)
+        self.send_response(206 if wanted_range else 200)
         self.send_header("Content-Length", str(last - first + 1))
-        if asked:
+        if wanted_range:
             self.send_header("Content-Range", f"bytes {first}-{last}/{OBJECT}")
         self.send_header("ETag", '"x"')
         self.send_header("Last-Modified", "Wed, 25 Nov 2026 00:00:00 GMT")
         self.end_headers()
-        if whole:
+        if with_body:
             self.wfile.write(_Bucket.body[first : last + 1])
         with _Bucket.lock:
             _Bucket.now -= 1
@@ -148,7 +155,7 @@ def bucket() -> Iterator[None]:
 
 
 def storage(threads: int, delay: float) -> dict[str, Any]:
-    """Objects a second that a pipeline of batches of 32, two ahead, reads with `threads`."""
+    """Returns objects a second that a pipeline of batches of 32, two ahead, reads with `threads`."""
     from nvidia.dali import fn, pipeline_def
 
     names = [

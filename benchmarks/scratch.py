@@ -1,9 +1,10 @@
-"""Shows that the thesis' three networks learn from scratch with the default optimizer and rates; JSON on stdout.
+"""Shows that the thesis' three networks learn from scratch with the default optimizer and rates; JSON on
+stdout.
 
     python benchmarks/scratch.py > scratch.json
 
-Four classes of generated pictures at small input sizes, so that it runs on a CPU in half an hour. EfficientNet-B3 gets more pictures:
-on 800 it learns the training images and little else.
+Four classes of generated pictures at small input sizes, so that it runs on a CPU in half an hour.
+EfficientNet-B3 gets more pictures: on 800 it learns the training images and little else.
 """
 
 from __future__ import annotations

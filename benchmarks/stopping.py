@@ -2,8 +2,8 @@
 
     python benchmarks/stopping.py > stopping.json
 
-Slurm and Kubernetes wait 30 s. The signal comes at a random moment of a step or a save, drawn by a seed; --save-every 1, so that
-a save may be under way too, which is the longest that there is.
+Slurm and Kubernetes wait 30 s. The signal comes at a random moment of a step or a save, drawn by a seed;
+--save-every 1, so that a save may be under way too, which is the longest that there is.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def main() -> None:
         generate(Path(folder) / "images", ShapesSpec(classes=2, train=128, val=2, test=0, size=(SIDE, SIDE)))
         build_dataset(Path(folder) / "images", Path(folder) / "data")
         for size in args.batch_sizes:
-            found = [
+            stops = [
                 stopped(args, size, Path(folder) / "data", Path(folder) / f"{size}-{i}", random.Random(i))
                 for i in range(args.times)
             ]
             result["batch_sizes"][size] = {
-                "seconds_per_step_and_save": [round(one[0], 2) for one in found],
-                "seconds_to_stop": [round(one[1], 2) for one in found],
+                "seconds_per_step_and_save": [round(stop[0], 2) for stop in stops],
+                "seconds_to_stop": [round(stop[1], 2) for stop in stops],
             }
             print(f"{size}: {result['batch_sizes'][size]}", file=sys.stderr)
     print(json.dumps(result, indent=1))
@@ -66,7 +66,10 @@ def main() -> None:
 def stopped(
     args: argparse.Namespace, size: int, data: Path, run: Path, draw: random.Random
 ) -> tuple[float, float]:
-    """(seconds of a step and its save, seconds from SIGTERM to the end)."""
+    """Trains until a step and a save are measured, then stops it.
+
+    Returns seconds of a step and its save, and seconds from SIGTERM to the end.
+    """
     command = [
         sys.executable,
         "-m",
@@ -105,7 +108,7 @@ def stopped(
 
 
 def _saved(child: subprocess.Popen[bytes], run: Path, step: int) -> float:
-    """When `step` had been saved."""
+    """Waits until `step` is saved; returns when that was."""
     while child.poll() is None:
         try:
             if json.loads((run / "last" / "state.json").read_text())["epoch"]["step"] >= step:

@@ -1,4 +1,6 @@
-"""Indexing from and reading of an object store whose answers take a while: an S3 server on loopback, with a delay before each request.
+"""Measures indexing from and reading of an object store whose answers take a while.
+
+An S3 server on loopback, with a delay before each request.
 
 python benchmarks/stores.py --images 600 --delay 30 --json benchmarks/results/stores-cpu.json
 """
@@ -26,7 +28,7 @@ BUCKET, CLASSES = "pictures", 20
 
 
 class Delayed:
-    """A proxy before `address` that waits before it passes a request on; `requests` counts them."""
+    """Passes requests on to `address` after a delay. requests: counts them."""
 
     def __init__(self, address: tuple[str, int], seconds: float) -> None:
         self.requests, self._seconds, self._address = 0, seconds, address
@@ -55,6 +57,7 @@ class Delayed:
 
 
 def timed(work: Callable[[], Any], proxy: Delayed) -> dict[str, float]:
+    """Returns the seconds and requests that `work` takes."""
     before, begun = proxy.requests, time.perf_counter()
     work()
     return {"seconds": round(time.perf_counter() - begun, 2), "requests": proxy.requests - before}
@@ -96,32 +99,32 @@ def main() -> None:
     )
     for i in range(options.images):
         client.put_object(Bucket=BUCKET, Key=f"train/{i % CLASSES:02d}/{i:05d}.jpg", Body=file.getvalue())
-    root, found = f"s3://{BUCKET}", {}
+    root, figures = f"s3://{BUCKET}", {}
     classes = [f"{i:02d}" for i in range(CLASSES)]
-    found["listing"] = timed(
+    figures["listing"] = timed(
         lambda: [list(files) for files in open_tree(root).images(("train",), classes)], proxy
     )
     with TemporaryDirectory() as scratch:
         for name, threads in (("headers, 1 thread", 1), ("headers, 32 threads", 32)):
             reading = Reading(verify=False, threads=threads)
-            found[name] = timed(
+            figures[name] = timed(
                 lambda name=name, reading=reading: index_root(root, Path(scratch) / name, reading), proxy
             )
         index = Dataset.open(Path(scratch) / "headers, 32 threads").index("train")
         reader = FileReader(index)
-        found["files, as training reads them"] = timed(
+        figures["files, as training reads them"] = timed(
             lambda: [reader(np.arange(i, min(i + 32, len(index)))) for i in range(0, len(index), 32)], proxy
         )
-    for row in found.values():
+    for row in figures.values():
         row["images_per_second"] = round(options.images / row["seconds"], 1)
-    facts = environment(torch.device("cpu"))
+    machine = environment(torch.device("cpu"))
     result = {
         "images": options.images,
         "bytes_each": len(file.getvalue()),
         "classes": CLASSES,
         "delay_milliseconds": options.delay,
-        "machine": {key: facts[key] for key in ("cpu", "cores", "python")},
-        "found": found,
+        "machine": {key: machine[key] for key in ("cpu", "cores", "python")},
+        "found": figures,
     }
     text = json.dumps(result, indent=1)
     if options.json:

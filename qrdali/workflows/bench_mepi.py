@@ -204,14 +204,11 @@ class _Duel:
         self, reduction: str, rounds: int, forward_rate: Callable[[], float], listener: ProgressListener
     ) -> dict[str, Any]:
         """Returns the row of a reduction in the result."""
-        pre, context = self.network.preprocessing, self.network.context
+        context = self.network.context
         reference = self.naive.Naive(
             self.network.model,
             context.device,
-            pre.input_size,
-            pre.mean,
-            pre.std,
-            pre.interpolation,
+            self.network.preprocessing,
             context.autocast,
         )
         dimensions = quality.REDUCTIONS[reduction]

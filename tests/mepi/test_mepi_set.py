@@ -604,8 +604,7 @@ def test_the_naive_reference_gives_the_same_answers(run: Path, built: Path) -> N
     from qrdali.workflows.bench_mepi import naive_module
 
     model, trained = run_folder.load_best(run)
-    pre = trained.preprocessing
-    naive = naive_module().Naive(model.eval(), "cpu", pre.input_size, pre.mean, pre.std, pre.interpolation)
+    naive = naive_module().Naive(model.eval(), "cpu", trained.preprocessing)
     same = Counter[bool]()
     for row in rows(built)[::3]:
         state, quotient = naive.search(row["path"], row["label"], REDUCTIONS[row["reduction"]], 10)
