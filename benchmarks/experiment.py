@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from qrdali.cli.signals import terminal_control
 from qrdali.data.index import Dataset, Writer
 from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.evaluation.predict import predict
+from qrdali.interfaces import JobControl
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, constant_levels
@@ -32,8 +34,8 @@ from qrdali.runs import checkpoint
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import validate_settings
 from qrdali.schedule.epoch_plan import EpochPlan
-from qrdali.system.device import autocast_for
 from qrdali.workflows.bench_loader import machine
+from qrdali.workflows.context import open_context
 from qrdali.workflows.train import run_training
 
 REDUCED = ("color", "crop", "resolution", "combination")
@@ -88,9 +90,8 @@ def last_accuracy(run: Path, dataset: Dataset) -> float:
     index = dataset.index("test")
     loader = open_loader(index, trained.preprocessing, 50, Engine())
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return predict(
-        model, loader, EpochPlan(len(index), 50, FULL_QUALITY), autocast_for("off", torch.device("cpu"))[0]
-    ).accuracy
+    context = open_context("cpu", "off", JobControl())
+    return predict(model, loader, EpochPlan(len(index), 50, FULL_QUALITY), context).accuracy
 
 
 def above_chance(rows: list[dict[str, Any]], images: int, classes: int) -> dict[str, Any]:
@@ -129,9 +130,8 @@ def accuracies(run: Path, dataset: Dataset) -> dict[str, float]:
     for name, (split, levels) in sets.items():
         index = dataset.index(split)
         loader = open_loader(index, trained.preprocessing, 50, Engine())
-        result[name] = predict(
-            model, loader, EpochPlan(len(index), 50, levels), autocast_for("off", torch.device("cpu"))[0]
-        ).accuracy
+        context = open_context("cpu", "off", JobControl())
+        result[name] = predict(model, loader, EpochPlan(len(index), 50, levels), context).accuracy
     return result
 
 
@@ -256,7 +256,8 @@ def main() -> int:
                 print("time is up: the same command goes on", file=sys.stderr)
                 return 0
             run = folder / name.replace(" ", "-")
-            run_training(validate_settings(values), run, True)
+            with terminal_control() as control:
+                run_training(validate_settings(values), run, True, control)
             last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
             row = {
                 "run": name,

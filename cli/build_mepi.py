@@ -210,7 +210,7 @@ def build(
                 at_once,
                 memory << 20,
                 evaluator.engine.threads,
-                evaluator.autocast,
+                evaluator.context.autocast,
             )
             builder = Builder(
                 mepis,

@@ -30,6 +30,7 @@ def demo(out: str) -> None:
     from qrdali.cli.build_mepi import build as build_mepi
     from qrdali.cli.evaluate import Evaluator
     from qrdali.cli.report import make
+    from qrdali.cli.signals import terminal_control
     from qrdali.cli.terminal import Bar, say
     from qrdali.data.scan import build_dataset
     from qrdali.data.shapes import ShapesSpec, generate
@@ -58,7 +59,9 @@ def demo(out: str) -> None:
     }
     for method, values in plans.items():
         say(f"--- {method}")
-        run_training(validate_settings({"method": method, **common, **values}), runs / method, False)
+        with terminal_control() as control:
+            settings = validate_settings({"method": method, **common, **values})
+            run_training(settings, runs / method, False, control)
     for method in plans:
         result = Evaluator(runs / method, device="cpu", reduced=REDUCED).split(data, "test")
         at = ", ".join(

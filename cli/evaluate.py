@@ -192,10 +192,12 @@ class Evaluator:
         from qrdali.cli.terminal import warn
         from qrdali.distributed import SINGLE_PROCESS
         from qrdali.evaluation.predict import top1
+        from qrdali.interfaces import RunContext, SilentListener, never_stop
         from qrdali.pipelines.engine import engine_of
         from qrdali.reduction.levels import reduced_split_levels
         from qrdali.runs import folder as run_folder
         from qrdali.system.device import autocast_for, resolve_device
+        from qrdali.system.energy import EnergyMeter
 
         self.run, self.batch_size, self.curve, self.reduced, self.num_levels = (
             run,
@@ -218,7 +220,10 @@ class Evaluator:
         self.decide = class_map.decide if class_map else top1
         self.device = self.group.run_on_all(lambda: resolve_device(device))
         self.model: torch.nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.autocast = autocast_for(amp, self.device)[0]
+        autocast = autocast_for(amp, self.device)[0]
+        self.context = RunContext(
+            self.device, autocast, EnergyMeter(self.device), self.group, SilentListener(), never_stop
+        )
         self.engine = engine_of(self.device, threads, self.group, warn)
 
     def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
@@ -298,10 +303,9 @@ class Evaluator:
                 self.model,
                 loader,
                 EpochPlan(len(index), self.batch_size, levels or FULL_QUALITY, self.num_levels),
-                self.autocast,
-                progress,
-                self.decide,
-                self.group,
+                self.context,
+                on_batch=progress,
+                decide=self.decide,
             )
 
     def _result(self, name: str, index: Index, unreadable: int) -> dict[str, Any]:

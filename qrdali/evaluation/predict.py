@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 from qrdali.evaluation.prediction_rows import PredictionRows
-from qrdali.interfaces import BatchSource
+from qrdali.interfaces import BatchSource, RunContext
 from qrdali.schedule.epoch_plan import EpochPlan
 
 
@@ -32,28 +30,30 @@ def inference_batch_size(batch_size: int, world: int) -> int:
 
 def predict(
     model: nn.Module,
-    loader: BatchSource,
+    source: BatchSource,
     plan: EpochPlan,
-    autocast: Callable[[], AbstractContextManager[object]],
-    progress: Callable[[int], None] = lambda images: None,
+    context: RunContext,
+    *,
+    on_batch: Callable[[int], None] = lambda images: None,
     decide: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = top1,
-    group: ProcessGroup = SINGLE_PROCESS,
 ) -> PredictionRows:
-    """Classifies every image of `plan` in evaluation mode; the model is left in the mode it was in. `decide` as `top1`.
+    """Classifies every image of `plan` in evaluation mode; the model is left in the mode it was in. Collective.
 
-    `ranks` take every world-th batch as it is and all get all rows, the same as one process alone. `progress` is told images of all.
+    Each rank takes every world-th batch as it is, and all get all rows, the same as one process alone. on_batch: is
+    called with the images that all ranks have done since the last call, and may raise. decide: as `top1`.
     """
+    group = context.group
     own = replace(plan, rank=group.rank, world_size=group.world_size, whole_batches=True)
 
     def classified(check: Callable[[], None]) -> list[npt.NDArray[Any]]:
         columns: list[tuple[torch.Tensor, ...]] = []
-        for batch in loader.epoch(own) if own.rank < own.batches else ():
-            with autocast():
+        for batch in source.epoch(own) if own.rank < own.batches else ():
+            with context.autocast():
                 logits = model(batch.images)
             columns.append((batch.samples, batch.labels, *decide(logits)))
             check()
             done = batch.number * plan.batch_size
-            progress(min(plan.samples, done + group.world_size * plan.batch_size) - done)
+            on_batch(min(plan.samples, done + group.world_size * plan.batch_size) - done)
         if not columns:
             return [np.empty(0, kind) for kind in (np.int64, np.int64, np.int64, np.float32)]
         return [torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.array_rows import MAPPED, open_npy
+from qrdali.files.atomic import replace_atomically
 from qrdali.reduction.counter_rng import LEVEL, uniform
 from qrdali.reduction.quality import REDUCTIONS, Dimensions, level_of
 
@@ -168,7 +169,7 @@ class PerImageLevels:
                 partial = folder / f"{stage:04d}.{name}.partial"
                 with open(partial, "wb") as file:
                     np.save(file, values, allow_pickle=False)
-                partial.rename(folder / f"{stage:04d}.{name}.npy")
+                replace_atomically(partial, folder / f"{stage:04d}.{name}.npy")
 
     def copy(self) -> PerImageLevels:
         """A copy that `put` may change."""

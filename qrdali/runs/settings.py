@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qrdali.errors import InputError, printable
 from qrdali.files.atomic import replace_atomically
+from qrdali.reduction.quality import num_levels_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -77,6 +78,11 @@ class Settings(BaseModel):
     max_bad: float = Field(0.001, ge=0, le=1)
     track_reduced: float = Field(0.0, ge=0, lt=1)
     track_sets: dict[str, str] = Field(default_factory=dict, max_length=100)
+
+    @property
+    def num_levels(self) -> int:
+        """Returns n of the step 1/n. Raises InputError for a step that is not 1/n."""
+        return num_levels_of(self.step)
 
 
 def validate_settings(values: dict[str, Any]) -> Settings:

@@ -17,8 +17,10 @@ from qrdali import models
 from qrdali.cli.terminal import warn
 from qrdali.data.index import Index, Samples, Writer
 from qrdali.data.scan import index_folder
+from qrdali.distributed import SINGLE_PROCESS
 from qrdali.errors import InputError
 from qrdali.evaluation.predict import predict
+from qrdali.interfaces import RunContext, SilentListener, never_stop
 from qrdali.mepi.build import Builder
 from qrdali.mepi.folder import SEARCHED, MepiSet
 from qrdali.mepi.search import Search, SearchRule
@@ -30,6 +32,7 @@ from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.reduction.neighbors import DescentRule
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import autocast_for, probe_batch_size
+from qrdali.system.energy import EnergyMeter
 from qrdali.workflows.bench_loader import machine
 
 NAIVE = Path(__file__).resolve().parents[2] / "benchmarks" / "naive_mepi.py"
@@ -55,7 +58,7 @@ class _Centred(nn.Module):
 class _Quiet:
     """A watcher that shows nothing."""
 
-    def begin(self, what: str, images: int) -> None: ...
+    def begin(self, what: str, total: int, unit: str = "images") -> None: ...
     def advance(self, images: int, note: Callable[[], str]) -> None: ...
     def end(self) -> None: ...
     def line(self, text: str) -> None: ...
@@ -229,8 +232,10 @@ def _write(file: Path, index: Index, samples: Samples, labels: Samples) -> None:
 def _classified(
     index: Index, model: nn.Module, pre: models.Preprocessing, engine: Engine, autocast: Any
 ) -> Any:
+    device = next(model.parameters()).device
+    context = RunContext(device, autocast, EnergyMeter(device), SINGLE_PROCESS, SilentListener(), never_stop)
     return predict(
-        model, open_loader(index, pre, 32, engine), EpochPlan(len(index), 32, FULL_QUALITY), autocast
+        model, open_loader(index, pre, 32, engine), EpochPlan(len(index), 32, FULL_QUALITY), context
     )
 
 

@@ -15,6 +15,8 @@ from torch import nn
 from qrdali import models
 from qrdali.cli.terminal import warn
 from qrdali.data.index import Index
+from qrdali.distributed import SINGLE_PROCESS
+from qrdali.interfaces import RunContext, SilentListener, never_stop
 from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, Levels, PerImageLevels, constant_levels
@@ -22,7 +24,9 @@ from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.quality import REDUCTIONS
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import autocast_for, probe_batch_size
+from qrdali.system.energy import EnergyMeter
 from qrdali.training import probe
+from qrdali.training.run_spec import Split
 from qrdali.workflows.bench_loader import machine
 
 REDUCED = [name for name, dimensions in REDUCTIONS.items() if any(dimensions)]
@@ -90,6 +94,7 @@ def measure(
     optimizer = create_optimizer_v2(model, "adamw", lr=1e-6, weight_decay=0.05)
     autocast, scaled = autocast_for("auto", device)
     scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+    energy = EnergyMeter(device)
     part = _First(index, min(images, len(index)))
     loader = open_loader(part, pre, batch_size, engine_for(device, threads, warn))
     epochs = iter(range(1, 10**6))
@@ -121,12 +126,10 @@ def measure(
         rule = DescentRule(REDUCTIONS[reduction], 4)
         probe.descend_by_probe(
             model,
-            loader,
-            part,
+            Split(loader, part),
             PerImageLevels.at_full_quality(len(part), rule.dimensions.crop, False),
-            rule,
-            probe_batch_size(device, batch_size),
-            autocast,
+            probe.ProbeOptions(rule, probe_batch_size(device, batch_size)),
+            RunContext(device, autocast, energy, SINGLE_PROCESS, SilentListener(), never_stop),
             lambda done, candidates: None,
         )
 

@@ -38,10 +38,9 @@ def measure(evaluator: Evaluator, name: str, index: Index, num_levels: int) -> p
                 evaluator.model,
                 loader,
                 plan,
-                evaluator.autocast,
-                lambda images: bar.advance(images, reduction),
-                evaluator.decide,
-                evaluator.group,
+                evaluator.context,
+                on_batch=lambda images: bar.advance(images, reduction),
+                decide=evaluator.decide,
             )
 
         full = rows(0, "color")

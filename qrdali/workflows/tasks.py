@@ -21,11 +21,13 @@ def perform(tasks: Tasks, task: Task) -> dict[str, Any] | None:
         return _report(tasks)
     run = tasks.runs[task.name]
     if task.kind == "train":
+        from qrdali.cli.signals import terminal_control
         from qrdali.workflows.train import run_training
 
         if not (tasks.folder.run(run.name) / "config.toml").exists():
             tasks.folder.note(f"from {run.name}", tasks.origin(run))
-        run_training(run.settings, tasks.folder.run(run.name), True)
+        with terminal_control() as control:
+            run_training(run.settings, tasks.folder.run(run.name), True, control)
         return None
     begun = time.monotonic()
     note: dict[str, Any] = {"weights": tasks.folder.weights(run.name), "asked": tasks.asked(task)}
