@@ -118,10 +118,11 @@ class ImageReducer(Protocol):
 
 
 class ProgressListener(Protocol):
-    """Is told how long work proceeds: the terminal, a notebook's bars, or nobody.
+    """Is called with the progress of long work: shows it on a terminal, in a notebook, or not at all.
 
-    `begin` opens a pass over a number of images, `advance` reports images done since the last call, `end` closes the pass.
-    `line` is something that has happened, `warn` something that should not have.
+    `begin` opens a pass over `total` units (0: unknown), `advance` reports units done since the last call, `end` closes
+    the pass; an `end` without a pass does nothing. `note` is called only where its text is shown: it may read figures
+    off the device. `line` is called with what has happened, `warn` with what should not have.
     """
 
     def begin(self, what: str, total: int, unit: str = "images") -> None: ...
@@ -132,7 +133,7 @@ class ProgressListener(Protocol):
 
 
 class SilentListener:
-    """Tells nobody anything: the default of every workflow."""
+    """Shows nothing: the default of every workflow."""
 
     def begin(self, what: str, total: int, unit: str = "images") -> None: ...
     def advance(self, images: int, note: Callable[[], str]) -> None: ...
@@ -142,16 +143,16 @@ class SilentListener:
 
 
 def never_stop() -> int:
-    """Returns 0: nobody asks the job to stop."""
+    """Returns 0: no signal ever stops the job."""
     return 0
 
 
 @dataclass(frozen=True)
 class JobControl:
-    """Says who is told of a job's progress, who may stop it, and which processes share it.
+    """Holds what a job is watched and stopped by, and the processes that share it.
 
-    stop: returns the number of a signal that asked the job to stop, or 0; it is asked at every batch. group: the processes that
-    torchrun started, all of which call the same workflow with the same arguments.
+    stop: returns the number of a signal that asked the job to stop, or 0; it is called at every batch. group: the
+    processes that torchrun started, all of which call the same workflow with the same arguments.
     """
 
     listener: ProgressListener = field(default_factory=SilentListener)
@@ -159,12 +160,15 @@ class JobControl:
     group: ProcessGroup = SINGLE_PROCESS
 
 
+NO_CONTROL = JobControl()  # reports to nobody, is never stopped, and runs in one process
+
+
 @dataclass(frozen=True)
 class RunContext:
     """Holds what every part of a run needs of its surroundings, in one argument.
 
-    device: where the network is. autocast: makes the context of a forward pass, which sets its precision. energy: the meter of that
-    device. group, listener, stop: as in `JobControl`.
+    device: where the network is. autocast: makes the context of a forward pass, which sets its precision. energy: the
+    meter of that device. group, listener, stop: as in `JobControl`.
     """
 
     device: torch.device

@@ -453,21 +453,22 @@ def test_a_probe_reads_ahead(long: tuple[Index, Index], store: Store, whole_grap
     from qrdali.distributed import SINGLE_PROCESS
     from qrdali.reduction.levels import PerImageLevels
     from qrdali.reduction.neighbors import DescentRule
-    from qrdali.training.probe import _requests
+    from qrdali.training.probe import ProbeOptions, candidate_requests
+    from qrdali.training.run_spec import Split
 
     store.tell(delay=0.1)
     shown = []
     for index in long:
-        asked = _requests(
-            index,
+        loader = loader_of(index, 2, whole_graph)
+        options = ProbeOptions(DescentRule(Dimensions(True, False, True), 4), batch_size=4)
+        asked = candidate_requests(
+            Split(loader, index),
             PerImageLevels.at_full_quality(80, False, False),
-            DescentRule(Dimensions(True, False, True), 4),
-            2,
+            options,
             lambda *_: None,
-            (),
             SINGLE_PROCESS,
         )
-        stream = loader_of(index, 2, whole_graph).candidates(asked, 2, (0, 2), False)
+        stream = loader.candidates(asked, 2, (0, 2), False)
         first = next(stream)
         time.sleep(1)
         if index is long[0]:
