@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from qrdali.cli.signals import terminal_control
 from qrdali.data.index import Dataset, Writer
 from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
@@ -264,7 +265,8 @@ def main() -> int:
                 print("time is up: the same command goes on", file=sys.stderr)
                 return 0
             run = folder / name.replace(" ", "-")
-            run_training(validate_settings(values), run, True)
+            with terminal_control() as control:
+                run_training(validate_settings(values), run, True, control)
             last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
             row = {
                 "run": name,

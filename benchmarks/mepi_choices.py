@@ -25,7 +25,7 @@ from qrdali.cli.terminal import TerminalListener
 from qrdali.data.index import Dataset
 from qrdali.interfaces import JobControl
 from qrdali.mepi.folder import SEARCHED
-from qrdali.mepi.search import FULL_STATE, ReductionState, params_of_states
+from qrdali.mepi.search_path import FULL_STATE, ReductionState, params_of_states
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.reduction.neighbors import ANCHORS
 from qrdali.reduction.png_entropy import encoder_name, entropy, entropy_within

@@ -122,8 +122,10 @@ def opening(file: Path, levels: Path, cold: bool) -> dict[str, Any]:
     """
     from qrdali.models import Preprocessing
     from qrdali.pipelines.engine import Engine
-    from qrdali.pipelines.external_source import PlanSource, window_arrays
+    from qrdali.pipelines.external_source import decode_inputs, prepared_batches
+    from qrdali.pipelines.file_reader import FileReader
     from qrdali.pipelines.loader import open_loader
+    from qrdali.pipelines.replay import ReplaySource
     from qrdali.schedule.epoch_plan import EpochPlan
 
     if cold:
@@ -142,10 +144,10 @@ def opening(file: Path, levels: Path, cold: bool) -> dict[str, Any]:
     batches = open_loader(index, pre, BATCH, Engine(threads=1)).epoch(plan)
     next(batches)
     first = time.perf_counter() - begun
-    source = PlanSource(
-        index, "whole", 0.9, lambda paths, batch: window_arrays(paths, batch.reduction.window)
+    source = ReplaySource(
+        FileReader(index), lambda files, batch: decode_inputs(files, batch.reduction.window)
     )
-    source.start(plan)
+    source.start(prepared_batches(plan, index, pre))
     emitted = _each(source)
     loaded = _each(lambda: next(batches))
     later = resident()

@@ -17,6 +17,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from qrdali.cli.signals import terminal_control
 from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.runs.settings import read_toml, validate_settings
@@ -46,20 +47,22 @@ def main() -> None:
                 )
                 build_dataset(Path(folder) / f"images-{train}", data)
             run = Path(folder) / model
-            run_training(
-                validate_settings(
-                    {
-                        "method": "shared",
-                        "data": str(data),
-                        "model": model,
-                        "input_size": side,
-                        "epochs": epochs,
-                        "device": "cpu",
-                    }
-                ),
-                run,
-                False,
-            )
+            with terminal_control() as control:
+                run_training(
+                    validate_settings(
+                        {
+                            "method": "shared",
+                            "data": str(data),
+                            "model": model,
+                            "input_size": side,
+                            "epochs": epochs,
+                            "device": "cpu",
+                        }
+                    ),
+                    run,
+                    False,
+                    control,
+                )
             rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             used, last = read_toml(run / "config.toml"), rows[-1]["val_accuracy"]
             result["runs"][model] = {

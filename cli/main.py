@@ -1,4 +1,4 @@
-"""The `qrdali` group, and one line for every failure."""
+"""The `qrdali` group of commands, and one line on stderr for every failure."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ COMMANDS = {
 }
 
 
-_LONGEST = 1000  # characters of an error's line: a name may be of any length
+_MAX_ERROR = 1000  # characters of an error's line: a name may be of any length
 
 
 class _Lazy(click.Group):
-    """Imports a command's file when the command is asked for, so that --help answers at once."""
+    """Imports a command's file only when that command is called, so that --help answers at once."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -66,7 +66,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The entry point. Exit status: 2 for usage, 1 for a failed run, 130 and 143 after SIGINT and SIGTERM."""
+    """Runs the program. Exit status: 2 for usage, 1 for a failed run, 130 and 143 after SIGINT and SIGTERM."""
     try:
         status = cli.main(prog_name="qrdali", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -93,7 +93,7 @@ def main() -> None:
 def _fail(message: str, status: int) -> NoReturn:
     line = printable(message)
     print(
-        f"qrdali: {terminal.who}error: {line if len(line) <= _LONGEST else line[:_LONGEST] + '…'}",
+        f"qrdali: {terminal.who}error: {line if len(line) <= _MAX_ERROR else line[:_MAX_ERROR] + '…'}",
         file=sys.stderr,
     )
     sys.exit(status)

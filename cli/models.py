@@ -27,9 +27,11 @@ def models(pattern: str, as_json: bool) -> None:
 
     names = [*zoo.THESIS, *zoo.SMALL]
     if pattern:
-        names = [name for name in zoo.known() if fnmatch.fnmatch(name, pattern)]
+        names = [name for name in zoo.model_names() if fnmatch.fnmatch(name, pattern)]
     if not names:
-        raise InputError(f"no model matches {pattern!r}: `qrdali models '*'` lists all {len(zoo.known())}")
+        raise InputError(
+            f"no model matches {pattern!r}: `qrdali models '*'` lists all {len(zoo.model_names())}"
+        )
     rows = []
     with Bar("count", len(names), "models") as bar:
         for name in names:

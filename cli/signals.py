@@ -1,4 +1,4 @@
-"""Signals that ask to stop, remembered until the work can."""
+"""Signals that ask to stop, remembered until the work can; and what they make of the exit status."""
 
 from __future__ import annotations
 
@@ -8,26 +8,37 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
+
+from qrdali.cli import terminal
+from qrdali.errors import Interrupted
+
+if TYPE_CHECKING:
+    from qrdali.distributed import ProcessGroup
+    from qrdali.interfaces import JobControl
+
+# Seconds in which torchrun hands a signal on that the whole group of processes has already got.
+_TORCHRUN_REPEATS = 5.0
 
 
 class StopSignal:
-    """Remembers a signal for whoever works to see at the next step; a second one acts as if this were not here.
+    """Remembers SIGINT or SIGTERM until the work looks; a second one acts as if this were not here.
 
-    repeats: seconds in which the same signal may come again without being a second one: where a group of processes is signalled, torchrun
-    hands it on as well.
+    Calling it returns the signal's number, or 0. repeats: seconds in which the same signal may come again without being
+    a second one.
     """
 
     def __init__(self, repeats: float = 0.0) -> None:
         self.signum = 0
         self._repeats = repeats
-        self._heard = 0.0
+        self._received = 0.0
 
     def __call__(self) -> int:
         return self.signum
 
     def __enter__(self) -> StopSignal:
         self._before = {
-            number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
         }
         return self
 
@@ -35,13 +46,14 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _hear(self, signum: int, _: FrameType | None) -> None:
+    def _handle(self, signum: int, _: FrameType | None) -> None:
         now = time.monotonic()
         if not self.signum:
-            self.signum, self._heard = signum, now
+            self.signum, self._received = signum, now
+            # A single process acts on the second signal at once; with repeats it is decided when that comes.
             if self._repeats:
                 return
-        elif now - self._heard < self._repeats:
+        elif now - self._received < self._repeats:
             return
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -50,8 +62,32 @@ class StopSignal:
 
 
 @contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Turns `Interrupted` within into its line on the terminal and the exit status 128 + number of the signal."""
+    try:
+        yield
+    except Interrupted as interruption:
+        terminal.say(str(interruption))
+        raise SystemExit(128 + interruption.signum) from None
+
+
+@contextmanager
+def terminal_control(group: ProcessGroup | None = None) -> Iterator[JobControl]:
+    """Yields the control of a job that reports to the terminal and that SIGINT and SIGTERM stop.
+
+    `Interrupted` within becomes an exit status, as `exit_on_interrupt` does it. group: the processes that share the job.
+    """
+    from qrdali.distributed import SINGLE_PROCESS
+    from qrdali.interfaces import JobControl
+
+    group = group or SINGLE_PROCESS
+    with exit_on_interrupt(), StopSignal(0 if group.is_single else _TORCHRUN_REPEATS) as stop:
+        yield JobControl(terminal.TerminalListener(), stop, group)
+
+
+@contextmanager
 def sigterm_exits() -> Iterator[None]:
-    """SIGTERM ends the program by SystemExit(143), so that what is under way is closed, unless a `Stop` listens within."""
+    """Makes SIGTERM end the program by SystemExit(143), so that what is open is closed; a `StopSignal` within comes first."""
 
     def leave(signum: int, _: FrameType | None) -> None:
         raise SystemExit(128 + signum)

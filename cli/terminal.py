@@ -1,4 +1,4 @@
-"""What a person sees: lines and bars on stderr, JSON on stdout."""
+"""The terminal: lines and bars on stderr, JSON on stdout."""
 
 from __future__ import annotations
 
@@ -14,49 +14,50 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-_PLAIN_SECONDS, _NOTE_SECONDS = 10.0, 0.5
-_speaks = True
-who = ""  # begins errors of one process of several
+_PLAIN_SECONDS = 10.0  # between the lines of a bar where there is no terminal
+_NOTE_SECONDS = 0.5  # between notes, which read figures off the device
+_prints = True
+who = ""  # begins the errors of one process of several
 
 
 def hush(rank: int) -> None:
-    """From now on this process says nothing but errors: of several, the first speaks for all."""
-    global _speaks, who
-    _speaks, who = False, f"rank {rank}: "
+    """Makes this process print nothing but errors, which then name `rank`: the first process prints for all."""
+    global _prints, who
+    _prints, who = False, f"rank {rank}: "
 
 
 def say(text: str) -> None:
-    """One line on stderr, control characters replaced."""
-    if _speaks:
+    """Prints one line on stderr, control characters replaced."""
+    if _prints:
         print(printable(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """One line on stderr that says it is a warning."""
+    """Prints one line on stderr that is marked as a warning."""
     say(f"warning: {text}")
 
 
 def emit(value: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
-    if _speaks:
+    """Prints one JSON object on stdout."""
+    if _prints:
         print(json.dumps(value), flush=True)
 
 
 class Bar:
-    """Progress with rate and time left, if a total is known (0: it is not): a bar on a terminal, elsewhere a line every ten seconds and
-    one at the end.
+    """Shows progress with rate and, if `total` is known (not 0), time left: a bar on a terminal, elsewhere a line every
+    ten seconds and one at the end.
 
-    Work that takes less than ten seconds says nothing there.
+    Work that takes less than ten seconds prints nothing there.
     """
 
     def __init__(self, description: str, total: int, unit: str = "images") -> None:
         self._description, self._total, self._unit = printable(description), total, unit
         self._done, self._note = 0, ""
         self._progress: Progress | None = None
-        self._begun = self._told = time.monotonic()
+        self._begun = self._printed = time.monotonic()
 
     def __enter__(self) -> Bar:
-        if _speaks and sys.stderr.isatty():
+        if _prints and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -76,20 +77,20 @@ class Bar:
             )
         return self
 
-    def advance(self, n: int, note: str = "") -> None:
-        """`n` more units are done; a `note` stays until the next."""
-        self._done += n
+    def advance(self, count: int, note: str = "") -> None:
+        """Counts `count` more units as done; a `note` stays until the next one."""
+        self._done += count
         self._note = printable(note) or self._note
         if self._progress is not None:
-            self._progress.update(self._task, advance=n, rate=self._rate(), note=self._note)
-        elif time.monotonic() - self._told >= _PLAIN_SECONDS:
-            self._told = time.monotonic()
+            self._progress.update(self._task, advance=count, rate=self._rate(), note=self._note)
+        elif time.monotonic() - self._printed >= _PLAIN_SECONDS:
+            self._printed = time.monotonic()
             say(self._line())
 
     def __exit__(self, *_: object) -> None:
         if self._progress is not None:
             self._progress.stop()
-        elif self._told != self._begun:
+        elif self._printed != self._begun:
             say(self._line())
 
     def _rate(self) -> str:
@@ -104,7 +105,7 @@ class Bar:
 
 
 class TerminalListener:
-    """Shows long work: a bar per pass, lines for what has happened."""
+    """Shows a bar per pass, and lines for what has happened. Implements `ProgressListener`."""
 
     def __init__(self) -> None:
         self._bar: Bar | None = None
@@ -115,7 +116,7 @@ class TerminalListener:
 
     def advance(self, images: int, note: Callable[[], str]) -> None:
         if self._bar is not None:
-            # The note reads figures off the device: now and then only.
+            # Reading figures off the device waits for it: only now and then.
             due = time.monotonic() - self._noted >= _NOTE_SECONDS
             self._noted = time.monotonic() if due else self._noted
             self._bar.advance(images, note() if due else "")

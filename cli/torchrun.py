@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def job(device: str | None = None) -> Iterator[ProcessGroup]:
-    """The ranks of this command. All but the first say nothing but errors. device: "cpu" where GPUs are left alone."""
+    """Yields the processes of this command; all but the first print nothing but errors.
+
+    device: "cpu" where GPUs are left alone.
+    """
     from qrdali.cli import terminal
     from qrdali.distributed import init_process_group
 

@@ -10,16 +10,17 @@ import click
 
 if TYPE_CHECKING:
     from qrdali.runs.settings import Settings
+    from qrdali.schedule.epoch_schedule import Phase
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _share(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    """A share, given as 0.001 or 0.1%."""
+    """Returns a share, given as 0.001 or 0.1%."""
     try:
         return None if text is None else float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no share: give 0.001 or 0.1%") from None
+        raise click.BadParameter(f"{text!r} is not a share: give 0.001 or 0.1%") from None
 
 
 @click.group()
@@ -279,66 +280,78 @@ def random(**options: Any) -> None:
 
 
 def _run(method: str, options: dict[str, Any]) -> None:
+    """Translates the options into settings and trains, or prints the sequence of a --dry-run."""
+    from qrdali.cli.signals import terminal_control
     from qrdali.cli.torchrun import job
     from qrdali.data.set_names import parse_named_sets
-    from qrdali.errors import InputError, printable
-    from qrdali.runs import settings as run_settings
     from qrdali.system.deterministic import deterministic
-    from qrdali.workflows.train import run_training
+    from qrdali.workflows import train as workflow
 
     sets = parse_named_sets(options.pop("track_sets"), "--track-set")
-    options["track_sets"] = sets or None
-    run, resume, config, dry = (
-        Path(options.pop("run")),
-        options.pop("resume"),
-        options.pop("config"),
-        options.pop("dry_run"),
-    )
+    run, resume, dry_run = Path(options.pop("run")), options.pop("resume"), options.pop("dry_run")
+    settings = _settings_of(method, options.pop("config"), {**options, "track_sets": sets or None})
+    if dry_run:
+        _show_sequence(settings)
+        return
+    # Deterministic algorithms come before the processes meet, which begins CUDA.
+    with (
+        deterministic(settings.deterministic, settings.device),
+        job(settings.device) as group,
+        terminal_control(group) as control,
+    ):
+        workflow.run_training(settings, run, resume, control)
+
+
+def _settings_of(method: str, config: str | None, options: dict[str, Any]) -> Settings:
+    """Returns the settings of a configuration file and of the options, which win. Options that are None are not given."""
+    from qrdali.errors import InputError, printable
+    from qrdali.runs import settings as run_settings
+
     values = run_settings.read_toml(Path(config)) if config else {}
     if values.get("method", method) != method:
         raise InputError(
-            f"{config} is for `train {printable(values['method'])[:40]}`, this is `train {method}`: leave method out, "
-            "or call the other"
+            f"{config} is for `train {printable(values['method'])[:40]}`, this is `train {method}`: leave method "
+            "out, or call the other"
         )
     values.update({key: value for key, value in options.items() if value is not None}, method=method)
-    settings = run_settings.validate_settings(values)
-    if dry:
-        _show_sequence(settings)
-        return
-    with deterministic(settings.deterministic, settings.device), job(settings.device) as group:
-        run_training(settings, run, resume, group)
+    return run_settings.validate_settings(values)
 
 
 def _show_sequence(settings: Settings) -> None:
-    """What would run at most, epoch by epoch, on stdout."""
-    import numpy as np
-
-    from qrdali.reduction.quality import DIMENSIONS, num_levels_of, quality
-    from qrdali.schedule.epoch_schedule import Phase, longest_run
-    from qrdali.schedule.methods import check_settings, reduced_levels, schedule_rule_of
+    """Prints on stdout what would run at most, epoch by epoch."""
+    from qrdali.schedule.epoch_schedule import longest_run
+    from qrdali.schedule.methods import check_settings, schedule_rule_of
 
     check_settings(settings)
-    rule, num_levels = schedule_rule_of(settings), num_levels_of(settings.step)
+    rule = schedule_rule_of(settings)
     for epoch, stage, phase in longest_run(rule):
-        if phase is Phase.FULL:
-            what = "full quality"
-        elif settings.method == "adaptive":
-            what = f"{settings.reduction}, each image at its own level"
-        elif settings.method == "random":
-            what = f"{settings.reduction}, quality {settings.low:g} to {settings.high:g}, drawn per image"
-        else:
-            q = quality(
-                reduced_levels(settings, stage, epoch).for_samples(np.zeros(1, np.int64))[0], num_levels
-            )
-            what = (
-                ", ".join(f"{d} {v:.2f}" for d, v in zip(DIMENSIONS, q, strict=True) if v < 1)
-                or "full quality (sham)"
-            )
-        click.echo(f"epoch {epoch:3d}  stage {stage}  {phase}  {what}")
+        shown = _describe_epoch(settings, epoch, stage, phase)
+        click.echo(f"epoch {epoch:3d}  stage {stage}  {phase}  {shown}")
     if rule.patience is None:
         return
+    unit = "round" if rule.has_rounds else "stage"
+    repeated = "epochs" if rule.has_rounds or len(rule.sequence) == 1 else f"repetitions of {rule.sequence}"
     more = "; stages follow one another until no image moves" if rule.stages is None else ""
     click.echo(
-        f"# the longest: each {'round' if rule.has_rounds else 'stage'} may end earlier, after {rule.patience} "
-        f"{'epochs' if rule.has_rounds or len(rule.sequence) == 1 else f'repetitions of {rule.sequence}'} without improvement{more}"
+        f"# the longest: each {unit} may end earlier, after {rule.patience} {repeated} without improvement{more}"
     )
+
+
+def _describe_epoch(settings: Settings, epoch: int, stage: int, phase: Phase) -> str:
+    """Returns what the images of an epoch look like, in words."""
+    import numpy as np
+
+    from qrdali.reduction.quality import DIMENSIONS, quality
+    from qrdali.schedule.epoch_schedule import Phase
+    from qrdali.schedule.methods import reduced_levels
+
+    if phase is Phase.FULL:
+        return "full quality"
+    if settings.method == "adaptive":
+        return f"{settings.reduction}, each image at its own level"
+    if settings.method == "random":
+        return f"{settings.reduction}, quality {settings.low:g} to {settings.high:g}, drawn per image"
+    levels = reduced_levels(settings, stage, epoch).for_samples(np.zeros(1, np.int64))[0]
+    qualities = zip(DIMENSIONS, quality(levels, settings.num_levels), strict=True)
+    reduced = ", ".join(f"{dimension} {value:.2f}" for dimension, value in qualities if value < 1)
+    return reduced or "full quality (sham)"

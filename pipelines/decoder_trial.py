@@ -1,7 +1,7 @@
-"""Whether this machine decodes images rightly: tried in a process of its own, and remembered for a GPU.
+"""Tries in a child process whether this machine decodes images correctly, and remembers the result for a GPU.
 
-Region-of-interest decoding on GPUs fails or crashes with some versions on some cards, so it is never taken untried. Importing this
-imports neither torch nor DALI: `qrdali doctor` runs where they are broken.
+Region-of-interest decoding on GPUs fails or crashes with some versions on some cards, so it is never used
+untried. Importing this imports neither torch nor DALI: `qrdali doctor` runs where they are broken.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qrdali.errors import printable
 from qrdali.system.subprocess_trial import Say, run_in_child
@@ -24,26 +24,43 @@ if TYPE_CHECKING:
 
 LIMIT = 60.0  # seconds of one trial: a first import from a cold disk takes half of that
 _RUNS = 3  # batches decoded in a trial: some failures need more than one
-_CPU_TOLERANCE, _GPU_TOLERANCE = (
-    0.5,
-    3.0,
-)  # mean difference from Pillow, of 255: nvJPEG's transforms round otherwise
-_MOST, _ENTRIES = 1 << 18, 50  # bytes and entries of the cache file: whatever is longer is none of ours
+_CPU_TOLERANCE = 0.5  # mean difference from Pillow, of 255
+_GPU_TOLERANCE = 3.0  # nvJPEG's transforms round differently
+_MAX_BYTES, _MAX_ENTRIES = 1 << 18, 50  # of the cache file: whatever is longer is not ours
 
-# Upright pixels: top, left, height, width of a picture 375 high and 500 wide. None on the decoder's grid of 8 or 16 but the last.
-_WINDOWS = ((13, 21, 187, 250), (187, 249, 188, 251), (1, 2, 372, 497), (94, 125, 188, 250), (0, 0, 375, 500))
+
+class _Window(NamedTuple):
+    """A window in upright pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+# Windows of an image 375 high and 500 wide. All but the last lie off a JPEG decoder's grid of 8 or 16 pixels.
+_WINDOWS = (
+    _Window(13, 21, 187, 250),
+    _Window(187, 249, 188, 251),
+    _Window(1, 2, 372, 497),
+    _Window(94, 125, 188, 250),
+    _Window(0, 0, 375, 500),
+)
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A way of decoding, tried. reason: one line on why it does not work, else empty."""
+    """Says whether a way of decoding works. reason: one line on why it does not, else empty."""
 
     works: bool
     reason: str = ""
 
 
 def run_trial(device_id: int | None, whole: bool, limit: float = LIMIT) -> TrialResult:
-    """Decodes generated JPEGs as the loaders do, on a GPU (None: the CPU), whole images or regions of interest, in a child process."""
+    """Decodes generated JPEGs in a child process as the loaders do, whole images or regions of interest.
+
+    device_id: a GPU, or None for the CPU. limit: seconds after which the child is killed.
+    """
     answer = run_in_child("qrdali.pipelines.decoder_trial:trial_in_child", device_id, whole, limit=limit)
     if answer.failure is None and answer.said:
         return TrialResult(True)
@@ -51,7 +68,10 @@ def run_trial(device_id: int | None, whole: bool, limit: float = LIMIT) -> Trial
 
 
 def trial_in_child(say: Say, device_id: int | None, whole: bool) -> None:
-    """The child's side of `tried`. Raises ValueError if pixels differ from Pillow's by more than a decoder's rounding."""
+    """Does the work of `run_trial` in the child.
+
+    Raises ValueError if pixels differ from Pillow's by more than rounding.
+    """
     import numpy as np
 
     if device_id is not None:
@@ -62,15 +82,13 @@ def trial_in_child(say: Say, device_id: int | None, whole: bool) -> None:
 
     from qrdali.pipelines import dali_ops as ops
 
-    pictures = [
-        (name, data, reference, window) for name, data, reference in _pictures() for window in _WINDOWS
-    ]
+    cases = [(name, data, reference, window) for name, data, reference in _pictures() for window in _WINDOWS]
     # Without names: no file is left behind, whatever happens.
-    files = [tempfile.TemporaryFile(buffering=0) for _ in pictures]  # noqa: SIM115
-    for file, (_, data, _, _) in zip(files, pictures, strict=True):
+    files = [tempfile.TemporaryFile(buffering=0) for _ in cases]  # noqa: SIM115
+    for file, (_, data, _, _) in zip(files, cases, strict=True):
         file.write(data)
     paths = [np.frombuffer(f"/proc/self/fd/{file.fileno()}".encode(), np.uint8) for file in files]
-    windows = np.array([_fitting(window, reference) for _, _, reference, window in pictures], np.int32)
+    windows = np.array([_fitting(window, reference) for _, _, reference, window in cases], np.int32)
     starts, shapes = windows[:, :2].copy(), windows[:, 2:].copy()  # DALI takes no strides
 
     @pipeline_def(batch_size=len(files), num_threads=2, device_id=device_id, prefetch_queue_depth=2)
@@ -83,7 +101,7 @@ def trial_in_child(say: Say, device_id: int | None, whole: bool) -> None:
     for _ in range(_RUNS):
         (decoded,) = pipe.run()
         decoded = decoded.as_cpu()
-        for i, (name, _, reference, _) in enumerate(pictures):
+        for i, (name, _, reference, _) in enumerate(cases):
             top, left, height, width = windows[i].tolist()
             difference = _difference(
                 np.asarray(decoded[i]), reference[top : top + height, left : left + width]
@@ -97,8 +115,10 @@ def trial_in_child(say: Say, device_id: int | None, whole: bool) -> None:
 
 
 def _pictures() -> list[tuple[str, bytes, Pixels]]:
-    """(kind, file, upright pixels by Pillow) of JPEGs as they occur: fine luma that a shift by one pixel changes, smooth chroma on
-    which decoders agree."""
+    """Returns (kind, file, upright pixels by Pillow) of JPEGs as they occur.
+
+    Their luma is fine, so that a shift by one pixel changes it; their chroma is smooth, where decoders agree.
+    """
     import io
 
     import numpy as np
@@ -110,8 +130,8 @@ def _pictures() -> list[tuple[str, bytes, Pixels]]:
     image = Image.fromarray((colour + luma[..., None]).clip(0, 255).astype(np.uint8))
     rotated = Image.Exif()
     rotated[0x0112] = 6  # the camera stood upright
-    found: list[tuple[str, bytes, Pixels]] = []
-    for name, own, options in (
+    pictures: list[tuple[str, bytes, Pixels]] = []
+    for name, variant, options in (
         ("baseline", image, {"subsampling": "4:2:0"}),
         ("4:4:4", image, {"subsampling": "4:4:4"}),
         ("progressive", image, {"progressive": True}),
@@ -119,20 +139,22 @@ def _pictures() -> list[tuple[str, bytes, Pixels]]:
         ("rotated", image, {"exif": rotated.tobytes()}),
     ):
         file = io.BytesIO()
-        own.save(file, "JPEG", quality=90, **options)
+        variant.save(file, "JPEG", quality=90, **options)
         with Image.open(file) as opened:
-            found.append((name, file.getvalue(), np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))))
-    return found
+            upright = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+        pictures.append((name, file.getvalue(), upright))
+    return pictures
 
 
-def _fitting(window: tuple[int, int, int, int], reference: Pixels) -> tuple[int, int, int, int]:
-    """The window in a picture that may be upright."""
-    top, left, height, width = window
-    return window if reference.shape[0] == 375 else (left, top, width, height)
+def _fitting(window: _Window, reference: Pixels) -> _Window:
+    """Returns the window for an image that may stand upright: transposed where it does."""
+    if reference.shape[0] == 375:
+        return window
+    return _Window(window.left, window.top, window.width, window.height)
 
 
 def _difference(decoded: Pixels, reference: Pixels) -> float:
-    """Mean absolute difference of two uint8 images, 255 if they are not of one size."""
+    """Returns the mean absolute difference of two uint8 images, 255 if their sizes differ."""
     import numpy as np
 
     if decoded.shape != reference.shape:
@@ -141,9 +163,9 @@ def _difference(decoded: Pixels, reference: Pixels) -> float:
 
 
 def cache_file() -> Path | None:
-    """Where trials are remembered, None where a user has no such folder."""
+    """Returns where trials are remembered, or None where a user has no such folder."""
     folder = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(folder):  # others are to be ignored, says its specification
+    if os.path.isabs(folder):  # the XDG specification has relative ones ignored
         return Path(folder) / "qrdali" / "decoding.json"
     try:
         return Path.home() / ".cache" / "qrdali" / "decoding.json"
@@ -152,26 +174,27 @@ def cache_file() -> Path | None:
 
 
 def trial_key(dali: str | None, codec: str | None, driver: str | None, gpu: str | None) -> str | None:
-    """The key under which a GPU's decoding is remembered; None where it cannot be told from another."""
+    """Returns the key under which a GPU's decoding is remembered, or None where part of it is unknown."""
     if not (dali and codec and driver and gpu):
         return None
     return printable(f"DALI {dali}, nvImageCodec {codec}, driver {driver}, {gpu}")
 
 
-def recall(place: str) -> TrialResult | None:
-    """What was found of region-of-interest decoding at a place, None if it is to be tried."""
-    return _entries().get(place)
+def recall(key: str) -> TrialResult | None:
+    """Returns what a trial of region-of-interest decoding has found, or None if it is to be tried."""
+    return _entries().get(key)
 
 
-def remember(place: str, found: TrialResult) -> None:
-    """Keeps what was found at `place` for later processes; a folder that cannot be written forgets it."""
+def remember(key: str, result: TrialResult) -> None:
+    """Keeps the result of a trial for later processes, or forgets it where the folder cannot be written."""
     from pydantic import TypeAdapter
 
     file = cache_file()
     if file is None:
         return
-    entries = {**{key: value for key, value in _entries().items() if key != place}, place: found}
-    kept = dict(list(entries.items())[-_ENTRIES:])
+    entries = {**{other: kept for other, kept in _entries().items() if other != key}, key: result}
+    kept = dict(list(entries.items())[-_MAX_ENTRIES:])
+    # Not `write_whole`: a cache may be lost, and several processes may write it at once.
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +206,7 @@ def remember(place: str, found: TrialResult) -> None:
 
 
 def _entries() -> dict[str, TrialResult]:
-    """The cache file, empty if it is not there or not as it was written."""
+    """Returns what the cache file holds, nothing if it is not there or not as it was written."""
     from pydantic import TypeAdapter, ValidationError
 
     file = cache_file()
@@ -191,6 +214,6 @@ def _entries() -> dict[str, TrialResult]:
         if file is None or not file.is_file():
             return {}
         with open(file, "rb") as opened:
-            return TypeAdapter(dict[str, TrialResult]).validate_json(opened.read(_MOST), strict=True)
+            return TypeAdapter(dict[str, TrialResult]).validate_json(opened.read(_MAX_BYTES), strict=True)
     except (OSError, ValueError, ValidationError):
         return {}

@@ -1,4 +1,4 @@
-"""The engine of a command: threads, device, and a way of decoding that is known to work there."""
+"""Chooses the engine of a job: its device, threads, and a way of decoding that is known to work there."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from qrdali.system.machine import processors
 
 @dataclass(frozen=True)
 class Engine:
-    """Where and how images are made. device_id None is the CPU; `whole_decode` avoids region-of-interest decoding;
-    `whole_graph` leaves everything to DALI on a CPU too, as on a GPU, instead of the decoding alone."""
+    """Says where and how images are made.
+
+    device_id: a GPU, or None for the CPU. threads: of decoding. depth: batches that DALI prepares ahead.
+    whole_decode: decodes whole images instead of regions of interest. whole_graph: leaves everything to DALI
+    on a CPU too, as on a GPU, instead of the decoding alone.
+    """
 
     device_id: int | None = None
     threads: int = 2
@@ -26,41 +30,46 @@ class Engine:
 
     @property
     def host_ops(self) -> bool:
-        """Whether DALI decodes and `host.py` does the rest."""
+        """Whether DALI decodes and `host_ops` does the rest."""
         return self.device_id is None and not self.whole_graph
 
     @property
     def decode_device(self) -> str:
+        """DALI's name of the device that decodes: a GPU's decoder reads on the host, hence "mixed"."""
         return "cpu" if self.device_id is None else "mixed"
 
 
 def engine_for(
     device: torch.device, threads: int | None, warn: Callable[[str], None], sharing: int = 1
 ) -> Engine:
-    """Images for a network on `device`. threads: decoding threads, None or 0 for as many as the process may use at once,
-    divided by how many processes are `sharing` them.
+    """Returns the engine that makes images for a network on `device`.
 
-    On a GPU region-of-interest decoding is tried once per place, and `warn` hears why whole images are decoded instead; on a CPU
+    threads: decoding threads, None or 0 for as many as the process may use at once, divided by how many
+    processes are `sharing` them. On a GPU region-of-interest decoding is tried once for each combination of
+    versions and card, and `warn` is called with the reason where whole images are decoded instead; on a CPU
     nothing is tried.
     """
     count = threads or max(1, processors().usable // sharing)
     if device.type == "cpu":
         return Engine(None, count)
-    found = _regions(device, warn)
-    if not found.works:
+    regions = _try_regions(device, warn)
+    if not regions.works:
         warn(
-            f"region-of-interest decoding fails on this GPU ({found.reason}): whole images are decoded instead; "
-            "`qrdali doctor` tries it again"
+            f"region-of-interest decoding fails on this GPU ({regions.reason}): whole images are decoded "
+            "instead; `qrdali doctor` tries it again"
         )
-    return Engine(device.index, count, whole_decode=not found.works)
+    return Engine(device.index, count, whole_decode=not regions.works)
 
 
 def engine_of(
     device: torch.device, threads: int | None, group: ProcessGroup, warn: Callable[[str], None]
 ) -> Engine:
-    """Returns how each process of `group` decodes images for a network on `device`. Collective.
+    """Returns how each process of `group` decodes images for a network on `device`.
 
-    The first process of each host tries what is not known of a GPU's decoding; the others read what it has remembered.
+    Collective.
+
+    The first process of each host tries what is not known of a GPU's decoding; the others read what it has
+    remembered.
     """
     sharing = group.processes_on_these_cpus()
     first = group.run_on_all(lambda: None if group.local_rank else engine_for(device, threads, warn, sharing))
@@ -68,22 +77,25 @@ def engine_of(
 
 
 def describe_decoding(engine: Engine) -> str:
-    """The decode path in words."""
-    return f"{'whole images' if engine.whole_decode else 'regions'} decoded on the {'CPU' if engine.device_id is None else 'GPU'}"
+    """Returns the decode path in words."""
+    extent = "whole images" if engine.whole_decode else "regions"
+    return f"{extent} decoded on the {'CPU' if engine.device_id is None else 'GPU'}"
 
 
-def _regions(device: torch.device, warn: Callable[[str], None]) -> TrialResult:
-    """What is known of region-of-interest decoding on a GPU, or is found now."""
+def _try_regions(device: torch.device, warn: Callable[[str], None]) -> TrialResult:
+    """Returns whether region-of-interest decoding works on a GPU, as remembered or as a trial finds."""
     facts, codec = environment.environment(device), environment.codec()
-    place = trial_key(facts["dali"], codec and codec[1], facts["driver"], facts["gpu"])
-    if known := recall(place) if place else None:
-        return known
-    found = run_trial(device.index, whole=False)
-    if not found.works and not (control := run_trial(device.index, whole=True)).works:
-        # Not regions fail but all decoding there, for now at least: a full GPU, no driver. That is not to be remembered.
+    key = trial_key(facts["dali"], codec and codec[1], facts["driver"], facts["gpu"])
+    if remembered := recall(key) if key else None:
+        return remembered
+    regions = run_trial(device.index, whole=False)
+    if not regions.works and not (whole := run_trial(device.index, whole=True)).works:
+        # Not regions but all decoding fails there, for now at least: a full GPU, no driver. That is not to be
+        # remembered.
         warn(
-            f"DALI decodes nothing on this GPU ({control.reason}); `qrdali doctor` says more, --device cpu does without it"
+            f"DALI decodes nothing on this GPU ({whole.reason}); `qrdali doctor` says more, "
+            "--device cpu does without it"
         )
-    elif place:
-        remember(place, found)
-    return found
+    elif key:
+        remember(key, regions)
+    return regions

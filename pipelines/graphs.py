@@ -1,64 +1,42 @@
-"""The DALI graphs. Nothing here is random: every number comes from the source, batch by batch."""
+"""Defines the DALI graphs. They draw nothing and keep nothing: every number comes from the source.
+
+Each graph is a linear chain: read → decode → cut → resize → colour → prepare for the network, on the GPU from
+the decode on. `source` is called once per batch and returns the structure of `graph_inputs` that each
+function names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, pipeline_def
 from nvidia.dali.pipeline import do_not_convert
 
 from qrdali.models import Preprocessing
 from qrdali.pipelines import dali_ops as ops
 from qrdali.pipelines.engine import Engine
-from qrdali.reduction.quality import CROP
-
-INTERPOLATION = {
-    "nearest": types.INTERP_NN,
-    "bilinear": types.INTERP_TRIANGULAR,
-    "bicubic": types.INTERP_CUBIC,
-    "lanczos": types.INTERP_LANCZOS3,
-}
-
-# The arrays a source emits per batch, in this order; [N, …] unless said otherwise.
-REDUCTION = (
-    "start",  # int32 [2] top, left
-    "shape",  # int32 [2] height, width of the window
-    "size",  # float32 [2] height, width after the resolution reduction
-    "resized",  # bool: size differs from shape
-    "bin_width",  # float32
-    "mask",  # uint8 256 - d where d is a power of two
-    "half",  # uint8 d / 2
-    "binned",  # uint8: 0 for d = 1, 1 for a power of two, 2 otherwise
+from qrdali.pipelines.graph_inputs import (
+    ANY_WIDTH,
+    DECODE,
+    NETWORK,
+    POWER_OF_TWO,
+    candidate_layout,
+    decoded_layout,
+    fill,
+    flatten,
 )
-INPUTS = (
-    "path",  # list of N uint8 [length]: names of files, or their bytes if `apart`
-    "sample",  # int64
-    *REDUCTION,
-    "label",  # int64
-    "region",  # float32 [4] top, left, bottom, right of the reduced image that the network sees
-    "flip",  # int32
-)
-WINDOW_INPUTS = ("path", "start", "shape")
-DECODED_INPUTS = (*REDUCTION, "region")
 
 
-def _read_and_reduce(inputs: dict[str, Any], engine: Engine, apart: bool) -> Any:
-    """Crop, resolution and colour, each only for the samples that need it."""
-    image = ops.read(
-        inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart
-    )
-    return _reduce_resolution_and_color(image, inputs)
+class CandidateOutputs(NamedTuple):
+    """Says what `candidates` gives out.
 
+    columns: the dimension that each of the K columns moves. with_images: whether the reduced images are
+    wanted besides the network's inputs.
+    """
 
-def _reduce_resolution_and_color(image: Any, inputs: dict[str, Any]) -> Any:
-    if inputs["resized"]:
-        image = ops.resolution(image, inputs["size"])
-    if inputs["binned"] == 1:
-        image = ops.color_power_of_two(image, inputs["mask"], inputs["half"])
-    elif inputs["binned"] == 2:
-        image = ops.color_any(image, inputs["bin_width"])
-    return image
+    columns: tuple[int, ...]
+    with_images: bool
 
 
 def network_input(
@@ -66,53 +44,31 @@ def network_input(
     engine: Engine,
     batch_size: int,
     preprocessing: Preprocessing,
-    apart: bool = False,
+    needs_bytes: bool = False,
 ) -> Any:
-    """A pipeline of (images float32 HWC, labels, samples), built at its first run."""
+    """Returns a pipeline from `NetworkInputs` to (images float32 HWC, labels, samples)."""
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        inputs = _inputs(source, INPUTS)
-        image = _read_and_reduce(inputs, engine, apart)
-        image = ops.prepare(
-            image,
-            inputs["region"],
-            inputs["flip"],
-            preprocessing.input_size,
-            INTERPOLATION[preprocessing.interpolation],
-            [255 * m for m in preprocessing.mean],
-            [255 * s for s in preprocessing.std],
-        )
-        return image, inputs["label"], inputs["sample"]
+        inputs = _receive(source, NETWORK)
+        image = _read(inputs, engine, needs_bytes)
+        image = _reduce_resolution_and_color(image, inputs.image.reduction)
+        image = ops.prepare(image, inputs.image.region, inputs.flip, preprocessing)
+        return image, inputs.label, inputs.sample
 
     return _instance(graph, engine, batch_size)
 
 
-def decode_windows(source: Callable[[], Any], engine: Engine, batch_size: int, apart: bool = False) -> Any:
-    """A pipeline of decoded windows, uint8 HWC of their own sizes."""
+def decode_windows(
+    source: Callable[[], Any], engine: Engine, batch_size: int, needs_bytes: bool = False
+) -> Any:
+    """Returns a pipeline from `DecodeInputs` to the decoded windows, uint8 HWC of their own sizes."""
 
     @pipeline_def
     def graph() -> Any:
-        inputs = _inputs(source, WINDOW_INPUTS)
-        return ops.read(
-            inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart
-        )
+        return _read(_receive(source, DECODE), engine, needs_bytes)
 
     return _instance(graph, engine, batch_size)
-
-
-def _column_inputs(dimension: int) -> tuple[str, ...]:
-    return (*REDUCTION[0 if dimension == CROP else 2 :], "region")  # start and shape are a crop's own
-
-
-def candidate_inputs(columns: tuple[int, ...]) -> tuple[str, ...]:
-    """The arrays of `candidates`: the window to decode, then the reduction and region of each column."""
-    return (
-        "path",
-        "start",
-        "shape",
-        *(f"{name}{k}" for k, d in enumerate(columns) for name in _column_inputs(d)),
-    )
 
 
 def candidates(
@@ -120,42 +76,28 @@ def candidates(
     engine: Engine,
     batch_size: int,
     preprocessing: Preprocessing,
-    columns: tuple[int, ...],
-    with_images: bool,
-    apart: bool = False,
+    outputs: CandidateOutputs,
+    needs_bytes: bool = False,
 ) -> Any:
-    """A pipeline of network inputs, one output per column; with `pictures`, then the reduced images, one output per column.
+    """Returns a pipeline from `CandidateInputs` to network inputs float32 HWC, an output per column.
 
-    Each image is decoded once; `dimensions` says what each column moves, and only crops (1) cut the decoded window.
+    With `outputs.with_images` the reduced images uint8 HWC follow, an output per column too. Each image is
+    decoded once; only columns that move the crop cut the decoded window.
     """
-    mean, std = [255 * m for m in preprocessing.mean], [255 * s for s in preprocessing.std]
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        inputs = _inputs(source, candidate_inputs(columns))
-        decoded = ops.read(
-            inputs["path"], inputs["start"], inputs["shape"], engine.decode_device, engine.whole_decode, apart
-        )
-        seen, reduced = [], []
-        for k, dimension in enumerate(columns):
-            own = _column(inputs, k, dimension)
+        inputs = _receive(source, candidate_layout(outputs.columns))
+        decoded = _read(inputs, engine, needs_bytes)
+        network_inputs, reduced_images = [], []
+        for column in inputs.columns:
             image = decoded
-            if dimension == CROP:
-                image = ops.cut(image, own["start"], own["shape"])
-            image = _reduce_resolution_and_color(image, own)
-            reduced.append(image)
-            seen.append(
-                ops.prepare(
-                    image,
-                    own["region"],
-                    0,
-                    preprocessing.input_size,
-                    INTERPOLATION[preprocessing.interpolation],
-                    mean,
-                    std,
-                )
-            )
-        return tuple(seen + reduced if with_images else seen)
+            if column.window is not None:
+                image = ops.cut(image, column.window.start, column.window.shape)
+            image = _reduce_resolution_and_color(image, column.reduction)
+            reduced_images.append(image)
+            network_inputs.append(ops.prepare(image, column.region, 0, preprocessing))
+        return tuple(network_inputs + reduced_images if outputs.with_images else network_inputs)
 
     return _instance(graph, engine, batch_size)
 
@@ -163,27 +105,23 @@ def candidates(
 def reduce_decoded(
     source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing | None
 ) -> Any:
-    """A pipeline over decoded originals instead of files: network inputs float32 HWC, or without `preprocessing` the
-    reduced images uint8 HWC. The source gives one batch at each run: pixels uint8 HWC, then `KEPT_INPUTS`."""
+    """Returns a pipeline from `DecodedInputs`, pixels instead of files, to network inputs float32 HWC.
+
+    Without `preprocessing` it gives the reduced images uint8 HWC. It works on one batch at each run and reads
+    none ahead.
+    """
     device = "cpu" if engine.device_id is None else "gpu"
-    names = REDUCTION if preprocessing is None else DECODED_INPUTS
+    names = decoded_layout(with_region=preprocessing is not None)
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        pixels = fn.external_source(lambda: source()[0], batch=True, device=device, layout="HWC")
-        inputs = _inputs(lambda: source()[1 : 1 + len(names)], names)
-        image = _reduce_resolution_and_color(ops.cut(pixels, inputs["start"], inputs["shape"]), inputs)
+        pixels = fn.external_source(lambda: source().pixels, batch=True, device=device, layout="HWC")
+        inputs = _receive(lambda: source().image, names)
+        image = ops.cut(pixels, inputs.window.start, inputs.window.shape)
+        image = _reduce_resolution_and_color(image, inputs.reduction)
         if preprocessing is None:
             return image
-        return ops.prepare(
-            image,
-            inputs["region"],
-            0,
-            preprocessing.input_size,
-            INTERPOLATION[preprocessing.interpolation],
-            [255 * m for m in preprocessing.mean],
-            [255 * s for s in preprocessing.std],
-        )
+        return ops.prepare(image, inputs.region, 0, preprocessing)
 
     return graph(
         batch_size=batch_size,
@@ -195,14 +133,30 @@ def reduce_decoded(
     )
 
 
-@do_not_convert
-def _column(inputs: dict[str, Any], k: int, dimension: int) -> dict[str, Any]:
-    return {name: inputs[f"{name}{k}"] for name in _column_inputs(dimension)}
+def _read(inputs: Any, engine: Engine, needs_bytes: bool) -> Any:
+    window = inputs.window
+    return ops.read(
+        inputs.files, window.start, window.shape, engine.decode_device, engine.whole_decode, needs_bytes
+    )
+
+
+def _reduce_resolution_and_color(image: Any, reduction: Any) -> Any:
+    """Reduces resolution, then colours, each only for the samples that need it: DALI splits the batch."""
+    if reduction.resized:
+        image = ops.resolution(image, reduction.size)
+    if reduction.binning == POWER_OF_TWO:
+        image = ops.color_power_of_two(image, reduction.mask, reduction.half)
+    elif reduction.binning == ANY_WIDTH:
+        image = ops.color_any(image, reduction.bin_width)
+    return image
 
 
 @do_not_convert
-def _inputs(source: Callable[[], Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return dict(zip(names, fn.external_source(source, num_outputs=len(names), batch=True), strict=True))
+def _receive(source: Callable[[], Any], names: tuple[Any, ...]) -> Any:
+    """Returns the structure that `source` emits, with DALI's nodes in place of the arrays."""
+    count = len(flatten(names))
+    nodes = fn.external_source(lambda: flatten(source()), num_outputs=count, batch=True)
+    return fill(names, iter(nodes))
 
 
 def _instance(graph: Any, engine: Engine, batch_size: int) -> Any:

@@ -1,12 +1,11 @@
-"""Originals decoded once and kept, and the reduced images that a search asks of them."""
+"""Decodes originals once, and makes the reduced images of them that a search needs."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from threading import Lock
 from typing import Any
@@ -22,22 +21,33 @@ from qrdali.interfaces import ImageReducer
 from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs
 from qrdali.pipelines import host_ops as host
+from qrdali.pipelines.diagnose import one_line_error
 from qrdali.pipelines.engine import Engine
-from qrdali.pipelines.external_source import reduction_arrays, window_arrays
-from qrdali.pipelines.file_reader import FileReader, PendingRead, read_ahead
-from qrdali.pipelines.loader import one_line_error, why_unreadable
+from qrdali.pipelines.external_source import decode_inputs
+from qrdali.pipelines.file_reader import FileReader, Files
+from qrdali.pipelines.graph_inputs import DecodedInputs, ImageInputs, pixel_reduction, window_bounds
+from qrdali.pipelines.replay import ReplaySource, RestartablePipeline, run_with_replay
 from qrdali.reduction.quality import ReductionParams
 from qrdali.reduction.view import view
 
-_TOGETHER, _PIXELS = (
-    8,
-    16_000_000,
-)  # files and pixels that a decoding pipeline reads at once, though at least one file
+# A chunk that a decoding pipeline takes at once: so many files, and no file more once it has so many pixels.
+_CHUNK_FILES = 8
+_CHUNK_PIXELS = 16_000_000
 
 
 def open_image_reducer(index: Index, preprocessing: Preprocessing, engine: Engine) -> ImageReducer:
-    """A maker of one split's images."""
+    """Returns an image reducer of one split."""
     return (HostImageReducer if engine.host_ops else GraphImageReducer)(index, preprocessing, engine)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Files that are decoded at once. samples: int64 [N]."""
+
+    samples: npt.NDArray[np.int64]
+
+    def select(self, mask: npt.NDArray[np.bool_]) -> _Chunk:
+        return _Chunk(self.samples[mask])
 
 
 class _ImageReducer(ABC):
@@ -51,87 +61,56 @@ class _ImageReducer(ABC):
         on_unreadable: Callable[[int, str], None],
         max_batch: Callable[[], int] | None = None,
     ) -> Iterator[tuple[int, Any]]:
-        """See `Maker.originals`."""
-        again: deque[list[int]] = deque()  # what was in flight when a file failed, less that file
-        while True:
-            flying: deque[list[int]] = deque()
-            begun: deque[PendingRead[list[int]]] = deque()
-            pipe = self._decoding(samples, again, flying, begun, max_batch or (lambda: _TOGETHER))
-            try:
-                while True:
-                    (windows,) = pipe.run()
-                    yield from [
-                        (sample, self._take_image(windows, i)) for i, sample in enumerate(flying.popleft())
-                    ]
-            except StopIteration:
-                return
-            except RunError:  # the source's: no file's fault
-                raise
-            except RuntimeError as error:
-                bad = {
-                    sample: reason
-                    for chunk in flying
-                    for sample in chunk
-                    if (reason := why_unreadable(self._index, sample))
-                }
-                if not bad:
-                    raise RunError(one_line_error(error)) from None
-                for sample, reason in bad.items():
-                    on_unreadable(sample, reason)
-                again = deque(
-                    [
-                        *(left for chunk in flying if (left := [s for s in chunk if s not in bad])),
-                        *(chunk for chunk, _, _ in begun),
-                        *again,
-                    ]
-                )
+        """See `ImageReducer.decode`."""
 
-    def _decoding(
-        self,
-        samples: Iterator[int],
-        again: deque[list[int]],
-        flying: deque[list[int]],
-        begun: deque[PendingRead[list[int]]],
-        most: Callable[[], int],
-    ) -> Any:
-        """A pipeline that decodes `again`, then `samples`, and notes in `flying` what it has been given, in `begun` what is being read."""
-        chunks: Iterator[list[int]] = iter(
-            lambda: again.popleft() if again else self._chunk(samples, min(_TOGETHER, most())), []
+        def chunk_files() -> int:
+            return _CHUNK_FILES if max_batch is None else min(_CHUNK_FILES, max_batch())
+
+        def report(unreadable: dict[int, str]) -> None:
+            for sample, reason in unreadable.items():
+                on_unreadable(sample, reason)
+
+        source = ReplaySource(self._reader, self._to_inputs, _Chunk.select, lambda: 2 * chunk_files())
+        pipeline = RestartablePipeline(
+            lambda: graphs.decode_windows(
+                source, replace(self._engine, depth=2), _CHUNK_FILES, self._reader.needs_bytes
+            )
         )
-        stream = read_ahead(
-            self._reader,
-            chunks,
-            lambda chunk: np.array(chunk, np.int64),
-            begun,
-            lambda: 2 * min(_TOGETHER, most()),
-        )
+        source.start(self._chunks(samples, chunk_files))
+        pipeline.start()
+        for chunk, (windows,) in run_with_replay(pipeline, source, report):
+            yield from self._take_images(chunk, windows)
 
-        def emit() -> tuple[Any, ...]:
-            chunk, files = next(stream)
-            flying.append(chunk)
-            sizes = self._index.sizes(np.array(chunk))
-            return window_arrays(files, np.concatenate([np.zeros_like(sizes), sizes], axis=1))
+    def _chunks(self, samples: Iterator[int], chunk_files: Callable[[], int]) -> Iterator[_Chunk]:
+        while numbers := self._next_chunk(samples, chunk_files()):
+            yield _Chunk(np.array(numbers, np.int64))
 
-        return graphs.decode_windows(
-            emit, replace(self._engine, depth=2), _TOGETHER, self._reader.needs_bytes
-        )
-
-    def _chunk(self, samples: Iterator[int], most: int) -> list[int]:
+    def _next_chunk(self, samples: Iterator[int], files: int) -> list[int]:
         chunk, pixels = [], 0
-        for sample in islice(samples, most):
+        for sample in islice(samples, files):
             chunk.append(sample)
             pixels += int(self._index.sizes(np.array([sample])).prod())
-            if pixels >= _PIXELS:
+            if pixels >= _CHUNK_PIXELS:
                 break
         return chunk
 
+    def _to_inputs(self, files: Files, chunk: _Chunk) -> Any:
+        sizes = self._index.sizes(chunk.samples)
+        return decode_inputs(files, np.concatenate([np.zeros_like(sizes), sizes], axis=1))
+
+    def _take_images(self, chunk: _Chunk, windows: Any) -> list[tuple[int, Any]]:
+        try:
+            return [(sample, self._take_image(windows, i)) for i, sample in enumerate(chunk.samples.tolist())]
+        except RuntimeError as error:  # torch's, where a GPU's memory is full
+            raise RunError(one_line_error(error)) from None
+
     @abstractmethod
     def _take_image(self, windows: Any, i: int) -> Any:
-        """Image `i` of a pipeline's output, in memory of its own."""
+        """Returns image `i` of a pipeline's output, in memory of its own."""
 
 
 class HostImageReducer(_ImageReducer):
-    """DALI decodes; `host.py` makes the reduced images in threads."""
+    """Has DALI decode; `host_ops` makes the reduced images in threads."""
 
     def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
         super().__init__(index, preprocessing, engine)
@@ -141,19 +120,20 @@ class HostImageReducer(_ImageReducer):
         return np.array(windows[i])
 
     def network_inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:
-        """See `Maker.inputs`."""
-        pre = self._preprocessing
-        images = torch.empty((len(pixels), pre.input_size, pre.input_size, 3))
-        target, region = images.numpy(), view(reduction.size, pre.fit, pre.crop_share).region
+        """See `ImageReducer.network_inputs`."""
+        preprocessing, side = self._preprocessing, self._preprocessing.input_size
+        images = torch.empty((len(pixels), side, side, 3))
+        target = images.numpy()
+        region = view(reduction.size, preprocessing.fit, preprocessing.crop_share).region
 
-        def one(i: int) -> None:
-            host.prepare(_reduced(pixels[i], reduction, i), region[i], False, pre, target[i])
+        def make(i: int) -> None:
+            host.prepare(_reduced(pixels[i], reduction, i), region[i], False, preprocessing, target[i])
 
-        list(self._pool.map(one, range(len(pixels))))
+        list(self._pool.map(make, range(len(pixels))))
         return images.permute(0, 3, 1, 2)
 
     def reduced_images(self, pixels: list[Any], reduction: ReductionParams) -> list[npt.NDArray[np.uint8]]:
-        """See `Maker.pictures`."""
+        """See `ImageReducer.reduced_images`."""
         return [np.ascontiguousarray(_reduced(p, reduction, i)) for i, p in enumerate(pixels)]
 
 
@@ -163,14 +143,13 @@ def _reduced(pixels: npt.NDArray[np.uint8], reduction: ReductionParams, i: int) 
 
 
 class GraphImageReducer(_ImageReducer):
-    """Everything in DALI: on a GPU, or on a CPU where it is to be compared. Threads take turns."""
+    """Makes everything in DALI: on a GPU, or on a CPU where it is to be compared. Threads take turns."""
 
     def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
         super().__init__(index, preprocessing, engine)
-        self._pipes: dict[
-            bool, tuple[Any, int]
-        ] = {}  # by whether they show the network's inputs; and their largest batch
-        self._asked: tuple[Any, ...] = ()
+        # Pipelines with their largest batch, by whether they give the network's inputs or the reduced images.
+        self._pipes: dict[bool, tuple[Any, int]] = {}
+        self._inputs: DecodedInputs | None = None
         self._turn = Lock()  # a pipeline's outputs go when it is run again
 
     @property
@@ -189,7 +168,7 @@ class GraphImageReducer(_ImageReducer):
         return self._copy(image, torch.empty(image.shape(), dtype=torch.uint8, device=self._device))
 
     def network_inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:
-        """See `Maker.inputs`."""
+        """See `ImageReducer.network_inputs`."""
         side = self._preprocessing.input_size
         target = torch.empty((len(pixels), side, side, 3), device=self._device)
         with self._turn:
@@ -197,28 +176,28 @@ class GraphImageReducer(_ImageReducer):
             return self._copy(images.as_tensor(), target).permute(0, 3, 1, 2)
 
     def reduced_images(self, pixels: list[Any], reduction: ReductionParams) -> list[npt.NDArray[np.uint8]]:
-        """See `Maker.pictures`."""
+        """See `ImageReducer.reduced_images`."""
         with self._turn:
             (images,) = self._run(False, pixels, reduction)
             images = images.as_cpu()
             return [np.array(images[i]) for i in range(len(pixels))]
 
-    def _run(self, seen: bool, pixels: list[Any], reduction: ReductionParams) -> Any:
-        pipe, most = self._pipes.get(seen, (None, 0))
-        if len(pixels) > most:
-            most = len(pixels)
+    def _run(self, for_network: bool, pixels: list[Any], reduction: ReductionParams) -> Any:
+        preprocessing = self._preprocessing
+        pipe, max_batch = self._pipes.get(for_network, (None, 0))
+        if len(pixels) > max_batch:
+            max_batch = len(pixels)
             pipe = graphs.reduce_decoded(
-                lambda: self._asked, self._engine, most, self._preprocessing if seen else None
+                lambda: self._inputs, self._engine, max_batch, preprocessing if for_network else None
             )
-            self._pipes[seen] = pipe, most
-        pre = self._preprocessing
-        self._asked = (
-            pixels,
-            *reduction_arrays(
-                reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width
-            ),
-            view(reduction.size, pre.fit, pre.crop_share).region,
+            self._pipes[for_network] = pipe, max_batch
+        bounds, region = window_bounds(reduction.window), None
+        if for_network:
+            region = view(reduction.size, preprocessing.fit, preprocessing.crop_share).region
+        image = ImageInputs(
+            bounds, pixel_reduction(bounds.shape, reduction.size, reduction.bin_width), region
         )
+        self._inputs = DecodedInputs(pixels, image)
         try:
             return pipe.run()
         except RuntimeError as error:

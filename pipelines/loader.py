@@ -1,11 +1,11 @@
-"""The loaders: one DALI pipeline per split, one plan per epoch."""
+"""Loads the images of a split: one DALI pipeline per split, one plan per epoch."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,182 +14,116 @@ import numpy.typing as npt
 import torch
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
-from qrdali.data import storage
 from qrdali.data.index import Index
-from qrdali.data.inspect import MAX_PIXELS, inspect_file, quiet_pillow
-from qrdali.errors import RunError, Unreadable, printable
 from qrdali.interfaces import Batch, BatchSource, CandidateBatch, CandidateRequest
 from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs
 from qrdali.pipelines import host_ops as host
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.external_source import (
-    PlanSource,
     PreparedBatch,
-    candidate_arrays,
-    graph_arrays,
-    window_arrays,
+    candidate_inputs,
+    decode_inputs,
+    network_inputs,
+    prepared_batches,
 )
-from qrdali.pipelines.file_reader import read_ahead
+from qrdali.pipelines.file_reader import FileReader, Files
+from qrdali.pipelines.replay import ReplaySource, RestartablePipeline, run_with_replay
 from qrdali.reduction.quality import CROP
 from qrdali.reduction.view import view
 from qrdali.schedule.epoch_plan import EpochPlan
 
-Samples = npt.NDArray[np.int64]
+Outputs = tuple[Any, ...]  # DALI tensor lists of one batch, one for each output of the graph
 
 
 def open_loader(index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> BatchSource:
-    """A loader of one split. `batch_size` is the largest batch a plan may ask for."""
+    """Returns a loader of one split. batch_size: the largest batch that a plan may ask for."""
     return (HostLoader if engine.host_ops else GraphLoader)(index, preprocessing, batch_size, engine)
 
 
 class _Loader(ABC):
-    """Implements `qrdali.interfaces.Loader`: the protocol of epochs, and what a failure means."""
+    """Implements the epochs of `BatchSource`; its subclasses make images of the graph's outputs."""
 
     def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
-        self._index, self._preprocessing, self._batch_size, self._engine = (
-            index,
-            preprocessing,
-            batch_size,
-            engine,
-        )
-        self._source = PlanSource(index, preprocessing.fit, preprocessing.crop_share, self._to_graph_inputs)
-        self._reader = self._source.reader
-        self._pipe: Any = None
-        self._clean = True  # whether the last epoch was read to its end
-        self._plan: EpochPlan | None = None
-        self._on_unreadable: Callable[[dict[int, str]], None] | None = None
+        self._index, self._preprocessing, self._engine = index, preprocessing, engine
+        self._reader = FileReader(index)
+        self._source = ReplaySource(self._reader, self._to_inputs, PreparedBatch.select)
+        # Neither holds this loader, so that the pipeline and its memory go as soon as the loader does.
+        self._pipeline = RestartablePipeline(self._graph(self._source, batch_size))
 
     @staticmethod
     @abstractmethod
-    def _to_graph_inputs(paths: list[npt.NDArray[np.uint8]], batch: PreparedBatch) -> tuple[Any, ...]: ...
+    def _to_inputs(files: Files, batch: PreparedBatch) -> Any:
+        """Returns the graph's inputs."""
 
     @abstractmethod
-    def _graph(self) -> Any: ...
+    def _graph(self, source: ReplaySource[PreparedBatch], batch_size: int) -> Callable[[], Any]:
+        """Returns a function that builds the pipeline of epochs."""
 
     @abstractmethod
-    def _batches(self) -> Iterator[Batch]: ...
+    def _batches(self, outputs: Iterator[tuple[PreparedBatch, Outputs]]) -> Iterator[Batch]:
+        """Yields the batches of an epoch."""
 
     def epoch(
         self, plan: EpochPlan, on_unreadable: Callable[[dict[int, str]], None] | None = None
     ) -> Iterator[Batch]:
-        """See `Loader.epoch`. A second call abandons an epoch that was not read to its end."""
+        """See `BatchSource.epoch`. A second call abandons an epoch that was not read to its end."""
         if plan.samples != len(self._index):
             raise ValueError(
                 f"the plan has {plan.samples} samples, {self._index.file} has {len(self._index)}"
             )
         self._settle()
-        if self._pipe is None:
-            self._pipe = self._graph()
-        elif not self._clean:
-            self._drain()
-        # The plan first, then the reset: the pipeline reads ahead from the moment it is reset.
-        self._source.start(plan)
-        self._plan, self._on_unreadable = plan, on_unreadable
-        self._pipe.reset()
-        self._clean = False
-        return self._batches()
-
-    def _run_batches(self) -> Iterator[tuple[PreparedBatch, tuple[Any, ...]]]:
-        """Each batch's numbers and the graph's outputs, which last until the next is asked for."""
-        while True:
-            try:
-                outputs = self._pipe.run()
-            except StopIteration:
-                self._clean = True
-                return
-            except RuntimeError as error:
-                self._pipe, self._clean = None, True  # DALI's pipelines do not survive an error
-                found = self._diagnose(error, (batch.samples for batch in self._source.in_flight))
-                if self._on_unreadable is None or self._plan is None:
-                    raise Unreadable(found) from None
-                self._on_unreadable(found)
-                self._source.replay_without(self._plan, found)
-                self._pipe, self._clean = self._graph(), False
-                continue
-            yield self._source.in_flight.popleft(), outputs
-
-    def _run_candidates(
-        self, pipe: Any, flying: deque[CandidateRequest]
-    ) -> Iterator[tuple[CandidateRequest, tuple[Any, ...]]]:
-        """The same for a pass over states, whose pipeline is its own: such passes are long and rare."""
-        while True:
-            try:
-                outputs = pipe.run()
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                raise Unreadable(self._diagnose(error, (ask.samples for ask in flying))) from None
-            yield flying.popleft(), outputs
+        self._source.stop()
+        self._pipeline.drain()
+        self._source.start(prepared_batches(plan, self._index, self._preprocessing))
+        self._pipeline.start()
+        return self._batches(run_with_replay(self._pipeline, self._source, on_unreadable))
 
     def _settle(self) -> None:  # noqa: B027  most loaders leave nothing behind
         """Waits for whatever still reads the graph's outputs."""
 
-    def _drain(self) -> None:
-        """Runs out what is in flight: DALI resets only a pipeline that has reached its end."""
-        self._source.stop()
-        try:
-            while True:
-                self._pipe.run()
-        except StopIteration:
-            self._clean = True
-        except RuntimeError:
-            self._pipe, self._clean = self._graph(), True
+    def _run_candidates(
+        self,
+        requests: Iterator[CandidateRequest],
+        to_inputs: Callable[[Files, CandidateRequest], Any],
+        graph: Callable[[ReplaySource[CandidateRequest]], Any],
+    ) -> Iterator[tuple[CandidateRequest, Outputs]]:
+        """Yields each request with the outputs of `graph`.
 
-    def _diagnose(self, error: RuntimeError, flying: Iterable[Samples]) -> dict[int, str]:
-        """DALI's message seldom names the file: look at those in flight. Raises RunError if it is none of them."""
-        if isinstance(error, RunError):  # the source's: no file's fault
-            raise error from None
-        every = (sample for samples in flying for sample in samples.tolist())
-        found = {sample: reason for sample in every if (reason := why_unreadable(self._index, sample))}
-        if not found:
-            raise RunError(one_line_error(error)) from None
-        return found
-
-
-def why_unreadable(index: Index, sample: int) -> str | None:
-    """Why an indexed image cannot be read any more, naming it, or None if it can."""
-    number = np.array([sample])
-    path = index.paths(number)[0]
-    if not storage.exists(path):
-        return (
-            f"sample {sample}, {printable(path)}, is gone since it was indexed: restore it, say by --root OLD=NEW where it is now, "
-            "or index again"
-        )
-    height, width = index.sizes(number)[0].tolist()
-    quiet_pillow()
-    found = inspect_file(path, verify=True, max_pixels=max(MAX_PIXELS, height * width))
-    if found.reason:
-        return f"sample {sample}, {printable(path)}, cannot be decoded: {found.reason}"
-    size = found.width, found.height
-    if size != (width, height):
-        return f"sample {sample}, {printable(path)}, is {size[0]}x{size[1]} pixels, was indexed as {width}x{height}: index again"
-    return None
-
-
-def one_line_error(error: RuntimeError) -> str:
-    """A pipeline's error on one line."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"the image pipeline failed: {printable(' '.join(lines)[:400])}"
+        Such passes are long and rare, so each builds a pipeline.
+        """
+        source = ReplaySource(self._reader, to_inputs)
+        pipeline = RestartablePipeline(lambda: graph(source))
+        source.start(requests)
+        pipeline.start()
+        return run_with_replay(pipeline, source)
 
 
 def _pixels(windows: Any, i: int) -> npt.NDArray[np.uint8]:
-    """Image `i` of a graph's output as a view, which lasts as long as the output: `at` would copy, a tenth of the time of a whole image."""
+    """Returns image `i` of a graph's output as a view, which lasts as long as the output.
+
+    DALI's `at` would copy, which takes a tenth of the time that a whole image does.
+    """
     return np.asarray(windows[i])
 
 
 class GraphLoader(_Loader):
-    """Everything in one DALI graph: on a GPU, or on a CPU where it is to be compared."""
+    """Makes everything in one DALI graph: on a GPU, or on a CPU where it is to be compared."""
 
-    _to_graph_inputs = staticmethod(graph_arrays)
+    _to_inputs = staticmethod(network_inputs)
 
-    def _graph(self) -> Any:
-        return graphs.network_input(
-            self._source, self._engine, self._batch_size, self._preprocessing, self._reader.needs_bytes
+    def _graph(self, source: ReplaySource[PreparedBatch], batch_size: int) -> Callable[[], Any]:
+        return partial(
+            graphs.network_input,
+            source,
+            self._engine,
+            batch_size,
+            self._preprocessing,
+            self._reader.needs_bytes,
         )
 
-    def _batches(self) -> Iterator[Batch]:
-        for batch, (images, labels, samples) in self._run_batches():
+    def _batches(self, outputs: Iterator[tuple[PreparedBatch, Outputs]]) -> Iterator[Batch]:
+        for batch, (images, labels, samples) in outputs:
             # HWC in memory seen as CHW is torch's channels_last: no transposition anywhere.
             yield Batch(
                 self._tensor(images).permute(0, 3, 1, 2),
@@ -205,32 +139,29 @@ class GraphLoader(_Loader):
         columns: tuple[int, ...],
         with_images: bool,
     ) -> Iterator[CandidateBatch]:
-        """See `Loader.candidates`."""
-        flying: deque[CandidateRequest] = deque()
-        pre, count = self._preprocessing, len(columns)
-        stream = read_ahead(self._reader, requests, lambda ask: ask.samples, deque())
+        """See `BatchSource.candidates`."""
+        preprocessing, side, count = self._preprocessing, self._preprocessing.input_size, len(columns)
 
-        def emit() -> tuple[Any, ...]:
-            ask, files = next(stream)
-            flying.append(ask)
-            return candidate_arrays(files, ask, columns, pre.fit, pre.crop_share)
-
-        pipe = graphs.candidates(
-            emit, self._engine, max_batch, pre, columns, with_images, self._reader.needs_bytes
-        )
-        for ask, outputs in self._run_candidates(pipe, flying):
-            images = torch.empty(
-                (count, len(ask.samples), pre.input_size, pre.input_size, 3), device=self._device
+        def graph(source: ReplaySource[CandidateRequest]) -> Any:
+            wanted = graphs.CandidateOutputs(columns, with_images)
+            return graphs.candidates(
+                source, self._engine, max_batch, preprocessing, wanted, self._reader.needs_bytes
             )
+
+        def to_inputs(files: Files, request: CandidateRequest) -> Any:
+            return candidate_inputs(files, request, columns, preprocessing)
+
+        for request, outputs in self._run_candidates(requests, to_inputs, graph):
+            images = torch.empty((count, len(request.samples), side, side, 3), device=self._device)
             for k in range(count):
                 self._copy(outputs[k].as_tensor(), images[k])
-            reduced = None
+            reduced_images = None
             if with_images:
-                reduced = [
-                    [np.array(out[i]) for i in range(len(ask.samples))]
-                    for out in (o.as_cpu() for o in outputs[count:])
+                reduced_images = [
+                    [np.array(column[i]) for i in range(len(request.samples))]
+                    for column in (output.as_cpu() for output in outputs[count:])
                 ]
-            yield CandidateBatch(ask, images.permute(0, 1, 4, 2, 3), reduced)
+            yield CandidateBatch(request, images.permute(0, 1, 4, 2, 3), reduced_images)
 
     @property
     def _device(self) -> str:
@@ -256,7 +187,7 @@ class GraphLoader(_Loader):
 
 
 class HostLoader(_Loader):
-    """DALI reads and decodes windows; `host.py` reduces and prepares them in as many threads."""
+    """Has DALI read and decode windows; `host_ops` reduces and prepares them in as many threads."""
 
     def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
         super().__init__(index, preprocessing, batch_size, engine)
@@ -264,16 +195,16 @@ class HostLoader(_Loader):
         self._working: list[Future[None]] = []
 
     @staticmethod
-    def _to_graph_inputs(paths: list[npt.NDArray[np.uint8]], batch: PreparedBatch) -> tuple[Any, ...]:
-        return window_arrays(paths, batch.reduction.window)
+    def _to_inputs(files: Files, batch: PreparedBatch) -> Any:
+        return decode_inputs(files, batch.reduction.window)
 
-    def _graph(self) -> Any:
-        return graphs.decode_windows(self._source, self._engine, self._batch_size, self._reader.needs_bytes)
+    def _graph(self, source: ReplaySource[PreparedBatch], batch_size: int) -> Callable[[], Any]:
+        return partial(graphs.decode_windows, source, self._engine, batch_size, self._reader.needs_bytes)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self, outputs: Iterator[tuple[PreparedBatch, Outputs]]) -> Iterator[Batch]:
         ahead: tuple[PreparedBatch, torch.Tensor] | None = None
-        # One batch is prepared while whoever asked works on the one before.
-        for batch, (windows,) in self._run_batches():
+        # One batch is prepared while whoever iterates works on the one before.
+        for batch, (windows,) in outputs:
             before, ahead = ahead, (batch, self._prepare(batch, windows))
             if before is not None:
                 yield self._batch(*before)
@@ -288,16 +219,19 @@ class HostLoader(_Loader):
             future.result()
 
     def _prepare(self, batch: PreparedBatch, windows: Any) -> torch.Tensor:
-        count, pre, seen = len(batch.samples), self._preprocessing, batch.seen
-        images = torch.empty((count, pre.input_size, pre.input_size, 3))
+        """Begins to write the network's inputs and returns where, float32 [N, S, S, 3].
+
+        They are complete after `_settle`.
+        """
+        count, side = len(batch.samples), self._preprocessing.input_size
+        preprocessing, reduction, seen = self._preprocessing, batch.reduction, batch.seen
+        images = torch.empty((count, side, side, 3))
         target = images.numpy()
 
         def work(first: int, last: int) -> None:
             for i in range(first, last):
-                image = host.reduce(
-                    _pixels(windows, i), batch.reduction.size[i], int(batch.reduction.bin_width[i])
-                )
-                host.prepare(image, seen.region[i], bool(seen.flip[i]), pre, target[i])
+                image = host.reduce(_pixels(windows, i), reduction.size[i], int(reduction.bin_width[i]))
+                host.prepare(image, seen.region[i], bool(seen.flip[i]), preprocessing, target[i])
 
         self._spread(work, count)
         return images
@@ -324,49 +258,44 @@ class HostLoader(_Loader):
         columns: tuple[int, ...],
         with_images: bool,
     ) -> Iterator[CandidateBatch]:
-        """See `Loader.candidates`."""
-        flying: deque[CandidateRequest] = deque()
-        stream = read_ahead(self._reader, requests, lambda ask: ask.samples, deque())
+        """See `BatchSource.candidates`."""
 
-        def emit() -> tuple[Any, ...]:
-            ask, files = next(stream)
-            flying.append(ask)
-            return window_arrays(files, ask.window)
+        def graph(source: ReplaySource[CandidateRequest]) -> Any:
+            return graphs.decode_windows(source, self._engine, max_batch, self._reader.needs_bytes)
+
+        def to_inputs(files: Files, request: CandidateRequest) -> Any:
+            return decode_inputs(files, request.window)
 
         self._settle()
-        for ask, (windows,) in self._run_candidates(
-            graphs.decode_windows(emit, self._engine, max_batch, self._reader.needs_bytes), flying
-        ):
-            yield self._candidate_batch(ask, windows, columns, with_images)
+        for request, (windows,) in self._run_candidates(requests, to_inputs, graph):
+            yield self._candidate_batch(request, windows, columns, with_images)
 
     def _candidate_batch(
-        self, ask: CandidateRequest, windows: Any, columns: tuple[int, ...], pictures: bool
+        self, request: CandidateRequest, windows: Any, columns: tuple[int, ...], with_images: bool
     ) -> CandidateBatch:
-        pre, found = self._preprocessing, ask.candidates
-        count, side = len(ask.samples), pre.input_size
+        preprocessing, candidates = self._preprocessing, request.candidates
+        count, side = len(request.samples), preprocessing.input_size
         images = torch.zeros((len(columns), count, side, side, 3))
         target = images.numpy()
-        none = np.zeros((1, 1, 3), np.uint8)
-        reduced = [[none] * count for _ in columns] if pictures else None
+        no_image = np.zeros((1, 1, 3), np.uint8)
+        reduced_images = [[no_image] * count for _ in columns] if with_images else None
 
         def work(first: int, last: int) -> None:
             for i in range(first, last):
                 decoded = _pixels(windows, i)
                 for k, dimension in enumerate(columns):
-                    if not found.exists[i, k]:
+                    if not candidates.exists[i, k]:
                         continue
-                    own = found.window[i, k]
-                    image = (
-                        host.cut(decoded, own[:2] - ask.window[i, :2], own[2:])
-                        if dimension == CROP
-                        else decoded
-                    )
-                    image = host.reduce(image, found.size[i, k], int(found.bin_width[i, k]))
-                    region = view(found.size[i, k][None], pre.fit, pre.crop_share).region[0]
-                    host.prepare(image, region, False, pre, target[k, i])
-                    if reduced is not None:
-                        reduced[k][i] = image.copy() if np.may_share_memory(image, decoded) else image
+                    image, size = decoded, candidates.size[i, k]
+                    if dimension == CROP:
+                        window = candidates.window[i, k]
+                        image = host.cut(decoded, window[:2] - request.window[i, :2], window[2:])
+                    image = host.reduce(image, size, int(candidates.bin_width[i, k]))
+                    region = view(size[None], preprocessing.fit, preprocessing.crop_share).region[0]
+                    host.prepare(image, region, False, preprocessing, target[k, i])
+                    if reduced_images is not None:
+                        reduced_images[k][i] = image.copy() if np.may_share_memory(image, decoded) else image
 
         self._spread(work, count)
         self._settle()
-        return CandidateBatch(ask, images.permute(0, 1, 4, 2, 3), reduced)
+        return CandidateBatch(request, images.permute(0, 1, 4, 2, 3), reduced_images)

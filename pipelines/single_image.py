@@ -10,7 +10,7 @@ from qrdali.data import storage
 from qrdali.data.inspect import MAX_BYTES, inspect_file, quiet_pillow
 from qrdali.errors import RunError, printable
 from qrdali.pipelines import dali_ops
-from qrdali.pipelines.loader import one_line_error
+from qrdali.pipelines.diagnose import one_line_error
 
 
 def decode_image(path: str) -> npt.NDArray[np.uint8]:

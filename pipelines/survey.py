@@ -1,6 +1,7 @@
-"""What a machine has: packages, driver and GPUs, each looked at in a child process, for an import or a driver may crash or hang.
+"""Surveys what a machine has: packages, driver and GPUs.
 
-Importing this imports neither torch nor DALI.
+Each is looked at in a child process, since an import or a driver may crash or hang. Importing this imports
+neither torch nor DALI.
 """
 
 from __future__ import annotations
@@ -15,31 +16,34 @@ LIMIT = 60.0  # seconds of the whole survey, counted anew after a part that fail
 
 
 def survey(limit: float = LIMIT) -> dict[str, dict[str, Any]]:
-    """By part: what `look` says of it, or {"error": one line} where looking failed."""
-    found: dict[str, dict[str, Any]] = {}
-    left = list(PARTS)
-    while left:
-        answer = run_in_child("qrdali.pipelines.survey:survey_in_child", left, limit=limit)
-        found.update(zip(left, answer.said, strict=False))
-        left = left[len(answer.said) :]
-        if left:  # the first of them is what the child did not survive
-            found[left[0]] = {"error": answer.failure or "no answer"}
-            left = left[1:]
-    return found
+    """Returns by part what its function of PARTS found, or {"error": one line} where that failed."""
+    findings: dict[str, dict[str, Any]] = {}
+    remaining = list(PARTS)
+    while remaining:
+        answer = run_in_child("qrdali.pipelines.survey:survey_in_child", remaining, limit=limit)
+        findings.update(zip(remaining, answer.said, strict=False))
+        remaining = remaining[len(answer.said) :]
+        if remaining:  # the first of them is what the child did not survive
+            findings[remaining[0]] = {"error": answer.failure or "no answer"}
+            remaining = remaining[1:]
+    return findings
 
 
 def survey_in_child(say: Say, parts: Sequence[str]) -> None:
-    """The child's side of `survey`: says one object per part."""
+    """Does the work of `survey` in the child: sends one object per part."""
     for part in parts:
         try:
-            said = PARTS[part]()
+            finding = PARTS[part]()
         except Exception as error:  # a broken package raises anything
-            said = {"error": " ".join(str(error).split()) or type(error).__name__}
-        say(said)
+            finding = {"error": " ".join(str(error).split()) or type(error).__name__}
+        say(finding)
 
 
 def _driver() -> dict[str, Any]:
-    """version; gpus: of the driver's, whether torch sees them or not: name, uuid, mig (None, "on" or "off")."""
+    """Returns version, and gpus: the driver's, whether torch sees them or not, each with name, uuid and mig.
+
+    mig is "on", "off", or None for a card without it.
+    """
     import pynvml
 
     pynvml.nvmlInit()
@@ -71,7 +75,7 @@ def _text(value: str | bytes) -> str:
 
 
 def _torch() -> dict[str, Any]:
-    """version; cuda: what it is built for, or None; architectures: those its kernels are for."""
+    """Returns version, cuda (what torch is built for, or None) and architectures (those of its kernels)."""
     import torch
 
     return {
@@ -82,8 +86,11 @@ def _torch() -> dict[str, Any]:
 
 
 def _gpus() -> dict[str, Any]:
-    """available: what `--device auto` asks; why: not, as torch has it. gpus: name, uuid (None from an older torch), memory in bytes,
-    capability, and error: why nothing can be computed there, or None."""
+    """Returns available, whether `--device auto` takes a GPU, why not (None if it does), and gpus.
+
+    Each GPU has name, uuid (None from an older torch), memory in bytes, capability, and error: why nothing
+    can be computed there, or None.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -126,7 +133,7 @@ def _timm() -> dict[str, Any]:
 
 
 def _dali() -> dict[str, Any]:
-    """version, distribution."""
+    """Returns version and distribution."""
     from qrdali.system import environment
 
     importlib.import_module("nvidia.dali")
@@ -139,10 +146,11 @@ def _codec() -> dict[str, Any]:
     return _distribution(environment.codec())
 
 
-def _distribution(found: tuple[str, str] | None) -> dict[str, Any]:
-    if found is None:
+def _distribution(installed: tuple[str, str] | None) -> dict[str, Any]:
+    if installed is None:
         raise ModuleNotFoundError("it is not installed")
-    return {"version": found[1], "distribution": found[0]}
+    distribution, version = installed
+    return {"version": version, "distribution": distribution}
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {

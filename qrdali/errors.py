@@ -1,4 +1,4 @@
-"""The two ways a command can fail, and how a hostile name is shown."""
+"""The ways in which a command fails, and how a hostile name is shown."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import unicodedata
 
 
 class InputError(ValueError):
-    """An option, a name or a value that cannot be used (exit status 2). The message is one line."""
+    """An option, a name or a value cannot be used (exit status 2). The message is one line."""
 
 
 class RunError(RuntimeError):
-    """Work that could not be done although it was asked for rightly (exit status 1). The message is one line."""
+    """Work failed although its options were right (exit status 1). The message is one line."""
 
 
 class Unreadable(RunError):
-    """Images that cannot be read any more. `reasons`: by sample number, one line each; the message is the first."""
+    """Images cannot be read any more. `reasons`: one line by sample number; the message is the first."""
 
     def __init__(self, reasons: dict[int, str]) -> None:
         super().__init__(next(iter(reasons.values())))
@@ -22,15 +22,15 @@ class Unreadable(RunError):
 
 
 class OtherRankFailed(RunError):
-    """Another process of the same job failed, and has said why: this one ends without a word."""
+    """Another process of the same job failed and prints why; this one ends silently."""
 
 
 class RanksLost(RunError):
-    """Other processes of the same job are gone."""
+    """Other processes of the same job are gone: killed, or no longer reachable."""
 
 
 class Interrupted(RunError):
-    """A signal asked to stop; everything up to the current step is saved. `signum` is the signal."""
+    """The signal `signum` stopped the work; everything up to the current step is saved."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class Interrupted(RunError):
 
 
 def printable(text: object) -> str:
-    """`text` on one line, with control characters, surrogates and bidirectional overrides replaced by `?`."""
+    """Returns `text` on one line, with control characters, surrogates and bidirectional overrides as `?`."""
     return "".join(
         "?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") or c in "\ufffe\uffff" else c
         for c in str(text)

@@ -1,4 +1,4 @@
-"""What a loader hands to whoever asks for an epoch."""
+"""Defines the types between rooms: what loaders hand out, how progress is reported, what a job runs in."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """images: float32 [N, 3, S, S], channels last in memory, normalised, on the loader's device. labels, samples: int64
-    [N] on the same device: class and sample number of each image. number: of the batch in its plan."""
+    """Holds one batch of network inputs.
+
+    images: float32 [N, 3, S, S], channels last in memory, (v / 255 - mean) / std, on the loader's device.
+    labels, samples: int64 [N] on the same device, class and sample number of each image. number: of the batch
+    in its plan, from 0.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -34,8 +38,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class CandidateRequest:
-    """States whose neighbours are to be shown to a network. samples: int64 [N]. window: int32 [N, 4], the windows of the
-    states; the candidates' lie within."""
+    """Holds states whose neighbours a network is to see.
+
+    samples: int64 [N]. window: int32 [N, 4] top, left, height, width, the windows of the states; those of the
+    candidates lie within. candidates: the neighbours, N states in K columns.
+    """
 
     samples: npt.NDArray[np.int64]
     window: npt.NDArray[np.int32]
@@ -44,8 +51,11 @@ class CandidateRequest:
 
 @dataclass(frozen=True)
 class CandidateBatch:
-    """What was asked, as network inputs. images: float32 [K, N, 3, S, S], as `Batch.images`; those that do not exist are
-    of no use. pictures: the reduced images uint8 HWC, K lists of N, or None where they were not wanted."""
+    """Holds the candidates of a request as network inputs.
+
+    images: float32 [K, N, 3, S, S], as `Batch.images`; where a candidate does not exist the values mean
+    nothing. reduced_images: K lists of N images uint8 HWC, or None where they were not wanted.
+    """
 
     request: CandidateRequest
     images: torch.Tensor
@@ -53,15 +63,17 @@ class CandidateBatch:
 
 
 class BatchSource(Protocol):
-    """Decodes, reduces and prepares the images of one split. The core knows the DALI loader only by this."""
+    """Decodes, reduces and prepares the images of one split: what other rooms know of DALI's loaders."""
 
     def epoch(
         self, plan: EpochPlan, on_unreadable: Callable[[dict[int, str]], None] | None = None
     ) -> Iterator[Batch]:
-        """The batches of `plan` from `plan.first_batch` on; a batch without images is left out.
+        """Yields the batches of `plan` from `plan.first_batch` on; a batch without images is left out.
 
-        Images that cannot be read raise Unreadable. With `unreadable` they are told to it instead, by sample number with the reason,
-        and left out: everything else comes once, in the same batches and order."""
+        Images that cannot be read raise Unreadable. Given `on_unreadable`, it is called with them instead, by
+        sample number with the reason, and they are left out: every other image comes once, in the same batch
+        and order.
+        """
         ...
 
     def candidates(
@@ -71,12 +83,16 @@ class BatchSource(Protocol):
         columns: tuple[int, ...],
         with_images: bool,
     ) -> Iterator[CandidateBatch]:
-        """The neighbours of states, each image decoded once. `most`: the largest N. `dimensions`: of the K columns. Raises Unreadable."""
+        """Yields the neighbours of each request's states, each image decoded once. Raises Unreadable.
+
+        max_batch: the largest N of a request. columns: the dimension that each of the K columns moves.
+        with_images: whether the reduced images are wanted too.
+        """
         ...
 
 
 class ImageReducer(Protocol):
-    """Decodes originals that a search keeps, and makes reduced images of them: the same bytes as a loader's."""
+    """Decodes originals that a search keeps, and makes reduced images of them, as a loader would."""
 
     def decode(
         self,
@@ -84,25 +100,29 @@ class ImageReducer(Protocol):
         on_unreadable: Callable[[int, str], None],
         max_batch: Callable[[], int] | None = None,
     ) -> Iterator[tuple[int, Any]]:
-        """(sample, pixels) of each image in order, decoded ahead. Pixels are uint8 HWC, where the maker wants them: host
-        arrays or tensors on its GPU. Images that cannot be read are left out and told to `unreadable` with the reason.
-        `most` says how many may be taken from `samples` together, if fewer than the maker would."""
+        """Yields (sample, pixels) of each image in order, decoded ahead.
+
+        Pixels are uint8 HWC, host arrays or tensors on the reducer's GPU: what its other methods take. Images
+        that cannot be read are left out, and `on_unreadable` is called with sample and reason. max_batch:
+        returns how many may be taken from `samples` at once, if that is fewer than the reducer would take.
+        """
         ...
 
     def network_inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:
-        """Network inputs, as `Batch.images`, of M originals reduced by `reduction`, on the maker's device."""
+        """Returns the network inputs, as `Batch.images`, of M originals reduced by `reduction`."""
         ...
 
     def reduced_images(self, pixels: list[Any], reduction: ReductionParams) -> list[npt.NDArray[np.uint8]]:
-        """The reduced images uint8 HWC of M originals, in host memory."""
+        """Returns the reduced images of M originals, uint8 HWC, in host memory."""
         ...
 
 
 class ProgressListener(Protocol):
-    """Is told how long work proceeds: the terminal, a notebook's bars, or nobody.
+    """Is called with the progress of long work: shows it on a terminal, in a notebook, or not at all.
 
-    `begin` opens a pass over a number of images, `advance` reports images done since the last call, `end` closes the pass.
-    `line` is something that has happened, `warn` something that should not have.
+    `begin` opens a pass over `total` units (0: unknown), `advance` reports units done since the last call, `end` closes
+    the pass; an `end` without a pass does nothing. `note` is called only where its text is shown: it may read figures
+    off the device. `line` is called with what has happened, `warn` with what should not have.
     """
 
     def begin(self, what: str, total: int, unit: str = "images") -> None: ...
@@ -113,7 +133,7 @@ class ProgressListener(Protocol):
 
 
 class SilentListener:
-    """Tells nobody anything: the default of every workflow."""
+    """Shows nothing: the default of every workflow."""
 
     def begin(self, what: str, total: int, unit: str = "images") -> None: ...
     def advance(self, images: int, note: Callable[[], str]) -> None: ...
@@ -123,16 +143,16 @@ class SilentListener:
 
 
 def never_stop() -> int:
-    """Returns 0: nobody asks the job to stop."""
+    """Returns 0: no signal ever stops the job."""
     return 0
 
 
 @dataclass(frozen=True)
 class JobControl:
-    """Says who is told of a job's progress, who may stop it, and which processes share it.
+    """Holds what a job is watched and stopped by, and the processes that share it.
 
-    stop: returns the number of a signal that asked the job to stop, or 0; it is asked at every batch. group: the processes that
-    torchrun started, all of which call the same workflow with the same arguments.
+    stop: returns the number of a signal that asked the job to stop, or 0; it is called at every batch. group: the
+    processes that torchrun started, all of which call the same workflow with the same arguments.
     """
 
     listener: ProgressListener = field(default_factory=SilentListener)
@@ -140,12 +160,15 @@ class JobControl:
     group: ProcessGroup = SINGLE_PROCESS
 
 
+NO_CONTROL = JobControl()  # reports to nobody, is never stopped, and runs in one process
+
+
 @dataclass(frozen=True)
 class RunContext:
     """Holds what every part of a run needs of its surroundings, in one argument.
 
-    device: where the network is. autocast: makes the context of a forward pass, which sets its precision. energy: the meter of that
-    device. group, listener, stop: as in `JobControl`.
+    device: where the network is. autocast: makes the context of a forward pass, which sets its precision. energy: the
+    meter of that device. group, listener, stop: as in `JobControl`.
     """
 
     device: torch.device

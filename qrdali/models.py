@@ -1,4 +1,4 @@
-"""Networks by name, from timm and torchvision, with the preprocessing that belongs to them."""
+"""Makes networks by name, from timm and torchvision, with the preprocessing that belongs to them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from torch import nn
 from qrdali.errors import InputError, RunError, printable
 
 THESIS = ("squeezenet1_1", "resnet152", "efficientnet_b3")
-SMALL = ("resnet10t", "test_resnet")  # batch-norm and few layers: for demos and tests on a CPU
+SMALL = ("resnet10t", "test_resnet")  # few layers, with batch-norm: for demos and tests on a CPU
 FITS = ("whole", "center")
 
-# SqueezeNet ends in a ReLU and dies at the rates that suit networks with batch-norm: it then answers one constant class.
+# Networks without batch-norm. SqueezeNet, for one, ends in a ReLU and dies at the rates that suit networks
+# with batch-norm: it then answers one constant class.
 LEARNING_RATE = {"squeezenet1_0": 1e-4, "squeezenet1_1": 1e-4, "alexnet": 1e-4, "vgg16": 1e-4}
 DEFAULT_LEARNING_RATE = 1e-3  # of AdamW
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a reduced image becomes a network's input.
+    """Says how a reduced image becomes a network's input.
 
-    input_size: side of the square in pixels. fit: "whole" or "center". crop_share: share of the shorter side that
-    "center" shows. interpolation: "bilinear" or "bicubic" (antialiased). mean, std: per channel, in 0..1.
+    input_size: side of the square in pixels. fit: "whole" or "center". crop_share: share of the shorter side
+    that "center" shows, in (0, 1]. interpolation: "bilinear" or "bicubic", antialiased. mean, std: per
+    channel, in 0 … 1.
     """
 
     input_size: int
@@ -39,8 +41,11 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Description:
-    """parameters: their number. gmacs: 10^9 multiply-adds of one image, what the literature calls GFLOP; None where torch cannot count
-    them. input_size: side in pixels."""
+    """Describes a network's size and cost.
+
+    parameters: their number. gmacs: 10^9 multiply-adds of one image, what the literature calls GFLOP; None
+    where torch cannot count them. input_size: side in pixels.
+    """
 
     name: str
     parameters: int
@@ -49,29 +54,34 @@ class Description:
 
 
 @lru_cache
-def known() -> tuple[str, ...]:
-    """Every name `create` takes without a prefix, sorted."""
+def model_names() -> tuple[str, ...]:
+    """Returns every name that `create` takes without a prefix, sorted."""
     import timm
+
+    return tuple(sorted({*timm.list_models(), *_torchvision_names()}))
+
+
+def _torchvision_names() -> list[str]:
     import torchvision
 
-    return tuple(sorted({*timm.list_models(), *torchvision.models.list_models(module=torchvision.models)}))
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
 
 
-def _library(name: str) -> tuple[str, str]:
-    """("timm" or "torchvision", bare name). timm's is taken where both have it; a prefix `torchvision/` decides."""
+def _find_library(name: str) -> tuple[str, str]:
+    """Returns ("timm" or "torchvision", name without a prefix). Raises InputError for an unknown name.
+
+    timm's network is taken where both have one; the prefix `timm/` or `torchvision/` decides otherwise.
+    """
     import timm
-    import torchvision
 
     prefix, slash, bare = name.rpartition("/")
-    choices = {
-        "timm": timm.is_model,
-        "torchvision": set(torchvision.models.list_models(module=torchvision.models)).__contains__,
-    }
-    if not slash or prefix in choices:
-        for library, has in choices.items():
+    libraries = {"timm": timm.is_model, "torchvision": _torchvision_names().__contains__}
+    if not slash or prefix in libraries:
+        for library, has in libraries.items():
             if (not slash or prefix == library) and has(bare):
                 return library, bare
-    near = difflib.get_close_matches(bare, known(), 3, 0.5)
+    near = difflib.get_close_matches(bare, model_names(), 3, 0.5)
     raise InputError(
         f"no model is called {printable(name)!r}; "
         + (f"near it: {', '.join(near)}" if near else "`qrdali models '*'` lists them")
@@ -79,11 +89,12 @@ def _library(name: str) -> tuple[str, str]:
 
 
 def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
-    """A network with `classes` outputs; [N, 3, S, S] float32 in, logits [N, classes] out.
+    """Returns a network that maps float32 [N, 3, S, S] to logits [N, classes].
 
-    Raises InputError for an unknown name, RunError if published weights cannot be had.
+    pretrained: with published weights and a fresh last layer, else with random ones. Raises InputError for an
+    unknown name, RunError if published weights cannot be loaded.
     """
-    library, bare = _library(name)
+    library, bare = _find_library(name)
     try:
         if library == "timm":
             import timm
@@ -102,8 +113,8 @@ def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
         if not pretrained:
             raise RunError(f"{bare} cannot be built: {printable(error)}") from None
         raise RunError(
-            f"the published weights of {bare} cannot be loaded ({printable(error)[:120]}): connect to the network "
-            "once so that they are cached, or train from scratch without --pretrained"
+            f"the published weights of {bare} cannot be loaded ({printable(error)[:120]}): connect to the "
+            "network once so that they are cached, or train from scratch without --pretrained"
         ) from None
     _replace_head(model, classes)
     return model
@@ -112,21 +123,24 @@ def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
 def _replace_head(model: nn.Module, classes: int) -> None:
     """Puts a fresh last layer of `classes` outputs on a torchvision network with 1000."""
     for name, module in reversed(list(model.named_modules())):
-        parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, nn.Linear):
-            setattr(parent, name.rpartition(".")[2], nn.Linear(module.in_features, classes))
-            return
-        if isinstance(module, nn.Conv2d):
-            setattr(
-                parent, name.rpartition(".")[2], nn.Conv2d(module.in_channels, classes, module.kernel_size[0])
-            )
-            return
+            head: nn.Module = nn.Linear(module.in_features, classes)
+        elif isinstance(module, nn.Conv2d):  # as SqueezeNet ends
+            head = nn.Conv2d(module.in_channels, classes, module.kernel_size[0])
+        else:
+            continue
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, head)
+        return
     raise InputError("--pretrained: this network has no last layer to replace; train it from scratch")
 
 
 def preprocessing(name: str, input_size: int | None = None, fit: str = "whole") -> Preprocessing:
-    """The published preprocessing of `name`, at `input_size` if given. Raises InputError for an unknown name or size."""
-    library, bare = _library(name)
+    """Returns the published preprocessing of `name`, at `input_size` if that is given.
+
+    fit: "whole" or "center". Raises InputError for an unknown name, or a size outside 8 … 4096.
+    """
+    library, bare = _find_library(name)
     if library == "timm":
         from timm.data import resolve_model_data_config
         from timm.models import get_pretrained_cfg
@@ -153,12 +167,15 @@ def preprocessing(name: str, input_size: int | None = None, fit: str = "whole") 
 
 
 def learning_rate(name: str) -> float:
-    """A rate at which AdamW trains `name` from scratch."""
+    """Returns a rate at which AdamW trains `name` from scratch."""
     return LEARNING_RATE.get(name.rpartition("/")[2], DEFAULT_LEARNING_RATE)
 
 
 def describe(name: str, classes: int = 1000, input_size: int | None = None) -> Description:
-    """Size and cost of `name`, at its own input size unless given, counted on the meta device: nothing is allocated or downloaded."""
+    """Returns size and cost of `name`, at its own input size unless one is given.
+
+    Counted on torch's meta device: nothing is allocated or downloaded.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     side = input_size or preprocessing(name).input_size
@@ -175,24 +192,28 @@ def describe(name: str, classes: int = 1000, input_size: int | None = None) -> D
 
 
 def require_size(model: nn.Module, name: str, input_size: int) -> None:
-    """Raises InputError if `model`, on the CPU, takes no images of another size than its own, as many transformers do not."""
-    own = preprocessing(name).input_size
-    if input_size == own:
+    """Raises InputError if `model`, on the CPU, does not take images of `input_size` instead of its own size.
+
+    Many transformers do not.
+    """
+    own_size = preprocessing(name).input_size
+    if input_size == own_size:
         return
     training = model.training
     model.eval()
     try:
-        error = _refusal(model, input_size)
-        if error and not _refusal(model, own):  # otherwise it is not the size
+        error = _error_at(model, input_size)
+        if error and not _error_at(model, own_size):  # otherwise it is not the size
             raise InputError(
-                f"--input-size is {input_size}, and {name} does not take it ({printable(error)[:120]}): leave it out, the "
-                f"network's own is {own}"
+                f"--input-size is {input_size}, and {name} does not take it ({printable(error)[:120]}): "
+                f"leave it out, the network's own is {own_size}"
             )
     finally:
         model.train(training)
 
 
-def _refusal(model: nn.Module, side: int) -> Exception | None:
+def _error_at(model: nn.Module, side: int) -> Exception | None:
+    """Returns what a forward pass of one black image raises, or None."""
     try:
         with torch.no_grad():
             model(torch.zeros(1, 3, side, side))

@@ -109,8 +109,11 @@ def mepis(
     images: Path | None = None,
     **options: Any,
 ) -> Path:
-    """A MEPI set of `made_of`'s weights. quotients: by reduction and sample; `tried` images were searched. images: folder of
-    originals SAMPLE.png, which are made (40 × 30)."""
+    """A MEPI set of `made_of`'s weights.
+
+    quotients: by reduction and sample; `tried` images were searched. images: folder of originals SAMPLE.png,
+    which are made (40 × 30).
+    """
     folder.mkdir(parents=True)
     (folder / "options.json").write_text(
         json.dumps(

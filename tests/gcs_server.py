@@ -1,8 +1,8 @@
-"""A Google Cloud Storage server on loopback, made for these tests: the part of the JSON API that reads, as its reference describes it.
+"""Serves the reading part of Google Cloud Storage's JSON API on loopback, as its reference describes it.
 
-Objects come by PUT of a test's own. Listings have pages, prefixes, delimiters and trailing delimiters, reads have ranges, generations and
-hashes, errors the service's JSON. Who asks is not checked. It is no copy of Google's server: what that answers beyond its reference is
-not known here.
+Objects are put by the tests. Listings have pages, prefixes, delimiters and trailing delimiters; reads have
+ranges, generations and hashes; errors are the service's JSON. Credentials are not checked. What Google's
+server does beyond its reference is not known here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ KINDS = ("bucket", "list", "object", "media")
 
 @dataclass(frozen=True)
 class Asked:
-    """kind: bucket, list, object (what is known of it) or media (its bytes). name: of the object, or the prefix."""
+    """kind: bucket, list, object (what is known of it) or media (its bytes).
+
+    name: of the object, or the prefix.
+    """
 
     kind: str
     bucket: str
@@ -67,7 +70,7 @@ class Server(ThreadingHTTPServer):
         }
 
     def fault(self, asked: Asked) -> str:
-        """What goes wrong with a request, if anything: the first `times` of the `kinds` whose name has `name` in it."""
+        """Returns the fault of a request: the first `times` of `kinds` whose name contains `name` have it."""
         told = self.told
         with self.lock:
             if (
@@ -313,7 +316,7 @@ def _md5(data: bytes) -> str:
 
 
 class Store:
-    """The server as a test has it, in a process of its own: pyarrow waits for some answers with Python's lock held."""
+    """The server in a process of its own: pyarrow waits for some answers with Python's lock held."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -346,8 +349,12 @@ class Store:
         delay: float = 0,
         page: int = PAGE,
     ) -> None:
-        """Forgets what was asked. delay: seconds before each answer. page: as `PAGE`. fault: what becomes of the first `times`
-        requests of `kinds` for a name or prefix that has `name` in it: an error's code, closed, cut, garbage, nonsense, silence."""
+        """Clears the log of requests, and sets how the next ones are answered.
+
+        delay: seconds before each answer. page: as `PAGE`. fault: what becomes of the first `times` requests
+        of `kinds` for a name or prefix that has `name` in it: an error's code, closed, cut, garbage,
+        nonsense, silence.
+        """
         self._say(
             "POST",
             data=json.dumps(
@@ -378,7 +385,7 @@ class Store:
 @contextmanager
 def gcs() -> Iterator[Store]:
     """A server that has an empty bucket; its address is in the environment meanwhile."""
-    from qrdali.data import storage
+    from object_stores import forget_stores
 
     before = os.environ.get("STORAGE_EMULATOR_HOST")
     with subprocess.Popen(
@@ -387,7 +394,7 @@ def gcs() -> Iterator[Store]:
         assert process.stdout is not None
         store = Store(int(process.stdout.readline()))
         os.environ["STORAGE_EMULATOR_HOST"] = f"http://127.0.0.1:{store.port}"
-        forget(storage)
+        forget_stores()
         try:
             yield store
         finally:
@@ -396,13 +403,7 @@ def gcs() -> Iterator[Store]:
                 del os.environ["STORAGE_EMULATOR_HOST"]
             else:
                 os.environ["STORAGE_EMULATOR_HOST"] = before
-            forget(storage)
-
-
-def forget(storage: Any) -> None:
-    """What is remembered of a store that is no longer there."""
-    storage._gcs.cache_clear()
-    storage._remote_shard.cache_clear()
+            forget_stores()
 
 
 def main() -> None:

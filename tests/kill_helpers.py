@@ -190,12 +190,14 @@ def _watch(begins: Callable[[str], None]) -> None:
     )
 
     def told_steps(self: Any, plan: Any, epoch: int) -> Iterator[Any]:
-        for number, batch in steps(self, plan, epoch):
+        for step in steps(self, plan, epoch):
+            batch = step.batch
             pixels = zlib.crc32(batch.images.contiguous().cpu().numpy().tobytes())
             begins(
-                f"{self.run} epoch {epoch} step {number}: {batch.samples.tolist()} {batch.labels.tolist()} {pixels:08x}"
+                f"{self.spec.run} epoch {epoch} step {step.number}: {batch.samples.tolist()} "
+                f"{batch.labels.tolist()} {pixels:08x}"
             )
-            yield number, batch
+            yield step
 
     def told_look(path: str, *rest: Any, **named: Any) -> Any:
         begins(f"look at {path}")

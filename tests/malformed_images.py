@@ -1,4 +1,7 @@
-"""Image files as the world has them: every kind that is whole, and every kind of broken. Made here, in bytes."""
+"""Image files as the world has them: every kind that is whole, and every kind of broken.
+
+Made here, in bytes.
+"""
 
 from __future__ import annotations
 
@@ -78,14 +81,17 @@ def turned(orientation: int, kind: str = "JPEG") -> bytes:
 
 
 def cmyk(adobe: bool = True, transform: int = 0) -> bytes:
-    """A JPEG of four channels. Pillow writes Adobe's inverted form with its marker; transform 2 calls the channels YCCK."""
+    """A JPEG of four channels.
+
+    Pillow writes Adobe's inverted form with its marker; transform 2 calls the channels YCCK.
+    """
     data = saved(photo().convert("CMYK"), "JPEG", quality=95)
     at = data.index(b"\xff\xee\x00\x0eAdobe")
     return data[: at + 15] + bytes([transform]) + data[at + 16 :] if adobe else data[:at] + data[at + 16 :]
 
 
 def arithmetic() -> bytes:
-    """A gray JPEG of one flat block, arithmetic-coded: no difference and an end of block are two zero bytes."""
+    """A gray JPEG of one flat block, arithmetic-coded: its difference and end are two zero bytes."""
     table = b"\xff\xdb\x00\x43\x00" + b"\1" * 64
     frame = b"\xff\xc9\x00\x0b\x08" + struct.pack(">HH", 8, 8) + b"\1\1\x11\0"
     return b"\xff\xd8" + table + frame + b"\xff\xda\x00\x08\1\1\0\0\x3f\0" + b"\0\0" + b"\xff\xd9"

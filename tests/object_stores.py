@@ -20,8 +20,6 @@ def s3() -> Iterator[Any]:
     import boto3
     from moto.server import ThreadedMotoServer
 
-    from qrdali.data import storage
-
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
@@ -35,7 +33,7 @@ def s3() -> Iterator[Any]:
     }
     before = {key: os.environ.get(key) for key in own}
     os.environ.update(own)
-    forget(storage)
+    forget_stores()
     try:
         client = boto3.client("s3")
         client.create_bucket(Bucket=BUCKET)
@@ -47,12 +45,15 @@ def s3() -> Iterator[Any]:
                 del os.environ[key]
             else:
                 os.environ[key] = value
-        forget(storage)
+        forget_stores()
 
 
-def forget(storage: Any) -> None:
-    """What is remembered of a store that is no longer there."""
-    storage._s3.cache_clear()
+def forget_stores() -> None:
+    """Drops the clients of stores that are no longer there."""
+    from qrdali.data import object_store, storage
+
+    object_store._s3.cache_clear()
+    object_store._gcs.cache_clear()
     storage._remote_shard.cache_clear()
 
 
@@ -107,7 +108,10 @@ def preprocessing() -> Any:
 
 
 def loader_of(index: Any, batch_size: int, whole_graph: bool = False) -> Any:
-    """On the CPU. DALI and torch are imported only where images are decoded by it: the other tests take no time for that."""
+    """On the CPU.
+
+    DALI and torch are imported only where images are decoded by it: the other tests take no time for that.
+    """
     from qrdali.pipelines.engine import Engine
     from qrdali.pipelines.loader import open_loader
 

@@ -1,8 +1,9 @@
-"""Trainings in one job, as torchrun starts it: `python -m torch.distributed.run … tests/ranks_worker.py ENTRIES.json`.
+"""Runs trainings in one job: `python -m torch.distributed.run … tests/ranks_worker.py ENTRIES.json`.
 
-An entry has settings, run, resume, kill and end: the rank and optimizer step before which that rank dies, unless torchrun has begun again,
-or before which it gets SIGTERM; spoil: the rank and step whose loss becomes NaN; switches: torch's of determinism, in every step.
-Each rank logs its part of every step as RUN.RANK.jsonl beside the run's folder.
+An entry has settings, run, resume, kill and end: the rank and optimizer step before which that rank dies,
+unless torchrun has begun again, or before which it gets SIGTERM; spoil: the rank and step whose loss becomes
+NaN; switches: torch's of determinism, in every step. Each rank logs its part of every step as RUN.RANK.jsonl
+beside the run's folder.
 """
 
 import json
@@ -17,27 +18,28 @@ from typing import Any
 
 import torch
 
+from qrdali.cli.signals import terminal_control
 from qrdali.cli.torchrun import job
 from qrdali.distributed import ProcessGroup
 from qrdali.runs.settings import validate_settings
-from qrdali.training.epoch import EpochTrainer
+from qrdali.training.epoch import EpochTrainer, StepInput
 from qrdali.workflows.train import run_training
 
 
 @contextmanager
 def logged(run: Path, ranks: ProcessGroup, entry: dict[str, Any]) -> Iterator[None]:
     kill, end, spoil = (entry.get(key) for key in ("kill", "end", "spoil"))
-    taken = EpochTrainer._step
+    optimizer_step = EpochTrainer._optimizer_step
 
-    def step(
-        self: EpochTrainer, number: int, batch: Any, count: int, epoch: Any, plan: Any, reduced: bool
-    ) -> bool:
-        if kill == [ranks.rank, self.totals.optimizer_steps] and not ranks.restarts:
+    def logged_step(self: EpochTrainer, step: StepInput, progress: Any, plan: Any, phase: Any) -> Any:
+        at = [ranks.rank, progress.totals.optimizer_steps]
+        if kill == at and not ranks.restarts:
             os.kill(os.getpid(), signal.SIGKILL)
-        if end == [ranks.rank, self.totals.optimizer_steps]:
+        if end == at:
             os.kill(os.getpid(), signal.SIGTERM)
-        if spoil == [ranks.rank, self.totals.optimizer_steps]:
-            batch.images.fill_(float("nan"))
+        if spoil == at:
+            assert step.batch is not None
+            step.batch.images.fill_(float("nan"))
         if "switches" in entry:
             assert entry["switches"] == [
                 torch.are_deterministic_algorithms_enabled(),
@@ -46,24 +48,23 @@ def logged(run: Path, ranks: ProcessGroup, entry: dict[str, Any]) -> Iterator[No
                 torch.backends.cudnn.benchmark,
                 torch.utils.deterministic.fill_uninitialized_memory,
             ]
-        samples = [] if batch is None else batch.samples.tolist()
+        samples = [] if step.batch is None else step.batch.samples.tolist()
         with open(f"{run}.{ranks.rank}.jsonl", "a") as log:
-            log.write(json.dumps([time.time(), plan.epoch, number, ranks.world_size, samples]) + "\n")
-        return taken(self, number, batch, count, epoch, plan, reduced)
+            log.write(json.dumps([time.time(), plan.epoch, step.number, ranks.world_size, samples]) + "\n")
+        return optimizer_step(self, step, progress, plan, phase)
 
-    EpochTrainer._step = step  # type: ignore[method-assign]
+    EpochTrainer._optimizer_step = logged_step  # type: ignore[method-assign]
     try:
         yield
     finally:
-        EpochTrainer._step = taken  # type: ignore[method-assign]
+        EpochTrainer._optimizer_step = optimizer_step  # type: ignore[method-assign]
 
 
 def train(entries: list[dict[str, Any]], ranks: ProcessGroup) -> None:
     for entry in entries:
-        with logged(Path(entry["run"]), ranks, entry):
-            run_training(
-                validate_settings(entry["settings"]), Path(entry["run"]), entry.get("resume", False), ranks
-            )
+        settings, run = validate_settings(entry["settings"]), Path(entry["run"])
+        with logged(run, ranks, entry), terminal_control(ranks) as control:
+            run_training(settings, run, entry.get("resume", False), control)
 
 
 def order(run: Path) -> list[tuple[int, int, list[int]]]:

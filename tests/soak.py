@@ -1,8 +1,9 @@
 """Hours of SIGKILLs: `make soak`, or `python tests/soak.py --minutes 60`.
 
-Every case is run once to its end and again killed up to --kills times at random moments, and what both leave is compared: weights,
-optimizer, generators, rows and MEPIs by hash, metrics less times, and the log of every batch's samples and pixels. One line of JSON per
-case goes into WORK/cases.jsonl; the same command goes on after the last of them. A case that fails is told and does not end the rest.
+Every case is run once to its end and again killed up to --kills times at random moments, and what both leave
+is compared: weights, optimizer, generators, rows and MEPIs by hash, metrics less times, and the log of every
+batch's samples and pixels. One line of JSON per case goes into WORK/cases.jsonl; the same command goes on
+after the last of them. A case that fails is told and does not end the rest.
 """
 
 import argparse

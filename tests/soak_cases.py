@@ -1,4 +1,4 @@
-"""What `make soak` kills: training by every method, sequence and reduction, with and without --ema, and every command that writes."""
+"""The cases of `make soak`: training by every method, sequence and reduction, and every other command."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ SYNSETS = ("n01440764", "n01484850", "n02119789")
 
 
 class Ground:
-    """What the commands read, made once in `folder`: pictures, a data set, a trained run, an ImageNet of three synsets, a matrix."""
+    """What the commands read, made once in `folder`: pictures, data sets, a trained run, an ImageNet."""
 
     def __init__(self, folder: Path) -> None:
         from qrdali.data.scan import build_dataset
@@ -109,7 +109,7 @@ def training(ground: Ground, now: Path) -> Iterator[Case]:
 
 
 def on_gpu(ground: Ground, now: Path) -> Iterator[Case]:
-    """Training that a GPU repeats bit for bit: dropout and batch norm, probes and restored weights, gradients that are scaled."""
+    """Training that a GPU repeats bit for bit, with dropout, batch norm, probes and restored weights."""
     bounded = (
         "--patience",
         "1",

@@ -1,4 +1,7 @@
-"""`qrdali data index`: makes a data set of any root: class folders or tar shards, on a disk or in an object store."""
+"""Makes a data set of any root, for `qrdali data index`.
+
+A root has class folders or tar shards, and is on a disk or in an object store.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,9 @@ def index_root(
 ) -> Summary:
     """Indexes a root, given as a path, a URL or an open tree, into the new folder `out`.
 
-    `val_share` moves that share of each class of train, chosen by `seed`, into a new val. Raises InputError for a root
-    without splits, a split of images without class folders, a val where one is to be cut, or an `out` that exists;
-    RunError for unusable content. Nothing is left behind on an error.
+    `val_share` moves that share of each class of train, chosen by `seed`, into a new val. Raises InputError
+    for a root without splits, a split of images without class folders, a val where one is to be cut, or an
+    `out` that exists; RunError for unusable content. Nothing is left behind on an error.
     """
     tree = open_tree(root) if isinstance(root, str) else root
     shards_by_split = shards_of(tree)
@@ -80,7 +83,8 @@ def files_of(tree: Tree) -> int:
 def shards_of(tree: Tree) -> dict[str, list[str]]:
     """Returns the shards by split: ROOT/SPLIT/*.tar, else ROOT/SPLIT-*.tar; {} for a root of class folders.
 
-    Raises InputError where a split holds class folders beside shards, or no shard's name begins with a split's.
+    Raises InputError where a split holds class folders beside shards, or no shard's name begins with a
+    split's.
     """
     split_folders = tree.among(SPLITS)
     in_folders = {
@@ -90,16 +94,16 @@ def shards_of(tree: Tree) -> dict[str, list[str]]:
         for split, names in in_folders.items():
             if folders := tree.folders(split):
                 raise InputError(
-                    f"{printable(tree.name(split))} holds {len(names)} shards and {len(folders)} folders beside them: "
-                    "give one of the two"
+                    f"{printable(tree.name(split))} holds {len(names)} shards and {len(folders)} folders "
+                    "beside them: give one of the two"
                 )
         return {split: [tree.name(split, name) for name in names] for split, names in in_folders.items()}
     in_root = tree.shards()
     by_prefix = {split: [name for name in in_root if name.startswith(f"{split}-")] for split in SPLITS}
     if in_root and not any(by_prefix.values()) and not split_folders:
         raise InputError(
-            f"{printable(tree.root)} holds {len(in_root)} shards, none of them named train-*.tar, val-*.tar or "
-            "test-*.tar: rename them, or put them into train/, val/ and test/"
+            f"{printable(tree.root)} holds {len(in_root)} shards, none of them named train-*.tar, val-*.tar "
+            "or test-*.tar: rename them, or put them into train/, val/ and test/"
         )
     return {split: [tree.name(name) for name in names] for split, names in by_prefix.items() if names}
 
@@ -107,7 +111,7 @@ def shards_of(tree: Tree) -> dict[str, list[str]]:
 def _index_shards(
     tree: Tree, shards_by_split: dict[str, list[str]], folder: Path, reading: Reading, progress: Progress
 ) -> Summary:
-    """Indexes shards in two passes: only after the first, spooled into files, is it known which classes there are."""
+    """Indexes shards in two passes: only after the first is it known which classes there are."""
     threads = reading.threads or os.cpu_count() or 1
     rejected: list[tuple[str, str]] = []
     class_texts: dict[str, set[str]] = {}
@@ -134,7 +138,10 @@ def _index_shards(
 
 
 def _spool(names: list[str], file: Path, threads: int, rejected: list[tuple[str, str]]) -> set[str]:
-    """Writes the samples of shards into an Arrow file and appends bad ones to `rejected`; returns the class texts."""
+    """Writes the samples of shards into an Arrow file and appends bad ones to `rejected`.
+
+    Returns the class texts.
+    """
     writer = RowWriter(file, _SPOOL_SCHEMA)
     class_texts = set[str]()
     for sample in shards.samples(names, threads):

@@ -1,7 +1,8 @@
 """Which image files DALI decodes to Pillow's pixels.
 
-A file that only one of them reads, or that they read differently, would fail or falsify training: it is refused with the
-reason. Each rule was found by comparing the two; tests/data/test_malformed_images.py repeats the comparison.
+A file that only one of them reads, or that they read differently, would fail or falsify training: it is
+refused with the reason. Each rule was found by comparing the two; tests/data/test_malformed_images.py repeats
+the comparison.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 
 def check(image: Image.Image, whole: bool) -> None:
-    """Raises ValueError, or what reading raises, if an opened file is not decoded by the pipelines as Pillow would.
+    """Raises ValueError, or what reading raises, for an image that the pipelines decode unlike Pillow.
 
-    `whole` also reads all of a PNG, where Pillow forgives a missing end. The pixels themselves are for `image.load`.
+    `whole` also reads all of a PNG, where Pillow forgives a missing end. The pixels themselves are for
+    `image.load`.
     """
     if image.format not in FORMATS:
         raise ValueError(f"{image.format} is not decoded by the pipelines")
@@ -126,8 +128,8 @@ def _png(image: Any, whole: bool) -> None:
 def _check_png_chunks(file: IO[bytes]) -> None:
     """Reads a PNG from its first chunk to its end, in bounded memory.
 
-    Raises ValueError unless chunks are whole, the checksums of the pixels right, and the pixels as many as the header
-    claims.
+    Raises ValueError unless chunks are whole, the checksums of the pixels right, and the pixels as many as
+    the header claims.
     """
     inflater = zlib.decompressobj()
     inflated_bytes, expected_bytes = 0, 0
@@ -222,7 +224,8 @@ def _tiff(image: Any, whole: bool) -> None:
     compression = image.info.get("compression", "raw")
     if image.mode not in _TIFF_MODES or set(sample_formats) != {1} or compression not in _TIFF_PACKED:
         raise ValueError(
-            f"a TIFF of mode {image.mode}, compression {compression}, is not decoded by the pipelines as it is elsewhere"
+            f"a TIFF of mode {image.mode}, compression {compression}, is not decoded by the pipelines as it "
+            "is elsewhere"
         )
     if not bit_depths or not set(bit_depths) <= ({1} if image.mode == "1" else {8, 16}):
         bits = "/".join(map(str, bit_depths)) or "an unsaid number of"

@@ -1,6 +1,6 @@
-"""HumaNet: a few everyday classes, each made of ImageNet synsets by a mapping; a fixed number of images of each.
+"""Indexes HumaNet: a few everyday classes, each made of ImageNet synsets by a mapping.
 
-Which images is drawn by a seed.
+Each class has the same number of images; which ones, a seed decides.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ class Mapping:
 class HumaNetSpec:
     """What a HumaNet consists of.
 
-    counts: images per class of train, val and test. test_from_val: test is drawn from ImageNet's official validation set
-    and not from train. missing: synsets that were left out of the mapping because they are not on the disk.
+    counts: images per class of train, val and test. test_from_val: test is drawn from ImageNet's official
+    validation set and not from train. missing: synsets that were left out of the mapping because they are not
+    on the disk.
     """
 
     mapping: Mapping
@@ -72,9 +73,9 @@ class HumaNetSpec:
 def read_mapping(file: Path) -> Mapping:
     """Reads lines of `wnid<TAB>class` or, all of them, of `class<TAB>wnid[,wnid…]`.
 
-    Comments with # and a header that names the column of wnids are allowed; without a header the first line tells the
-    columns apart. Raises InputError, naming the line, for anything else, for a synset that stands twice and for a class
-    that cannot be a folder's name.
+    Comments with # and a header that names the column of wnids are allowed; without a header the first line
+    tells the columns apart. Raises InputError, naming the line, for anything else, for a synset that stands
+    twice and for a class that cannot be a folder's name.
     """
     synsets_of: dict[str, list[str]] = {}
     class_of: dict[str, str] = {}
@@ -83,7 +84,8 @@ def read_mapping(file: Path) -> Mapping:
         cells = text.split("\t")
         if len(cells) != 2:
             raise InputError(
-                f"{where} is {quote(text)}: give a synset, a tab and its class; or a class, a tab and its synsets"
+                f"{where} is {quote(text)}: give a synset, a tab and its class; or a class, a tab and its "
+                "synsets"
             )
         head_columns = [i for i, cell in enumerate(cells) if cell.strip().lower() in _SYNSET_HEADS]
         if number == 0 and len(head_columns) == 1:
@@ -121,8 +123,8 @@ def build(
 ) -> Summary:
     """Indexes `spec.counts` readable images per class and split into the new folder `out`.
 
-    A class's synsets take turns, each in an order of its own drawn by the seed. Raises InputError for an `out` that
-    exists, RunError naming a class with too few images. Nothing is left behind on an error.
+    A class's synsets take turns, each in an order of its own drawn by the seed. Raises InputError for an
+    `out` that exists, RunError naming a class with too few images. Nothing is left behind on an error.
     """
     counts, mapping = spec.counts, spec.mapping
     pools = {
@@ -174,7 +176,10 @@ def _origin(imagenet: ImageNet, spec: HumaNetSpec) -> dict[str, Any]:
 
 
 def _taking_turns(files_of_synsets: list[tuple[str, list[str]]], name: str, seed: int) -> Iterator[str]:
-    """Yields the images of the class `name`: one of each synset in turn, in shuffled order; exhausted ones are skipped."""
+    """Yields the images of the class `name`: one of each synset in turn, in shuffled order.
+
+    Exhausted ones are skipped.
+    """
     shuffled_files = []
     for place in shuffled(seed, name, len(files_of_synsets)).tolist():
         synset, files = files_of_synsets[place]
@@ -191,13 +196,16 @@ def _require(available: int, needed: int, of_what: str, class_name: str, reason:
     """Raises RunError if there are too few images."""
     if available < needed:
         raise RunError(
-            f"class {quote(class_name)} has {available:,} {of_what} for the {needed:,} asked for: ask for fewer, or map "
-            f"more synsets to it{reason}"
+            f"class {quote(class_name)} has {available:,} {of_what} for the {needed:,} asked for: ask for "
+            f"fewer, or map more synsets to it{reason}"
         )
 
 
 def _synset_column(where: str, text: str, cells: list[str]) -> int:
-    """Returns which of the first line's two cells holds synsets, 0 or 1. Raises InputError unless one does."""
+    """Returns which of the first line's two cells holds synsets, 0 or 1.
+
+    Raises InputError unless one does.
+    """
     columns = [
         i for i, cell in enumerate(cells) if all(WNID.fullmatch(part.strip()) for part in cell.split(","))
     ]
@@ -221,6 +229,7 @@ def _class_name(name: str, where: str) -> str:
         or len(name.encode()) > _MAX_NAME_BYTES
     ):
         raise InputError(
-            f"{where}: {quote(name)} is not a name of a class: it must do as a folder's, without / and spaces around it"
+            f"{where}: {quote(name)} is not a name of a class: it must do as a folder's, without / and "
+            "spaces around it"
         )
     return name

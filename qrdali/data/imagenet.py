@@ -1,4 +1,7 @@
-"""ImageNet (ILSVRC 2012) as it is usually unpacked: test is the official validation set, validation is cut from train."""
+"""Indexes ImageNet (ILSVRC 2012) as it is usually unpacked.
+
+Test is the official validation set; validation is cut from train.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,9 @@ _MAX_META_BYTES = 5_000_000  # the whole devkit has half of that
 class ImageNet:
     """An unpacked ImageNet.
 
-    train: the folder of the synset folders. synsets: their names, sorted. official: the paths of the official validation
-    images by synset. found: in words, what their labels were taken from. labels: the file of the labels, None where val/
-    has class folders.
+    train: the folder of the synset folders. synsets: their names, sorted. official: the paths of the official
+    validation images by synset. found: in words, what their labels were taken from. labels: the file of the
+    labels, None where val/ has class folders.
     """
 
     train: Path
@@ -55,14 +58,15 @@ def train_folder(root: Path) -> tuple[Path, tuple[str, ...]]:
     """
     if str(root).startswith(("s3:/", "gs:/")):
         raise InputError(
-            f"{printable(root)} is in an object store, where only `data index` finds its images: give a folder on a disk"
+            f"{printable(root)} is in an object store, where only `data index` finds its images: give a "
+            "folder on a disk"
         )
     parents = (root, root / _NESTED)
     folder = next((parent / "train" for parent in parents if (parent / "train").is_dir()), None)
     if folder is None:
         raise InputError(
-            f"{printable(root)} has no train/ (nor {_NESTED}/train/): give the folder that holds ImageNet's train/ "
-            "and val/"
+            f"{printable(root)} has no train/ (nor {_NESTED}/train/): give the folder that holds ImageNet's "
+            "train/ and val/"
         )
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     for name in names:
@@ -76,9 +80,9 @@ def train_folder(root: Path) -> tuple[Path, tuple[str, ...]]:
 def recognise(root: Path, labels: Path | None = None, synsets: Path | None = None) -> ImageNet:
     """Finds train and the official validation images with their labels; nothing is decoded.
 
-    labels: the ground truth or LOC_val_solution.csv, if it is not in a usual place. synsets: what the numbers of the
-    ground truth mean: the devkit's meta.mat, or a text file of one synset per line in the order of ILSVRC's ids. Raises
-    InputError saying what is missing.
+    labels: the ground truth or LOC_val_solution.csv, if it is not in a usual place. synsets: what the numbers
+    of the ground truth mean: the devkit's meta.mat, or a text file of one synset per line in the order of
+    ILSVRC's ids. Raises InputError saying what is missing.
     """
     train, names = train_folder(root)
     if len(names) < 2:
@@ -108,8 +112,8 @@ def recognise(root: Path, labels: Path | None = None, synsets: Path | None = Non
         label_file = labels or _in_usual_folders(root, SOLUTION, GROUND_TRUTH)
         if label_file is None:
             raise InputError(
-                f"{printable(val)} holds images without class folders: put {SOLUTION} or {GROUND_TRUTH} (of the devkit) "
-                f"in {printable(root)}, or say where it is with --val-labels"
+                f"{printable(val)} holds images without class folders: put {SOLUTION} or {GROUND_TRUTH} (of "
+                f"the devkit) in {printable(root)}, or say where it is with --val-labels"
             )
         if label_file.suffix.lower() == ".csv":
             if synsets:
@@ -133,10 +137,10 @@ def build(
     reading: Reading = DECODED,
     progress: Progress = silent,
 ) -> Summary:
-    """Indexes train and test into the new folder `out`, then moves `per_class` images of each class from train to val.
+    """Indexes train and test into the new folder `out`, then moves `per_class` images of each class to val.
 
-    Raises InputError for an `out` that exists, RunError for a class with too few readable images. Nothing is left behind
-    on an error.
+    Raises InputError for an `out` that exists, RunError for a class with too few readable images. Nothing is
+    left behind on an error.
     """
     with new_folder(out) as folder:
         with Indexer(folder, list(imagenet.synsets), ("train", "test"), reading, progress) as indexer:
@@ -144,8 +148,8 @@ def build(
                 added, reason = indexer.add("train", label, image_files(imagenet.train / synset))
                 if added <= per_class:
                     raise RunError(
-                        f"class {synset!r} has {added} readable training images: {per_class} for validation leave "
-                        f"none{reason}"
+                        f"class {synset!r} has {added} readable training images: {per_class} for validation "
+                        f"leave none{reason}"
                     )
             for label, synset in enumerate(imagenet.synsets):
                 added, reason = indexer.add("test", label, iter(imagenet.official[synset]))
@@ -169,7 +173,7 @@ def build(
 
 
 def _in_usual_folders(root: Path, *names: str) -> Path | None:
-    """Returns the first file of one of `names` in the folders where archives and people put labels, or None."""
+    """Returns the first file with one of `names` where labels usually lie, or None."""
     files = (
         parent / folder / name
         for name in names
@@ -180,7 +184,10 @@ def _in_usual_folders(root: Path, *names: str) -> Path | None:
 
 
 def _read_solution(file: Path) -> dict[str, str]:
-    """Returns the synset by image name. Rows are ImageId,PredictionString; the latter's first word is the synset."""
+    """Returns the synset by image name.
+
+    Rows are ImageId,PredictionString; the latter's first word is the synset.
+    """
     synset_of: dict[str, str] = {}
     for number, (where, text) in enumerate(text_lines.read_lines(file)):
         image, comma, prediction = text.partition(",")
@@ -209,19 +216,20 @@ def _read_ground_truth(file: Path, synsets: list[str]) -> dict[str, str]:
 
 
 def _synsets_by_id(root: Path, ground_truth: Path, file: Path | None) -> list[str]:
-    """Returns the synsets in the order of ILSVRC's ids, the first being that of id 1, from `file` or a usual place."""
+    """Returns the synsets by ILSVRC's ids, from 1 on, as `file` or one in a usual place lists them."""
     beside = ground_truth.parent / _META
     file = file or (beside if beside.exists() else _in_usual_folders(root, _META))
     if file is None:
         raise InputError(
-            f"{printable(ground_truth)} numbers the classes by ILSVRC's ids, and nothing says which synset has which: put "
-            f"the devkit's {_META} beside it, or give --synsets FILE with one synset per line in the order of the ids"
+            f"{printable(ground_truth)} numbers the classes by ILSVRC's ids, and nothing says which synset "
+            f"has which: put the devkit's {_META} beside it, or give --synsets FILE with one synset per line "
+            "in the order of the ids"
         )
     synsets = _read_meta(file) if file.suffix.lower() == ".mat" else _read_synset_list(file)
     if len(synsets) > 2 and synsets == sorted(synsets):
         raise InputError(
-            f"{printable(file)} is sorted, and ILSVRC's ids are not in that order (id 1 is n02119789): every label would "
-            "be wrong. Give the synsets in the order of the ids"
+            f"{printable(file)} is sorted, and ILSVRC's ids are not in that order (id 1 is n02119789): every "
+            "label would be wrong. Give the synsets in the order of the ids"
         )
     return synsets
 
@@ -242,7 +250,10 @@ def _read_synset_list(file: Path) -> list[str]:
 
 
 def _read_meta(file: Path) -> list[str]:
-    """Returns the synsets of the devkit's meta.mat that have no children, which are the classes; their ids must be 1, 2, …"""
+    """Returns the synsets of the devkit's meta.mat that have no children, which are the classes.
+
+    Their ids must be 1, 2, …
+    """
     from scipy.io import loadmat
 
     if not file.is_file() or file.stat().st_size > _MAX_META_BYTES:
@@ -263,7 +274,10 @@ def _read_meta(file: Path) -> list[str]:
 
 
 def _paths_by_synset(flat: list[str], synset_of: dict[str, str], label_file: Path) -> dict[str, list[str]]:
-    """Returns the paths of images by synset. Raises InputError unless each image has one label and each label its image."""
+    """Returns the paths of images by synset.
+
+    Raises InputError unless each image has one label and each label its image.
+    """
     if len(flat) != len(synset_of):
         raise InputError(
             f"{printable(label_file)} labels {len(synset_of):,} images, val/ holds {len(flat):,}"
@@ -289,5 +303,6 @@ def _require_same_synsets(official: dict[str, list[str]], synsets: tuple[str, ..
         )
     if only_train:
         raise InputError(
-            f"{printable(val)} has no image of {quote(only_train[0])}, which train/ has ({len(only_train)} such)"
+            f"{printable(val)} has no image of {quote(only_train[0])}, which train/ has ({len(only_train)} "
+            "such)"
         )

@@ -32,19 +32,23 @@ _FILE_FIELDS: list[Any] = [("bytes", pa.int64()), ("sha256", pa.binary(32))]
 FILES_SCHEMA = pa.schema(_FILE_FIELDS)
 ROWS = 65_536  # of a record batch
 _MAX_CLASSES_BYTES = 64 << 20  # of classes.tsv
-# An index of at most so many rows is checked at opening; of a larger one, which takes seconds to read, each row where used.
+# An index of at most so many rows is checked at opening; of a larger one, which takes seconds to read, each
+# row where used.
 _MAX_CHECKED_ROWS = 8_000_000
 _NO_LABEL = np.empty(0, np.int64)
 
 
 class Index:
-    """One split. Sample numbers are rows. Nothing of the file is held in memory: a small one is mapped, a large one read."""
+    """One split of a data set; sample numbers are its rows.
+
+    Nothing of the file is held in memory: a small one is mapped, a large one read.
+    """
 
     def __init__(self, file: Path, classes: int, relocation: Relocation | None = None) -> None:
         """Opens an index whose labels are below `classes`; `relocation` says where the images are now.
 
-        Raises RunError for a file that is not such an index, or has impossible labels or sizes; of more than eight million
-        rows `labels` and `sizes` raise it instead.
+        Raises RunError for a file that is not such an index, or has impossible labels or sizes; of more than
+        eight million rows `labels` and `sizes` raise it instead.
         """
         self.file = file
         self._classes = classes
@@ -67,9 +71,10 @@ class Index:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 of the file's size and of up to 64 evenly spread parts of it: it tells an index from others.
+        """The SHA-256 of the file's size and of up to 64 evenly spread parts of it.
 
-        It is computed at each start, where hashing all of an index of 100 million images would take long.
+        It tells an index from others. It is computed at each start, where hashing all of an index of 100
+        million images would take long.
         """
         size = self.file.stat().st_size
         digest = hashlib.sha256(str(size).encode())
@@ -125,7 +130,7 @@ class Index:
 
     @cached_property
     def needs_bytes(self) -> bool:
-        """Whether the images must be handed to decoders as bytes: they are in a store or in shards, as the first one is."""
+        """Whether decoders need bytes, because the first image, and so each, is not a file on the disk."""
         if not len(self):
             return False
         (first,) = self.path_bytes(np.zeros(1, np.int64))
@@ -209,8 +214,8 @@ class Dataset:
     def open(cls, folder: Path | str, root: str | None = None) -> Dataset:
         """Opens the data set in `folder`; `root` is the value of --root: where its images are now.
 
-        Raises InputError if `folder` is not a data set, or does not say what `root` replaces, and RunError if it is
-        damaged.
+        Raises InputError if `folder` is not a data set, or does not say what `root` replaces, and RunError if
+        it is damaged.
         """
         folder = Path(folder)
         listing = folder / "classes.tsv"
@@ -225,7 +230,8 @@ class Dataset:
         try:
             if listing.stat().st_size > _MAX_CLASSES_BYTES:
                 raise RunError(
-                    f"{printable(listing)} is larger than {_MAX_CLASSES_BYTES >> 20} MiB: that is not a list of classes"
+                    f"{printable(listing)} is larger than {_MAX_CLASSES_BYTES >> 20} MiB: that is not a list "
+                    "of classes"
                 )
             rows = listing.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -248,7 +254,10 @@ class Dataset:
         return cls(folder, tuple(classes), splits, relocation)
 
     def index(self, split: str) -> Index:
-        """Returns the index of a split. Raises InputError for one that the data set does not have or that is empty."""
+        """Returns the index of a split.
+
+        Raises InputError for one that the data set does not have or that is empty.
+        """
         if split not in self.splits:
             advice = (
                 "; `qrdali data minival` cuts one from train, and so does --val-share where ROOT is indexed"
@@ -256,7 +265,8 @@ class Dataset:
                 else ""
             )
             raise InputError(
-                f"{self.folder} has no split {printable(split)!r}: it has {', '.join(self.splits) or 'none'}{advice}"
+                f"{self.folder} has no split {printable(split)!r}: it has "
+                f"{', '.join(self.splits) or 'none'}{advice}"
             )
         index = self.rows(split)
         if not len(index):

@@ -1,4 +1,4 @@
-"""The columns of an index file: views of the mapped file, or rows that are read one by one where it is large."""
+"""The columns of an index file: views of a mapped file, or of a large file rows read one by one."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def batches(file: Path, content: mmap.mmap, schema: pa.Schema) -> Iterator[pa.Re
         reader = pa.ipc.open_file(pa.py_buffer(content))
         if reader.schema != schema:
             raise RunError(
-                f"{printable(file)} has columns {printable(reader.schema.names)}, not {schema.names}: index it again"
+                f"{printable(file)} has columns {printable(reader.schema.names)}, not {schema.names}: index "
+                "it again"
             )
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
@@ -135,13 +136,14 @@ class MappedColumns:
             yield columns.label, columns.width, columns.height
 
     def _located(self, samples: Samples) -> Iterator[tuple[_Views, Any, Any]]:
-        """Yields each record batch that holds some of `samples`: its columns, their rows, and their places in `samples`.
+        """Yields each record batch with some of `samples`: columns, rows, and their places in `samples`.
 
         Rows and places are arrays, or slices of length 1.
         """
         batch = np.searchsorted(self._starts, samples, side="right") - 1
         rows, numbers = samples - self._starts[batch], np.unique(batch)
-        # In a shuffled batch few samples share a record batch: one after another is then faster than grouping them.
+        # In a shuffled batch few samples share a record batch: one after another is then faster than grouping
+        # them.
         if 8 * len(numbers) > len(samples):
             for place, (number, row) in enumerate(zip(batch.tolist(), rows.tolist(), strict=True)):
                 yield self._columns[number], slice(row, row + 1), slice(place, place + 1)
@@ -168,7 +170,10 @@ class _Views:
 
 
 class ReadColumns:
-    """Reads rows of the file by position; it is mapped only while it is opened, to find where the columns lie."""
+    """Reads rows of the file by position.
+
+    It is mapped only while it is opened, to find where the columns lie.
+    """
 
     def __init__(self, file: Path, content: mmap.mmap, schema: pa.Schema) -> None:
         try:
@@ -191,8 +196,8 @@ class ReadColumns:
     def _positions(self, batch: pa.RecordBatch, base: int) -> tuple[int, ...]:
         """Returns a record batch's number of rows and where its columns lie in the file.
 
-        After the rows come the positions of the paths' offsets, of the paths, labels, widths and heights, then the
-        paths' length in bytes.
+        After the rows come the positions of the paths' offsets, of the paths, labels, widths and heights,
+        then the paths' length in bytes.
         """
         rows, extents = batch.num_rows, []
         for column, name in zip(batch.columns, batch.schema.names, strict=True):
@@ -214,7 +219,10 @@ class ReadColumns:
     def _numbers(
         self, first: npt.NDArray[np.int64], batch: Samples, rows: Samples, count: int = 1
     ) -> npt.NDArray[np.int32]:
-        """Returns `count` numbers from each of `rows` on, int32 [N, count]; `first`: where each record batch's begin."""
+        """Returns `count` numbers from each of `rows` on, int32 [N, count].
+
+        `first`: where each record batch's begin.
+        """
         return self._file.rows(first[batch] + 4 * rows, 4 * count).view(np.int32)
 
     def labels(self, samples: Samples) -> Samples:

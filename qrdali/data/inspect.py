@@ -15,6 +15,7 @@ from threading import Lock
 from PIL import Image
 
 from qrdali.data import formats, storage
+from qrdali.data.object_store import Unreachable
 from qrdali.errors import printable
 from qrdali.files.hashing import sha256_of
 
@@ -37,7 +38,7 @@ class FileReport:
 
 
 def quiet_pillow() -> None:
-    """Stops Pillow from limiting sizes, which `inspect_file` does itself, and from warning of each corrupt EXIF."""
+    """Stops Pillow from limiting sizes and from warning of corrupt EXIF: `inspect_file` checks both."""
     Image.MAX_IMAGE_PIXELS = None
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -65,7 +66,8 @@ def _checked_size(image: Image.Image, verify: bool, max_pixels: int) -> tuple[in
 def inspect_file(path: str, verify: bool, hashed: bool = False, max_pixels: int = MAX_PIXELS) -> FileReport:
     """Returns what a file is; `verify` decodes it, `hashed` computes its SHA-256.
 
-    Whatever is wrong with the file is the report's `reason`; only Unreachable, a store that does not answer, is raised.
+    Whatever is wrong with the file is the report's `reason`; only Unreachable, a store that does not answer,
+    is raised.
     """
     try:
         if not is_utf8(path):
@@ -81,14 +83,14 @@ def inspect_file(path: str, verify: bool, hashed: bool = False, max_pixels: int 
         width, height = read_upright_size(path, verify, max_pixels)
         digest = bytes.fromhex(sha256_of(path)) if hashed else None
         return FileReport(path, width, height, facts.st_size, digest)
-    except storage.Unreachable:
+    except Unreachable:
         raise
     except Exception as error:  # Pillow's decoders raise many types; each is this file's reason, not ours
         return FileReport(path, reason=printable(error) or type(error).__name__)
 
 
 def _inspect_url(path: str, verify: bool, hashed: bool, max_pixels: int) -> FileReport:
-    """Does as `inspect_file` for an object or a shard's member: read once, and whole only where that is needed."""
+    """Inspects an object or a shard's member, which is read once, and whole only where that is needed."""
     if verify or hashed:
         content = storage.whole(path, MAX_BYTES)
         with Image.open(BytesIO(content)) as image:
@@ -113,7 +115,7 @@ def is_utf8(text: str) -> bool:
 
 
 def tsv_field(text: str) -> str:
-    """Returns `text` as a field of a TSV file: backslashes, tabs, line breaks and control characters escaped."""
+    """Returns `text` as a field of a TSV file, with backslashes and control characters escaped."""
     named = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
     return "".join(
         named.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c) for c in text

@@ -1,4 +1,4 @@
-"""Cuts a validation set out of train: as many images of each class, chosen by a seed, and no image in both."""
+"""Cuts a validation set out of train: equally many images of each class, chosen by a seed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from qrdali.files.lock import acquire
 from qrdali.reduction.counter_rng import shuffled
 
 LIST = "minival.tsv"  # path and class of the images moved; has its name once all new files are on the disk
-# The new files in the order in which they replace the old ones. val.arrow is the last: until it has its name the data set
-# has no validation split, so that at no moment an image is in train and in val.
+# The new files in the order in which they replace the old ones. val.arrow is the last: until it has its name
+# the data set has no validation split, so that at no moment an image is in train and in val.
 _RENAMED = ("train.arrow", "train.files.arrow", "val.files.arrow", provenance.FILE, "val.arrow")
 
 _LOCK = ".lock"
@@ -30,7 +30,10 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Cut:
-    """Images in train and val after a cut; `resumed` if an earlier call's cut was finished instead of a new one made."""
+    """Images in train and val after a cut.
+
+    `resumed` if an earlier call's cut was finished instead of a new one made.
+    """
 
     train: int
     val: int
@@ -40,9 +43,10 @@ class Cut:
 def cut(folder: Path, per_class: int | None, seed: int, share: float = 0) -> Cut:
     """Moves `per_class` images of each class from train.arrow to val.arrow, and lists them in minival.tsv.
 
-    With None it is the nearest number to the `share` of each class, at least one image. Killed at any moment, or after a
-    loss of power, the data set is as it was, or one without validation that the next call finishes. Raises InputError for
-    a data set that has a validation split, RunError for a class with too few images.
+    With None it is the nearest number to the `share` of each class, at least one image. Killed at any moment,
+    or after a loss of power, the data set is as it was, or one without validation that the next call
+    finishes. Raises InputError for a data set that has a validation split, RunError for a class with too few
+    images.
     """
     _open_without_val(folder)  # before a lock is left in a folder that is not a data set
     with acquire(folder / _LOCK, lambda who: f"{printable(folder)} is being cut by {who}: wait for it"):
@@ -64,8 +68,8 @@ def choose(
 ) -> Mask:
     """Returns which samples are moved, bool [N]: `per_class` of each class, or with None the `share`.
 
-    The choice depends on (seed, class name, place within the class) alone. Raises RunError naming the first class that
-    would keep no image.
+    The choice depends on (seed, class name, place within the class) alone. Raises RunError naming the first
+    class that would keep no image.
     """
     counts = np.bincount(labels, minlength=len(classes))
     if per_class is not None:
@@ -76,8 +80,8 @@ def choose(
     if len(too_small):
         first = too_small[0]
         raise RunError(
-            f"class {printable(classes[first])!r} has {counts[first]} training images: {wanted[first]} for validation "
-            f"leave none ({len(too_small)} such class{'es' if len(too_small) > 1 else ''})"
+            f"class {printable(classes[first])!r} has {counts[first]} training images: {wanted[first]} for "
+            f"validation leave none ({len(too_small)} such class{'es' if len(too_small) > 1 else ''})"
         )
     chosen = np.zeros(len(labels), np.bool_)
     rows_by_class = np.argsort(labels, kind="stable")
@@ -92,7 +96,8 @@ def _open_without_val(folder: Path) -> Dataset:
     dataset = Dataset.open(folder)
     if "val" in dataset.splits:
         raise InputError(
-            f"{printable(folder)} has a validation split already: index the images again without val/ to cut another"
+            f"{printable(folder)} has a validation split already: index the images again without val/ to cut "
+            "another"
         )
     return dataset
 
@@ -139,7 +144,8 @@ def _finish(folder: Path) -> None:
             replace_atomically(_partial(folder, name), folder / name)
     if not (folder / "val.arrow").exists():
         raise RunError(
-            f"{printable(folder / LIST)} lists a validation set, but val.arrow is gone: index the images again"
+            f"{printable(folder / LIST)} lists a validation set, but val.arrow is gone: index the images "
+            "again"
         )
 
 

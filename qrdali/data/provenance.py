@@ -13,7 +13,10 @@ FILE = "source.json"
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Returns what is known of a data set's origin; {} where there is no source.json. Raises RunError if it is damaged."""
+    """Returns what is known of a data set's origin; {} where there is no source.json.
+
+    Raises RunError if it is damaged.
+    """
     file = folder / FILE
     if not file.exists():
         return {}

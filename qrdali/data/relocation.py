@@ -26,7 +26,10 @@ class Relocation:
     new: str
 
     def path(self, name: str) -> str:
-        """Returns where a file, or a shard's member, that lay below the old root is now. Raises RunError for another."""
+        """Returns where a file, or a shard's member, that lay below the old root is now.
+
+        Raises RunError for another.
+        """
         for before, after in (
             (self.old, self.new),
             (storage.shard_prefix(self.old), storage.shard_prefix(self.new)),
@@ -34,16 +37,16 @@ class Relocation:
             if name.startswith(before + "/"):
                 return after + name[len(before) :]
         raise RunError(
-            f"{printable(name)} does not lie below {printable(self.old)}, the root that --root {printable(self.new)} is "
-            "for: give --root OLD=NEW with a folder that all images lie below"
+            f"{printable(name)} does not lie below {printable(self.old)}, the root that --root "
+            f"{printable(self.new)} is for: give --root OLD=NEW with a folder that all images lie below"
         )
 
 
 def relocation_of(text: str | None, source: dict[str, Any], folder: Path) -> Relocation | None:
     """Returns what --root says of the data set in `folder`, None if it is empty.
 
-    NEW alone replaces the root that `source`, its source.json, names; InputError is raised where that names none, and for
-    a NEW that is not a folder.
+    NEW alone replaces the root that `source`, its source.json, names; InputError is raised where that names
+    none, and for a NEW that is not a folder.
     """
     if not text:
         return None

@@ -1,6 +1,6 @@
-"""Walks class folders of images and indexes them: sizes from headers, every file decoded once, failures listed.
+"""Walks class folders and indexes their images: every file decoded once, failures listed.
 
-`inspect` looks at one file, this module at folders of them, `build` makes a whole data set of any kind of root.
+`inspect` looks at one file, this module at folders of files, `build` makes a data set of any kind of root.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def silent(split: str, files: int) -> None:
 class Reading:
     """How files are read while they are indexed.
 
-    verify: whether each is decoded. hashed: whether its SHA-256 is kept. threads: None for all cores. max_pixels: larger
-    images are rejected by their header.
+    verify: whether each is decoded. hashed: whether its SHA-256 is kept. threads: None for all cores.
+    max_pixels: larger images are rejected by their header.
     """
 
     verify: bool = True
@@ -74,9 +74,9 @@ def build_dataset(
 ) -> Summary:
     """Indexes ROOT/SPLIT/CLASS/FILE into the new folder `out`; the options are those of `Reading`.
 
-    Raises InputError for a root without splits, a split of images without class folders, or an `out` that exists, and
-    RunError for unusable content: a class without images, a single class, or a class that the first split lacks. Nothing
-    is left behind on an error.
+    Raises InputError for a root without splits, a split of images without class folders, or an `out` that
+    exists, and RunError for unusable content: a class without images, a single class, or a class that the
+    first split lacks. Nothing is left behind on an error.
     """
     tree = LocalTree(root)
     with new_folder(out) as folder:
@@ -88,7 +88,8 @@ def splits_of(tree: Tree) -> list[str]:
     splits = tree.among(SPLITS)
     if not splits:
         raise InputError(
-            f"{printable(tree.root)} has none of train/, val/, test/: put class folders in at least one of them"
+            f"{printable(tree.root)} has none of train/, val/, test/: put class folders in at least one of "
+            "them"
         )
     return splits
 
@@ -132,7 +133,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 class Indexer:
-    """Writes a data set's files into a folder: each split's index and the sizes of its files, the classes, the rejected.
+    """Writes a data set's files into a folder: indexes, sizes of files, classes, and what was rejected.
 
     It is a context manager; `summary` is complete after the `with`.
     """
@@ -163,7 +164,7 @@ class Indexer:
     def add(
         self, split: str, label: int, files: Iterator[str], max_images: int | None = None
     ) -> tuple[int, str]:
-        """Adds the readable ones of `files`, all or the first `max_images`, and takes no more from the iterator.
+        """Adds the readable ones of `files`: all, or `max_images`, taking no more from the iterator.
 
         Returns how many, and the first rejected file with its reason as the end of a message, or "".
         """
@@ -218,12 +219,14 @@ def index_folder(
     group: ProcessGroup | None = None,
     whose: str = "the run",
 ) -> list[tuple[str, str]]:
-    """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`; returns (path, reason) of rejected files.
+    """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`.
 
-    ROOT is a folder or in a store; rows are in the order of the classes, then of the names. Collective if there is a
-    `group`: rank 0 lists the files, each rank inspects a part of them, and each writes a whole `file` of its own.
-    Raises InputError for a folder that is not one of the classes, `whose` being whom they belong to, or where nothing can
-    be read.
+    Returns (path, reason) of the rejected.
+
+    ROOT is a folder or in a store; rows are in the order of the classes, then of the names. Collective if
+    there is a `group`: rank 0 lists the files, each rank inspects a part of them, and each writes a whole
+    `file` of its own. Raises InputError for a folder that is not one of the classes, `whose` being whom they
+    belong to, or where nothing can be read.
     """
     from qrdali.distributed import SINGLE_PROCESS  # it imports torch, which indexing a data set does without
 
@@ -284,8 +287,8 @@ def _set_files(root: Path | str, classes: tuple[str, ...], whose: str) -> Iterat
     names = [name for name in classes if name in folders]
     if not names and tree.shards():
         raise InputError(
-            f"{printable(root)} holds tar shards: a set holds class folders of images; index the shards as the test "
-            "split of a data set and evaluate that"
+            f"{printable(root)} holds tar shards: a set holds class folders of images; index the shards as "
+            "the test split of a data set and evaluate that"
         )
     labels = {name: label for label, name in enumerate(classes)}
     return (
@@ -296,20 +299,24 @@ def _set_files(root: Path | str, classes: tuple[str, ...], whose: str) -> Iterat
 
 
 def _classes(tree: Tree, splits: list[str]) -> list[str]:
-    """Returns the class folders of the first split; the others' must be among them. Raises InputError or RunError."""
+    """Returns the class folders of the first split; the others' must be among them.
+
+    Raises InputError or RunError.
+    """
     listed = {split: tree.folders(split) for split in splits}
     for split in (split for split in splits if not listed[split]):
         if loose := tree.loose(split):
             raise InputError(
-                f"{printable(tree.name(split))} holds {loose} image file(s) and no class folder: put them into class "
-                "folders, or have ImageNet's labelled from its lists by `qrdali data imagenet`"
+                f"{printable(tree.name(split))} holds {loose} image file(s) and no class folder: put them "
+                "into class folders, or have ImageNet's labelled from its lists by `qrdali data imagenet`"
             )
     first = splits[0]
     classes = listed[first]
     for name in classes:
         if "\t" in name or "\n" in name or "\r" in name or not is_utf8(name):
             raise RunError(
-                f"class folder {printable(name)!r} has a tab, a line break or bytes that are not UTF-8: rename it"
+                f"class folder {printable(name)!r} has a tab, a line break or bytes that are not UTF-8: "
+                "rename it"
             )
         if name in (".", ".."):  # in an object store a key may have such a part
             raise RunError(f"class folder {tree.name(first, name)!r} would lead out of its split: rename it")
@@ -322,6 +329,7 @@ def _classes(tree: Tree, splits: list[str]) -> list[str]:
             )
     if len(classes) < 2:
         raise RunError(
-            f"{printable(tree.name(first))} has {len(classes)} class folder(s): a classifier needs at least two"
+            f"{printable(tree.name(first))} has {len(classes)} class folder(s): a classifier needs at least "
+            "two"
         )
     return classes

@@ -22,8 +22,8 @@ def check_set_name(name: str, option: str) -> None:
         or re.search(f"{_MAPPED}$", name)
     ):
         raise InputError(
-            f"{option} has the name {printable(name)!r}: give NAME=FOLDER, NAME of letters, digits, '.', '_' and '-', and "
-            f"not {', '.join(SPLITS)} nor one of them reduced, such as test-crop-0.5"
+            f"{option} has the name {printable(name)!r}: give NAME=FOLDER, NAME of letters, digits, '.', '_' "
+            f"and '-', and not {', '.join(SPLITS)} nor one of them reduced, such as test-crop-0.5"
         )
 
 

@@ -1,7 +1,7 @@
-"""Generated pictures for demos and tests: one textured, coloured shape on a cluttered background, as JPEG files.
+"""Generates pictures for demos and tests: JPEGs of a textured, coloured shape on a cluttered background.
 
-A class is a (colour, texture, shape) triple and the classes form a grid, so none of the three alone, nor any two of
-them, tells all classes apart. Every picture is a function of (seed, split, class, number) alone.
+A class is a (colour, texture, shape) triple and the classes form a grid, so none of the three alone, nor any
+two of them, tells all classes apart. Every picture is a function of (seed, split, class, number) alone.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ class ShapesSpec:
 
 
 def class_names(classes: int) -> list[str]:
-    """Returns the first cells of the smallest colour × texture × shape grid that holds them, e.g. `red-striped-star`."""
+    """Returns the first cells of the smallest colour × texture × shape grid that holds them.
+
+    A name is `red-striped-star`, for example.
+    """
     num_colors, num_textures = next(
         (c, t)
         for c, t in ((2, 1), (2, 2), (3, 2), (4, 2), (4, 3))
@@ -85,8 +88,8 @@ def generate(
 ) -> int:
     """Writes `ROOT/SPLIT/CLASS/NUMBER.jpg` and returns the number of files.
 
-    `progress` is called after each chunk with its number of files. Raises InputError if ROOT already holds one of the
-    split folders (nothing is overwritten).
+    `progress` is called after each chunk with its number of files. Raises InputError if ROOT already holds
+    one of the split folders (nothing is overwritten).
     """
     taken = [split for split in SPLITS if (root / split).exists()]
     if taken:
@@ -166,7 +169,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Floats:
 
 
 def _clutter(rng: np.random.Generator, canvas: Floats) -> None:
-    """Draws a ragged, textured blob of any colour, the class colours among them, but of none of the class shapes."""
+    """Draws a ragged, textured blob of any colour, also those of the classes, but of none of their shapes."""
     height, width, _ = canvas.shape
     radius = float(rng.uniform(0.05, 0.2)) * min(height, width)
     corners = int(rng.integers(7, 12))
@@ -214,8 +217,8 @@ def _outline(shape: str) -> list[npt.NDArray[np.float64]]:
 class _Figure:
     """What `_paint` draws: polygons within the unit circle, scaled to `radius` pixels.
 
-    hue is in degrees, saturation a range within 0..1. inside: for the object, which stands nearly upright, and the circle
-    of that radius lies within the picture if it fits.
+    hue is in degrees, saturation a range within 0..1. inside: for the object, which stands nearly upright,
+    and the circle of that radius lies within the picture if it fits.
     """
 
     polygons: list[npt.NDArray[np.float64]]
@@ -267,7 +270,7 @@ def _paint(rng: np.random.Generator, canvas: Floats, figure: _Figure) -> None:
 
 
 def _rgb(hue: float, saturation: float, value: float) -> npt.NDArray[np.float64]:
-    """Returns the RGB in 0..255, float64 [3], of an HSV colour: hue in degrees, saturation and value in 0..1."""
+    """Returns HSV as RGB in 0..255, float64 [3]; hue in degrees, saturation and value in 0..1."""
     k = (np.array([5.0, 3.0, 1.0]) + hue / 60) % 6
     rgb: npt.NDArray[np.float64] = value * (1 - saturation * np.clip(np.minimum(k, 4 - k), 0, 1)) * 255
     return rgb

@@ -1,7 +1,7 @@
 """Reads WebDataset's tar shards: which samples are in them, and where. Nothing is extracted.
 
-Only headers and classes are read. A sample is a run of members with the same name up to the first dot of its last part:
-KEY.jpg (or another image) and KEY.cls.
+Only headers and classes are read. A sample is a run of members with the same name up to the first dot of its
+last part: KEY.jpg (or another image) and KEY.cls.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ class Sample:
 
 
 class Classes:
-    """Class names in label order; `listed` if they are of a classes.txt, so that a number in a KEY.cls is a label."""
+    """Class names in label order.
+
+    `listed` if they are of a classes.txt, so that a number in a KEY.cls is a label.
+    """
 
     def __init__(self, names: Iterable[str], listed: bool) -> None:
         self.names = tuple(names)
@@ -84,7 +87,10 @@ def found_classes(class_texts: set[str]) -> Classes:
 
 
 def listed_classes(tree: Tree) -> Classes | None:
-    """Returns the classes of ROOT/classes.txt, None where there is none. Raises InputError if it is not a list of names."""
+    """Returns the classes of ROOT/classes.txt, None where there is none.
+
+    Raises InputError if it is not a list of names.
+    """
     listing = tree.name(CLASSES)
     if not storage.exists(listing):
         return None
@@ -106,7 +112,10 @@ def listed_classes(tree: Tree) -> Classes | None:
 
 
 def samples(shards: list[str], threads: int) -> Iterator[Sample]:
-    """Yields the samples of all shards in turn, `threads` of them read at once. Raises RunError for a damaged one."""
+    """Yields the samples of all shards in turn, `threads` of them read at once.
+
+    Raises RunError for a damaged one.
+    """
     names = iter(shards)
     pending = list[Future[list[Sample]]]()
     with ThreadPoolExecutor(threads, "shards") as pool:
@@ -127,12 +136,16 @@ def _read(shard: str) -> list[Sample]:
         if isinstance(error, InputError):
             raise
         raise RunError(
-            f"{printable(shard)} is not a whole tar: {printable(error)[:300]}; restore it, or move it out of the folder"
+            f"{printable(shard)} is not a whole tar: {printable(error)[:300]}; restore it, or move it out of "
+            "the folder"
         ) from None
 
 
 def _samples(shard: str, file: Stored) -> Iterator[Sample]:
-    """Yields a sample for each run of members with one key that holds an image. A key that comes again is rejected."""
+    """Yields a sample for each run of members with one key that holds an image.
+
+    A key that comes again is rejected.
+    """
     seen: set[int] = (
         set()
     )  # hashes, since the keys of a large shard are many; its images are rejected on a collision
@@ -197,8 +210,9 @@ def _base_name(name: str) -> str:
 def _members(shard: str, file: Stored) -> Iterator[tuple[Member, str]]:
     """Yields the files of a tar, each with why it is refused or ""; folders are passed over.
 
-    tarfile's own reader takes an archive without an end mark for whole, and reads extended headers of any size. Raises
-    ValueError or tarfile's errors unless the tar is whole: headers right, contents there, an end mark.
+    tarfile's own reader takes an archive without an end mark for whole, and reads extended headers of any
+    size. Raises ValueError or tarfile's errors unless the tar is whole: headers right, contents there, an end
+    mark.
     """
     window = _Window(file, _REMOTE_WINDOW if storage.is_remote(shard) else _LOCAL_WINDOW)
     position, count = 0, 0
@@ -224,7 +238,8 @@ def _members(shard: str, file: Stored) -> Iterator[tuple[Member, str]]:
         if info.type in _EXTENDING:
             if size > _MAX_EXTENDED_BYTES:
                 raise ValueError(
-                    f"the extended header at byte {start - _BLOCK} has {size} bytes, more than {_MAX_EXTENDED_BYTES}"
+                    f"the extended header at byte {start - _BLOCK} has {size} bytes, more than "
+                    f"{_MAX_EXTENDED_BYTES}"
                 )
             data = window.read(start, size)
             if info.type == tarfile.GNUTYPE_LONGNAME:
@@ -239,7 +254,7 @@ def _members(shard: str, file: Stored) -> Iterator[tuple[Member, str]]:
 
 
 def _content_start(window: _Window, position: int, info: tarfile.TarInfo, block: bytes) -> int:
-    """Returns where a member's content begins: after its header, and of a sparse file after the list of its holes."""
+    """Returns where a member's content begins: after its header and, if it is sparse, its list of holes."""
     start = position + _BLOCK
     has_more = info.type == tarfile.GNUTYPE_SPARSE and block[482]
     while has_more:

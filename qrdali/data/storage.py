@@ -1,7 +1,10 @@
-"""Reads the files that an index names, on a disk, in an object store or inside a tar shard; whole or in parts.
+"""Reads the files that an index names, on a disk, in an object store or inside a tar shard.
 
-A name is an absolute path, `s3://BUCKET/KEY` or `gs://BUCKET/KEY` (the key as it is, nothing escaped), or a member of a tar:
-`tar+file:///SHARD?offset=512&length=8211#MEMBER`, also `tar+s3://` and `tar+gs://` (shard and member percent-encoded).
+Whole or in parts.
+
+A name is an absolute path, `s3://BUCKET/KEY` or `gs://BUCKET/KEY` (the key as it is, nothing escaped), or a
+member of a tar: `tar+file:///SHARD?offset=512&length=8211#MEMBER`, also `tar+s3://` and `tar+gs://` (shard
+and member percent-encoded).
 """
 
 from __future__ import annotations
@@ -9,47 +12,22 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 from urllib.parse import quote, unquote
 
-from qrdali.errors import InputError, RunError, printable
+from qrdali.data.object_store import filesystem, translate_errors
+from qrdali.errors import printable
 
 REMOTE = ("s3://", "gs://")
 _TAR = "tar+"
-_TIMEOUT_SECONDS = 20  # without an answer of a server
 _HEAD_BYTES = 1 << 16  # read at once where only a header is wanted
 _PART_BYTES = 1 << 20  # of an object, read at once where its length is not known
 _MAX_OPEN_SHARDS = 512  # of object stores: they stay open
-_DENIED = (
-    "ACCESS_DENIED",
-    "FORBIDDEN",
-    "HTTP response code: 403",
-    "HTTP response code 403",
-    "SIGNATURE",
-    "INVALID_ACCESS_KEY_ID",
-    "INVALID_CLIENT_TOKEN",
-    "UNRECOGNIZED_CLIENT",
-    "MISSING_AUTHENTICATION",
-    "EXPIRED_TOKEN",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "InvalidAccessKeyId",
-    "ExpiredToken",
-    "Could not load the default credentials",
-    "Permission denied",
-)
-_filesystem_lock = Lock()
-
-
-class Unreachable(RunError):
-    """A store cannot be read: no network, no bucket, no right to read. The one file that was asked for is not to blame."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +93,10 @@ class Member:
 
 
 def shard_prefix(shard: str) -> str:
-    """Returns how the URLs of a shard's members begin; of a folder: how those of the shards in it do, less a slash."""
+    """Returns how the URLs of a shard's members begin.
+
+    Of a folder: how those of the shards in it do, less a slash.
+    """
     scheme, rest = ("file://", shard) if not is_remote(shard) else (shard[:5], shard[5:])
     return f"{_TAR}{scheme}{quote(rest)}"
 
@@ -161,8 +142,8 @@ def shown(name: str) -> str:
 def opened(name: str) -> Stored:
     """Opens the file of a name.
 
-    Raises FileNotFoundError for a file that is not there, ValueError or another OSError for one that cannot be read,
-    Unreachable where the store cannot.
+    Raises FileNotFoundError for a file that is not there, ValueError or another OSError for one that cannot
+    be read, Unreachable where the store cannot.
     """
     if name.startswith(_TAR):
         in_shard = member(name)
@@ -179,8 +160,8 @@ def opened(name: str) -> Stored:
 def whole(name: str, max_bytes: int) -> bytes:
     """Returns the bytes of an object or a shard's member.
 
-    That takes one request to Google's store, two to others, one for a shard's member. Raises as `opened` does, and
-    ValueError for more than `max_bytes`.
+    That takes one request to Google's store, two to others, one for a shard's member. Raises as `opened`
+    does, and ValueError for more than `max_bytes`.
     """
     if name.startswith("gs://"):
         return _streamed(name, max_bytes)
@@ -251,8 +232,9 @@ def _remote_shard(url: str) -> Stored:
 def _random_access(url: str) -> Stored:
     """Opens an object whose reads are a request each.
 
-    Not for many objects of Google's store: there each request is for all that follows, of which no more is taken than is
-    wanted, and opening is two requests, the second of which pyarrow makes with Python's lock held.
+    Not for many objects of Google's store: there each request is for all that follows, of which no more is
+    taken than is wanted, and opening is two requests, the second of which pyarrow makes with Python's lock
+    held.
     """
     store = filesystem(url)
     with translate_errors(url):
@@ -301,95 +283,3 @@ class _Forward:
         data: bytes = self._stream.read(length) if length and self._stream is not None else b""
         self._position += len(data)
         return data
-
-
-@contextmanager
-def translate_errors(url: str) -> Iterator[None]:
-    """Raises a store's errors as FileNotFoundError, InputError or Unreachable, which say what to do."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise exception_for(url, error) from None
-
-
-def filesystem(url: str) -> Any:
-    """Returns the store of a URL, by the address, region and credentials in the environment. Raises Unreachable."""
-    with _filesystem_lock:  # lru_cache alone would let each of many threads make its own
-        scheme, bucket = url[:5], url[5:].partition("/")[0]
-        with translate_errors(url):
-            return _s3(bucket) if scheme == "s3://" else _gcs()
-
-
-@lru_cache(16)
-def _s3(bucket: str) -> Any:
-    from pyarrow import fs
-
-    address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if not (
-        region
-        or address
-        or os.environ.get("AWS_CONFIG_FILE")
-        or os.path.exists(os.path.expanduser("~/.aws/config"))
-    ):
-        region = fs.resolve_s3_region(bucket)
-    unsigned = os.environ.get("AWS_NO_SIGN_REQUEST", "").lower() in ("1", "yes", "true")
-    return fs.S3FileSystem(
-        endpoint_override=address,
-        region=region,
-        anonymous=unsigned,
-        connect_timeout=_TIMEOUT_SECONDS,
-        request_timeout=_TIMEOUT_SECONDS,
-    )
-
-
-@lru_cache(1)
-def _gcs() -> Any:
-    from pyarrow import fs
-
-    address = os.environ.get("STORAGE_EMULATOR_HOST") or os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT")
-    limit = timedelta(seconds=_TIMEOUT_SECONDS)
-    if not address:
-        return fs.GcsFileSystem(retry_time_limit=limit)
-    scheme, _, host = address.rstrip("/").rpartition("://")
-    return fs.GcsFileSystem(
-        anonymous=True, scheme=scheme or "http", endpoint_override=host, retry_time_limit=limit
-    )
-
-
-def exception_for(url: str, error: Exception) -> Exception:
-    """Returns the exception for a store's error: FileNotFoundError, InputError or Unreachable."""
-    text = " ".join(str(error).split())
-    bucket = printable("/".join(url.split("/")[:3]))
-    scheme = url[:5]
-    if "a last message of The specified bucket does not exist" in text:
-        return no_bucket(url)
-    if isinstance(error, FileNotFoundError) or "NO_SUCH_KEY" in text:
-        return FileNotFoundError(f"no such object: {printable(url)}")
-    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or ("Bucket" in text and "not found" in text):
-        return no_bucket(url)
-    if any(sign in text for sign in _DENIED):
-        if scheme == "s3://":
-            how = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (AWS_NO_SIGN_REQUEST=1 for a public bucket)"
-        else:
-            how = "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`"
-        return Unreachable(f"{bucket} may not be read with the credentials found here: set {how}")
-    if "OAuth2 access token" in text:
-        return Unreachable(
-            f"{bucket} cannot be read: there are no credentials here, or no network to use them: set "
-            "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`"
-        )
-    # Google's client raises ValueError with a Status too, where a server's answer makes no sense.
-    if isinstance(error, ValueError) and "google::cloud::Status" not in text:
-        return InputError(f"{printable(url)} is not an address of an object: {printable(text)[:200]}")
-    where = "AWS_ENDPOINT_URL and AWS_REGION" if scheme == "s3://" else "STORAGE_EMULATOR_HOST"
-    return Unreachable(f"{bucket} cannot be read: check the network, {where} ({printable(text)[:200]})")
-
-
-def no_bucket(url: str) -> Unreachable:
-    """Returns the exception for a bucket that does not exist."""
-    bucket = printable("/".join(url.split("/")[:3]))
-    advice = ", and AWS_ENDPOINT_URL if it is not Amazon's" if url.startswith("s3://") else ""
-    return Unreachable(f"there is no bucket {bucket}: check its name{advice}")

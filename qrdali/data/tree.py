@@ -1,4 +1,4 @@
-"""Lists folders of images, on a disk or in an object store: which classes there are, and the files of each."""
+"""Lists folders of images, on a disk or in an object store: the classes and the files of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from qrdali.data import storage
+from qrdali.data import object_store, storage
 from qrdali.errors import InputError, printable
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
@@ -107,17 +107,18 @@ class RemoteTree:
         parts = prefix.strip("/").split("/") if prefix.strip("/") else []
         if not bucket or any(part in ("", ".", "..") for part in parts):
             raise InputError(
-                f"{printable(root)} is not a place in a store: give {root[:5]}BUCKET or {root[:5]}BUCKET/PREFIX"
+                f"{printable(root)} is not a place in a store: give {root[:5]}BUCKET or "
+                f"{root[:5]}BUCKET/PREFIX"
             )
         self.root = root[:5] + "/".join([bucket, *parts])
-        self._store = storage.filesystem(self.root)
+        self._store = object_store.filesystem(self.root)
         self._require_bucket()
 
     def _require_bucket(self) -> None:
-        with storage.translate_errors(self.root):
+        with object_store.translate_errors(self.root):
             info = self._store.get_file_info(self.root[5:].partition("/")[0])
         if info.type.name == "NotFound":
-            raise storage.no_bucket(self.root)
+            raise object_store.no_bucket(self.root)
 
     def name(self, *place: str) -> str:
         return "/".join([self.root, *place])
@@ -162,7 +163,7 @@ class RemoteTree:
         from pyarrow import fs
 
         url = self.name(*place)
-        with storage.translate_errors(url):
+        with object_store.translate_errors(url):
             infos: list[Any] = self._store.get_file_info(fs.FileSelector(url[5:], allow_not_found=True))
         return infos
 
@@ -170,8 +171,8 @@ class RemoteTree:
 class GoogleTree(RemoteTree):
     """A prefix in Google's store, where everything below a place is listed at once.
 
-    pyarrow finds only those folders there that have an object of their own. A listing takes a request per thousand
-    objects, one after another; places are listed in parallel, once, and the names are kept.
+    pyarrow finds only those folders there that have an object of their own. A listing takes a request per
+    thousand objects, one after another; places are listed in parallel, once, and the names are kept.
     """
 
     def __init__(self, root: str) -> None:
@@ -233,7 +234,7 @@ class GoogleTree(RemoteTree):
         from pyarrow import fs
 
         url = self.name(*place)
-        with storage.translate_errors(url):
+        with object_store.translate_errors(url):
             try:
                 infos: list[Any] = self._store.get_file_info(fs.FileSelector(url[5:], recursive=True))
             except OSError as error:
@@ -242,7 +243,7 @@ class GoogleTree(RemoteTree):
                 if isinstance(
                     error, FileNotFoundError
                 ):  # the server's answer to a listing: only a bucket can be missing
-                    raise storage.no_bucket(self.root) from None
+                    raise object_store.no_bucket(self.root) from None
                 raise
         return infos
 

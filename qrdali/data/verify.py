@@ -40,7 +40,8 @@ def changes(
 ) -> Iterator[Change]:
     """Yields every changed file, in the order of the splits and their rows; images are not decoded.
 
-    `hashed` also compares the SHA-256 of every file. Raises InputError if none were kept, RunError for a damaged data set.
+    `hashed` also compares the SHA-256 of every file. Raises InputError if none were kept, RunError for a
+    damaged data set.
     """
     quiet_pillow()
     recorded = {split: _recorded(dataset, split, hashed) for split in dataset.splits}
@@ -50,8 +51,8 @@ def changes(
             index = dataset.rows(split)
             if facts is not None and facts.num_rows != len(index):
                 raise RunError(
-                    f"{printable(_file(dataset.folder, split))} does not belong to {split}.arrow; if `qrdali data "
-                    "minival` was interrupted, run it again"
+                    f"{printable(_file(dataset.folder, split))} does not belong to {split}.arrow; if `qrdali "
+                    "data minival` was interrupted, run it again"
                 )
             for start in range(0, len(index), _CHUNK):
                 samples = np.arange(start, min(start + _CHUNK, len(index)))
@@ -72,7 +73,8 @@ def _difference(
 ) -> tuple[str, str] | None:
     """Returns kind and detail of what has changed, or None.
 
-    size: upright (height, width) as indexed. was: `bytes` and `sha256` as indexed, {} where they were not kept.
+    size: upright (height, width) as indexed. was: `bytes` and `sha256` as indexed, {} where they were not
+    kept.
     """
     if now.reason:
         return ("unreadable" if storage.exists(now.path) else "missing"), now.reason

@@ -1,7 +1,8 @@
-"""The ranks of one job, as torchrun starts them: the only folder that reads its environment or calls `torch.distributed`.
+"""The ranks of one job, as torchrun starts them.
 
-Every method whose docstring says "Collective" must be called by all ranks, in the same order. What ranks exchange are
-numbers and JSON, never pickles.
+Only this folder reads torchrun's environment variables and calls `torch.distributed`. Every method whose
+docstring says "Collective" must be called by all ranks, in the same order. What ranks exchange are numbers
+and JSON, never pickles.
 """
 
 from qrdali.distributed.counters import LaggedMax, SharedCounter

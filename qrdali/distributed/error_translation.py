@@ -1,4 +1,4 @@
-"""Translates and times calls of `torch.distributed`: where another rank is gone, its many errors become one line."""
+"""Times calls of `torch.distributed`, and translates its errors when another rank is gone into one line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # How long one rank may wait for the others in a collective, as where the images of one take longer to read.
 TIMEOUT = timedelta(minutes=30)
-# Words in the errors of torch.distributed when other ranks are gone or do not answer. Other errors, such as one of a
-# shape, keep their text and traceback.
+# Words in the errors of torch.distributed when other ranks are gone or do not answer. Other errors, such as
+# one of a shape, keep their text and traceback.
 _RANKS_GONE = (
     "gloo",
     "nccl",
@@ -38,7 +38,7 @@ _seconds_waited = 0.0
 
 @contextmanager
 def translate_errors(group: ProcessGroup) -> Iterator[None]:
-    """Raises RanksLost for the RuntimeErrors, of many texts, with which torch reports that another process is gone.
+    """Raises RanksLost for the many RuntimeErrors with which torch reports that another process is gone.
 
     The time spent within is added to `seconds_waited`.
     """
@@ -56,8 +56,8 @@ def translate_errors(group: ProcessGroup) -> Iterator[None]:
             raise
         first_line = (text.splitlines() or ["no text"])[0]
         raise RanksLost(
-            f"rank {group.rank} of {group.world_size} lost the others ({first_line[:160]}): the messages above say "
-            "what ended one of them"
+            f"rank {group.rank} of {group.world_size} lost the others ({first_line[:160]}): the messages "
+            "above say what ended one of them"
         ) from None
     finally:
         _seconds_waited += time.perf_counter() - start

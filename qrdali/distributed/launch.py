@@ -23,7 +23,9 @@ _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 def from_environment() -> ProcessGroup:
-    """Returns the group that torchrun's environment variables describe, not yet connected; a single process without them.
+    """Returns the group that torchrun's environment variables describe, not yet connected.
+
+    A single process without them.
 
     Raises InputError for variables that contradict one another.
     """
@@ -32,7 +34,8 @@ def from_environment() -> ProcessGroup:
         return SINGLE_PROCESS
     if missing:
         raise InputError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {', '.join(missing)} is not set: start with torchrun"
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {', '.join(missing)} is not set: start with "
+            "torchrun"
         )
     try:
         rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in _NAMES)
@@ -51,10 +54,12 @@ def from_environment() -> ProcessGroup:
 
 @contextmanager
 def init_process_group(gpus: bool = True) -> Iterator[ProcessGroup]:
-    """Connects the ranks of this job and yields their group; each takes the GPU of its local rank. Collective.
+    """Connects the ranks of this job and yields their group; each takes the GPU of its local rank.
 
-    `gpus`: whether GPUs are wanted, if there are any. Raises InputError for more processes than GPUs on a host, RunError
-    if the ranks cannot be connected.
+    Collective.
+
+    `gpus`: whether GPUs are wanted, if there are any. Raises InputError for more processes than GPUs on a
+    host, RunError if the ranks cannot be connected.
     """
     group = from_environment()
     if group.is_single:
@@ -91,12 +96,14 @@ def init_process_group(gpus: bool = True) -> Iterator[ProcessGroup]:
 
 
 def _agree_on_attempt(store: Any, group: ProcessGroup) -> tuple[str, int]:
-    """Returns a name that only the ranks of this attempt know, and how many attempts there were before. Collective.
+    """Returns a name that only the ranks of this attempt know, and how many attempts there were before.
 
-    Ranks exchange nonces, because torchrun may reuse a store that still holds addresses of an earlier attempt: each rank
-    publishes a fresh nonce, believes only a name that is filed under it, and confirms that name. Rank 0 answers whatever
-    nonce it finds, again and again, until every rank has confirmed. torchrun's own count of restarts does not serve as a
-    name, because each host counts its own.
+    Collective.
+
+    Ranks exchange nonces, because torchrun may reuse a store that still holds addresses of an earlier
+    attempt: each rank publishes a fresh nonce, believes only a name that is filed under it, and confirms that
+    name. Rank 0 answers whatever nonce it finds, again and again, until every rank has confirmed. torchrun's
+    own count of restarts does not serve as a name, because each host counts its own.
     """
     if not group.is_main:
         nonce = secrets.token_hex(8)

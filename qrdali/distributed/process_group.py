@@ -24,10 +24,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The ranks of a job as this one sees them; every method marked "Collective" is called by all of them, in the same order.
+    """The ranks of a job as this one sees them.
 
-    rank, world_size: this process among all, from 0. local_rank, local_world_size: the same among those of this host.
-    restarts: how often torchrun has begun the job again, on any of its hosts.
+    Every method marked "Collective" is called by all of them, in the same order.
+
+    rank, world_size: this process among all, from 0. local_rank, local_world_size: the same among those of
+    this host. restarts: how often torchrun has begun the job again, on any of its hosts.
     """
 
     rank: int = 0
@@ -73,7 +75,10 @@ class ProcessGroup:
         return [part.view(contiguous.dtype).reshape(-1, *contiguous.shape[1:]) for part in parts]
 
     def all_reduce_max(self, values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Returns the elementwise maximum over all ranks; `values`, uint8 [N], have one length on all. Collective."""
+        """Returns the elementwise maximum over all ranks; `values`, uint8 [N], have one length on all.
+
+        Collective.
+        """
         if self.is_single:
             return values
         tensor = torch.from_numpy(values.copy())
@@ -82,14 +87,20 @@ class ProcessGroup:
         return tensor.numpy()
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """Returns every rank's value, in the order of ranks. Collective. Values are what JSON can hold, never pickles."""
+        """Returns every rank's value, in the order of ranks.
+
+        Collective. Values are what JSON can hold, never pickles.
+        """
         if self.is_single:
             return [value]
         texts = self.all_gather(np.frombuffer(json.dumps(value).encode(), np.uint8))
         return [json.loads(text.tobytes()) for text in texts]
 
     def broadcast_object(self, value: T) -> T:
-        """Returns rank 0's value; the other ranks' is ignored. Collective. Values are what JSON can hold: tuples become lists."""
+        """Returns rank 0's value; the other ranks' is ignored.
+
+        Collective. Values are what JSON can hold: tuples become lists.
+        """
         if self.is_single:
             return value
         text = self._broadcast_bytes(json.dumps(value).encode() if self.is_main else b"")
@@ -111,9 +122,9 @@ class ProcessGroup:
     def run_on_all(self, work: Callable[[], T]) -> T:
         """Returns this rank's result of `work`, which must contain no collective. Collective.
 
-        Where `work` raises RunError, InputError or OSError on one rank, all ranks raise, so that none waits for it: the
-        first that failed its own error, the others OtherRankFailed; or all Interrupted, where signals are all that
-        happened.
+        Where `work` raises RunError, InputError or OSError on one rank, all ranks raise, so that none waits
+        for it: the first that failed its own error, the others OtherRankFailed; or all Interrupted, where
+        signals are all that happened.
         """
         if self.is_single:
             return work()
@@ -132,7 +143,8 @@ class ProcessGroup:
             if failure is not None:
                 raise failure
             return result  # type: ignore[return-value]
-        # An error before a signal: what failed would be lost if the job ended as one that can simply be resumed.
+        # An error before a signal: what failed would be lost if the job ended as one that can simply be
+        # resumed.
         first_rank, text, signum = min(failed, key=lambda entry: (entry[2] != 0, entry[0]))
         if report and (first_rank == self.rank or (signum and isinstance(failure, Interrupted))):
             assert failure is not None
@@ -147,14 +159,16 @@ class ProcessGroup:
     def run_on_main(self, work: Callable[[], T]) -> T | None:
         """Returns the result of `work` on rank 0, None on the others, which do not run it. Collective.
 
-        All ranks raise where `work` fails, as in `run_on_all`. The result is not sent: `broadcast_object` does that.
+        All ranks raise where `work` fails, as in `run_on_all`. The result is not sent: `broadcast_object`
+        does that.
         """
         return self.run_on_all(lambda: work() if self.is_main else None)
 
     def run_interruptible(self, work: Callable[[Callable[[], None]], T]) -> T:
         """Does as `run_on_all` for long work, which ends early if another rank fails. Collective.
 
-        `work` is given a function to call now and then; it raises OtherRankFailed once another rank has failed.
+        `work` is given a function to call now and then; it raises OtherRankFailed once another rank has
+        failed.
         """
         if self.is_single:
             return work(lambda: None)
@@ -183,7 +197,10 @@ class ProcessGroup:
         return processors.count(mine)
 
     def require_equal(self, what: str, value: str) -> None:
-        """Raises RunError on all ranks unless `value` is the same on all. Collective. `what` names it, in the plural."""
+        """Raises RunError on all ranks unless `value` is the same on all.
+
+        Collective. `what` names it, in the plural.
+        """
         values = self.all_gather_object(value)
         if len(set(values)) > 1:
             each = ", ".join(f"rank {rank}: {text[:16]}" for rank, text in enumerate(values))
@@ -227,7 +244,10 @@ class ProcessGroup:
                 store.set_started(name)
 
     def was_started(self, name: str) -> bool:
-        """Whether an earlier attempt of this job has started `name`: a restart by torchrun implies --resume. Collective."""
+        """Whether an earlier attempt of this job has started `name`: a restart by torchrun implies --resume.
+
+        Collective.
+        """
         if self.is_single or not self.restarts:
             return False
         with translate_errors(self):
@@ -236,7 +256,10 @@ class ProcessGroup:
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """Wraps library code that runs collectives, such as a backward pass: a rank that is gone raises RanksLost there."""
+        """Wraps library code that runs collectives, such as a backward pass.
+
+        A lost rank raises RanksLost there.
+        """
         with translate_errors(self):
             yield
 

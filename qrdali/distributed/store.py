@@ -1,4 +1,4 @@
-"""The key-value stores of a job: torch's default one, which ends with this attempt, and torchrun's, which outlives it."""
+"""The key-value stores of a job: torch's, which ends with this attempt, and torchrun's, which outlives it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def default_store() -> Any:
 
 
 def next_key(purpose: str) -> str:
-    """Returns a new key for the default store; the same on all ranks, because all ask for keys in the same order."""
+    """Returns a new key for the default store.
+
+    The same on all ranks, because all ask for keys in the same order.
+    """
     return f"{purpose}-{next(_key_numbers)}"
 
 

@@ -11,8 +11,8 @@ MAX_CHUNK = 8  # items that a rank takes at once, while many remain
 class WorkQueue:
     """An iterator over 0 to count - 1 that gives each number to one rank, when that rank asks for it.
 
-    So all ranks end at about the same time, whatever each item costs. All ranks construct it in the same order (it makes a
-    SharedCounter); iterating is not collective.
+    So all ranks end at about the same time, whatever each item costs. All ranks construct it in the same
+    order (it makes a SharedCounter); iterating is not collective.
     """
 
     def __init__(self, group: ProcessGroup, count: int) -> None:
@@ -23,7 +23,7 @@ class WorkQueue:
         self._chunk = range(0)
 
     def chunk_size(self) -> int:
-        """Returns how many items to take at once: fewer towards the end, where the other ranks would wait for them."""
+        """Returns how many items to take at once; fewer towards the end, so that no rank waits long."""
         if self._group.is_single:
             return MAX_CHUNK
         remaining = self._count - self._taken_seen

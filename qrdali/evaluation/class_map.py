@@ -85,16 +85,16 @@ def read_class_map(
         mapping[run_class] = data_class
     if not mapping:
         raise InputError(
-            f"{printable(file)} maps no class: give lines of a class of the run, a tab and a class of the data "
-            "set"
+            f"{printable(file)} maps no class: give lines of a class of the run, a tab and a class of the "
+            "data set"
         )
     reached = set(mapping.values())
     classes = data_classes or tuple(sorted(reached))
     missing = [name for name in classes if name not in reached]
     if missing:
         raise InputError(
-            f"{printable(file)} maps no class of the run to {quote(missing[0])} ({len(missing)} such): none of "
-            "its images could be right"
+            f"{printable(file)} maps no class of the run to {quote(missing[0])} ({len(missing)} such): none "
+            "of its images could be right"
         )
     target = np.full(len(run_classes), UNMAPPED, np.int64)
     label_of = {name: i for i, name in enumerate(classes)}

@@ -143,8 +143,8 @@ def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.
         raise InputError(f"{printable(run)} has no rows of {printable(name)!r}: {advice}")
     if epoch is not None and (made_at := read_metadata(run, name).get("epoch", epoch)) != epoch:
         raise InputError(
-            f"the rows of {printable(name)!r} of {printable(run)} are of epoch {printable(made_at)}, best/ is "
-            f"of epoch {epoch}: {advice}"
+            f"the rows of {printable(name)!r} of {printable(run)} are of epoch {printable(made_at)}, best/ "
+            f"is of epoch {epoch}: {advice}"
         )
     try:
         table = read_table(file, [key for key, _ in _ROW])

@@ -1,6 +1,7 @@
 """Durable writes: what a later start reads is the old content or the new, whole, even after a loss of power.
 
-A rename alone is not enough: without fsync the file system may write the new name to the disk before the content.
+A rename alone is not enough: without fsync the file system may write the new name to the disk before the
+content.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from pathlib import Path
 def write_whole(file: Path, data: bytes | Callable[[Path], None]) -> None:
     """Writes `file`, replacing an older one: partial file, fsync, rename, fsync of the folder, in this order.
 
-    `data` is the content, or a function that writes it to the path it is given, `.NAME.partial` beside the file (one
-    writer at a time, therefore). Libraries that append an extension to a name they do not know, as `numpy.save` does,
-    must be handed an open file. The folder must exist. On any failure the partial file is removed, the older file stays
-    as it was, and what was raised goes on: OSError if the disk is full or cannot be written.
+    `data` is the content, or a function that writes it to the path it is given, `.NAME.partial` beside the
+    file (one writer at a time, therefore). Libraries that append an extension to a name they do not know, as
+    `numpy.save` does, must be handed an open file. The folder must exist. On any failure the partial file is
+    removed, the older file stays as it was, and what was raised goes on: OSError if the disk is full or
+    cannot be written.
     """
     partial = file.with_name(f".{file.name}.partial")
     try:
@@ -31,7 +33,7 @@ def write_whole(file: Path, data: bytes | Callable[[Path], None]) -> None:
 
 
 def replace_atomically(partial: Path, target: Path) -> None:
-    """Renames a complete file or folder to `target` once it is on the disk, and waits until the new name is there too."""
+    """Renames a complete file or folder: fsync of all in it, rename to `target`, fsync of its parent."""
     for path in partial.rglob("*") if partial.is_dir() else ():
         sync(path)
     sync(partial)

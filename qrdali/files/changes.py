@@ -11,7 +11,9 @@ from qrdali.errors import printable
 def describe_changes(
     before: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str] = ()
 ) -> list[str]:
-    """Returns `KEY OLD → NEW` for each key, in alphabetical order, whose values differ; `ignored` keys are left out.
+    """Returns `KEY OLD → NEW` for each key, in alphabetical order, whose values differ.
+
+    `ignored` keys are left out.
 
     A key that one of the two lacks has the value None there. An empty text is shown as ''.
     """

@@ -1,4 +1,4 @@
-"""JSON objects, one in a file or one in each line, of files that may be anything."""
+"""Reads JSON objects, one in a file or one in each line, from files that may be anything."""
 
 from __future__ import annotations
 
@@ -9,40 +9,45 @@ from typing import Any
 
 from qrdali.errors import RunError, printable
 
-MOST_BYTES = 16 << 20  # of a file; in memory, lists of nothing take 20 times as much
-LONGEST_LINE = 1 << 20  # bytes
+MOST_BYTES = 16 << 20  # of a file; `[[],[],…]` expands about 20-fold in memory
+MAX_LINE_BYTES = 1 << 20
 
 
 def read_object(file: Path, advice: str = "") -> dict[str, Any]:
-    """The object in `file`. Raises RunError, ending with `advice`, for anything but a file of at most MOST_BYTES that holds one."""
+    """Returns the object in `file`.
+
+    Raises RunError, ending with `advice`, for anything but a file of at most MOST_BYTES that holds one.
+    """
     try:
         if not file.is_file():  # opening a FIFO would wait for ever
-            raise ValueError("it is no file" if file.exists() else "it is missing")
+            raise ValueError("it is not a file" if file.exists() else "it is missing")
         with open(file, "rb") as data:
             text = data.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:
-            raise ValueError(f"it is no file of at most {MOST_BYTES >> 20} MiB")
-        found = json.loads(text.decode("utf-8"))
-        if not isinstance(found, dict):
+            raise ValueError(f"it is larger than the allowed {MOST_BYTES >> 20} MiB")
+        value = json.loads(text.decode("utf-8"))
+        if not isinstance(value, dict):
             raise ValueError("it holds no JSON object")
-        return found
+        return value
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}{advice}") from None
 
 
 def read_objects(file: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
-    """The object of each line up to the first that is damaged or cut; with `whole`, ValueError for that one.
+    """Yields the object of each line up to the first that is damaged or cut.
+
+    With `whole`, ValueError for that one.
 
     Raises RunError if the file cannot be read.
     """
     try:
         if file.exists() and not file.is_file():
-            raise OSError("it is no file")
+            raise OSError("it is not a file")
         with open(file, "rb") as lines:
-            for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
-                found = _object(line)
-                if found is not None:
-                    yield found
+            for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE_BYTES), b""), 1):
+                value = _object(line)
+                if value is not None:
+                    yield value
                 elif whole:
                     raise ValueError(f"line {number} is cut or damaged")
                 else:
@@ -52,8 +57,9 @@ def read_objects(file: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
+    """Returns the object in a line, None for one that is damaged or lacks its end."""
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and line.endswith(b"\n") else None
+    return value if isinstance(value, dict) and line.endswith(b"\n") else None

@@ -14,10 +14,12 @@ MAX_LINE_BYTES = 10_000
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Yields (where, text) of each line that is neither empty nor a comment; `where` is FILE line N, for messages.
+    """Yields (where, text) of each line that is neither empty nor a comment.
 
-    Raises InputError, naming the line, for what is not a file, cannot be read or is not UTF-8; for control characters
-    other than tabs, for a line above MAX_LINE_BYTES and a file above MAX_LINES.
+    `where` is FILE line N, for messages.
+
+    Raises InputError, naming the line, for what is not a file, cannot be read or is not UTF-8; for control
+    characters other than tabs, for a line above MAX_LINE_BYTES and a file above MAX_LINES.
     """
     shown = printable(file)
     try:

@@ -19,7 +19,8 @@ from qrdali.errors import Interrupted, OtherRankFailed, RunError, printable
 from qrdali.interfaces import RunContext
 from qrdali.mepi.folder import MepiSet
 from qrdali.mepi.journal import READ_BACK, Entry, entry_of_path
-from qrdali.mepi.search import FULL_STATE, ReductionState, Search, SearchPath, params_of_states
+from qrdali.mepi.search import Search
+from qrdali.mepi.search_path import FULL_STATE, ReductionState, SearchPath, params_of_states
 from qrdali.reduction.png_entropy import entropy, png_bytes
 from qrdali.reduction.quality import CENTER, scaled_size, window_offset
 

@@ -21,7 +21,7 @@ from qrdali.files.changes import describe_changes
 from qrdali.files.json_objects import read_object
 from qrdali.files.lock import acquire
 from qrdali.mepi.journal import OUTCOMES, Entry, Journal
-from qrdali.mepi.search import params_of_states
+from qrdali.mepi.search_path import params_of_states
 from qrdali.reduction import neighbors
 from qrdali.reduction.levels import CHUNK
 from qrdali.reduction.png_entropy import encoder_name
@@ -190,7 +190,7 @@ class MepiSet:
         return result
 
     def finish(self, reduction: str, extra: dict[str, Any]) -> dict[str, Any]:
-        """Writes the manifest of all finished reductions and this one's row of the summary, which it returns."""
+        """Writes the manifest of the finished reductions and this one's row of the summary; returns it."""
         journal = self.journal(reduction)
         journal.close()
         summaries = self.summaries()

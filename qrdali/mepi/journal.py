@@ -15,7 +15,7 @@ import numpy as np
 from qrdali.data.index import Samples
 from qrdali.errors import RunError, printable
 from qrdali.files.atomic import sync
-from qrdali.mepi.search import FULL_STATE, ReductionState, SearchPath
+from qrdali.mepi.search_path import FULL_STATE, ReductionState, SearchPath
 
 READ_BACK = "wrong when read back"
 OUTCOMES = ("", "mepi", "wrong", "unreadable")  # by number in `Journal.rows`
@@ -202,7 +202,7 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """Returns the seconds of all sessions, the current one up to its last entry or what the builder set."""
+        """Returns the seconds of all sessions, the current one up to its last entry or `session`."""
         return self._seconds_before + self.session
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,23 +20,12 @@ from torch import nn
 
 from qrdali.errors import InputError
 from qrdali.interfaces import ImageReducer, RunContext
+from qrdali.mepi.search_path import FULL_STATE, CandidateAnswers, ReductionState, SearchPath
 from qrdali.reduction import neighbors
 from qrdali.reduction.neighbors import Candidates, DescentRule
 from qrdali.reduction.png_entropy import entropy_within
 from qrdali.reduction.quality import COLOR, RESOLUTION, ReductionParams, bin_width, scaled_size
 
-
-class ReductionState(NamedTuple):
-    """Holds a level per dimension, and the top left corner of the window in pixels of the original."""
-
-    color: int
-    crop: int
-    resolution: int
-    top: int
-    left: int
-
-
-FULL_STATE = ReductionState(0, 0, 0, 0, 0)
 _NEVER_BEST = 1 << 62  # bytes of a candidate whose encoding was given up
 
 
@@ -71,60 +60,6 @@ class SearchLimits:
     batch_size: int
     memory_bytes: int
     threads: int
-
-
-@dataclass(eq=False)
-class SearchPath:
-    """One image on its way down.
-
-    pixels: the original, as the reducer decoded it. size: its upright height and width. states: those
-    accepted after full quality, of which the last is the current one. confidence: the true class's
-    probability at full quality, then at each of `states`. forbidden: states it must not enter. evaluations:
-    candidates of it that the network has classified. is_correct: whether it is right at full quality, as far
-    as is known.
-    """
-
-    sample: int
-    label: int
-    pixels: Any
-    size: tuple[int, int]
-    states: list[ReductionState] = field(default_factory=list)
-    confidence: list[float] = field(default_factory=list)
-    forbidden: set[ReductionState] = field(default_factory=set)
-    evaluations: int = 0
-    is_correct: bool = True
-    # The candidates that the network is classifying, and its answers so far, by column.
-    _candidates: Candidates | None = None
-    _correct: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    _confidence: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    _unanswered: int = 0
-
-    @property
-    def state(self) -> ReductionState:
-        """Returns the current state."""
-        return self.states[-1] if self.states else FULL_STATE
-
-    def backtrack(self) -> bool:
-        """Returns to the parent and forbids the state it leaves; False at full quality, which has no parent."""
-        if not self.states:
-            return False
-        self.forbidden.add(self.states.pop())
-        self.confidence.pop()
-        return True
-
-
-def params_of_states(
-    states: list[ReductionState] | npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], num_levels: int
-) -> ReductionParams:
-    """Returns the integers of `states` [N, 5] of images of `sizes` [N, 2] (upright height, width in pixels)."""
-    values = np.asarray(states, np.int64).reshape(-1, 5)
-    levels = values[:, :3].astype(np.uint8)
-    window = neighbors.window_of(levels, values[:, 3:].astype(np.int32), sizes, num_levels)
-    return ReductionParams(
-        window.astype(np.int32),
-        scaled_size(window[:, 2:], levels[:, RESOLUTION], num_levels),
-        bin_width(levels[:, COLOR], num_levels),
-    )
 
 
 class _Candidate(NamedTuple):
@@ -252,8 +187,7 @@ class Search:
             self._ended.append(path)
             return
         count = candidates.exists.shape[1]
-        path._candidates, path._unanswered = candidates, len(columns)
-        path._correct, path._confidence = np.zeros(count, np.bool_), np.zeros(count)
+        path.answers = CandidateAnswers(candidates, np.zeros(count, np.bool_), np.zeros(count), len(columns))
         # Those under way before those that arrive: images end early, and few are kept at a time.
         (self._queue.extendleft if path.confidence else self._queue.extend)(
             [_Candidate(path, column) for column in reversed(columns)]
@@ -282,10 +216,11 @@ class Search:
             classified.batch, classified.correct.tolist(), classified.confidence.tolist(), strict=True
         )
         for (path, column), correct, confidence in answers:
-            path._correct[column], path._confidence[column] = correct, confidence
+            pending = _answers(path)
+            pending.correct[column], pending.confidence[column] = correct, confidence
             path.evaluations += 1
-            path._unanswered -= 1
-            if path._unanswered:
+            pending.unanswered -= 1
+            if pending.unanswered:
                 continue
             if path.confidence:
                 complete.append(path)
@@ -302,18 +237,18 @@ class Search:
 
     def _advance(self, paths: list[SearchPath]) -> list[SearchPath]:
         """Moves each path to one of its candidates and returns those that continue; the others end."""
-        correct = np.stack([path._correct for path in paths])
-        confidence = np.stack([path._confidence for path in paths])
+        correct = np.stack([_answers(path).correct for path in paths])
+        confidence = np.stack([_answers(path).confidence for path in paths])
         png_bytes = None
         if self.rule.exhaustive or self.rule.descent.prefer == "entropy":
             png_bytes = np.stack(list(self._pool.map(self._entropies, paths)))
         continuing = []
         chosen = neighbors.choose_neighbor(correct, confidence, png_bytes).tolist()
         for path, column in zip(paths, chosen, strict=True):
-            assert path._candidates is not None
-            if column >= 0 and (state := _state(path._candidates, column)) != FULL_STATE:
+            answers = _answers(path)
+            if column >= 0 and (state := _state(answers.candidates, column)) != FULL_STATE:
                 path.states.append(state)
-                path.confidence.append(float(path._confidence[column]))
+                path.confidence.append(float(answers.confidence[column]))
             if column < 0 or self.rule.exhaustive:
                 self._ended.append(path)
             else:
@@ -326,10 +261,10 @@ class Search:
         Encoding is most of the cost, and two exact bounds save some of it: where one candidate is right
         nothing needs to be compared, and no encoding continues beyond the bytes of the smallest so far.
         """
-        candidates = path._candidates
-        assert candidates is not None
-        result = np.full(len(path._correct), _NEVER_BEST, np.int64)
-        columns = np.flatnonzero(path._correct)
+        answers = _answers(path)
+        candidates = answers.candidates
+        result = np.full(len(answers.correct), _NEVER_BEST, np.int64)
+        columns = np.flatnonzero(answers.correct)
         if len(columns) < 2:
             result[columns] = 0
             return result
@@ -385,12 +320,17 @@ def _state(candidates: Candidates, column: int) -> ReductionState:
 
 
 def _params(batch: list[_Candidate]) -> ReductionParams:
-    columns = [(path._candidates, column) for path, column in batch]
+    columns = [(_answers(path).candidates, column) for path, column in batch]
     return ReductionParams(
-        np.stack([candidates.window[0, column] for candidates, column in columns if candidates]),
-        np.stack([candidates.size[0, column] for candidates, column in columns if candidates]),
-        np.array([candidates.bin_width[0, column] for candidates, column in columns if candidates], np.int32),
+        np.stack([candidates.window[0, column] for candidates, column in columns]),
+        np.stack([candidates.size[0, column] for candidates, column in columns]),
+        np.array([candidates.bin_width[0, column] for candidates, column in columns], np.int32),
     )
+
+
+def _answers(path: SearchPath) -> CandidateAnswers:
+    assert path.answers is not None
+    return path.answers
 
 
 def _bytes(pixels: Any) -> int:

@@ -1,8 +1,25 @@
-"""Counter-based random numbers: a function of (seed, epoch, sample, purpose), so that nothing depends on their order."""
+"""Draws counter-based random numbers: functions of (seed, epoch, sample, purpose), in whatever order.
+
+Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with the
+seed as its key and (sample, epoch, purpose and draw) as its counter. Streams are keyed by the tuple, never by
+a sum such as seed + epoch, whose neighbours would share numbers. Numbers of purposes are fixed: another one
+would change the runs of the version before.
+
+| purpose | what it draws (where) | counter besides it | draws |
+|---|---|---|---|
+| ORDER | the shuffle of an epoch (`epoch_plan`) | epoch, half of a position | one a Feistel round |
+| CROP | where a training crop lies (`epoch_plan`) | epoch, sample | one |
+| FLIP | whether a training image is mirrored (`epoch_plan`) | epoch, sample | one |
+| RESIZED_CROP | the random resized crop (`epoch_plan`) | epoch, sample | ten attempts |
+| LEVEL | the level of `random` (`levels`) | epoch, sample | one |
+| ONLINE | where a step of online feedback crops (`probe`) | 0, sample | one a step |
+| CHOICE | which images a sample of a set holds (`shuffled`) | CRC-32 of a name, position | one |
+"""
 
 from __future__ import annotations
 
 import zlib
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -10,20 +27,28 @@ import numpy.typing as npt
 Words = npt.NDArray[np.uint64]
 Samples = npt.NDArray[np.int64]
 
-ORDER, CROP, FLIP, RESIZED_CROP, LEVEL, ONLINE, CHOICE = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-)  # purposes; the low byte, the rest counts draws
+
+class Purpose(IntEnum):
+    """Names what a stream of numbers is drawn for; see the table above."""
+
+    ORDER = 1
+    CROP = 2
+    FLIP = 3
+    RESIZED_CROP = 4
+    LEVEL = 5
+    ONLINE = 6
+    CHOICE = 7
+
+
 _LOW = np.uint64(0xFFFFFFFF)
 
 
-def philox(key: int, counter: tuple[Words | int, Words | int, int, int]) -> tuple[Words, Words, Words, Words]:
-    """Philox4x32-10 for a 64-bit key and counters of four 32-bit words; returns four arrays of 32-bit words."""
+def philox(key: int, counter: tuple[Words | int, Words | int, int, int]) -> tuple[Words, ...]:
+    """Returns the four 32-bit words of Philox4x32-10, each as uint64 [N].
+
+    key: 64 bits. counter: four 32-bit words. Words of the counter that are arrays are broadcast: one call
+    serves a whole batch.
+    """
     x0, x1, x2, x3 = np.broadcast_arrays(*(np.asarray(word, np.uint64) for word in counter))
     k0, k1 = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
     shift = np.uint64(32)
@@ -39,13 +64,23 @@ def philox(key: int, counter: tuple[Words | int, Words | int, int, int]) -> tupl
     return x0, x1, x2, x3
 
 
-def uniform(seed: int, epoch: int, samples: Samples, purpose: int, draw: int = 0) -> npt.NDArray[np.float64]:
-    """Four independent uniforms in [0, 1) per sample, [N, 4], keyed by (seed, epoch, sample, purpose, draw)."""
+def uniform(
+    seed: int, epoch: int, samples: Samples, purpose: Purpose, draw: int = 0
+) -> npt.NDArray[np.float64]:
+    """Returns four independent uniforms in [0, 1) per sample, float64 [N, 4].
+
+    Keyed by (seed, epoch, sample, purpose, draw). seed: 0 to 2^63 - 1. purpose: stands in the low byte of the
+    counter's last word; `draw` counts in the rest.
+    """
     s = samples.astype(np.uint64)
     words = philox(seed, (s & _LOW, s >> np.uint64(32), epoch, purpose | draw << 8))
     return np.stack(words, axis=1).astype(np.float64) / 2.0**32
 
 
 def shuffled(seed: int, name: str, count: int) -> Samples:
-    """An order of 0 … count − 1, int64 [count], keyed by (seed, name): other names and their counts do not matter."""
-    return np.argsort(uniform(seed, zlib.crc32(name.encode()), np.arange(count), CHOICE)[:, 0], kind="stable")
+    """Returns an order of 0 … count - 1, int64 [count], keyed by (seed, name).
+
+    Other names and their counts do not matter.
+    """
+    draws = uniform(seed, zlib.crc32(name.encode()), np.arange(count), Purpose.CHOICE)
+    return np.argsort(draws[:, 0], kind="stable")

@@ -1,8 +1,10 @@
-"""What level each image has in an epoch: the same for all, drawn, or each image's own."""
+"""Says which level each image has in an epoch: the same for all, drawn at random, or each its own."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,28 +13,40 @@ import numpy.typing as npt
 
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.array_rows import MAPPED, open_npy
-from qrdali.reduction.counter_rng import LEVEL, uniform
-from qrdali.reduction.quality import REDUCTIONS, Dimensions, level_of
+from qrdali.files.atomic import write_whole
+from qrdali.reduction.counter_rng import Purpose, uniform
+from qrdali.reduction.quality import (
+    COLOR,
+    CROP,
+    DIMENSIONS,
+    REDUCTIONS,
+    RESOLUTION,
+    Dimensions,
+    level_of,
+)
 
 Samples = npt.NDArray[np.int64]
-CHUNK = 65_536  # images looked at together where all are
+CHUNK = 65_536  # images read at once where all are gone through
 
 
 class Levels(Protocol):
-    """Levels of samples, for sample numbers int64 [N]."""
+    """Gives the levels of an epoch for sample numbers, int64 [N]."""
 
     def for_samples(self, samples: Samples) -> npt.NDArray[np.uint8]:
-        """uint8 [N, 3] in the order color, crop, resolution."""
+        """Returns the levels, uint8 [N, 3] in the columns COLOR, CROP, RESOLUTION."""
         ...
 
     def window_origins(self, samples: Samples) -> npt.NDArray[np.int32] | None:
-        """Top and left of each window, int32 [N, 2], where they are part of an image's state; None: anchors place them."""
+        """Returns top and left of each window, int32 [N, 2] pixels, where they are part of an image's state.
+
+        Elsewhere None: the epoch's anchors then place the windows.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class ConstantLevels:
-    """The same levels for every image."""
+    """Gives every image the same levels."""
 
     color: int = 0
     crop: int = 0
@@ -49,12 +63,12 @@ FULL_QUALITY = ConstantLevels()
 
 
 def constant_levels(dimensions: Dimensions, level: int) -> ConstantLevels:
-    """`level` in the dimensions that move, 0 in the others."""
+    """Returns `level` in the dimensions that move, 0 in the others."""
     return ConstantLevels(*(level if moves else 0 for moves in dimensions))
 
 
 def reduced_split_levels(split: str, q: float, num_levels: int) -> dict[str, tuple[str, ConstantLevels]]:
-    """By reduction: the name of a split at quality `q` of the step 1/n, such as test-crop-0.5, and its levels.
+    """Returns by reduction the name of a split at quality `q`, such as test-crop-0.5, and its levels.
 
     Raises InputError for a quality that is no level, or is 1.
     """
@@ -73,8 +87,10 @@ def reduced_split_levels(split: str, q: float, num_levels: int) -> dict[str, tup
 
 @dataclass(frozen=True)
 class RandomLevels:
-    """One level per image and epoch, drawn evenly from `highest` quality's level to `lowest`'s, both included, and used in
-    every dimension that moves: plain augmentation."""
+    """Draws one level per image and epoch, evenly from `first` to `last`, both included.
+
+    It is used in every dimension that moves: plain augmentation. Keyed by (seed, epoch, sample).
+    """
 
     dimensions: Dimensions
     first: int
@@ -84,7 +100,7 @@ class RandomLevels:
 
     def for_samples(self, samples: Samples) -> npt.NDArray[np.uint8]:
         drawn = self.first + np.floor(
-            uniform(self.seed, self.epoch, samples, LEVEL)[:, 0] * (self.last - self.first + 1)
+            uniform(self.seed, self.epoch, samples, Purpose.LEVEL)[:, 0] * (self.last - self.first + 1)
         )
         levels: npt.NDArray[np.uint8] = (drawn[:, None] * np.array(self.dimensions)).astype(np.uint8)
         return levels
@@ -94,23 +110,25 @@ class RandomLevels:
 
 
 class PerImageLevels:
-    """Each image's own levels, and the place of its window where crops move: arrays on disk, mapped into memory or, where they
-    are large, read row by row.
+    """Holds each image's own levels, and where its window lies if crops move.
 
-    levels: uint8 [N, 3]. places: int32 [N, 2] top, left, or None. steps: uint16 [N] of online feedback, or None.
+    levels: uint8 [N, 3] in the columns COLOR, CROP, RESOLUTION. window_origins: int32 [N, 2] top, left in
+    pixels, or None if crops do not move. steps: uint16 [N], the steps that online feedback has taken, or
+    None. Loaded from a disk the arrays are mapped into memory or, where they are large, read row by row, so
+    that 10^8 images take no memory.
     """
 
     def __init__(
         self,
         levels: npt.NDArray[np.uint8],
-        places: npt.NDArray[np.int32] | None,
+        window_origins: npt.NDArray[np.int32] | None,
         steps: npt.NDArray[np.uint16] | None,
     ) -> None:
-        self.levels, self._window_origins, self.steps = levels, places, steps
+        self.levels, self._window_origins, self.steps = levels, window_origins, steps
 
     @classmethod
     def at_full_quality(cls, count: int, crop: bool, online: bool) -> PerImageLevels:
-        """Every image at full quality; no memory is touched before it is written."""
+        """Returns `count` images at full quality; zeroed pages take no memory before they are written."""
         return cls(
             np.zeros((count, 3), np.uint8),
             np.zeros((count, 2), np.int32) if crop else None,
@@ -121,57 +139,39 @@ class PerImageLevels:
     def load(
         cls, folder: Path, stage: int, count: int, num_levels: int, crop: bool, online: bool
     ) -> PerImageLevels:
-        """Raises RunError naming the file that is missing, damaged, or of another data set or step; values of a large one that cannot
-        be are found where they are used."""
+        """Returns the levels that `save` wrote for `stage`, of `count` images and the step 1/num_levels.
 
-        def array(name: str, dtype: type[Any], shape: tuple[int, ...], bound: int) -> Any:
-            file = folder / f"{stage:04d}.{name}.npy"
-            try:
-                if not file.is_file():
-                    raise ValueError("it is no file" if file.exists() else "it is missing")
-                found = open_npy(file)
-            except Exception as error:  # numpy reads the header as Python text, whose errors have many types
-                raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
-            if found.dtype != dtype or found.shape != shape:
-                raise RunError(
-                    f"{printable(file)} holds {found.dtype}{list(found.shape)}, not {np.dtype(dtype)}{list(shape)}"
-                )
-
-            def check(part: npt.NDArray[Any]) -> None:
-                if part.size and not 0 <= int(part.min()) <= int(part.max()) < bound:
-                    raise RunError(
-                        f"{printable(file)} holds values outside 0..{bound - 1}: it is damaged or of another --step"
-                    )
-
-            found.check = check
-            if found.nbytes > MAPPED:
-                return found
-            for start in range(0, shape[0], CHUNK):
-                found.part(start, min(start + CHUNK, shape[0]))
-            return np.load(file, mmap_mode="r", allow_pickle=False)
-
+        crop, online: whether crops move and whether steps are kept. Raises RunError naming the file that is
+        missing, damaged, or of another data set or step; impossible values of a large one are found where
+        they are used.
+        """
         return cls(
-            array("levels", np.uint8, (count, 3), num_levels),
-            array("places", np.int32, (count, 2), 2**31) if crop else None,
-            array("steps", np.uint16, (count,), 3 * num_levels) if online else None,
+            _open_array(_array_file(folder, stage, "levels"), np.uint8, (count, 3), num_levels),
+            _open_array(_array_file(folder, stage, "places"), np.int32, (count, 2), 2**31) if crop else None,
+            _open_array(_array_file(folder, stage, "steps"), np.uint16, (count,), 3 * num_levels)
+            if online
+            else None,
         )
 
     def save(self, folder: Path, stage: int) -> None:
-        """Writes `STAGE.NAME.npy` files, each whole or not at all."""
+        """Writes `STAGE.NAME.npy` files, which are whole on the disk when this returns.
+
+        `last/`, written after it, may therefore name them.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        for name, values in (
-            ("levels", self.levels),
-            ("places", self._window_origins),
-            ("steps", self.steps),
-        ):
-            if values is not None:
-                partial = folder / f"{stage:04d}.{name}.partial"
-                with open(partial, "wb") as file:
-                    np.save(file, values, allow_pickle=False)
-                partial.rename(folder / f"{stage:04d}.{name}.npy")
+        for name, values in self._arrays():
+            write_whole(_array_file(folder, stage, name), partial(_write_array, values))
+
+    def _arrays(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Yields the arrays there are, with the names of their files."""
+        yield "levels", self.levels
+        if self._window_origins is not None:
+            yield "places", self._window_origins
+        if self.steps is not None:
+            yield "steps", self.steps
 
     def copy(self) -> PerImageLevels:
-        """A copy that `put` may change."""
+        """Returns a copy that `assign` may change."""
         return PerImageLevels(
             np.array(self.levels),
             None if self._window_origins is None else np.array(self._window_origins),
@@ -179,6 +179,7 @@ class PerImageLevels:
         )
 
     def assign(self, samples: Samples, levels: npt.NDArray[np.uint8], window: npt.NDArray[np.int32]) -> None:
+        """Sets the levels [N, 3] and windows [N, 4] of `samples` [N]."""
         self.levels[samples] = levels
         if self._window_origins is not None:
             self._window_origins[samples] = window[:, :2]
@@ -190,7 +191,7 @@ class PerImageLevels:
         return None if self._window_origins is None else np.asarray(self._window_origins[samples])
 
     def window_origins_or_zero(self, samples: Samples) -> npt.NDArray[np.int32]:
-        """As `places`; zeros where crops do not move."""
+        """Returns `window_origins`, or zeros where crops do not move."""
         return (
             np.zeros((len(samples), 2), np.int32)
             if self._window_origins is None
@@ -198,14 +199,50 @@ class PerImageLevels:
         )
 
 
+def _array_file(folder: Path, stage: int, name: str) -> Path:
+    return folder / f"{stage:04d}.{name}.npy"
+
+
+def _write_array(values: npt.NDArray[Any], file: Path) -> None:
+    with open(file, "wb") as opened:  # given a name without .npy, numpy would append it
+        np.save(opened, values, allow_pickle=False)
+
+
+def _open_array(file: Path, dtype: type[Any], shape: tuple[int, ...], bound: int) -> Any:
+    """Returns a read-only array of values below `bound`. Raises RunError if it is not that."""
+    try:
+        if not file.is_file():
+            raise ValueError("it is not a file" if file.exists() else "it is missing")
+        rows = open_npy(file)
+    except Exception as error:  # numpy reads the header as Python text, whose errors have many types
+        raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
+    if rows.dtype != dtype or rows.shape != shape:
+        raise RunError(
+            f"{printable(file)} holds {rows.dtype}{list(rows.shape)}, not {np.dtype(dtype)}{list(shape)}"
+        )
+
+    def check(part: npt.NDArray[Any]) -> None:
+        if part.size and not 0 <= int(part.min()) <= int(part.max()) < bound:
+            raise RunError(
+                f"{printable(file)} holds values outside 0..{bound - 1}: it is damaged or of another --step"
+            )
+
+    rows.check = check
+    if rows.nbytes > MAPPED:
+        return rows
+    for start in range(0, shape[0], CHUNK):
+        rows.part(start, min(start + CHUNK, shape[0]))
+    return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
 def histogram(levels: Levels, count: int, num_levels: int) -> npt.NDArray[np.int64]:
-    """How many of `count` images have each level, int64 [3, n]."""
-    result = np.zeros((3, num_levels), np.int64)
+    """Returns how many of `count` images have each level, int64 [3, n], a row per dimension."""
+    result = np.zeros((len(DIMENSIONS), num_levels), np.int64)
     if isinstance(levels, ConstantLevels):
-        result[np.arange(3), levels.for_samples(np.zeros(1, np.int64))[0]] = count
+        result[np.arange(len(DIMENSIONS)), levels.for_samples(np.zeros(1, np.int64))[0]] = count
         return result
     for start in range(0, count, CHUNK):
         part = levels.for_samples(np.arange(start, min(start + CHUNK, count)))
-        for dimension in range(3):
+        for dimension in (COLOR, CROP, RESOLUTION):
             result[dimension] += np.bincount(part[:, dimension], minlength=num_levels)
     return result

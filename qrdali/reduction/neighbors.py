@@ -1,6 +1,7 @@
-"""One descent step: an image's neighbours at the next lower level, and the choice among them. Pure numpy.
+"""Computes one descent step: the neighbours at the next lower level and the choice among them. Pure numpy.
 
-A state is three levels and a window. Adaptive training takes one step per stage, the MEPI search takes them all.
+A state is three levels and a window. Adaptive training takes one step per stage; the MEPI search takes steps
+until no neighbour is classified correctly.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ Int32 = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
+# Where a candidate window may lie inside the current one, (a_y, a_x) in [0, 1], by the number of windows
+# (`--windows`).
 ANCHORS = {
     5: np.array([(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)]),
     9: np.array([(y, x) for y in (0, 0.5, 1) for x in (0, 0.5, 1)]),
@@ -34,10 +37,12 @@ ANCHORS = {
 
 @dataclass(frozen=True)
 class Candidates:
-    """The neighbours of N states, K columns in the order color, resolution, crop windows (those that may move).
+    """Holds the neighbours of N states in K columns: color, resolution, crop windows, if they may move.
 
-    exists: bool [N, K]. levels: uint8 [N, K, 3]. window: int32 [N, K, 4] top, left, height, width in the original.
-    size: int32 [N, K, 2] after the resolution reduction. bin_width: int32 [N, K]. Where nothing exists the state stands.
+    exists: bool [N, K], whether there is a lower level that changes the image; where there is none, the other
+    arrays hold the state itself. levels: uint8 [N, K, 3]. window: int32 [N, K, 4] top, left, height, width in
+    pixels of the original. size: int32 [N, K, 2] height, width after the resolution reduction. bin_width:
+    int32 [N, K], 1 to 128.
     """
 
     exists: Bools
@@ -47,8 +52,22 @@ class Candidates:
     bin_width: Int32
 
 
+@dataclass(frozen=True)
+class DescentRule:
+    """Says what may move and how a neighbour is chosen.
+
+    num_levels: n of the step 1/n. windows: 5 or 9, a key of ANCHORS. prefer: "confidence" or "entropy", see
+    `choose_neighbor`.
+    """
+
+    dimensions: Dimensions
+    num_levels: int
+    windows: int = 5
+    prefer: str = "confidence"
+
+
 def column_dimensions(dimensions: Dimensions, windows: int = 5) -> tuple[int, ...]:
-    """The dimension that each of the K columns of `neighbours` moves."""
+    """Returns the dimension that each column of `Candidates` moves: (0, 2, 1, 1, 1, 1, 1) for all three."""
     return (
         (COLOR,) * dimensions.color
         + (RESOLUTION,) * dimensions.resolution
@@ -56,34 +75,39 @@ def column_dimensions(dimensions: Dimensions, windows: int = 5) -> tuple[int, ..
     )
 
 
-def window_of(levels: Bytes, places: Int32, sizes: npt.NDArray[np.integer], num_levels: int) -> Int32:
-    """Windows [N, 4] of states whose top and left are `places` [N, 2] in images of `sizes` [N, 2]."""
-    return np.concatenate([places, scaled_size(sizes, levels[:, CROP], num_levels)], axis=1)
+def window_of(levels: Bytes, origins: Int32, sizes: npt.NDArray[np.integer], num_levels: int) -> Int32:
+    """Returns the windows, int32 [N, 4], of states with their top and left at `origins` [N, 2].
+
+    sizes: [N, 2] of the originals.
+    """
+    return np.concatenate([origins, scaled_size(sizes, levels[:, CROP], num_levels)], axis=1)
 
 
 def next_levels(
     levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], num_levels: int
 ) -> npt.NDArray[np.int64]:
-    """The next lower level of each dimension that changes the image, int64 [N, 3]; -1 where there is none.
+    """Returns the next lower level of each dimension that changes the image, int64 [N, 3], or -1.
 
-    A level that leaves the bin width, or every side, as it is, is dead and skipped.
+    A level that leaves the bin width, or every side, as it is, is dead and skipped: of step 0.05, whose bin
+    widths begin 1, 1, 2, 2, 3, the level after color 0 is 2. levels: uint8 [N, 3]. window: int32 [N, 4].
+    sizes: [N, 2] of the originals.
     """
     result = np.full(levels.shape, -1, np.int64)
     widths = bin_width(np.arange(num_levels), num_levels)
     size = scaled_size(window[:, 2:], levels[:, RESOLUTION], num_levels)
     for dimension in (COLOR, CROP, RESOLUTION):
-        todo, level = np.arange(len(levels)), levels[:, dimension].astype(np.int64)
-        while len(todo := todo[level[todo] + 1 < num_levels]):
-            level[todo] += 1
-            k = level[todo]
+        undecided, level = np.arange(len(levels)), levels[:, dimension].astype(np.int64)
+        while len(undecided := undecided[level[undecided] + 1 < num_levels]):
+            level[undecided] += 1
+            k = level[undecided]
             if dimension == COLOR:
-                changed = widths[k] != widths[levels[todo, COLOR]]
+                changed = widths[k] != widths[levels[undecided, COLOR]]
             elif dimension == CROP:
-                changed = (scaled_size(sizes[todo], k, num_levels) != window[todo, 2:]).any(axis=1)
+                changed = (scaled_size(sizes[undecided], k, num_levels) != window[undecided, 2:]).any(axis=1)
             else:
-                changed = (scaled_size(window[todo, 2:], k, num_levels) != size[todo]).any(axis=1)
-            result[todo[changed], dimension] = k[changed]
-            todo = todo[~changed]
+                changed = (scaled_size(window[undecided, 2:], k, num_levels) != size[undecided]).any(axis=1)
+            result[undecided[changed], dimension] = k[changed]
+            undecided = undecided[~changed]
     return result
 
 
@@ -95,73 +119,92 @@ def neighbors_of(
     num_levels: int,
     windows: int = 5,
 ) -> Candidates:
-    """The states one step below: one for color, one for resolution, one per candidate window for crop.
+    """Returns the states one step below: one for color, one for resolution, one per window for crop.
 
-    levels: uint8 [N, 3]. window: int32 [N, 4]. sizes: [N, 2], upright height and width of the originals.
+    A candidate window has the size of the next crop level of the original and lies inside the current one, at
+    each of ANCHORS[windows]. levels: uint8 [N, 3]. window: int32 [N, 4]. sizes: [N, 2], upright height and
+    width of the originals.
     """
-    after = next_levels(levels, window, sizes, num_levels)
+    next_level = next_levels(levels, window, sizes, num_levels)
     exists, new_levels, new_window = [], [], []
 
-    def add(dimension: int, place: Int32 | None) -> None:
-        there = after[:, dimension] >= 0
+    def add(dimension: int, moved_window: Int32 | None) -> None:
+        has_next = next_level[:, dimension] >= 0
         moved = levels.copy()
-        moved[there, dimension] = after[there, dimension]
-        exists.append(there)
+        moved[has_next, dimension] = next_level[has_next, dimension]
+        exists.append(has_next)
         new_levels.append(moved)
-        new_window.append(window if place is None else np.where(there[:, None], place, window))
+        new_window.append(
+            window if moved_window is None else np.where(has_next[:, None], moved_window, window)
+        )
 
     if dimensions.color:
         add(COLOR, None)
     if dimensions.resolution:
         add(RESOLUTION, None)
     if dimensions.crop:
-        inner = scaled_size(sizes, np.maximum(after[:, CROP], levels[:, CROP]), num_levels)
+        inner = scaled_size(sizes, np.maximum(next_level[:, CROP], levels[:, CROP]), num_levels)
         for anchor in ANCHORS[windows]:
-            place = window[:, :2] + window_offset(
-                window[:, 2:], inner, np.broadcast_to(anchor, (len(levels), 2))
-            )
-            add(CROP, np.concatenate([place, inner], axis=1).astype(np.int32))
-    k = len(exists)
-    if not k:
-        empty = np.empty((len(levels), 0), np.int32)
-        return Candidates(
-            empty.astype(np.bool_),
-            np.empty((len(levels), 0, 3), np.uint8),
-            np.empty((len(levels), 0, 4), np.int32),
-            np.empty((len(levels), 0, 2), np.int32),
-            empty,
-        )
-    lv, wd = np.stack(new_levels, axis=1), np.stack(new_window, axis=1).astype(np.int32)
-    size = scaled_size(wd[..., 2:].reshape(-1, 2), lv[..., RESOLUTION].reshape(-1), num_levels).reshape(
-        -1, k, 2
+            anchors = np.broadcast_to(anchor, (len(levels), 2))
+            origin = window[:, :2] + window_offset(window[:, 2:], inner, anchors)
+            add(CROP, np.concatenate([origin, inner], axis=1).astype(np.int32))
+    if not exists:
+        return _no_candidates(len(levels))
+    stacked_levels, stacked_window = (
+        np.stack(new_levels, axis=1),
+        np.stack(new_window, axis=1).astype(np.int32),
     )
-    return Candidates(np.stack(exists, axis=1), lv, wd, size, bin_width(lv[..., COLOR], num_levels))
+    size = scaled_size(
+        stacked_window[..., 2:].reshape(-1, 2), stacked_levels[..., RESOLUTION].reshape(-1), num_levels
+    )
+    return Candidates(
+        np.stack(exists, axis=1),
+        stacked_levels,
+        stacked_window,
+        size.reshape(-1, len(exists), 2),
+        bin_width(stacked_levels[..., COLOR], num_levels),
+    )
+
+
+def _no_candidates(count: int) -> Candidates:
+    empty = np.empty((count, 0), np.int32)
+    return Candidates(
+        empty.astype(np.bool_),
+        np.empty((count, 0, 3), np.uint8),
+        np.empty((count, 0, 4), np.int32),
+        np.empty((count, 0, 2), np.int32),
+        empty,
+    )
 
 
 def choose_neighbor(
     acceptable: Bools, confidence: npt.NDArray[np.floating], entropy: npt.NDArray[np.integer] | None = None
 ) -> npt.NDArray[np.int64]:
-    """The column accepted for each state, int64 [N]; -1 where none is acceptable (exists and is classified correctly).
+    """Returns the column accepted for each state, int64 [N], or -1 where none is acceptable.
 
-    By the highest `confidence` [N, K] in the true class; or, where `entropy` [N, K] (PNG bytes) is given, by the fewest
-    bytes and then by confidence. Remaining ties go to the first column.
+    acceptable: bool [N, K]. Chosen is the highest `confidence` [N, K], the probability in [0, 1] of the true
+    class; or, where `entropy` [N, K] (PNG bytes) is given, the fewest bytes and among them the highest
+    confidence. Remaining ties go to the first column.
     """
-    n, k = acceptable.shape
-    if not k:
-        return np.full(n, -1, np.int64)
-    good = acceptable.copy()
+    count, columns = acceptable.shape
+    if not columns:
+        return np.full(count, -1, np.int64)
+    eligible = acceptable.copy()
     if entropy is not None:
-        bytes_ = np.where(good, entropy.astype(np.float64), np.inf)
-        good &= bytes_ == bytes_.min(axis=1, keepdims=True)
-    value = np.where(good, confidence.astype(np.float64), -np.inf)
+        png_bytes = np.where(eligible, entropy.astype(np.float64), np.inf)
+        eligible &= png_bytes == png_bytes.min(axis=1, keepdims=True)
+    value = np.where(eligible, confidence.astype(np.float64), -np.inf)
     best: npt.NDArray[np.int64] = value.argmax(axis=1).astype(np.int64)
-    return np.where(good.any(axis=1), best, -1)
+    return np.where(eligible.any(axis=1), best, -1)
 
 
 def accept_neighbor(
     levels: Bytes, window: Int32, candidates: Candidates, choice: npt.NDArray[np.int64]
 ) -> tuple[Bytes, Int32]:
-    """The states after a step: those chosen, or as they were where the choice is -1."""
+    """Returns levels [N, 3] and windows [N, 4] after a step to the columns `choice` [N].
+
+    A state whose choice is -1 stays as it was.
+    """
     if not candidates.exists.shape[1]:
         return levels, window
     rows, column = np.arange(len(choice)), np.maximum(choice, 0)
@@ -179,10 +222,12 @@ def levels_after(
     num_levels: int,
     anchors: Callable[[int], Floats],
 ) -> tuple[Bytes, Int32, npt.NDArray[np.int64]]:
-    """States after `steps` [N] unasked steps from full quality, one dimension after another in the order color,
-    resolution, crop; the window of step t is placed by `anchors(t)`, [N, 2] in [0, 1].
+    """Returns the states after `steps` [N] steps that are taken without consulting the network.
 
-    Returns levels, windows and the steps that could be taken. A pure function of `steps`: the step before is `steps` - 1.
+    They begin at full quality. Returned are levels uint8 [N, 3], windows int32 [N, 4] and how many steps
+    could be taken, int64 [N]. The steps go through the dimensions in turn: color, resolution, crop, color, …;
+    one that has no further level is passed over. The crop of step t, from 0, lies at `anchors(t)`, [N, 2] in
+    [0, 1]. A pure function of `steps`, so that undoing a step is asking for `steps` - 1.
     """
     count = len(steps)
     levels = np.zeros((count, 3), np.uint8)
@@ -190,14 +235,14 @@ def levels_after(
     taken, turn = np.zeros(count, np.int64), np.zeros(count, np.int64)
     order = np.array([d for d in (COLOR, RESOLUTION, CROP) if dimensions[d]])
     for t in range(int(steps.max(initial=0)) if len(order) else 0):
-        after = next_levels(levels, window, sizes, num_levels)[:, order]
-        after[steps <= t] = -1
+        next_level = next_levels(levels, window, sizes, num_levels)[:, order]
+        next_level[steps <= t] = -1
         # The first dimension from each image's turn on that still has a level to go to.
-        ahead = (turn[:, None] + np.arange(len(order))) % len(order)
-        alive = np.take_along_axis(after, ahead, axis=1) >= 0
+        candidates = (turn[:, None] + np.arange(len(order))) % len(order)
+        alive = np.take_along_axis(next_level, candidates, axis=1) >= 0
         rows = np.flatnonzero(alive.any(axis=1))
-        pick = np.take_along_axis(ahead, alive.argmax(axis=1)[:, None], axis=1)[rows, 0]
-        levels[rows, order[pick]] = after[rows, pick]
+        pick = np.take_along_axis(candidates, alive.argmax(axis=1)[:, None], axis=1)[rows, 0]
+        levels[rows, order[pick]] = next_level[rows, pick]
         cropped = rows[order[pick] == CROP]
         inner = scaled_size(sizes[cropped], levels[cropped, CROP], num_levels)
         window[cropped, :2] += window_offset(window[cropped, 2:], inner, anchors(t)[cropped])
@@ -205,13 +250,3 @@ def levels_after(
         turn[rows] = (pick + 1) % len(order)
         taken[rows] += 1
     return levels, window, taken
-
-
-@dataclass(frozen=True)
-class DescentRule:
-    """What may move and how a neighbour is chosen. n: of the step 1/n. windows: 5 or 9. prefer: "confidence" or "entropy"."""
-
-    dimensions: Dimensions
-    num_levels: int
-    windows: int = 5
-    prefer: str = "confidence"

@@ -1,4 +1,7 @@
-"""Entropy of an image: the size of its PNG. Every figure depends on the encoder, so that is recorded beside it."""
+"""Measures the entropy of an image: the bytes of its PNG, not Shannon's.
+
+Every figure depends on the encoder, whose name and versions are therefore recorded beside it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ PNG_LEVEL = 6  # zlib's; the definition pins it
 
 
 def png_bytes(image: npt.NDArray[np.uint8]) -> bytes:
-    """The PNG file of a uint8 [H, W, 3] RGB image: Pillow, compress_level 6, not optimised, without metadata."""
+    """Returns the PNG of an RGB image, uint8 [H, W, 3]: Pillow, compress_level 6, no metadata."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -20,14 +23,15 @@ def png_bytes(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def entropy(image: npt.NDArray[np.uint8]) -> int:
-    """Bytes of `png_bytes`."""
+    """Returns the number of bytes of `png_bytes(image)`."""
     return len(png_bytes(image))
 
 
 def entropy_within(image: npt.NDArray[np.uint8], bound: int) -> int | None:
-    """`entropy` of an image if it is at most `bound` bytes, else None, found out as early as the encoder tells.
+    """Returns `entropy(image)` if that is at most `bound` bytes, else None.
 
-    Exact: an encoder only adds to what it has written, so that a file that is longer than the bound halfway is so at its end.
+    Encoding ends as soon as the bound is passed. That is exact: an encoder only adds to what it has written,
+    so that a file that is longer than the bound halfway is longer at its end.
     """
     from PIL import Image
 
@@ -44,7 +48,7 @@ class _Exceeded(Exception):
 
 
 class _Counter:
-    """A file that keeps nothing but its length, and ends the writing beyond `bound`."""
+    """Acts as a file that keeps nothing but its length, and raises _Exceeded beyond `bound` bytes."""
 
     def __init__(self, bound: int) -> None:
         self.total, self._bound = 0, bound
@@ -60,7 +64,7 @@ class _Counter:
 
 
 def encoder_name() -> str:
-    """The encoder's name and version and the zlib it was built with."""
+    """Returns the encoder's name and version and those of the zlib it was built with."""
     import PIL
     from PIL import features
 

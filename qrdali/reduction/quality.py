@@ -1,7 +1,8 @@
-"""Quality, levels, and the integers each level gives: window, size and bin width.
+"""Defines quality, levels, and the integers that each level gives: window, size and bin width.
 
-A level k of a step 1/n keeps the quality q = (n - k) / n of one dimension's information (pixels times bits). The
-definition is qrdali's own: the thesis names the reductions but does not fix the operators. See docs/definitions.md.
+A level k of a step 1/n, k = 0 … n - 1, keeps the quality q = (n - k) / n of one dimension's information
+(pixels times bits); level 0 is the untouched image. The definition is qrdali's own: the thesis names the
+reductions but does not fix the operators. See docs/definitions.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ LevelArray = npt.NDArray[np.uint8]
 
 COLOR, CROP, RESOLUTION = 0, 1, 2  # columns of an array of levels, in the order of DIMENSIONS
 DIMENSIONS = ("color", "crop", "resolution")
+MAX_BIN_WIDTH = 128  # leaves two values of a channel; 256 would leave one, and no image
 
 
 class Dimensions(NamedTuple):
@@ -37,15 +39,15 @@ REDUCTIONS: dict[str, Dimensions] = {
     "combination": Dimensions(True, True, True),
     "none": Dimensions(False, False, False),
 }
-CENTER = (0.5, 0.5)
+CENTER = (0.5, 0.5)  # the anchor (a_y, a_x) of every crop outside training
 
 
 @dataclass(frozen=True)
 class ReductionParams:
-    """What the pipelines apply to N images, all int32.
+    """Holds what the pipelines apply to N images, all int32.
 
-    window [N, 4]: top, left, height, width in the upright original.
-    size [N, 2]: height and width the window is resized to.
+    window [N, 4]: top, left, height, width in pixels of the upright original.
+    size [N, 2]: height and width in pixels that the window is resized to.
     bin_width [N]: width d of a colour bin, 1 to 128; 1 changes nothing.
     """
 
@@ -55,7 +57,11 @@ class ReductionParams:
 
 
 def num_levels_of(step: float) -> int:
-    """n of a step 1/n. Raises InputError unless `step` is 1/n within 1e-9 with n from 2 to 255."""
+    """Returns n of a step 1/n: 4 for 0.25, 20 for 0.05, 3 for 1/3.
+
+    n is 2 to 255, since levels are stored as uint8. Raises InputError unless `step` is within 1e-9 of such a
+    1/n: 0.25 + 1e-10 is taken, 0.25 + 1e-6, 1 and 1/256 are not.
+    """
     n = round(1 / step) if 1e-3 < step <= 1 else 0
     if not 2 <= n <= 255 or abs(step - 1 / n) > 1e-9:
         raise InputError(
@@ -65,15 +71,17 @@ def num_levels_of(step: float) -> int:
 
 
 def level_of(quality: float, num_levels: int) -> int:
-    """The level whose quality is `quality`. Raises InputError outside (0, 1] or off the grid of the step 1/n."""
+    """Returns the level k = (1 - q)·n of the quality q: of step 0.25 0 for 1, 1 for 0.75, 3 for 0.25.
+
+    Raises InputError for a quality outside (0, 1], and for one that is more than 1e-9 off the grid of the
+    step 1/n: 0.6 of step 0.25, naming the levels around it.
+    """
     if not 0 < quality <= 1:
         raise InputError(f"quality {quality:g} is outside (0, 1]: 1 is the untouched image")
     level = round((1 - quality) * num_levels)
     if abs((num_levels - level) / num_levels - quality) > 1e-9:
-        below, above = (
-            np.floor(quality * num_levels) / num_levels,
-            np.ceil(quality * num_levels) / num_levels,
-        )
+        below = np.floor(quality * num_levels) / num_levels
+        above = np.ceil(quality * num_levels) / num_levels
         raise InputError(
             f"quality {quality:g} is no level of step {1 / num_levels:g}: use {above:g}"
             + (f" or {below:g}" if below > 0 else "")
@@ -83,7 +91,10 @@ def level_of(quality: float, num_levels: int) -> int:
 
 
 def quality(levels: npt.NDArray[np.integer], num_levels: int) -> Floats:
-    """q = (n - k) / n for levels k of the step 1/n, any shape. Raises ValueError for a level outside 0..n-1."""
+    """Returns q = (n - k) / n, in [1/n, 1], for levels k of the step 1/n, of any shape.
+
+    Raises ValueError for a level outside 0 … n - 1: 3 of n = 4 is 0.25, 4 is refused.
+    """
     if levels.size and not 0 <= int(levels.min()) <= int(levels.max()) < num_levels:
         raise ValueError(
             f"levels {levels.min()}..{levels.max()} are outside 0..{num_levels - 1} of step 1/{num_levels}"
@@ -92,13 +103,20 @@ def quality(levels: npt.NDArray[np.integer], num_levels: int) -> Floats:
 
 
 def round_half_up(x: Floats) -> npt.NDArray[np.int64]:
-    """floor(x + 0.5), the only rounding of the definitions (numpy's own rounds halves to even)."""
+    """Returns floor(x + 0.5), the only rounding of the definitions: 2.4999 gives 2, 2.5 gives 3.
+
+    numpy's own rounding takes halves to the even neighbour, so that 0.5 and 2.5 would go down and 1.5 up.
+    """
     return np.floor(x + 0.5).astype(np.int64)
 
 
 def bin_width_at(qualities: Floats) -> Int32:
-    """Returns d = min(128, round(256^(1 - q))) for colour qualities in (0, 1] of any shape; 1 to 128."""
-    return np.minimum(128, round_half_up(256.0 ** (1 - qualities))).astype(np.int32)
+    """Returns the width of a colour bin, min(128, round(256^(1 - q))): 1 to 128 values, any shape.
+
+    A channel of 8 bits keeps about 8·q of them. Of step 0.25: 1, 4, 16, 64. Of step 0.05: 1, 1, 2, …, 111,
+    128, 128: the bound takes effect between levels 17 (256^0.85 = 111.4) and 18 (256^0.9 = 147.0).
+    """
+    return np.minimum(MAX_BIN_WIDTH, round_half_up(256.0 ** (1 - qualities))).astype(np.int32)
 
 
 def bin_width(color_levels: npt.NDArray[np.integer], num_levels: int) -> Int32:
@@ -107,7 +125,11 @@ def bin_width(color_levels: npt.NDArray[np.integer], num_levels: int) -> Int32:
 
 
 def scaled_size_at(sizes: npt.NDArray[np.integer], qualities: Floats) -> Int32:
-    """Returns max(1, round(side · √q)) for sizes [N, 2] and qualities [N] in (0, 1]: the area keeps the share q."""
+    """Returns max(1, round(side · √q)), int32 [N, 2] pixels: the area keeps the share q.
+
+    sizes: [N, 2]. qualities: [N] in (0, 1]. At q = 0.5 a side of 375 gives 265 (265.17), one of 500 gives 354
+    (353.55); at q = 0.25 one of 2 gives 1. At q = 0.05 a side of 1 would round to 0 and stays 1.
+    """
     share = np.sqrt(qualities)[:, None]
     return np.maximum(1, round_half_up(sizes.astype(np.float64) * share)).astype(np.int32)
 
@@ -118,17 +140,22 @@ def scaled_size(sizes: npt.NDArray[np.integer], levels: npt.NDArray[np.integer],
 
 
 def window_offset(outer: npt.NDArray[np.integer], inner: npt.NDArray[np.integer], anchors: Floats) -> Int32:
-    """round(a · (outer - inner)): where windows of size `inner` [N, 2] lie within `outer` [N, 2], by anchors [N, 2]."""
+    """Returns where windows `inner` [N, 2] begin in `outer` [N, 2]: round(a · (outer - inner)), int32 [N, 2].
+
+    anchors: float64 [N, 2] in [0, 1]: 0 is the upper or left edge, 1 the lower or right one, 0.5 the centre.
+    Of 375 - 265 = 110 pixels to spare 0 gives 0, 0.5 gives 55, 1 gives 110; of 1 pixel 0.49 gives 0 and 0.5
+    gives 1.
+    """
     return round_half_up(anchors * (outer.astype(np.int64) - inner)).astype(np.int32)
 
 
 def reduction_params(
     levels: LevelArray, sizes: npt.NDArray[np.integer], anchors: Floats, num_levels: int
 ) -> ReductionParams:
-    """Integers for N images.
+    """Returns the integers of N images: the window is cut first, then resized, then its colours are binned.
 
-    levels: uint8 [N, 3] (color, crop, resolution). sizes: [N, 2] upright height and width in pixels, at least 1.
-    anchors: float64 [N, 2] (a_y, a_x) in [0, 1]. Raises ValueError for levels outside 0..n-1.
+    levels: uint8 [N, 3] (color, crop, resolution). sizes: [N, 2] upright height and width in pixels, at least
+    1. anchors: float64 [N, 2] (a_y, a_x) in [0, 1]. Raises ValueError for levels outside 0 … n - 1.
     """
     return reduction_params_at(quality(levels, num_levels), sizes, anchors)
 
@@ -136,12 +163,14 @@ def reduction_params(
 def reduction_params_at(
     qualities: Floats, sizes: npt.NDArray[np.integer], anchors: Floats
 ) -> ReductionParams:
-    """Returns integers for N images at any qualities.
+    """Returns the integers of N images at any qualities, on a grid or not.
 
     qualities: float64 [N, 3] (color, crop, resolution) in (0, 1]. sizes, anchors: as in `reduction_params`.
     """
     window_size = scaled_size_at(sizes, qualities[:, CROP])
     window = np.concatenate([window_offset(sizes, window_size, anchors), window_size], axis=1)
     return ReductionParams(
-        window, scaled_size_at(window_size, qualities[:, RESOLUTION]), bin_width_at(qualities[:, COLOR])
+        window,
+        scaled_size_at(window_size, qualities[:, RESOLUTION]),
+        bin_width_at(qualities[:, COLOR]),
     )

@@ -1,4 +1,4 @@
-"""The part of a reduced image that a network sees: all of it, the published centre crop, or a random resized crop."""
+"""Computes the part of a reduced image that a network sees: all, a centre crop, or a random crop."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ import numpy.typing as npt
 
 Regions = npt.NDArray[np.float32]
 
+# Ranges of a random resized crop, as in the Inception papers and torchvision's RandomResizedCrop.
 RRC_SCALE = (0.08, 1.0)  # share of the area
-RRC_RATIO = (
-    3 / 4,
-    4 / 3,
-)  # width ÷ height; both as in the Inception papers and torchvision's RandomResizedCrop
+RRC_RATIO = (3 / 4, 4 / 3)  # width ÷ height
+RRC_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
 class View:
-    """region: float32 [N, 4] top, left, bottom, right in pixels of the reduced image. flip: bool [N], mirrored."""
+    """Holds what a network sees of N reduced images.
+
+    region: float32 [N, 4] top, left, bottom, right in pixels of the reduced image, not always whole. flip:
+    bool [N], whether it is mirrored.
+    """
 
     region: Regions
     flip: npt.NDArray[np.bool_]
 
 
 def view(sizes: npt.NDArray[np.int32], fit: str, crop_share: float) -> View:
-    """What an evaluated network sees of images of `sizes` [N, 2] (height, width).
+    """Returns what an evaluated network sees of images of `sizes` [N, 2] (height, width).
 
-    fit "whole": everything. fit "center": the centred square whose side is `crop_share` of the shorter side, which is
+    fit: "whole", everything, or "center", the centred square whose side is `crop_share` of the shorter side:
     what resizing the shorter side and cropping the centre shows, without ever making the resized image.
     """
     height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
@@ -42,10 +45,11 @@ def view(sizes: npt.NDArray[np.int32], fit: str, crop_share: float) -> View:
 
 
 def random_view(sizes: npt.NDArray[np.int32], draws: npt.NDArray[np.float64]) -> Regions:
-    """Random resized crops of images of `sizes` [N, 2]: the first of the attempts in `draws` [N, 10, 4] that fits.
+    """Returns random resized crops of images of `sizes` [N, 2], float32 [N, 4] in whole pixels.
 
-    Each attempt's four uniforms choose area, aspect ratio (log-uniform), top and left. Where no attempt fits, the
-    largest centred window whose ratio is allowed is taken.
+    The columns are top, left, bottom, right. draws: float64 [N, RRC_ATTEMPTS, 4] in [0, 1). The four of an
+    attempt choose area, aspect ratio (log-uniform), top and left; the first attempt that fits is taken, and
+    where none fits the largest centred window whose ratio is allowed.
     """
     height, width = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
     area = height * width * (RRC_SCALE[0] + draws[..., 0] * (RRC_SCALE[1] - RRC_SCALE[0]))

@@ -1,6 +1,7 @@
-"""Weights and training state in a folder: safetensors and JSON, written whole or not at all, nothing executed at load.
+"""Saves and loads weights and training state in a folder: safetensors and JSON, whole or not at all.
 
-`SHA256SUMS` holds the hash of every file, as `sha256sum --check` reads it; what is loaded is compared with it.
+Nothing is executed at load. `SHA256SUMS` holds the hash of every file, as `sha256sum --check` reads it; what
+is loaded is compared with it.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from qrdali.files.json_objects import read_object
 
 Tensors = dict[str, torch.Tensor]
 
-
 SUMS = "SHA256SUMS"
-_TURNS = 20  # readings of a folder that is replaced meanwhile
+_MAX_ATTEMPTS = 20  # at reading a folder that is replaced meanwhile
 _LINE = re.compile(r"([0-9a-f]{64})  ([a-z]{1,40}\.(?:json|safetensors))")
 
 
 def save(folder: Path, state: dict[str, Any], *, keep_previous: bool = False, **tensors: Tensors) -> None:
     """Writes `state.json`, one `NAME.safetensors` per keyword and their hashes, replacing `folder` at once.
 
-    All files are on the disk before the old folder goes, which waits as `NAME.old` until the new one has its place, and stays there
-    with `keep_previous`. Raises OSError if the disk is full or cannot be written; `folder` is then as before.
+    All files are on the disk before the old folder is renamed to `NAME.old`; it is deleted once the new one
+    has its name, or stays there with `keep_previous`. Raises OSError if the disk is full or cannot be
+    written; `folder` is then as before.
     """
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(new, ignore_errors=True)
@@ -53,69 +54,71 @@ def save(folder: Path, state: dict[str, Any], *, keep_previous: bool = False, **
 
 
 def _write(folder: Path, state: dict[str, Any], tensors: dict[str, Tensors]) -> None:
-    """All files of a checkpoint, on the disk. Each is hashed while the next is written."""
+    """Writes all files of a checkpoint to the disk. Each is hashed while the next is written."""
     with ThreadPoolExecutor(1) as pool:
-        found = {}
+        digests = {}
         (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", "utf-8")
-        found["state.json"] = pool.submit(_on_disk, folder / "state.json")
+        digests["state.json"] = pool.submit(_hash_and_sync, folder / "state.json")
         mode = (folder / "state.json").stat().st_mode & 0o777
         for name, values in tensors.items():
             file = folder / f"{name}.safetensors"
             try:
                 save_file({key: value.detach().contiguous() for key, value in values.items()}, file)
-            except SafetensorError as error:  # of the system's error it keeps the text alone
+            except SafetensorError as error:  # an error of the system comes as one too, with its text alone
                 raise OSError(str(error)) from None
-            file.chmod(mode)  # safetensors writes for its owner alone
-            found[file.name] = pool.submit(_on_disk, file)
+            file.chmod(mode)  # safetensors makes files that only their owner may read
+            digests[file.name] = pool.submit(_hash_and_sync, file)
         (folder / SUMS).write_text(
-            "".join(f"{found[name].result()}  {name}\n" for name in sorted(found)), "utf-8"
+            "".join(f"{digests[name].result()}  {name}\n" for name in sorted(digests)), "utf-8"
         )
     sync(folder / SUMS)
     sync(folder)
 
 
-def _on_disk(file: Path) -> str:
-    """The digest of a file that is then on the disk."""
-    found = sha256_of(file)
+def _hash_and_sync(file: Path) -> str:
+    digest = sha256_of(file)
     sync(file)
-    return found
+    return digest
 
 
 def current(folder: Path) -> Path:
-    """`folder`, or the one before it if a save was cut short."""
+    """Returns `folder`, or the one before it if a save was cut short."""
     old = folder.with_name(folder.name + ".old")
     return old if not folder.exists() and old.exists() else folder
 
 
 def load(folder: Path, *names: str) -> tuple[dict[str, Any], list[Tensors]]:
-    """`state.json` and the named tensor files of `folder`, or of the one before it if a save was cut short.
+    """Returns `state.json` and the named tensor files of `current(folder)`.
 
-    Raises RunError naming the file that is missing or damaged. A folder that a running training replaces meanwhile is read again.
+    Raises RunError naming the file that is missing or damaged. A folder that a running training replaces
+    meanwhile is read again.
     """
-    failed = 0
-    for turn in range(_TURNS):
-        place = _place(folder)
+    failures = 0  # in a row, of one and the same folder
+    for attempt in range(_MAX_ATTEMPTS):
+        identity = _identity(folder)
         try:
-            found = _read(current(folder), names)
+            loaded = _read(current(folder), names)
         except RunError:
-            # Twice in a row at the same place, because a new folder may get an old one's number within a tick of the clock. One that was
-            # not there for a moment is being replaced too; one that never is, is missing.
-            failed = failed + 1 if place is not None and _place(folder) == place else 0
-            if failed == 2 or (turn == _TURNS - 1 and place is None and _place(folder) is None):
+            # The folder is damaged if it fails twice unchanged; once is not enough, because a new folder may
+            # get an old one's inode within a tick of the clock. One that is absent for a moment is being
+            # replaced; one that is still absent at the last attempt is missing.
+            is_unchanged = identity is not None and _identity(folder) == identity
+            failures = failures + 1 if is_unchanged else 0
+            is_missing = identity is None and _identity(folder) is None
+            if failures == 2 or (attempt == _MAX_ATTEMPTS - 1 and is_missing):
                 raise
         else:
-            if (
-                place is not None and _place(folder) == place
-            ):  # else the weights may be of a later save than the state
-                return found
-            failed = 0
+            # If the folder was replaced meanwhile, the weights may be of a later save than the state.
+            if identity is not None and _identity(folder) == identity:
+                return loaded
+            failures = 0
     raise RunError(f"{printable(folder)} is replaced faster than it can be read: try again")
 
 
 def load_newest(folder: Path, *names: str) -> tuple[dict[str, Any], list[Tensors], str]:
-    """As `load`, but a damaged folder gives way to the one before it; the third value says what is damaged, or nothing.
+    """Loads as `load` does, or the folder before it if that one is damaged.
 
-    Raises RunError if neither can be read.
+    The third value describes the damage, "" if there is none. Raises RunError if neither can be read.
     """
     try:
         return *load(folder, *names), ""
@@ -130,18 +133,18 @@ def load_newest(folder: Path, *names: str) -> tuple[dict[str, Any], list[Tensors
 
 
 def quarantine_damaged(folder: Path) -> None:
-    """Renames a damaged folder to `NAME.damaged`, so that the next save leaves the good one before it in place."""
+    """Renames a damaged folder to `NAME.damaged`, so that the next save keeps the good one before it."""
     damaged = folder.with_name(folder.name + ".damaged")
     shutil.rmtree(damaged, ignore_errors=True)
     folder.rename(damaged)
     sync(folder.parent)
 
 
-def _place(folder: Path) -> tuple[int, int] | None:
-    """What changes when a folder is replaced."""
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Returns inode and time of change, which differ when a folder is replaced; None if it is absent."""
     try:
-        seen = current(folder).stat()
-        return seen.st_ino, seen.st_mtime_ns
+        facts = current(folder).stat()
+        return facts.st_ino, facts.st_mtime_ns
     except OSError:
         return None
 
@@ -156,7 +159,7 @@ def _read(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], list[Te
         _check(file, sums)
         try:
             if not file.is_file():
-                raise ValueError("it is no file" if file.exists() else "it is missing")
+                raise ValueError("it is not a file" if file.exists() else "it is missing")
             tensors.append(load_file(file))
         except (OSError, ValueError, KeyError, OverflowError, RuntimeError, SafetensorError) as error:
             raise RunError(f"{printable(file)} cannot be read: {printable(error)[:200]}") from None
@@ -164,18 +167,18 @@ def _read(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], list[Te
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    """Hashes by file; none of a checkpoint that was made before there were any."""
+    """Returns the hashes by file name; {} of a checkpoint that was made before there were any."""
     file = folder / SUMS
     try:
         if not file.exists():
             return {}
         if not file.is_file() or file.stat().st_size > 1 << 16:
-            raise ValueError("it is no list of hashes")
+            raise ValueError("it is not a list of hashes")
         lines = [_LINE.fullmatch(line) for line in file.read_text("utf-8").splitlines()]
-        found = {line[2]: line[1] for line in lines if line}
-        if not found or not all(lines):
-            raise ValueError("it is no list of hashes")
-        return found
+        sums = {line[2]: line[1] for line in lines if line}
+        if not sums or not all(lines):
+            raise ValueError("it is not a list of hashes")
+        return sums
     except (OSError, ValueError) as error:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
 
@@ -190,7 +193,7 @@ def _check(file: Path, sums: dict[str, str]) -> None:
 
 
 def flatten(optimizer_state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-    """An optimizer's state_dict as tensors by `PARAMETER.NAME` and the rest as plain data."""
+    """Divides an optimizer's state_dict into tensors, by `PARAMETER.NAME`, and the rest as plain data."""
     tensors: Tensors = {}
     plain: dict[str, dict[str, Any]] = {}
     for number, values in optimizer_state["state"].items():
@@ -203,7 +206,7 @@ def flatten(optimizer_state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
 
 
 def unflatten(tensors: Tensors, rest: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """Returns the state_dict that `flatten` divided."""
     state: dict[int, dict[str, Any]] = {int(number): dict(values) for number, values in rest["plain"].items()}
     for key, value in tensors.items():
         number, _, name = key.partition(".")

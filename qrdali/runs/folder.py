@@ -1,4 +1,4 @@
-"""A run folder: config.toml, metrics.jsonl, best/, last/ and predictions/."""
+"""Reads and writes a run folder: config.toml, metrics.jsonl, best/, last/ and predictions/."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class BestModel:
-    """What `best/` says of itself: the network, its classes and preprocessing, and the epoch it comes from."""
+    """The description in `best/`: the network, its classes and preprocessing, its epoch and accuracy."""
 
     model: str
     classes: tuple[str, ...]
@@ -34,16 +34,20 @@ class BestModel:
     val_accuracy: float
 
     def as_dict(self) -> dict[str, Any]:
+        """Returns plain values for state.json."""
         return {**asdict(self), "classes": list(self.classes)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], file: Path) -> BestModel:
-        """Raises RunError for anything but what `as_dict` made."""
+        """Returns what `as_dict` made `data` of. Raises RunError, naming `file`, for anything else."""
         try:
             pre = dict(data["preprocessing"])
-            pre["mean"], pre["std"] = tuple(map(float, pre["mean"])), tuple(map(float, pre["std"]))
-            pre["input_size"], pre["crop_share"] = int(pre["input_size"]), float(pre["crop_share"])
-            pre["fit"], pre["interpolation"] = str(pre["fit"]), str(pre["interpolation"])
+            pre["mean"] = tuple(map(float, pre["mean"]))
+            pre["std"] = tuple(map(float, pre["std"]))
+            pre["input_size"] = int(pre["input_size"])
+            pre["crop_share"] = float(pre["crop_share"])
+            pre["fit"] = str(pre["fit"])
+            pre["interpolation"] = str(pre["interpolation"])
             return cls(
                 str(data["model"]),
                 tuple(map(str, data["classes"])),
@@ -58,24 +62,30 @@ class BestModel:
 
 
 def holds_run(folder: Path) -> bool:
+    """Whether `folder` is a run folder, by its config.toml."""
     return (folder / "config.toml").exists()
 
 
 def is_deterministic(folder: Path) -> bool:
-    """Whether a run is trained under deterministic algorithms: what is made of its network then is too. Raises InputError if its
-    config.toml cannot be read."""
+    """Whether a run is trained under deterministic algorithms; what is made with its network then is too.
+
+    Raises InputError if its config.toml cannot be read.
+    """
     return holds_run(folder) and settings.read_toml(folder / "config.toml").get("deterministic") is True
 
 
 def describe_best(folder: Path) -> BestModel:
-    """What a run's `best/` says of itself. Raises InputError if there is no run, RunError if it is damaged."""
+    """Returns the description of a run's best network.
+
+    Raises InputError if there is no run, RunError if it is damaged.
+    """
     return _best(folder)[0]
 
 
 def _best(folder: Path, *names: str) -> tuple[BestModel, list[checkpoint.Tensors]]:
-    """State and tensors of one and the same best/, which a running training may replace at any moment."""
+    """Returns description and tensors of one best/, which a training may replace at any moment."""
     if not holds_run(folder):
-        raise InputError(f"{printable(folder)} holds no run (no config.toml)")
+        raise InputError(f"{printable(folder)} is not a run folder (no config.toml)")
     if not (folder / "best").exists() and not (folder / "best.old").exists():
         raise RunError(f"{printable(folder)} has no best/ yet: continue it with --resume")
     state, tensors = checkpoint.load(folder / "best", *names)
@@ -83,7 +93,10 @@ def _best(folder: Path, *names: str) -> tuple[BestModel, list[checkpoint.Tensors
 
 
 def load_best(folder: Path) -> tuple[nn.Module, BestModel]:
-    """The network of a run's `best/` on the CPU. Raises as `describe_best`, and RunError for weights of another network."""
+    """Returns the network of a run's `best/`, on the CPU, and its description.
+
+    Raises as `describe_best`, and RunError for weights of another network.
+    """
     trained, (weights,) = _best(folder, "model")
     model = create(trained.model, len(trained.classes))
     try:
@@ -96,7 +109,10 @@ def load_best(folder: Path) -> tuple[nn.Module, BestModel]:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256, hexadecimal, of a run's best weights; "" where there are none (any more). Raises RunError if they cannot be read."""
+    """Returns the SHA-256, hexadecimal, of a run's best weights; "" where there are none (any more).
+
+    Raises RunError if they cannot be read.
+    """
     file = checkpoint.current(folder / "best") / "model.safetensors"
     try:
         return sha256_of(file)
@@ -107,15 +123,15 @@ def weights_digest(folder: Path) -> str:
 
 
 def has_ended(folder: Path) -> bool:
-    """Whether a run is finished. Raises RunError if its last/ cannot be read, nor the one before it."""
+    """Whether a run is finished. Raises RunError if neither its last/ nor the one before can be read."""
     state = checkpoint.load_newest(folder / "last")[0].get("schedule")
     return isinstance(state, dict) and bool(state.get("ended"))
 
 
 def metrics_rows(folder: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl up to the first that is damaged or cut; with `whole`, ValueError for that one.
+    """Yields the rows of metrics.jsonl up to the first that is damaged or cut.
 
-    Raises RunError if the file cannot be read.
+    With `whole`, that one raises ValueError. Raises RunError if the file cannot be read.
     """
     for number, row in enumerate(read_objects(folder / "metrics.jsonl", whole), 1):
         if type(row.get("epoch")) is int:
@@ -127,21 +143,21 @@ def metrics_rows(folder: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def optimizer_steps(folder: Path) -> int:
-    """How many optimizer steps a run has taken. Raises InputError if `folder` holds no run with an epoch."""
+    """Returns how many optimizer steps a run has taken. Raises InputError if it has not trained an epoch."""
     file = folder / "metrics.jsonl"
     try:
-        taken = [int(row["optimizer_steps"]) for row in metrics_rows(folder, whole=True) if row["epoch"]]
+        steps = [int(row["optimizer_steps"]) for row in metrics_rows(folder, whole=True) if row["epoch"]]
     except (RunError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
-            f"{printable(file)} does not tell optimizer steps ({printable(error)[:160]}): is it a run folder?"
+            f"{printable(file)} does not hold optimizer steps ({printable(error)[:160]}): is it a run folder?"
         ) from None
-    if not taken:
+    if not steps:
         raise InputError(f"{printable(folder)} has trained no epoch yet")
-    return taken[-1]
+    return steps[-1]
 
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
-    """Adds one line to metrics.jsonl."""
+    """Appends one row to metrics.jsonl, and waits until it is on the disk."""
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
         file.flush()
@@ -149,12 +165,12 @@ def append_metrics(folder: Path, row: dict[str, Any]) -> None:
 
 
 def last_recorded(folder: Path, key: str) -> Any:
-    """The value of the last line of metrics.jsonl that has `key`, or None."""
+    """Returns the value of `key` in the last row of metrics.jsonl that has it, or None."""
     return next((row[key] for row in reversed(list(metrics_rows(folder))) if key in row), None)
 
 
 def keep_metrics(folder: Path, epochs: int) -> None:
-    """Drops lines of epochs after `epochs`, and a last line cut short: a resumed run writes them again."""
+    """Drops rows of epochs after `epochs`, and a last line cut short: a resumed run writes them again."""
     file = folder / "metrics.jsonl"
     kept: list[str] = []
     if file.exists():
@@ -163,23 +179,28 @@ def keep_metrics(folder: Path, epochs: int) -> None:
 
 
 def describe_saved(folder: Path) -> str:
-    """Where `--resume` would go on from, for a message."""
+    """Returns, for a message, where `--resume` would continue."""
     try:
         state = checkpoint.load_newest(folder / "last")[0]
-        done, within = state["schedule"]["epoch"], state["epoch"]
-        return f"last/ holds epoch {done}" + (f" and {within['step']} steps of the next" if within else "")
+        text = f"last/ holds epoch {state['schedule']['epoch']}"
+        if state["epoch"]:
+            text += f" and {state['epoch']['step']} steps of the next"
+        return text
     except (RunError, KeyError, TypeError):
         return "no epoch of it was saved yet"
 
 
 @contextmanager
 def lock_run_folder(folder: Path) -> Iterator[None]:
-    """Makes the run folder and holds it for this process. One that holds nothing afterwards is removed.
+    """Makes the run folder and locks it for this process, within the block.
 
-    Raises RunError if another process trains in it, or if it cannot be written; and for a full disk or another error of the system
-    in what is done within, saying what is saved.
+    An empty one is removed afterwards.
+
+    Raises RunError if another process trains in it, or if it cannot be written; and for a full disk or
+    another error of the system within the block, saying what is saved.
     """
-    new, file = not folder.exists(), folder / LOCK
+    is_new = not folder.exists()
+    file = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = acquire(
@@ -190,22 +211,23 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
         )
     except OSError as error:
         raise RunError(
-            f"{printable(folder)} cannot be written ({printable(error.strerror or error)}): nothing has been changed; choose "
-            "another --run, in a container mount a volume that its user may write (-v, --user)"
+            f"{printable(folder)} cannot be written ({printable(error.strerror or error)}): nothing has been "
+            "changed; choose another --run, in a container mount a volume that its user may write (-v, "
+            "--user)"
         ) from None
     try:
         yield
     except OSError as error:
-        what = (
-            f"{error.strerror}: {printable(error.filename or folder)}" if error.strerror else printable(error)
-        )
+        problem = printable(error)
+        if error.strerror:
+            problem = f"{error.strerror}: {printable(error.filename or folder)}"
         raise RunError(
-            f"{what}: training stopped, nothing that was complete is damaged, {describe_saved(folder)}; when that is "
-            "mended, the same command with --resume continues"
+            f"{problem}: training stopped, nothing that was complete is damaged, {describe_saved(folder)}; "
+            "when that is mended, the same command with --resume continues"
         ) from None
     finally:
         if [entry.name for entry in folder.iterdir()] == [LOCK]:
             file.unlink()
-            if new:
+            if is_new:
                 folder.rmdir()
         lock.close()

@@ -1,4 +1,4 @@
-"""Everything a training run is told, validated once and written to config.toml."""
+"""The settings of a training run, validated once and written to config.toml."""
 
 from __future__ import annotations
 
@@ -12,77 +12,89 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qrdali.errors import InputError, printable
 from qrdali.files.atomic import write_whole
+from qrdali.reduction.quality import num_levels_of
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-_MOST_BYTES = 1_000_000  # of a configuration
-MAX_BATCH = 1 << 20  # images of a batch: DALI counts bytes of small things in 32 bits
+_MAX_CONFIG_BYTES = 1_000_000
+MAX_BATCH = 1 << 20  # images of a batch: DALI counts the bytes of labels and the like in 32 bits
 Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
 
 
 class Settings(BaseModel):
-    """One run. Paths as text; `root`: where the images of `data` are now, if they moved;
-    `quality` and `reduction` matter to methods with R epochs; `lr` 0 is the network's own;
-    `track_sets` are folders by name, `track_reduced` 0 is off; `max_bad`: share of the training images that may turn out unreadable;
-    `ema`: decay per step of the average of weights that is validated, 0 is off; `deterministic`: torch's deterministic
-    algorithms, or an error."""
+    """All settings of one run, checked at construction; keys and values of its config.toml.
+
+    Paths are text.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    # What is trained, on what
     method: Method
-    data: str
-    root: str = ""
+    data: str  # the data set's folder
+    root: str = ""  # where the images of `data` are now, if they moved: NEW or OLD=NEW
     model: str = "squeezenet1_1"
-    init: str = ""
+    init: str = ""  # a run whose best weights this one begins with
     pretrained: bool = False
+    # Reductions; of methods with reduced epochs
     reduction: Literal["color", "crop", "resolution", "combination", "none"] = "none"
-    quality: float = Field(0.5, gt=0, le=1)
-    step: float = Field(0.25, gt=0, le=0.5)
-    sequence: str = "C"
-    same_order: bool = False
-    direction: Literal["down", "up"] = "down"
-    low: float = Field(0.25, gt=0, le=1)
+    quality: float = Field(0.5, gt=0, le=1)  # of reduced epochs of method fixed
+    step: float = Field(0.25, gt=0, le=0.5)  # between the qualities of two levels
+    sequence: str = "C"  # of reduced (R) and full (C) epochs: paired-epochs, paired-rounds or letters
+    same_order: bool = False  # whether the epochs of a round share one order of the images
+    direction: Literal["down", "up"] = "down"  # of the stages of method linear
+    low: float = Field(0.25, gt=0, le=1)  # lowest and highest quality that method random draws
     high: float = Field(1.0, gt=0, le=1)
-    feedback: Literal["probe", "online"] = "probe"
-    prefer: Literal["confidence", "entropy"] = "confidence"
-    windows: Literal[5, 9] = 5
-    probe_batch_size: int = Field(0, ge=0, le=MAX_BATCH)
-    monitor: Literal["full", "phase"] = "full"
+    feedback: Literal["probe", "online"] = "probe"  # what decides the descent of method adaptive
+    prefer: Literal["confidence", "entropy"] = "confidence"  # which correct candidate the descent takes
+    windows: Literal[5, 9] = 5  # candidate positions of a smaller window
+    probe_batch_size: int = Field(0, ge=0, le=MAX_BATCH)  # 0: one that suits the device
+    # When a stage and the run end
+    monitor: Literal["full", "phase"] = "full"  # quality of the validation images
     patience: int = Field(3, ge=1)
-    epochs: int = Field(10, ge=1)
-    max_epochs: int = Field(300, ge=1)
-    match: str = ""
-    match_steps: int = Field(0, ge=0)
-    batch_size: int = Field(32, ge=1, le=MAX_BATCH)
-    lr: float = Field(0.0, ge=0, allow_inf_nan=False)
+    epochs: int = Field(10, ge=1)  # of method shared
+    max_epochs: int = Field(300, ge=1)  # of the other methods
+    match: str = ""  # a run whose number of optimizer steps this one takes
+    match_steps: int = Field(0, ge=0)  # that number; 0: no limit
+    # Optimization
+    batch_size: int = Field(32, ge=1, le=MAX_BATCH)  # of all ranks together
+    lr: float = Field(0.0, ge=0, allow_inf_nan=False)  # 0: the network's own
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False)
     optimizer: str = "adamw"
-    accumulate: int = Field(1, ge=1)
-    ema: float = Field(0.0, ge=0, lt=1)
+    accumulate: int = Field(1, ge=1)  # parts of a batch that are passed one after another
+    ema: float = Field(0.0, ge=0, lt=1)  # decay per step of the average of weights that is validated; 0: none
     sync_batch_norm: bool = False
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    input_size: int = Field(0, ge=0, le=4096)
+    # What the network sees
+    input_size: int = Field(0, ge=0, le=4096)  # pixels; 0: the network's own
     fit: Literal["whole", "center"] = "whole"
     augment: Literal["flip", "rrc", "none"] = "flip"
-    restore_best: bool = True
-    save_every: str = ""
+    # How it runs
+    restore_best: bool = True  # whether the best weights return when patience ends
+    save_every: str = ""  # steps N, or minutes Nm, between checkpoints within an epoch; "": none
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    deterministic: bool = False
-    threads: int = Field(0, ge=0, le=1024)
-    max_bad: float = Field(0.001, ge=0, le=1)
-    track_reduced: float = Field(0.0, ge=0, lt=1)
-    track_sets: dict[str, str] = Field(default_factory=dict, max_length=100)
+    deterministic: bool = False  # torch's deterministic algorithms, or an error
+    threads: int = Field(0, ge=0, le=1024)  # that decode, per process; 0: as many as it may use
+    max_bad: float = Field(0.001, ge=0, le=1)  # share of the training images that may turn out unreadable
+    # What is evaluated after each epoch
+    track_reduced: float = Field(0.0, ge=0, lt=1)  # quality of the reduced validation set; 0: none
+    track_sets: dict[str, str] = Field(default_factory=dict, max_length=100)  # folders by name
+
+    @property
+    def num_levels(self) -> int:
+        """Returns n of the step 1/n. Raises InputError if `step` is not such a step."""
+        return num_levels_of(self.step)
 
 
 def validate_settings(values: dict[str, Any]) -> Settings:
-    """Settings from plain values. Raises InputError naming the first key that is wrong, its value and the rule.
+    """Makes settings of plain values. Methods with reductions default to the combination in paired epochs.
 
-    Methods with reductions default to the combination in paired epochs.
+    Raises InputError naming the first key that is wrong, its value and the rule.
     """
     if values.get("method") in ("fixed", "linear", "adaptive", "random"):
         values = {"reduction": "combination", "sequence": "paired-epochs", **values}
@@ -91,22 +103,19 @@ def validate_settings(values: dict[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = printable(".".join(map(str, first["loc"])))
-        value = (
-            first["input"] if isinstance(first["input"], bool | int | float) else printable(first["input"])
-        )
+        value = first["input"]
+        if not isinstance(value, bool | int | float):
+            value = printable(value)
         message = first["msg"]
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, Settings.model_fields, 3, 0.5)
-            message = (
-                f"there is no such setting; near it: {', '.join(near)}"
-                if near
-                else "there is no such setting"
-            )
+            message = "there is no such setting"
+            if near := difflib.get_close_matches(key, Settings.model_fields, 3, 0.5):
+                message += f"; near it: {', '.join(near)}"
         raise InputError(f"{key} = {value!r:.80}: {message}") from None
 
 
 def default_settings() -> dict[str, Any]:
-    """The settings that need not be given."""
+    """Returns the defaults of the settings that need not be given."""
     return {
         name: field.get_default(call_default_factory=True)
         for name, field in Settings.model_fields.items()
@@ -115,14 +124,14 @@ def default_settings() -> dict[str, Any]:
 
 
 def read_toml(file: Path) -> dict[str, Any]:
-    """The keys of a TOML file. Raises InputError if it is not TOML."""
+    """Returns the keys of a TOML file. Raises InputError if it is not TOML, or larger than 1 MB."""
     try:
         if file.exists() and not file.is_file():  # opening a FIFO would wait for ever
-            raise InputError(f"{printable(file)} is no file")
+            raise InputError(f"{printable(file)} is not a file")
         with open(file, "rb") as data:
-            text = data.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise InputError(f"{printable(file)} is larger than 1 MB: that is no configuration")
+            text = data.read(_MAX_CONFIG_BYTES + 1)
+        if len(text) > _MAX_CONFIG_BYTES:
+            raise InputError(f"{printable(file)} is larger than 1 MB: that is not a configuration")
         values: dict[str, Any] = tomllib.loads(text.decode("utf-8"))
         return values
     except InputError:

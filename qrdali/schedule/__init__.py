@@ -1,1 +1,1 @@
-"""When an epoch is reduced, by which level, and in what order its images come: pure state machines, no torch."""
+"""When an epoch is reduced, by which level, and in what order its images come: no torch, no clock."""

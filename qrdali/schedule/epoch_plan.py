@@ -1,8 +1,7 @@
-"""One epoch's order, shards and per-image parameters, computed from (seed, epoch, sample) and stored nowhere.
+"""Computes one epoch's order, shards and per-image parameters from (seed, epoch, sample); stores nothing.
 
-Randomness is counter-based: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011) with the seed as its key and (sample, epoch, purpose) as its counter. The stream therefore does not depend on
-the batch size, the number of ranks or where a run was interrupted.
+Randomness is counter-based (`reduction.counter_rng`). The stream of images therefore does not depend on the
+batch size, the number of ranks or where a run was interrupted.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from qrdali.reduction.counter_rng import CROP, FLIP, ORDER, RESIZED_CROP, philox, uniform
+from qrdali.reduction.counter_rng import Purpose, philox, uniform
 from qrdali.reduction.levels import Levels
 from qrdali.reduction.quality import CENTER, ReductionParams, reduction_params
-from qrdali.reduction.view import View, random_view, view
+from qrdali.reduction.view import RRC_ATTEMPTS, View, random_view, view
 
 Samples = npt.NDArray[np.int64]
 
@@ -26,24 +25,26 @@ _LOW = np.uint64(0xFFFFFFFF)
 
 
 def permute(positions: Samples, count: int, seed: int, epoch: int) -> Samples:
-    """Where a (seed, epoch) shuffle of 0..count-1 puts `positions`: a bijection, in memory bounded by `positions`.
+    """Returns the samples, int64 [N], that a (seed, epoch) shuffle of 0 … count - 1 has at `positions` [N].
 
-    A Feistel network over the smallest power of two that holds `count`, walked until it lands inside.
+    A bijection of 0 … count - 1, computed in memory bounded by N: a Feistel network over the smallest power
+    of two that holds `count`, whose result is put in again until it is below `count` (cycle walking; Black
+    and Rogaway, 2002).
     """
     bits = max(2, (count - 1).bit_length())
     result = positions.astype(np.uint64)
-    todo = np.arange(len(result))
-    while len(todo):
+    outside = np.arange(len(result))
+    while len(outside):
         low, high = bits // 2, bits - bits // 2
-        x = result[todo]
+        x = result[outside]
         left, right = x >> np.uint64(low), x & np.uint64((1 << low) - 1)
         for turn in range(_ROUNDS):
-            word = philox(seed, (right & _LOW, right >> np.uint64(32), epoch, ORDER | turn << 8))[0]
+            word = philox(seed, (right & _LOW, right >> np.uint64(32), epoch, Purpose.ORDER | turn << 8))[0]
             left, right = right, left ^ (word & np.uint64((1 << high) - 1))
             low, high = high, low
         x = left << np.uint64(low) | right
-        result[todo] = x
-        todo = todo[x >= count]
+        result[outside] = x
+        outside = outside[x >= count]
     return result.astype(np.int64)
 
 
@@ -55,13 +56,19 @@ def _block(number: int, count: int, seed: int, epoch: int) -> Samples:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One pass over a split.
+    """Says what one pass over a split is.
 
-    samples: images in the split. batch_size: images of a global batch, all ranks together. levels: what level each
-    image has, on the grid of the quality step 1/n. training: shuffled, random crop anchors, and `augment` ("flip",
-    "rrc" or "none"); otherwise in index order with centre crops. rank, world: the shard, a part of each batch or, with
-    `whole`, every world-th batch as it is, so that the network sees the same shapes in any world. first_batch: where to begin,
-    for a pass that was interrupted. without: samples that are left out of their batches; all others stay in theirs.
+    samples: images in the split. batch_size: images of a global batch, all ranks together. levels: which
+    level each image has, on the grid of the quality step 1/num_levels.
+
+    training: shuffled by (seed, epoch), with random crop anchors and `augment` ("flip", "rrc" or "none").
+    Otherwise, as by default, the pass is an evaluation: in index order, with centre crops, and neither seed
+    nor epoch matters.
+
+    rank, world_size: the shard, which is a part of each batch or, with `whole_batches`, every world_size-th
+    batch as it is, so that the network sees the same shapes in a world of any size. first_batch: where to
+    begin, for a pass that was interrupted. excluded: samples that are left out of their batches; all others
+    stay in theirs.
     """
 
     samples: int
@@ -80,16 +87,19 @@ class EpochPlan:
 
     @property
     def batches(self) -> int:
-        """Global batches of a whole pass; the last may be partial."""
+        """The number of global batches of a whole pass: 3 for 65 images in batches of 32."""
         return -(-self.samples // self.batch_size)
 
     def batch(self, number: int) -> Samples:
-        """Sample numbers of this rank's part of global batch `number`; ranks in order give the whole batch."""
+        """Returns the sample numbers of this rank's part of global batch `number`, int64 [N].
+
+        The parts of all ranks, in order, are the whole batch.
+        """
         samples = self._batch(number)
         return samples[~np.isin(samples, self.excluded)] if self.excluded else samples
 
     def count(self, number: int) -> int:
-        """Images of global batch `number`, all ranks together."""
+        """Returns how many images global batch `number` has, all ranks together."""
         if not self.excluded:
             return min(self.batch_size, self.samples - number * self.batch_size)
         return len(replace(self, rank=0, world_size=1).batch(number))
@@ -100,16 +110,13 @@ class EpochPlan:
         if self.whole_batches:
             first, last = start, start + (length if number % self.world_size == self.rank else 0)
         else:
-            first, last = (
-                start + length * self.rank // self.world_size,
-                start + length * (self.rank + 1) // self.world_size,
-            )
+            first = start + length * self.rank // self.world_size
+            last = start + length * (self.rank + 1) // self.world_size
         positions = np.arange(first, last, dtype=np.int64)
         if not self.training:
             return positions
-        if (
-            self.world_size > 1 and 4 * self.batch_size >= _BLOCK
-        ):  # a block would serve few steps, and most of it other ranks
+        # A block would serve few of the steps, and most of it other ranks.
+        if self.world_size > 1 and 4 * self.batch_size >= _BLOCK:
             return permute(positions, self.samples, self.seed, self.epoch)
         parts = [
             _block(block, self.samples, self.seed, self.epoch)[
@@ -120,26 +127,33 @@ class EpochPlan:
         return np.concatenate(parts) if parts else positions
 
     def parameters(self, samples: Samples, sizes: npt.NDArray[np.int32]) -> ReductionParams:
-        """The reductions of `samples` [N], whose upright sizes (height, width) are `sizes` [N, 2]."""
+        """Returns the reductions of `samples` [N].
+
+        sizes: [N, 2], their upright heights and widths in pixels.
+        """
         if self.training:
-            anchors = uniform(self.seed, self.epoch, samples, CROP)[:, :2]
+            anchors = uniform(self.seed, self.epoch, samples, Purpose.CROP)[:, :2]
         else:
             anchors = np.full((len(samples), 2), CENTER)
         result = reduction_params(self.levels.for_samples(samples), sizes, anchors, self.num_levels)
-        places = self.levels.window_origins(samples)
-        if places is not None:
-            result.window[:, :2] = places
+        origins = self.levels.window_origins(samples)
+        if origins is not None:
+            result.window[:, :2] = origins
         return result
 
     def view(self, samples: Samples, sizes: npt.NDArray[np.int32], fit: str, crop_share: float) -> View:
-        """The part of each reduced image of `sizes` [N, 2] that the network sees, and whether it is mirrored."""
+        """Returns the part of each reduced image that the network sees, and whether it is mirrored.
+
+        sizes: [N, 2] of the reduced images. fit, crop_share: as in `models.Preprocessing`.
+        """
         seen = view(sizes, fit, crop_share)
         if not self.training or self.augment == "none":
             return seen
-        flip = uniform(self.seed, self.epoch, samples, FLIP)[:, 0] < 0.5
+        flip = uniform(self.seed, self.epoch, samples, Purpose.FLIP)[:, 0] < 0.5
         if self.augment == "rrc":
-            draws = np.stack(
-                [uniform(self.seed, self.epoch, samples, RESIZED_CROP, draw) for draw in range(10)], axis=1
-            )
-            return View(random_view(sizes, draws), flip)
+            attempts = [
+                uniform(self.seed, self.epoch, samples, Purpose.RESIZED_CROP, draw)
+                for draw in range(RRC_ATTEMPTS)
+            ]
+            return View(random_view(sizes, np.stack(attempts, axis=1)), flip)
         return View(seen.region, flip)

@@ -1,8 +1,20 @@
-"""The epoch scheduler: a pure state machine over plain data. It imports neither torch nor DALI nor a clock.
+"""Schedules epochs: a pure state machine over plain data, without torch, DALI or a clock.
 
-A C epoch trains on full quality, an R epoch on reduced images; a stage is a span in which the reduction does not change.
-`start` gives a state, `phase` the letter of the epoch to come, `begin_stage` says that a stage's levels are set, `update`
-gives the state after an epoch and what happened. The trainer asks; the scheduler never asks back.
+It imports neither torch nor DALI nor a clock.
+
+A C epoch trains on full quality, an R epoch on reduced images; a stage is a span in which the reduction does
+not change. The loop that it is made for:
+
+state = start(accuracy of the starting weights) while (phase := next_phase(rule, state)) is not None: if not
+state.begun: # a stage's first epoch state = begin_stage(rule, state) # its levels are set train an epoch on
+full or reduced images, as `phase` says, and validate state, event = update(rule, state, accuracy) if
+event.stage_end_reason: restore the best unit's weights
+
+Accuracies that grow until epoch 2 and then do not, patience 2:
+
+sequence accuracies phases what ends it C .3 .4 .4 .3 C C C C 2 epochs did not exceed .4 of epoch 2 RC .5 .6
+.5 .6 .5 .6 R C R C R C 2 repetitions did not exceed .6 of epoch 2 paired-rounds .5 .6 .6 .5 .3 .2 .1 R R R R
+C C C each round has a patience of its own
 """
 
 from __future__ import annotations
@@ -16,7 +28,7 @@ from qrdali.errors import InputError
 
 
 class Phase(str, Enum):
-    """What an epoch trains on; the values are the thesis' letters (reducida, completa), as patterns spell them."""
+    """Says what an epoch trains on. The values are the thesis' letters: reducida, completa."""
 
     REDUCED = "R"
     FULL = "C"
@@ -32,12 +44,13 @@ NAMED_PATTERNS = {"paired-epochs": "RC"}
 
 @dataclass(frozen=True)
 class ScheduleRule:
-    """What a run does.
+    """Says what a run does.
 
-    sequence: "paired-rounds" (an R round, then a C round, in each stage) or a pattern of the letters R and C, repeated
-    within each stage. patience: units without improvement that end a stage (pattern) or a round, None for a set number
-    of epochs. max_epochs: bound of the whole run. stages: their number; None goes on until `begin_stage` reports that
-    nothing moved. Raises InputError for anything else.
+    sequence: "paired-rounds" (an R round, then a C round, in each stage) or a pattern of the letters R and C,
+    repeated within each stage. patience: at least 1, the units without improvement that end a stage (pattern)
+    or a round; None for a set number of epochs. A unit is one repetition of a pattern, or one epoch of a
+    round. max_epochs: at least 1, bounds the whole run. stages: their number, or None for as many as there
+    are until `begin_stage` reports that nothing moved. Raises InputError for anything else.
     """
 
     sequence: str
@@ -50,8 +63,8 @@ class ScheduleRule:
             not self.sequence or set(self.sequence) - {phase.value for phase in Phase}
         ):
             raise InputError(
-                f"sequence {self.sequence!r} is neither paired-epochs nor paired-rounds nor a pattern of R and C "
-                "such as CCCCCCCR"
+                f"sequence {self.sequence!r} is neither paired-epochs nor paired-rounds nor a pattern of "
+                "R and C such as CCCCCCCR"
             )
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience {self.patience} ends before the first epoch: use 1 or more")
@@ -60,26 +73,34 @@ class ScheduleRule:
 
     @property
     def has_rounds(self) -> bool:
+        """Whether stages consist of rounds instead of a pattern."""
         return self.sequence == ROUNDS
 
     def pattern(self, round_: str) -> str:
-        """The letters of a unit of patience, in the round "R" or "C" of paired-rounds."""
+        """Returns the letters of a unit of patience.
+
+        round_: "R" or "C", the round in hand of paired-rounds.
+        """
         return round_ if self.has_rounds else self.sequence
 
 
 def scoring_position(pattern: str) -> int:
-    """Position within `pattern` whose accuracy judges it: the last C, or the last of a pattern without C."""
+    """Returns the position in `pattern` whose accuracy is the unit's: the last C, or the last without a C.
+
+    1 for RC, 0 for CR, 1 for CCR, 2 for RRR.
+    """
     return pattern.rindex(Phase.FULL) if Phase.FULL in pattern else len(pattern) - 1
 
 
 @dataclass(frozen=True)
 class ScheduleState:
-    """Plain data.
+    """Holds where a run stands, as plain data.
 
-    epoch: epochs finished. stage: the one in hand, from 1; begun: its levels are set; final: it is the last. round:
-    "R" or "C", of paired-rounds. position: epochs of the unit in hand that are done. unit_accuracy: the judged accuracy
-    of that unit. best, best_epoch, wait: of the stage's or round's patience, which starts at minus infinity. run_best,
-    run_best_epoch: of the whole run, its start (epoch 0) included. ended: why the run ended, or empty.
+    epoch: epochs finished. stage: the one in hand, from 1. begun: whether its levels are set. final: whether
+    it is the last. round: "R" or "C", of paired-rounds. position: epochs of the unit in hand that are done.
+    unit_accuracy: the accuracy at the unit's scoring position, once that is reached. best, best_epoch, wait:
+    the best unit of the stage or round, and the units since; best starts at minus infinity. run_best,
+    run_best_epoch: of the whole run, its start (epoch 0) included. ended: why the run has ended, or empty.
     """
 
     run_best: float
@@ -97,38 +118,42 @@ class ScheduleState:
     ended: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; minus infinity as null."""
+        """Returns plain data for JSON, with minus infinity as null."""
         return {key: None if value == NEVER else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ScheduleState:
-        """The inverse of `as_dict`. Raises TypeError for other keys and values of other types, ValueError for counts below 0."""
+        """Returns the state that `as_dict` gave.
+
+        Raises TypeError for other keys and types, ValueError for counts below 0.
+        """
         values: dict[str, Any] = {key: NEVER if value is None else value for key, value in data.items()}
         state = cls(**values)
         for field in fields(cls):
             kind = type(getattr(state, field.name)).__name__
             if kind != field.type and (kind, field.type) != ("int", "float"):
                 raise TypeError(f"{field.name} is a {kind}")
-        if (
-            min(
-                state.epoch,
-                state.stage - 1,
-                state.position,
-                state.best_epoch,
-                state.wait,
-                state.run_best_epoch,
-            )
-            < 0
-        ):
+        counts = (
+            state.epoch,
+            state.stage - 1,
+            state.position,
+            state.best_epoch,
+            state.wait,
+            state.run_best_epoch,
+        )
+        if min(counts) < 0:
             raise ValueError("a count below 0")
         return state
 
 
 @dataclass(frozen=True)
 class ScheduleEvent:
-    """What an epoch brought. run_improved: a new best of the run. unit_improved: a new best of the patience, whose
-    training state must be kept. closed: why a round or stage ended by patience, or empty: the best unit's training state
-    is to be restored."""
+    """Says what an epoch brought.
+
+    is_best_of_run: the epoch is a new best of the run. is_best_of_stage: its unit is a new best of the stage
+    or round, whose training state must be kept. stage_end_reason: why a round or stage ended by patience,
+    with which the best unit's training state is to be restored; else empty.
+    """
 
     is_best_of_run: bool
     is_best_of_stage: bool
@@ -136,14 +161,15 @@ class ScheduleEvent:
 
 
 def start(accuracy: float) -> ScheduleState:
-    """The state before the first epoch; `accuracy` is that of the starting weights."""
+    """Returns the state before the first epoch; `accuracy` is that of the starting weights."""
     return ScheduleState(run_best=accuracy)
 
 
 def begin_stage(rule: ScheduleRule, state: ScheduleState, moved: int | None = None) -> ScheduleState:
-    """The stage in hand has its levels. moved: images that a descent step changed; None where levels are not per image.
+    """Returns the state once the stage in hand has its levels.
 
-    A run ends after a stage before which no image moved.
+    moved: how many images a descent step has changed, None where levels are not per image. Where the number
+    of stages is not fixed, the stage before which 0 moved is the last: 1 still goes on.
     """
     final = moved == 0 if rule.stages is None else state.stage >= rule.stages
     return replace(state, begun=True, final=final)
@@ -155,48 +181,48 @@ def next_phase(rule: ScheduleRule, state: ScheduleState) -> Phase | None:
 
 
 def update(rule: ScheduleRule, state: ScheduleState, accuracy: float) -> tuple[ScheduleState, ScheduleEvent]:
-    """The state after an epoch with the monitored `accuracy`; improving means strictly greater.
+    """Returns the state after an epoch with the monitored `accuracy`, and what the epoch brought.
 
-    Raises ValueError if the stage has not begun or the run has ended.
+    Improving is strictly greater: after 0.6 another 0.6 counts towards patience. With patience P, unit P
+    without improvement ends the round or stage, unit P - 1 does not. The run's bound is looked at last, so
+    that both may happen at once. Raises ValueError if the stage has not begun or the run has ended.
     """
     if not state.begun or state.ended:
         raise ValueError("no epoch is due: " + (state.ended or f"stage {state.stage} has not begun"))
     pattern = rule.pattern(state.round)
     epoch = state.epoch + 1
-    run_improved = accuracy > state.run_best
-    if run_improved:
+    is_best_of_run = accuracy > state.run_best
+    if is_best_of_run:
         state = replace(state, run_best=accuracy, run_best_epoch=epoch)
     if state.position == scoring_position(pattern):
         state = replace(state, unit_accuracy=accuracy)
-    unit_improved = False
+    is_best_of_stage = False
     position = state.position + 1
     if position == len(pattern):
         position = 0
-        unit_improved = state.unit_accuracy > state.best
-        if unit_improved:
+        is_best_of_stage = state.unit_accuracy > state.best
+        if is_best_of_stage:
             state = replace(state, best=state.unit_accuracy, best_epoch=epoch, wait=0)
         else:
             state = replace(state, wait=state.wait + 1)
         state = replace(state, unit_accuracy=NEVER)
     state = replace(state, epoch=epoch, position=position)
-    closed = ""
+    reason = ""
     if rule.patience is not None and state.wait >= rule.patience:
         unit = "epoch" if len(pattern) == 1 else f"{pattern} repetition"
-        closed = (
+        reason = (
             f"patience: {state.wait} {unit}{'s' if state.wait > 1 else ''} did not exceed {state.best:.4f} "
             f"of epoch {state.best_epoch}"
         )
-        state = _after_stage_end(rule, state, closed)
+        state = _after_stage_end(rule, state, reason)
     if not state.ended and epoch >= rule.max_epochs:
-        state = replace(
-            state,
-            ended=f"the set number of {epoch} epochs" if rule.patience is None else f"--max-epochs {epoch}",
-        )
-    return state, ScheduleEvent(run_improved, unit_improved, closed)
+        bound = f"the set number of {epoch} epochs" if rule.patience is None else f"--max-epochs {epoch}"
+        state = replace(state, ended=bound)
+    return state, ScheduleEvent(is_best_of_run, is_best_of_stage, reason)
 
 
 def _after_stage_end(rule: ScheduleRule, state: ScheduleState, reason: str) -> ScheduleState:
-    """After a round's or stage's last epoch: the next round, the next stage or the end."""
+    """Returns the state after a round's or stage's last epoch: the next round, the next stage, or ended."""
     if rule.has_rounds and state.round == Phase.REDUCED:
         return replace(state, round=Phase.FULL.value, best=NEVER, best_epoch=0, wait=0)
     if state.final:
@@ -207,9 +233,12 @@ def _after_stage_end(rule: ScheduleRule, state: ScheduleState, reason: str) -> S
 
 
 def longest_run(rule: ScheduleRule) -> Iterator[tuple[int, int, Phase]]:
-    """Yields (epoch, stage, phase) of the run in which every unit improves until only as many epochs are left as the later
-    rounds and stages need at the least: the longest that still visits them all. Adaptive runs have at most as many
-    stages as `rule.stages` says; None counts as one."""
+    """Yields (epoch, stage, phase) of the longest run that still visits every round and stage.
+
+    In it every unit improves until only as many epochs are left as the later rounds and stages need at the
+    least: with paired-rounds, patience 2, at most 30 epochs and 3 stages 15 R and 3 C, then twice 3 R and 3
+    C. A number of stages that is not fixed counts as one.
+    """
     epoch = 0
     parts = [
         (stage, rule.pattern(phase))

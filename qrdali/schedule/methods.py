@@ -1,4 +1,14 @@
-"""The training methods: what each asks of the scheduler, and the levels of its R epochs."""
+"""Gives each training method its rule for the scheduler, and the levels of its R epochs.
+
+| method | sequence | ends by | stages | level of an R epoch |
+|---|---|---|---|---|
+| shared | C | `epochs` | 1 | |
+| baseline | C | patience, or `match_steps` | 1 | |
+| fixed | as set | patience | 1 | that of `quality` |
+| linear | as set | patience | n - 1 | 1 … n - 1, or n - 1 … 1 with direction up |
+| random | as set | patience | 1 | drawn per image and epoch, from `high` to `low` |
+| adaptive | as set | patience | until no image moves | each image's own (`training.level_stages`) |
+"""
 
 from __future__ import annotations
 
@@ -14,15 +24,14 @@ from qrdali.reduction.levels import (
     reduced_split_levels,
 )
 from qrdali.reduction.neighbors import DescentRule
-from qrdali.reduction.quality import REDUCTIONS, level_of, num_levels_of
+from qrdali.reduction.quality import REDUCTIONS, level_of
 from qrdali.runs.settings import Settings
 from qrdali.schedule.epoch_schedule import NAMED_PATTERNS, Phase, ScheduleRule
 
 
 def check_settings(settings: Settings) -> None:
     """Raises InputError for settings that are right one by one and wrong together."""
-    rule = schedule_rule_of(settings)
-    num_levels = num_levels_of(settings.step)
+    rule, num_levels = schedule_rule_of(settings), settings.num_levels
     if settings.init and settings.pretrained:
         raise InputError("--init and --pretrained both say where the weights come from: give one of them")
     require_known_optimizer(settings.optimizer)
@@ -57,7 +66,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def require_known_optimizer(name: str) -> None:
-    """Raises InputError for a name that is none of timm's, naming those that are near."""
+    """Raises InputError for an optimizer that timm does not have, with the names that are near."""
     from timm.optim import get_optimizer_class, list_optimizers
 
     try:
@@ -71,7 +80,11 @@ def require_known_optimizer(name: str) -> None:
 
 
 def schedule_rule_of(settings: Settings) -> ScheduleRule:
-    """`shared` trains a set number of C epochs, a matched baseline a set number of steps, the others until patience ends them."""
+    """Returns the rule of a run's epochs.
+
+    `shared` trains a set number of C epochs and a matched baseline a set number of optimizer steps, which the
+    trainer counts; the others train until patience ends them.
+    """
     if settings.method == "shared":
         return ScheduleRule(Phase.FULL.value, None, settings.epochs)
     if settings.match_steps:
@@ -81,20 +94,23 @@ def schedule_rule_of(settings: Settings) -> ScheduleRule:
         if settings.method == "baseline"
         else NAMED_PATTERNS.get(settings.sequence, settings.sequence)
     )
-    stages = {"linear": num_levels_of(settings.step) - 1, "adaptive": None}.get(settings.method, 1)
+    stages = {"linear": settings.num_levels - 1, "adaptive": None}.get(settings.method, 1)
     return ScheduleRule(sequence, settings.patience, settings.max_epochs, stages)
 
 
-def stage_level(settings: Settings, stage: int) -> int:
-    """The level of `linear` in a stage: down from 1, or up from the lowest."""
-    return stage if settings.direction == "down" else num_levels_of(settings.step) - stage
+def stage_level(direction: str, num_levels: int, stage: int) -> int:
+    """Returns the level of `linear` in a stage from 1.
+
+    Of step 0.25: 1, 2, 3 with direction "down", 3, 2, 1 with "up".
+    """
+    return stage if direction == "down" else num_levels - stage
 
 
 def reduced_levels(settings: Settings, stage: int, epoch: int) -> Levels:
-    """The levels of an R epoch of any method but adaptive, whose levels are its images' own."""
-    dimensions, num_levels = REDUCTIONS[settings.reduction], num_levels_of(settings.step)
+    """Returns the levels of an R epoch of any method but adaptive, whose levels are its images' own."""
+    dimensions, num_levels = REDUCTIONS[settings.reduction], settings.num_levels
     if settings.method == "linear":
-        return constant_levels(dimensions, stage_level(settings, stage))
+        return constant_levels(dimensions, stage_level(settings.direction, num_levels, stage))
     if settings.method == "random":
         return RandomLevels(
             dimensions,
@@ -109,6 +125,5 @@ def reduced_levels(settings: Settings, stage: int, epoch: int) -> Levels:
 
 
 def descent_rule_of(settings: Settings) -> DescentRule:
-    return DescentRule(
-        REDUCTIONS[settings.reduction], num_levels_of(settings.step), settings.windows, settings.prefer
-    )
+    """Returns what may move in a run's descent steps, and how a neighbour is chosen."""
+    return DescentRule(REDUCTIONS[settings.reduction], settings.num_levels, settings.windows, settings.prefer)

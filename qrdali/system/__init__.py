@@ -1,1 +1,1 @@
-"""The machine: device, precision, deterministic algorithms, versions, energy, limits, and trials in subprocesses."""
+"""The machine: device, precision, deterministic algorithms, versions, energy, limits, subprocesses."""

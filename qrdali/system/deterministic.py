@@ -1,6 +1,7 @@
-"""Deterministic algorithms: on the same GPU the same bits each time, at the price of speed, and of networks for which torch has none.
+"""Switches torch's deterministic algorithms on and off: the same bits each time on the same GPU.
 
-The only file that sets them, for as long as a command or a training lasts: a process that trains several runs is left as it was found.
+The price is speed, and networks for which torch has none. Only this file sets the switches, for as long as a
+command or a training lasts: a process that trains several runs is left as it was.
 """
 
 from __future__ import annotations
@@ -19,19 +20,18 @@ from qrdali.errors import InputError, RunError, printable
 from qrdali.system.device import autocast_for
 
 VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
-GOOD = (
-    ":4096:8",
-    ":16:8",
-)  # those with which NVIDIA says that cuBLAS repeats its bits; the first is the faster
+# The values with which, by NVIDIA's documentation, cuBLAS repeats its bits; the first is the faster.
+GOOD = (":4096:8", ":16:8")
 _REFUSED = re.compile(r"(\S+) does not have a deterministic implementation")
 
 
 @contextmanager
 def deterministic(wanted: bool, device: str = "auto") -> Iterator[None]:
-    """Within, if `wanted`, torch takes deterministic algorithms or refuses; afterwards all is as it was. TF32 and --amp stay as they are.
+    """Makes torch, if `wanted`, use deterministic algorithms or refuse, within the block.
 
-    device: as --device. To be entered before CUDA is used. Raises InputError for an environment with which cuBLAS does not repeat itself,
-    RunError for an operation within that has no deterministic form.
+    Afterwards its switches are as before. TF32 and --amp stay as they are. device: the value of --device. The
+    block must be entered before CUDA is used. Raises InputError for an environment with which cuBLAS does not
+    repeat itself, RunError for an operation in the block that has no deterministic form.
     """
     if not wanted:
         yield
@@ -49,9 +49,8 @@ def deterministic(wanted: bool, device: str = "auto") -> Iterator[None]:
         try:
             torch.use_deterministic_algorithms(True)
             cudnn.deterministic, cudnn.benchmark = True, False
-            memory.fill_uninitialized_memory = (
-                True  # what is read before it is written becomes NaN, which ends a run, and not chance
-            )
+            # What is read before it is written becomes NaN, which ends a run, instead of chance.
+            memory.fill_uninitialized_memory = True
             yield
         except RuntimeError as error:
             if refused := _refused(error):
@@ -64,8 +63,11 @@ def deterministic(wanted: bool, device: str = "auto") -> Iterator[None]:
 
 @contextmanager
 def cublas_workspace(device: str) -> Iterator[None]:
-    """Within, cuBLAS repeats its results: it reads an environment variable when CUDA begins, which is therefore set before. device: as
-    --device. Raises InputError if it has another value, or CUDA has begun without."""
+    """Makes cuBLAS repeat its results, within the block, by an environment variable.
+
+    cuBLAS reads it when CUDA is initialised, so it must be set before. device: the value of --device. Raises
+    InputError if the variable has another value, or if CUDA was initialised without it.
+    """
     value = os.environ.get(VARIABLE)
     if device == "cpu" or value in GOOD:
         yield
@@ -73,28 +75,32 @@ def cublas_workspace(device: str) -> Iterator[None]:
     if value is not None:
         if torch.cuda.is_available():
             raise InputError(
-                f"{VARIABLE} is {printable(value)!r}, with which cuBLAS does not repeat its results: unset it, give "
-                f"{' or '.join(GOOD)}, or --no-deterministic"
+                f"{VARIABLE} is {printable(value)!r}, with which cuBLAS does not repeat its results: unset "
+                f"it, give {' or '.join(GOOD)}, or --no-deterministic"
             )
         yield
         return
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise InputError(
-            f"CUDA has begun in this process without {VARIABLE}: set it to {GOOD[0]} before, or give --no-deterministic"
+            f"CUDA has begun in this process without {VARIABLE}: set it to {GOOD[0]} before, or give "
+            "--no-deterministic"
         )
     os.environ[VARIABLE] = GOOD[0]
     try:
         yield
     finally:
-        if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # else it tells what CUDA has begun with
+        # Once CUDA is initialised the variable stays: it shows with which value that was.
+        if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             del os.environ[VARIABLE]
 
 
 def require_deterministic_model(
     model: nn.Module, input_size: int, classes: int, amp: str, device: torch.device
 ) -> None:
-    """Raises RunError, naming the operation, if a training step of `model`, which stays as it is, needs one that has no deterministic
-    form. Whatever else a step may fail of is left to the first."""
+    """Raises RunError if a training step of `model` needs an operation without a deterministic form.
+
+    `model` is not changed. Whatever else may make a step fail is left to the first one of the training.
+    """
     autocast, _ = autocast_for(amp, device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         trial = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -111,12 +117,11 @@ def require_deterministic_model(
 
 
 def _refused(error: Exception) -> RunError | None:
-    found = None if isinstance(error, RunError) else _REFUSED.search(str(error))
-    return (
-        RunError(
-            f"{printable(found[1])[:100]} has no deterministic form on this device: give --no-deterministic, or choose another "
-            "--model"
-        )
-        if found
-        else None
+    """Returns the RunError for a torch error about an operation without a deterministic form, or None."""
+    match = None if isinstance(error, RunError) else _REFUSED.search(str(error))
+    if match is None:
+        return None
+    return RunError(
+        f"{printable(match[1])[:100]} has no deterministic form on this device: give --no-deterministic, or "
+        "choose another --model"
     )

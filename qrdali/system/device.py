@@ -1,4 +1,4 @@
-"""The device that trains, and the precision of its forward pass."""
+"""Resolves the device that trains, the precision of its forward pass, and batch sizes that suit it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from qrdali.errors import RunError
 
 
 def resolve_device(choice: str) -> torch.device:
-    """Raises RunError if a GPU was asked for and there is none."""
+    """Returns the device for --device auto, cpu or cuda.
+
+    Raises RunError for cuda where there is no usable GPU.
+    """
     if choice == "cuda" and not torch.cuda.is_available():
         raise RunError(
-            "--device cuda: no usable GPU; check nvidia-smi and the driver (in a container: --gpus all), or use --device auto"
+            "--device cuda: no usable GPU; check nvidia-smi and the driver (in a container: --gpus all), or "
+            "use --device auto"
         )
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if choice != "cpu" and torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    if choice != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def autocast_for(amp: str, device: torch.device) -> tuple[Callable[[], AbstractContextManager[object]], bool]:
-    """(context of the forward pass, whether gradients need scaling). "auto": bf16 on GPUs that have it, fp16 on others,
-    off on CPUs, where its gain depends on the processor and the results with it."""
+    """Returns (context manager for the forward pass, whether gradients need scaling) for --amp.
+
+    "auto" is bf16 on GPUs that have it, fp16 on others, and off on CPUs, where both its gain and its results
+    depend on the processor.
+    """
     if amp == "auto":
         amp = "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if amp == "off":
@@ -35,6 +40,9 @@ def autocast_for(amp: str, device: torch.device) -> tuple[Callable[[], AbstractC
 
 
 def probe_batch_size(device: torch.device, batch_size: int) -> int:
-    """Candidates per forward pass: many on a GPU; on a CPU few, whose activations stay in its caches (SqueezeNet at 224 px
-    took a third less time at 16 than at 64)."""
+    """Returns the candidates per forward pass of a probe: many on a GPU, few on a CPU.
+
+    On a CPU the activations then stay in its caches: SqueezeNet at 224 px took a third less time at 16 than
+    at 64.
+    """
     return 2 * batch_size if device.type == "cuda" else 16

@@ -1,4 +1,7 @@
-"""What the facts of a machine mean for training on it, and what to do about it. Pure: who gathers the facts stands elsewhere."""
+"""Judges the facts of a machine for training on it, and advises.
+
+Pure: `pipelines.survey` and `machine` gather the facts.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,21 @@ State = Literal["ok", "warning", "problem"]
 OLDEST_PYTHON = (3, 10)
 # The oldest driver per major version of CUDA: NVIDIA's table of minor version compatibility.
 DRIVERS: dict[int, tuple[int, ...]] = {11: (450,), 12: (525,), 13: (580,)}
-CODEC_DRIVERS: dict[int, tuple[int, ...]] = {
-    12: (530, 30)
-}  # nvImageCodec's documentation asks for more than CUDA 12 does
-LITTLE_SHARED, LITTLE_MEMORY, LITTLE_DISK, NO_DISK = 64 << 20, 2 << 30, 1 << 30, 10 << 20  # bytes
+# nvImageCodec's documentation asks for more than CUDA 12 does.
+CODEC_DRIVERS: dict[int, tuple[int, ...]] = {12: (530, 30)}
+# Bytes: of shared memory, memory and free disk below which to warn, and of disk below which no run fits.
+LITTLE_SHARED, LITTLE_MEMORY, LITTLE_DISK, NO_DISK = 64 << 20, 2 << 30, 1 << 30, 10 << 20
 
 _AGAIN = "install it again, in the version of constraints.txt"
-_CHECK = "check nvidia-smi and the driver on the host; a container needs --gpus all and the NVIDIA Container Toolkit"
+_CHECK = (
+    "check nvidia-smi and the driver on the host; a container needs --gpus all and the NVIDIA Container "
+    "Toolkit"
+)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """name and value: what was looked at and what it is. advice: what to do, empty where nothing is to be done."""
+    """One finding: what was examined, its value and state, and advice, "" where nothing is to be done."""
 
     name: str
     value: str
@@ -38,9 +44,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """python: version. parts: what `pipelines.survey` found of driver, torch, gpus, torchvision, timm, dali and codec. visible: the
-    variable CUDA_VISIBLE_DEVICES. decoding: for "cpu", "gpu" and "region" why it fails, None where it works; absent: not tried. run: the
-    folder that `disk` is of."""
+    """What is known of a machine.
+
+    python: its version. parts: what `pipelines.survey` found of driver, torch, gpus, torchvision, timm, dali
+    and codec. visible: the variable CUDA_VISIBLE_DEVICES. decoding: for "cpu", "gpu" and "region" why it
+    fails, None where it works; absent if it was not tried. run: the folder that `disk` describes.
+    """
 
     python: tuple[int, int, int]
     parts: Mapping[str, Mapping[str, Any]]
@@ -54,7 +63,7 @@ class Facts:
 
 
 def examine(facts: Facts) -> list[Finding]:
-    """Every finding, in the order in which they are to be read."""
+    """Returns every finding, in the order in which they are to be read."""
     return [
         _python(facts.python),
         *_packages(facts.parts),
@@ -69,7 +78,7 @@ def examine(facts: Facts) -> list[Finding]:
 
 
 def verdict(findings: list[Finding]) -> State:
-    """The worst state."""
+    """Returns the worst state of the findings."""
     return max((finding.state for finding in findings), key=(OK, WARNING, PROBLEM).index, default=OK)
 
 
@@ -108,7 +117,10 @@ def _packages(parts: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
 
 
 def _drivers(parts: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """The driver against what each package needs. One that is too old is a warning: the CPU is there."""
+    """Compares the driver with what each package needs.
+
+    One that is too old is a warning: the CPU still trains.
+    """
     driver = parts["driver"]
     if "error" in driver:
         return [
@@ -126,14 +138,18 @@ def _drivers(parts: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
                 "driver",
                 driver["version"],
                 WARNING,
-                f"{'; '.join(lacking)}: update the driver, or install packages built for the CUDA it has (torch's CUDA 12 builds)",
+                f"{'; '.join(lacking)}: update the driver, or install packages built for the CUDA it has "
+                "(torch's CUDA 12 builds)",
             )
         ]
     return [Finding("driver", driver["version"])]
 
 
 def needs(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
-    """The oldest driver of each package that says which CUDA it is built for; a CUDA newer than this table asks for nothing."""
+    """Returns the oldest driver that each package works with, by package and CUDA.
+
+    Only packages that name their CUDA have one; a CUDA that is newer than the table needs nothing.
+    """
     found: dict[str, tuple[int, ...]] = {}
     if (cuda := parts["torch"].get("cuda")) and (least := DRIVERS.get(_numbers(cuda)[0])):
         found[f"torch for CUDA {cuda}"] = least
@@ -150,19 +166,20 @@ def _gpus(facts: Facts) -> list[Finding]:
     seen, driver, torch = facts.parts["gpus"], facts.parts["driver"], facts.parts["torch"]
     if "error" in seen:
         if "error" in torch:
-            return []  # that says it
+            return []  # torch's own finding says it
         return [
             Finding(
                 "GPU",
                 f"torch cannot look: {seen['error']}",
                 PROBLEM,
-                "train with CUDA_VISIBLE_DEVICES= set to nothing, which hides the GPUs; restart the machine or its driver",
+                "train with CUDA_VISIBLE_DEVICES= set to nothing, which hides the GPUs; restart the machine "
+                "or its driver",
             )
         ]
     if seen["available"]:
         return [_gpu(i, gpu, torch, driver) for i, gpu in enumerate(seen["gpus"])]
-    there = driver.get("gpus", [])
-    if not there:
+    cards = driver.get("gpus", [])
+    if not cards:
         return [
             Finding(
                 "GPU",
@@ -173,10 +190,10 @@ def _gpus(facts: Facts) -> list[Finding]:
                 else "training uses the CPU: see the driver",
             )
         ]
-    value = f"torch sees none of {len(there)} ({there[0]['name']}): {seen['why']}"
+    value = f"torch sees none of {len(cards)} ({cards[0]['name']}): {seen['why']}"
     if facts.visible is not None:
         advice = f"CUDA_VISIBLE_DEVICES is {facts.visible!r}: unset it, or give the number of a GPU"
-    elif any(gpu["mig"] == "on" for gpu in there):
+    elif any(gpu["mig"] == "on" for gpu in cards):
         advice = "MIG is on: make an instance (nvidia-smi mig -cgi … -C), or turn MIG off"
     elif not torch.get("cuda"):
         advice = "install torch's CUDA build"
@@ -232,23 +249,24 @@ def _decoding(facts: Facts) -> list[Finding]:
                 "GPU regions",
                 f"fail: {tried['region']}",
                 WARNING,
-                "nothing to do: the loader decodes whole images and cuts; another nvImageCodec or DALI may decode regions, which is faster",
+                "nothing to do: the loader decodes whole images and cuts; another nvImageCodec or DALI may "
+                "decode regions, which is faster",
             )
         )
     return found
 
 
-def _processors(found: Processors) -> Finding:
-    value = f"{found.usable} of {found.machine}"
-    if found.quota is not None and found.quota < found.affinity:
+def _processors(processors: Processors) -> Finding:
+    value = f"{processors.usable} of {processors.machine}"
+    if processors.quota is not None and processors.quota < processors.affinity:
         return Finding(
             "CPU threads",
-            f"{value}: this container may use the time of {found.quota:g}",
+            f"{value}: this container may use the time of {processors.quota:g}",
             WARNING,
-            f"qrdali decodes with {found.usable}; set OMP_NUM_THREADS={found.usable}, for torch counts processors, "
-            "or give the container more (--cpus)",
+            f"qrdali decodes with {processors.usable}; set OMP_NUM_THREADS={processors.usable}, for torch "
+            "counts processors, or give the container more (--cpus)",
         )
-    if found.usable == 1:
+    if processors.usable == 1:
         return Finding(
             "CPU threads",
             value,
@@ -258,14 +276,12 @@ def _processors(found: Processors) -> Finding:
     return Finding("CPU threads", value)
 
 
-def _memory(found: Memory) -> Finding:
-    most = found.machine if found.limit is None else found.limit
-    value = (
-        _size(most)
-        if found.limit is None
-        else f"{_size(most)} is this container's limit, of {_size(found.machine)}"
-    )
-    if most < LITTLE_MEMORY:
+def _memory(memory: Memory) -> Finding:
+    usable = memory.machine if memory.limit is None else memory.limit
+    value = _size(usable)
+    if memory.limit is not None:
+        value += f" is this container's limit, of {_size(memory.machine)}"
+    if usable < LITTLE_MEMORY:
         return Finding(
             "memory",
             value,
@@ -275,49 +291,49 @@ def _memory(found: Memory) -> Finding:
     return Finding("memory", value)
 
 
-def _shared(found: Space | None) -> Finding:
-    if found is not None and found.total > LITTLE_SHARED:
-        return Finding("shared memory", f"{_size(found.free)} free of {_size(found.total)}")
+def _shared(space: Space | None) -> Finding:
+    if space is not None and space.total > LITTLE_SHARED:
+        return Finding("shared memory", f"{_size(space.free)} free of {_size(space.total)}")
     return Finding(
         "shared memory",
-        "there is no /dev/shm" if found is None else f"{_size(found.total)} in /dev/shm",
+        "there is no /dev/shm" if space is None else f"{_size(space.total)} in /dev/shm",
         WARNING,
-        "enough for one process; several GPUs exchange gradients through it, and `qrdali bench loader` images: "
-        "start the container with --ipc=host or --shm-size=8g",
+        "enough for one process; several GPUs exchange gradients through it, and `qrdali bench loader` "
+        "images: start the container with --ipc=host or --shm-size=8g",
     )
 
 
-def _disk(run: str, found: Space) -> Finding:
-    value = f"{_size(found.free)} free of {_size(found.total)} in {run}"
-    if found.problem is not None:
+def _disk(run: str, space: Space) -> Finding:
+    value = f"{_size(space.free)} free of {_size(space.total)} in {run}"
+    if space.problem is not None:
         return Finding(
             "run folder",
-            f"{run} cannot be written: {found.problem}",
+            f"{run} cannot be written: {space.problem}",
             PROBLEM,
             "choose another folder; in a container mount a volume that its user may write (-v, --user)",
         )
-    if found.free < NO_DISK:
+    if space.free < NO_DISK:
         return Finding(
             "run folder", value, PROBLEM, "a run needs room for two copies of its weights: free some"
         )
-    if found.free < LITTLE_DISK:
+    if space.free < LITTLE_DISK:
         return Finding("run folder", value, WARNING, "a run of a large network does not fit: free some")
     return Finding("run folder", value)
 
 
 def _cuda_of(package: Mapping[str, Any]) -> int | None:
-    """The major version of CUDA in the name of DALI's and nvImageCodec's distributions: -cuda120, -cu12."""
+    """Returns the major version of CUDA in the name of a distribution, such as -cuda120 or -cu12, or None."""
     found = re.search(r"-cu(?:da)?(\d\d)", package.get("distribution", ""))
     return int(found[1]) if found else None
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """535.183.01 as (535, 183, 1); (0,) where nothing is a number."""
+    """Returns 535.183.01 as (535, 183, 1); (0,) where nothing is a number."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:4]) or (0,)
 
 
 def _size(count: int) -> str:
-    """Bytes for reading."""
+    """Returns a number of bytes as people read it, such as 7.5 GiB."""
     for unit, size in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20)):
         if count >= size:
             return f"{count / size:.{0 if count >= 10 * size else 1}f} {unit}"

@@ -1,4 +1,4 @@
-"""Memory and energy of training, where the machine tells them."""
+"""Measures the memory and energy of training, where the machine has counters of them."""
 
 from __future__ import annotations
 
@@ -12,34 +12,37 @@ from typing import Any
 
 import torch
 
-from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
+from qrdali.distributed import ProcessGroup
 
 POWERCAP = Path("/sys/class/powercap")
-_POLL_SECONDS = (
-    30.0  # a RAPL counter begins again after 10 minutes at the earliest: it must be read more often than that
-)
+# A RAPL counter wraps around after 10 minutes at the earliest: it must be read more often than that.
+_POLL_SECONDS = 30.0
 
 
-def peak_memory(device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> dict[str, Any]:
-    """peak_memory_mb in 10^6 bytes, and memory_of, what it is of; of the rank that needs most.
+def all_reduce_peak_memory(device: torch.device, group: ProcessGroup) -> dict[str, Any]:
+    """Returns `peak_memory` of the rank that needs most. Collective."""
+    peaks = group.all_gather_object(peak_memory(device))
+    highest: dict[str, Any] = max(peaks, key=lambda peak: peak["peak_memory_mb"])
+    return highest
 
-    "gpu": memory of the device in use now, by every process and DALI too, or the most that torch has reserved since `forget_memory` if
-    that is more. "process": the most that this process has had resident since then.
+
+def peak_memory(device: torch.device) -> dict[str, Any]:
+    """Returns peak_memory_mb, in 10^6 bytes, and memory_of, what was measured.
+
+    "gpu": memory of the device in use now, by every process and by DALI too, or the most that torch has
+    reserved since `reset_peak_memory` if that is more. "process": the most that this process has had resident
+    since then.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        used, of = max(total - free, torch.cuda.max_memory_reserved(device)), "gpu"
+        used, measured = max(total - free, torch.cuda.max_memory_reserved(device)), "gpu"
     else:
-        used, of = _resident_peak(), "process"
-    found: dict[str, Any] = max(
-        group.all_gather_object({"peak_memory_mb": round(used / 1e6, 1), "memory_of": of}),
-        key=lambda peak: peak["peak_memory_mb"],
-    )
-    return found
+        used, measured = _resident_peak(), "process"
+    return {"peak_memory_mb": round(used / 1e6, 1), "memory_of": measured}
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Gives back what earlier work of this process keeps for later, and begins the peaks anew: they are the next run's own."""
+    """Frees what earlier work of this process has cached, and resets the peaks for the next run."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -49,7 +52,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def _resident_peak() -> int:
-    """Bytes."""
+    """Returns the most bytes that this process has had resident."""
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
             if line.startswith("VmHWM:"):
@@ -58,9 +61,10 @@ def _resident_peak() -> int:
 
 
 class EnergyMeter:
-    """Joules used by the training device since `begin`: of a GPU by NVML's counter, of a CPU by RAPL's counters of its packages.
+    """Counts the joules that the training device has used since `begin`.
 
-    They count all that the device does, for other processes too. Where no counter can be read there is no figure.
+    A GPU has NVML's counter, a CPU RAPL's counters of its packages. They count all that the device does, for
+    other processes too. Where a counter cannot be read there is no figure.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -71,31 +75,40 @@ class EnergyMeter:
 
     def begin(self, before: float | None = 0.0) -> None:
         """Starts to count from `before` joules; None, unknown, stays unknown."""
-        self._take()
+        self._take_joules()
         self._used = before if self._counters else None
 
     def poll(self) -> None:
-        """To be called now and then, at least every few minutes: counters that begin again are followed only where they are read."""
+        """Reads the counters if that is due.
+
+        To be called at least every few minutes, because they wrap around.
+        """
         if time.monotonic() - self._polled >= _POLL_SECONDS:
             self.used()
 
     def used(self) -> float | None:
-        """Joules since `begin`, or None."""
-        more = self._take()
+        """Returns the joules since `begin`, or None."""
+        more = self._take_joules()
         if self._used is not None:
             self._used = None if more is None else self._used + more
         return self._used
 
-    def all_ranks(self, key: str, group: ProcessGroup) -> dict[str, float]:
-        """{key: joules} of all GPUs, or of the processors of all hosts; nothing if any has no figure."""
+    def all_reduce_joules(self, key: str, group: ProcessGroup) -> dict[str, float]:
+        """Returns {key: joules} of all GPUs, or of the processors of all hosts; {} if any has no figure.
+
+        Collective.
+        """
         used = self.used()
         if self._cpu and group.local_rank:
             used = 0.0  # counted by the first rank of this host
-        found = group.all_gather_object(used)
-        return {} if None in found else {key: round(sum(found), 2)}
+        by_rank = group.all_gather_object(used)
+        return {} if None in by_rank else {key: round(sum(by_rank), 2)}
 
-    def _take(self) -> float | None:
-        """Joules since the last call. A counter that cannot be read any more ends the count for good."""
+    def _take_joules(self) -> float | None:
+        """Returns the joules since the last call.
+
+        A counter that cannot be read any more ends the count for good.
+        """
         self._polled = time.monotonic()
         try:
             return sum(counter() for counter in self._counters)
@@ -105,34 +118,38 @@ class EnergyMeter:
 
 
 class _Unreadable(Exception):
-    """A counter does not answer with a number."""
+    """A counter cannot be read as a number."""
 
 
 def _rapl(folder: Path) -> list[Callable[[], float]]:
-    """A counter of each package (socket), or none if any cannot be read: half of a machine would be no figure."""
-    found = []
-    for zone in sorted(
-        folder.glob("intel-rapl:*")
-    ):  # so called on AMD's processors too; cores and memory are zones of their own
+    """Returns a counter for each package (socket); [] unless every package is readable."""
+    counters = []
+    # The folder is called so on AMD's processors too. Cores and memory are zones of their own, parts of the
+    # packages.
+    for zone in sorted(folder.glob("intel-rapl:*")):
         try:
             if (zone / "name").read_text("utf-8", "replace").startswith("package"):
                 limit = _number(zone / "max_energy_range_uj")
-                found.append(_wrapping(zone / "energy_uj", limit))
+                counters.append(_wrapping_counter(zone / "energy_uj", limit))
         except (OSError, _Unreadable):
             return []
-    return found
+    return counters
 
 
-def _wrapping(file: Path, limit: int) -> Callable[[], float]:
+def _wrapping_counter(file: Path, limit: int) -> Callable[[], float]:
+    """Returns a function that returns the joules since its last call.
+
+    The file counts microjoules up to `limit`.
+    """
     last = _number(file)
 
-    def more() -> float:
+    def joules_since_last_call() -> float:
         nonlocal last
         now = _number(file)
-        passed, last = now - last + (limit if now < last else 0), now
-        return passed / 1e6
+        microjoules, last = now - last + (limit if now < last else 0), now
+        return microjoules / 1e6
 
-    return more
+    return joules_since_last_call
 
 
 def _number(file: Path) -> int:
@@ -143,7 +160,7 @@ def _number(file: Path) -> int:
 
 
 def _in_parts(pynvml: Any, handle: Any) -> bool:
-    """Whether a GPU is divided (MIG)."""
+    """Whether a GPU is divided into instances (MIG)."""
     try:
         return bool(pynvml.nvmlDeviceGetMigMode(handle)[0])
     except pynvml.NVMLError:  # most GPUs cannot be
@@ -151,7 +168,10 @@ def _in_parts(pynvml: Any, handle: Any) -> bool:
 
 
 def _nvml(device: torch.device) -> list[Callable[[], float]]:
-    """The counter of the whole GPU, found by its UUID: numbers depend on CUDA_VISIBLE_DEVICES. None for a part of a GPU (MIG)."""
+    """Returns the counter of the whole GPU; [] without one, and for a part of a GPU (MIG).
+
+    The GPU is found by its UUID, because numbers depend on CUDA_VISIBLE_DEVICES.
+    """
     import pynvml
 
     def joules() -> float:
@@ -167,19 +187,15 @@ def _nvml(device: torch.device) -> list[Callable[[], float]]:
         if _in_parts(pynvml, handle):
             return []  # the counter is the whole GPU's, other tenants' included
         last = joules()
-    except (
-        pynvml.NVMLError,
-        AttributeError,
-        _Unreadable,
-    ):  # no library, no such GPU or counter, a torch that tells no UUID
-        return []
+    except (pynvml.NVMLError, AttributeError, _Unreadable):
+        return []  # no library, no such GPU or counter, or a torch without UUIDs
 
-    def more() -> float:
+    def joules_since_last_call() -> float:
         nonlocal last
         now = joules()
         if now < last:
-            raise _Unreadable("the driver was loaded anew")
+            raise _Unreadable("the driver was reloaded")
         passed, last = now - last, now
         return passed
 
-    return [more]
+    return [joules_since_last_call]

@@ -1,4 +1,4 @@
-"""Where a run is made: versions, machine and GPU, so that its figures can be told from those of another place."""
+"""Describes where a run is made: versions, machine and GPU."""
 
 from __future__ import annotations
 
@@ -25,8 +25,12 @@ _CODEC = ("nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """qrdali, python, torch, torchvision, timm, dali, numpy, pillow: versions as text, None where not installed; platform, cpu, cores
-    (logical); gpu and driver: names of what `device` is, None on a CPU. Nothing is imported to find out."""
+    """Returns the versions and devices that a run records, so that its figures can be told from others.
+
+    qrdali, python, torch, torchvision, timm, dali, numpy, pillow: versions as text, None where not installed.
+    platform, cpu: text. cores: logical ones. gpu, driver: name of the GPU that `device` is and version of its
+    driver, None on a CPU. Versions are read from the distributions' metadata; nothing is imported for them.
+    """
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "qrdali": __version__,
@@ -41,18 +45,18 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def dali() -> tuple[str, str] | None:
-    """The distribution of DALI that is installed and its version; cuda120 in the former is the CUDA it is built for."""
+    """Returns the installed distribution of DALI, which names its CUDA, and its version; or None."""
     return _installed(_PACKAGES["dali"])
 
 
 def codec() -> tuple[str, str] | None:
-    """The same of nvImageCodec."""
+    """Returns the installed distribution of nvImageCodec and its version, or None."""
     return _installed(_CODEC)
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:
-    found = _installed(distributions)
-    return None if found is None else found[1]
+    installed = _installed(distributions)
+    return None if installed is None else installed[1]
 
 
 def _installed(distributions: tuple[str, ...]) -> tuple[str, str] | None:

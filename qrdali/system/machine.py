@@ -1,4 +1,4 @@
-"""What this process may use of its machine: processors, memory, shared memory and disk, with a container's limits."""
+"""Measures what this process may use of its machine, within a container's limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ ROOT = Path("/")  # where /proc and /sys are
 
 @dataclass(frozen=True)
 class Processors:
-    """Of the machine, of this process' affinity, and the processors' worth of time its control group has (None: no limit)."""
+    """Numbers of logical processors: of the machine, in this process's affinity, and of its control group.
+
+    quota: the group's limit of time, in processors; None without a limit.
+    """
 
     machine: int
     affinity: int
@@ -22,13 +25,13 @@ class Processors:
 
     @property
     def usable(self) -> int:
-        """Threads that can run at once, at least 1."""
+        """How many threads can run at once, at least 1."""
         return self.affinity if self.quota is None else max(1, min(self.affinity, math.ceil(self.quota)))
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: of the machine, and the control group's limit (None: none below the machine's)."""
+    """Bytes of memory: of the machine, and the control group's limit (None: none below the machine's)."""
 
     machine: int
     limit: int | None
@@ -36,7 +39,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Space:
-    """Bytes of a file system. problem: why nothing can be written there, or None."""
+    """Bytes of a file system, in all and free. problem: why nothing can be written there, or None."""
 
     total: int
     free: int
@@ -44,49 +47,53 @@ class Space:
 
 
 def processors(root: Path = ROOT) -> Processors:
-    """Threads of this process: see `Processors`."""
+    """Returns the processors that this process may use."""
     return Processors(os.cpu_count() or 1, len(os.sched_getaffinity(0)), min(_quotas(root), default=None))
 
 
 def memory(root: Path = ROOT) -> Memory:
-    """Memory of this process: see `Memory`."""
+    """Returns the memory that this process may use."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [*_numbers(root, "memory.max", None), *_numbers(root, "memory.limit_in_bytes", "memory")]
     return Memory(total, min((value for value in limits if 0 < value < total), default=None))
 
 
 def shared_memory(root: Path = ROOT) -> Space | None:
-    """Of /dev/shm, None where there is none."""
+    """Returns the space of /dev/shm, None where there is none."""
     try:
-        found = os.statvfs(root / "dev/shm")
+        facts = os.statvfs(root / "dev/shm")
     except OSError:
         return None
-    return Space(found.f_frsize * found.f_blocks, found.f_frsize * found.f_bavail)
+    return Space(facts.f_frsize * facts.f_blocks, facts.f_frsize * facts.f_bavail)
 
 
 def disk(folder: Path) -> Space:
-    """Of the file system on which `folder` is or would be made; a nameless file is written there and gone again."""
-    place = folder.absolute()
+    """Returns the space of the file system on which `folder` is or would be made.
+
+    Whether it can be written is tried with a nameless file, which leaves nothing.
+    """
+    existing = folder.absolute()
     try:
-        while not _there(place):
-            place = place.parent
-        if not place.is_dir():
+        while not _exists(existing):
+            existing = existing.parent
+        if not existing.is_dir():
             return Space(0, 0, "not a folder")
-        found = os.statvfs(place)
-        space = found.f_frsize * found.f_blocks, found.f_frsize * found.f_bavail
+        facts = os.statvfs(existing)
+        space = facts.f_frsize * facts.f_blocks, facts.f_frsize * facts.f_bavail
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a name with a null byte
         return Space(0, 0, _reason(error))
     try:
-        with tempfile.TemporaryFile(dir=place) as file:
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"\0" * 4096)
         return Space(*space)
     except OSError as error:
         return Space(*space, _reason(error))
 
 
-def _there(place: Path) -> bool:
+def _exists(path: Path) -> bool:
+    """Whether something has this name, be it a broken link; other errors are raised."""
     try:
-        os.lstat(place)
+        os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
@@ -97,6 +104,7 @@ def _reason(error: Exception) -> str:
 
 
 def _quotas(root: Path) -> Iterator[float]:
+    """Yields the quotas of processor time, in processors, that bind this process."""
     for file in _files(root, "cpu.max", None):
         quota, _, period = _text(file).partition(" ")
         if quota.isdecimal() and period.isdecimal() and int(period):
@@ -108,6 +116,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _numbers(root: Path, name: str, controller: str | None) -> Iterator[int]:
+    """Yields the numbers in the files that `_files` finds."""
     for file in _files(root, name, controller):
         text = _text(file)
         if text.isdecimal():  # "max": no limit
@@ -115,8 +124,11 @@ def _numbers(root: Path, name: str, controller: str | None) -> Iterator[int]:
 
 
 def _files(root: Path, name: str, controller: str | None) -> Iterator[Path]:
-    """`name` in this process' control group and those it lies in, as far as they can be seen: a container often sees its own as the
-    root. controller: of version 1; None is version 2."""
+    """Yields the files `name` of this process's control group and of those around it, where visible.
+
+    A container often sees its own group as the root. controller: of version 1 of control groups; None for
+    version 2.
+    """
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers.split(",") != [""] if controller is None else controller not in controllers.split(","):

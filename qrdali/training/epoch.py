@@ -4,216 +4,223 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import NamedTuple, NoReturn
 
-import torch
-
-from qrdali.distributed import LaggedMax, ProcessGroup
+from qrdali.distributed import LaggedMax
 from qrdali.errors import Interrupted, OtherRankFailed, RunError
-from qrdali.interfaces import Batch, BatchSource, ProgressListener
+from qrdali.interfaces import Batch, RunContext
 from qrdali.reduction.levels import Levels
-from qrdali.reduction.quality import num_levels_of
 from qrdali.runs import folder as run_folder
-from qrdali.runs.settings import Settings
-from qrdali.schedule import epoch_schedule
 from qrdali.schedule.epoch_plan import EpochPlan
-from qrdali.system.energy import EnergyMeter
+from qrdali.schedule.epoch_schedule import Phase, ScheduleState
 from qrdali.training.epoch_totals import EpochSums, RunTotals
 from qrdali.training.finite_check import FiniteCheck, NotFinite
 from qrdali.training.level_stages import LevelStages
 from qrdali.training.optimizer_step import TrainStep
+from qrdali.training.progress import TrainProgress
 from qrdali.training.quarantine import Quarantine
+from qrdali.training.run_spec import RunSpec, Split
+from qrdali.training.save_interval import SaveInterval, SaveTimer
+
+Save = Callable[[TrainProgress], None]
+
+
+class StepInput(NamedTuple):
+    """Holds a step's number within its plan, this rank's part of the batch (None: it has no image), and how many images
+    all ranks have together."""
+
+    number: int
+    batch: Batch | None
+    images: int
 
 
 class EpochTrainer:
-    """Of the run in the folder `run`, by its parts. `save` writes `last/` at a state and the sums of the epoch after it."""
+    """Trains one epoch at a time. `stages` gets online feedback, `quarantine` the images that cannot be read."""
 
     def __init__(
         self,
-        settings: Settings,
-        run: Path,
-        loader: BatchSource,
-        samples: int,
-        learner: TrainStep,
+        spec: RunSpec,
+        split: Split,
+        train_step: TrainStep,
         stages: LevelStages,
         quarantine: Quarantine,
-        energy: EnergyMeter,
-        listener: ProgressListener,
-        stop: Callable[[], int],
-        save: Callable[[epoch_schedule.ScheduleState, EpochSums], None],
-        group: ProcessGroup,
+        context: RunContext,
     ) -> None:
-        self.settings, self.run, self.loader, self.samples, self.learner = (
-            settings,
-            run,
-            loader,
-            samples,
-            learner,
-        )
-        self.stages, self.quarantine, self.energy, self.listener = stages, quarantine, energy, listener
-        self.stop, self.save, self.group = stop, save, group
-        self.totals, self.finite, self.num_levels = RunTotals(), FiniteCheck(), num_levels_of(settings.step)
-        every = settings.save_every
-        self.save_seconds = 60 * float(every[:-1]) if every.endswith("m") else None
-        self.save_steps = int(every) if every and self.save_seconds is None else None
+        self.spec, self.settings, self.split, self.context = spec, spec.settings, split, context
+        self.train_step, self.stages, self.quarantine = train_step, stages, quarantine
+        self.finite = FiniteCheck()
+        self.save_interval = SaveInterval.parse(spec.settings.save_every)
 
-    def train(
-        self,
-        state: epoch_schedule.ScheduleState,
-        phase: epoch_schedule.Phase,
-        levels: Levels,
-        epoch: EpochSums,
-        totals: RunTotals,
-    ) -> EpochSums:
-        """The rest of the epoch after `state`, of the phase `phase`; `epoch` has the sums of what is done of it and gets those of the
-        rest, as `totals`. Raises Interrupted after a signal, when all is saved, and RunError."""
-        self.totals = totals
-        plan = self._plan(state, levels, epoch.step)
-        self.learner.model.train()
-        self.energy.begin(epoch.joules)
-        if epoch.step == plan.batches or (
-            self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps
-        ):
-            return epoch  # stopped in its validation
-        before, saved = epoch.seconds, time.monotonic()
-        begun = asked = time.perf_counter()
-        agreement = LaggedMax(self.group)
-        self.listener.begin(
-            f"epoch {state.epoch + 1} {phase}",
-            plan.samples - min(plan.samples, epoch.step * plan.batch_size),
-        )
-        for number, batch in self._steps(plan, state.epoch + 1):
-            epoch.data_wait += time.perf_counter() - asked
-            count = len(batch.labels) if self.group.is_single and batch is not None else plan.count(number)
-            if not self._step(number, batch, count, epoch, plan, phase is epoch_schedule.Phase.REDUCED):
-                epoch.step, asked = number + 1, time.perf_counter()
+    def train(self, progress: TrainProgress, phase: Phase, levels: Levels, save: Save) -> TrainProgress:
+        """Returns the progress at the end of the epoch that follows `progress.schedule`, or that is in hand. Collective.
+
+        save: writes `last/`; it is called every --save-every, and after a signal, before Interrupted is raised on every
+        rank. Raises RunError for a loss or weights that are not finite.
+        """
+        sums = progress.epoch or EpochSums.zero(self.context.device)
+        progress = replace(progress, epoch=sums)
+        plan = self._plan(progress.schedule, levels, sums.step)
+        self.train_step.model.train()
+        self.context.energy.begin(sums.joules)
+        if sums.step == plan.batches or self._all_steps_taken(progress.totals):
+            return progress  # the run was stopped in this epoch's validation: only that is left to do
+        done = min(plan.samples, sums.step * plan.batch_size)
+        self.context.listener.begin(f"epoch {epoch_number(progress)} {phase}", plan.samples - done)
+        progress = self._take_steps(progress, plan, phase, save)
+        self._require_finite(progress.schedule, weights=True)
+        self.context.listener.end()
+        return progress
+
+    def _take_steps(
+        self, progress: TrainProgress, plan: EpochPlan, phase: Phase, save: Save
+    ) -> TrainProgress:
+        context = self.context
+        assert progress.epoch is not None
+        sums, seconds_before = progress.epoch, progress.epoch.seconds
+        agreement = LaggedMax(context.group)
+        timer = SaveTimer(self.save_interval, context.group.is_main)
+        started = requested = time.perf_counter()
+        for step in self._steps(plan, epoch_number(progress)):
+            # Batches of which no image is left do not come: the step's number says how many are done.
+            sums = replace(
+                sums, step=step.number + 1, data_wait=sums.data_wait + time.perf_counter() - requested
+            )
+            after = self._optimizer_step(step, replace(progress, epoch=sums), plan, phase)
+            if after is None:  # passed over
+                progress, requested = replace(progress, epoch=sums), time.perf_counter()
                 continue
-            epoch.step = number + 1  # batches of which no image is left do not come
-            if epoch.step % self.finite.EVERY == 0:
-                self._require_finite(state, weights=False)
-            epoch.seconds = before + time.perf_counter() - begun
-            self.totals.optimizer_steps += 1
-            self.totals.forward_images += count
-            self.energy.poll()
-            self.listener.advance(count, lambda: f"train {int(epoch.correct) / max(1, epoch.images):.3f}")
-            if self.save_seconds and self.group.is_main and time.monotonic() - saved >= self.save_seconds:
-                due, saved = True, time.monotonic()
-            else:
-                due = bool(self.save_steps and epoch.step % self.save_steps == 0)
-            signum, to_save = agreement.update(self.stop(), int(due))
+            if after.step % self.finite.EVERY == 0:
+                self._require_finite(progress.schedule, weights=False)
+            sums = replace(after, seconds=seconds_before + time.perf_counter() - started)
+            progress = replace(progress, epoch=sums, totals=progress.totals.after_step(step.images))
+            context.energy.poll()
+            context.listener.advance(step.images, sums.accuracy_note)
+            # One step late, so that no rank waits for another here; all ranks save and leave after the same step.
+            signum, to_save = agreement.update(context.stop(), int(timer.due(sums.step)))
             if to_save or signum:
-                self._require_finite(state, weights=True)
-                self.save(state, epoch)
+                self._require_finite(progress.schedule, weights=True)
+                save(progress)
             if signum:
-                self.listener.end()
                 agreement.flush()
-                self.group.barrier()  # a rank that leaves ends those of its host: not before the save is whole
-                raise Interrupted(
-                    f"stopped in epoch {state.epoch + 1} after step {epoch.step}, saved: the same command "
-                    "with --resume continues",
-                    signum,
-                )
-            if self.totals.optimizer_steps == self.settings.match_steps:
+                self._leave(progress, signum)
+            if self._all_steps_taken(progress.totals):
                 break
-            asked = time.perf_counter()
+            requested = time.perf_counter()
         else:
-            epoch.step = plan.batches
+            progress = replace(progress, epoch=replace(sums, step=plan.batches))
         agreement.flush()
-        self._require_finite(state, weights=True)
-        self.listener.end()
-        return epoch
+        return progress
 
-    def _plan(self, state: epoch_schedule.ScheduleState, levels: Levels, first_batch: int) -> EpochPlan:
-        s = self.settings
-        order = state.epoch + 1 - (state.position if s.same_order else 0)
+    def _all_steps_taken(self, totals: RunTotals) -> bool:
+        """Returns whether a run with --match has taken all the optimizer steps that it may take."""
+        return bool(self.settings.match_steps) and totals.optimizer_steps >= self.settings.match_steps
+
+    def _leave(self, progress: TrainProgress, signum: int) -> NoReturn:
+        """Raises Interrupted once every rank has come here. Collective."""
+        assert progress.epoch is not None
+        self.context.listener.end()
+        # torchrun ends all ranks of a host once one has left it: none may leave before rank 0 has saved.
+        self.context.group.barrier()
+        raise Interrupted(
+            f"stopped in epoch {epoch_number(progress)} after step {progress.epoch.step}, saved: the same command "
+            "with --resume continues",
+            signum,
+        )
+
+    def _plan(self, state: ScheduleState, levels: Levels, first_batch: int) -> EpochPlan:
+        settings, group = self.settings, self.context.group
         return EpochPlan(
-            self.samples,
-            s.batch_size,
-            levels,
-            self.num_levels,
-            s.seed,
-            order,
-            True,
-            s.augment,
-            self.group.rank,
-            self.group.world_size,
+            samples=len(self.split.index),
+            batch_size=settings.batch_size,
+            levels=levels,
+            num_levels=settings.num_levels,
+            seed=settings.seed,
+            # With --same-order the epochs of a pair take the order of the pair's first one.
+            epoch=state.epoch + 1 - (state.position if settings.same_order else 0),
+            training=True,
+            augment=settings.augment,
+            rank=group.rank,
+            world_size=group.world_size,
             first_batch=first_batch,
             excluded=self.quarantine.samples,
         )
 
-    def _steps(self, plan: EpochPlan, epoch: int) -> Iterator[tuple[int, Batch | None]]:
-        """Number and batch of each step. Alone, steps without an image do not come; of ranks all take every step that any may have an
-        image for, with None for those that have none."""
-        batches = self.loader.epoch(plan, lambda reasons: self.quarantine.record(epoch, reasons))
-        if self.group.is_single:
-            yield from ((batch.number, batch) for batch in batches)
+    def _steps(self, plan: EpochPlan, epoch: int) -> Iterator[StepInput]:
+        """Yields each step's input.
+
+        A single process gets no step without an image. Of several ranks all take every step for which any of them may
+        have an image, because every one of them takes part in the exchange of gradients.
+        """
+        batches = self.split.source.epoch(plan, lambda reasons: self.quarantine.record(epoch, reasons))
+        if self.context.group.is_single:
+            for batch in batches:
+                yield StepInput(batch.number, batch, len(batch.labels))
             return
         ahead = next(batches, None)
         for number in range(plan.first_batch, plan.batches):
             if ahead is not None and ahead.number == number:
-                yield number, ahead
+                yield StepInput(number, ahead, plan.count(number))
                 ahead = next(batches, None)
-            elif plan.count(number):
-                yield number, None
+            elif count := plan.count(number):
+                yield StepInput(number, None, count)
 
-    def _step(
-        self, number: int, batch: Batch | None, count: int, epoch: EpochSums, plan: EpochPlan, reduced: bool
-    ) -> bool:
-        """One optimizer step, `batch` being this rank's part of `count` images. False if the batch had to be passed over."""
-        if batch is None and self.settings.sync_batch_norm:
+    def _optimizer_step(
+        self, step: StepInput, progress: TrainProgress, plan: EpochPlan, phase: Phase
+    ) -> EpochSums | None:
+        """Returns the sums of `progress` with this step's part added, or None if the batch had to be passed over."""
+        sums = progress.epoch
+        assert sums is not None
+        if step.batch is None and self.settings.sync_batch_norm:
             raise RunError(
-                f"--sync-batch-norm needs an image for every process in every step: one has none that can be read for step "
-                f"{number + 1}"
+                "--sync-batch-norm needs an image for every process in every step: one has none that can be read "
+                f"for step {step.number + 1}"
             )
         try:
-            found = self.learner.step(batch, count)
+            outcome = self.train_step.step(step.batch, step.images)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            if (
-                self.quarantine.samples and self.group.is_single
-            ):  # left of a batch of more: no reason to end the run
-                self.listener.warn(
-                    f"batch norm cannot train on the one image left of step {number + 1}: it is passed over"
+            if self.quarantine.samples and self.context.group.is_single:
+                # Unreadable images have made the batch so small: that is not a reason to end the run.
+                self.context.listener.warn(
+                    f"batch norm cannot train on the one image left of step {step.number + 1}: it is passed over"
                 )
-                return False
+                return None
             raise RunError(
-                f"batch norm cannot train on one image, as in step {number + 1}: choose a --batch-size that does not leave "
-                f"one of {plan.samples} images over for a process or part of a step"
+                f"batch norm cannot train on one image, as in step {step.number + 1}: choose a --batch-size that "
+                f"does not leave one of {plan.samples} images over for a process or part of a step"
             ) from None
-        if batch is None or found is None:
-            return True
-        loss, right = found
-        with torch.no_grad():
-            epoch.loss += loss.double() * len(batch.labels)
-            epoch.correct += right.sum()
-            epoch.images += len(batch.labels)
-            if self.stages.online and reduced:
-                self.stages.record(batch.samples, right)
-        self.finite.record(number + 1, loss, batch.samples)
-        return True
+        if step.batch is None or outcome is None:
+            return sums
+        loss, right = outcome
+        if self.stages.online and phase is Phase.REDUCED:
+            self.stages.record(step.batch.samples, right)
+        self.finite.record(step.number + 1, loss, step.batch.samples)
+        return sums.add(loss, right)
 
-    def _require_finite(self, state: epoch_schedule.ScheduleState, weights: bool) -> None:
-        own: list[Any] = []
+    def _require_finite(self, state: ScheduleState, weights: bool) -> None:
+        """Raises RunError on every rank if a loss (or, with `weights`, a weight) of any rank is not finite. Collective."""
+        group, failures = self.context.group, []
         try:
-            self.finite.verify(self.learner.model if weights else None)
+            self.finite.verify(self.train_step.model if weights else None)
         except NotFinite as error:
-            own = [not error.loss, error.step, self.group.rank, str(error)]
-        # Of several ranks the one that saw it first knows the samples; the others' weights are spoilt by it a step later.
-        found = (
-            [one for one in self.group.all_gather_object(own) if one]
-            if self.group.world_size > 1
-            else [own]
-            if own
-            else []
+            failures.append([not error.loss, error.step, group.rank, str(error)])
+        failures_of_ranks = group.all_gather_object(failures)
+        failed = [failure for failures in failures_of_ranks for failure in failures]
+        if not failed:
+            return
+        self.context.listener.end()
+        # The rank that saw it first knows the samples; the others' weights are spoilt by it a step later.
+        _, _, rank, text = min(failed)
+        if rank != group.rank:
+            raise OtherRankFailed(f"rank {rank}: {text}")
+        raise RunError(
+            f"epoch {state.epoch + 1}: {text}: training stopped before it could be saved, "
+            f"{run_folder.describe_saved(self.spec.run)}; lower --lr, or look at these images"
         )
-        if found:
-            self.listener.end()
-            _, _, rank, text = min(found)
-            if rank != self.group.rank:
-                raise OtherRankFailed(f"rank {rank}: {text}")
-            raise RunError(
-                f"epoch {state.epoch + 1}: {text}: training stopped before it could be saved, {run_folder.describe_saved(self.run)}; "
-                "lower --lr, or look at these images"
-            ) from None
+
+
+def epoch_number(progress: TrainProgress) -> int:
+    """Returns the number of the epoch in hand, from 1."""
+    return progress.schedule.epoch + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,10 +10,14 @@ import torch
 from qrdali.distributed import ProcessGroup
 
 
-@dataclass
+@dataclass(frozen=True)
 class EpochSums:
-    """Sums over this rank's part of the epoch in hand, kept on the device: reading them would wait for it. `step`: batches done.
-    `joules`: used before this process took the epoch on."""
+    """Holds the sums over this rank's part of the epoch in hand.
+
+    step: batches done. images: images seen. loss: float64 scalar, the sum over images; correct: int64 scalar. Both stay
+    on the device, because reading them would wait for it. seconds, data_wait: time so far, and that part of it spent
+    waiting for batches. joules: energy used before this process took the epoch on; None if it is unknown.
+    """
 
     step: int
     images: int
@@ -24,44 +28,73 @@ class EpochSums:
     joules: float | None = 0.0
 
     @classmethod
-    def begin(cls, device: torch.device) -> EpochSums:
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        return cls(0, 0, zero, zero.clone().long())
+    def zero(cls, device: torch.device) -> EpochSums:
+        """Returns the sums of an epoch that has not begun."""
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        return cls(0, 0, loss, torch.zeros((), dtype=torch.int64, device=device))
 
-    def all_ranks(self, group: ProcessGroup) -> EpochSums:
-        """The sums of all ranks, the same on all; times are rank 0's."""
-        if group.is_single:
-            return self
-        parts = group.all_gather_object(self._sums())
-        loss, correct, images = (sum(column) for column in zip(*parts, strict=True))
-        seconds, waited = group.broadcast_object([self.seconds, self.data_wait])
-        return EpochSums(
-            self.step,
-            images,
-            torch.tensor(loss, dtype=torch.float64),
-            torch.tensor(correct),
-            seconds,
-            waited,
-            self.joules,
-        )
+    def add(self, loss: torch.Tensor, right: torch.Tensor) -> EpochSums:
+        """Returns the sums with one more batch, without waiting for the device.
 
-    def _sums(self) -> tuple[float, int, int]:
+        loss: scalar, its mean. right: bool [N], which of its images are classified correctly.
+        """
+        with torch.no_grad():
+            return replace(
+                self,
+                images=self.images + len(right),
+                loss=self.loss + loss.double() * len(right),
+                correct=self.correct + right.sum(),
+            )
+
+    def accuracy_note(self) -> str:
+        """Returns the training accuracy so far for a progress bar. Waits for the device."""
+        return f"train {int(self.correct) / max(1, self.images):.3f}"
+
+    def local_values(self) -> tuple[float, int, int]:
+        """Returns loss, correct and images of this rank as plain numbers. Waits for the device."""
         return float(self.loss), int(self.correct), self.images
 
+    def all_ranks(self, group: ProcessGroup) -> EpochSums:
+        """Returns the sums of all ranks, the same on all; times are rank 0's. Collective."""
+        if group.is_single:
+            return self
+        parts = group.all_gather_object(self.local_values())
+        loss, correct, images = (sum(column) for column in zip(*parts, strict=True))
+        seconds, waited = group.broadcast_object([self.seconds, self.data_wait])
+        return replace(
+            self,
+            images=images,
+            loss=torch.tensor(loss, dtype=torch.float64),
+            correct=torch.tensor(correct),
+            seconds=seconds,
+            data_wait=waited,
+        )
 
-@dataclass
+
+@dataclass(frozen=True)
 class RunTotals:
-    """Of the whole run. forward_images: images the network saw, in training, validation and probes. seconds: of training
-    and probes. Tracked sets count in neither: they cost a run nothing that it needs."""
+    """Holds the totals of the whole run.
+
+    forward_images: images that the network saw in training, validation and probes. seconds: of training and probes.
+    Tracked sets count in neither: they cost a run nothing that it needs.
+    """
 
     optimizer_steps: int = 0
     forward_images: int = 0
     seconds: float = 0.0
 
+    def after_step(self, images: int) -> RunTotals:
+        """Returns the totals after one more optimizer step on `images` images of all ranks."""
+        return RunTotals(self.optimizer_steps + 1, self.forward_images + images, self.seconds)
 
-@dataclass
+    def plus(self, forward_images: int = 0, seconds: float = 0.0) -> RunTotals:
+        """Returns the totals after work other than optimizer steps."""
+        return RunTotals(self.optimizer_steps, self.forward_images + forward_images, self.seconds + seconds)
+
+
+@dataclass(frozen=True)
 class StageInfo:
-    """What a stage's first epoch reports of its beginning, and whether it has."""
+    """Holds what the row of a stage's first epoch reports of the stage's beginning, and whether it has been reported."""
 
-    row: dict[str, Any]
+    row: dict[str, Any] = field(default_factory=dict)
     reported: bool = False

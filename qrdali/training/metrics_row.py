@@ -1,70 +1,98 @@
-"""What an epoch tells of itself: a line of metrics.jsonl, and one on the terminal."""
+"""What an epoch brought: a row of metrics.jsonl, and lines on the terminal."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from qrdali.schedule import epoch_schedule
+import numpy as np
+import numpy.typing as npt
+
+from qrdali.evaluation.prediction_rows import PredictionRows
+from qrdali.reduction.quality import DIMENSIONS, quality
+from qrdali.schedule.epoch_schedule import Phase, ScheduleEvent, ScheduleRule, ScheduleState
 from qrdali.training.epoch_totals import EpochSums, RunTotals
 
 
-def metrics_row(
-    number: int,
-    phase: epoch_schedule.Phase,
-    stage: int,
-    quality: dict[str, float],
-    epoch: EpochSums,
-    val: float,
-    totals: RunTotals,
-    quarantined: int,
-) -> dict[str, Any]:
-    """Of epoch `number`, which `totals` include. quality: means by dimension; val: accuracy; epoch: sums of all ranks."""
+@dataclass(frozen=True)
+class EpochResult:
+    """Holds what an epoch brought, before the schedule decides on it.
+
+    number: of the epoch, from 1. phase, stage: its own. sums: of all ranks. level_counts: int64 [3, n], how many
+    training images had each level. rows: predictions of the validation split. reduced_validation: whether its images
+    were shown reduced. measured: keys of the metrics row for memory, energy and tracked sets.
+    """
+
+    number: int
+    phase: Phase
+    stage: int
+    sums: EpochSums
+    level_counts: npt.NDArray[np.int64]
+    rows: PredictionRows
+    reduced_validation: bool
+    measured: dict[str, Any]
+
+    @property
+    def mean_quality(self) -> dict[str, float]:
+        """Returns the mean quality of the training images by dimension."""
+        num_levels, images = self.level_counts.shape[1], int(self.level_counts[0].sum())
+        means = self.level_counts @ quality(np.arange(num_levels), num_levels) / images
+        return dict(zip(DIMENSIONS, means.tolist(), strict=True))
+
+    @property
+    def images_per_second(self) -> float:
+        return self.sums.images / max(self.sums.seconds, 1e-9)
+
+
+def metrics_row(result: EpochResult, totals: RunTotals, quarantined: int) -> dict[str, Any]:
+    """Returns the row of an epoch that `totals` include. quarantined: images that training does without by now."""
+    sums = result.sums
     return {
-        "epoch": number,
-        "phase": "reduced" if phase is epoch_schedule.Phase.REDUCED else "full",
-        "stage": stage,
-        "quality": quality,
+        "epoch": result.number,
+        "phase": "reduced" if result.phase is Phase.REDUCED else "full",
+        "stage": result.stage,
+        "quality": result.mean_quality,
         "quarantined": quarantined,
-        "train_loss": float(epoch.loss) / epoch.images,
-        "train_accuracy": int(epoch.correct) / epoch.images,
-        "val_accuracy": val,
-        "seconds": round(epoch.seconds, 3),
-        "images_per_second": round(_rate(epoch), 1),
-        "data_wait_seconds": round(epoch.data_wait, 3),
+        "train_loss": float(sums.loss) / sums.images,
+        "train_accuracy": int(sums.correct) / sums.images,
+        "val_accuracy": result.rows.accuracy,
+        "seconds": round(sums.seconds, 3),
+        "images_per_second": round(result.images_per_second, 1),
+        "data_wait_seconds": round(sums.data_wait, 3),
         "optimizer_steps": totals.optimizer_steps,
         "forward_images": totals.forward_images,
         "total_seconds": round(totals.seconds, 3),
+        **result.measured,
     }
 
 
-def epoch_summary(
-    row: dict[str, Any],
-    epoch: EpochSums,
-    rule: epoch_schedule.ScheduleRule,
-    state: epoch_schedule.ScheduleState,
-    event: epoch_schedule.ScheduleEvent,
-) -> str:
-    """The same for a person; `state` and `event` are those after the epoch."""
+def epoch_summary(result: EpochResult, rule: ScheduleRule, state: ScheduleState, event: ScheduleEvent) -> str:
+    """Returns an epoch's line for the terminal; `state` and `event` are those after it."""
+    sums = result.sums
     wait = ""
     if rule.patience is not None:
         wait = f"  patience left {0 if event.stage_end_reason else rule.patience - state.wait}"
-    moved = [q for q in row["quality"].values() if q < 1]
-    stage = "" if rule.stages == 1 else f" stage {row['stage']}"
+    reduced = [q for q in result.mean_quality.values() if q < 1]
+    stage = "" if rule.stages == 1 else f" stage {result.stage}"
     return (
-        f"epoch {row['epoch']:3d}  {'R' if row['phase'] == 'reduced' else 'C'}{stage} "
-        f"quality {sum(moved) / len(moved) if moved else 1:.2f}  loss {row['train_loss']:.4f}  train {row['train_accuracy']:.4f}  "
-        f"val {row['val_accuracy']:.4f}{'*' if event.is_best_of_run else ' '} {_rate(epoch):6.0f} img/s  "
-        f"wait {epoch.data_wait / max(epoch.seconds, 1e-9):4.0%}{wait}"
+        f"epoch {result.number:3d}  {result.phase}{stage} "
+        f"quality {sum(reduced) / len(reduced) if reduced else 1:.2f}  "
+        f"loss {float(sums.loss) / sums.images:.4f}  train {int(sums.correct) / sums.images:.4f}  "
+        f"val {result.rows.accuracy:.4f}{'*' if event.is_best_of_run else ' '} "
+        f"{result.images_per_second:6.0f} img/s  wait {sums.data_wait / max(sums.seconds, 1e-9):4.0%}{wait}"
     )
 
 
-def stage_end_summary(
-    rule: epoch_schedule.ScheduleRule, before: epoch_schedule.ScheduleState, closed: str, restored: bool
-) -> str:
-    """That the round or stage of the state `before` an epoch was ended by it."""
-    what = f"{before.round} round of stage {before.stage}" if rule.has_rounds else f"stage {before.stage}"
-    return f"{what} ended by {closed}" + (f"; back to epoch {before.best_epoch}" if restored else "")
+def stage_end_summary(rule: ScheduleRule, before: ScheduleState, reason: str, restored: bool) -> str:
+    """Returns the log line announcing that an epoch ended the round or stage of `before`, the state before that epoch."""
+    ended = f"{before.round} round of stage {before.stage}" if rule.has_rounds else f"stage {before.stage}"
+    return f"{ended} ended by {reason}" + (f"; back to epoch {before.best_epoch}" if restored else "")
 
 
-def _rate(epoch: EpochSums) -> float:
-    return epoch.images / max(epoch.seconds, 1e-9)
+def run_end_summary(state: ScheduleState) -> str:
+    """Returns the log line announcing the end of a run and its best epoch."""
+    why = (
+        "" if state.ended.startswith("patience") else f" by {state.ended}"
+    )  # the line before has named patience
+    best = f"epoch {state.run_best_epoch}" if state.run_best_epoch else "the start, no epoch was better,"
+    return f"run ended{why}; best is {best} with val {state.run_best:.4f}"

@@ -1,4 +1,4 @@
-"""The network that learns: one optimizer step at a time, of this process' part of a batch."""
+"""The network in training: one optimizer step at a time, on this process' part of a batch."""
 
 from __future__ import annotations
 
@@ -10,73 +10,73 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from qrdali.distributed import ProcessGroup
-from qrdali.interfaces import Batch
-from qrdali.runs.settings import Settings
+from qrdali.interfaces import Batch, RunContext
 from qrdali.system.device import autocast_for
+from qrdali.training.run_spec import RunSpec
+
+_RANK_SEED = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: seeds of neighbouring ranks lie far apart
 
 
 class TrainStep:
-    """`model` on `device` with its optimizer, precision and, with --ema, the average of its weights. `judged` is what is validated, asked
-    in probes and saved as best/. All of `ranks` make one, and take every step."""
+    """Holds the network on its device with its optimizer, precision and, with --ema, the average of its weights.
 
-    def __init__(
-        self, settings: Settings, model: nn.Module, input_size: int, device: torch.device, group: ProcessGroup
-    ) -> None:
-        self._group, self._device, self._input_size, self._accumulate = (
-            group,
-            device,
-            input_size,
-            settings.accumulate,
-        )
-        torch.manual_seed(
-            (settings.seed + group.rank * 0x9E3779B97F4A7C15) % 2**63
-        )  # dropout differs between ranks
-        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model: what is trained. eval_model: what is validated, shown candidates in probes and saved as best/: the average,
+    or `model` itself. Every rank constructs one (collective) and takes every step.
+    """
+
+    def __init__(self, spec: RunSpec, context: RunContext) -> None:
+        settings, group = spec.settings, context.group
+        self._group, self._device, self._autocast = group, context.device, context.autocast
+        self._input_size, self._accumulate = spec.preprocessing.input_size, settings.accumulate
+        torch.manual_seed((settings.seed + group.rank * _RANK_SEED) % 2**63)  # dropout differs between ranks
+        self.model = spec.model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.sync_batch_norm and not group.is_single:
-            self.model = convert_sync_batchnorm(
-                self.model
-            )  # timm's: torch's own drops the activations in its networks' layers
+            # timm's conversion: torch's own drops the activations within timm's layers.
+            self.model = convert_sync_batchnorm(self.model)
         self.ema = ModelEmaV3(self.model, settings.ema) if settings.ema else None
         self.eval_model: nn.Module = self.ema.module if self.ema else self.model
-        self._parallel = group.wrap_ddp(self.model, device)
+        self._parallel = group.wrap_ddp(self.model, context.device)
         self.optimizer = create_optimizer_v2(
             self.model, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay
         )
-        self.autocast, scaled = autocast_for(settings.amp, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        _, scaled = autocast_for(settings.amp, context.device)
+        self.scaler = torch.amp.GradScaler(context.device.type, enabled=scaled)
         self._loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
         if not group.is_single:
-            # DDP orders gradients anew after its first pass, and three ranks or more add in that order: a run that goes on
-            # shall not differ.
+            # DDP orders gradients anew after its first pass, and three ranks or more add in that order: without this
+            # pass a resumed run would differ from an uninterrupted one.
             self._dummy_step()
             self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, batch: Batch | None, count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """One optimizer step, `batch` being this rank's part of `count` images. Returns its mean loss, and which images are right (bool
-        [N]); nothing without a part. Raises ValueError where batch norm has one value per channel."""
+        """Takes one optimizer step. Collective.
+
+        batch: this rank's part of the `count` images of all ranks. Returns its mean loss (scalar) and which images are
+        right (bool [N]), or None if this rank has no images in the batch. Raises ValueError where batch norm has one
+        value per channel.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        found = None
+        outcome = None
         if batch is None:
             self._dummy_step()
         else:
-            found = self._forward_backward(batch, len(batch.labels) * self._group.world_size / count)
+            outcome = self._forward_backward(batch, len(batch.labels) * self._group.world_size / count)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema:
             self.ema.update(self.model)
-        return found
+        return outcome
 
     def broadcast_buffers(self) -> None:
-        """Rank 0's statistics of batch norm, on every rank: what is validated is what is saved."""
+        """Gives every rank rank 0's statistics of batch norm, so that what is validated is what is saved. Collective."""
         self._group.broadcast_buffers(self.model)
         if self.ema:
             self._group.broadcast_buffers(self.eval_model)
 
     def _forward_backward(self, batch: Batch, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Forward and backward of a batch, in --accumulate parts. Returns its mean loss, and which images are right.
+        """Runs forward and backward of a batch, in --accumulate parts. Returns its mean loss, and which images are right.
 
-        share: what the mean over these images counts in the mean of ranks: 1 where all have as many.
+        share: the weight of the mean over these images in the mean over ranks: 1 where all have equally many.
         """
         count = len(batch.labels)
         pieces = min(self._accumulate, count)
@@ -85,7 +85,7 @@ class TrainStep:
         for i, (images, labels) in enumerate(parts):
             last = i == len(parts) - 1  # gradients are exchanged once
             with nullcontext() if last or self._group.is_single else self._parallel.no_sync():  # type: ignore[operator]
-                with self._group.translate_errors(), self.autocast():
+                with self._group.translate_errors(), self._autocast():
                     logits = self._parallel(images)
                     loss = self._loss(logits, labels)
                 weight = share * len(labels) / count
@@ -96,11 +96,12 @@ class TrainStep:
         return (losses[0], right[0]) if len(parts) == 1 else (torch.stack(losses).sum(), torch.cat(right))
 
     def _dummy_step(self) -> None:
-        """The part in a step of a rank that has no image for it: gradients of nothing, so that the others' are the mean."""
+        """Runs a forward and backward pass with zero gradient for a rank whose part of this batch is empty, so that DDP's
+        all-reduce completes and the mean is that of the others."""
         side = self._input_size
         self.model.eval()  # statistics of batch norm are those of images
         with self._group.translate_errors():
-            with self.autocast():
-                nothing = self._parallel(torch.zeros((1, 3, side, side), device=self._device)).sum() * 0
-            self.scaler.scale(nothing).backward()
+            with self._autocast():
+                zero = self._parallel(torch.zeros((1, 3, side, side), device=self._device)).sum() * 0
+            self.scaler.scale(zero).backward()
         self.model.train()

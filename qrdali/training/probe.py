@@ -1,12 +1,13 @@
-"""Adaptive levels: one descent step for every training image, asked of the network or read from its training."""
+"""Adaptive levels: one descent step for every training image, decided by forward passes over candidates ("probe") or
+from training predictions ("online")."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,164 +15,122 @@ import torch
 from torch import nn
 
 from qrdali.data.index import Index
-from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
-from qrdali.errors import OtherRankFailed, Unreadable
-from qrdali.interfaces import BatchSource, CandidateBatch, CandidateRequest
+from qrdali.distributed import ProcessGroup
+from qrdali.errors import Interrupted, OtherRankFailed, Unreadable
+from qrdali.interfaces import CandidateBatch, CandidateRequest, RunContext
 from qrdali.reduction import neighbors
-from qrdali.reduction.counter_rng import ONLINE, uniform
+from qrdali.reduction.counter_rng import Purpose, uniform
 from qrdali.reduction.levels import CHUNK, PerImageLevels
 from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.png_entropy import entropy
+from qrdali.training.run_spec import Split
+
+Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class DescentCounts:
-    """images: those whose state changed. candidates: images the network was shown."""
+    """images: those whose state changed. candidates: images that the network was shown."""
 
     images: int
     candidates: int
 
 
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Says how a probe descends.
+
+    batch_size: candidates that the network sees at once. excluded: images that are not probed and stay where they are.
+    """
+
+    rule: DescentRule
+    batch_size: int
+    excluded: tuple[int, ...] = ()
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Returns the dimension that each of a state's K candidates moves."""
+        return neighbors.column_dimensions(self.rule.dimensions, self.rule.windows)
+
+    @property
+    def max_batch(self) -> int:
+        """Returns how many states are looked at together, each with K candidates."""
+        return max(1, self.batch_size // len(self.columns))
+
+
+class Moves(NamedTuple):
+    """Holds states that move: samples int64 [N], their new levels uint8 [N, 3] and windows int32 [N, 4]."""
+
+    samples: npt.NDArray[np.int64]
+    levels: npt.NDArray[np.uint8]
+    window: npt.NDArray[np.int32]
+
+    @classmethod
+    def none(cls) -> Moves:
+        return cls(np.empty(0, np.int64), np.empty((0, 3), np.uint8), np.empty((0, 4), np.int32))
+
+
 def descend_by_probe(
     model: nn.Module,
-    loader: BatchSource,
-    index: Index,
+    split: Split,
     states: PerImageLevels,
-    rule: DescentRule,
-    batch_size: int,
-    autocast: Callable[[], AbstractContextManager[object]],
-    progress: Callable[[int, int], None],
-    stop: Callable[[], None] = lambda: None,
-    without: tuple[int, ...] = (),
-    group: ProcessGroup = SINGLE_PROCESS,
+    options: ProbeOptions,
+    context: RunContext,
+    report: Report,
 ) -> tuple[PerImageLevels, DescentCounts]:
-    """One step of every image of `index`, in evaluation mode; the model is left in the mode it was in.
+    """Takes one step of every image of `split`, in evaluation mode; the model is left in the mode it was in. Collective.
 
-    batch_size: candidates the network sees at once. `progress` hears (images, candidates) done; `stop` may raise.
-    without: images that are not asked about and stay where they are. `ranks` take every world-th batch as it is, and all get the
-    result of one process alone; Unreadable comes to all of them, with what each has found.
+    report: is called with (images, candidates) done. Each rank takes every world-th batch as it is, and all get the
+    result of one process alone. Raises on all ranks Unreadable, with what each of them could not read, and Interrupted.
     """
     result = states.copy()
-    columns = neighbors.column_dimensions(rule.dimensions, rule.windows)
-    if not columns:
+    if not options.columns:
         return result, DescentCounts(0, 0)
-    most = max(1, batch_size // len(columns))
-    images, candidates, moves = 0, 0, [_no_moves()]
+    group, images, candidates = context.group, 0, 0
+    moves_of_this_rank = [Moves.none()]
 
-    def keep(part: _Moves) -> None:
+    def keep(moves: Moves) -> None:
         nonlocal images
         if group.is_single:
-            result.assign(*part)
-            images += len(part[0])
+            result.assign(*moves)  # at once: millions of images need no second copy
+            images += len(moves.samples)
         else:
-            moves.append(part)
+            moves_of_this_rank.append(moves)
 
+    probe = _RankProbe(model, split, states, options, context, report)
     unreadable: dict[int, str] = {}
-    failed = False
+    other_failed = False
     try:
-        candidates = group.run_interruptible(
-            lambda check: _descend_on_this_rank(
-                model,
-                loader,
-                index,
-                states,
-                rule,
-                columns,
-                most,
-                autocast,
-                progress,
-                (stop, check),
-                without,
-                group,
-                keep,
-            )
-        )
+        candidates = group.run_interruptible(lambda check: probe.run(keep, check))
     except Unreadable as error:
         unreadable = error.reasons
     except OtherRankFailed:
-        failed = True  # on another rank: what it could not read comes with the others' word
-    found = {
-        int(sample): reason for part in group.all_gather_object(unreadable) for sample, reason in part.items()
-    }
-    if found:
-        raise Unreadable(found)
-    if failed:
+        other_failed = True  # what that rank could not read comes with the exchange below
+    reasons_by_rank = group.all_gather_object(unreadable)
+    reasons = {int(sample): reason for part in reasons_by_rank for sample, reason in part.items()}
+    if reasons:
+        raise Unreadable(reasons)
+    if other_failed:
         raise OtherRankFailed("another process failed")
     if group.is_single:
         return result, DescentCounts(images, candidates)
-    samples, levels, window = (np.concatenate(column) for column in zip(*moves, strict=True))
-    for part in zip(
-        group.all_gather(samples), group.all_gather(levels), group.all_gather(window), strict=True
-    ):
-        result.assign(*part)
-        images += len(part[0])
-    return result, DescentCounts(images, sum(group.all_gather_object(candidates)))
+    columns = [np.concatenate(column) for column in zip(*moves_of_this_rank, strict=True)]
+    columns_by_rank = [group.all_gather(column) for column in columns]
+    for samples, levels, window in zip(*columns_by_rank, strict=True):
+        result.assign(samples, levels, window)
+        images += len(samples)
+    candidates_by_rank = group.all_gather_object(candidates)
+    return result, DescentCounts(images, sum(candidates_by_rank))
 
 
-_Moves = tuple[
-    npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int32]
-]  # samples, their new levels and windows
-
-
-def _no_moves() -> _Moves:
-    return np.empty(0, np.int64), np.empty((0, 3), np.uint8), np.empty((0, 4), np.int32)
-
-
-def _descend_on_this_rank(
-    model: nn.Module,
-    loader: BatchSource,
-    index: Index,
-    states: PerImageLevels,
-    rule: DescentRule,
-    dimensions: tuple[int, ...],
-    most: int,
-    autocast: Callable[[], AbstractContextManager[object]],
-    progress: Callable[[int, int], None],
-    checks: tuple[Callable[[], None], ...],
-    without: tuple[int, ...],
-    group: ProcessGroup,
-    keep: Callable[[_Moves], None],
-) -> int:
-    """`keep` gets what moves in each of this rank's batches. Returns how many candidates the network was shown."""
-    candidates = 0
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), ThreadPoolExecutor() as pool:
-            pending: tuple[CandidateBatch, torch.Tensor, torch.Tensor] | None = None
-            asked = _requests(index, states, rule, most, progress, without, group)
-            stream = loader.candidates(asked, most, dimensions, rule.prefer == "entropy")
-            for shown in _with_end(stream):
-                # The network works on one batch while the choice among the one before is made.
-                now = None if shown is None else (shown, *_classify(model, shown, index, autocast))
-                if pending is not None:
-                    keep(_accept(*pending, states, pool))
-                    seen = int(pending[0].request.candidates.exists.sum())
-                    candidates += seen
-                    progress(len(pending[0].request.samples), seen)
-                    for check in checks:
-                        check()
-                pending = now
-    finally:
-        model.train(training)
-    return candidates
-
-
-def _with_end(stream: Iterator[CandidateBatch]) -> Iterator[CandidateBatch | None]:
-    yield from stream
-    yield None
-
-
-def _requests(
-    index: Index,
-    states: PerImageLevels,
-    rule: DescentRule,
-    most: int,
-    progress: Callable[[int, int], None],
-    without: tuple[int, ...],
-    group: ProcessGroup,
+def candidate_requests(
+    split: Split, states: PerImageLevels, options: ProbeOptions, report: Report, group: ProcessGroup
 ) -> Iterator[CandidateRequest]:
-    """The states that have a neighbour, `most` at a time, every world-th batch of them; the others count as done."""
+    """Yields the states that have a neighbour, `options.max_batch` at a time, every world-th batch of them.
+
+    All others are reported as done.
+    """
+    index, rule, max_batch = split.index, options.rule, options.max_batch
     number = -1
     for start in range(0, len(index), CHUNK):
         samples = np.arange(start, min(start + CHUNK, len(index)))
@@ -179,79 +138,121 @@ def _requests(
         levels = states.for_samples(samples)
         window = neighbors.window_of(levels, states.window_origins_or_zero(samples), sizes, rule.num_levels)
         after = neighbors.next_levels(levels, window, sizes, rule.num_levels)
-        rows = np.flatnonzero(
-            (after >= 0)[:, np.array(rule.dimensions)].any(axis=1) & ~np.isin(samples, without)
-        )
-        for first in range(0, len(rows), most):
-            pick = rows[first : first + most]
+        can_move = (after >= 0)[:, np.array(rule.dimensions)].any(axis=1)
+        rows = np.flatnonzero(can_move & ~np.isin(samples, options.excluded))
+        for first in range(0, len(rows), max_batch):
+            pick = rows[first : first + max_batch]
             number += 1
             if number % group.world_size != group.rank:
-                progress(len(pick), 0)
+                report(len(pick), 0)
                 continue
-            yield CandidateRequest(
-                samples[pick],
-                window[pick],
-                neighbors.neighbors_of(
-                    levels[pick], window[pick], sizes[pick], rule.dimensions, rule.num_levels, rule.windows
-                ),
+            candidates = neighbors.neighbors_of(
+                levels[pick], window[pick], sizes[pick], rule.dimensions, rule.num_levels, rule.windows
             )
-        progress(len(samples) - len(rows), 0)
+            yield CandidateRequest(samples[pick], window[pick], candidates)
+        report(len(samples) - len(rows), 0)
 
 
-def _classify(
-    model: nn.Module,
-    shown: CandidateBatch,
-    index: Index,
-    autocast: Callable[[], AbstractContextManager[object]],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(correct bool, probability of the true class), each [K, N] on the images' device; 0 where nothing exists."""
-    k, n = shown.images.shape[:2]
-    exists = torch.from_numpy(np.ascontiguousarray(shown.request.candidates.exists.T)).to(shown.images.device)
-    labels = torch.from_numpy(index.labels(shown.request.samples)).to(shown.images.device).expand(k, n)
-    whole = bool(shown.request.candidates.exists.all())
-    images = shown.images.flatten(0, 1) if whole else shown.images[exists]
-    with autocast():
-        logits = model(images.contiguous(memory_format=torch.channels_last))
-    truth = labels[exists]
-    right = torch.zeros((k, n), dtype=torch.bool, device=images.device)
-    confidence = torch.zeros((k, n), device=images.device)
-    right[exists] = logits.argmax(1) == truth
-    confidence[exists] = logits.float().softmax(1).gather(1, truth[:, None])[:, 0]
-    return right, confidence
+class _RankProbe:
+    """Probes the states that fall to this rank."""
 
+    def __init__(
+        self,
+        model: nn.Module,
+        split: Split,
+        states: PerImageLevels,
+        options: ProbeOptions,
+        context: RunContext,
+        report: Report,
+    ) -> None:
+        self.model, self.split, self.states, self.options = model, split, states, options
+        self.context, self.report = context, report
 
-def _accept(
-    shown: CandidateBatch,
-    right: torch.Tensor,
-    confidence: torch.Tensor,
-    states: PerImageLevels,
-    pool: ThreadPoolExecutor,
-) -> _Moves:
-    """Accepts one neighbour of each state where one is right; returns those that move."""
-    ask = shown.request
-    acceptable = right.T.cpu().numpy() & ask.candidates.exists
-    sizes: npt.NDArray[np.int64] | None = None
-    if shown.reduced_images is not None:
-        sizes = np.zeros(acceptable.shape, np.int64)
-        rows, columns = np.nonzero(acceptable)
-        sizes[rows, columns] = list(
-            pool.map(
-                lambda at: entropy(shown.reduced_images[at[1]][at[0]]),  # type: ignore[index]
-                zip(rows.tolist(), columns.tolist(), strict=True),
-            )
+    def run(self, keep: Callable[[Moves], None], check: Callable[[], None]) -> int:
+        """Calls `keep` with what moves in each batch. Returns how many candidates the network was shown.
+
+        check: is called after each batch and raises if another rank has failed. Raises Interrupted after a signal.
+        """
+        candidates, training = 0, self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode(), ThreadPoolExecutor() as pool:
+                pending: _Classified | None = None
+                for batch in self._batches():
+                    # The network works on one batch while the choice among the one before is made.
+                    classified = None if batch is None else self._classify(batch)
+                    if pending is not None:
+                        keep(self._accept(pending, pool))
+                        request = pending.batch.request
+                        shown = int(request.candidates.exists.sum())
+                        candidates += shown
+                        self.report(len(request.samples), shown)
+                        if signum := self.context.stop():
+                            raise Interrupted("stopped in a probe", signum)
+                        check()
+                    pending = classified
+        finally:
+            self.model.train(training)
+        return candidates
+
+    def _batches(self) -> Iterator[CandidateBatch | None]:
+        """Yields this rank's batches, and None at the end, when the last one is still to be decided."""
+        options = self.options
+        requests = candidate_requests(self.split, self.states, options, self.report, self.context.group)
+        yield from self.split.source.candidates(
+            requests, options.max_batch, options.columns, options.rule.prefer == "entropy"
         )
-    choice = neighbors.choose_neighbor(acceptable, confidence.T.cpu().numpy(), sizes)
-    moved = choice >= 0
-    levels, window = neighbors.accept_neighbor(
-        states.for_samples(ask.samples), ask.window, ask.candidates, choice
-    )
-    return ask.samples[moved], levels[moved], window[moved]
+        yield None
+
+    def _classify(self, batch: CandidateBatch) -> _Classified:
+        """Shows the candidates that exist to the network."""
+        images, device = batch.images, batch.images.device
+        columns, states = images.shape[:2]
+        candidates_exist = batch.request.candidates.exists
+        exists = torch.from_numpy(np.ascontiguousarray(candidates_exist.T)).to(device)
+        labels = torch.from_numpy(self.split.index.labels(batch.request.samples)).to(device)
+        labels = labels.expand(columns, states)[exists]
+        # Picking by a mask copies the images: not where all exist.
+        shown = images.flatten(0, 1) if candidates_exist.all() else images[exists]
+        with self.context.autocast():
+            logits = self.model(shown.contiguous(memory_format=torch.channels_last))
+        right = torch.zeros((columns, states), dtype=torch.bool, device=device)
+        confidence = torch.zeros((columns, states), device=device)
+        right[exists] = logits.argmax(1) == labels
+        confidence[exists] = logits.float().softmax(1).gather(1, labels[:, None])[:, 0]
+        return _Classified(batch, right, confidence)
+
+    def _accept(self, classified: _Classified, pool: ThreadPoolExecutor) -> Moves:
+        """Accepts one neighbour of each state where one is right; returns those that move."""
+        request, reduced_images = classified.batch.request, classified.batch.reduced_images
+        acceptable = classified.right.T.cpu().numpy() & request.candidates.exists
+        sizes: npt.NDArray[np.int64] | None = None
+        if reduced_images is not None:
+            sizes = np.zeros(acceptable.shape, np.int64)
+            rows, columns = np.nonzero(acceptable)
+            images = [reduced_images[k][i] for i, k in zip(rows.tolist(), columns.tolist(), strict=True)]
+            sizes[rows, columns] = list(pool.map(entropy, images))
+        choice = neighbors.choose_neighbor(acceptable, classified.confidence.T.cpu().numpy(), sizes)
+        moved = choice >= 0
+        levels, window = neighbors.accept_neighbor(
+            self.states.for_samples(request.samples), request.window, request.candidates, choice
+        )
+        return Moves(request.samples[moved], levels[moved], window[moved])
+
+
+class _Classified(NamedTuple):
+    """Holds what the network answered: right bool and confidence (probability of the true class) float32, each [K, N] on
+    the images' device; False and 0 where no candidate exists."""
+
+    batch: CandidateBatch
+    right: torch.Tensor
+    confidence: torch.Tensor
 
 
 def descend_by_feedback(
     index: Index, states: PerImageLevels, correct: npt.NDArray[np.uint8] | None, rule: DescentRule, seed: int
 ) -> tuple[PerImageLevels, DescentCounts]:
-    """Feedback from training's own predictions, without a forward pass; qrdali's own, not the thesis'.
+    """Takes one step of every image from training's own predictions, without a forward pass; qrdali's own, not the thesis'.
 
     correct: uint8 [N], 1 where the last R epoch of the stage classified the image correctly: it takes a step in the next
     dimension in turn. Elsewhere the last step is undone. None, before the first stage: every image takes a step.
@@ -279,4 +280,4 @@ def descend_by_feedback(
 
 def _online_anchors(seed: int, samples: npt.NDArray[np.int64], step_number: int) -> npt.NDArray[np.float64]:
     """Returns where the window of an image's step number `step_number` lies, float64 [N, 2] in [0, 1)."""
-    return uniform(seed, 0, samples, ONLINE, step_number)[:, :2]
+    return uniform(seed, 0, samples, Purpose.ONLINE, step_number)[:, :2]

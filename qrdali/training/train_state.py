@@ -1,4 +1,4 @@
-"""What a run keeps of its training: `last/` to go on from, `unit/` to go back to, `best/` for whoever uses the network.
+"""What a run keeps of its training: `last/` to resume from, `unit/` to restore, `best/` for whoever uses the network.
 
 Of several ranks the first writes and all read, which takes a folder that all see.
 """
@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from qrdali.distributed import ProcessGroup
+from qrdali.data.index import Index
 from qrdali.errors import RunError, printable
+from qrdali.interfaces import RunContext
 from qrdali.runs import checkpoint
 from qrdali.runs import folder as run_folder
-from qrdali.schedule import epoch_schedule
+from qrdali.schedule.epoch_schedule import ScheduleState
 from qrdali.training.epoch_totals import EpochSums, RunTotals, StageInfo
+from qrdali.training.optimizer_step import TrainStep
+from qrdali.training.progress import TrainProgress
+from qrdali.training.run_spec import RunSpec
 
-_UNFIT = (
+# What reading data raises that no save has written.
+_MALFORMED = (
     AttributeError,
     IndexError,
     KeyError,
@@ -28,100 +32,79 @@ _UNFIT = (
     RuntimeError,
     TypeError,
     ValueError,
-)  # of data that no save has written
+)
 
 
-@dataclass
+@dataclass(frozen=True)
 class RestoredState:
-    """What `last/` says. feedback: of online runs, uint8 [N]. damage: why it is that of the save before, or nothing."""
+    """Holds what `last/` says. feedback: of online runs, uint8 [N]. damage: why it is the save before the last, or ""."""
 
-    schedule: epoch_schedule.ScheduleState
-    epoch: EpochSums | None
-    totals: RunTotals
-    stage: StageInfo
+    progress: TrainProgress
     feedback: torch.Tensor | None
     damage: str
 
 
 class TrainStateStore:
-    """Writes and takes back what belongs to `model` (with statistics of batch norm), `optimizer`, `scaler`, torch's generators and, of
-    runs that have one, the average of weights `ema`, which is then what `best/` holds.
+    """Writes and restores what belongs to `train_step` (model with statistics of batch norm, optimizer, scaler and, with
+    --ema, the average of weights, which is then what `best/` holds), torch's generators and a run's progress.
 
-    fingerprint: of the training images, without which nothing is continued. images: how many they are. All ranks call `write`,
-    `back_to` and `read`.
+    index: of the training images, without which no run is resumed. Every rank calls `save`, `restore` and `read`.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        device: torch.device,
-        fingerprint: str,
-        images: int,
-        batch_size: int,
-        group: ProcessGroup,
-        ema: nn.Module | None = None,
-    ) -> None:
-        self._networks = {"model": model} if ema is None else {"model": model, "ema": ema}
-        self._best = model if ema is None else ema
-        self._run, self._optimizer, self._scaler, self._device = run, optimizer, scaler, device
-        self._fingerprint, self._images, self._batch_size, self._group = (
-            fingerprint,
-            images,
-            batch_size,
-            group,
+    def __init__(self, spec: RunSpec, index: Index, train_step: TrainStep, context: RunContext) -> None:
+        self._networks = {"model": train_step.model}
+        if train_step.ema:
+            self._networks["ema"] = train_step.ema.module
+        self._best, self._optimizer, self._scaler = (
+            train_step.eval_model,
+            train_step.optimizer,
+            train_step.scaler,
         )
+        self._run, self._batch_size = spec.run, spec.settings.batch_size
+        self._images, self._fingerprint = len(index), index.fingerprint
+        self._device, self._group, self._energy = context.device, context.group, context.energy
 
     def exists(self) -> bool:
-        """Whether there is something to continue."""
+        """Returns whether there is something to resume."""
         return (self._run / "last").exists() or (self._run / "last.old").exists()
 
     def save_best(self, trained: run_folder.BestModel) -> None:
-        """Of rank 0 alone."""
+        """Writes `best/`, on rank 0."""
         if self._group.is_main:
             checkpoint.save(self._run / "best", trained.as_dict(), model=self._best.state_dict())
 
-    def save(
-        self,
-        name: str,
-        state: epoch_schedule.ScheduleState,
-        epoch: EpochSums | None,
-        totals: RunTotals,
-        stage: StageInfo,
-        feedback: torch.Tensor | None,
-        joules: float | None,
-    ) -> None:
-        """joules: used in the epoch in hand."""
+    def save(self, name: str, progress: TrainProgress, feedback: torch.Tensor | None) -> None:
+        """Writes the folder `name`, whole or not at all. Collective. feedback: of online runs, uint8 [N]."""
         random = self._generators()
-        sums = [] if epoch is None else self._group.all_gather_object(epoch._sums())
+        sums = progress.epoch
+        sums_by_rank = [] if sums is None else self._group.all_gather_object(sums.local_values())
         if not self._group.is_main:
             return
         tensors, rest = checkpoint.flatten(self._optimizer.state_dict())
         data: dict[str, Any] = {
-            "schedule": state.as_dict(),
+            "schedule": progress.schedule.as_dict(),
             "optimizer": rest,
             "scaler": self._scaler.state_dict(),
             "epoch": None,
-            "totals": asdict(totals),
-            "stage_row": stage.row,
-            "stage_shown": stage.reported,
+            "totals": asdict(progress.totals),
+            "stage_row": progress.stage.row,
+            "stage_shown": progress.stage.reported,
             "data": self._fingerprint,
         }
-        if epoch is not None:
-            loss, correct, images = (sum(column) for column in zip(*sums, strict=True))
+        if sums is not None:
+            loss, correct, images = (sum(column) for column in zip(*sums_by_rank, strict=True))
             data["epoch"] = {
-                "step": epoch.step,
+                "step": sums.step,
                 "images": images,
                 "loss": loss,
                 "correct": correct,
-                "seconds": epoch.seconds,
-                "waited": epoch.data_wait,
-                "joules": joules,
+                "seconds": sums.seconds,
+                "waited": sums.data_wait,
+                "joules": self._energy.used(),
             }
-            if len(sums) > 1:
-                data["epoch"]["ranks"] = sums  # added up again at the end, in the same order
+            if len(sums_by_rank) > 1:
+                # Each rank takes its own sums back, so that they are added up in the same order at the end.
+                data["epoch"]["ranks"] = sums_by_rank
         if feedback is not None:
             random["feedback"] = feedback
         checkpoint.save(
@@ -134,16 +117,16 @@ class TrainStateStore:
         )
 
     def restore(self, name: str) -> None:
-        """Takes weights, their average, optimizer and scaler back."""
+        """Takes weights, their average, optimizer and scaler from the folder `name`. Collective."""
         self._group.barrier()  # until rank 0 has written it
         state, (optimizer, *weights) = checkpoint.load(self._run / name, "optimizer", *self._networks)
         self._take(self._run / name, state, weights, optimizer)
 
-    def read(self, check: Callable[[epoch_schedule.ScheduleState], object]) -> RestoredState:
-        """Takes `last/` back, or the save before it if that is damaged. `check` raises for a state that cannot be.
+    def read(self, check: Callable[[ScheduleState], object]) -> RestoredState:
+        """Takes everything from `last/`, or from the save before it if that is damaged. Collective.
 
-        Raises RunError for what is damaged or of other data. A rank that was not there takes rank 0's place in nothing: its generators
-        are its own, its sums begin at nothing.
+        check: raises for a state that the run's schedule does not have. Raises RunError for what is damaged or of other
+        data. Ranks beyond the saved world size keep fresh RNG state and zero sums.
         """
         folder = self._run / "last"
         data, (optimizer, random, *weights), damage = checkpoint.load_newest(
@@ -151,48 +134,45 @@ class TrainStateStore:
         )
         if data.get("data") != self._fingerprint:
             raise RunError(
-                f"the index of the training images has changed since {printable(self._run)} was saved: restore it, or train "
-                "anew in another --run"
+                f"the index of the training images has changed since {printable(self._run)} was saved: restore it, "
+                "or train anew in another --run"
             )
         self._take(folder, data, weights, optimizer)
         try:
             self._take_generators(random)
-            state = epoch_schedule.ScheduleState.from_dict(data["schedule"])
-            check(state)
-            totals = RunTotals(**data["totals"])
-            if totals != RunTotals(
-                int(totals.optimizer_steps), int(totals.forward_images), float(totals.seconds)
-            ):
-                raise ValueError("totals that are no numbers")
-            saved = RestoredState(
-                state,
-                self._epoch_of(data["epoch"]),
-                totals,
-                StageInfo(dict(data["stage_row"]), bool(data["stage_shown"])),
-                random.get("feedback"),
-                damage,
-            )
-        except _UNFIT as error:
+            progress = self._progress_from(data)
+            check(progress.schedule)
+            feedback = random.get("feedback")
+        except _MALFORMED as error:
             raise _unfit(folder, error) from None
-        self._group.require_equal("the checkpoints", f"{state.as_dict()} {data['epoch']}")
-        return saved
+        self._group.require_equal("the checkpoints", f"{progress.schedule.as_dict()} {data['epoch']}")
+        return RestoredState(progress, feedback, damage)
+
+    def _progress_from(self, data: dict[str, Any]) -> TrainProgress:
+        schedule, totals = ScheduleState.from_dict(data["schedule"]), RunTotals(**data["totals"])
+        numbers = RunTotals(int(totals.optimizer_steps), int(totals.forward_images), float(totals.seconds))
+        if totals != numbers:
+            raise ValueError("totals that are no numbers")
+        stage = StageInfo(dict(data["stage_row"]), bool(data["stage_shown"]))
+        return TrainProgress(schedule, self._sums_from(data["epoch"]), totals, stage)
 
     def quarantine_damaged(self) -> None:
-        """Makes room for the next save where `last/` is damaged, so that the one before it stays."""
+        """Renames a damaged `last/`, so that the next save leaves the one before it in place. Collective."""
         self._group.barrier()  # until all have read it
         if self._group.is_main:
             checkpoint.quarantine_damaged(self._run / "last")
 
     def _generators(self) -> checkpoint.Tensors:
-        """States of torch's generators by device; those of rank r, from 1, as DEVICE.r."""
-        own = {"cpu": torch.get_rng_state()}
+        """Returns the states of torch's generators by device; those of rank r, from 1, as DEVICE.r. Collective."""
+        states = {"cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
-            own["cuda"] = torch.cuda.get_rng_state(self._device)
-        return {
-            name if rank == 0 else f"{name}.{rank}": torch.from_numpy(state)
-            for name, tensor in own.items()
-            for rank, state in enumerate(self._group.all_gather(tensor.numpy()))
-        }
+            states["cuda"] = torch.cuda.get_rng_state(self._device)
+        result = {}
+        for name, state in states.items():
+            state_by_rank = self._group.all_gather(state.numpy())
+            for rank, values in enumerate(state_by_rank):
+                result[name if rank == 0 else f"{name}.{rank}"] = torch.from_numpy(values)
+        return result
 
     def _take_generators(self, random: checkpoint.Tensors) -> None:
         suffix = "" if self._group.is_main else f".{self._group.rank}"
@@ -214,35 +194,33 @@ class TrainStateStore:
             self._optimizer.load_state_dict(checkpoint.unflatten(optimizer, state["optimizer"]))
             if state["scaler"]:
                 self._scaler.load_state_dict(state["scaler"])
-        except _UNFIT as error:
+        except _MALFORMED as error:
             raise _unfit(folder, error) from None
 
-    def _epoch_of(self, sums: dict[str, Any] | None) -> EpochSums | None:
-        """The epoch in hand as it was saved."""
-        if sums is None:
+    def _sums_from(self, saved: dict[str, Any] | None) -> EpochSums | None:
+        """Returns this rank's sums of the epoch in hand. Raises ValueError for sums that cannot be."""
+        if saved is None:
             return None
-        joules = sums.get("joules")
-        parts, group = sums.get("ranks", []), self._group
-        loss, correct, images = sums["loss"], sums["correct"], sums["images"]
-        # Fewer images than steps have room for, where some could not be read.
-        if sums["step"] < 1 or not 0 <= images <= min(sums["step"] * self._batch_size, self._images):
-            raise ValueError(f"{images} images in {sums['step']} steps")
+        joules, parts, group = saved.get("joules"), saved.get("ranks", []), self._group
+        loss, correct, images = saved["loss"], saved["correct"], saved["images"]
+        # Fewer images than the steps have room for, where some could not be read.
+        if saved["step"] < 1 or not 0 <= images <= min(saved["step"] * self._batch_size, self._images):
+            raise ValueError(f"{images} images in {saved['step']} steps")
         if len(parts) == group.world_size:
             loss, correct, images = parts[group.rank]
         elif not group.is_main:
             loss, correct, images, joules = 0.0, 0, 0, 0.0
         return EpochSums(
-            int(sums["step"]),
+            int(saved["step"]),
             int(images),
             torch.tensor(float(loss), dtype=torch.float64, device=self._device),
             torch.tensor(int(correct), device=self._device),
-            float(sums["seconds"]),
-            float(sums["waited"]),
+            float(saved["seconds"]),
+            float(saved["waited"]),
             None if joules is None else float(joules),
         )
 
 
 def _unfit(folder: Path, error: Exception) -> RunError:
-    return RunError(
-        f"{printable(folder)} does not fit this run: {printable((str(error).splitlines() or [type(error).__name__])[0])[:160]}"
-    )
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return RunError(f"{printable(folder)} does not fit this run: {printable(first_line)[:160]}")

@@ -1,356 +1,238 @@
-"""The training loop. It asks the scheduler what comes next and hands each epoch's plan to the loader."""
+"""The training loop. The schedule decides what comes next; each epoch's plan goes to the images' source."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import numpy as np
-import torch
-from torch import nn
-
-from qrdali.data.index import Index
-from qrdali.distributed import SINGLE_PROCESS, ProcessGroup
 from qrdali.errors import Interrupted, RunError
-from qrdali.evaluation.predict import inference_batch_size, predict
-from qrdali.evaluation.prediction_rows import PredictionRows, write_rows
-from qrdali.interfaces import BatchSource, ProgressListener, RunContext
-from qrdali.models import Preprocessing
+from qrdali.evaluation.prediction_rows import write_rows
+from qrdali.interfaces import RunContext
 from qrdali.reduction.levels import FULL_QUALITY, Levels, histogram
-from qrdali.reduction.quality import DIMENSIONS, num_levels_of, quality
+from qrdali.reduction.quality import DIMENSIONS
 from qrdali.runs import folder as run_folder
-from qrdali.runs.settings import Settings
 from qrdali.schedule import epoch_schedule
-from qrdali.schedule.epoch_plan import EpochPlan
+from qrdali.schedule.epoch_schedule import Phase, ScheduleEvent, ScheduleState
 from qrdali.schedule.methods import schedule_rule_of
-from qrdali.system.energy import EnergyMeter, peak_memory
+from qrdali.system.energy import all_reduce_peak_memory
 from qrdali.training.epoch import EpochTrainer
+from qrdali.training.epoch_log import EpochLog
 from qrdali.training.epoch_totals import EpochSums, RunTotals, StageInfo
 from qrdali.training.level_stages import LevelStages
-from qrdali.training.metrics_row import epoch_summary, metrics_row, stage_end_summary
+from qrdali.training.metrics_row import EpochResult, metrics_row
 from qrdali.training.optimizer_step import TrainStep
+from qrdali.training.progress import TrainProgress
 from qrdali.training.quarantine import FILE, Quarantine
-from qrdali.training.tracked_sets import TrackedSets, tracked_summary
+from qrdali.training.run_spec import RunSpec, Splits
 from qrdali.training.train_state import TrainStateStore
+from qrdali.training.validation import Validator
 
 
 class Trainer:
-    """Trains `model` in the run folder `run`. The loaders are of the train and val split; `tracker` has more sets to watch.
-    `facts` go into the start row; their "environment" also into the first row after a change of it. `ranks` share each batch."""
+    """Trains the network of `spec` on `splits`. Every process of `context.group` constructs one and calls `train`."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        run: Path,
-        model: nn.Module,
-        preprocessing: Preprocessing,
-        classes: tuple[str, ...],
-        train: tuple[BatchSource, Index],
-        val: tuple[BatchSource, Index],
-        device: torch.device,
-        listener: ProgressListener,
-        stop: Callable[[], int],
-        tracker: TrackedSets,
-        facts: dict[str, Any],
-        group: ProcessGroup = SINGLE_PROCESS,
-    ) -> None:
-        self.settings, self.run, self.preprocessing, self.classes = settings, run, preprocessing, classes
-        self.train_loader, self.train_index = train
-        self.val_loader, self.val_index = val
-        self.device, self.listener, self.stop, self.tracker, self.group = (
-            device,
-            listener,
-            stop,
-            tracker,
-            group,
-        )
-        self.facts, self.energy = facts, EnergyMeter(device)
-        self.changed_environment: dict[str, Any] = {}
-        self.constant_class: int | None = None
-        self.train_step = learner = TrainStep(settings, model, preprocessing.input_size, device, group)
-        self.model, self.eval_model, self.autocast = learner.model, learner.eval_model, learner.autocast
-        self.context = RunContext(device, self.autocast, self.energy, group, listener, stop)
-        self.num_levels = num_levels_of(settings.step)
-        self.rule = schedule_rule_of(settings)
-        self.quarantine = Quarantine(run, self.train_index, settings.max_bad, listener.warn, group)
-        self.stages = LevelStages(settings, run, self.train_index, device, listener, group)
-        self.store = TrainStateStore(
-            run,
-            self.model,
-            learner.optimizer,
-            learner.scaler,
-            device,
-            self.train_index.fingerprint,
-            len(self.train_index),
-            settings.batch_size,
-            group,
-            learner.ema and learner.ema.module,
-        )
-        self.totals, self.stage = RunTotals(), StageInfo({})
-        self.unvalidated: tuple[epoch_schedule.ScheduleState, EpochSums, RunTotals] | None = (
-            None  # of an epoch that only lacks its validation
-        )
-        self.training = EpochTrainer(
-            settings,
-            run,
-            train[0],
-            len(self.train_index),
-            learner,
-            self.stages,
-            self.quarantine,
-            self.energy,
-            listener,
-            stop,
-            lambda state, epoch: self._save("last", state, epoch),
-            group,
-        )
+    def __init__(self, spec: RunSpec, splits: Splits, context: RunContext) -> None:
+        self.spec, self.splits, self.context = spec, splits, context
+        self.settings, train = spec.settings, splits.train
+        self.rule = schedule_rule_of(spec.settings)
+        self.train_step = TrainStep(spec, context)
+        self.quarantine = Quarantine(spec.run, train.index, spec.settings.max_bad, context)
+        self.stages = LevelStages(spec, train, self.quarantine, context)
+        self.epochs = EpochTrainer(spec, train, self.train_step, self.stages, self.quarantine, context)
+        self.validator = Validator(spec, splits, context)
+        self.store = TrainStateStore(spec, train.index, self.train_step, context)
+        self.log = EpochLog(spec, self.rule, context)
 
-    def fit(self, resume: bool) -> epoch_schedule.ScheduleState:
-        """Runs to the end, or to a signal (Interrupted). `resume` continues from `last/` if it is there."""
-        epoch = None
-        self.quarantine.check()
-        if self.group.broadcast_object(resume and self.store.exists()):
-            state, epoch = self._restore()
-        else:
-            state = self._begin()
-        while not state.ended:
-            if not state.begun:
-                state = self._begin_stage(state)
-            phase = epoch_schedule.next_phase(self.rule, state)
+    def train(self, resume: bool) -> ScheduleState:
+        """Trains to the end and returns the last state, or raises Interrupted after a signal, when all is saved.
+
+        resume: continues from last/ if it is there. Steps marked with * are collective:
+
+            begin         * validate the start weights, or restore last/
+            until the schedule has ended:
+                stage levels  * at the begin of a stage: one descent step of every image of an adaptive run
+                epoch         * one optimizer step per batch, last/ now and then
+                share         * unreadable images, statistics of batch norm and sums, for all ranks
+                validate      * the validation split and the tracked sets
+                decide          the schedule's next state, from the accuracy
+                record        * best/ and unit/ where the epoch was better, a row of metrics.jsonl
+                restore       * weights and optimizer from unit/ where patience has ended a stage or round
+                save          * last/
+        """
+        progress = self._begin(resume)
+        while not progress.schedule.ended:
+            if not progress.schedule.begun:
+                progress = self._begin_stage(progress)
+            before = progress.schedule
+            phase = epoch_schedule.next_phase(self.rule, before)
             assert phase is not None
-            state = self._epoch(state, phase, epoch)
-            epoch = None
-        why = "" if state.ended.startswith("patience") else f" by {state.ended}"  # patience has just said so
-        best = f"epoch {state.run_best_epoch}" if state.run_best_epoch else "the start, no epoch was better,"
-        self.listener.line(f"run ended{why}; best is {best} with val {state.run_best:.4f}")
-        return state
+            levels = self.stages.levels(before, phase)
+            progress = self.epochs.train(progress, phase, levels, self._save_last)
+            sums = self._share(progress)
+            result = self._validate(progress, sums, phase, levels)
+            progress, event = self._decide(progress, result)
+            self._keep_best(progress, result, event)
+            self._record(progress, result, first_of_stage=not progress.stage.reported)
+            progress = replace(progress, stage=_reported(progress.stage, before, progress.schedule, event))
+            if event.stage_end_reason and self.settings.restore_best:
+                self.store.restore("unit")
+            self._save_last(progress)
+            self.log.announce(result, before, progress.schedule, event)
+        self.log.announce_end(progress.schedule)
+        return progress.schedule
 
-    def _begin(self) -> epoch_schedule.ScheduleState:
-        if self.group.is_main:
-            run_folder.keep_metrics(self.run, -1)
-        rows = self._validate("start", FULL_QUALITY)
-        state = epoch_schedule.start(rows.accuracy)
-        self._save_best(state.run_best, 0, rows)
-        tracked = self._track("start")
-        self._append(
-            {
-                "epoch": 0,
-                "phase": "start",
-                "stage": 1,
-                "quality": dict.fromkeys(DIMENSIONS, 1.0),
-                "val_accuracy": rows.accuracy,
-                **tracked,
-                **self.facts,
-            }
-        )
-        self.listener.line(f"epoch   0  start weights, val {rows.accuracy:.4f}{tracked_summary(tracked)}")
-        return state
-
-    def _begin_stage(self, state: epoch_schedule.ScheduleState) -> epoch_schedule.ScheduleState:
-        """Sets the levels of the stage in hand: for adaptive runs, one descent step of every training image."""
-        moved = None
-        self.stage.row = {}
-        if self.stages.adaptive:
-            self.energy.begin()
-            done, seconds = self.stages.descend(
-                state,
-                self.eval_model,
-                self.train_loader,
-                self.autocast,
-                self.energy,
-                self.quarantine,
-                self.stop,
-            )
-            moved = done.images
-            self.totals.forward_images += done.candidates
-            self.totals.seconds += seconds
-            self.stage.row = {
-                "moved": done.images / len(self.train_index),
-                "probe_seconds": round(seconds, 3),
-                "probe_candidates": done.candidates,
-                **self.energy.all_ranks("probe_energy_joules", self.group),
-            }
-        elif self.rule.stages is not None and self.rule.stages != 1:
-            self.stages.log_stage(state, self.rule.stages)
-        state = epoch_schedule.begin_stage(self.rule, state, moved)
-        if self.stages.adaptive:
-            self._save("last", state, None)  # a probe is long: it is not done twice
-        return state
-
-    def _epoch(
-        self, state: epoch_schedule.ScheduleState, phase: epoch_schedule.Phase, resumed: EpochSums | None
-    ) -> epoch_schedule.ScheduleState:
-        number, stage, first = state.epoch + 1, state.stage, not self.stage.reported
-        levels = self.stages.levels(state, phase)
-        own = self._train(state, phase, levels, resumed)
-        self.quarantine.share(number)
-        self.train_step.broadcast_buffers()
-        epoch = own.all_ranks(self.group)
-        if not epoch.images:
-            raise RunError(f"no training image can be read: {self.run / FILE} says why")
-        counts = histogram(levels, len(self.train_index), self.num_levels)
-        shown = dict(
-            zip(
-                DIMENSIONS,
-                (
-                    counts @ quality(np.arange(self.num_levels), self.num_levels) / len(self.train_index)
-                ).tolist(),
-                strict=True,
-            )
-        )
-        watched = self.stages.validation_levels(levels, counts, phase)
-        self.unvalidated = (
-            state,
-            own,
-            replace(self.totals),
-        )  # what a signal saves from here on: validation alone is done again
-        rows = self._validate(f"epoch {number} val", watched)
-        spent = peak_memory(self.device, self.group) | self.energy.all_ranks("energy_joules", self.group)
-        tracked = self._track(f"epoch {number}")  # before a restore may change the weights
-        self.unvalidated = None
-        before = state
-        state, event = epoch_schedule.update(self.rule, state, rows.accuracy)
-        if self.settings.match_steps and self.totals.optimizer_steps >= self.settings.match_steps:
-            state = replace(
-                state, ended=f"the {self.settings.match_steps} optimizer steps of {self.settings.match}"
-            )
-        if event.is_best_of_run:
-            self._save_best(rows.accuracy, number, rows if watched is FULL_QUALITY else None)
-        if event.is_best_of_stage and self.rule.patience is not None and self.settings.restore_best:
-            self._save("unit", state, None)
-        if event.stage_end_reason and self.settings.restore_best:
-            self._load_weights("unit")
-        self.totals.seconds += epoch.seconds
-        row = metrics_row(
-            number, phase, stage, shown, epoch, rows.accuracy, self.totals, len(self.quarantine.samples)
-        )
-        row |= spent | tracked | self.changed_environment
-        if self.stages.adaptive:
-            row["levels"] = {name: counts[i].tolist() for i, name in enumerate(DIMENSIONS)}
-        if first:
-            row |= self.stage.row
-        self.stage.reported = not event.stage_end_reason or state.stage == stage
-        self._append(row)
-        self.changed_environment = {}
-        self._save("last", state, None)
-        self.listener.line(epoch_summary(row, epoch, self.rule, state, event) + tracked_summary(tracked))
-        if event.stage_end_reason:
-            self.listener.line(
-                stage_end_summary(self.rule, before, event.stage_end_reason, self.settings.restore_best)
-            )
-        if (
-            rows.constant_class is not None and rows.constant_class != self.constant_class
-        ):  # not every epoch again
-            self.listener.warn(
-                f"the network answers {self.classes[rows.constant_class]!r} for every validation image: "
-                "if that lasts, lower --lr"
-            )
-        self.constant_class = rows.constant_class
-        return state
-
-    def _train(
-        self,
-        state: epoch_schedule.ScheduleState,
-        phase: epoch_schedule.Phase,
-        levels: Levels,
-        resumed: EpochSums | None,
-    ) -> EpochSums:
-        return self.training.train(state, phase, levels, resumed or EpochSums.begin(self.device), self.totals)
-
-    def _validate(self, what: str, levels: Levels) -> PredictionRows:
-        plan = EpochPlan(
-            len(self.val_index),
-            inference_batch_size(self.settings.batch_size, self.group.world_size),
-            levels,
-            self.num_levels,
-            self.settings.seed,
-        )
-        self.listener.begin(what, plan.samples)
+    def _begin(self, resume: bool) -> TrainProgress:
+        """Returns where the run begins: after validating the start weights, or where `last/` says. Collective."""
+        self.quarantine.check()
+        resumable = self.context.group.broadcast_object(resume and self.store.exists())
+        if resumable:
+            return self._resume()
         try:
-            rows = predict(self.eval_model, self.val_loader, plan, self.context, on_batch=self._advance)
+            rows = self.validator.validate("start", self.train_step.eval_model, FULL_QUALITY)
+            state = epoch_schedule.start(rows.accuracy)
+            self.store.save_best(self._best_model(0, rows.accuracy))
+            if self.context.group.is_main:
+                write_rows(self._val_rows, rows, self.splits.val.index, {"epoch": 0})
+            tracked = self.validator.evaluate_tracked("start", self.train_step.eval_model)
         except Interrupted as interruption:
-            self._save_and_exit(interruption.signum)
-        self.listener.end()
-        self._exit_if_signalled()
-        self.totals.forward_images += plan.samples
-        return rows
+            self._leave(interruption.signum, saved=False)  # nothing has been done yet
+        self.log.begin(rows.accuracy, tracked)
+        return TrainProgress(state, totals=RunTotals(forward_images=len(self.splits.val.index)))
 
-    def _advance(self, images: int) -> None:
-        self.energy.poll()
-        self.listener.advance(images, str)
-        if signum := self.stop():
-            raise Interrupted("stopped in validation", signum)  # which all ranks hear of
-
-    def _exit_if_signalled(self) -> None:
-        """Of several ranks all leave together: they have to, to save."""
-        if not self.group.is_single and (signum := max(self.group.all_gather_object(self.stop()))):
-            self._save_and_exit(signum)
-
-    def _save_and_exit(self, signum: int) -> NoReturn:
-        self.listener.end()
-        saved = ", saved"
-        if self.unvalidated is None:
-            saved = ""  # the start weights: nothing has been done yet
-        else:
-            state, epoch, self.totals = self.unvalidated
-            self._save("last", state, epoch)
-            self.group.barrier()
-        raise Interrupted(f"stopped in validation{saved}: the same command with --resume continues", signum)
-
-    def _track(self, what: str) -> dict[str, Any]:
-        try:
-            found = self.tracker.evaluate(what, self.eval_model, self.context, self._advance)
-        except Interrupted as interruption:
-            self._save_and_exit(interruption.signum)
-        self._exit_if_signalled()
-        return found
-
-    def _append(self, row: dict[str, Any]) -> None:
-        if self.group.is_main:
-            run_folder.append_metrics(self.run, row)
-
-    def _save_best(self, accuracy: float, epoch: int, rows: PredictionRows | None) -> None:
-        self.store.save_best(
-            run_folder.BestModel(self.settings.model, self.classes, self.preprocessing, epoch, accuracy)
-        )
-        if rows is not None and self.group.is_main:
-            write_rows(self.run / "predictions" / "val.parquet", rows, self.val_index, {"epoch": epoch})
-
-    def _save(self, name: str, state: epoch_schedule.ScheduleState, epoch: EpochSums | None) -> None:
-        """`epoch`: in hand, if it is not at its end."""
-        self.quarantine.share(state.epoch + 1)
-        self.store.save(
-            name, state, epoch, self.totals, self.stage, self.stages.sync_feedback(), self.energy.used()
-        )
-
-    def _load_weights(self, name: str) -> None:
-        self.store.restore(name)
-
-    def _restore(self) -> tuple[epoch_schedule.ScheduleState, EpochSums | None]:
-        saved = self.store.read(
-            lambda state: epoch_schedule.next_phase(self.rule, state)
-        )  # that there is such a place in the sequence
-        state, epoch, self.totals, self.stage = saved.schedule, saved.epoch, saved.totals, saved.stage
-        self.stages.restore(state, saved.feedback)
-        self.changed_environment = self.group.broadcast_object(
-            self._drop_repeated_metrics(state) if self.group.is_main else {}
-        )
-        where = f"continuing after epoch {state.epoch}" + (
-            f" and {epoch.step} steps of the next" if epoch else ""
-        )
-        if saved.damage:
+    def _resume(self) -> TrainProgress:
+        """Restores `last/` on all ranks. Collective."""
+        # `next_phase` raises for a place that the sequence does not have.
+        restored = self.store.read(lambda state: epoch_schedule.next_phase(self.rule, state))
+        progress = restored.progress
+        self.stages.restore(progress.schedule, restored.feedback)
+        self.context.group.run_on_all(lambda: self.log.resume(progress.schedule))
+        where = f"continuing after epoch {progress.schedule.epoch}"
+        if progress.epoch:
+            where += f" and {progress.epoch.step} steps of the next"
+        if restored.damage:
             self.store.quarantine_damaged()
-            self.listener.warn(
-                f"{saved.damage}: it is now last.damaged/, and the save before it is whole: {where}"
+            self.context.listener.warn(
+                f"{restored.damage}: it is now last.damaged/, and the save before it is whole: {where}"
             )
         else:
-            self.listener.line(where)
-        return state, epoch
+            self.context.listener.line(where)
+        return progress
 
-    def _drop_repeated_metrics(self, state: epoch_schedule.ScheduleState) -> dict[str, Any]:
-        """Drops metrics of epochs that are done again. Returns the environment, if it has changed."""
-        run_folder.keep_metrics(self.run, state.epoch)
-        now = self.facts["environment"]
-        return {} if run_folder.last_recorded(self.run, "environment") == now else {"environment": now}
+    def _begin_stage(self, progress: TrainProgress) -> TrainProgress:
+        """Sets the levels of the stage in hand: for adaptive runs, one descent step of every image. Collective."""
+        state, energy = progress.schedule, self.context.energy
+        if not self.stages.adaptive:
+            if self.rule.stages is not None and self.rule.stages != 1:
+                self.stages.log_stage(state, self.rule.stages)
+            stage = replace(progress.stage, row={})
+            return replace(progress, schedule=epoch_schedule.begin_stage(self.rule, state), stage=stage)
+        energy.begin()
+        counts, seconds = self.stages.descend(state, self.train_step.eval_model)
+        joules = energy.all_reduce_joules("probe_energy_joules", self.context.group)
+        row = {
+            "moved": counts.images / len(self.splits.train.index),
+            "probe_seconds": round(seconds, 3),
+            "probe_candidates": counts.candidates,
+            **joules,
+        }
+        progress = replace(
+            progress,
+            schedule=epoch_schedule.begin_stage(self.rule, state, counts.images),
+            totals=progress.totals.plus(counts.candidates, seconds),
+            stage=replace(progress.stage, row=row),
+        )
+        self._save_last(progress)  # a probe is long: it is not done twice
+        return progress
+
+    def _share(self, progress: TrainProgress) -> EpochSums:
+        """Returns the epoch's sums over all ranks, which then leave out the same images and have the same buffers. Collective."""
+        assert progress.epoch is not None
+        self.quarantine.share(progress.schedule.epoch + 1)
+        self.train_step.broadcast_buffers()
+        sums = progress.epoch.all_ranks(self.context.group)
+        if not sums.images:
+            raise RunError(f"no training image can be read: {self.spec.run / FILE} says why")
+        return sums
+
+    def _validate(
+        self, progress: TrainProgress, sums: EpochSums, phase: Phase, levels: Levels
+    ) -> EpochResult:
+        """Returns what the epoch brought. Collective. After a signal `progress` is saved: only validation is repeated."""
+        number, model, group = progress.schedule.epoch + 1, self.train_step.eval_model, self.context.group
+        counts = histogram(levels, len(self.splits.train.index), self.settings.num_levels)
+        shown = self.stages.validation_levels(levels, counts, phase)
+        try:
+            rows = self.validator.validate(f"epoch {number} val", model, shown)
+            memory = all_reduce_peak_memory(self.context.device, group)
+            joules = self.context.energy.all_reduce_joules("energy_joules", group)
+            # Of the epoch's own weights: a restore may change them later.
+            tracked = self.validator.evaluate_tracked(f"epoch {number}", model)
+        except Interrupted as interruption:
+            self._save_last(progress)
+            self._leave(interruption.signum, saved=True)
+        measured = memory | joules | tracked
+        reduced = shown is not FULL_QUALITY
+        return EpochResult(number, phase, progress.schedule.stage, sums, counts, rows, reduced, measured)
+
+    def _decide(self, progress: TrainProgress, result: EpochResult) -> tuple[TrainProgress, ScheduleEvent]:
+        """Returns the progress after the epoch, and what the schedule has decided."""
+        state, event = epoch_schedule.update(self.rule, progress.schedule, result.rows.accuracy)
+        limit = self.settings.match_steps
+        if limit and progress.totals.optimizer_steps >= limit:
+            state = replace(state, ended=f"the {limit} optimizer steps of {self.settings.match}")
+        totals = progress.totals.plus(len(result.rows.samples), result.sums.seconds)
+        return replace(progress, schedule=state, epoch=None, totals=totals), event
+
+    def _keep_best(self, progress: TrainProgress, result: EpochResult, event: ScheduleEvent) -> None:
+        """Writes best/ after the run's best epoch and unit/ after the stage's or round's best. Collective."""
+        if event.is_best_of_run:
+            self.store.save_best(self._best_model(result.number, result.rows.accuracy))
+            if self.context.group.is_main and not result.reduced_validation:
+                write_rows(self._val_rows, result.rows, self.splits.val.index, {"epoch": result.number})
+        if event.is_best_of_stage and self.rule.patience is not None and self.settings.restore_best:
+            self._save("unit", progress)
+
+    def _record(self, progress: TrainProgress, result: EpochResult, first_of_stage: bool) -> None:
+        """Writes the epoch's row of metrics.jsonl."""
+        row = metrics_row(result, progress.totals, len(self.quarantine.samples))
+        more = {}
+        if self.stages.adaptive:
+            more["levels"] = {name: result.level_counts[i].tolist() for i, name in enumerate(DIMENSIONS)}
+        if first_of_stage:
+            more |= progress.stage.row
+        self.log.record(row, more)
+
+    def _save_last(self, progress: TrainProgress) -> None:
+        self._save("last", progress)
+
+    def _save(self, name: str, progress: TrainProgress) -> None:
+        """Writes the folder `name`, and shares before it what ranks know alone. Collective."""
+        self.quarantine.share(progress.schedule.epoch + 1)
+        feedback = self.stages.sync_feedback()
+        self.store.save(name, progress, feedback)
+
+    def _leave(self, signum: int, saved: bool) -> NoReturn:
+        """Raises Interrupted once every rank has come here. Collective."""
+        self.context.listener.end()
+        # torchrun ends all ranks of a host once one has left it: none may leave before rank 0 has saved.
+        self.context.group.barrier()
+        raise Interrupted(
+            f"stopped in validation{', saved' if saved else ''}: the same command with --resume continues",
+            signum,
+        ) from None
+
+    def _best_model(self, epoch: int, accuracy: float) -> run_folder.BestModel:
+        spec = self.spec
+        return run_folder.BestModel(spec.settings.model, spec.classes, spec.preprocessing, epoch, accuracy)
+
+    @property
+    def _val_rows(self) -> Path:
+        return self.spec.run / "predictions" / "val.parquet"
+
+
+def _reported(
+    stage: StageInfo, before: ScheduleState, after: ScheduleState, event: ScheduleEvent
+) -> StageInfo:
+    """Returns that the stage in hand has been reported, unless the epoch between the states has ended it."""
+    return replace(stage, reported=not event.stage_end_reason or after.stage == before.stage)

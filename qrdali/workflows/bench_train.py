@@ -18,16 +18,19 @@ from torch import nn
 
 from qrdali import models
 from qrdali.data.index import Index
-from qrdali.interfaces import ProgressListener, SilentListener
+from qrdali.interfaces import JobControl, ProgressListener, SilentListener
 from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, Levels, PerImageLevels, constant_levels
 from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.quality import REDUCTIONS
 from qrdali.schedule.epoch_plan import EpochPlan
-from qrdali.system.device import autocast_for, probe_batch_size, resolve_device
+from qrdali.system.device import autocast_for, probe_batch_size
 from qrdali.training import probe
+from qrdali.training.probe import ProbeOptions
+from qrdali.training.run_spec import Split
 from qrdali.workflows.bench_loader import machine
+from qrdali.workflows.context import open_context
 
 REDUCED = [name for name, dimensions in REDUCTIONS.items() if any(dimensions)]
 
@@ -155,13 +158,14 @@ class _Network:
 
     def __init__(self, index: Index, classes: int, options: _Options, listener: ProgressListener) -> None:
         self._index, self._batch_size = index, options.batch_size
-        self._device = resolve_device("auto")
+        self._context = open_context("auto", "auto", JobControl(listener))
+        self._device, self._autocast = self._context.device, self._context.autocast
         self.preprocessing = models.preprocessing(options.name, options.side)
         torch.manual_seed(0)
         model = models.create(options.name, classes)
         self._model = model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = create_optimizer_v2(self._model, "adamw", lr=1e-6, weight_decay=0.05)
-        self._autocast, scaled = autocast_for("auto", self._device)
+        _, scaled = autocast_for("auto", self._device)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaled)
         engine = engine_for(self._device, options.threads, listener.warn)
         self._loader = open_loader(index, self.preprocessing, options.batch_size, engine)
@@ -212,12 +216,10 @@ class _Network:
         rule = DescentRule(REDUCTIONS[reduction], 4)
         probe.descend_by_probe(
             self._model,
-            self._loader,
-            self._index,
+            Split(self._loader, self._index),
             PerImageLevels.at_full_quality(len(self._index), rule.dimensions.crop, False),
-            rule,
-            probe_batch_size(self._device, self._batch_size),
-            self._autocast,
+            ProbeOptions(rule, probe_batch_size(self._device, self._batch_size)),
+            self._context,
             lambda done, candidates: None,
         )
 

@@ -277,7 +277,7 @@ def wrong_when_read_back(
 
 
 def _require_own_files(present: set[str], expected: dict[str, int], readable: set[str]) -> None:
-    """Raises RunError for a file that is not expected, or that is and cannot be read; the latter are removed."""
+    """Raises RunError for an unexpected file, or an expected one that is unreadable, which is removed."""
     if strays := sorted(present - expected.keys()):
         raise RunError(
             f"{printable(strays[0])} is not a file of this set ({len(strays)} such): remove it, then the "

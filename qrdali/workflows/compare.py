@@ -110,5 +110,5 @@ def compare(run_a: str | Path, run_b: str | Path, *, set: str = "test") -> Compa
 
 
 def _best_epoch(run: Path) -> int | None:
-    """Returns the epoch of a run's best weights, of which its rows must be; None for a folder of rows alone."""
+    """Returns the epoch that a run's rows must be of, its best; None for a folder of rows alone."""
     return run_folder.describe_best(run).epoch if run_folder.holds_run(run) else None

@@ -1,4 +1,4 @@
-"""Builds the `RunContext` of a job: device, precision and energy meter beside whom it reports to."""
+"""Builds the `RunContext` of a job: device, precision and energy meter, with the job's listener, stop and processes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from qrdali.system.energy import EnergyMeter
 
 
 def open_context(device: str, amp: str, control: JobControl) -> RunContext:
-    """Returns the context of a job on `device` ("auto", "cpu" or "cuda") with precision `amp` ("auto", "bf16", "fp16", "off").
+    """Returns the context of a job. Collective: every process of `control.group` calls it.
 
-    Collective: every process of `control.group` calls it. Raises RunError, on all of them, if a GPU was asked for and there is none.
+    device: "auto", "cpu" or "cuda". amp: "auto", "bf16", "fp16" or "off". Raises RunError, on all processes, if a GPU is
+    required and there is none.
     """
     resolved = control.group.run_on_all(lambda: resolve_device(device))
     autocast, _ = autocast_for(amp, resolved)
-    return RunContext(
-        resolved, autocast, EnergyMeter(resolved), control.group, control.listener, control.stop
-    )
+    energy = EnergyMeter(resolved)
+    return RunContext(resolved, autocast, energy, control.group, control.listener, control.stop)

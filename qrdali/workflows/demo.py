@@ -60,7 +60,9 @@ def _train(folder: Path, data: Path, control: JobControl) -> list[Path]:
     }
     for method, values in methods.items():
         control.listener.line(f"--- {method}")
-        run_training(validate_settings({"method": method, **common, **values}), folder / method, False)
+        run_training(
+            validate_settings({"method": method, **common, **values}), folder / method, False, control
+        )
     return [folder / method for method in methods]
 
 

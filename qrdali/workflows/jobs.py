@@ -114,7 +114,7 @@ def train(
     if root is not None:
         given.setdefault("root", root)
     settings = validate_settings({**given, "method": method, "data": folder})
-    run_training(settings, Path(run), resume)
+    run_training(settings, Path(run), resume, JobControl(listener_for(progress)))
     return Run(run)
 
 

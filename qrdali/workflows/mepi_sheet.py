@@ -12,7 +12,7 @@ from qrdali.errors import printable
 from qrdali.files.atomic import write_whole
 from qrdali.interfaces import ImageReducer
 from qrdali.mepi.folder import MepiSet
-from qrdali.mepi.search import FULL_STATE, params_of_states
+from qrdali.mepi.search_path import FULL_STATE, params_of_states
 
 PAIRS, COLUMNS = 24, 4
 _CELL, _GAP, _CAPTION, _TITLE = 150, 10, 18, 34  # pixels

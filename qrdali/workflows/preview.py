@@ -14,11 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from qrdali.data import storage
 from qrdali.data.inspect import MAX_BYTES, read_upright_size
+from qrdali.data.object_store import Unreachable
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.pipelines import host_ops
 from qrdali.pipelines.engine import Engine
-from qrdali.pipelines.external_source import window_arrays
+from qrdali.pipelines.external_source import decode_inputs
 from qrdali.pipelines.graphs import decode_windows
 from qrdali.reduction.png_entropy import encoder_name, entropy
 from qrdali.reduction.quality import (
@@ -134,7 +135,7 @@ def _open(image: str, out: Path) -> _Original:
         if is_url:
             encoded = storage.whole(path, MAX_BYTES)
         width, height = read_upright_size(io.BytesIO(encoded) if is_url else path, verify=True)
-    except storage.Unreachable:
+    except Unreachable:
         raise
     except Exception as error:  # Pillow's decoders raise many types
         raise InputError(f"{printable(image)} cannot be decoded: {printable(error)}") from None
@@ -146,7 +147,7 @@ def _reduced(original: _Original, reduction: ReductionParams) -> list[Pixels]:
     training on a CPU.
     """
     count = len(reduction.window)
-    emitted = iter([window_arrays([np.frombuffer(original.encoded, np.uint8)] * count, reduction.window)])
+    emitted = iter([decode_inputs([np.frombuffer(original.encoded, np.uint8)] * count, reduction.window)])
     try:
         (decoded,) = decode_windows(lambda: next(emitted), Engine(depth=1), count, original.is_url).run()
     except RuntimeError as error:

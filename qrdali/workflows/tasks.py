@@ -67,7 +67,7 @@ def _train(tasks: Tasks, run: PlannedRun, control: JobControl) -> None:
     if not (folder / "config.toml").exists():
         # Before it trains: whatever is replaced from here on makes the run one of other origins.
         tasks.folder.note(f"from {run.name}", tasks.origin(run))
-    run_training(run.settings, folder, True)
+    run_training(run.settings, folder, True, control)
 
 
 def _evaluate(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, float]:

@@ -212,7 +212,7 @@ def test_a_large_index_is_checked_where_it_is_used(
     writer.close()
     with pytest.raises(RunError, match=r"outside 0\.\.1 or sizes below 1"):
         Index(tmp_path / "x.arrow", 2)
-    monkeypatch.setattr("qrdali.data.index._CHECKED", 3)
+    monkeypatch.setattr("qrdali.data.index._MAX_CHECKED_ROWS", 3)
     index = Index(tmp_path / "x.arrow", 2)
     assert index.labels(np.array([0, 3, 2])).tolist() == [0, 1, 1]
     assert index.sizes(np.array([0, 1, 3])).tolist() == [[5, 5]] * 3

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from gcs_server import BUCKET, Store, forget, gcs
-from object_stores import loader_of, preprocessing, put, s3, tar
+from gcs_server import BUCKET, Store, gcs
+from object_stores import forget_stores, loader_of, preprocessing, put, s3, tar
 from tiny_data import commands, done, fill, images, jpeg, made, paths, run
 
-from qrdali.data import storage, tree
+from qrdali.data import object_store, storage, tree
 from qrdali.data.build import index_root
 from qrdali.data.index import SPLITS, Dataset, Index
 from qrdali.data.scan import DECODED, build_dataset
@@ -34,10 +34,11 @@ ODD = ["one two.jpg", "\"'quotes'.jpg", "émoji 🦊.jpg", "%41?x#y+&=.jpg"]
 
 @pytest.fixture(scope="module", autouse=True)
 def silence() -> Iterator[subprocess.Popen[str]]:
-    """A process that asks a server which never answers, while the other tests run: Google's library waits for two minutes."""
+    """A process whose server never answers; it waits two minutes for it while the other tests run."""
     work = (
-        "import sys; from pathlib import Path; from qrdali.data.build import index_root; from qrdali.data.scan import DECODED\n"
-        "try: index_root('gs://b/x', Path(sys.argv[1]), DECODED)\nexcept Exception as error: print(type(error).__name__, error)"
+        "import sys; from pathlib import Path; from qrdali.data.build import index_root; from "
+        "qrdali.data.scan import DECODED\ntry: index_root('gs://b/x', Path(sys.argv[1]), DECODED)\nexcept "
+        "Exception as error: print(type(error).__name__, error)"
     )
     with socket.create_server(("127.0.0.1", 0)) as server:
         environment = os.environ | {"STORAGE_EMULATOR_HOST": f"127.0.0.1:{server.getsockname()[1]}"}
@@ -57,7 +58,7 @@ def server() -> Iterator[Store]:
 @pytest.fixture
 def store(server: Store) -> Store:
     server.tell()
-    forget(storage)
+    forget_stores()
     return server
 
 
@@ -197,7 +198,8 @@ def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path,
     [
         (
             "403",
-            f"gs://{BUCKET} may not be read with the credentials found here: set GOOGLE_APPLICATION_CREDENTIALS",
+            f"gs://{BUCKET} may not be read with the credentials found here: set "
+            "GOOGLE_APPLICATION_CREDENTIALS",
         ),
         ("401", f"gs://{BUCKET} may not be read with the credentials"),
         ("garbage", "cannot be read: check the network"),
@@ -221,7 +223,7 @@ def test_what_a_server_says_instead(
         "list": lambda: index_root(pets, tmp_path / "x", DECODED),
         "media": lambda: list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4), told.update)),
     }
-    with pytest.raises(storage.Unreachable, match=match) as error:
+    with pytest.raises(object_store.Unreachable, match=match) as error:
         work[kind]()
     assert "\n" not in str(error.value)
     assert told == {}
@@ -257,11 +259,11 @@ def test_credentials_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "bad.json").write_text("{}")
     for file in ("none.json", "bad.json"):
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / file))
-        storage._gcs.cache_clear()
-        with pytest.raises(storage.Unreachable, match="GOOGLE_APPLICATION_CREDENTIALS") as error:
+        object_store._gcs.cache_clear()
+        with pytest.raises(object_store.Unreachable, match="GOOGLE_APPLICATION_CREDENTIALS") as error:
             index_root("gs://x/y", tmp_path / "x", DECODED)
         assert "\n" not in str(error.value)
-    storage._gcs.cache_clear()
+    object_store._gcs.cache_clear()
 
 
 def test_shards(store: Store, tmp_path: Path) -> None:
@@ -414,7 +416,10 @@ def long(store: Store, tmp_path: Path) -> tuple[Index, Index]:
 
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_search_reads_ahead(long: tuple[Index, Index], store: Store, gone: bool) -> None:
-    """The next originals are asked for while those before them are searched; they are the same, in the same order."""
+    """The next originals are asked for while those before them are searched.
+
+    They are the same, in the same order.
+    """
     from qrdali.pipelines.engine import Engine
     from qrdali.pipelines.image_reducer import open_image_reducer
 
@@ -448,21 +453,22 @@ def test_a_probe_reads_ahead(long: tuple[Index, Index], store: Store, whole_grap
     from qrdali.distributed import SINGLE_PROCESS
     from qrdali.reduction.levels import PerImageLevels
     from qrdali.reduction.neighbors import DescentRule
-    from qrdali.training.probe import _requests
+    from qrdali.training.probe import ProbeOptions, candidate_requests
+    from qrdali.training.run_spec import Split
 
     store.tell(delay=0.1)
     shown = []
     for index in long:
-        asked = _requests(
-            index,
+        loader = loader_of(index, 2, whole_graph)
+        options = ProbeOptions(DescentRule(Dimensions(True, False, True), 4), batch_size=4)
+        asked = candidate_requests(
+            Split(loader, index),
             PerImageLevels.at_full_quality(80, False, False),
-            DescentRule(Dimensions(True, False, True), 4),
-            2,
+            options,
             lambda *_: None,
-            (),
             SINGLE_PROCESS,
         )
-        stream = loader_of(index, 2, whole_graph).candidates(asked, 2, (0, 2), False)
+        stream = loader.candidates(asked, 2, (0, 2), False)
         first = next(stream)
         time.sleep(1)
         if index is long[0]:

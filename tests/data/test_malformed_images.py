@@ -19,7 +19,7 @@ from qrdali.data.inspect import MAX_BYTES, inspect_file, quiet_pillow
 from qrdali.errors import RunError
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import Engine
-from qrdali.pipelines.external_source import window_arrays
+from qrdali.pipelines.external_source import decode_inputs
 from qrdali.pipelines.graphs import decode_windows
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.pipelines.loader import open_loader
@@ -42,7 +42,8 @@ NAMES = [
     "a" * 250 + ".jpg",
 ]
 CLASSES = ("plain", "a b '🦊'")
-# 16 bits become 8, a palette of 16 bits and the colours of YCbCr and CMYK are computed: each decoder rounds its own way.
+# 16 bits become 8, a palette of 16 bits and the colours of YCbCr and CMYK are computed: each decoder rounds
+# its own way.
 ROUNDED = re.compile(r"deep|palette\.tif|cmyk\.tif|ycc\.tif")
 
 
@@ -165,7 +166,10 @@ PRE = Preprocessing(32, "whole", 0.9, "bilinear", (0.485, 0.456, 0.406), (0.229,
 
 @pytest.mark.parametrize("levels", [FULL_QUALITY, ConstantLevels(0, 2, 0)])
 def test_the_whole_graph_shows_the_network_the_same(data: Dataset, levels: ConstantLevels) -> None:
-    """Windows of every kind too: DALI decodes regions of interest. Up to what its approximate resize differs."""
+    """Windows of every kind too: DALI decodes regions of interest.
+
+    Up to what its approximate resize differs.
+    """
     index = data.index("train")
     seen = []
     for graph in (False, True):
@@ -180,7 +184,7 @@ def decoded_by_dali(path: Path, height: int, width: int) -> npt.NDArray[np.uint8
     window = np.array([[0, 0, height, width]], np.int32)
     name = [np.frombuffer(str(path).encode(), np.uint8)]
     try:
-        (output,) = decode_windows(lambda: window_arrays(name, window), Engine(depth=1, threads=1), 1).run()
+        (output,) = decode_windows(lambda: decode_inputs(name, window), Engine(depth=1, threads=1), 1).run()
     except RuntimeError:
         return None
     return np.array(output.at(0))
@@ -296,7 +300,8 @@ def test_large_images_take_turns_in_memory(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from qrdali.data.scan import build_dataset; "
         "peak = lambda: int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]); "
-        "before = peak(); build_dataset(Path(sys.argv[1]), Path(sys.argv[2]), threads=4); print(peak() - before)"
+        "before = peak(); build_dataset(Path(sys.argv[1]), Path(sys.argv[2]), threads=4); print(peak() - "
+        "before)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "root"), str(tmp_path / "d")],

@@ -59,10 +59,8 @@ def test_index_says_where_each_image_lies(root: Path, tmp_path: Path) -> None:
     assert info(tmp_path / "data")["classes"] == ["cat", "dog"]
     train = images(tmp_path / "data", "train")
     assert [name for _, name in train] == ["cat", "dog", "cat", "dog", "cat", "dog"]
-    assert (
-        train[0][0]
-        == f"tar+file://{tmp_path}/a%20root%20%231/train/0%20%C3%A9%3F.tar?offset=512&length={len(jpeg((16, 12)))}#0000.jpg"
-    )
+    shard = f"tar+file://{tmp_path}/a%20root%20%231/train/0%20%C3%A9%3F.tar"
+    assert train[0][0] == f"{shard}?offset=512&length={len(jpeg((16, 12)))}#0000.jpg"
     for i, (url, _) in enumerate(train):
         own = storage.member(url)
         with tarfile.open(own.shard) as archive:
@@ -276,7 +274,7 @@ def test_roots_that_cannot_be_shards(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_shard_that_went_bad_is_told(root: Path, tmp_path: Path) -> None:
-    from qrdali.pipelines.loader import why_unreadable
+    from qrdali.pipelines.diagnose import why_unreadable
 
     made("index", root, "--out", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")

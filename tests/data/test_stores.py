@@ -1,4 +1,7 @@
-"""An object store as a root, against an S3 server on loopback; data sets whose images moved; validation shares."""
+"""An object store as a root, against an S3 server on loopback; data sets whose images moved.
+
+Validation shares.
+"""
 
 import json
 import socket
@@ -9,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from object_stores import BUCKET, forget, loader_of, put, s3, tar
+from object_stores import BUCKET, forget_stores, loader_of, put, s3, tar
 from tiny_data import commands, done, fill, images, info, jpeg, made, paths, run
 
+from qrdali.data import object_store, storage, tree
 from qrdali.data import provenance as source
-from qrdali.data import storage, tree
 from qrdali.data.build import index_root
 from qrdali.data.index import Dataset
 from qrdali.data.relocation import Relocation, relocation_of
@@ -163,7 +166,7 @@ def test_stores_that_cannot_be_read(pets: str, tmp_path: Path, monkeypatch: pyte
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
-        forget(storage)
+        forget_stores()
         index, told = Dataset.open(tmp_path / "data").index("train"), dict[int, str]()
         for work in (
             lambda: index_root(pets, tmp_path / "x", DECODED),
@@ -171,13 +174,13 @@ def test_stores_that_cannot_be_read(pets: str, tmp_path: Path, monkeypatch: pyte
             lambda: list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4), told.update)),
         ):
             with pytest.raises(
-                storage.Unreachable,
+                object_store.Unreachable,
                 match=r"s3://pictures cannot be read: check the network, AWS_ENDPOINT_URL",
             ) as error:
                 work()
             assert "\n" not in str(error.value)
         assert told == {}  # no image is at fault
-    forget(storage)
+    forget_stores()
     assert not (tmp_path / "x").exists()
 
 
@@ -186,25 +189,25 @@ def test_stores_that_cannot_be_read(pets: str, tmp_path: Path, monkeypatch: pyte
     [
         (
             "AWS Error ACCESS_DENIED during HeadObject operation: No response body.",
-            storage.Unreachable,
+            object_store.Unreachable,
             "AWS_ACCESS_KEY_ID",
         ),
         (
             "AWS Error UNKNOWN (HTTP status 403) during ListObjectsV2: InvalidAccessKeyId",
-            storage.Unreachable,
+            object_store.Unreachable,
             "AWS_PROFILE",
         ),
         (
             "AWS Error NO_SUCH_BUCKET during ListObjectsV2 operation",
-            storage.Unreachable,
+            object_store.Unreachable,
             "there is no bucket s3://b:",
         ),
         ("AWS Error NO_SUCH_KEY during GetObject operation", FileNotFoundError, "no such object: s3://b/k"),
-        ("AWS Error SLOW_DOWN\n during GetObject", storage.Unreachable, "SLOW_DOWN during"),
+        ("AWS Error SLOW_DOWN\n during GetObject", object_store.Unreachable, "SLOW_DOWN during"),
     ],
 )
 def test_what_an_error_of_a_store_means(text: str, kind: type, match: str) -> None:
-    found = storage.exception_for("s3://b/k", OSError(text))
+    found = object_store.exception_for("s3://b/k", OSError(text))
     assert type(found) is kind
     assert match in str(found)
 

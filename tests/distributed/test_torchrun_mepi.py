@@ -214,7 +214,7 @@ def test_torchrun_begins_again_and_goes_on(run: Path, dataset: Dataset, plain: P
 def test_evaluate_gives_the_rows_of_one_process(
     run: Path, dataset: Dataset, plain: Path, tmp_path: Path
 ) -> None:
-    """Every image once, in batches of which the last is smaller, and files that cannot be read counted once."""
+    """Every image counts once, a smaller last batch included, and so does a file that cannot be read."""
     folder, copy = tmp_path / "mepis", tmp_path / "run"
     shutil.copytree(plain / "combination", folder)
     shutil.copytree(run, copy)

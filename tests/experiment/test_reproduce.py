@@ -238,16 +238,16 @@ def test_stopped_between_two_safe_points(call: Call, config: Path, monkeypatch: 
 def test_a_failed_run_is_named_and_tried_again(
     call: Call, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reports: list[Any]
 ) -> None:
-    fit = trainer.Trainer.fit
+    train = trainer.Trainer.train
 
     def failing(self: trainer.Trainer, resume: bool) -> object:
         if self.settings.method == "baseline":
             raise RunError("the loss is \x1bnan")
         if self.settings.method == "fixed":
             raise ValueError("a library's")
-        return fit(self, resume)
+        return train(self, resume)
 
-    monkeypatch.setattr(trainer.Trainer, "fit", failing)
+    monkeypatch.setattr(trainer.Trainer, "train", failing)
     failed = call(config)
     assert failed.status == 1
     lines = failed.err.splitlines()
@@ -268,7 +268,7 @@ def test_a_failed_run_is_named_and_tried_again(
         ("waiting", "for train test_resnet/baseline"),
     ]
     assert [len(of) for of, _ in reports] == [1]
-    monkeypatch.setattr(trainer.Trainer, "fit", fit)
+    monkeypatch.setattr(trainer.Trainer, "train", train)
     assert call(config).status == 0
     assert json.loads((tmp_path / "out" / "failures.json").read_text()) == {}
     assert [len(of) for of, _ in reports] == [1, 3]
@@ -280,7 +280,7 @@ def test_what_starts_from_a_failed_run_is_not_tried(
     def failing(self: trainer.Trainer, resume: bool) -> object:
         raise RunError("no")
 
-    monkeypatch.setattr(trainer.Trainer, "fit", failing)
+    monkeypatch.setattr(trainer.Trainer, "train", failing)
     failed = call(config)
     assert failed.status == 1
     assert "waiting for train test_resnet/shared: train test_resnet/baseline" in failed.err
@@ -441,18 +441,18 @@ def test_rows_of_somebody_else_are_made_again(call: Call, config: Path, tmp_path
 
 def test_stopped_as_a_run_ends(call: Call, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal that nobody asks for any more in that run still stops the matrix."""
-    fit = trainer.Trainer.fit
+    train = trainer.Trainer.train
 
     def late(self: trainer.Trainer, resume: bool) -> object:
-        state = fit(self, resume)
+        state = train(self, resume)
         os.kill(os.getpid(), signal.SIGTERM)
         return state
 
-    monkeypatch.setattr(trainer.Trainer, "fit", late)
+    monkeypatch.setattr(trainer.Trainer, "train", late)
     stopped = call(config)
     assert stopped.status == 143
     assert "[1/7] train test_resnet/shared was stopped" in stopped.err
-    monkeypatch.setattr(trainer.Trainer, "fit", fit)
+    monkeypatch.setattr(trainer.Trainer, "train", train)
     assert states(call, config)["train test_resnet/shared"] == "done"
 
 

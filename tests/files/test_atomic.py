@@ -1,4 +1,4 @@
-"""Files are replaced whole: a recorder shows the order of fsync and rename, and failures leave the older file."""
+"""Files are replaced whole: fsync, rename, fsync in this order; failures leave the older file."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,10 @@ from qrdali.files.atomic import replace_atomically, write_whole
 
 @pytest.fixture
 def operations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is synced and renamed, in order, by the names of files; a file's content at that moment in brackets."""
+    """What is synced and renamed, in order, by the names of files.
+
+    A file's content at that moment in brackets.
+    """
     log: list[str] = []
     fsync, rename = os.fsync, Path.rename
 

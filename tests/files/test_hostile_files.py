@@ -1,4 +1,7 @@
-"""Every reader of what qrdali writes, on bytes that nobody wrote: a value, or one line; never another error, code or a wait."""
+"""Every reader of what qrdali writes, on bytes that nobody wrote: a value, or one line.
+
+Never another error, code or a wait.
+"""
 
 import functools
 import io
@@ -174,7 +177,10 @@ READERS = [
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of each file, as qrdali writes it; the run's checkpoint without hashes, which would refuse every change alike."""
+    """One of each file, as qrdali writes it.
+
+    The run's checkpoint without hashes, which would refuse every change alike.
+    """
     root = tmp_path_factory.mktemp("good")
     run = fake_runs.run(
         root / "run",
@@ -430,10 +436,10 @@ HOSTILE = {
     ),
     "deep.safetensors": ("run/best/model.safetensors", safetensors(BOMB), "cannot be read"),
     "bomb.json": ("run/best/state.json", BOMB, "cannot be read"),
-    "large.json": ("run/best/state.json", LARGE, "at most 16 MiB"),
+    "large.json": ("run/best/state.json", LARGE, "larger than the allowed 16 MiB"),
     "bomb.source": ("data/source.json", BOMB, "cannot be read"),
     "bomb.notes": ("notes/done.json", BOMB, "cannot be read.*remove it"),
-    "bomb.summary": ("mepi/summary.json", LARGE, "at most 16 MiB"),
+    "bomb.summary": ("mepi/summary.json", LARGE, "larger than the allowed 16 MiB"),
     "bomb.metrics": ("run/metrics.jsonl", BOMB, "cut or damaged|no whole line"),
     "endless.metrics": ("run/metrics.jsonl", b"1" * (9 << 20), "cut or damaged|no whole line"),
     "bomb.toml": ("run/config.toml", b"a = " + b"[" * 300_000, "cannot be read as TOML"),
@@ -445,7 +451,11 @@ HOSTILE = {
     ),
     "lying.arrow": ("data/train.arrow", lying_arrow(), "not a readable index"),
     "bomb.arrow": ("data/train.arrow", arrow_bomb(), "larger than the file"),
-    "holes.arrow": ("data/train.arrow", arrow(pa.table([[None], [0], [1], [1]], schema=SCHEMA)), "has holes"),
+    "holes.arrow": (
+        "data/train.arrow",
+        arrow(pa.table([[None], [0], [1], [1]], schema=SCHEMA)),
+        "has empty cells",
+    ),
     "infinite.journal": ("journal.jsonl", b'{"seconds": ' + b"9" * 400 + b"}\n", "line 1 is damaged"),
     "bomb.parquet": ("run/predictions/test.parquet", parquet_bomb(), "its footer claims 100000000 rows"),
 }

@@ -1,4 +1,4 @@
-"""The search against brute force over the definition, with classifiers that are rules; and what it is shown."""
+"""The search against brute force over the definition, by classifiers that are rules; and its inputs."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,14 +15,8 @@ from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import index_folder
 from qrdali.errors import InputError
 from qrdali.interfaces import JobControl
-from qrdali.mepi.search import (
-    ReductionState,
-    Search,
-    SearchLimits,
-    SearchPath,
-    SearchRule,
-    params_of_states,
-)
+from qrdali.mepi.search import Search, SearchLimits, SearchRule
+from qrdali.mepi.search_path import ReductionState, SearchPath, params_of_states
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.image_reducer import open_image_reducer

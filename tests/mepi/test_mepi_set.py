@@ -176,7 +176,7 @@ def test_no_neighbour_built_by_pillow_is_right(run: Path, built: Path) -> None:
                 logits = model(torch.from_numpy(x).permute(2, 0, 1)[None].float())
             wrong[int(logits.argmax()) != row["label"]] += 1
     assert wrong.total() > 40
-    assert wrong[False] <= 0.01 * wrong.total(), wrong
+    assert wrong[False] <= max(1, 0.01 * wrong.total()), wrong
 
 
 def _neighbours(
@@ -432,7 +432,7 @@ def test_refusals(run: Path, data: str, tmp_path: Path) -> None:
         build_mepi(**options(run, data, tmp_path / "other"), resume=True)
     with pytest.raises(InputError, match="exhaustive is for color and resolution"):
         build_mepi(**options(run, data, tmp_path / "new", reduction="crop", search="exhaustive"))
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="is not a run folder"):
         build_mepi(**options(tmp_path / "no", data, tmp_path / "new"))
     stripped = tmp_path / "stripped"
     shutil.copytree(run, stripped)
@@ -655,7 +655,8 @@ def test_a_graphs_reducer_builds_the_same_from_many_threads(
 ) -> None:
     """As on a GPU: one pipeline, several threads that want its pictures."""
     from qrdali.mepi.build import Builder
-    from qrdali.mepi.search import Search, SearchLimits, SearchRule, params_of_states
+    from qrdali.mepi.search import Search, SearchLimits, SearchRule
+    from qrdali.mepi.search_path import params_of_states
     from qrdali.pipelines.engine import Engine
     from qrdali.pipelines.image_reducer import open_image_reducer
     from qrdali.reduction.neighbors import DescentRule

@@ -1,4 +1,4 @@
-"""Trials of decoding: child processes that crash and hang, what is remembered, and the path the loaders take."""
+"""Trials of decoding: children that crash and hang, what is remembered, and the path that loaders take."""
 
 import json
 import os
@@ -308,19 +308,22 @@ def test_on_a_cpu_training_starts_no_process_and_says_its_path(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    from qrdali.cli.terminal import TerminalListener
+    from qrdali.interfaces import JobControl
     from qrdali.training.trainer import Trainer
     from qrdali.workflows.train import run_training
 
     def refused(*arguments: Any, **options: Any) -> None:
         raise AssertionError(f"a process is started: {arguments}")
 
-    def fit(self: Trainer, resume: bool) -> None:
-        assert len(list(self.train_loader.epoch(EpochPlan(len(self.train_index), 8, FULL_QUALITY)))) == 3
+    def train(self: Trainer, resume: bool) -> None:
+        split = self.splits.train
+        assert len(list(split.source.epoch(EpochPlan(len(split.index), 8, FULL_QUALITY)))) == 3
 
     environment.environment(torch.device("cpu"))  # asks `uname` of the platform's name, once in a process
     monkeypatch.setattr(subprocess, "Popen", refused)
     monkeypatch.setattr(os, "fork", refused)
-    monkeypatch.setattr(Trainer, "fit", fit)
+    monkeypatch.setattr(Trainer, "train", train)
     run_training(
         validate_settings(
             {
@@ -335,6 +338,7 @@ def test_on_a_cpu_training_starts_no_process_and_says_its_path(
         ),
         tmp_path / "run",
         False,
+        JobControl(TerminalListener()),
     )
     assert "4 classes, CPU, regions decoded on the CPU\n" in capsys.readouterr().err
     assert not cache.exists()

@@ -1,3 +1,7 @@
+"""The loaders: what comes in an epoch, from both implementations, and what an abandoned one leaves."""
+
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels
 from qrdali.schedule.epoch_plan import EpochPlan
 
 PRE = Preprocessing(32, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-R = ConstantLevels(2, 2, 2)
+REDUCED = ConstantLevels(2, 2, 2)
 
 
 def loader(index: Index, depth: int = 2, graph: bool = False) -> BatchSource:
@@ -41,14 +45,14 @@ def test_no_batch_carries_the_parameters_of_the_epoch_before(
     dataset: Dataset, depth: int, graph: bool
 ) -> None:
     index = dataset.index("train")
-    ours = loader(index, depth, graph)
-    for levels, epoch in ((FULL_QUALITY, 1), (R, 2), (FULL_QUALITY, 3), (R, 4)):
+    made = loader(index, depth, graph)
+    for levels, epoch in ((FULL_QUALITY, 1), (REDUCED, 2), (FULL_QUALITY, 3), (REDUCED, 4)):
         seen, fresh = (
-            emitted(ours, plan(index, levels, epoch)),
+            emitted(made, plan(index, levels, epoch)),
             emitted(loader(index, 1, graph), plan(index, levels, epoch)),
         )
         other = emitted(
-            loader(index, 1, graph), plan(index, R if levels == FULL_QUALITY else FULL_QUALITY, epoch)
+            loader(index, 1, graph), plan(index, REDUCED if levels == FULL_QUALITY else FULL_QUALITY, epoch)
         )
         assert sorted(seen) == list(range(len(index)))
         for sample, image in seen.items():
@@ -59,9 +63,12 @@ def test_no_batch_carries_the_parameters_of_the_epoch_before(
 @pytest.mark.parametrize("graph", [False, True])
 def test_an_abandoned_epoch_leaves_nothing_behind(dataset: Dataset, graph: bool) -> None:
     index = dataset.index("train")
-    ours = loader(index, 3, graph)
-    next(iter(ours.epoch(plan(index, FULL_QUALITY, 1))))
-    seen, fresh = emitted(ours, plan(index, R, 2)), emitted(loader(index, graph=graph), plan(index, R, 2))
+    made = loader(index, 3, graph)
+    next(iter(made.epoch(plan(index, FULL_QUALITY, 1))))
+    seen, fresh = (
+        emitted(made, plan(index, REDUCED, 2)),
+        emitted(loader(index, graph=graph), plan(index, REDUCED, 2)),
+    )
     assert sorted(seen) == sorted(fresh)
     assert all(torch.equal(seen[s], fresh[s]) for s in fresh)
 
@@ -94,16 +101,19 @@ def test_flips_mirror(dataset: Dataset, graph: bool) -> None:
 @pytest.mark.parametrize("augment", ["none", "flip", "rrc"])
 @pytest.mark.parametrize("fit", ["whole", "center"])
 @pytest.mark.parametrize(
-    "levels", [FULL_QUALITY, ConstantLevels(2, 0, 0), ConstantLevels(0, 2, 0), ConstantLevels(0, 0, 2), R]
+    "levels",
+    [FULL_QUALITY, ConstantLevels(2, 0, 0), ConstantLevels(0, 2, 0), ConstantLevels(0, 0, 2), REDUCED],
 )
-def test_both_makers_show_the_network_the_same(
+def test_host_and_graph_show_the_network_the_same(
     dataset: Dataset, levels: ConstantLevels, fit: str, augment: str
 ) -> None:
     """Up to what DALI's approximate resize differs, once per resize."""
     index = dataset.index("train")
     pre = Preprocessing(32, fit, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    what = EpochPlan(len(index), 5, levels, seed=2, epoch=3, training=True, augment=augment)
-    host, graph = (emitted(open_loader(index, pre, 5, Engine(whole_graph=g)), what) for g in (False, True))
+    epoch_plan = EpochPlan(len(index), 5, levels, seed=2, epoch=3, training=True, augment=augment)
+    host, graph = (
+        emitted(open_loader(index, pre, 5, Engine(whole_graph=g)), epoch_plan) for g in (False, True)
+    )
     assert sorted(host) == sorted(graph) == list(range(len(index)))
     difference = torch.stack([(host[s] - graph[s]).abs() for s in host]) * 255 * 0.226
     # A value that the resize puts on the other side of a colour bin's edge moves by a whole bin.
@@ -115,7 +125,7 @@ def test_a_vanished_image_is_named_and_the_loader_lives_on(tmp_path: Path, graph
     generate(tmp_path / "images", ShapesSpec(classes=2, train=6, val=0, test=0, size=(60, 40)), workers=1)
     build_dataset(tmp_path / "images", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")
-    ours, victim = loader(index, graph=graph), Path(index.paths(np.array([7]))[0])
+    made, victim = loader(index, graph=graph), Path(index.paths(np.array([7]))[0])
     kept = victim.read_bytes()
     for change, message in (
         (None, "is gone"),
@@ -124,15 +134,31 @@ def test_a_vanished_image_is_named_and_the_loader_lives_on(tmp_path: Path, graph
     ):
         victim.unlink() if change is None else victim.write_bytes(change)
         with pytest.raises(RunError, match=f"sample 7, .*{victim.name}, {message}"):
-            emitted(ours, plan(index, FULL_QUALITY, 1))
+            emitted(made, plan(index, FULL_QUALITY, 1))
         victim.write_bytes(kept)
-        assert len(emitted(ours, plan(index, FULL_QUALITY, 1))) == 12
+        assert len(emitted(made, plan(index, FULL_QUALITY, 1))) == 12
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_loader_goes_without_the_garbage_collector(dataset: Dataset, graph: bool) -> None:
+    """Nothing that it holds holds it: a GPU's memory would stay taken until a collection."""
+    index = dataset.index("train")
+    made = loader(index, graph=graph)
+    assert len(emitted(made, plan(index, FULL_QUALITY, 1))) == 24
+    gone = weakref.ref(made)
+    gc.disable()
+    try:
+        del made
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(
-    "levels", [FULL_QUALITY, ConstantLevels(2, 0, 0), ConstantLevels(0, 2, 0), ConstantLevels(0, 0, 2), R]
+    "levels",
+    [FULL_QUALITY, ConstantLevels(2, 0, 0), ConstantLevels(0, 2, 0), ConstantLevels(0, 0, 2), REDUCED],
 )
 @pytest.mark.parametrize("whole", [True, False])
 def test_gpu_is_close_to_cpu(dataset: Dataset, levels: ConstantLevels, whole: bool) -> None:

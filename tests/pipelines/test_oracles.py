@@ -12,7 +12,8 @@ from qrdali.data.inspect import read_upright_size
 from qrdali.models import Preprocessing
 from qrdali.pipelines import host_ops as host
 from qrdali.pipelines.engine import Engine
-from qrdali.pipelines.external_source import PreparedBatch, graph_arrays, reduction_arrays, window_arrays
+from qrdali.pipelines.external_source import PreparedBatch, decode_inputs, network_inputs
+from qrdali.pipelines.graph_inputs import DecodedInputs, ImageInputs, pixel_reduction, window_bounds
 from qrdali.pipelines.graphs import decode_windows, network_input, reduce_decoded
 from qrdali.reduction.quality import reduction_params
 from qrdali.reduction.view import view
@@ -29,40 +30,44 @@ def picture(height: int, width: int, seed: int = 0) -> Pixels:
 
 
 @pytest.fixture(params=["graph", "host"], autouse=True)
-def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every oracle holds for the whole DALI graph and for decoding in DALI and reductions on the host."""
     name: str = request.param
-    monkeypatch.setitem(MAKER, "name", name)
+    monkeypatch.setitem(IMPLEMENTATION, "name", name)
     return name
 
 
-MAKER = {"name": "graph"}
+IMPLEMENTATION = {"name": "graph"}
 
 
 def reduce(
-    paths: list[Path], levels: tuple[int, int, int], n: int = 4, anchor: tuple[float, float] = (0.5, 0.5)
+    paths: list[Path],
+    levels: tuple[int, int, int],
+    num_levels: int = 4,
+    anchor: tuple[float, float] = (0.5, 0.5),
 ) -> list[Pixels]:
     count = len(paths)
     sizes = np.array([read_upright_size(str(p), True)[::-1] for p in paths], np.int32)
     reduction = reduction_params(
-        np.tile(np.array([levels], np.uint8), (count, 1)), sizes, np.tile([anchor], (count, 1)), n
+        np.tile(np.array([levels], np.uint8), (count, 1)), sizes, np.tile([anchor], (count, 1)), num_levels
     )
     names = [np.frombuffer(str(p).encode(), np.uint8) for p in paths]
-    if MAKER["name"] == "host":
+    if IMPLEMENTATION["name"] == "host":
         (decoded,) = decode_windows(
-            lambda: window_arrays(names, reduction.window), Engine(depth=1), count
+            lambda: decode_inputs(names, reduction.window), Engine(depth=1), count
         ).run()
         return [
             host.reduce(np.array(decoded.at(i)), reduction.size[i], int(reduction.bin_width[i]))
             for i in range(count)
         ]
     whole = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
-    (decoded,) = decode_windows(lambda: window_arrays(names, whole), Engine(depth=1), count).run()
-    numbers = reduction_arrays(
-        reduction.window[:, :2], reduction.window[:, 2:], reduction.size, reduction.bin_width
+    (decoded,) = decode_windows(lambda: decode_inputs(names, whole), Engine(depth=1), count).run()
+    bounds = window_bounds(reduction.window)
+    pixels = pixel_reduction(bounds.shape, reduction.size, reduction.bin_width)
+    inputs = DecodedInputs(
+        [np.array(decoded.at(i)) for i in range(count)], ImageInputs(bounds, pixels, region=None)
     )
-    asked = ([np.array(decoded.at(i)) for i in range(count)], *numbers)
-    (images,) = reduce_decoded(lambda: asked, Engine(), count, None).run()
+    (images,) = reduce_decoded(lambda: inputs, Engine(), count, None).run()
     return [np.array(images.at(i)) for i in range(count)]
 
 
@@ -72,13 +77,15 @@ def network_pixels(path: Path, fit: str) -> npt.NDArray[np.float32]:
     reduction = reduction_params(np.zeros((1, 3), np.uint8), sizes, np.array([[0.5, 0.5]]), 4)
     seen = view(reduction.size, fit, 0.875)
     name = [np.frombuffer(str(path).encode(), np.uint8)]
-    if MAKER["name"] == "host":
-        (decoded,) = decode_windows(lambda: window_arrays(name, reduction.window), Engine(depth=1), 1).run()
+    if IMPLEMENTATION["name"] == "host":
+        (decoded,) = decode_windows(lambda: decode_inputs(name, reduction.window), Engine(depth=1), 1).run()
         out = np.empty((64, 64, 3), np.float32)
         host.prepare(np.array(decoded.at(0)), seen.region[0], False, PRE, out)
         return out
     batch = PreparedBatch(0, np.zeros(1, np.int64), np.zeros(1, np.int64), reduction, seen)
-    return np.array(network_input(lambda: graph_arrays(name, batch), Engine(depth=1), 1, PRE).run()[0].at(0))
+    return np.array(
+        network_input(lambda: network_inputs(name, batch), Engine(depth=1), 1, PRE).run()[0].at(0)
+    )
 
 
 def pillow(path: Path) -> Image.Image:
@@ -181,28 +188,24 @@ def test_colour_is_the_integer_formula(tmp_path: Path, n: int, level: int) -> No
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_combination_is_crop_then_resolution_then_colour(files: list[Path], level: int) -> None:
     """No value off by more than one bin beyond the resize's own difference, at most 12% by more than 1."""
-    d, together, before = (
-        {1: 4, 2: 16, 3: 64}[level],
-        reduce(files, (level,) * 3),
-        reduce(files, (0, level, level)),
-    )
+    d = {1: 4, 2: 16, 3: 64}[level]
+    combined, uncoloured = reduce(files, (level,) * 3), reduce(files, (0, level, level))
     root = math.sqrt(1 - level / 4)
-    for path, image, resized in zip(files, together, before, strict=True):
+    for path, image, resized in zip(files, combined, uncoloured, strict=True):
         assert np.array_equal(image, np.minimum(255, resized.astype(int) // d * d + d // 2)), path.name
         full = pillow(path)
         w, h = (max(1, half_up(side * root)) for side in full.size)
         left, top = half_up((full.width - w) / 2), half_up((full.height - h) / 2)
         size = max(1, half_up(w * root)), max(1, half_up(h * root))
-        own = np.asarray(
-            full.crop((left, top, left + w, top + h)).resize(size, Image.Resampling.BILINEAR)
-        ).astype(int)
-        difference = np.abs(image.astype(int) - np.minimum(255, own // d * d + d // 2))
+        window = full.crop((left, top, left + w, top + h)).resize(size, Image.Resampling.BILINEAR)
+        expected = np.asarray(window).astype(int)
+        difference = np.abs(image.astype(int) - np.minimum(255, expected // d * d + d // 2))
         assert difference.max() <= max(d, 8)
         if difference.size > 3000:
             assert (difference > 1).mean() <= 0.12, path.name
 
 
-def test_network_input_at_quality_1_is_the_plain_pipelines(files: list[Path], maker: str) -> None:
+def test_network_input_at_quality_1_is_the_plain_pipelines(files: list[Path], implementation: str) -> None:
     from nvidia.dali import fn, pipeline_def, types
     from torchvision.transforms.functional import normalize, pil_to_tensor
 
@@ -220,7 +223,7 @@ def test_network_input_at_quality_1_is_the_plain_pipelines(files: list[Path], ma
 
     for path in files:
         ours = network_pixels(path, "whole")
-        if maker == "graph":
+        if implementation == "graph":
             assert np.array_equal(ours, np.array(plain(str(path).encode()).run()[0].at(0))), path.name
             continue
         pixels = pil_to_tensor(pillow(path).resize((64, 64), Image.Resampling.BILINEAR)).float() / 255
@@ -231,17 +234,12 @@ def test_network_input_at_quality_1_is_the_plain_pipelines(files: list[Path], ma
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_the_host_resizes_as_pillow_does(interpolation: str) -> None:
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-    image, apart = picture(211, 317), {"bilinear": 1, "bicubic": 2}[interpolation]
+    image, tolerance = picture(211, 317), {"bilinear": 1, "bicubic": 2}[interpolation]
     for height, width in [(64, 64), (211, 317), (300, 500), (1, 1), (7, 300)]:
-        expected = np.asarray(Image.fromarray(image).resize((width, height), filters[interpolation])).astype(
-            int
-        )
-        assert np.abs(host.resize(image, height, width, interpolation) - expected).max() <= apart
-        window = image[10:140, 20:200]
-        expected = np.asarray(Image.fromarray(window).resize((width, height), filters[interpolation])).astype(
-            int
-        )
-        assert np.abs(host.resize(window, height, width, interpolation) - expected).max() <= apart
+        for pixels in (image, image[10:140, 20:200]):
+            resized = Image.fromarray(pixels).resize((width, height), filters[interpolation])
+            difference = host.resize(pixels, height, width, interpolation) - np.asarray(resized).astype(int)
+            assert np.abs(difference).max() <= tolerance
 
 
 def test_center_is_resize_and_centre_crop(tmp_path: Path) -> None:

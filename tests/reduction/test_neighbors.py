@@ -1,14 +1,9 @@
-"""Properties of one descent step, and of the levels it leaves."""
-
-from pathlib import Path
+"""Properties of one descent step."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrdali.errors import RunError
-from qrdali.reduction.levels import ConstantLevels, PerImageLevels, RandomLevels, histogram
 from qrdali.reduction.neighbors import (
     ANCHORS,
     accept_neighbor,
@@ -169,37 +164,3 @@ def test_online_steps_go_one_dimension_after_another_and_can_be_undone(
         assert two.tolist() == [[1, 0, 1]]
         three = levels_after(np.array([3]), sizes, MOVING[reduction], n, lambda t: anchors[t])[0]
         assert three.tolist() == [[1, 1, 1]]
-
-
-def test_drawn_levels_cover_their_range_evenly_and_depend_on_the_epoch() -> None:
-    samples = np.arange(4000)
-    a, b = (
-        RandomLevels(Dimensions(True, False, True), 0, 3, 7, epoch).for_samples(samples) for epoch in (1, 2)
-    )
-    assert (a[:, 0] == a[:, 2]).all()
-    assert not a[:, 1].any()
-    assert (np.abs(np.bincount(a[:, 0], minlength=4) / 4000 - 0.25) < 0.03).all()
-    assert 0.6 < (a[:, 0] != b[:, 0]).mean() < 0.9
-    assert (
-        RandomLevels(Dimensions(True, False, True), 0, 3, 7, 1).for_samples(samples[100:110]) == a[100:110]
-    ).all()
-
-
-def test_levels_on_disk_come_back_and_damage_is_named(tmp_path: Path) -> None:
-    images = PerImageLevels.at_full_quality(10, True, True)
-    images.assign(np.array([3]), np.array([[1, 2, 3]], np.uint8), np.array([[5, 6, 7, 8]], np.int32))
-    images.save(tmp_path, 2)
-    back = PerImageLevels.load(tmp_path, 2, 10, 4, True, True)
-    assert back.for_samples(np.array([3, 4])).tolist() == [[1, 2, 3], [0, 0, 0]]
-    places = back.window_origins(np.array([3]))
-    assert places is not None
-    assert places.tolist() == [[5, 6]]
-    assert histogram(back, 10, 4).tolist() == [[9, 1, 0, 0], [9, 0, 1, 0], [9, 0, 0, 1]]
-    assert histogram(ConstantLevels(1, 0, 2), 10, 4)[2].tolist() == [0, 0, 10, 0]
-    with pytest.raises(RunError, match="holds uint8"):
-        PerImageLevels.load(tmp_path, 2, 11, 4, True, True)
-    with pytest.raises(RunError, match="outside 0..2"):
-        PerImageLevels.load(tmp_path, 2, 10, 3, True, True)
-    np.save(tmp_path / "0002.levels.npy", np.array([object()]), allow_pickle=True)
-    with pytest.raises(RunError, match="levels.npy cannot be read"):
-        PerImageLevels.load(tmp_path, 2, 10, 4, True, True)

@@ -9,32 +9,14 @@ from qrdali.reduction.quality import (
     quality,
     reduction_params,
     round_half_up,
+    scaled_size,
+    window_offset,
 )
 
 
 def test_bin_widths_of_both_steps() -> None:
-    assert bin_width(np.arange(20), 20).tolist() == [
-        1,
-        1,
-        2,
-        2,
-        3,
-        4,
-        5,
-        7,
-        9,
-        12,
-        16,
-        21,
-        28,
-        37,
-        49,
-        64,
-        84,
-        111,
-        128,
-        128,
-    ]
+    widths = "1 1 2 2 3 4 5 7 9 12 16 21 28 37 49 64 84 111 128 128"
+    assert bin_width(np.arange(20), 20).tolist() == [int(width) for width in widths.split()]
     assert bin_width(np.arange(4), 4).tolist() == [1, 4, 16, 64]
 
 
@@ -66,6 +48,17 @@ def test_qualities_refused(q: float) -> None:
 
 def test_half_rounds_up() -> None:
     assert round_half_up(np.array([0.5, 1.5, 2.5, 2.4999])).tolist() == [1, 2, 3, 2]
+
+
+def test_bounds_of_widths_sizes_and_offsets() -> None:
+    """Both sides of each boundary that the docstrings name."""
+    assert bin_width(np.array([17, 18]), 20).tolist() == [111, 128]  # 256^0.85 = 111.4, 256^0.9 = 147.0
+    sizes, lowest = np.array([[1, 3], [2, 4]]), np.array([19, 19])  # √.05 = .2236
+    assert scaled_size(sizes, lowest, 20).tolist() == [[1, 1], [1, 1]]
+    assert scaled_size(np.array([[6, 7]]), np.array([19]), 20).tolist() == [[1, 2]]  # 1.34, 1.57
+    outer, inner = np.array([[2, 2]]), np.array([[1, 1]])
+    assert window_offset(outer, inner, np.array([[0.49, 0.5]])).tolist() == [[0, 1]]
+    assert num_levels_of(0.25 + 1e-10) == 4
 
 
 def test_windows_and_sizes() -> None:

@@ -253,7 +253,7 @@ def test_a_truncated_metrics_file_is_used_as_far_as_it_goes(
 
 def test_what_cannot_be_reported(four: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="is not a run folder"):
         build([tmp_path], [], out)
     with pytest.raises(InputError, match="is given twice"):
         build([four["linear"], four["linear"].parent / "." / "linear"], [], out)

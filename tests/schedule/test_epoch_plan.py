@@ -3,7 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from qrdali.reduction.counter_rng import CROP, philox, uniform
+from qrdali.reduction.counter_rng import Purpose, philox, uniform
 from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.schedule.epoch_plan import EpochPlan, permute
 
@@ -87,14 +87,14 @@ def test_ten_to_the_eight_samples_start_in_bounded_memory() -> None:
 
 def test_draws_belong_to_seed_epoch_sample_and_purpose() -> None:
     samples = np.arange(100)
-    draws = uniform(1, 2, samples, CROP)
-    assert np.array_equal(draws[[7, 3]], uniform(1, 2, np.array([7, 3]), CROP))
+    draws = uniform(1, 2, samples, Purpose.CROP)
+    assert np.array_equal(draws[[7, 3]], uniform(1, 2, np.array([7, 3]), Purpose.CROP))
     for other in (
-        uniform(2, 2, samples, CROP),
-        uniform(1, 3, samples, CROP),
-        uniform(1, 2, samples, CROP + 1),
-        uniform(1, 2, samples + 1, CROP),
-        uniform(1, 2, samples, CROP, 1),
+        uniform(2, 2, samples, Purpose.CROP),
+        uniform(1, 3, samples, Purpose.CROP),
+        uniform(1, 2, samples, Purpose.FLIP),
+        uniform(1, 2, samples + 1, Purpose.CROP),
+        uniform(1, 2, samples, Purpose.CROP, 1),
     ):
         assert (draws == other).mean() < 0.01
     assert draws.min() >= 0

@@ -84,7 +84,7 @@ def test_paired_rounds_one_stage() -> None:
 
 
 def test_the_round_forgets_the_one_before() -> None:
-    """Patience starts at minus infinity in each round: a C round below the R round's best still has its own."""
+    """Each round begins at minus infinity: a C round below the best of the R round has a best of its own."""
     _, state, events = run(ScheduleRule("paired-rounds", 1, 300), [0.9, 0.8, 0.1, 0.2, 0.2])
     assert [e.is_best_of_stage for e in events] == [True, False, True, True, False]
     assert state.run_best == 0.9
@@ -151,6 +151,23 @@ def test_an_epoch_before_its_stage_or_after_the_end_is_refused() -> None:
         update(rule, start(0), 0.5)
     with pytest.raises(ValueError, match="no epoch is due"):
         update(rule, run(rule, [0.5, 0.5])[1], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "accuracies", "letters", "reason"),
+    [
+        ("C", [0.3, 0.4, 0.4, 0.3], "CCCC", "2 epochs did not exceed 0.4000 of epoch 2"),
+        ("RC", [0.5, 0.6] * 3, "RCRCRC", "2 RC repetitions did not exceed 0.6000 of epoch 2"),
+        ("paired-rounds", [0.5, 0.6, 0.6, 0.5, 0.3, 0.2, 0.1], "RRRRCCC", "did not exceed 0.3000 of epoch 5"),
+    ],
+)
+def test_the_traces_of_the_modules_docstring(
+    sequence: str, accuracies: list[float], letters: str, reason: str
+) -> None:
+    seen, state, events = run(ScheduleRule(sequence, 2, 300), accuracies)
+    assert seen == letters
+    assert reason in state.ended
+    assert events[-1].stage_end_reason == state.ended
 
 
 def test_the_longest_run_visits_every_stage() -> None:

@@ -1,5 +1,6 @@
 """What a run records of its machine, its memory and its energy: fake counters, and a run from end to end."""
 
+import itertools
 import json
 import platform
 import subprocess
@@ -17,6 +18,8 @@ from click.testing import CliRunner
 from qrdali import models
 from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
+from qrdali.errors import Interrupted
+from qrdali.interfaces import JobControl
 from qrdali.runs.settings import Settings, validate_settings
 from qrdali.system import energy, environment
 from qrdali.system.energy import EnergyMeter, peak_memory, reset_peak_memory
@@ -113,8 +116,9 @@ def test_nothing_is_imported_for_it_and_a_package_that_is_not_there_is_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     code = (
-        "import sys, torch; from qrdali.system.environment import environment; environment(torch.device('cpu'));"
-        "print([m for m in ('torchvision', 'timm', 'nvidia.dali', 'PIL') if m in sys.modules])"
+        "import sys, torch; from qrdali.system.environment import environment; "
+        "environment(torch.device('cpu'));print([m for m in ('torchvision', 'timm', 'nvidia.dali', 'PIL') if "
+        "m in sys.modules])"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
@@ -326,26 +330,16 @@ def test_another_environment_is_recorded_once(
 def test_an_interrupted_epoch_keeps_the_energy_it_has_used(
     dataset: Dataset, tmp_path: Path, counting: None
 ) -> None:
-    import qrdali.cli.signals as command
-
-    class Impatient(command.StopSignal):
-        """From the first step on: the validation of the start has two batches."""
-
-        calls = 0
-
-        def __call__(self) -> int:
-            self.calls += 1
-            return 15 if self.calls > 2 else 0
-
-    run, kept = tmp_path / "run", command.StopSignal
-    command.StopSignal = Impatient  # type: ignore[misc]
-    try:
-        with pytest.raises(SystemExit):
-            run_training(
-                settings(dataset, method="baseline", reduction="none", sequence="C", max_epochs=1), run, False
-            )
-    finally:
-        command.StopSignal = kept  # type: ignore[misc]
+    run, calls = tmp_path / "run", itertools.count(1)
+    # From the first step on: the validation of the start has two batches.
+    control = JobControl(stop=lambda: 15 if next(calls) > 2 else 0)
+    with pytest.raises(Interrupted):
+        run_training(
+            settings(dataset, method="baseline", reduction="none", sequence="C", max_epochs=1),
+            run,
+            False,
+            control,
+        )
     saved = json.loads((run / "last" / "state.json").read_text())["epoch"]
     assert saved["joules"] == 1.5 + 0.5
     run_training(

@@ -22,14 +22,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from qrdali import models
+from qrdali.cli.terminal import TerminalListener
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
+from qrdali.interfaces import JobControl
 from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.runs import checkpoint
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import Settings, validate_settings
 from qrdali.schedule.epoch_plan import EpochPlan
-from qrdali.training import trainer
+from qrdali.training import validation
 from qrdali.training.finite_check import FiniteCheck
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.train import run_training
@@ -183,11 +185,11 @@ def test_a_run_killed_at_any_step_of_a_save_goes_on_to_the_same_end(
         mkdir = Path.mkdir
         with pytest.MonkeyPatch.context() as patch:
             # digest and sync also run beside, where what they see is not one moment's
-            patch.setattr(checkpoint, "_on_disk", _on_disk)
+            patch.setattr(checkpoint, "_hash_and_sync", _hash_and_sync)
             at_every_operation(patch, copy)
             return save(folder, state, **rest)
 
-    def _on_disk(file: Path) -> str:
+    def _hash_and_sync(file: Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest()
 
     monkeypatch.setattr(checkpoint, "save", watched)
@@ -268,7 +270,7 @@ def test_a_damaged_newest_save_gives_way_to_the_one_before(
         (run / "last" / file).unlink()
         (run / "last" / "state.json").write_text("{}")
     capsys.readouterr()
-    run_training(settings, run, True)
+    run_training(settings, run, True, JobControl(TerminalListener()))
     told = [line for line in capsys.readouterr().err.splitlines() if "last.damaged" in line]
     assert len(told) == 1
     assert "last/" in told[0]
@@ -412,7 +414,7 @@ def test_a_full_disk_stops_the_run_and_damages_nothing(
                 seen.append(rows)
             return len(seen) / 10
 
-        monkeypatch.setattr(trainer.PredictionRows, "accuracy", property(better))
+        monkeypatch.setattr(validation.PredictionRows, "accuracy", property(better))
     with pytest.raises(
         RunError,
         match=r"No space left on device.*nothing that was complete is damaged, last/ holds epoch 1; .*--resume",

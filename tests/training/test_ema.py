@@ -14,7 +14,7 @@ from qrdali.runs import checkpoint
 from qrdali.runs.settings import Settings, validate_settings
 from qrdali.training import level_stages as stages
 from qrdali.training import optimizer_step as learner
-from qrdali.training import trainer
+from qrdali.training import validation
 from qrdali.workflows.train import run_training
 
 DECAY = 0.75
@@ -48,7 +48,7 @@ def test_the_average_is_validated_and_saved(
 ) -> None:
     steps: list[dict[str, torch.Tensor]] = []
     answered: list[dict[str, torch.Tensor]] = []
-    optimize, evaluate = learner.TrainStep._forward_backward, trainer.predict
+    optimize, evaluate = learner.TrainStep._forward_backward, validation.predict
 
     def passes(self: learner.TrainStep, *rest: Any) -> Any:
         steps.append(
@@ -61,9 +61,9 @@ def test_the_average_is_validated_and_saved(
         return evaluate(model, *rest, **named)
 
     monkeypatch.setattr(learner.TrainStep, "_forward_backward", passes)
-    monkeypatch.setattr(trainer, "predict", asked)
+    monkeypatch.setattr(validation, "predict", asked)
     monkeypatch.setattr(
-        trainer.PredictionRows, "accuracy", property(lambda rows: float(len(answered)))
+        validation.PredictionRows, "accuracy", property(lambda rows: float(len(answered)))
     )  # every epoch is the best
     run_training(settings, tmp_path / "run", False)
     last, best = (
@@ -102,7 +102,7 @@ def test_a_probe_asks_the_average_and_patience_takes_it_back(
     monkeypatch.setattr(stages, "descend_by_probe", asking)
     monkeypatch.setattr(checkpoint, "save", saving)
     monkeypatch.setattr(
-        trainer.PredictionRows, "accuracy", property(lambda rows: 0.5)
+        validation.PredictionRows, "accuracy", property(lambda rows: 0.5)
     )  # the first unit of a stage stays its best
     chosen = validate_settings(
         {

@@ -1,5 +1,6 @@
 """Every method, sequence and reduction, trained briefly on the CPU; the probe against a slow reference."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -15,8 +16,8 @@ from torch import nn
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
-from qrdali.errors import InputError, RunError
-from qrdali.interfaces import CandidateRequest
+from qrdali.errors import InputError, Interrupted, RunError
+from qrdali.interfaces import CandidateRequest, JobControl
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.loader import open_loader
@@ -27,8 +28,9 @@ from qrdali.reduction.png_entropy import entropy
 from qrdali.reduction.quality import Dimensions
 from qrdali.runs.settings import Settings, validate_settings
 from qrdali.schedule.epoch_plan import EpochPlan
-from qrdali.system.device import autocast_for
 from qrdali.training import probe
+from qrdali.training.run_spec import Split
+from qrdali.workflows.context import open_context
 from qrdali.workflows.train import run_training
 
 REDUCTIONS = ("color", "crop", "resolution", "combination")
@@ -257,23 +259,13 @@ def test_adaptive_stopped_anywhere_resumes_to_the_same(data: str, shared: Path, 
 
 def _stop_now_and_then(settings: Settings, run: Path) -> None:
     """Interrupts ever later, up to past a whole probe, until the run ends by itself."""
-    import qrdali.cli.signals as command
-
-    class Impatient(command.StopSignal):
-        def __call__(self) -> int:
-            self.asked = getattr(self, "asked", 0) + 1
-            return 15 if self.asked == 3 + stops % 13 else 0
-
-    kept, command.StopSignal = command.StopSignal, Impatient  # type: ignore[misc]
-    stops = 0
-    try:
-        while stops < 200:
-            try:
-                return run_training(settings, run, True)
-            except SystemExit as stop:
-                stops += 1 if stop.code == 143 else 1000
-    finally:
-        command.StopSignal = kept  # type: ignore[misc]
+    for stops in range(200):
+        calls = itertools.count(1)
+        control = JobControl(stop=lambda calls=calls, due=3 + stops % 13: 15 if next(calls) == due else 0)  # type: ignore[misc]
+        try:
+            return run_training(settings, run, True, control)
+        except Interrupted:
+            pass
     raise AssertionError("does not end")
 
 
@@ -377,12 +369,10 @@ def test_a_probe_equals_one_image_and_candidate_at_a_time(
     for _ in range(2):  # the second step starts from states that differ
         after, moved = probe.descend_by_probe(
             model,
-            loader,
-            index,
+            Split(loader, index),
             states,
-            rule,
-            16,
-            autocast_for("off", torch.device("cpu"))[0],
+            probe.ProbeOptions(rule, 16),
+            open_context("cpu", "off", JobControl()),
             lambda images, candidates: seen.append(images),
         )
         expected = _slow_step(model, index, pre, states, rule)
@@ -444,11 +434,11 @@ def _slow_step(
 
 def _reduced(index: Any, sample: int, found: neighbors.Candidates, column: int) -> np.ndarray:
     from qrdali.pipelines import host_ops as host
-    from qrdali.pipelines.external_source import window_arrays
+    from qrdali.pipelines.external_source import decode_inputs
     from qrdali.pipelines.graphs import decode_windows
 
     (pixels,) = decode_windows(
-        lambda: window_arrays(index.path_bytes(np.array([sample])), found.window[sample, column][None]),
+        lambda: decode_inputs(index.path_bytes(np.array([sample])), found.window[sample, column][None]),
         Engine(depth=1),
         1,
     ).run()

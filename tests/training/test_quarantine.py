@@ -17,6 +17,7 @@ from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import RunError, Unreadable
+from qrdali.interfaces import JobControl
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.loader import GraphLoader, HostLoader, open_loader
@@ -117,14 +118,14 @@ def quarantined(run: Path) -> list[list[str]]:
 
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, Callable[[], None]], None]:
-    """Calls something after the given number of batches of what the watcher is told, such as "epoch 2 C"."""
+    """Calls something after the given number of batches of a pass, such as "epoch 2 C"."""
 
     def install(name: str, step: int, action: Callable[[], None]) -> None:
         begin, advance, now = TerminalListener.begin, TerminalListener.advance, ["", 0]
 
-        def begun(self: TerminalListener, what: str, images: int) -> None:
+        def begun(self: TerminalListener, what: str, total: int, unit: str = "images") -> None:
             now[:] = [what, 0]
-            begin(self, what, images)
+            begin(self, what, total, unit)
 
         def advanced(self: TerminalListener, images: int, note: Callable[[], str]) -> None:
             advance(self, images, note)
@@ -174,7 +175,7 @@ def test_training_goes_on(
     at_step("epoch 1 val", 1, lambda: spoil(data, first))
     at_step("epoch 2 C", 1, lambda: spoil(data, later))
     at_step("epoch 3 C", 1, lambda: spoil(data, last))
-    run_training(settings(data, epochs=4), tmp_path / "run", False)
+    run_training(settings(data, epochs=4), tmp_path / "run", False, JobControl(TerminalListener()))
     assert [row.get("quarantined") for row in metrics(tmp_path / "run")] == [None, 0, 2, 3, 3]
     assert sorted(seen[1]) == list(range(30))
     assert sorted(seen[2]) == sorted({*range(30)} - {first, later})
@@ -197,7 +198,12 @@ def test_stopped_inside_such_an_epoch_and_resumed_equals_uninterrupted(
     what = EpochPlan(30, 4, FULL_QUALITY, seed=0, epoch=2, training=True)
     spoil(data, *what.batch(2).tolist())  # a batch without an image before the stop
     spoil(data, int(what.batch(5)[1]))
-    run_training(settings(data, epochs=2, save_every="1", max_bad=0.2), tmp_path / "once", False)
+    run_training(
+        settings(data, epochs=2, save_every="1", max_bad=0.2),
+        tmp_path / "once",
+        False,
+        JobControl(TerminalListener()),
+    )
 
     stopped: list[int] = []
 
@@ -208,7 +214,12 @@ def test_stopped_inside_such_an_epoch_and_resumed_equals_uninterrupted(
 
     at_step("epoch 2 C", 4, stop)
     with pytest.raises(KeyboardInterrupt):
-        run_training(settings(data, epochs=2, save_every="1", max_bad=0.2), tmp_path / "twice", False)
+        run_training(
+            settings(data, epochs=2, save_every="1", max_bad=0.2),
+            tmp_path / "twice",
+            False,
+            JobControl(TerminalListener()),
+        )
     with open(tmp_path / "twice/quarantine.tsv", "a") as file:
         file.write("2\t9")  # as a kill leaves it
     run_training(settings(data, epochs=2, save_every="1", max_bad=0.2), tmp_path / "twice", True)
@@ -261,7 +272,8 @@ def test_validation_is_strict(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "why"), [("0.5%", ""), ("0.005", ""), ("many", "'many' is no share"), ("150%", "max_bad = 1.5")]
+    ("text", "why"),
+    [("0.5%", ""), ("0.005", ""), ("many", "'many' is not a share"), ("150%", "max_bad = 1.5")],
 )
 def test_the_option_takes_a_share_or_percent(text: str, why: str) -> None:
     done = CliRunner().invoke(

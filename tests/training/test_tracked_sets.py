@@ -11,10 +11,16 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from qrdali.cli.main import cli
+from qrdali.cli.terminal import TerminalListener
 from qrdali.data.index import Dataset
-from qrdali.errors import InputError, RunError
+from qrdali.errors import InputError, Interrupted, RunError
+from qrdali.interfaces import JobControl, SilentListener
 from qrdali.runs.settings import Settings, read_toml, validate_settings
-from qrdali.training.tracked_sets import tracked_summary
+from qrdali.training.epoch import EpochTrainer
+from qrdali.training.progress import TrainProgress
+from qrdali.training.tracked_sets import TrackedSets, tracked_summary
+from qrdali.training.train_state import TrainStateStore
+from qrdali.training.validation import Validator
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.train import run_training
 
@@ -58,7 +64,12 @@ def test_training_is_the_same_and_the_figures_are_those_of_evaluate(
     dataset: Dataset, plain: Path, mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    run_training(settings(dataset, track_sets={"mine": str(mine)}, track_reduced=0.25), run, False)
+    run_training(
+        settings(dataset, track_sets={"mine": str(mine)}, track_reduced=0.25),
+        run,
+        False,
+        JobControl(TerminalListener()),
+    )
     rows = rows_of(run)
     reduced = [f"val-{r}-0.25" for r in ("color", "crop", "resolution", "combination")]
     assert all(list(row["tracked"]) == ["mine", *reduced] for row in rows)
@@ -145,7 +156,9 @@ def test_a_set_that_cannot_be_read_any_more_does_not_end_training(
     _go_on(run)
     gone = min(mine.rglob("*.jpg"))
     gone.rename(tmp_path / "elsewhere.jpg")
-    run_training(settings(dataset, track_sets={"mine": str(mine)}, epochs=1), run, True)
+    run_training(
+        settings(dataset, track_sets={"mine": str(mine)}, epochs=1), run, True, JobControl(TerminalListener())
+    )
     assert rows_of(run)[1]["tracked"] == {"mine": None}
     assert rows_of(run)[1]["val_accuracy"] is not None
     assert f"the tracked set mine has no accuracy here: sample 0, {gone}, is gone" in capsys.readouterr().err
@@ -227,28 +240,25 @@ def test_what_is_tracked_are_the_epochs_weights_not_those_restored(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each epoch's figure equals an evaluation of the weights as they were when its training ended."""
-    from qrdali.training import trainer
-
     seen: list[dict[str, float]] = []
-    measure, validate = trainer.TrackedSets.evaluate, trainer.Trainer._validate
+    measure, validate, restore = TrackedSets.evaluate, Validator.validate, TrainStateStore.restore
     restored: list[bool] = []
 
     def noted(self: Any, what: str, model: Any, *rest: Any) -> Any:
         seen.append({"sum": float(sum(p.detach().double().abs().sum() for p in model.parameters()))})
         return measure(self, what, model, *rest)
 
-    def validated_too(self: Any, what: str, levels: Any) -> Any:
-        seen.append({"val": float(sum(p.detach().double().abs().sum() for p in self.model.parameters()))})
-        return validate(self, what, levels)
+    def validated_too(self: Any, title: str, model: Any, levels: Any) -> Any:
+        seen.append({"val": float(sum(p.detach().double().abs().sum() for p in model.parameters()))})
+        return validate(self, title, model, levels)
 
-    def loaded(self: Any, *rest: Any) -> Any:
+    def restored_too(self: Any, *rest: Any) -> Any:
         restored.append(True)
-        return load(self, *rest)
+        return restore(self, *rest)
 
-    load = trainer.Trainer._load_weights
-    monkeypatch.setattr(trainer.TrackedSets, "evaluate", noted)
-    monkeypatch.setattr(trainer.Trainer, "_validate", validated_too)
-    monkeypatch.setattr(trainer.Trainer, "_load_weights", loaded)
+    monkeypatch.setattr(TrackedSets, "evaluate", noted)
+    monkeypatch.setattr(Validator, "validate", validated_too)
+    monkeypatch.setattr(TrainStateStore, "restore", restored_too)
     run_training(
         settings(dataset, method="baseline", patience=1, max_epochs=6, track_reduced=0.5),
         tmp_path / "run",
@@ -264,34 +274,25 @@ def test_stopped_in_validation_and_continued(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """The epoch's training is not done again, and nothing differs in the end."""
-    import os
-    import signal
-
-    from qrdali.cli import terminal
-    from qrdali.training import trainer
-
     chosen = settings(dataset, track_reduced=0.5)
     run_training(chosen, tmp_path / "whole", False)
-    begin, trained = terminal.TerminalListener.begin, trainer.Trainer._train
-    steps: list[int] = []
+    train, steps, signals = EpochTrainer.train, list[int](), list[int]()
 
-    def stopping(self: Any, what: str, images: int) -> None:
-        begin(self, what, images)
-        if what == ("epoch 1 val" if when == "val" else "epoch 1 val-crop-0.5"):
-            os.kill(os.getpid(), signal.SIGTERM)
+    class Stopping(SilentListener):
+        def begin(self, what: str, total: int, unit: str = "images") -> None:
+            if what == ("epoch 1 val" if when == "val" else "epoch 1 val-crop-0.5"):
+                signals.append(15)
 
-    def counted(self: Any, *rest: Any) -> Any:
-        before = self.totals.optimizer_steps
-        found = trained(self, *rest)
-        steps.append(self.totals.optimizer_steps - before)
-        return found
+    def counted(self: EpochTrainer, progress: TrainProgress, *rest: Any) -> TrainProgress:
+        after = train(self, progress, *rest)
+        steps.append(after.totals.optimizer_steps - progress.totals.optimizer_steps)
+        return after
 
-    monkeypatch.setattr(trainer.Trainer, "_train", counted)
-    monkeypatch.setattr(terminal.TerminalListener, "begin", stopping)
-    with pytest.raises(SystemExit) as exit:
-        run_training(chosen, tmp_path / "run", False)
-    assert exit.value.code == 143
-    monkeypatch.setattr(terminal.TerminalListener, "begin", begin)
+    monkeypatch.setattr(EpochTrainer, "train", counted)
+    control = JobControl(Stopping(), lambda: signals[0] if signals else 0)
+    with pytest.raises(Interrupted) as interruption:
+        run_training(chosen, tmp_path / "run", False, control)
+    assert interruption.value.signum == 15
     run_training(chosen, tmp_path / "run", True)
     assert steps == [3, 0, 3]
     timed = ("second", "memory", "energy")

@@ -14,9 +14,11 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from qrdali.cli.main import cli
+from qrdali.cli.terminal import TerminalListener
 from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
 from qrdali.errors import InputError, RunError
+from qrdali.interfaces import JobControl
 from qrdali.runs import checkpoint
 from qrdali.runs.settings import Settings, read_toml, validate_settings
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
@@ -251,7 +253,9 @@ def test_every_file_of_a_run_may_be_read_by_those_who_may_read_one(shared: Path)
 def test_the_one_class_that_is_always_answered_is_said_once(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_training(settings(data, "shared", epochs=3, lr=1e-9), tmp_path / "run", False)
+    run_training(
+        settings(data, "shared", epochs=3, lr=1e-9), tmp_path / "run", False, JobControl(TerminalListener())
+    )
     said = capsys.readouterr().err
     assert said.count("for every validation image") == 1, said
 

@@ -1,5 +1,6 @@
 """evaluate, compare, build_mepi, write_report and reproduce from Python: the command line's results."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import qrdali
+from qrdali.interfaces import SilentListener
 
 CPU: dict[str, Any] = {"device": "cpu", "threads": 1}
 
@@ -42,7 +44,7 @@ def test_images_that_moved_are_evaluated_where_they_are(
     (tmp_path / "new").mkdir()
     before = qrdali.index(images, tmp_path / "data", threads=1)
     moved = qrdali.Dataset.open(before.folder, root=str(images))
-    assert moved.moved is not None
+    assert moved.relocation is not None
     (result,) = qrdali.evaluate(run, moved, split="train", **CPU)
     assert result["images"] == 24
     elsewhere = qrdali.Dataset.open(before.folder, root=str(tmp_path / "new"))
@@ -93,6 +95,35 @@ def test_a_matrix_is_carried_out_and_continued(in_workplace: Path, tmp_path: Pat
     again = qrdali.reproduce("matrix.toml", out=tmp_path / "matrix", device="cpu")
     assert again.page is not None
     assert again.page.stat().st_mtime_ns == before
+
+
+class Stopping(SilentListener):
+    """Ctrl-C at the third batch."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def advance(self, images: int, note: Any) -> None:
+        self.batches += 1
+        if self.batches == 3:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_is_keyboard_interrupt_and_the_run_continues(data: qrdali.Dataset, tmp_path: Path) -> None:
+    options = {
+        "model": "test_resnet",
+        "input_size": 32,
+        "epochs": 2,
+        "batch_size": 8,
+        "save_every": "1",
+        **CPU,
+    }
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        qrdali.train("shared", data=data, run=tmp_path / "run", progress=Stopping(), **options)
+    assert signal.getsignal(signal.SIGINT) is handler
+    run = qrdali.train("shared", data=data, run=tmp_path / "run", resume=True, **options)
+    assert run.metrics()["epoch"].to_pylist() == [0, 1, 2]
 
 
 def test_nothing_is_printed(run: qrdali.Run, data: qrdali.Dataset, capfd: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,7 @@ def test_what_is_not_a_run_is_refused(tmp_path: Path) -> None:
 
 def test_rows_that_do_not_exist_are_refused_with_the_way_to_make_them(workplace: Path) -> None:
     with pytest.raises(qrdali.InputError, match="qrdali evaluate"):
-        qrdali.Run(workplace / "runs" / "shared").rows("test")
+        qrdali.Run(workplace / "runs" / "shared").rows("nothing")
 
 
 def test_a_run_starts_from_another(workplace: Path, tmp_path: Path) -> None:

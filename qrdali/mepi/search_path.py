@@ -1,0 +1,90 @@
+"""One image's way through a MEPI search: its states, and the candidates that follow the last of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from qrdali.reduction import neighbors
+from qrdali.reduction.neighbors import Candidates
+from qrdali.reduction.quality import COLOR, RESOLUTION, ReductionParams, bin_width, scaled_size
+
+
+class ReductionState(NamedTuple):
+    """Holds a level per dimension, and the top left corner of the window in pixels of the original."""
+
+    color: int
+    crop: int
+    resolution: int
+    top: int
+    left: int
+
+
+FULL_STATE = ReductionState(0, 0, 0, 0, 0)
+
+
+def params_of_states(
+    states: list[ReductionState] | npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], num_levels: int
+) -> ReductionParams:
+    """Returns the integers of `states` [N, 5] of images of `sizes` [N, 2] (upright height, width)."""
+    values = np.asarray(states, np.int64).reshape(-1, 5)
+    levels = values[:, :3].astype(np.uint8)
+    window = neighbors.window_of(levels, values[:, 3:].astype(np.int32), sizes, num_levels)
+    return ReductionParams(
+        window.astype(np.int32),
+        scaled_size(window[:, 2:], levels[:, RESOLUTION], num_levels),
+        bin_width(levels[:, COLOR], num_levels),
+    )
+
+
+@dataclass
+class CandidateAnswers:
+    """Holds the candidates of one state and the network's answers so far.
+
+    candidates: of one state, K columns. correct: bool [K]. confidence: float64 [K], the true class's
+    probability. unanswered: how many columns the network has yet to classify.
+    """
+
+    candidates: Candidates
+    correct: npt.NDArray[np.bool_]
+    confidence: npt.NDArray[np.float64]
+    unanswered: int
+
+
+@dataclass(eq=False)
+class SearchPath:
+    """Holds one image on its way down.
+
+    pixels: the original, as the reducer decoded it. size: its upright height and width. states: those
+    accepted after full quality, of which the last is the current one. confidence: the true class's
+    probability at full quality, then at each of `states`. forbidden: states it must not enter. evaluations:
+    candidates of it that the network has classified. is_correct: whether it is right at full quality, as far
+    as is known. answers: those for the candidates that the network is classifying.
+    """
+
+    sample: int
+    label: int
+    pixels: Any
+    size: tuple[int, int]
+    states: list[ReductionState] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
+    forbidden: set[ReductionState] = field(default_factory=set)
+    evaluations: int = 0
+    is_correct: bool = True
+    answers: CandidateAnswers | None = None
+
+    @property
+    def state(self) -> ReductionState:
+        """Returns the current state."""
+        return self.states[-1] if self.states else FULL_STATE
+
+    def backtrack(self) -> bool:
+        """Returns to the parent and forbids the state it leaves; False at full quality, the root."""
+        if not self.states:
+            return False
+        self.forbidden.add(self.states.pop())
+        self.confidence.pop()
+        return True

@@ -1,0 +1,78 @@
+"""The journal of a run: rows of metrics.jsonl, and a line for each thing that a person should know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qrdali.interfaces import RunContext
+from qrdali.reduction.quality import DIMENSIONS
+from qrdali.runs import folder as run_folder
+from qrdali.schedule.epoch_schedule import ScheduleEvent, ScheduleRule, ScheduleState
+from qrdali.training.metrics_row import EpochResult, epoch_summary, run_end_summary, stage_end_summary
+from qrdali.training.run_spec import RunSpec
+from qrdali.training.tracked_sets import tracked_summary
+
+
+class EpochLog:
+    """Writes the rows of a run, on rank 0, and reports to the listener."""
+
+    def __init__(self, spec: RunSpec, rule: ScheduleRule, context: RunContext) -> None:
+        self._spec, self._rule, self._context = spec, rule, context
+        self._changed_environment: dict[str, Any] = {}
+        self._constant_class: int | None = None
+
+    def begin(self, accuracy: float, tracked: dict[str, Any]) -> None:
+        """Begins the file with the row of the start weights, which holds the run's facts."""
+        if self._context.group.is_main:
+            run_folder.keep_metrics(self._spec.run, -1)
+        row = {
+            "epoch": 0,
+            "phase": "start",
+            "stage": 1,
+            "quality": dict.fromkeys(DIMENSIONS, 1.0),
+            "val_accuracy": accuracy,
+        }
+        self._append(row | tracked | self._spec.facts)
+        self._context.listener.line(f"epoch   0  start weights, val {accuracy:.4f}{tracked_summary(tracked)}")
+
+    def resume(self, state: ScheduleState) -> None:
+        """Drops the rows of epochs that are done again. An environment that has changed goes into the next row."""
+        if not self._context.group.is_main:
+            return
+        run_folder.keep_metrics(self._spec.run, state.epoch)
+        now = self._spec.facts["environment"]
+        changed = run_folder.last_recorded(self._spec.run, "environment") != now
+        self._changed_environment = {"environment": now} if changed else {}
+
+    def record(self, row: dict[str, Any], more: dict[str, Any]) -> None:
+        """Appends an epoch's row. more: keys that only some epochs have; they come last."""
+        self._append(row | self._changed_environment | more)
+        self._changed_environment = {}
+
+    def announce(
+        self, result: EpochResult, before: ScheduleState, after: ScheduleState, event: ScheduleEvent
+    ) -> None:
+        """Reports an epoch between the states `before` and `after`, and whether it has ended a stage or a round."""
+        listener = self._context.listener
+        summary = epoch_summary(result, self._rule, after, event)
+        listener.line(summary + tracked_summary(result.measured))
+        if reason := event.stage_end_reason:
+            listener.line(stage_end_summary(self._rule, before, reason, self._spec.settings.restore_best))
+        self._warn_of_one_answer(result.rows.constant_class)
+
+    def announce_end(self, state: ScheduleState) -> None:
+        """Reports the end of the run."""
+        self._context.listener.line(run_end_summary(state))
+
+    def _warn_of_one_answer(self, constant_class: int | None) -> None:
+        """Warns where the network gives one answer for every image, but not in every epoch again."""
+        if constant_class is not None and constant_class != self._constant_class:
+            self._context.listener.warn(
+                f"the network answers {self._spec.classes[constant_class]!r} for every validation image: "
+                "if that lasts, lower --lr"
+            )
+        self._constant_class = constant_class
+
+    def _append(self, row: dict[str, Any]) -> None:
+        if self._context.group.is_main:
+            run_folder.append_metrics(self._spec.run, row)

@@ -1,0 +1,106 @@
+"""The settings of a training run: completed by what --init, --match and the network decide, and checked for the run's folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from qrdali import models
+from qrdali.data import storage
+from qrdali.data.index import Dataset
+from qrdali.distributed import ProcessGroup
+from qrdali.errors import InputError, printable
+from qrdali.models import Preprocessing
+from qrdali.runs import folder as run_folder
+from qrdali.runs.settings import Settings
+from qrdali.schedule.methods import check_settings
+
+
+def require_run_folder(run: Path, begun: bool, resume: bool) -> None:
+    """Raises InputError if `run` cannot be begun or, with `resume`, continued. begun: whether it holds a run."""
+    if begun and not resume:
+        raise InputError(f"{run} already holds a run: continue it with --resume, or choose another --run")
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run} is a file: choose another --run")
+    if begun or not run.exists():
+        return
+    # Before config.toml a run writes hidden files and the indexes of tracked sets only; a list of bad images may be
+    # brought along.
+    expected = ("tracked", "quarantine.tsv")
+    others = sorted(name for name in os.listdir(run) if not name.startswith(".") and name not in expected)
+    if others:
+        raise InputError(f"{run} holds {printable(others[0])!r}, which is no run's: choose another --run")
+
+
+def require_shares(settings: Settings, images: int, device: torch.device, group: ProcessGroup) -> None:
+    """Raises InputError unless each process of `group` has something to do in a step. images: of the training split."""
+    if group.is_single:
+        return
+    if settings.batch_size < group.world_size:
+        raise InputError(
+            f"--batch-size {settings.batch_size} is of all {group.world_size} processes together: give at least one "
+            "image for each"
+        )
+    if not settings.sync_batch_norm:
+        return
+    if device.type == "cpu":
+        raise InputError("--sync-batch-norm is for GPUs: torch has none for CPUs")
+    if settings.accumulate > 1:
+        raise InputError(
+            "--sync-batch-norm and --accumulate do not go together: ranks may make different numbers of forward passes"
+        )
+    if 0 < (left := images % settings.batch_size) < group.world_size:
+        raise InputError(
+            f"--batch-size {settings.batch_size} leaves {left} of {images} images for the last step of "
+            f"{group.world_size} processes: with --sync-batch-norm each needs one, choose another"
+        )
+
+
+def complete_settings(settings: Settings, dataset: Dataset, images: int) -> tuple[Settings, Preprocessing]:
+    """Returns the settings with all that --init, --match and the network decide, paths absolute, and the preprocessing.
+
+    images: of the training split. Raises InputError for settings that do not go together.
+    """
+    name, pre = _network_of(settings, dataset)
+    sets = {name: storage.absolute(folder) for name, folder in settings.track_sets.items()}
+    settings = settings.model_copy(
+        update={
+            "model": name,
+            "lr": settings.lr or models.learning_rate(name),
+            "input_size": pre.input_size,
+            "fit": pre.fit,
+            "track_sets": sets,
+            "data": str(Path(settings.data).absolute()),
+            "init": str(Path(settings.init).absolute()) if settings.init else "",
+        }
+    )
+    if settings.match and not settings.match_steps:
+        taken = run_folder.optimizer_steps(Path(settings.match))
+        steps_per_epoch = -(-images // settings.batch_size)
+        settings = settings.model_copy(
+            update={
+                "match": str(Path(settings.match).absolute()),
+                "match_steps": taken,
+                "max_epochs": -(-taken // steps_per_epoch),
+            }
+        )
+        check_settings(settings)
+    return settings, pre
+
+
+def _network_of(settings: Settings, dataset: Dataset) -> tuple[str, Preprocessing]:
+    """Returns the network's name and preprocessing, those of --init where they are not given."""
+    if not settings.init:
+        pre = models.preprocessing(settings.model, settings.input_size or None, settings.fit)
+        return settings.model, pre
+    start = run_folder.describe_best(Path(settings.init))
+    dataset.require_classes(start.classes, f"the run {settings.init}")
+    if "model" in settings.model_fields_set and settings.model != start.model:
+        raise InputError(
+            f"--model is {settings.model}, but {settings.init} trained {start.model}: leave --model out"
+        )
+    fit = settings.fit if "fit" in settings.model_fields_set else start.preprocessing.fit
+    input_size = settings.input_size or start.preprocessing.input_size
+    return start.model, models.preprocessing(start.model, input_size, fit)
