@@ -17,16 +17,10 @@ def demo(out: str) -> None:
     \b
     Example: qrdali demo --out demo
     """
-    from qrdali.cli.signals import StopSignal
-    from qrdali.cli.terminal import TerminalListener, say
-    from qrdali.errors import Interrupted
-    from qrdali.interfaces import JobControl
+    from qrdali.cli.signals import terminal_control
+    from qrdali.cli.terminal import say
     from qrdali.workflows.demo import run_demo
 
-    with StopSignal() as stop:
-        try:
-            page = run_demo(Path(out), JobControl(TerminalListener(), stop))
-        except Interrupted as interruption:
-            say(str(interruption))
-            raise SystemExit(128 + interruption.signum) from None
+    with terminal_control() as control:
+        page = run_demo(Path(out), control)
     say(str(page))

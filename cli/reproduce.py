@@ -51,9 +51,9 @@ def reproduce(
               qrdali reproduce humanet.toml --dry-run
               qrdali reproduce humanet.toml --only 'efficientnet_b3/*-crop' --only baseline
     """
-    from qrdali.cli.signals import StopSignal
+    from qrdali.cli.signals import terminal_control
     from qrdali.cli.terminal import TerminalListener, emit, say
-    from qrdali.errors import InputError, Interrupted
+    from qrdali.errors import InputError
     from qrdali.interfaces import JobControl
     from qrdali.workflows import reproduce as workflow
 
@@ -74,7 +74,7 @@ def reproduce(
         else:
             _list(plan)
         return
-    with StopSignal() as stop:
+    with terminal_control() as control:
         try:
             result = workflow.reproduce(
                 config,
@@ -83,11 +83,8 @@ def reproduce(
                 data=data,
                 device=device,
                 threads=threads,
-                control=JobControl(TerminalListener(), stop),
+                control=control,
             )
-        except Interrupted as interruption:
-            say(str(interruption))
-            raise SystemExit(128 + interruption.signum) from None
         except workflow.TasksFailed as failure:
             _show(failure.result)
             raise
