@@ -181,8 +181,8 @@ def _taking_turns(files_of_synsets: list[tuple[str, list[str]]], name: str, seed
     Exhausted ones are skipped.
     """
     shuffled_files = []
-    for place in shuffled(seed, name, len(files_of_synsets)).tolist():
-        synset, files = files_of_synsets[place]
+    for number in shuffled(seed, name, len(files_of_synsets)).tolist():
+        synset, files = files_of_synsets[number]
         shuffled_files.append([files[i] for i in shuffled(seed, synset, len(files)).tolist()])
     for turn in range(max(map(len, shuffled_files))):
         yield from (files[turn] for files in shuffled_files if turn < len(files))

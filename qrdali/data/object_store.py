@@ -113,13 +113,13 @@ def exception_for(url: str, error: Exception) -> Exception:
         return no_bucket(url)
     if any(sign in text for sign in _DENIED):
         if scheme == "s3://":
-            how = (
+            advice = (
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE "
                 "(AWS_NO_SIGN_REQUEST=1 for a public bucket)"
             )
         else:
-            how = "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`"
-        return Unreachable(f"{bucket} may not be read with the credentials found here: set {how}")
+            advice = "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`"
+        return Unreachable(f"{bucket} may not be read with the credentials found here: set {advice}")
     if "OAuth2 access token" in text:
         return Unreachable(
             f"{bucket} cannot be read: there are no credentials here, or no network to use them: set "

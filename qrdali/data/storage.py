@@ -107,7 +107,7 @@ def member(url: str) -> Member:
     rest, _, query = address.removeprefix(_TAR).partition("?")
     fields = query.split("&")
     numbers = [field.partition("=")[2] for field in fields]
-    scheme = next((s for s in ("file://", *REMOTE) if rest.startswith(s)), None)
+    scheme = next((known for known in ("file://", *REMOTE) if rest.startswith(known)), None)
     if (
         scheme is None
         or [f.partition("=")[0] for f in fields] != ["offset", "length"]

@@ -21,15 +21,15 @@ def read_lines(file: Path) -> Iterator[tuple[str, str]]:
     Raises InputError, naming the line, for what is not a file, cannot be read or is not UTF-8; for control
     characters other than tabs, for a line above MAX_LINE_BYTES and a file above MAX_LINES.
     """
-    shown = printable(file)
+    file_name = printable(file)
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # opening a FIFO would wait for ever
-            raise InputError(f"{shown} is not a file")
+            raise InputError(f"{file_name} is not a file")
         with open(file, "rb") as lines:
             number = 0
             while line := lines.readline(MAX_LINE_BYTES + 1):
                 number += 1
-                where = f"{shown} line {number}"
+                where = f"{file_name} line {number}"
                 if number > MAX_LINES:
                     raise InputError(f"{where}: more than {MAX_LINES:,} lines")
                 if len(line) > MAX_LINE_BYTES:
@@ -38,7 +38,7 @@ def read_lines(file: Path) -> Iterator[tuple[str, str]]:
                 if text and not text.startswith("#"):
                     yield where, text
     except OSError as error:
-        raise InputError(f"{shown} cannot be read: {printable(error.strerror)}") from None
+        raise InputError(f"{file_name} cannot be read: {printable(error.strerror)}") from None
 
 
 def quote(text: str) -> str:

@@ -90,7 +90,7 @@ def _python(version: tuple[int, int, int]) -> Finding:
 
 
 def _packages(parts: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    found = []
+    findings = []
     for part, name in (
         ("torch", "torch"),
         ("torchvision", "torchvision"),
@@ -105,15 +105,15 @@ def _packages(parts: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
                 if part == "torchvision"
                 else _AGAIN
             )
-            found.append(Finding(name, facts["error"], PROBLEM, advice))
+            findings.append(Finding(name, facts["error"], PROBLEM, advice))
             continue
         value = str(facts["version"])
         if part == "torch":
             value += f", built for CUDA {facts['cuda']}" if facts["cuda"] else ", built without CUDA"
         elif (cuda := _cuda_of(facts)) is not None:
             value += f", built for CUDA {cuda}"
-        found.append(Finding(name, value))
-    return found
+        findings.append(Finding(name, value))
+    return findings
 
 
 def _drivers(parts: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
@@ -150,16 +150,16 @@ def needs(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
 
     Only packages that name their CUDA have one; a CUDA that is newer than the table needs nothing.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    oldest: dict[str, tuple[int, ...]] = {}
     if (cuda := parts["torch"].get("cuda")) and (least := DRIVERS.get(_numbers(cuda)[0])):
-        found[f"torch for CUDA {cuda}"] = least
+        oldest[f"torch for CUDA {cuda}"] = least
     for part, name, table in (
         ("dali", "DALI", DRIVERS),
         ("codec", "nvImageCodec", {**DRIVERS, **CODEC_DRIVERS}),
     ):
         if (major := _cuda_of(parts[part])) is not None and (least := table.get(major)):
-            found[f"{name} for CUDA {major}"] = least
-    return found
+            oldest[f"{name} for CUDA {major}"] = least
+    return oldest
 
 
 def _gpus(facts: Facts) -> list[Finding]:
@@ -223,7 +223,7 @@ def _gpu(number: int, gpu: Mapping[str, Any], torch: Mapping[str, Any], driver: 
 
 def _decoding(facts: Facts) -> list[Finding]:
     tried, cpu = facts.decoding, facts.decoding.get("cpu", "it was not tried")
-    found = [
+    findings = [
         Finding("CPU decode", "works, with the pixels of Pillow")
         if cpu is None
         else Finding(
@@ -231,7 +231,7 @@ def _decoding(facts: Facts) -> list[Finding]:
         )
     ]
     if "gpu" in tried:
-        found.append(
+        findings.append(
             Finding("GPU decode", "works")
             if tried["gpu"] is None
             else Finding(
@@ -242,7 +242,7 @@ def _decoding(facts: Facts) -> list[Finding]:
             )
         )
     if "region" in tried:
-        found.append(
+        findings.append(
             Finding("GPU regions", "work: the loader decodes only what is seen")
             if tried["region"] is None
             else Finding(
@@ -253,7 +253,7 @@ def _decoding(facts: Facts) -> list[Finding]:
                 "decode regions, which is faster",
             )
         )
-    return found
+    return findings
 
 
 def _processors(processors: Processors) -> Finding:
@@ -323,8 +323,8 @@ def _disk(run: str, space: Space) -> Finding:
 
 def _cuda_of(package: Mapping[str, Any]) -> int | None:
     """Returns the major version of CUDA in the name of a distribution, such as -cuda120 or -cu12, or None."""
-    found = re.search(r"-cu(?:da)?(\d\d)", package.get("distribution", ""))
-    return int(found[1]) if found else None
+    match = re.search(r"-cu(?:da)?(\d\d)", package.get("distribution", ""))
+    return int(match[1]) if match else None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -295,7 +295,7 @@ def test_an_image_that_one_rank_cannot_read_ends_all_with_one_line(
 
 
 class Pretended(ProcessGroup):
-    """A rank whose peers are told for it: `tell` gives what `others` say and then its own."""
+    """A rank with invented peers: `all_gather_object` returns the values of `others`, then its own."""
 
     def say(self, *others: Any) -> "Pretended":
         object.__setattr__(self, "others", others)
@@ -333,6 +333,21 @@ def test_who_watches_rank_0_sees_what_failed_on_another_host() -> None:
     assert not isinstance(caught.value, OtherRankFailed)
     with pytest.raises(OtherRankFailed):
         Last(0, 3, 0, 3).run_on_all(lambda: 1)
+
+
+def test_work_for_the_main_rank_runs_there_alone_and_fails_everywhere() -> None:
+    calls: list[int] = []
+
+    def work() -> str:
+        calls.append(1)
+        return "done"
+
+    assert Pretended(0, 2, 0, 2).say(None).run_on_main(work) == "done"
+    assert Pretended(1, 2, 1, 2).say(None).run_on_main(work) is None
+    assert len(calls) == 1
+    with pytest.raises(OtherRankFailed, match="rank 0: disk"):
+        Pretended(1, 2, 1, 2).say(["disk", 0]).run_on_main(work)
+    assert len(calls) == 1
 
 
 def test_a_deal_gives_each_number_to_one_rank_and_single_ones_at_the_end(
@@ -406,7 +421,7 @@ def test_a_damaged_part_is_named_and_kept(tmp_path: Path) -> None:
 
 
 def test_ranks_index_one_folder_alike(images: Path, dataset: Dataset, tmp_path: Path) -> None:
-    """Rank 1 of two is told the files and what rank 0 saw of its half."""
+    """Rank 1 of two is given the list of files, and what rank 0 found in its half."""
     shutil.copytree(images / "val", tmp_path / "val")
     first = sorted((tmp_path / "val" / dataset.classes[1]).iterdir())[1]
     first.write_bytes(b"nothing")

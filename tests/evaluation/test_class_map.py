@@ -249,7 +249,7 @@ def test_without_data_the_classes_are_the_maps(
         (("--data", two[1], "--map-rule", "sum"), "--map-rule is of a --class-map"),
         (
             ("--set", f"x={tmp_path / 'set'}", "--class-map", table),
-            "'blue', which is no class of the --class-map",
+            "'blue', which is not a class of the --class-map",
         ),
     ):
         with pytest.raises(InputError, match=message):

@@ -167,9 +167,9 @@ def test_a_set_that_cannot_be_read_any_more_does_not_end_training(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"track_sets": {"x": "{tmp}/unknown"}}, "has the folder 'zebra', which is no class of the run"),
+        ({"track_sets": {"x": "{tmp}/unknown"}}, "has the folder 'zebra', which is not a class of the run"),
         ({"track_sets": {"x": "{tmp}/empty"}}, "holds no readable image in a class folder"),
-        ({"track_sets": {"x": "{tmp}/nowhere"}}, "is no folder"),
+        ({"track_sets": {"x": "{tmp}/nowhere"}}, "is not a folder"),
         (
             {"track_sets": {"val-crop-0.5": "{tmp}/empty"}},
             "--track-set has the name 'val-crop-0.5'.* nor one of them reduced",
