@@ -36,7 +36,7 @@ from PIL import Image
 
 from qrdali.data.index import ROWS, SCHEMA, Index
 from qrdali.data.scan import build_dataset
-from qrdali.reduction.counter_rng import uniform
+from qrdali.reduction.counter_rng import Purpose, uniform
 from qrdali.reduction.levels import PerImageLevels
 
 CLASSES, FILES, SIZE = 1000, 256, (64, 48)
@@ -48,7 +48,7 @@ def small_jpegs(folder: Path, count: int, per_folder: int) -> None:
     """Writes `count` JPEGs of SIZE into folders 0000, 0001, …; 64 different pictures."""
     pictures = []
     for i in range(64):
-        draws = uniform(i, 0, np.arange(SIZE[0] * SIZE[1]), 1)[:, :3]
+        draws = uniform(i, 0, np.arange(SIZE[0] * SIZE[1]), Purpose.ORDER)[:, :3]
         image = (
             Image.fromarray((draws.reshape(SIZE[1], SIZE[0], 3) * 255).astype(np.uint8))
             .resize((8, 6))

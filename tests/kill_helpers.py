@@ -211,9 +211,9 @@ def _watch(begins: Callable[[str], None]) -> None:
         begins(f"classify {name}")
         return rows(self, name, *rest, **named)
 
-    def told_perform(tasks: Any, task: Any) -> Any:
+    def told_perform(tasks: Any, task: Any, *rest: Any) -> Any:
         begins(f"task {task.key}")
-        return perform(tasks, task)
+        return perform(tasks, task, *rest)
 
     epoch_trainer.EpochTrainer._steps, scan.inspect_file, mepi_set.Journal.append = (
         told_steps,
