@@ -10,9 +10,12 @@ from qrdali.data.shapes import ShapesSpec
 from qrdali.errors import InputError
 from qrdali.interfaces import JobControl
 from qrdali.runs.settings import validate_settings
+from qrdali.workflows.build_mepi import build_mepi
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.generated_data import generate_pictures, index_pictures
 from qrdali.workflows.report import write_report
 from qrdali.workflows.stopping import stopping_at_progress
+from qrdali.workflows.train import run_training
 
 MODEL, INPUT_SIZE, EPOCHS = "test_resnet", 96, 15
 SEARCHED = ("baseline", "linear")  # runs whose MEPIs are compared
@@ -47,8 +50,6 @@ def run_demo(folder: Path, control: JobControl = JobControl()) -> Path:
 
 def _train(folder: Path, data: Path, control: JobControl) -> list[Path]:
     """Trains shared, and from it baseline, linear and adaptive; returns the run folders."""
-    from qrdali.workflows.train import run_training
-
     # The CPU even where there is a GPU: the demo shows the same figures everywhere.
     common = {"data": str(data), "model": MODEL, "input_size": INPUT_SIZE, "device": "cpu", "batch_size": 16}
     later: dict[str, Any] = {"init": str(folder / "shared"), "max_epochs": 8, "lr": 5e-4, "patience": 1}
@@ -67,8 +68,6 @@ def _train(folder: Path, data: Path, control: JobControl) -> list[Path]:
 
 
 def _evaluate(run: Path, data: Path, control: JobControl) -> None:
-    from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
-
     result = Evaluator(run, EvaluateOptions(device="cpu", reduced=REDUCED), control).split(data, "test")
     reduced = ", ".join(f"{name} {row['accuracy']:.3f}" for name, row in result["reduced"].items())
     control.listener.line(
@@ -79,8 +78,6 @@ def _evaluate(run: Path, data: Path, control: JobControl) -> None:
 
 def _build_mepis(run: Path, data: Path, out: Path, control: JobControl) -> dict[str, Any]:
     """Returns the summary of a run's MEPI set by reduction."""
-    from qrdali.workflows.build_mepi import build_mepi
-
     control.listener.line(f"--- MEPIs of {run.name}")
     return build_mepi(run, data, out=out, limit=IMAGES, device="cpu", control=control)
 

@@ -14,9 +14,12 @@ from qrdali.files.atomic import replace_atomically, write_whole
 from qrdali.interfaces import JobControl
 from qrdali.reduction.quality import num_levels_of
 from qrdali.system.deterministic import deterministic
+from qrdali.workflows.build_mepi import build_mepi
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.generated_data import generate_pictures, index_pictures
 from qrdali.workflows.report import write_report
 from qrdali.workflows.stopping import stopping_at_progress
+from qrdali.workflows.train import run_training
 
 
 def perform(tasks: Tasks, task: Task, control: JobControl) -> dict[str, Any] | None:
@@ -61,8 +64,6 @@ def _make_data(tasks: Tasks, control: JobControl) -> None:
 
 
 def _train(tasks: Tasks, run: PlannedRun, control: JobControl) -> None:
-    from qrdali.workflows.train import run_training
-
     folder = tasks.folder.run(run.name)
     if not (folder / "config.toml").exists():
         # Before it trains: whatever is replaced from here on makes the run one of other origins.
@@ -72,8 +73,6 @@ def _train(tasks: Tasks, run: PlannedRun, control: JobControl) -> None:
 
 def _evaluate(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, float]:
     """Evaluates a run on all splits and sets; returns the accuracy by name of the rows."""
-    from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
-
     wanted, settings = tasks.matrix.evaluate, run.settings
     options = EvaluateOptions(
         settings.batch_size,
@@ -97,8 +96,6 @@ def _evaluate(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, f
 
 def _build_mepis(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, float | None]:
     """Builds a run's MEPI set; returns the mean entropy quotient by reduction."""
-    from qrdali.workflows.build_mepi import build_mepi
-
     wanted, settings = tasks.matrix.mepi, run.settings
     quotients: dict[str, float | None] = {}
     for reduction in ("all",) if len(wanted.reductions) == 4 else wanted.reductions:
