@@ -56,7 +56,8 @@ def pixels(samples: npt.NDArray[np.int64], levels: npt.NDArray[np.uint8]) -> tor
 
 
 class FakeSource:
-    """Yields the batches of a plan. bad: samples that cannot be read from now on. plans: those that were asked for."""
+    """Yields the batches of a plan. bad: samples that cannot be read from now on. plans: those that were
+    asked for."""
 
     def __init__(self, index: FakeIndex) -> None:
         self.index, self.bad, self.plans = index, set[int](), list[EpochPlan]()

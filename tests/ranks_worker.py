@@ -1,9 +1,10 @@
-"""Trainings in one job, as torchrun starts it: `python -m torch.distributed.run … tests/ranks_worker.py ENTRIES.json`.
+"""Trainings in one job, as torchrun starts it: `python -m torch.distributed.run … tests/ranks_worker.py
+ENTRIES.json`.
 
-An entry has settings, run, resume, kill and end: the rank and optimizer step before which that rank dies, unless torchrun has begun again,
-or before which it gets SIGTERM; spoil: the rank and step whose loss becomes NaN; switches: torch's of determinism, in every step.
-Each rank logs its part of every step as RUN.RANK.jsonl beside the run's folder.
-"""
+An entry has settings, run, resume, kill and end: the rank and optimizer step before which that rank dies,
+unless torchrun has begun again, or before which it gets SIGTERM; spoil: the rank and step whose loss becomes
+NaN; switches: torch's of determinism, in every step. Each rank logs its part of every step as RUN.RANK.jsonl
+beside the run's folder."""
 
 import json
 import os

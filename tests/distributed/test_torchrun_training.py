@@ -27,7 +27,8 @@ from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.schedule.epoch_plan import EpochPlan
 
 STEPS = random.Random(11)  # at which ranks are killed; of six
-# Neither batch norm nor dropout. 24 images in batches of 11 leave 2 for the last step: of three ranks the first has none there.
+# Neither batch norm nor dropout. 24 images in batches of 11 leave 2 for the last step: of three ranks the
+# first has none there.
 PLAIN: dict[str, Any] = {
     "model": "test_convnext",
     "input_size": 32,
@@ -83,7 +84,8 @@ def several(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.mark.parametrize(("world", "name"), [*((2, name) for name in RUNS), (3, "shared"), (3, "probe")])
 def test_ranks_train_as_one_process(alone: Path, several: dict[int, Path], world: int, name: str) -> None:
-    """The same samples in the same order; levels equal; without batch norm and dropout weights within 2e-4 and metrics within 1e-3."""
+    """The same samples in the same order; levels equal; without batch norm and dropout weights within 2e-4
+    and metrics within 1e-3."""
     one, ranks = alone / name, several[world] / name
     assert order(one) == order(ranks)
     # A sample is seen once in an epoch, by one rank.
@@ -122,7 +124,8 @@ def test_ranks_train_as_one_process(alone: Path, several: dict[int, Path], world
 def test_a_dead_rank_ends_the_job_and_one_process_goes_on(
     dataset: Dataset, alone: Path, several: dict[int, Path], tmp_path: Path
 ) -> None:
-    """Killed before its fifth step, saved every second: the job ends at once and names what happened; the rest is done by one."""
+    """Killed before its fifth step, saved every second: the job ends at once and names what happened; the
+    rest is done by one."""
     what = entries(tmp_path, dataset.folder, ["shared"], kill=[1, 4])
     what[0]["settings"]["save_every"] = "2"
     begun = time.monotonic()
@@ -195,8 +198,9 @@ def test_a_training_image_that_went_bad_is_left_out_by_all(
 def test_torchrun_begins_again_and_ends_the_same(
     dataset: Dataset, tmp_path: Path, rank: int, step: int, model: str, world: int
 ) -> None:
-    """A rank is killed in one run and not in the other; torchrun restarts all, without --resume. Weights, generators and metrics are
-    bit for bit the same, also with batch norm, whose statistics are rank 0's, and with dropout, which each rank draws for itself."""
+    """A rank is killed in one run and not in the other; torchrun restarts all, without --resume. Weights,
+    generators and metrics are bit for bit the same, also with batch norm, whose statistics are rank 0's, and
+    with dropout, which each rank draws for itself."""
     runs = []
     for name, kill in (("whole", None), ("killed", [rank, step])):
         what = entries(tmp_path, dataset.folder, ["shared"], kill=kill)

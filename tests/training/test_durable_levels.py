@@ -12,7 +12,8 @@ from loop_fakes import trainer_of
 def test_levels_are_on_the_disk_before_last_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feedback: str
 ) -> None:
-    """Each file of a stage's levels: its content is synced, then it gets its name, then its folder is synced."""
+    """Each file of a stage's levels: its content is synced, then it gets its name, then its folder is
+    synced."""
     fsync, events, run = os.fsync, list[tuple[str, str]](), tmp_path / "run"
 
     def noted_fsync(handle: int) -> None:
