@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """images: float32 [N, 3, S, S], channels last in memory, normalised, on the loader's device. labels,
-    samples: int64 [N] on the same device: class and sample number of each image. number: of the batch in its
-    plan."""
+    """images: float32 [N, 3, S, S], channels last in memory, normalised, on the loader's device. labels, samples: int64
+    [N] on the same device: class and sample number of each image. number: of the batch in its plan."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -35,8 +34,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class CandidateRequest:
-    """States whose neighbours are to be shown to a network. samples: int64 [N]. window: int32 [N, 4], the
-    windows of the states; the candidates' lie within."""
+    """States whose neighbours are to be shown to a network. samples: int64 [N]. window: int32 [N, 4], the windows of the
+    states; the candidates' lie within."""
 
     samples: npt.NDArray[np.int64]
     window: npt.NDArray[np.int32]
@@ -45,9 +44,8 @@ class CandidateRequest:
 
 @dataclass(frozen=True)
 class CandidateBatch:
-    """What was asked, as network inputs. images: float32 [K, N, 3, S, S], as `Batch.images`; those that do
-    not exist are of no use. pictures: the reduced images uint8 HWC, K lists of N, or None where they were not
-    wanted."""
+    """What was asked, as network inputs. images: float32 [K, N, 3, S, S], as `Batch.images`; those that do not exist are
+    of no use. pictures: the reduced images uint8 HWC, K lists of N, or None where they were not wanted."""
 
     request: CandidateRequest
     images: torch.Tensor
@@ -62,8 +60,8 @@ class BatchSource(Protocol):
     ) -> Iterator[Batch]:
         """The batches of `plan` from `plan.first_batch` on; a batch without images is left out.
 
-        Images that cannot be read raise Unreadable. With `unreadable` they are told to it instead, by sample
-        number with the reason, and left out: everything else comes once, in the same batches and order."""
+        Images that cannot be read raise Unreadable. With `unreadable` they are told to it instead, by sample number with the reason,
+        and left out: everything else comes once, in the same batches and order."""
         ...
 
     def candidates(
@@ -73,14 +71,12 @@ class BatchSource(Protocol):
         columns: tuple[int, ...],
         with_images: bool,
     ) -> Iterator[CandidateBatch]:
-        """The neighbours of states, each image decoded once. `most`: the largest N. `dimensions`: of the K
-        columns. Raises Unreadable."""
+        """The neighbours of states, each image decoded once. `most`: the largest N. `dimensions`: of the K columns. Raises Unreadable."""
         ...
 
 
 class ImageReducer(Protocol):
-    """Decodes originals that a search keeps, and makes reduced images of them: the same bytes as a
-    loader's."""
+    """Decodes originals that a search keeps, and makes reduced images of them: the same bytes as a loader's."""
 
     def decode(
         self,
@@ -88,10 +84,9 @@ class ImageReducer(Protocol):
         on_unreadable: Callable[[int, str], None],
         max_batch: Callable[[], int] | None = None,
     ) -> Iterator[tuple[int, Any]]:
-        """(sample, pixels) of each image in order, decoded ahead. Pixels are uint8 HWC, where the maker wants
-        them: host arrays or tensors on its GPU. Images that cannot be read are left out and told to
-        `unreadable` with the reason. `most` says how many may be taken from `samples` together, if fewer than
-        the maker would."""
+        """(sample, pixels) of each image in order, decoded ahead. Pixels are uint8 HWC, where the maker wants them: host
+        arrays or tensors on its GPU. Images that cannot be read are left out and told to `unreadable` with the reason.
+        `most` says how many may be taken from `samples` together, if fewer than the maker would."""
         ...
 
     def network_inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:

@@ -84,7 +84,7 @@ class EpochTrainer:
         for step in self._steps(plan, epoch_number(progress)):
             # Batches of which no image is left do not come: the step's number says how many are done.
             sums = replace(
-                sums, step=step.number + 1, data_wait=sums.data_wait + time.perf_counter() - requested
+                sums, step=step.number + 1, data_wait=sums.data_wait + (time.perf_counter() - requested)
             )
             after = self._optimizer_step(step, replace(progress, epoch=sums), plan, phase)
             if after is None:  # passed over
@@ -125,8 +125,7 @@ class EpochTrainer:
         self.context.group.barrier()
         raise Interrupted(
             f"stopped in epoch {epoch_number(progress)} after step {progress.epoch.step}, saved: the "
-            "same command "
-            "with --resume continues",
+            "same command with --resume continues",
             signum,
         )
 
@@ -176,8 +175,7 @@ class EpochTrainer:
         if step.batch is None and self.settings.sync_batch_norm:
             raise RunError(
                 "--sync-batch-norm needs an image for every process in every step: one has none that "
-                "can be read "
-                f"for step {step.number + 1}"
+                f"can be read for step {step.number + 1}"
             )
         try:
             outcome = self.train_step.step(step.batch, step.images)

@@ -61,8 +61,7 @@ class FiniteCheck:
             raise NotFinite(
                 recorded[0][0],
                 f"the weights {spoilt[0]} are not finite after a step from {recorded[0][0]} to "
-                f"{recorded[-1][0]} "
-                f"(samples of the last: {_listed(recorded[-1][2])})",
+                f"{recorded[-1][0]} (samples of the last: {_listed(recorded[-1][2])})",
                 loss=False,
             )
 

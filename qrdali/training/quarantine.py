@@ -49,8 +49,7 @@ class Quarantine:
                 f"{len(self.samples)} of {len(self._index)} training images cannot be read, "
                 f"{self._max_count} may "
                 f"(--max-bad {self._max_share:.4g}), {printable(self._file)} names them: restore them "
-                "and remove "
-                "that file, or allow more"
+                "and remove that file, or allow more"
             )
 
     def record(self, epoch: int, reasons: dict[int, str]) -> None:

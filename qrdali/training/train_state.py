@@ -137,8 +137,7 @@ class TrainStateStore:
         if data.get("data") != self._fingerprint:
             raise RunError(
                 f"the index of the training images has changed since {printable(self._run)} was saved: "
-                "restore it, "
-                "or train anew in another --run"
+                "restore it, or train anew in another --run"
             )
         self._take(folder, data, weights, optimizer)
         try:

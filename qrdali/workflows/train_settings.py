@@ -44,8 +44,7 @@ def require_shares(settings: Settings, images: int, device: torch.device, group:
     if settings.batch_size < group.world_size:
         raise InputError(
             f"--batch-size {settings.batch_size} is of all {group.world_size} processes together: give "
-            "at least one "
-            "image for each"
+            "at least one image for each"
         )
     if not settings.sync_batch_norm:
         return
