@@ -66,7 +66,8 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Runs the program. Exit status: 2 for usage, 1 for a failed run, 130 and 143 after SIGINT and SIGTERM."""
+    """Runs the program. Exit status: 2 for usage, 1 for a failed run, 130 and 143 after SIGINT and
+    SIGTERM."""
     try:
         status = cli.main(prog_name="qrdali", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -24,9 +24,8 @@ _TORCHRUN_REPEATS = 5.0
 class StopSignal:
     """Remembers SIGINT or SIGTERM until the work looks; a second one acts as if this were not here.
 
-    Calling it returns the signal's number, or 0. repeats: seconds in which the same signal may come again without being
-    a second one.
-    """
+    Calling it returns the signal's number, or 0. repeats: seconds in which the same signal may come again
+    without being a second one."""
 
     def __init__(self, repeats: float = 0.0) -> None:
         self.signum = 0
@@ -63,7 +62,8 @@ class StopSignal:
 
 @contextmanager
 def exit_on_interrupt() -> Iterator[None]:
-    """Turns `Interrupted` within into its line on the terminal and the exit status 128 + number of the signal."""
+    """Turns `Interrupted` within into its line on the terminal and the exit status 128 + number of the
+    signal."""
     try:
         yield
     except Interrupted as interruption:
@@ -75,8 +75,8 @@ def exit_on_interrupt() -> Iterator[None]:
 def terminal_control(group: ProcessGroup | None = None) -> Iterator[JobControl]:
     """Yields the control of a job that reports to the terminal and that SIGINT and SIGTERM stop.
 
-    `Interrupted` within becomes an exit status, as `exit_on_interrupt` does it. group: the processes that share the job.
-    """
+    `Interrupted` within becomes an exit status, as `exit_on_interrupt` does it. group: the processes that
+    share the job."""
     from qrdali.distributed import SINGLE_PROCESS
     from qrdali.interfaces import JobControl
 
@@ -87,7 +87,8 @@ def terminal_control(group: ProcessGroup | None = None) -> Iterator[JobControl]:
 
 @contextmanager
 def sigterm_exits() -> Iterator[None]:
-    """Makes SIGTERM end the program by SystemExit(143), so that what is open is closed; a `StopSignal` within comes first."""
+    """Makes SIGTERM end the program by SystemExit(143), so that what is open is closed; a `StopSignal` within
+    comes first."""
 
     def leave(signum: int, _: FrameType | None) -> None:
         raise SystemExit(128 + signum)

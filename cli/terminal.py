@@ -21,7 +21,8 @@ who = ""  # begins the errors of one process of several
 
 
 def hush(rank: int) -> None:
-    """Makes this process print nothing but errors, which then name `rank`: the first process prints for all."""
+    """Makes this process print nothing but errors, which then name `rank`: the first process prints for
+    all."""
     global _prints, who
     _prints, who = False, f"rank {rank}: "
 
@@ -44,8 +45,8 @@ def emit(value: dict[str, Any]) -> None:
 
 
 class Bar:
-    """Shows progress with rate and, if `total` is known (not 0), time left: a bar on a terminal, elsewhere a line every
-    ten seconds and one at the end.
+    """Shows progress with rate and, if `total` is known (not 0), time left: a bar on a terminal, elsewhere a
+    line every ten seconds and one at the end.
 
     Work that takes less than ten seconds prints nothing there.
     """

@@ -78,7 +78,8 @@ def _common(command: F) -> F:
             "track_sets",
             multiple=True,
             metavar="NAME=FOLDER",
-            help="A folder of class folders, or s3:// or gs://, whose accuracy every epoch's line holds; repeatable.",
+            help="A folder of class folders, or s3:// or gs://, whose accuracy every epoch's line "
+            "holds; repeatable.",
         ),
         click.option(
             "--track-reduced",
@@ -96,7 +97,8 @@ def _common(command: F) -> F:
             "--ema",
             type=float,
             metavar="DECAY",
-            help="Validate, save as best/ and ask in probes a moving average of the weights, such as 0.999.  [default: off]",
+            help="Validate, save as best/ and ask in probes a moving average of the weights, such as "
+            "0.999.  [default: off]",
         ),
         click.option(
             "--sync-batch-norm",
@@ -110,7 +112,8 @@ def _common(command: F) -> F:
         click.option(
             "--deterministic/--no-deterministic",
             default=None,
-            help="On a GPU the same weights each time, bit for bit, where torch has such algorithms; slower.  [default: no]",
+            help="On a GPU the same weights each time, bit for bit, where torch has such algorithms; "
+            "slower.  [default: no]",
         ),
         click.option("--threads", type=int, help="Decoding threads.  [default: all it may use]"),
         click.option(
@@ -228,7 +231,8 @@ def linear(**options: Any) -> None:
     """R epochs whose quality falls by one step per stage, the same for every image.
 
     \b
-    Example: qrdali train linear --data data --run runs/linear --init runs/shared --reduction crop --sequence paired-rounds
+    Example: qrdali train linear --data data --run runs/linear --init runs/shared \\
+               --reduction crop --sequence paired-rounds
     """
     _run("linear", options)
 
@@ -254,10 +258,12 @@ def linear(**options: Any) -> None:
     help="Candidates per forward pass of a probe.  [default: 16 on a CPU, twice --batch-size on a GPU]",
 )
 def adaptive(**options: Any) -> None:
-    """R epochs in which each image has its own level: one step down per stage where the classifier is still right.
+    """R epochs in which each image has its own level: one step down per stage where the classifier is still
+    right.
 
     \b
-    Example: qrdali train adaptive --data data --run runs/adaptive --init runs/shared --reduction crop --sequence paired-rounds
+    Example: qrdali train adaptive --data data --run runs/adaptive --init runs/shared \\
+               --reduction crop --sequence paired-rounds
     """
     if options["windows"] is not None:
         options["windows"] = int(options["windows"])
@@ -274,7 +280,8 @@ def random(**options: Any) -> None:
     """The control: R epochs whose quality is drawn per image and epoch, which is plain augmentation.
 
     \b
-    Example: qrdali train random --data data --run runs/random --init runs/shared --reduction color --low 0.25 --high 1
+    Example: qrdali train random --data data --run runs/random --init runs/shared \\
+               --reduction color --low 0.25 --high 1
     """
     _run("random", options)
 
@@ -303,15 +310,16 @@ def _run(method: str, options: dict[str, Any]) -> None:
 
 
 def _settings_of(method: str, config: str | None, options: dict[str, Any]) -> Settings:
-    """Returns the settings of a configuration file and of the options, which win. Options that are None are not given."""
+    """Returns the settings of a configuration file and of the options, which win. Options that are None are
+    not given."""
     from qrdali.errors import InputError, printable
     from qrdali.runs import settings as run_settings
 
     values = run_settings.read_toml(Path(config)) if config else {}
     if values.get("method", method) != method:
         raise InputError(
-            f"{config} is for `train {printable(values['method'])[:40]}`, this is `train {method}`: leave method "
-            "out, or call the other"
+            f"{config} is for `train {printable(values['method'])[:40]}`, this is `train {method}`: "
+            "leave method out, or call the other"
         )
     values.update({key: value for key, value in options.items() if value is not None}, method=method)
     return run_settings.validate_settings(values)
@@ -333,7 +341,8 @@ def _show_sequence(settings: Settings) -> None:
     repeated = "epochs" if rule.has_rounds or len(rule.sequence) == 1 else f"repetitions of {rule.sequence}"
     more = "; stages follow one another until no image moves" if rule.stages is None else ""
     click.echo(
-        f"# the longest: each {unit} may end earlier, after {rule.patience} {repeated} without improvement{more}"
+        f"# the longest: each {unit} may end earlier, after {rule.patience} {repeated} without "
+        f"improvement{more}"
     )
 
 

@@ -120,10 +120,10 @@ class ImageReducer(Protocol):
 class ProgressListener(Protocol):
     """Is called with the progress of long work: shows it on a terminal, in a notebook, or not at all.
 
-    `begin` opens a pass over `total` units (0: unknown), `advance` reports units done since the last call, `end` closes
-    the pass; an `end` without a pass does nothing. `note` is called only where its text is shown: it may read figures
-    off the device. `line` is called with what has happened, `warn` with what should not have.
-    """
+    `begin` opens a pass over `total` units (0: unknown), `advance` reports units done since the last call,
+    `end` closes the pass; an `end` without a pass does nothing. `note` is called only where its text is
+    shown: it may read figures off the device. `line` is called with what has happened, `warn` with what
+    should not have."""
 
     def begin(self, what: str, total: int, unit: str = "images") -> None: ...
     def advance(self, images: int, note: Callable[[], str]) -> None: ...
@@ -151,9 +151,8 @@ def never_stop() -> int:
 class JobControl:
     """Holds what a job is watched and stopped by, and the processes that share it.
 
-    stop: returns the number of a signal that asked the job to stop, or 0; it is called at every batch. group: the
-    processes that torchrun started, all of which call the same workflow with the same arguments.
-    """
+    stop: returns the number of a signal that asked the job to stop, or 0; it is called at every batch. group:
+    the processes that torchrun started, all of which call the same workflow with the same arguments."""
 
     listener: ProgressListener = field(default_factory=SilentListener)
     stop: Callable[[], int] = never_stop
@@ -167,9 +166,8 @@ NO_CONTROL = JobControl()  # reports to nobody, is never stopped, and runs in on
 class RunContext:
     """Holds what every part of a run needs of its surroundings, in one argument.
 
-    device: where the network is. autocast: makes the context of a forward pass, which sets its precision. energy: the
-    meter of that device. group, listener, stop: as in `JobControl`.
-    """
+    device: where the network is. autocast: makes the context of a forward pass, which sets its precision.
+    energy: the meter of that device. group, listener, stop: as in `JobControl`."""
 
     device: torch.device
     autocast: Callable[[], AbstractContextManager[object]]

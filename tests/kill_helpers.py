@@ -1,7 +1,8 @@
-"""Commands in processes of their own that are killed by SIGKILL at a chosen moment and repeated, and what they leave.
+"""Commands in processes of their own that are killed by SIGKILL at a chosen moment and repeated, and what
+they leave.
 
-A moment is a change or an opening of a file in the watched folder, as Python's audit events tell, a file half written, or a batch,
-image or task begun; or, for the other half of the kills in the soak, any time at all.
+A moment is a change or an opening of a file in the watched folder, as Python's audit events tell, a file half
+written, or a batch, image or task begun; or, for the other half of the kills in the soak, any time at all.
 """
 
 import json
@@ -60,16 +61,16 @@ TOUCHING = {
     "os.link",
 }
 TIMED = ("second", "memory", "energy", "joules", "waited")
-# Of a finished run or matrix what is not compared: locks, the save before the last, hashes of files that hold times, and notes with
-# times of files in them.
+# Of a finished run or matrix what is not compared: locks, the save before the last, hashes of files that hold
+# times, and notes with times of files in them.
 PASSED_OVER = {".lock", "SHA256SUMS", "done.json"}
 LIMIT = 240.0  # seconds of a child
 
 
 @dataclass
 class Ended:
-    """status: exit status, or minus a signal. moments: that the child has lived through, if it came to its end; halves: those of them
-    in which half of a file was there."""
+    """status: exit status, or minus a signal. moments: that the child has lived through, if it came to its
+    end; halves: those of them in which half of a file was there."""
 
     status: int
     moments: int
@@ -80,8 +81,9 @@ class Ended:
 
 @dataclass
 class Case:
-    """command: words of `qrdali`, which work on `folder` and nothing else. prepare: makes what must be there before. check: after every
-    kill, whether what is there can be or must not; raises AssertionError. again: words added when it is repeated."""
+    """command: words of `qrdali`, which work on `folder` and nothing else. prepare: makes what must be there
+    before. check: after every kill, whether what is there can be or must not; raises AssertionError. again:
+    words added when it is repeated."""
 
     name: str
     command: list[str]
@@ -92,8 +94,8 @@ class Case:
 
 @dataclass
 class Outcome:
-    """differences: none if all is well. redone: batches, images or tasks begun more than once, of `begun` in the uninterrupted one.
-    longest: most redone after one kill."""
+    """differences: none if all is well. redone: batches, images or tasks begun more than once, of `begun` in
+    the uninterrupted one. longest: most redone after one kill."""
 
     name: str
     kills: int
@@ -106,8 +108,8 @@ class Outcome:
 def call(
     command: list[str], folder: Path, log: Path, deadly: int | None = None, after: float | None = None
 ) -> Ended:
-    """`qrdali COMMAND`, killed at the moment number `deadly` or `after` so many seconds if it is not at its end by then. What it begins
-    is appended to `log`."""
+    """`qrdali COMMAND`, killed at the moment number `deadly` or `after` so many seconds if it is not at its
+    end by then. What it begins is appended to `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(NEEDED)
     said, count = log.with_suffix(".said"), log.with_suffix(".moments")
@@ -173,8 +175,8 @@ def _child(command: list[str], folder: str, log: str, deadly: int | None) -> Non
 
 
 def _watch(begins: Callable[[str], None]) -> None:
-    """Tells of every training batch its epoch, number, samples, labels and a checksum of its pixels; of `data index` every file, of
-    `build-mepi` every entry, of `evaluate` every set and of `reproduce` every task."""
+    """Tells of every training batch its epoch, number, samples, labels and a checksum of its pixels; of `data
+    index` every file, of `build-mepi` every entry, of `evaluate` every set and of `reproduce` every task."""
     from qrdali.data import scan
     from qrdali.mepi import folder as mepi_set
     from qrdali.training import epoch as epoch_trainer
@@ -246,7 +248,8 @@ def _halve(folder: str, moment: Callable[[bool], None]) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file that should be as if nothing had been killed, by its path: a digest of what is in it less what was measured."""
+    """Every file that should be as if nothing had been killed, by its path: a digest of what is in it less
+    what was measured."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -273,8 +276,9 @@ def _less_times(value: Any) -> Any:
 
 
 def killed(case: Case, folder: Path, seed: str, kills: int | None, timed: bool = False) -> Outcome:
-    """Runs `case` once to its end and once killed up to `kills` times at moments drawn by `seed`, at the same path, and compares.
-    kills None: at every moment in which half of a file is there, of a case that begins anew each time."""
+    """Runs `case` once to its end and once killed up to `kills` times at moments drawn by `seed`, at the same
+    path, and compares. kills None: at every moment in which half of a file is there, of a case that begins
+    anew each time."""
     draw = random.Random(f"{seed} {case.name}")
     now, whole, log = folder / "now", folder / "whole", folder / "log"
     now.mkdir(parents=True)
@@ -338,12 +342,12 @@ def killed(case: Case, folder: Path, seed: str, kills: int | None, timed: bool =
 def _differing(whole: Path, now: Path, expected: list[str], lines: list[str]) -> list[str]:
     first, second = contents(whole), contents(now)
     found = [
-        f"{name} {'differs' if name in first and name in second else 'is missing' if name in first else 'is left over'}"
+        f"{name} {'is left over' if name not in first else 'differs' if name in second else 'is missing'}"
         for name in sorted(first.keys() | second.keys())
         if first.get(name) != second.get(name)
     ]
-    # In the order in which each was begun first: a step that was taken again must have had the same samples. Files are looked at and
-    # MEPIs found by several threads.
+    # In the order in which each was begun first: a step that was taken again must have had the same samples.
+    # Files are looked at and MEPIs found by several threads.
     orders = [
         list(dict.fromkeys(line for line in log if not line.startswith(("MEPI", "look"))))
         for log in (expected, lines)

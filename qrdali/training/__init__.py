@@ -1,1 +1,2 @@
-"""The training loop and what belongs to it: steps, stages of levels, probes, checkpoints of the state, quarantine."""
+"""The training loop and what belongs to it: steps, stages of levels, probes, checkpoints of the state,
+quarantine."""

@@ -27,8 +27,8 @@ Save = Callable[[TrainProgress], None]
 
 
 class StepInput(NamedTuple):
-    """Holds a step's number within its plan, this rank's part of the batch (None: it has no image), and how many images
-    all ranks have together."""
+    """Holds a step's number within its plan, this rank's part of the batch (None: it has no image), and how
+    many images all ranks have together."""
 
     number: int
     batch: Batch | None
@@ -36,7 +36,8 @@ class StepInput(NamedTuple):
 
 
 class EpochTrainer:
-    """Trains one epoch at a time. `stages` gets online feedback, `quarantine` the images that cannot be read."""
+    """Trains one epoch at a time. `stages` gets online feedback, `quarantine` the images that cannot be
+    read."""
 
     def __init__(
         self,
@@ -53,11 +54,11 @@ class EpochTrainer:
         self.save_interval = SaveInterval.parse(spec.settings.save_every)
 
     def train(self, progress: TrainProgress, phase: Phase, levels: Levels, save: Save) -> TrainProgress:
-        """Returns the progress at the end of the epoch that follows `progress.schedule`, or that is in hand. Collective.
+        """Returns the progress at the end of the epoch that follows `progress.schedule`, or that is in hand.
+        Collective.
 
-        save: writes `last/`; it is called every --save-every, and after a signal, before Interrupted is raised on every
-        rank. Raises RunError for a loss or weights that are not finite.
-        """
+        save: writes `last/`; it is called every --save-every, and after a signal, before Interrupted is
+        raised on every rank. Raises RunError for a loss or weights that are not finite."""
         sums = progress.epoch or EpochSums.zero(self.context.device)
         progress = replace(progress, epoch=sums)
         plan = self._plan(progress.schedule, levels, sums.step)
@@ -84,7 +85,7 @@ class EpochTrainer:
         for step in self._steps(plan, epoch_number(progress)):
             # Batches of which no image is left do not come: the step's number says how many are done.
             sums = replace(
-                sums, step=step.number + 1, data_wait=sums.data_wait + time.perf_counter() - requested
+                sums, step=step.number + 1, data_wait=sums.data_wait + (time.perf_counter() - requested)
             )
             after = self._optimizer_step(step, replace(progress, epoch=sums), plan, phase)
             if after is None:  # passed over
@@ -96,7 +97,8 @@ class EpochTrainer:
             progress = replace(progress, epoch=sums, totals=progress.totals.after_step(step.images))
             context.energy.poll()
             context.listener.advance(step.images, sums.accuracy_note)
-            # One step late, so that no rank waits for another here; all ranks save and leave after the same step.
+            # One step late, so that no rank waits for another here; all ranks save and leave after the same
+            # step.
             signum, to_save = agreement.update(context.stop(), int(timer.due(sums.step)))
             if to_save or signum:
                 self._require_finite(progress.schedule, weights=True)
@@ -123,8 +125,8 @@ class EpochTrainer:
         # torchrun ends all ranks of a host once one has left it: none may leave before rank 0 has saved.
         self.context.group.barrier()
         raise Interrupted(
-            f"stopped in epoch {epoch_number(progress)} after step {progress.epoch.step}, saved: the same command "
-            "with --resume continues",
+            f"stopped in epoch {epoch_number(progress)} after step {progress.epoch.step}, saved: the "
+            "same command with --resume continues",
             signum,
         )
 
@@ -149,9 +151,8 @@ class EpochTrainer:
     def _steps(self, plan: EpochPlan, epoch: int) -> Iterator[StepInput]:
         """Yields each step's input.
 
-        A single process gets no step without an image. Of several ranks all take every step for which any of them may
-        have an image, because every one of them takes part in the exchange of gradients.
-        """
+        A single process gets no step without an image. Of several ranks all take every step for which any of
+        them may have an image, because every one of them takes part in the exchange of gradients."""
         batches = self.split.source.epoch(plan, lambda reasons: self.quarantine.record(epoch, reasons))
         if self.context.group.is_single:
             for batch in batches:
@@ -168,13 +169,14 @@ class EpochTrainer:
     def _optimizer_step(
         self, step: StepInput, progress: TrainProgress, plan: EpochPlan, phase: Phase
     ) -> EpochSums | None:
-        """Returns the sums of `progress` with this step's part added, or None if the batch had to be passed over."""
+        """Returns the sums of `progress` with this step's part added, or None if the batch had to be passed
+        over."""
         sums = progress.epoch
         assert sums is not None
         if step.batch is None and self.settings.sync_batch_norm:
             raise RunError(
-                "--sync-batch-norm needs an image for every process in every step: one has none that can be read "
-                f"for step {step.number + 1}"
+                "--sync-batch-norm needs an image for every process in every step: one has none that "
+                f"can be read for step {step.number + 1}"
             )
         try:
             outcome = self.train_step.step(step.batch, step.images)
@@ -184,11 +186,13 @@ class EpochTrainer:
             if self.quarantine.samples and self.context.group.is_single:
                 # Unreadable images have made the batch so small: that is not a reason to end the run.
                 self.context.listener.warn(
-                    f"batch norm cannot train on the one image left of step {step.number + 1}: it is passed over"
+                    f"batch norm cannot train on the one image left of step {step.number + 1}: it is "
+                    "passed over"
                 )
                 return None
             raise RunError(
-                f"batch norm cannot train on one image, as in step {step.number + 1}: choose a --batch-size that "
+                f"batch norm cannot train on one image, as in step {step.number + 1}: choose a "
+                "--batch-size that "
                 f"does not leave one of {plan.samples} images over for a process or part of a step"
             ) from None
         if step.batch is None or outcome is None:
@@ -200,7 +204,8 @@ class EpochTrainer:
         return sums.add(loss, right)
 
     def _require_finite(self, state: ScheduleState, weights: bool) -> None:
-        """Raises RunError on every rank if a loss (or, with `weights`, a weight) of any rank is not finite. Collective."""
+        """Raises RunError on every rank if a loss (or, with `weights`, a weight) of any rank is not finite.
+        Collective."""
         group, failures = self.context.group, []
         try:
             self.finite.verify(self.train_step.model if weights else None)

@@ -36,7 +36,8 @@ class EpochLog:
         self._context.listener.line(f"epoch   0  start weights, val {accuracy:.4f}{tracked_summary(tracked)}")
 
     def resume(self, state: ScheduleState) -> None:
-        """Drops the rows of epochs that are done again. An environment that has changed goes into the next row."""
+        """Drops the rows of epochs that are done again. An environment that has changed goes into the next
+        row."""
         if not self._context.group.is_main:
             return
         run_folder.keep_metrics(self._spec.run, state.epoch)
@@ -52,7 +53,8 @@ class EpochLog:
     def announce(
         self, result: EpochResult, before: ScheduleState, after: ScheduleState, event: ScheduleEvent
     ) -> None:
-        """Reports an epoch between the states `before` and `after`, and whether it has ended a stage or a round."""
+        """Reports an epoch between the states `before` and `after`, and whether it has ended a stage or a
+        round."""
         listener = self._context.listener
         summary = epoch_summary(result, self._rule, after, event)
         listener.line(summary + tracked_summary(result.measured))

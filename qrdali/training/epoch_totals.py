@@ -14,10 +14,10 @@ from qrdali.distributed import ProcessGroup
 class EpochSums:
     """Holds the sums over this rank's part of the epoch in hand.
 
-    step: batches done. images: images seen. loss: float64 scalar, the sum over images; correct: int64 scalar. Both stay
-    on the device, because reading them would wait for it. seconds, data_wait: time so far, and that part of it spent
-    waiting for batches. joules: energy used before this process took the epoch on; None if it is unknown.
-    """
+    step: batches done. images: images seen. loss: float64 scalar, the sum over images; correct: int64 scalar.
+    Both stay on the device, because reading them would wait for it. seconds, data_wait: time so far, and that
+    part of it spent waiting for batches. joules: energy used before this process took the epoch on; None if
+    it is unknown."""
 
     step: int
     images: int
@@ -75,9 +75,8 @@ class EpochSums:
 class RunTotals:
     """Holds the totals of the whole run.
 
-    forward_images: images that the network saw in training, validation and probes. seconds: of training and probes.
-    Tracked sets count in neither: they cost a run nothing that it needs.
-    """
+    forward_images: images that the network saw in training, validation and probes. seconds: of training and
+    probes. Tracked sets count in neither: they cost a run nothing that it needs."""
 
     optimizer_steps: int = 0
     forward_images: int = 0
@@ -94,7 +93,8 @@ class RunTotals:
 
 @dataclass(frozen=True)
 class StageInfo:
-    """Holds what the row of a stage's first epoch reports of the stage's beginning, and whether it has been reported."""
+    """Holds what the row of a stage's first epoch reports of the stage's beginning, and whether it has been
+    reported."""
 
     row: dict[str, Any] = field(default_factory=dict)
     reported: bool = False

@@ -1,4 +1,5 @@
-"""Whether a loss or the weights have become NaN or infinite, checked without waiting for the device at every step."""
+"""Whether a loss or the weights have become NaN or infinite, checked without waiting for the device at every
+step."""
 
 from __future__ import annotations
 
@@ -13,9 +14,8 @@ _LISTED = 16  # sample numbers in a message
 class NotFinite(ValueError):
     """Says that training has diverged.
 
-    step: the first that is known to be affected, from 1. loss: whether a loss of known samples is not finite, rather
-    than a weight.
-    """
+    step: the first that is known to be affected, from 1. loss: whether a loss of known samples is not finite,
+    rather than a weight."""
 
     def __init__(self, step: int, text: str, loss: bool = True) -> None:
         super().__init__(text)
@@ -25,9 +25,8 @@ class NotFinite(ValueError):
 class FiniteCheck:
     """Keeps the losses and sample numbers of the steps since the last check, on the device.
 
-    They are read every EVERY steps, before a save and at an epoch's end: at most EVERY steps are taken with a network
-    that is already spoilt, and none of them is saved.
-    """
+    They are read every EVERY steps, before a save and at an epoch's end: at most EVERY steps are taken with a
+    network that is already spoilt, and none of them is saved."""
 
     EVERY = 50
 
@@ -41,9 +40,8 @@ class FiniteCheck:
     def verify(self, model: nn.Module | None) -> None:
         """Raises NotFinite naming the first step whose loss is not finite, with its samples.
 
-        With a `model` it also raises for a weight that is not finite, naming the steps since the last check and the
-        samples of the last one.
-        """
+        With a `model` it also raises for a weight that is not finite, naming the steps since the last check
+        and the samples of the last one."""
         recorded, self._recorded = self._recorded, []
         if not recorded:
             return
@@ -62,8 +60,8 @@ class FiniteCheck:
         if spoilt:
             raise NotFinite(
                 recorded[0][0],
-                f"the weights {spoilt[0]} are not finite after a step from {recorded[0][0]} to {recorded[-1][0]} "
-                f"(samples of the last: {_listed(recorded[-1][2])})",
+                f"the weights {spoilt[0]} are not finite after a step from {recorded[0][0]} to "
+                f"{recorded[-1][0]} (samples of the last: {_listed(recorded[-1][2])})",
                 loss=False,
             )
 

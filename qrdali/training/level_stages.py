@@ -1,4 +1,5 @@
-"""The levels of a run, stage by stage: what training images show in R epochs, and validation images with --monitor phase."""
+"""The levels of a run, stage by stage: what training images show in R epochs, and validation images with
+--monitor phase."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class StageDescent(NamedTuple):
 
 
 class LevelStages:
-    """Holds the levels of one run. Adaptive runs have every image's own levels, and online feedback has one bit per image.
+    """Holds the levels of one run. Adaptive runs have every image's own levels, and online feedback has one
+    bit per image.
 
     split: of the training images. Images that a probe cannot read are added to `quarantine`.
     """
@@ -48,19 +50,20 @@ class LevelStages:
         self.images: PerImageLevels | None = None
         count = len(self.index) if self.online else 0
         self._feedback = torch.zeros(count, dtype=torch.uint8, device=context.device)
-        # Of the epoch in hand: 0 not seen, 1 wrong, 2 right, so that the maximum over ranks is the rank's that saw it.
+        # Of the epoch in hand: 0 not seen, 1 wrong, 2 right, so that the maximum over ranks is the rank's
+        # that saw it.
         self._epoch_feedback = torch.zeros_like(self._feedback)
 
     def record(self, samples: torch.Tensor, right: torch.Tensor) -> None:
-        """Records for the images `samples` int64 [N] of an R epoch whether they were classified correctly, bool [N]."""
+        """Records for the images `samples` int64 [N] of an R epoch whether they were classified correctly,
+        bool [N]."""
         self._epoch_feedback[samples] = right.to(torch.uint8) + 1
 
     def sync_feedback(self) -> torch.Tensor | None:
         """All-reduces and clears this epoch's per-image feedback. Collective.
 
-        Returns uint8 [images] on the CPU, 1 where the network was right when it last saw the image; None unless feedback
-        is online.
-        """
+        Returns uint8 [images] on the CPU, 1 where the network was right when it last saw the image; None
+        unless feedback is online."""
         if not self.online:
             return None
         of_this_rank = self._epoch_feedback.cpu().numpy()
@@ -71,11 +74,13 @@ class LevelStages:
         return self._feedback.cpu()
 
     def restore(self, state: ScheduleState, feedback: torch.Tensor | None) -> None:
-        """Takes levels and feedback as they were when `state` was saved. Raises RunError for a missing or damaged file."""
+        """Takes levels and feedback as they were when `state` was saved. Raises RunError for a missing or
+        damaged file."""
         if self.online:
             if feedback is None or feedback.shape != self._feedback.shape or feedback.dtype != torch.uint8:
                 raise RunError(
-                    f"{printable(self.last)} does not fit this run: it holds no feedback of {len(self.index)} images"
+                    f"{printable(self.last)} does not fit this run: it holds no feedback of "
+                    f"{len(self.index)} images"
                 )
             self._feedback.copy_(feedback)
         if self.adaptive and (state.begun or state.stage > 1):
@@ -90,11 +95,11 @@ class LevelStages:
         return reduced_levels(self.settings, state.stage, state.epoch + 1)
 
     def validation_levels(self, levels: Levels, counts: npt.NDArray[np.int64], phase: Phase) -> Levels:
-        """Returns the levels of the validation images: full quality, or with --monitor phase those of the epoch.
+        """Returns the levels of the validation images: full quality, or with --monitor phase those of the
+        epoch.
 
-        Where training images have their own `levels`, every validation image gets their mean, rounded. counts: int64
-        [3, n], how many training images have each level.
-        """
+        Where training images have their own `levels`, every validation image gets their mean, rounded.
+        counts: int64 [3, n], how many training images have each level."""
         if self.settings.monitor == "full" or phase is Phase.FULL:
             return FULL_QUALITY
         if isinstance(levels, PerImageLevels):
@@ -109,7 +114,8 @@ class LevelStages:
         self.context.listener.line(f"stage {state.stage} of {stages}: quality {value:.2f}")
 
     def descend(self, state: ScheduleState, model: nn.Module) -> StageDescent:
-        """Takes one descent step of every training image before an adaptive stage and writes the levels. Collective.
+        """Takes one descent step of every training image before an adaptive stage and writes the levels.
+        Collective.
 
         All ranks have the same levels after it. Raises Interrupted after a signal, with nothing changed.
         """

@@ -18,10 +18,10 @@ from qrdali.training.epoch_totals import EpochSums, RunTotals
 class EpochResult:
     """Holds what an epoch brought, before the schedule decides on it.
 
-    number: of the epoch, from 1. phase, stage: its own. sums: of all ranks. level_counts: int64 [3, n], how many
-    training images had each level. rows: predictions of the validation split. reduced_validation: whether its images
-    were shown reduced. measured: keys of the metrics row for memory, energy and tracked sets.
-    """
+    number: of the epoch, from 1. phase, stage: its own. sums: of all ranks. level_counts: int64 [3, n], how
+    many training images had each level. rows: predictions of the validation split. reduced_validation:
+    whether its images were shown reduced. measured: keys of the metrics row for memory, energy and tracked
+    sets."""
 
     number: int
     phase: Phase
@@ -45,7 +45,8 @@ class EpochResult:
 
 
 def metrics_row(result: EpochResult, totals: RunTotals, quarantined: int) -> dict[str, Any]:
-    """Returns the row of an epoch that `totals` include. quarantined: images that training does without by now."""
+    """Returns the row of an epoch that `totals` include. quarantined: images that training does without by
+    now."""
     sums = result.sums
     return {
         "epoch": result.number,
@@ -84,7 +85,8 @@ def epoch_summary(result: EpochResult, rule: ScheduleRule, state: ScheduleState,
 
 
 def stage_end_summary(rule: ScheduleRule, before: ScheduleState, reason: str, restored: bool) -> str:
-    """Returns the log line announcing that an epoch ended the round or stage of `before`, the state before that epoch."""
+    """Returns the log line announcing that an epoch ended the round or stage of `before`, the state before
+    that epoch."""
     ended = f"{before.round} round of stage {before.stage}" if rule.has_rounds else f"stage {before.stage}"
     return f"{ended} ended by {reason}" + (f"; back to epoch {before.best_epoch}" if restored else "")
 

@@ -18,11 +18,11 @@ _RANK_SEED = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: seeds of ne
 
 
 class TrainStep:
-    """Holds the network on its device with its optimizer, precision and, with --ema, the average of its weights.
+    """Holds the network on its device with its optimizer, precision and, with --ema, the average of its
+    weights.
 
-    model: what is trained. eval_model: what is validated, shown candidates in probes and saved as best/: the average,
-    or `model` itself. Every rank constructs one (collective) and takes every step.
-    """
+    model: what is trained. eval_model: what is validated, shown candidates in probes and saved as best/: the
+    average, or `model` itself. Every rank constructs one (collective) and takes every step."""
 
     def __init__(self, spec: RunSpec, context: RunContext) -> None:
         settings, group = spec.settings, context.group
@@ -43,18 +43,17 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=scaled)
         self._loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
         if not group.is_single:
-            # DDP orders gradients anew after its first pass, and three ranks or more add in that order: without this
-            # pass a resumed run would differ from an uninterrupted one.
+            # DDP orders gradients anew after its first pass, and three ranks or more add in that order:
+            # without this pass a resumed run would differ from an uninterrupted one.
             self._dummy_step()
             self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, batch: Batch | None, count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Takes one optimizer step. Collective.
 
-        batch: this rank's part of the `count` images of all ranks. Returns its mean loss (scalar) and which images are
-        right (bool [N]), or None if this rank has no images in the batch. Raises ValueError where batch norm has one
-        value per channel.
-        """
+        batch: this rank's part of the `count` images of all ranks. Returns its mean loss (scalar) and which
+        images are right (bool [N]), or None if this rank has no images in the batch. Raises ValueError where
+        batch norm has one value per channel."""
         self.optimizer.zero_grad(set_to_none=True)
         outcome = None
         if batch is None:
@@ -68,13 +67,15 @@ class TrainStep:
         return outcome
 
     def broadcast_buffers(self) -> None:
-        """Gives every rank rank 0's statistics of batch norm, so that what is validated is what is saved. Collective."""
+        """Gives every rank rank 0's statistics of batch norm, so that what is validated is what is saved.
+        Collective."""
         self._group.broadcast_buffers(self.model)
         if self.ema:
             self._group.broadcast_buffers(self.eval_model)
 
     def _forward_backward(self, batch: Batch, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Runs forward and backward of a batch, in --accumulate parts. Returns its mean loss, and which images are right.
+        """Runs forward and backward of a batch, in --accumulate parts. Returns its mean loss, and which
+        images are right.
 
         share: the weight of the mean over these images in the mean over ranks: 1 where all have equally many.
         """
@@ -96,8 +97,8 @@ class TrainStep:
         return (losses[0], right[0]) if len(parts) == 1 else (torch.stack(losses).sum(), torch.cat(right))
 
     def _dummy_step(self) -> None:
-        """Runs a forward and backward pass with zero gradient for a rank whose part of this batch is empty, so that DDP's
-        all-reduce completes and the mean is that of the others."""
+        """Runs a forward and backward pass with zero gradient for a rank whose part of this batch is empty,
+        so that DDP's all-reduce completes and the mean is that of the others."""
         side = self._input_size
         self.model.eval()  # statistics of batch norm are those of images
         with self._group.translate_errors():

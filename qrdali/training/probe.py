@@ -1,5 +1,5 @@
-"""Adaptive levels: one descent step for every training image, decided by forward passes over candidates ("probe") or
-from training predictions ("online")."""
+"""Adaptive levels: one descent step for every training image, decided by forward passes over candidates
+("probe") or from training predictions ("online")."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class DescentCounts:
 class ProbeOptions:
     """Says how a probe descends.
 
-    batch_size: candidates that the network sees at once. excluded: images that are not probed and stay where they are.
-    """
+    batch_size: candidates that the network sees at once. excluded: images that are not probed and stay where
+    they are."""
 
     rule: DescentRule
     batch_size: int
@@ -78,11 +78,12 @@ def descend_by_probe(
     context: RunContext,
     report: Report,
 ) -> tuple[PerImageLevels, DescentCounts]:
-    """Takes one step of every image of `split`, in evaluation mode; the model is left in the mode it was in. Collective.
+    """Takes one step of every image of `split`, in evaluation mode; the model is left in the mode it was in.
+    Collective.
 
-    report: is called with (images, candidates) done. Each rank takes every world-th batch as it is, and all get the
-    result of one process alone. Raises on all ranks Unreadable, with what each of them could not read, and Interrupted.
-    """
+    report: is called with (images, candidates) done. Each rank takes every world-th batch as it is, and all
+    get the result of one process alone. Raises on all ranks Unreadable, with what each of them could not
+    read, and Interrupted."""
     result = states.copy()
     if not options.columns:
         return result, DescentCounts(0, 0)
@@ -171,8 +172,8 @@ class _RankProbe:
     def run(self, keep: Callable[[Moves], None], check: Callable[[], None]) -> int:
         """Calls `keep` with what moves in each batch. Returns how many candidates the network was shown.
 
-        check: is called after each batch and raises if another rank has failed. Raises Interrupted after a signal.
-        """
+        check: is called after each batch and raises if another rank has failed. Raises Interrupted after a
+        signal."""
         candidates, training = 0, self.model.training
         self.model.eval()
         try:
@@ -241,8 +242,8 @@ class _RankProbe:
 
 
 class _Classified(NamedTuple):
-    """Holds what the network answered: right bool and confidence (probability of the true class) float32, each [K, N] on
-    the images' device; False and 0 where no candidate exists."""
+    """Holds what the network answered: right bool and confidence (probability of the true class) float32,
+    each [K, N] on the images' device; False and 0 where no candidate exists."""
 
     batch: CandidateBatch
     right: torch.Tensor
@@ -252,11 +253,12 @@ class _Classified(NamedTuple):
 def descend_by_feedback(
     index: Index, states: PerImageLevels, correct: npt.NDArray[np.uint8] | None, rule: DescentRule, seed: int
 ) -> tuple[PerImageLevels, DescentCounts]:
-    """Takes one step of every image from training's own predictions, without a forward pass; qrdali's own, not the thesis'.
+    """Takes one step of every image from training's own predictions, without a forward pass; qrdali's own,
+    not the thesis'.
 
-    correct: uint8 [N], 1 where the last R epoch of the stage classified the image correctly: it takes a step in the next
-    dimension in turn. Elsewhere the last step is undone. None, before the first stage: every image takes a step.
-    """
+    correct: uint8 [N], 1 where the last R epoch of the stage classified the image correctly: it takes a step
+    in the next dimension in turn. Elsewhere the last step is undone. None, before the first stage: every
+    image takes a step."""
     result = states.copy()
     assert result.steps is not None
     moved = 0

@@ -10,10 +10,11 @@ from qrdali.training.epoch_totals import EpochSums, RunTotals, StageInfo
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """Holds all that `last/` remembers besides weights, optimizer and generators. Nobody changes one: a new one replaces it.
+    """Holds all that `last/` remembers besides weights, optimizer and generators. Nobody changes one: a new
+    one replaces it.
 
-    schedule: after the last finished epoch. epoch: this rank's sums of the epoch after it, or None between epochs.
-    """
+    schedule: after the last finished epoch. epoch: this rank's sums of the epoch after it, or None between
+    epochs."""
 
     schedule: ScheduleState
     epoch: EpochSums | None = None

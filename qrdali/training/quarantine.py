@@ -1,4 +1,5 @@
-"""Training images that went bad after they were indexed: named once, left out from then on; too many end the run."""
+"""Training images that went bad after they were indexed: named once, left out from then on; too many end the
+run."""
 
 from __future__ import annotations
 
@@ -23,9 +24,8 @@ T = TypeVar("T")
 class Quarantine:
     """Holds the images that a run does without. samples: their numbers, sorted.
 
-    The file in the run's folder is read where there is one, so that a resumed run does without the same images. Rank 0
-    reads and writes it; every rank constructs a Quarantine (collective).
-    """
+    The file in the run's folder is read where there is one, so that a resumed run does without the same
+    images. Rank 0 reads and writes it; every rank constructs a Quarantine (collective)."""
 
     samples: tuple[int, ...]
 
@@ -46,13 +46,15 @@ class Quarantine:
         """Raises RunError if more images are bad than may be."""
         if len(self.samples) > self._max_count:
             raise RunError(
-                f"{len(self.samples)} of {len(self._index)} training images cannot be read, {self._max_count} may "
-                f"(--max-bad {self._max_share:.4g}), {printable(self._file)} names them: restore them and remove "
-                "that file, or allow more"
+                f"{len(self.samples)} of {len(self._index)} training images cannot be read, "
+                f"{self._max_count} may "
+                f"(--max-bad {self._max_share:.4g}), {printable(self._file)} names them: restore them "
+                "and remove that file, or allow more"
             )
 
     def record(self, epoch: int, reasons: dict[int, str]) -> None:
-        """Adds images that this rank could not read, by sample number. Other ranks learn of them by `share`."""
+        """Adds images that this rank could not read, by sample number. Other ranks learn of them by
+        `share`."""
         if self._group.is_single:
             self.add(epoch, reasons)
         else:
@@ -67,7 +69,8 @@ class Quarantine:
         self.add(epoch, {int(sample): reason for part in reasons_by_rank for sample, reason in part.items()})
 
     def replay_without(self, epoch: int, work: Callable[[tuple[int, ...]], T]) -> T:
-        """Returns the result of `work`, called with the samples to leave out, and called again after each bad file.
+        """Returns the result of `work`, called with the samples to leave out, and called again after each bad
+        file.
 
         `work` raises Unreadable, the same on all ranks, with nothing done; those images are then added.
         """
@@ -80,8 +83,8 @@ class Quarantine:
     def add(self, epoch: int, reasons: dict[int, str]) -> None:
         """Warns of each new image and writes it down, the same on all ranks.
 
-        Raises RunError if there are now more than may be; where none may, the error is the first image's reason.
-        """
+        Raises RunError if there are now more than may be; where none may, the error is the first image's
+        reason."""
         new = {sample: reason for sample, reason in reasons.items() if sample not in self.samples}
         if not new:
             return

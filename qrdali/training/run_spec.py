@@ -19,10 +19,10 @@ from qrdali.training.tracked_sets import TrackedSets
 class RunSpec:
     """Holds what a run needs besides its data and its surroundings.
 
-    settings: complete, with all that --init, --match and the network decide. run: its folder. model: the network with
-    its start weights, on any device. classes: their names, by label. facts: what the first row of metrics.jsonl holds
-    besides accuracies; its "environment" is also written when a run is continued in another one.
-    """
+    settings: complete, with all that --init, --match and the network decide. run: its folder. model: the
+    network with its start weights, on any device. classes: their names, by label. facts: what the first row
+    of metrics.jsonl holds besides accuracies; its "environment" is also written when a run is continued in
+    another one."""
 
     settings: Settings
     run: Path
@@ -34,7 +34,8 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Split:
-    """Holds the images of one split: `source` yields them in batches, `index` knows their labels, paths and sizes."""
+    """Holds the images of one split: `source` yields them in batches, `index` knows their labels, paths and
+    sizes."""
 
     source: BatchSource
     index: Index

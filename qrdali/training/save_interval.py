@@ -10,14 +10,16 @@ from qrdali.errors import InputError
 
 @dataclass(frozen=True)
 class SaveInterval:
-    """Says when `last/` is due within an epoch: every `steps` steps, or every `seconds`; never if both are None."""
+    """Says when `last/` is due within an epoch: every `steps` steps, or every `seconds`; never if both are
+    None."""
 
     steps: int | None = None
     seconds: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> SaveInterval:
-        """Returns the interval that `text` means: "500" steps, "10m" minutes, "" never. Raises InputError for others."""
+        """Returns the interval that `text` means: "500" steps, "10m" minutes, "" never. Raises InputError for
+        others."""
         if not text:
             return cls()
         number = text.removesuffix("m")
@@ -31,8 +33,8 @@ class SaveInterval:
 class SaveTimer:
     """Tells at each step of one epoch whether a save is due by `interval`.
 
-    keeps_time: whether this process counts the seconds. One process does for all: their clocks would disagree.
-    """
+    keeps_time: whether this process counts the seconds. One process does for all: their clocks would
+    disagree."""
 
     def __init__(self, interval: SaveInterval, keeps_time: bool) -> None:
         self._interval, self._keeps_time, self._last = interval, keeps_time, time.monotonic()

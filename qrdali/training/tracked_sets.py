@@ -1,4 +1,5 @@
-"""Accuracy of more sets after every epoch. It is written down and used for nothing: training is the same without."""
+"""Accuracy of more sets after every epoch. It is written down and used for nothing: training is the same
+without."""
 
 from __future__ import annotations
 
@@ -50,9 +51,8 @@ class TrackedSets:
     ) -> dict[str, dict[str, float | None]]:
         """Returns {"tracked": accuracy by name}, or {} without sets. Collective.
 
-        on_batch: is called with the images of each batch and may raise. A set that cannot be read any more has None and a
-        warning: training does not end for it.
-        """
+        on_batch: is called with the images of each batch and may raise. A set that cannot be read any more
+        has None and a warning: training does not end for it."""
         accuracies: dict[str, float | None] = {}
         for tracked in self._sets:
             plan = EpochPlan(tracked.images, self._batch_size, tracked.levels, self._num_levels)
@@ -71,7 +71,8 @@ class TrackedSets:
 
 
 def tracked_summary(row: dict[str, dict[str, float | None]]) -> str:
-    """Returns the accuracies of `TrackedSets.evaluate` for a line on the terminal, or "" if they are more than a few.
+    """Returns the accuracies of `TrackedSets.evaluate` for a line on the terminal, or "" if they are more
+    than a few.
 
     Folders come first, then the reduced splits by quality.
     """
@@ -95,10 +96,9 @@ def index_sets(
 ) -> dict[str, Index]:
     """Returns the indexes of the folders by name, and writes those that are not there yet.
 
-    Each is made once, as RUN/tracked/NAME.arrow, so that all of a run's epochs see the same images. Nothing is written
-    unless every folder can be. Raises InputError for a folder that is not a set of `classes`, or that has another's name;
-    RunError for a damaged index.
-    """
+    Each is made once, as RUN/tracked/NAME.arrow, so that all of a run's epochs see the same images. Nothing
+    is written unless every folder can be. Raises InputError for a folder that is not a set of `classes`, or
+    that has another's name; RunError for a damaged index."""
     folder = run / "tracked"
     with TemporaryDirectory() as scratch:
         for name, root in sets.items():
@@ -125,7 +125,8 @@ def indexed_sets(run: Path, sets: Iterable[str], classes: int) -> dict[str, Inde
 
 
 def _require_same(file: Path, name: str, root: str, classes: int) -> None:
-    """Raises InputError if the set `name` was indexed from another folder than `root`, RunError for a damaged index."""
+    """Raises InputError if the set `name` was indexed from another folder than `root`, RunError for a damaged
+    index."""
     try:
         before = Index(file, classes).paths(np.zeros(1, np.int64))[0].rsplit("/", 2)[0]
     except (RunError, IndexError, UnicodeDecodeError):

@@ -1,4 +1,5 @@
-"""What a run keeps of its training: `last/` to resume from, `unit/` to restore, `best/` for whoever uses the network.
+"""What a run keeps of its training: `last/` to resume from, `unit/` to restore, `best/` for whoever uses the
+network.
 
 Of several ranks the first writes and all read, which takes a folder that all see.
 """
@@ -37,7 +38,8 @@ _MALFORMED = (
 
 @dataclass(frozen=True)
 class RestoredState:
-    """Holds what `last/` says. feedback: of online runs, uint8 [N]. damage: why it is the save before the last, or ""."""
+    """Holds what `last/` says. feedback: of online runs, uint8 [N]. damage: why it is the save before the
+    last, or ""."""
 
     progress: TrainProgress
     feedback: torch.Tensor | None
@@ -45,11 +47,12 @@ class RestoredState:
 
 
 class TrainStateStore:
-    """Writes and restores what belongs to `train_step` (model with statistics of batch norm, optimizer, scaler and, with
-    --ema, the average of weights, which is then what `best/` holds), torch's generators and a run's progress.
+    """Writes and restores what belongs to `train_step` (model with statistics of batch norm, optimizer,
+    scaler and, with --ema, the average of weights, which is then what `best/` holds), torch's generators and
+    a run's progress.
 
-    index: of the training images, without which no run is resumed. Every rank calls `save`, `restore` and `read`.
-    """
+    index: of the training images, without which no run is resumed. Every rank calls `save`, `restore` and
+    `read`."""
 
     def __init__(self, spec: RunSpec, index: Index, train_step: TrainStep, context: RunContext) -> None:
         self._networks = {"model": train_step.model}
@@ -125,17 +128,16 @@ class TrainStateStore:
     def read(self, check: Callable[[ScheduleState], object]) -> RestoredState:
         """Takes everything from `last/`, or from the save before it if that is damaged. Collective.
 
-        check: raises for a state that the run's schedule does not have. Raises RunError for what is damaged or of other
-        data. Ranks beyond the saved world size keep fresh RNG state and zero sums.
-        """
+        check: raises for a state that the run's schedule does not have. Raises RunError for what is damaged
+        or of other data. Ranks beyond the saved world size keep fresh RNG state and zero sums."""
         folder = self._run / "last"
         data, (optimizer, random, *weights), damage = checkpoint.load_newest(
             folder, "optimizer", "random", *self._networks
         )
         if data.get("data") != self._fingerprint:
             raise RunError(
-                f"the index of the training images has changed since {printable(self._run)} was saved: restore it, "
-                "or train anew in another --run"
+                f"the index of the training images has changed since {printable(self._run)} was saved: "
+                "restore it, or train anew in another --run"
             )
         self._take(folder, data, weights, optimizer)
         try:
@@ -163,7 +165,8 @@ class TrainStateStore:
             checkpoint.quarantine_damaged(self._run / "last")
 
     def _generators(self) -> checkpoint.Tensors:
-        """Returns the states of torch's generators by device; those of rank r, from 1, as DEVICE.r. Collective."""
+        """Returns the states of torch's generators by device; those of rank r, from 1, as DEVICE.r.
+        Collective."""
         states = {"cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self._device)

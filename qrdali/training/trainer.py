@@ -30,7 +30,8 @@ from qrdali.training.validation import Validator
 
 
 class Trainer:
-    """Trains the network of `spec` on `splits`. Every process of `context.group` constructs one and calls `train`."""
+    """Trains the network of `spec` on `splits`. Every process of `context.group` constructs one and calls
+    `train`."""
 
     def __init__(self, spec: RunSpec, splits: Splits, context: RunContext) -> None:
         self.spec, self.splits, self.context = spec, splits, context
@@ -45,7 +46,8 @@ class Trainer:
         self.log = EpochLog(spec, self.rule, context)
 
     def train(self, resume: bool) -> ScheduleState:
-        """Trains to the end and returns the last state, or raises Interrupted after a signal, when all is saved.
+        """Trains to the end and returns the last state, or raises Interrupted after a signal, when all is
+        saved.
 
         resume: continues from last/ if it is there. Steps marked with * are collective:
 
@@ -83,7 +85,8 @@ class Trainer:
         return progress.schedule
 
     def _begin(self, resume: bool) -> TrainProgress:
-        """Returns where the run begins: after validating the start weights, or where `last/` says. Collective."""
+        """Returns where the run begins: after validating the start weights, or where `last/` says.
+        Collective."""
         self.quarantine.check()
         resumable = self.context.group.broadcast_object(resume and self.store.exists())
         if resumable:
@@ -120,7 +123,8 @@ class Trainer:
         return progress
 
     def _begin_stage(self, progress: TrainProgress) -> TrainProgress:
-        """Sets the levels of the stage in hand: for adaptive runs, one descent step of every image. Collective."""
+        """Sets the levels of the stage in hand: for adaptive runs, one descent step of every image.
+        Collective."""
         state, energy = progress.schedule, self.context.energy
         if not self.stages.adaptive:
             if self.rule.stages is not None and self.rule.stages != 1:
@@ -146,7 +150,8 @@ class Trainer:
         return progress
 
     def _share(self, progress: TrainProgress) -> EpochSums:
-        """Returns the epoch's sums over all ranks, which then leave out the same images and have the same buffers. Collective."""
+        """Returns the epoch's sums over all ranks, which then leave out the same images and have the same
+        buffers. Collective."""
         assert progress.epoch is not None
         self.quarantine.share(progress.schedule.epoch + 1)
         self.train_step.broadcast_buffers()
@@ -158,7 +163,8 @@ class Trainer:
     def _validate(
         self, progress: TrainProgress, sums: EpochSums, phase: Phase, levels: Levels
     ) -> EpochResult:
-        """Returns what the epoch brought. Collective. After a signal `progress` is saved: only validation is repeated."""
+        """Returns what the epoch brought. Collective. After a signal `progress` is saved: only validation is
+        repeated."""
         number, model, group = progress.schedule.epoch + 1, self.train_step.eval_model, self.context.group
         counts = histogram(levels, len(self.splits.train.index), self.settings.num_levels)
         shown = self.stages.validation_levels(levels, counts, phase)

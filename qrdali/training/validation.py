@@ -16,9 +16,8 @@ from qrdali.training.run_spec import RunSpec, Splits
 class Validator:
     """Shows images to a network without training it. Both methods are collective.
 
-    After a signal to any rank they raise Interrupted on all of them: ranks have to leave together, because saving needs
-    all of them.
-    """
+    After a signal to any rank they raise Interrupted on all of them: ranks have to leave together, because
+    saving needs all of them."""
 
     def __init__(self, spec: RunSpec, splits: Splits, context: RunContext) -> None:
         self._settings, self._splits, self._context = spec.settings, splits, context

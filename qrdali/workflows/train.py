@@ -40,7 +40,8 @@ CHANGEABLE_SETTINGS = ("threads", "root", "save_every", "track_sets", "track_red
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """Holds all of a run that can be refused before anything is written. The network of `spec` is on the CPU."""
+    """Holds all of a run that can be refused before anything is written. The network of `spec` is on the
+    CPU."""
 
     spec: RunSpec
     train: Index
@@ -50,10 +51,10 @@ class PreparedRun:
 def run_training(settings: Settings, run: Path, resume: bool, control: JobControl = NO_CONTROL) -> None:
     """Trains as `settings` say in the folder `run`. Collective: every process of `control.group` calls it.
 
-    resume: continues the run that is there, or begins it. Raises InputError or RunError, before anything is written where
-    that is possible, and Interrupted after `control.stop` has returned a signal: everything is saved then, and the same
-    call with `resume` continues. A signal that comes when the run has ended raises Interrupted too.
-    """
+    resume: continues the run that is there, or begins it. Raises InputError or RunError, before anything is
+    written where that is possible, and Interrupted after `control.stop` has returned a signal: everything is
+    saved then, and the same call with `resume` continues. A signal that comes when the run has ended raises
+    Interrupted too."""
     with deterministic(settings.deterministic, settings.device):
         try:
             _train(settings, run, resume, control)
@@ -80,7 +81,8 @@ def _train(settings: Settings, run: Path, resume: bool, control: JobControl) -> 
     with run_folder.lock_run_folder(run) if group.is_main else nullcontext():
         if group.is_main and run_folder.holds_run(run) != begun:
             raise InputError(
-                f"{run} was begun by another process meanwhile: continue it with --resume, or choose another --run"
+                f"{run} was begun by another process meanwhile: continue it with --resume, or choose "
+                "another --run"
             )
         context = open_context(settings.device, settings.amp, control)
         engine = engine_of(context.device, settings.threads, group, listener.warn)
@@ -130,7 +132,8 @@ def _prepare(
 
 
 def _require_same_settings(run: Path, settings: Settings) -> None:
-    """Raises InputError naming what differs from the settings that the run was begun with, as far as it matters."""
+    """Raises InputError naming what differs from the settings that the run was begun with, as far as it
+    matters."""
     # Defaults come first: a run may be older than a setting.
     before = default_settings() | read_toml(run / "config.toml")
     now = settings.model_dump()
@@ -146,7 +149,8 @@ def _require_same_settings(run: Path, settings: Settings) -> None:
 
 
 def _require_equal(prepared: PreparedRun | None, group: ProcessGroup) -> None:
-    """Raises RunError if the ranks see other images or settings: they would wait for one another in vain. Collective."""
+    """Raises RunError if the ranks see other images or settings: they would wait for one another in vain.
+    Collective."""
     if group.is_single:
         return
     group.require_equal("the states of the run", "finished" if prepared is None else "begun")
@@ -189,7 +193,8 @@ def _describe(prepared: PreparedRun, engine: Engine, context: RunContext) -> str
     spec, group = prepared.spec, context.group
     device = "CPU" if context.device.type == "cpu" else torch.cuda.get_device_name(context.device)
     return (
-        f"{spec.settings.method} {spec.settings.model} at {spec.preprocessing.input_size} px, {len(prepared.train)} "
+        f"{spec.settings.method} {spec.settings.model} at {spec.preprocessing.input_size} px, "
+        f"{len(prepared.train)} "
         f"training and {len(prepared.val)} validation images, {len(spec.classes)} classes, "
         f"{device if group.is_single else f'{group.world_size} ranks, {device}'}, {describe_decoding(engine)}"
     )

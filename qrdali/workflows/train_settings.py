@@ -1,4 +1,5 @@
-"""The settings of a training run: completed by what --init, --match and the network decide, and checked for the run's folder."""
+"""The settings of a training run: completed by what --init, --match and the network decide, and checked for
+the run's folder."""
 
 from __future__ import annotations
 
@@ -19,15 +20,16 @@ from qrdali.schedule.methods import check_settings
 
 
 def require_run_folder(run: Path, begun: bool, resume: bool) -> None:
-    """Raises InputError if `run` cannot be begun or, with `resume`, continued. begun: whether it holds a run."""
+    """Raises InputError if `run` cannot be begun or, with `resume`, continued. begun: whether it holds a
+    run."""
     if begun and not resume:
         raise InputError(f"{run} already holds a run: continue it with --resume, or choose another --run")
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file: choose another --run")
     if begun or not run.exists():
         return
-    # Before config.toml a run writes hidden files and the indexes of tracked sets only; a list of bad images may be
-    # brought along.
+    # Before config.toml a run writes hidden files and the indexes of tracked sets only; a list of bad images
+    # may be brought along.
     expected = ("tracked", "quarantine.tsv")
     others = sorted(name for name in os.listdir(run) if not name.startswith(".") and name not in expected)
     if others:
@@ -35,13 +37,14 @@ def require_run_folder(run: Path, begun: bool, resume: bool) -> None:
 
 
 def require_shares(settings: Settings, images: int, device: torch.device, group: ProcessGroup) -> None:
-    """Raises InputError unless each process of `group` has something to do in a step. images: of the training split."""
+    """Raises InputError unless each process of `group` has something to do in a step. images: of the training
+    split."""
     if group.is_single:
         return
     if settings.batch_size < group.world_size:
         raise InputError(
-            f"--batch-size {settings.batch_size} is of all {group.world_size} processes together: give at least one "
-            "image for each"
+            f"--batch-size {settings.batch_size} is of all {group.world_size} processes together: give "
+            "at least one image for each"
         )
     if not settings.sync_batch_norm:
         return
@@ -49,7 +52,8 @@ def require_shares(settings: Settings, images: int, device: torch.device, group:
         raise InputError("--sync-batch-norm is for GPUs: torch has none for CPUs")
     if settings.accumulate > 1:
         raise InputError(
-            "--sync-batch-norm and --accumulate do not go together: ranks may make different numbers of forward passes"
+            "--sync-batch-norm and --accumulate do not go together: ranks may make different numbers of "
+            "forward passes"
         )
     if 0 < (left := images % settings.batch_size) < group.world_size:
         raise InputError(
@@ -59,7 +63,8 @@ def require_shares(settings: Settings, images: int, device: torch.device, group:
 
 
 def complete_settings(settings: Settings, dataset: Dataset, images: int) -> tuple[Settings, Preprocessing]:
-    """Returns the settings with all that --init, --match and the network decide, paths absolute, and the preprocessing.
+    """Returns the settings with all that --init, --match and the network decide, paths absolute, and the
+    preprocessing.
 
     images: of the training split. Raises InputError for settings that do not go together.
     """

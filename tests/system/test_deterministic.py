@@ -1,4 +1,5 @@
-"""--deterministic: in force while a run trains and what is made of it is made, gone afterwards; one line where torch has no such form."""
+"""--deterministic: in force while a run trains and what is made of it is made, gone afterwards; one line
+where torch has no such form."""
 
 import os
 import re
@@ -78,7 +79,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, tuple[bool, ...]]]
 def test_in_force_in_every_pass(
     dataset: Dataset, tmp_path: Path, seen: list[tuple[bool, tuple[bool, ...]]], wanted: bool
 ) -> None:
-    """Of training, validation and probes; afterwards of evaluation and of the search for MEPIs, without being told."""
+    """Of training, validation and probes; afterwards of evaluation and of the search for MEPIs, without being
+    told."""
     run = tmp_path / "run"
     outside = switches()
     run_training(

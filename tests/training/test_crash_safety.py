@@ -1,5 +1,6 @@
-"""What a fault leaves on the disk, and that a run goes on from it to the same end: kills inside a save, damage, full and read-only disks,
-two processes, a loss that is no number. docs/reliability.md refers to these tests by name."""
+"""What a fault leaves on the disk, and that a run goes on from it to the same end: kills inside a save,
+damage, full and read-only disks, two processes, a loss that is no number. docs/reliability.md refers to these
+tests by name."""
 
 import errno
 import hashlib
@@ -105,7 +106,8 @@ OPERATIONS = [
 
 
 def at_every_operation(patch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
-    """`act` before each thing that a save does to the disk, and after it; and where a file is half written."""
+    """`act` before each thing that a save does to the disk, and after it; and where a file is half
+    written."""
 
     def acting(real: Callable[..., Any], name: str) -> Callable[..., Any]:
         def acted(*args: Any, **named: Any) -> Any:
@@ -130,7 +132,8 @@ def at_every_operation(patch: pytest.MonkeyPatch, act: Callable[[], None]) -> No
 def test_sigkill_at_every_step_of_a_save_leaves_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
-    """Real SIGKILLs, one per operation of the third save: what loads is the second or the third, never a mixture."""
+    """Real SIGKILLs, one per operation of the third save: what loads is the second or the third, never a
+    mixture."""
     seen = []
     for deadly in range(1, 200):
         folder = tmp_path / str(deadly) / "c"
@@ -168,7 +171,8 @@ def test_sigkill_at_every_step_of_a_save_leaves_a_whole_one(
 def test_a_run_killed_at_any_step_of_a_save_goes_on_to_the_same_end(
     settings: Settings, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run folder is copied at every operation of the second epoch's save: what SIGKILL would have left there."""
+    """The run folder is copied at every operation of the second epoch's save: what SIGKILL would have left
+    there."""
     copies: list[Path] = []
     save = checkpoint.save
 
@@ -417,7 +421,8 @@ def test_a_full_disk_stops_the_run_and_damages_nothing(
         monkeypatch.setattr(validation.PredictionRows, "accuracy", property(better))
     with pytest.raises(
         RunError,
-        match=r"No space left on device.*nothing that was complete is damaged, last/ holds epoch 1; .*--resume",
+        match=r"No space left on device.*nothing that was complete is damaged, last/ holds epoch 1; "
+        r".*--resume",
     ):
         run_training(settings, disk / "run", False)
     monkeypatch.undo()

@@ -1,4 +1,5 @@
-"""--ema: the average of weights is what timm's definition says, is the network that answers, and survives a SIGKILL."""
+"""--ema: the average of weights is what timm's definition says, is the network that answers, and survives a
+SIGKILL."""
 
 import json
 from pathlib import Path

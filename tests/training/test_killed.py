@@ -1,5 +1,6 @@
-"""A sample of what `make soak` does: commands killed by real SIGKILLs at seeded moments end with the same files as if never killed, and
-what is complete is not done again. docs/reliability.md refers to these tests by name."""
+"""A sample of what `make soak` does: commands killed by real SIGKILLs at seeded moments end with the same
+files as if never killed, and what is complete is not done again. docs/reliability.md refers to these tests by
+name."""
 
 import json
 import os
@@ -80,7 +81,8 @@ def test_build_mepi(ground: Ground, tmp_path: Path) -> None:
     searched = [
         line for line in (tmp_path / "case" / "log").read_text().splitlines() if line.startswith("MEPI")
     ]
-    # An image whose entry had just been begun is searched again; the files of a finished search are read back again.
+    # An image whose entry had just been begun is searched again; the files of a finished search are read back
+    # again.
     assert len(searched) - len(set(searched)) <= outcome.kills
     assert len(set(searched)) == 12
 

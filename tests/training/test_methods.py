@@ -203,7 +203,8 @@ def test_monitor_phase_validates_under_the_epochs_quality(data: str, shared: Pat
 
 
 def test_same_order_pairs_differ_in_reductions_only(data: str, shared: Path, tmp_path: Path) -> None:
-    """Without any reduction a pair of the same order sees the same batches: with no learning its losses are equal."""
+    """Without any reduction a pair of the same order sees the same batches: with no learning its losses are
+    equal."""
     for same in (True, False):
         rows = trained(
             tmp_path / str(same),

@@ -1,4 +1,5 @@
-"""Sets tracked after every epoch: their figures are those of `evaluate`, and training does not know of them."""
+"""Sets tracked after every epoch: their figures are those of `evaluate`, and training does not know of
+them."""
 
 import json
 import shutil
