@@ -1,15 +1,12 @@
-"""The `qrdali` group of commands, and one line on stderr for every failure."""
+"""The group of commands: their names, what each is for, and the entry point."""
 
 from __future__ import annotations
 
 import importlib
-import sys
-from typing import NoReturn
 
 import click
 
-from qrdali.cli import terminal
-from qrdali.errors import InputError, OtherRankFailed, RunError, printable
+from qrdali.cli.exit_status import run_and_exit
 from qrdali.version import __version__
 
 COMMANDS = {
@@ -26,9 +23,6 @@ COMMANDS = {
     "reproduce": "The whole experiment matrix of a TOML file, resumable.",
     "bench": "Measure speed.",
 }
-
-
-_MAX_ERROR = 1000  # characters of an error's line: a name may be of any length
 
 
 class _Lazy(click.Group):
@@ -66,35 +60,5 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Runs the program. Exit status: 2 for usage, 1 for a failed run, 130 and 143 after SIGINT and
-    SIGTERM."""
-    try:
-        status = cli.main(prog_name="qrdali", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        sys.exit(2)
-    except click.UsageError as error:
-        hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
-        _fail(error.format_message() + hint, 2)
-    except click.ClickException as error:
-        _fail(error.format_message(), error.exit_code)
-    except InputError as error:
-        _fail(str(error), 2)
-    except OtherRankFailed:
-        sys.exit(1)
-    except (RunError, OSError) as error:
-        _fail(str(error), 1)
-    except ImportError as error:
-        _fail(f"{error}: the installation is incomplete, install qrdali again", 1)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", 130)
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    line = printable(message)
-    print(
-        f"qrdali: {terminal.who}error: {line if len(line) <= _MAX_ERROR else line[:_MAX_ERROR] + '…'}",
-        file=sys.stderr,
-    )
-    sys.exit(status)
+    """Runs the program on the arguments of this process, and exits."""
+    run_and_exit(cli)

@@ -21,8 +21,8 @@ from qrdali.pipelines.graph_inputs import (
     pixel_reduction,
     window_bounds,
 )
+from qrdali.reduction.network_view import View, view
 from qrdali.reduction.quality import CROP, ReductionParams
-from qrdali.reduction.view import View, view
 from qrdali.schedule.epoch_plan import EpochPlan
 
 

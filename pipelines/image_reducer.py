@@ -27,8 +27,8 @@ from qrdali.pipelines.external_source import decode_inputs
 from qrdali.pipelines.file_reader import FileReader, Files
 from qrdali.pipelines.graph_inputs import DecodedInputs, ImageInputs, pixel_reduction, window_bounds
 from qrdali.pipelines.replay import ReplaySource, RestartablePipeline, run_with_replay
+from qrdali.reduction.network_view import view
 from qrdali.reduction.quality import ReductionParams
-from qrdali.reduction.view import view
 
 # A chunk that a decoding pipeline takes at once: so many files, and no file more once it has so many pixels.
 _CHUNK_FILES = 8

@@ -29,8 +29,8 @@ from qrdali.pipelines.external_source import (
 )
 from qrdali.pipelines.file_reader import FileReader, Files
 from qrdali.pipelines.replay import ReplaySource, RestartablePipeline, run_with_replay
+from qrdali.reduction.network_view import view
 from qrdali.reduction.quality import CROP
-from qrdali.reduction.view import view
 from qrdali.schedule.epoch_plan import EpochPlan
 
 Outputs = tuple[Any, ...]  # DALI tensor lists of one batch, one for each output of the graph

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from qrdali.data import minival, provenance, shards, storage
+from qrdali.data import minival, provenance, storage, tar_shards
 from qrdali.data.index import SPLITS, RowWriter, read_batches
 from qrdali.data.scan import Indexer, Progress, Reading, Summary, index_tree, new_folder, silent, splits_of
 from qrdali.data.tree import LISTINGS, Tree, open_tree
@@ -119,7 +119,7 @@ def _index_shards(
         absolute = names if storage.is_remote(tree.root) else [str(Path(name).absolute()) for name in names]
         class_texts[split] = _spool(absolute, folder / f"{split}.found.arrow", threads, rejected)
     first = next(iter(shards_by_split))
-    classes = shards.listed_classes(tree) or shards.found_classes(class_texts[first])
+    classes = tar_shards.listed_classes(tree) or tar_shards.found_classes(class_texts[first])
     if len(classes.names) < 2:
         raise RunError(
             f"the shards of {first} have {len(classes.names)} class(es): a classifier needs at least two"
@@ -144,7 +144,7 @@ def _spool(names: list[str], file: Path, threads: int, rejected: list[tuple[str,
     """
     writer = RowWriter(file, _SPOOL_SCHEMA)
     class_texts = set[str]()
-    for sample in shards.samples(names, threads):
+    for sample in tar_shards.samples(names, threads):
         if sample.reason:
             rejected.append((sample.url, sample.reason))
         else:
@@ -154,7 +154,7 @@ def _spool(names: list[str], file: Path, threads: int, rejected: list[tuple[str,
     return class_texts
 
 
-def _labelled(spool: Path, classes: shards.Classes, indexer: Indexer) -> Iterator[tuple[str, int]]:
+def _labelled(spool: Path, classes: tar_shards.Classes, indexer: Indexer) -> Iterator[tuple[str, int]]:
     """Yields (URL, label) of the spooled samples; those of an unknown class are rejected."""
     for batch in read_batches(spool, _SPOOL_SCHEMA):
         columns: list[list[Any]] = [batch.column(i).to_pylist() for i in range(2)]

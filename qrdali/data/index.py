@@ -196,8 +196,9 @@ class Writer(RowWriter):
 class Dataset:
     """Opens an indexed data set: the images stay where they are, the index says where and what they are.
 
-    folder: of the index. classes: their names in label order. splits: those of train, val and test that it has.
-    relocation: where the images are now, if they moved. `data["train"]` is a split's index; see `Dataset.open`.
+    folder: of the index. classes: their names in label order. splits: those of train, val and test that it
+    has. relocation: where the images are now, if they moved. `data["train"]` is a split's index; `open` makes
+    a data set of its folder.
 
     Example:
         >>> data = qrdali.Dataset.open("data")

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from qrdali.reduction.counter_rng import Purpose, philox, uniform
 from qrdali.reduction.levels import Levels
+from qrdali.reduction.network_view import RRC_ATTEMPTS, View, random_view, view
 from qrdali.reduction.quality import CENTER, ReductionParams, reduction_params
-from qrdali.reduction.view import RRC_ATTEMPTS, View, random_view, view
 
 Samples = npt.NDArray[np.int64]
 

@@ -1,20 +1,24 @@
-"""Schedules epochs: a pure state machine over plain data, without torch, DALI or a clock.
+"""Schedules epochs: which are reduced, and when a stage, a round and the run end.
 
-It imports neither torch nor DALI nor a clock.
+It is a pure state machine over plain data, without torch, DALI or a clock. A C epoch trains on full quality,
+an R epoch on reduced images; a stage is a span in which the reduction does not change; `patience` judges the
+units that a stage or round consists of. The loop that it is made for:
 
-A C epoch trains on full quality, an R epoch on reduced images; a stage is a span in which the reduction does
-not change. The loop that it is made for:
+    state = start(accuracy of the starting weights)
+    while (phase := next_phase(rule, state)) is not None:
+        if not state.begun:                          # before the first epoch of a stage
+            state = begin_stage(rule, state)         # once its levels are set
+        train an epoch on full or reduced images, as `phase` says, and validate
+        state, event = update(rule, state, accuracy)
+        if event.stage_end_reason:
+            restore the best unit's weights
 
-state = start(accuracy of the starting weights) while (phase := next_phase(rule, state)) is not None: if not
-state.begun: # a stage's first epoch state = begin_stage(rule, state) # its levels are set train an epoch on
-full or reduced images, as `phase` says, and validate state, event = update(rule, state, accuracy) if
-event.stage_end_reason: restore the best unit's weights
+Accuracies that grow for a while and then do not, with patience 2:
 
-Accuracies that grow until epoch 2 and then do not, patience 2:
-
-sequence accuracies phases what ends it C .3 .4 .4 .3 C C C C 2 epochs did not exceed .4 of epoch 2 RC .5 .6
-.5 .6 .5 .6 R C R C R C 2 repetitions did not exceed .6 of epoch 2 paired-rounds .5 .6 .6 .5 .3 .2 .1 R R R R
-C C C each round has a patience of its own
+    sequence        accuracies              phases          what ends it
+    C               .3 .4 .4 .3             C C C C         2 epochs did not exceed .4 of epoch 2
+    RC              .5 .6 .5 .6 .5 .6       R C R C R C     2 repetitions did not exceed .6 of epoch 2
+    paired-rounds   .5 .6 .6 .5 .3 .2 .1    R R R R C C C   each round has a patience of its own
 """
 
 from __future__ import annotations
@@ -25,6 +29,14 @@ from enum import Enum
 from typing import Any
 
 from qrdali.errors import InputError
+from qrdali.schedule.patience import (
+    NEVER,
+    PatienceRecord,
+    after_unit,
+    has_run_out,
+    reason_of_end,
+    scoring_position,
+)
 
 
 class Phase(str, Enum):
@@ -37,7 +49,6 @@ class Phase(str, Enum):
         return self.value
 
 
-NEVER = float("-inf")
 ROUNDS = "paired-rounds"
 NAMED_PATTERNS = {"paired-epochs": "RC"}
 
@@ -82,14 +93,6 @@ class ScheduleRule:
         round_: "R" or "C", the round in hand of paired-rounds.
         """
         return round_ if self.has_rounds else self.sequence
-
-
-def scoring_position(pattern: str) -> int:
-    """Returns the position in `pattern` whose accuracy is the unit's: the last C, or the last without a C.
-
-    1 for RC, 0 for CR, 1 for CCR, 2 for RRR.
-    """
-    return pattern.rindex(Phase.FULL) if Phase.FULL in pattern else len(pattern) - 1
 
 
 @dataclass(frozen=True)
@@ -196,24 +199,17 @@ def update(rule: ScheduleRule, state: ScheduleState, accuracy: float) -> tuple[S
         state = replace(state, run_best=accuracy, run_best_epoch=epoch)
     if state.position == scoring_position(pattern):
         state = replace(state, unit_accuracy=accuracy)
-    is_best_of_stage = False
+    record, is_best_of_stage = PatienceRecord(state.best, state.best_epoch, state.wait), False
     position = state.position + 1
     if position == len(pattern):
         position = 0
-        is_best_of_stage = state.unit_accuracy > state.best
-        if is_best_of_stage:
-            state = replace(state, best=state.unit_accuracy, best_epoch=epoch, wait=0)
-        else:
-            state = replace(state, wait=state.wait + 1)
-        state = replace(state, unit_accuracy=NEVER)
+        record = after_unit(record, state.unit_accuracy, epoch)
+        is_best_of_stage = record.wait == 0
+        state = replace(state, unit_accuracy=NEVER, **record._asdict())
     state = replace(state, epoch=epoch, position=position)
     reason = ""
-    if rule.patience is not None and state.wait >= rule.patience:
-        unit = "epoch" if len(pattern) == 1 else f"{pattern} repetition"
-        reason = (
-            f"patience: {state.wait} {unit}{'s' if state.wait > 1 else ''} did not exceed {state.best:.4f} "
-            f"of epoch {state.best_epoch}"
-        )
+    if has_run_out(record, rule.patience):
+        reason = reason_of_end(record, pattern)
         state = _after_stage_end(rule, state, reason)
     if not state.ended and epoch >= rule.max_epochs:
         bound = f"the set number of {epoch} epochs" if rule.patience is None else f"--max-epochs {epoch}"

@@ -14,7 +14,7 @@ from qrdali.workflows.build_mepi import build_mepi
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.generated_data import generate_pictures, index_pictures
 from qrdali.workflows.report import write_report
-from qrdali.workflows.stopping import stopping_at_progress
+from qrdali.workflows.stop_requests import stopping_at_progress
 from qrdali.workflows.train import run_training
 
 MODEL, INPUT_SIZE, EPOCHS = "test_resnet", 96, 15

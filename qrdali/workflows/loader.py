@@ -69,7 +69,7 @@ class Loader:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         threads: int | None = None,
     ) -> None:
-        from qrdali.distributed.shard import current_shard
+        from qrdali.distributed.current_rank import current_shard
         from qrdali.pipelines.engine import engine_for
         from qrdali.pipelines.loader import open_loader
         from qrdali.system.device import resolve_device

@@ -15,8 +15,8 @@ from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.external_source import PreparedBatch, decode_inputs, network_inputs
 from qrdali.pipelines.graph_inputs import DecodedInputs, ImageInputs, pixel_reduction, window_bounds
 from qrdali.pipelines.graphs import decode_windows, network_input, reduce_decoded
+from qrdali.reduction.network_view import view
 from qrdali.reduction.quality import reduction_params
-from qrdali.reduction.view import view
 
 Pixels = npt.NDArray[np.uint8]
 PRE = Preprocessing(64, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -91,14 +91,14 @@ def test_the_numbers_of_an_epoch_decide_alone(dataset: Dataset) -> None:
 
 
 def test_processes_share_each_batch(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qrdali.distributed import shard
+    from qrdali.distributed import current_rank
 
     whole = [b.samples.tolist() for b in qrdali.Loader(dataset["train"], **OPTIONS).epoch(1)]
     parts = []
     for rank in range(2):
-        monkeypatch.setattr(shard.distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(shard.distributed, "get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr(shard.distributed, "get_world_size", lambda: 2)
+        monkeypatch.setattr(current_rank.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(current_rank.distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(current_rank.distributed, "get_world_size", lambda: 2)
         loader = qrdali.Loader(dataset["train"], **OPTIONS)
         assert len(loader) == 5
         parts.append([b.samples.tolist() for b in loader.epoch(1)])

@@ -13,7 +13,7 @@ from qrdali.errors import InputError, Interrupted, RunError
 from qrdali.experiment.estimate import Seconds
 from qrdali.interfaces import JobControl, SilentListener
 from qrdali.workflows import reproduce as workflow
-from qrdali.workflows.stopping import stopping_at_progress
+from qrdali.workflows.stop_requests import stopping_at_progress
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from PIL import Image
 from tiny_data import images, info, jpeg, made
 
 from qrdali.cli.main import cli
-from qrdali.data import shards, storage
+from qrdali.data import storage, tar_shards
 from qrdali.data.build import index_root
 from qrdali.data.index import Dataset
 from qrdali.data.scan import DECODED, Reading
@@ -250,7 +250,7 @@ def test_a_class_of_a_gigabyte_and_a_million_names_cost_little(tmp_path: Path) -
 
 
 def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_MAX_MEMBERS", 5)
+    monkeypatch.setattr(tar_shards, "_MAX_MEMBERS", 5)
     tar(tmp_path / "r/train/0.tar", *samples(["cat", "dog"]))
     with pytest.raises(RunError, match="more than 5 members"):
         index_root(str(tmp_path / "r"), tmp_path / "data", DECODED)
