@@ -30,7 +30,7 @@ class Engine:
 
     @property
     def host_ops(self) -> bool:
-        """Whether DALI decodes and `host_ops` does the rest."""
+        """Returns whether DALI decodes and `host_ops` does the rest."""
         return self.device_id is None and not self.whole_graph
 
     @property

@@ -56,7 +56,7 @@ class Mapping:
 
 @dataclass(frozen=True)
 class HumaNetSpec:
-    """What a HumaNet consists of.
+    """Holds what a HumaNet consists of.
 
     counts: images per class of train, val and test. test_from_val: test is drawn from ImageNet's official
     validation set and not from train. missing: synsets that were left out of the mapping because they are not

@@ -46,7 +46,7 @@ class ImageNet:
 
     @property
     def files(self) -> int:
-        """The number of images of train and official validation, for a progress bar."""
+        """Returns the number of images of train and official validation, for a progress bar."""
         train = sum(1 for synset in self.synsets for _ in image_files(self.train / synset))
         return train + sum(len(paths) for paths in self.official.values())
 

@@ -71,7 +71,7 @@ class Index:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 of the file's size and of up to 64 evenly spread parts of it.
+        """Returns the SHA-256 of the file's size and of up to 64 evenly spread parts of it.
 
         It tells an index from others. It is computed at each start, where hashing all of an index of 100
         million images would take long.
@@ -130,7 +130,7 @@ class Index:
 
     @cached_property
     def needs_bytes(self) -> bool:
-        """Whether decoders need bytes, because the first image, and so each, is not a file on the disk."""
+        """Returns whether decoders need bytes: the first image, and so each, is not a file on the disk."""
         if not len(self):
             return False
         (first,) = self.path_bytes(np.zeros(1, np.int64))

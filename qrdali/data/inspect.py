@@ -106,7 +106,7 @@ def _inspect_url(path: str, verify: bool, hashed: bool, max_pixels: int) -> File
 
 
 def is_utf8(text: str) -> bool:
-    """Whether `text` can be encoded; file names of other encodings hold surrogates."""
+    """Returns whether `text` can be encoded; file names of other encodings hold surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

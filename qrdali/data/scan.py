@@ -32,7 +32,7 @@ _Inspected = tuple[int, int, str]  # upright width and height; why the file is r
 
 @dataclass
 class Summary:
-    """What indexing made: images per split, how many files were rejected, class names in label order."""
+    """Holds what indexing made: images per split, rejected files, class names in label order."""
 
     images: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
@@ -48,7 +48,7 @@ def silent(split: str, files: int) -> None:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read while they are indexed.
+    """Says how files are read while they are indexed.
 
     verify: whether each is decoded. hashed: whether its SHA-256 is kept. threads: None for all cores.
     max_pixels: larger images are rejected by their header.

@@ -11,14 +11,14 @@ from qrdali.reduction.quality import REDUCTIONS
 _MAPPED = "-mapped-(argmax|sum)"
 
 # The names of splits: at full quality, reduced, and mapped to other classes.
-_RESERVED = re.compile(rf"({'|'.join(SPLITS)})(-({'|'.join(REDUCTIONS)})-0\.[0-9]{{1,12}})?({_MAPPED})?")
+RESERVED = re.compile(rf"({'|'.join(SPLITS)})(-({'|'.join(REDUCTIONS)})-0\.[0-9]{{1,12}})?({_MAPPED})?")
 
 
 def check_set_name(name: str, option: str) -> None:
     """Raises InputError if the name cannot be a file's, or is a split's."""
     if (
         not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name)
-        or _RESERVED.fullmatch(name)
+        or RESERVED.fullmatch(name)
         or re.search(f"{_MAPPED}$", name)
     ):
         raise InputError(

@@ -34,7 +34,7 @@ _SUPERSAMPLE = 3
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """What to generate: classes, pictures per class and split, size and seed.
+    """Holds what to generate: classes, pictures per class and split, size and seed.
 
     `size` is (width, height) of a landscape picture in pixels; half of the pictures stand upright.
     """
@@ -59,7 +59,7 @@ class ShapesSpec:
 
     @property
     def total(self) -> int:
-        """The number of files."""
+        """Returns the number of files."""
         return self.classes * (self.train + self.val + self.test)
 
 
@@ -215,7 +215,7 @@ def _outline(shape: str) -> list[npt.NDArray[np.float64]]:
 
 @dataclass(frozen=True)
 class _Figure:
-    """What `_paint` draws: polygons within the unit circle, scaled to `radius` pixels.
+    """Holds what `_paint` draws: polygons within the unit circle, scaled to `radius` pixels.
 
     hue is in degrees, saturation a range within 0..1. inside: for the object, which stands nearly upright,
     and the circle of that radius lies within the picture if it fits.

@@ -120,7 +120,7 @@ def member(url: str) -> Member:
 
 
 def is_remote(name: str) -> bool:
-    """Whether a file or folder is in an object store."""
+    """Returns whether a file or folder is in an object store."""
     return name.startswith(REMOTE)
 
 
@@ -130,7 +130,7 @@ def absolute(name: str) -> str:
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is that of an object or a shard's member, which decoders cannot open themselves."""
+    """Returns whether a name is an object's or a shard member's, which decoders cannot open themselves."""
     return name.startswith((*REMOTE, _TAR))
 
 
@@ -172,7 +172,7 @@ def whole(name: str, max_bytes: int) -> bytes:
 
 
 def exists(name: str) -> bool:
-    """Whether a file, or a member's shard, is there. Raises Unreachable."""
+    """Returns whether a file, or a member's shard, is there. Raises Unreachable."""
     if not is_url(name):
         return os.path.exists(name)
     try:

@@ -40,17 +40,17 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the one that prints, writes results and locks."""
+        """Returns whether this is rank 0, the one that prints, writes results and locks."""
         return self.rank == 0
 
     @property
     def is_single(self) -> bool:
-        """Whether there is no other rank: then every collective returns at once."""
+        """Returns whether there is no other rank: then every collective returns at once."""
         return self.world_size == 1
 
     @property
     def seconds_waited(self) -> float:
-        """The seconds that this process has spent in collectives and in the store, waiting included."""
+        """Returns the seconds this process has spent in collectives and in the store, waiting included."""
         return error_translation.seconds_waited()
 
     def all_gather(self, values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -244,7 +244,9 @@ class ProcessGroup:
                 store.set_started(name)
 
     def was_started(self, name: str) -> bool:
-        """Whether an earlier attempt of this job has started `name`: a restart by torchrun implies --resume.
+        """Returns whether an earlier attempt of this job has started `name`.
+
+        A restart by torchrun implies --resume.
 
         Collective.
         """

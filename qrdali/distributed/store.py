@@ -36,7 +36,7 @@ def set_started(name: str) -> None:
 
 
 def is_started(name: str) -> bool:
-    """Whether an attempt of this job has started `name`."""
+    """Returns whether an attempt of this job has started `name`."""
     return bool(_torchrun_store[0].check([_started_key(name)]))
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qrdali.data.index import Index
-from qrdali.data.set_names import _RESERVED
+from qrdali.data.set_names import RESERVED
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.files.json_objects import MOST_BYTES
@@ -81,7 +81,7 @@ def write_rows(
 
 def evaluate_command_for(name: str, data: str = "DATASET") -> str:
     """Returns the options of `qrdali evaluate` that make the rows of `name`, for a message."""
-    if not _RESERVED.fullmatch(name):
+    if not RESERVED.fullmatch(name):
         return f"--set {printable(name)}=FOLDER"
     name, mapped, rule = name.partition("-mapped-")
     split, *reduced = name.split("-", 2)

@@ -16,7 +16,7 @@ from qrdali.experiment.config import Network
 from qrdali.experiment.expand import PlannedRun
 from qrdali.experiment.tasks import Task, Tasks
 from qrdali.files.json_objects import read_objects
-from qrdali.reduction.quality import REDUCTIONS, num_levels_of
+from qrdali.reduction.quality import REDUCTIONS
 from qrdali.runs.settings import Settings
 from qrdali.schedule import epoch_schedule
 from qrdali.schedule.epoch_schedule import ScheduleRule
@@ -86,7 +86,7 @@ def _max_probes(settings: Settings) -> int:
     """
     if settings.method != "adaptive" or settings.feedback != "probe":
         return 0
-    return sum(REDUCTIONS[settings.reduction]) * (num_levels_of(settings.step) - 1) + 1
+    return sum(REDUCTIONS[settings.reduction]) * (settings.num_levels - 1) + 1
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class FileRows:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the whole array."""
+        """Returns the bytes of the whole array."""
         return len(self) * self._row_bytes
 
     def __getitem__(self, rows: Numbers) -> npt.NDArray[Any]:

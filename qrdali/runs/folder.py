@@ -62,12 +62,14 @@ class BestModel:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether `folder` is a run folder, by its config.toml."""
+    """Returns whether `folder` is a run folder, by its config.toml."""
     return (folder / "config.toml").exists()
 
 
 def is_deterministic(folder: Path) -> bool:
-    """Whether a run is trained under deterministic algorithms; what is made with its network then is too.
+    """Returns whether a run is trained under deterministic algorithms.
+
+    What is made with its network then is too.
 
     Raises InputError if its config.toml cannot be read.
     """
@@ -123,7 +125,9 @@ def weights_digest(folder: Path) -> str:
 
 
 def has_ended(folder: Path) -> bool:
-    """Whether a run is finished. Raises RunError if neither its last/ nor the one before can be read."""
+    """Returns whether a run is finished.
+
+    Raises RunError if neither its last/ nor the one before can be read."""
     state = checkpoint.load_newest(folder / "last")[0].get("schedule")
     return isinstance(state, dict) and bool(state.get("ended"))
 

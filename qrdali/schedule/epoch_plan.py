@@ -87,7 +87,7 @@ class EpochPlan:
 
     @property
     def batches(self) -> int:
-        """The number of global batches of a whole pass: 3 for 65 images in batches of 32."""
+        """Returns the number of global batches of a whole pass: 3 for 65 images in batches of 32."""
         return -(-self.samples // self.batch_size)
 
     def batch(self, number: int) -> Samples:

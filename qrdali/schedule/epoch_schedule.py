@@ -84,7 +84,7 @@ class ScheduleRule:
 
     @property
     def has_rounds(self) -> bool:
-        """Whether stages consist of rounds instead of a pattern."""
+        """Returns whether stages consist of rounds instead of a pattern."""
         return self.sequence == ROUNDS
 
     def pattern(self, round_: str) -> str:

@@ -44,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a machine.
+    """Holds what is known of a machine.
 
     python: its version. parts: what `pipelines.survey` found of driver, torch, gpus, torchvision, timm, dali
     and codec. visible: the variable CUDA_VISIBLE_DEVICES. decoding: for "cpu", "gpu" and "region" why it

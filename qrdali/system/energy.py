@@ -160,7 +160,7 @@ def _number(file: Path) -> int:
 
 
 def _in_parts(pynvml: Any, handle: Any) -> bool:
-    """Whether a GPU is divided into instances (MIG)."""
+    """Returns whether a GPU is divided into instances (MIG)."""
     try:
         return bool(pynvml.nvmlDeviceGetMigMode(handle)[0])
     except pynvml.NVMLError:  # most GPUs cannot be

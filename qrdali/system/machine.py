@@ -25,7 +25,7 @@ class Processors:
 
     @property
     def usable(self) -> int:
-        """How many threads can run at once, at least 1."""
+        """Returns how many threads can run at once, at least 1."""
         return self.affinity if self.quota is None else max(1, min(self.affinity, math.ceil(self.quota)))
 
 
@@ -91,7 +91,7 @@ def disk(folder: Path) -> Space:
 
 
 def _exists(path: Path) -> bool:
-    """Whether something has this name, be it a broken link; other errors are raised."""
+    """Returns whether something has this name, be it a broken link; other errors are raised."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -27,7 +27,7 @@ Say = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a child has done.
+    """Holds what a child has done.
 
     said: the objects that it wrote before it ended, in order. failure: one line on why it did not end well,
     or None.

@@ -13,7 +13,7 @@ from qrdali.data.index import Index
 from qrdali.data.inspect import tsv_field
 from qrdali.errors import RunError, Unreadable, printable
 from qrdali.files import text_lines
-from qrdali.files.atomic import replace_atomically
+from qrdali.files.atomic import write_whole
 from qrdali.interfaces import RunContext
 
 FILE = "quarantine.tsv"
@@ -128,6 +128,4 @@ class Quarantine:
         """Drops a line that a kill has cut: it is written again when its image is met again."""
         content = self._file.read_bytes() if self._file.is_file() else b""
         if content and not content.endswith(b"\n"):
-            partial = self._file.with_suffix(".partial")
-            partial.write_bytes(content[: content.rfind(b"\n") + 1])
-            replace_atomically(partial, self._file)
+            write_whole(self._file, content[: content.rfind(b"\n") + 1])

@@ -16,6 +16,7 @@ from qrdali.data.index import Dataset, Index
 from qrdali.distributed import ProcessGroup
 from qrdali.errors import InputError, Interrupted, OtherRankFailed, RanksLost
 from qrdali.evaluation.predict import inference_batch_size
+from qrdali.files.changes import describe_changes
 from qrdali.interfaces import NO_CONTROL, JobControl, RunContext
 from qrdali.pipelines.engine import Engine, describe_decoding, engine_of
 from qrdali.pipelines.loader import open_loader
@@ -137,12 +138,7 @@ def _require_same_settings(run: Path, settings: Settings) -> None:
     # Defaults come first: a run may be older than a setting.
     before = default_settings() | read_toml(run / "config.toml")
     now = settings.model_dump()
-    changed = [
-        f"{key} {before.get(key)!r} → {now.get(key)!r}"
-        for key in sorted({*before, *now} - {*CHANGEABLE_SETTINGS})
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
+    if changed := describe_changes(before, now, CHANGEABLE_SETTINGS):
         raise InputError(
             f"{run} was begun with other settings: {'; '.join(changed)}. Give the same, or another --run"
         )
