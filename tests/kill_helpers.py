@@ -181,14 +181,14 @@ def _watch(begins: Callable[[str], None]) -> None:
     from qrdali.mepi import folder as mepi_set
     from qrdali.training import epoch as epoch_trainer
     from qrdali.workflows import evaluate
-    from qrdali.workflows import tasks as reproduce_tasks
+    from qrdali.workflows import reproduce as reproduce_workflow
 
     steps, look, append, rows, perform = (
         epoch_trainer.EpochTrainer._steps,
         scan.inspect_file,
         mepi_set.Journal.append,
         evaluate.Evaluator.rows,
-        reproduce_tasks.perform,
+        reproduce_workflow.perform,
     )
 
     def told_steps(self: Any, plan: Any, epoch: int) -> Iterator[Any]:
@@ -222,7 +222,7 @@ def _watch(begins: Callable[[str], None]) -> None:
         told_look,
         told_append,
     )  # type: ignore[method-assign]
-    evaluate.Evaluator.rows, reproduce_tasks.perform = told_rows, told_perform  # type: ignore[method-assign]
+    evaluate.Evaluator.rows, reproduce_workflow.perform = told_rows, told_perform  # type: ignore[method-assign]
 
 
 def _halve(folder: str, moment: Callable[[bool], None]) -> None:

@@ -17,7 +17,6 @@ from torch import nn
 from torchrun_helpers import rows, torchrun
 
 from qrdali import models
-from qrdali.cli import reproduce
 from qrdali.cli.build_mepi import build_mepi
 from qrdali.cli.evaluate import evaluate
 from qrdali.cli.main import cli
@@ -27,6 +26,7 @@ from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import Settings, read_toml, validate_settings
 from qrdali.system import deterministic as module
 from qrdali.system.deterministic import VARIABLE, cublas_workspace, deterministic
+from qrdali.workflows import reproduce
 from qrdali.workflows import train as training
 from qrdali.workflows.train import run_training
 
@@ -392,7 +392,7 @@ def test_a_matrix_tells_cublas_before_its_first_run(
         raise InputError("enough seen")
 
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(reproduce, "_check_inputs", noted)
+    monkeypatch.setattr(reproduce, "check_inputs", noted)
     config = tmp_path / "matrix.toml"
     config.write_text(f"""out = {str(tmp_path / "out")!r}
 data = {{ folder = {str(dataset.folder)!r} }}
