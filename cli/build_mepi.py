@@ -75,11 +75,9 @@ def build_mepi(windows: str, as_json: bool, **options: Any) -> None:
     \b
     Example: qrdali build-mepi --run runs/baseline --data data --split val --reduction crop --out mepi
     """
-    from qrdali.cli.signals import StopSignal
-    from qrdali.cli.terminal import TerminalListener, emit
+    from qrdali.cli.signals import terminal_control
+    from qrdali.cli.terminal import emit
     from qrdali.cli.torchrun import job
-    from qrdali.errors import Interrupted
-    from qrdali.interfaces import JobControl
     from qrdali.runs import folder as run_folder
     from qrdali.system.deterministic import deterministic
     from qrdali.workflows import build_mepi as workflow
@@ -89,12 +87,8 @@ def build_mepi(windows: str, as_json: bool, **options: Any) -> None:
     with (
         deterministic(run_folder.is_deterministic(Path(options["run"])), options["device"]),
         job(options["device"]) as group,
-        StopSignal() as stop,
+        terminal_control(group) as control,
     ):
-        control = JobControl(TerminalListener(), stop, group)
-        try:
-            summaries = workflow.build_mepi(windows=int(windows), control=control, **options)
-        except Interrupted as interruption:
-            raise SystemExit(128 + interruption.signum) from None
+        summaries = workflow.build_mepi(windows=int(windows), control=control, **options)
         if as_json:
             emit(summaries)

@@ -210,11 +210,7 @@ class _SetJob:
             lambda check: wrong_when_read_back(self.evaluator, self.mepis, name, check),
             self.context,
         )
-        try:
-            row = builder.build(self.samples)
-        except Interrupted as interruption:
-            listener.line(str(interruption))
-            raise
+        row = builder.build(self.samples)
         if group.is_main:
             _draw_sheet(self.mepis, name, self.reducer, listener)
         listener.line(summary_line(name, row))
@@ -222,7 +218,6 @@ class _SetJob:
         signals = group.all_gather_object(self.context.stop())
         if signum := max(signals):
             more = ", which was the last" if is_last else ": the same command with --resume continues"
-            listener.line(f"stopped after {name}{more}")
             raise Interrupted(f"stopped after {name}{more}", signum)
 
     def _is_finished(self, name: str) -> bool:

@@ -84,7 +84,7 @@ def several(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.mark.parametrize(("world", "name"), [*((2, name) for name in RUNS), (3, "shared"), (3, "probe")])
 def test_ranks_train_as_one_process(alone: Path, several: dict[int, Path], world: int, name: str) -> None:
-    """The same samples in the same order; levels equal.
+    """Ranks train on the same samples in the same order, with equal levels.
 
     Without batch norm and dropout weights within 2e-4 and metrics within 1e-3.
     """

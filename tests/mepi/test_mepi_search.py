@@ -71,7 +71,7 @@ class Numbers:
         )
 
     def reduced_images(self, pixels: list[Any], reduction: ReductionParams) -> list[np.ndarray]:
-        """As many pixels as the reduced image has, noisier the finer its bins."""
+        """Returns images of as many pixels as the reduced ones have, noisier the finer their bins."""
         result = []
         for i, p in enumerate(pixels):
             noise = np.random.default_rng((p.sample, *reduction.window[i].tolist())).integers(

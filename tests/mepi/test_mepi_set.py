@@ -386,7 +386,7 @@ def test_a_stop_interrupts_the_search_and_resume_ends_it(
     with pytest.raises(Interrupted, match=message) as interruption:
         build_mepi(**stopped, control=control)
     assert interruption.value.signum == 15
-    assert listener.lines[-1] == str(interruption.value)
+    assert str(interruption.value) not in listener.lines  # whoever catches it reports it, once
     assert listener.open is None
     assert not (tmp_path / "stopped" / "manifest.parquet").exists()
     build_mepi(**stopped, resume=True)
@@ -403,7 +403,7 @@ def test_a_stop_after_a_reduction_is_finished_interrupts_before_the_next(
     with pytest.raises(Interrupted, match="stopped after color: the same command with --resume") as stopped:
         build_mepi(**words, control=control)
     assert stopped.value.signum == 2
-    assert listener.lines[-1] == str(stopped.value)
+    assert str(stopped.value) not in listener.lines
     assert list(json.loads((tmp_path / "set" / "summary.json").read_text())) == ["color"]
     assert list(build_mepi(**words, resume=True)) == list(mepi_set.SEARCHED)
 
@@ -653,7 +653,7 @@ def test_bench_mepi_measures_both(data: str) -> None:
 def test_a_graphs_reducer_builds_the_same_from_many_threads(
     run: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """As on a GPU: one pipeline, several threads that want its pictures."""
+    """Builds as on a GPU does: one pipeline, and several threads that want its pictures."""
     from qrdali.mepi.build import Builder
     from qrdali.mepi.search import Search, SearchLimits, SearchRule
     from qrdali.mepi.search_path import params_of_states

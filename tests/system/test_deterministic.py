@@ -79,7 +79,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, tuple[bool, ...]]]
 def test_in_force_in_every_pass(
     dataset: Dataset, tmp_path: Path, seen: list[tuple[bool, tuple[bool, ...]]], wanted: bool
 ) -> None:
-    """Of training, validation and probes; afterwards of evaluation and of the search for MEPIs, without being
+    """Covers training, validation and probes; then evaluation and the search for MEPIs, without being
     told."""
     run = tmp_path / "run"
     outside = switches()

@@ -59,7 +59,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def in_workplace(workplace: Path) -> Iterator[Path]:
-    """The same as the current folder."""
+    """Makes that folder the current one."""
     before = Path.cwd()
     os.chdir(workplace)
     yield workplace
