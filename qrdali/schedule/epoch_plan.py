@@ -12,10 +12,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from qrdali.reduction.counter_rng import Purpose, philox, uniform
+from qrdali.reduction.counter_rng import Purpose, keys, philox, uniform
 from qrdali.reduction.levels import Levels
 from qrdali.reduction.network_view import RRC_ATTEMPTS, View, random_view, view
-from qrdali.reduction.quality import CENTER, ReductionParams, reduction_params
+from qrdali.reduction.quality import CENTER, ReductionParams, drawn_offset, reduction_params
 
 Samples = npt.NDArray[np.int64]
 
@@ -48,6 +48,16 @@ def permute(positions: Samples, count: int, seed: int, epoch: int) -> Samples:
     return result.astype(np.int64)
 
 
+@lru_cache(maxsize=2)
+def small_order(count: int, seed: int, epoch: int) -> Samples:
+    """Returns a (seed, epoch) shuffle of 0 … count - 1, int64 [count]: any order is as likely as any other.
+
+    The samples are sorted by random keys of 64 bits, ties by number. A Feistel network over so few would be
+    far from that.
+    """
+    return np.argsort(keys(seed, epoch, count, Purpose.SMALL_ORDER), kind="stable")
+
+
 @lru_cache(maxsize=4)
 def _block(number: int, count: int, seed: int, epoch: int) -> Samples:
     positions = np.arange(number * _BLOCK, min((number + 1) * _BLOCK, count), dtype=np.int64)
@@ -68,7 +78,7 @@ class EpochPlan:
     rank, world_size: the shard, which is a part of each batch or, with `whole_batches`, every world_size-th
     batch as it is, so that the network sees the same shapes in a world of any size. first_batch: where to
     begin, for a pass that was interrupted. excluded: samples that are left out of their batches; all others
-    stay in theirs.
+    stay in theirs. definitions: of order, windows and view, 1 for an epoch that version 0.1 has begun.
     """
 
     samples: int
@@ -84,6 +94,7 @@ class EpochPlan:
     whole_batches: bool = False
     first_batch: int = 0
     excluded: tuple[int, ...] = ()
+    definitions: int = 2
 
     @property
     def batches(self) -> int:
@@ -115,6 +126,8 @@ class EpochPlan:
         positions = np.arange(first, last, dtype=np.int64)
         if not self.training:
             return positions
+        if self.samples < _BLOCK and self.definitions > 1:
+            return small_order(self.samples, self.seed, self.epoch)[first:last]
         # A block would serve few of the steps, and most of it other ranks.
         if self.world_size > 1 and 4 * self.batch_size >= _BLOCK:
             return permute(positions, self.samples, self.seed, self.epoch)
@@ -136,6 +149,8 @@ class EpochPlan:
         else:
             anchors = np.full((len(samples), 2), CENTER)
         result = reduction_params(self.levels.for_samples(samples), sizes, anchors, self.num_levels)
+        if self.training and self.definitions > 1:
+            result.window[:, :2] = drawn_offset(sizes, result.window[:, 2:], anchors)
         origins = self.levels.window_origins(samples)
         if origins is not None:
             result.window[:, :2] = origins
