@@ -81,6 +81,24 @@ def test_the_state_after_the_epoch_that_judges_is_kept_and_named() -> None:
     assert (state.best, state.best_epoch) == (0.6933, 2)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "starts"),
+    [
+        ("RC", [0, 0]),
+        ("CR", [0, 0]),
+        ("RRC", [0, 1, 1]),
+        ("RCR", [0, 0, 2]),
+        ("RCRC", [0, 0, 2, 2]),
+        ("CCCCCCCR", [0, 1, 2, 3, 4, 5, 6, 6]),
+        ("RR", [0, 1]),
+        ("RCCR", [0, 0, 2, 2]),
+    ],
+)
+def test_pairs_are_an_r_and_the_c_beside_it(pattern: str, starts: list[int]) -> None:
+    rule = ScheduleRule(pattern, 3, 300)
+    assert [rule.pair_start(position) for position in range(len(pattern))] == starts
+
+
 def test_a_unit_that_version_0_1_saved_behind_its_last_c_is_judged_at_its_end() -> None:
     rule = ScheduleRule("CCR", 1, 300)
     saved = ScheduleState(run_best=0.7, epoch=5, begun=True, final=True, position=2, unit_accuracy=0.7)
