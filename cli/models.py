@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 
 import click
+
+COUNTING_SECONDS = 30  # of `models '*'`: there are more than a thousand
 
 
 @click.command()
@@ -19,10 +22,9 @@ def models(pattern: str, as_json: bool) -> None:
     import fnmatch
 
     from rich.console import Console
-    from rich.table import Table
 
     from qrdali import models as zoo
-    from qrdali.cli.terminal import Bar, emit
+    from qrdali.cli.terminal import emit
     from qrdali.errors import InputError
 
     names = [*zoo.THESIS, *zoo.SMALL]
@@ -32,28 +34,41 @@ def models(pattern: str, as_json: bool) -> None:
         raise InputError(
             f"no model matches {pattern!r}: `qrdali models '*'` lists all {len(zoo.model_names())}"
         )
-    rows = []
-    with Bar("count", len(names), "models") as bar:
-        for name in names:
-            rows.append(zoo.describe(name))
-            bar.advance(1, name)
+    deadline = time.monotonic() + COUNTING_SECONDS
+    console, width, rows, left_out = Console(stderr=True), max(map(len, names)), [], 0
+    if not as_json:
+        console.print(_line("name", "parameters", "GFLOP", "input", width), style="bold", soft_wrap=True)
+    for name in names:
+        if time.monotonic() < deadline:
+            row = zoo.describe(name)
+        else:
+            row, left_out = (
+                zoo.Description(name, None, None, zoo.preprocessing(name).input_size),
+                left_out + 1,
+            )
+        rows.append(row)
+        if not as_json:
+            parameters = "" if row.parameters is None else f"{row.parameters / 1e6:.2f} M"
+            gmacs = "" if row.gmacs is None else f"{row.gmacs:.2f}"
+            line = _line(row.name, parameters, gmacs, f"{row.input_size} px", width)
+            console.print(line, highlight=False, soft_wrap=True)
     if as_json:
         emit({"models": [asdict(row) for row in rows]})
-        return
-    table = Table("name", "parameters", "GFLOP", "input")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.parameters / 1e6:.2f} M",
-            "" if row.gmacs is None else f"{row.gmacs:.2f}",
-            f"{row.input_size} px",
+    if left_out:
+        console.print(
+            f"Counting was ended after {COUNTING_SECONDS} s: the last {left_out} have no figures. Give a "
+            "narrower PATTERN for theirs.",
+            highlight=False,
+            soft_wrap=True,
         )
-    console = Console(stderr=True)
-    console.print(table)
-    console.print(
-        "Parameters with 1000 classes; GFLOP counts a multiply-add once, as the literature does.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if not as_json:
+        console.print(
+            "Parameters with 1000 classes; GFLOP counts a multiply-add once, as the literature does. Some "
+            "networks cannot be counted.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _line(name: str, parameters: str, gmacs: str, side: str, width: int) -> str:
+    return f"{name:<{width}}  {parameters:>10}  {gmacs:>8}  {side:>8}"

@@ -38,7 +38,7 @@ def train() -> None:
 def _common(command: F) -> F:
     options = [
         click.option(
-            "--data", required=True, type=click.Path(), help="Data set made by `qrdali data index`."
+            "--data", type=click.Path(), help="Data set made by `qrdali data index`; --resume knows it."
         ),
         click.option(
             "--root",
@@ -128,7 +128,11 @@ def _common(command: F) -> F:
         click.option(
             "--dry-run", is_flag=True, help="Print the epochs that would run at most; no data is touched."
         ),
-        click.option("--resume", is_flag=True, help="Continue this run; starts it if it has not begun."),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Continue this run, with the settings it began with; starts it if it has not begun.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -293,10 +297,12 @@ def _run(method: str, options: dict[str, Any]) -> None:
     from qrdali.data.set_names import parse_named_sets
     from qrdali.system.deterministic import deterministic
     from qrdali.workflows import train as workflow
+    from qrdali.workflows.train_settings import settings_of
 
     sets = parse_named_sets(options.pop("track_sets"), "--track-set")
     run, resume, dry_run = Path(options.pop("run")), options.pop("resume"), options.pop("dry_run")
-    settings = _settings_of(method, options.pop("config"), {**options, "track_sets": sets or None})
+    values = _values(method, options.pop("config"), {**options, "track_sets": sets or None})
+    settings = settings_of(method, run, values, resume)
     if dry_run:
         _show_sequence(settings)
         return
@@ -309,9 +315,9 @@ def _run(method: str, options: dict[str, Any]) -> None:
         workflow.run_training(settings, run, resume, control)
 
 
-def _settings_of(method: str, config: str | None, options: dict[str, Any]) -> Settings:
-    """Returns the settings of a configuration file and of the options, which win. Options that are None are
-    not given."""
+def _values(method: str, config: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings in a configuration file and the options, which win. Options that are None are not
+    given."""
     from qrdali.errors import InputError, printable
     from qrdali.runs import settings as run_settings
 
@@ -322,7 +328,7 @@ def _settings_of(method: str, config: str | None, options: dict[str, Any]) -> Se
             "leave method out, or call the other"
         )
     values.update({key: value for key, value in options.items() if value is not None}, method=method)
-    return run_settings.validate_settings(values)
+    return values
 
 
 def _show_sequence(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,9 +16,16 @@ from qrdali.errors import InputError, RunError, printable
 THESIS = ("squeezenet1_1", "resnet152", "efficientnet_b3")
 SMALL = ("resnet10t", "test_resnet")  # few layers, with batch-norm: for demos and tests on a CPU
 FITS = ("whole", "center")
+ONE_VALUE = "more than 1 value per channel"  # in torch's error of batch norm that is given one value
 
 # Networks without batch-norm. SqueezeNet, for one, ends in a ReLU and dies at the rates that suit networks
 # with batch-norm: it then answers one constant class.
+# Their auxiliary heads make a tuple of a training forward pass. transform_input belongs to their published
+# weights, and `create` must make the same network for these and for weights that are read back.
+_WITHOUT_AUXILIARY_HEADS: dict[str, dict[str, bool]] = {
+    "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "transform_input": True, "init_weights": True},
+}
 LEARNING_RATE = {"squeezenet1_0": 1e-4, "squeezenet1_1": 1e-4, "alexnet": 1e-4, "vgg16": 1e-4}
 DEFAULT_LEARNING_RATE = 1e-3  # of AdamW
 
@@ -43,12 +51,12 @@ class Preprocessing:
 class Description:
     """Describes a network's size and cost.
 
-    parameters: their number. gmacs: 10^9 multiply-adds of one image, what the literature calls GFLOP; None
-    where torch cannot count them. input_size: side in pixels.
+    parameters: their number. gmacs: 10^9 multiply-adds of one image, what the literature calls GFLOP. Both
+    are None where torch cannot count them. input_size: side in pixels.
     """
 
     name: str
-    parameters: int
+    parameters: int | None
     gmacs: float | None
     input_size: int
 
@@ -103,10 +111,11 @@ def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
             return model
         import torchvision
 
+        options = _WITHOUT_AUXILIARY_HEADS.get(bare, {})
         if not pretrained:
-            model = torchvision.models.get_model(bare, weights=None, num_classes=classes)
+            model = torchvision.models.get_model(bare, weights=None, num_classes=classes, **options)
             return model
-        model = torchvision.models.get_model(bare, weights="DEFAULT")
+        model = torchvision.models.get_model(bare, weights="DEFAULT", **options)
     except InputError:
         raise
     except Exception as error:  # download errors have many types; the message is what matters
@@ -174,14 +183,18 @@ def learning_rate(name: str) -> float:
 def describe(name: str, classes: int = 1000, input_size: int | None = None) -> Description:
     """Returns size and cost of `name`, at its own input size unless one is given.
 
-    Counted on torch's meta device: nothing is allocated or downloaded.
+    Counted on torch's meta device: nothing is allocated or downloaded. Some networks cannot be built there,
+    because they look at values while they are: they have no figures.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     side = input_size or preprocessing(name).input_size
     with torch.device("meta"):
-        model = create(name, classes).eval()
         gmacs: float | None = None
+        try:
+            model = create(name, classes).eval()
+        except RunError:
+            return Description(name, None, None, side)
         try:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 model(torch.empty(1, 3, side, side))
@@ -189,6 +202,40 @@ def describe(name: str, classes: int = 1000, input_size: int | None = None) -> D
         except Exception:  # networks fail without data, or under the counter, in many ways
             pass
     return Description(name, sum(p.numel() for p in model.parameters()), gmacs, side)
+
+
+def require_logits(name: str, classes: int, input_size: int) -> None:
+    """Raises InputError if a network in training answers with anything but a tensor of logits.
+
+    Tried on torch's meta device; networks that do not run there are taken to be right.
+    """
+    try:
+        with torch.device("meta"):
+            output = create(name, classes).train()(torch.empty(2, 3, input_size, input_size))
+    except Exception:  # networks fail without data in many ways
+        return
+    if not isinstance(output, torch.Tensor) or output.shape != (2, classes):
+        kind = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise InputError(
+            f"{name} answers in training with {kind} instead of {classes} logits an image: it cannot be "
+            "trained here, choose another of `qrdali models '*'`"
+        )
+
+
+def fails_on_one_image(model: nn.Module, input_size: int) -> bool:
+    """Returns whether `model`, on the CPU, cannot train on a single image of `input_size`.
+
+    So it is with batch norm where one image leaves one value per channel. The model is left as it is.
+    """
+    trial = copy.deepcopy(model).train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trial(torch.zeros(1, 3, input_size, input_size))
+    except ValueError as error:
+        return ONE_VALUE in str(error)
+    except Exception:  # another fault, which is not about the number of images
+        return False
+    return False
 
 
 def require_size(model: nn.Module, name: str, input_size: int) -> None:

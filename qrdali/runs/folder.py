@@ -66,6 +66,15 @@ def holds_run(folder: Path) -> bool:
     return (folder / "config.toml").exists()
 
 
+def begun_with(folder: Path) -> dict[str, Any]:
+    """Returns the settings with which a run goes on where nothing else is said: those of its config.toml.
+
+    How many threads decode is each machine's own. Raises InputError if it cannot be read.
+    """
+    recorded = settings.read_settings(folder / "config.toml")
+    return {key: value for key, value in recorded.items() if key != "threads"}
+
+
 def is_deterministic(folder: Path) -> bool:
     """Returns whether a run is trained under deterministic algorithms.
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, NoReturn
 from qrdali.distributed import LaggedMax
 from qrdali.errors import Interrupted, OtherRankFailed, RunError
 from qrdali.interfaces import Batch, RunContext
+from qrdali.models import ONE_VALUE
 from qrdali.reduction.levels import Levels
 from qrdali.runs import folder as run_folder
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -193,7 +194,7 @@ class EpochTrainer:
         try:
             outcome = self.train_step.step(step.batch, step.images)
         except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
+            if ONE_VALUE not in str(error):
                 raise
             if self.quarantine.samples and self.context.group.is_single:
                 # Unreadable images have made the batch so small: that is not a reason to end the run.

@@ -80,7 +80,7 @@ def index(
 def train(
     method: Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"],
     *,
-    data: Dataset | PathLike,
+    data: Dataset | PathLike | None = None,
     run: PathLike,
     resume: bool = False,
     progress: bool | ProgressListener = False,
@@ -89,9 +89,9 @@ def train(
     """Trains a network, as `qrdali train METHOD` does, and returns the finished run.
 
     method: "shared", "baseline", "fixed", "linear", "adaptive" or "random".
-    data: a data set or its folder.
+    data: a data set or its folder; a run that is continued knows it.
     run: folder of the run.
-    resume: continue a run that was stopped, or begin it.
+    resume: continue a run that was stopped, with the settings it began with, or begin it.
     progress: True shows bars; or a listener with the methods begin, advance, end, line and warn.
     options: those of the command with underscores for dashes, such as model="resnet10t", init=another run,
         epochs=20, reduction="crop", restore_best=False, track_sets={"mine": "folder"}.
@@ -106,14 +106,15 @@ def train(
         >>> run.settings.epochs, run.best.epoch in (0, 1)
         (1, True)
     """
-    from qrdali.runs.settings import validate_settings
     from qrdali.workflows.train import run_training
+    from qrdali.workflows.train_settings import settings_of
 
-    folder, root = _folder_and_root(data)
     given = {name: _plain(value) for name, value in options.items() if value is not None}
-    if root is not None:
-        given.setdefault("root", root)
-    settings = validate_settings({**given, "method": method, "data": folder})
+    if data is not None:
+        given["data"], root = _folder_and_root(data)
+        if root is not None:
+            given.setdefault("root", root)
+    settings = settings_of(method, Path(run), given, resume)
     run_training(settings, Path(run), resume, JobControl(listener_for(progress)))
     return Run(run)
 

@@ -33,7 +33,12 @@ from qrdali.training.save_interval import SaveInterval
 from qrdali.training.tracked_sets import TrackedSet, TrackedSets, index_sets, indexed_sets
 from qrdali.training.trainer import Trainer
 from qrdali.workflows.context import open_context
-from qrdali.workflows.train_settings import complete_settings, require_run_folder, require_shares
+from qrdali.workflows.train_settings import (
+    complete_settings,
+    require_no_single_image,
+    require_run_folder,
+    require_shares,
+)
 
 # Settings that may change between a run and its continuation.
 CHANGEABLE_SETTINGS = ("threads", "root", "save_every", "track_sets", "track_reduced", "max_bad")
@@ -131,6 +136,8 @@ def _prepare(
     else:
         model = models.create(settings.model, len(dataset.classes), pretrained=settings.pretrained)
     models.require_size(model, settings.model, pre.input_size)
+    models.require_logits(settings.model, len(dataset.classes), pre.input_size)
+    require_no_single_image(settings, len(train), model, group)
     if settings.deterministic:
         require_deterministic_model(model, pre.input_size, len(dataset.classes), settings.amp, device)
     levels = stage_levels(settings, train.size_chunks)

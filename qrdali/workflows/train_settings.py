@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from qrdali import models
 from qrdali.data import storage
@@ -15,8 +17,27 @@ from qrdali.distributed import ProcessGroup
 from qrdali.errors import InputError, printable
 from qrdali.models import Preprocessing
 from qrdali.runs import folder as run_folder
-from qrdali.runs.settings import Settings
+from qrdali.runs.settings import Settings, validate_settings
 from qrdali.schedule.methods import check_settings
+
+
+def settings_of(method: str, run: Path, values: dict[str, Any], resume: bool) -> Settings:
+    """Returns the settings of a run: the `values` that are given and, with `resume`, those it was begun with.
+
+    Raises InputError for a run of another method, without a data set for one that has not begun, and for what
+    `validate_settings` refuses.
+    """
+    recorded = run_folder.begun_with(run) if resume and run_folder.holds_run(run) else {}
+    if recorded.get("method", method) != method:
+        raise InputError(
+            f"{printable(run)} is a run of {printable(recorded['method'])[:40]}, not of {method}: continue it "
+            f"with `qrdali train {printable(recorded['method'])[:40]} --run … --resume`"
+        )
+    if not recorded and "data" not in values:
+        raise InputError(
+            f"{printable(run)} has not begun: --data says what it trains on, a data set of `qrdali data index`"
+        )
+    return validate_settings({**recorded, **values, "method": method})
 
 
 def require_run_folder(run: Path, begun: bool, resume: bool) -> None:
@@ -60,6 +81,42 @@ def require_shares(settings: Settings, images: int, device: torch.device, group:
             f"--batch-size {settings.batch_size} leaves {left} of {images} images for the last step of "
             f"{group.world_size} processes: with --sync-batch-norm each needs one, choose another"
         )
+
+
+def require_no_single_image(settings: Settings, images: int, model: nn.Module, group: ProcessGroup) -> None:
+    """Raises InputError where a step would show one image to a network whose batch norm cannot train on one.
+
+    images: of the training split. model: on the CPU.
+    """
+    if not _has_single_image(settings.batch_size, images, settings.accumulate, group.world_size):
+        return
+    if not models.fails_on_one_image(model, settings.input_size):
+        return
+    sizes = (settings.batch_size + i * sign for i in range(1, settings.batch_size + 64) for sign in (1, -1))
+    other = next(
+        (
+            size
+            for size in sizes
+            if size > 1 and not _has_single_image(size, images, settings.accumulate, group.world_size)
+        ),
+        None,
+    )
+    remedy = f"use --batch-size {other}" if other else "use another --batch-size or a smaller --accumulate"
+    part = ", a process or a part of one" if settings.accumulate > 1 or not group.is_single else ""
+    raise InputError(
+        f"--batch-size {settings.batch_size} leaves one of {images} training images alone for a step{part}, "
+        f"on which batch norm cannot train: {remedy}, or an --input-size above {settings.input_size}"
+    )
+
+
+def _has_single_image(batch_size: int, images: int, accumulate: int, ranks: int) -> bool:
+    """Returns whether any forward pass of an epoch has one image alone."""
+    lengths = {min(batch_size, images), images % batch_size or batch_size}
+    shares = {
+        length * (rank + 1) // ranks - length * rank // ranks for length in lengths for rank in range(ranks)
+    }
+    # A share is cut into as many parts as --accumulate says, some one image larger than the others.
+    return any(share and share // min(accumulate, share) == 1 for share in shares)
 
 
 def complete_settings(settings: Settings, dataset: Dataset, images: int) -> tuple[Settings, Preprocessing]:
