@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -77,10 +77,19 @@ class MepiSet:
     _journals: dict[str, Journal] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, source: MepiSource, options: dict[str, Any], resume: bool) -> MepiSet:
-        """Makes or continues a set.
+    def open(
+        cls,
+        folder: Path,
+        source: MepiSource,
+        options: dict[str, Any],
+        resume: bool,
+        reductions: Sequence[str] = (),
+    ) -> MepiSet:
+        """Makes a set, continues it or joins it.
 
-        Raises InputError for a folder of other options or, without `resume`, one in use.
+        reductions: those that are to be built. Without `resume` a set may be joined by reductions that it
+        does not hold yet. Raises InputError for a folder of other options, for one that holds all of
+        `reductions`, and for one in which a search of any of them was stopped.
         """
         for name in source.classes:
             if name in ("", ".", "..") or "/" in name or "\0" in name:
@@ -89,18 +98,31 @@ class MepiSet:
         if not file.exists():
             write_whole(file, (json.dumps(options, indent=1) + "\n").encode())
             return cls(folder, source, lock)
+        mepis = cls(folder, source, lock)
         if not resume:
-            raise InputError(
-                f"{printable(folder)} already holds MEPIs: continue them with --resume, or choose another "
-                "--out"
-            )
+            mepis._require_room_for(reductions)
         # A run may have moved: its weights tell whether it is the same.
         if changes := describe_changes(read_object(file), options, ignored={"run"}):
             raise InputError(
                 f"{printable(folder)} was begun with other options: {'; '.join(changes)[:600]}. Give the "
                 "same, or another --out"
             )
-        return cls(folder, source, lock)
+        return mepis
+
+    def _require_room_for(self, reductions: Sequence[str]) -> None:
+        """Raises InputError unless at least one of `reductions` is new here and none is unfinished."""
+        finished = set(self.summaries())
+        begun = [name for name in reductions if self._journal_file(name).exists()]
+        stopped = [name for name in begun if name not in finished]
+        if not stopped and len(begun) < len(reductions):
+            return
+        what = f"an unfinished search of {stopped[0]}" if stopped else "MEPIs"
+        raise InputError(
+            f"{printable(self.folder)} already holds {what}: continue with --resume, or choose another --out"
+        )
+
+    def _journal_file(self, reduction: str) -> Path:
+        return self.folder / PROGRESS / f"{reduction}.jsonl"
 
     @classmethod
     def open_on_other_rank(cls, folder: Path, source: MepiSource, rank: int) -> MepiSet:
@@ -123,8 +145,9 @@ class MepiSet:
     def journal(self, reduction: str) -> Journal:
         """Returns a reduction's journal. Raises RunError for a damaged one."""
         if reduction not in self._journals:
-            file = self.folder / PROGRESS / f"{reduction}.jsonl"
-            journal = Journal(file, len(self.source.index), self.source.num_levels, self._rank)
+            journal = Journal(
+                self._journal_file(reduction), len(self.source.index), self.source.num_levels, self._rank
+            )
             if not self._rank:
                 journal.merge_rank_parts()
             samples = journal.with_mepi()

@@ -63,10 +63,10 @@ def build_mepi(
 ) -> dict[str, Any]:
     """Finds a minimal reduced image, still classified correctly, of each image that `best/` gets right.
 
-    out: the set's folder; with `resume` it may hold a set that was begun with the same options. reduction:
-    "color", "crop", "resolution", "combination" or "all". windows: candidate windows of a crop, 5 or 9.
-    prefer: which correct neighbour is taken. search: step by step, or every level (color and resolution).
-    limit: images searched, spread evenly over the split. batch_size: of reading the files back.
+    out: the set's folder. A set that was begun with the same options may be there: with `resume` it is
+    continued, without it is joined by the reductions that it lacks. reduction: "color", "crop",
+    "resolution", "combination" or "all". windows: candidate windows of a crop, 5 or 9. prefer: which correct neighbour is
+    taken. search: step by step, or every level (color and resolution). limit: images searched, spread evenly over the split. batch_size: of reading the files back.
     search_batch_size: candidates of a forward pass, None for what suits the device. memory: MiB of decoded
     originals that are kept. root: where the images of `data` are now, or OLD=NEW.
 
@@ -103,7 +103,7 @@ def build_mepi(
         }
         _require_equal_options(group, options)
         source = MepiSource(index, trained.classes, num_levels)
-        mepis = _open_set(group, Path(out), source, options, resume)
+        mepis = _open_set(group, Path(out), source, options, None if resume else tuple(rules))
         with closing(mepis):
             reducer = open_image_reducer(index, trained.preprocessing, engine)
             control.listener.line(
@@ -152,16 +152,23 @@ def _require_equal_options(group: ProcessGroup, options: dict[str, Any]) -> None
 
 
 def _open_set(
-    group: ProcessGroup, folder: Path, source: MepiSource, options: dict[str, Any], resume: bool
+    group: ProcessGroup,
+    folder: Path,
+    source: MepiSource,
+    options: dict[str, Any],
+    new: tuple[str, ...] | None,
 ) -> MepiSet:
     """Opens the set in `folder`: rank 0 locks and loads it before the others read it. Collective.
+
+    new: the reductions that join it, or None to continue it.
 
     A job that torchrun has started again resumes what it had begun itself, although nobody gave --resume.
     """
     was_started = group.was_started(str(folder.absolute()))
 
     def open_and_load() -> MepiSet:
-        mepis = MepiSet.open(folder, source, options, resume or was_started)
+        resume = new is None or was_started
+        mepis = MepiSet.open(folder, source, options, resume, new or ())
         group.record_started(str(folder.absolute()))
         if not group.is_single:
             mepis.load()

@@ -29,13 +29,15 @@ def settings_of(method: str, run: Path, values: dict[str, Any], resume: bool) ->
     """
     recorded = run_folder.begun_with(run) if resume and run_folder.holds_run(run) else {}
     if recorded.get("method", method) != method:
+        begun = printable(recorded["method"])[:40]
         raise InputError(
-            f"{printable(run)} is a run of {printable(recorded['method'])[:40]}, not of {method}: continue it "
-            f"with `qrdali train {printable(recorded['method'])[:40]} --run … --resume`"
+            f"{printable(run)} is a run of {begun}, not of {method}: continue it with `qrdali train {begun} "
+            "--run … --resume`"
         )
     if not recorded and "data" not in values:
         raise InputError(
-            f"{printable(run)} has not begun: --data says what it trains on, a data set of `qrdali data index`"
+            f"{printable(run)} has not begun: say with --data what it trains on, a data set made by "
+            "`qrdali data index`"
         )
     return validate_settings({**recorded, **values, "method": method})
 

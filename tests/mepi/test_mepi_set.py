@@ -412,17 +412,31 @@ def test_more_reductions_join_a_set(run: Path, data: str, tmp_path: Path) -> Non
     out = tmp_path / "set"
     build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=8))
     first = rows(out)
-    build_mepi(**options(run, data, out, step=0.25, reduction="resolution", limit=8), resume=True)
+    with pytest.raises(InputError, match=r"was begun with other options: limit 8 → 4"):
+        build_mepi(**options(run, data, out, step=0.25, reduction="resolution", limit=4))
+    build_mepi(**options(run, data, out, step=0.25, reduction="resolution", limit=8))
     assert [r["reduction"] for r in rows(out)] == ["color"] * len(first) + ["resolution"] * len(first)
     assert rows(out)[: len(first)] == first
     assert len({r["label"] for r in first}) == 4  # a limited search is spread over the classes
+    made = build_mepi(**options(run, data, out, step=0.25, reduction="all", limit=8))
+    assert list(made) == list(mepi_set.SEARCHED)
+    assert rows(out)[: len(first)] == first
+
+
+def test_a_search_that_was_stopped_is_not_joined(run: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=8))
+    (out / "summary.json").unlink()  # as if it had been killed before its end
+    with pytest.raises(InputError, match="an unfinished search of color: continue with --resume"):
+        build_mepi(**options(run, data, out, step=0.25, reduction="all", limit=8))
+    build_mepi(**options(run, data, out, step=0.25, reduction="crop", limit=8))
 
 
 def test_refusals(run: Path, data: str, tmp_path: Path) -> None:
     out = tmp_path / "set"
     build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=4))
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    with pytest.raises(InputError, match="already holds MEPIs: continue them with --resume"):
+    with pytest.raises(InputError, match="already holds MEPIs: continue with --resume"):
         build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=4))
     with pytest.raises(InputError, match=r"was begun with other options: limit 4 → 5; step 0.25 → 0.5"):
         build_mepi(**options(run, data, out, step=0.5, reduction="color", limit=5), resume=True)
