@@ -64,11 +64,12 @@ def build_mepi(
     """Finds a minimal reduced image, still classified correctly, of each image that `best/` gets right.
 
     out: the set's folder. A set that was begun with the same options may be there: with `resume` it is
-    continued, without it is joined by the reductions that it lacks. reduction: "color", "crop",
-    "resolution", "combination" or "all". windows: candidate windows of a crop, 5 or 9. prefer: which correct neighbour is
-    taken. search: step by step, or every level (color and resolution). limit: images searched, spread evenly over the split. batch_size: of reading the files back.
-    search_batch_size: candidates of a forward pass, None for what suits the device. memory: MiB of decoded
-    originals that are kept. root: where the images of `data` are now, or OLD=NEW.
+    continued, without it is joined by the reductions that it lacks. reduction: "color", "crop", "resolution",
+    "combination" or "all". windows: candidate windows of a crop, 5 or 9. prefer: which correct neighbour is
+    taken. search: step by step, or every level (color and resolution). limit: images searched, spread evenly
+    over the split. batch_size: of reading the files back. search_batch_size: candidates of a forward pass,
+    None for what suits the device. memory: MiB of decoded originals that are kept. root: where the images of
+    `data` are now, or OLD=NEW.
 
     Returns the summaries by reduction, as in summary.json. Raises InputError or RunError before anything is
     written where it can, and Interrupted once `control.stop` returns a signal: then what is complete is kept
