@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from qrdali.reduction.counter_rng import Purpose, philox, uniform
 from qrdali.reduction.levels import Levels
-from qrdali.reduction.network_view import RRC_ATTEMPTS, View, random_view, view
+from qrdali.reduction.network_view import RRC_ATTEMPTS, View, random_regions, view, whole_regions
 from qrdali.reduction.quality import CENTER, ReductionParams, reduction_params
+
+if TYPE_CHECKING:
+    from qrdali.models import Preprocessing
 
 Samples = npt.NDArray[np.int64]
 
@@ -68,7 +72,8 @@ class EpochPlan:
     rank, world_size: the shard, which is a part of each batch or, with `whole_batches`, every world_size-th
     batch as it is, so that the network sees the same shapes in a world of any size. first_batch: where to
     begin, for a pass that was interrupted. excluded: samples that are left out of their batches; all others
-    stay in theirs.
+    stay in theirs. definitions: those by which the batches are made; 1, version 0.1's, only to end an epoch
+    that was begun under them.
     """
 
     samples: int
@@ -84,6 +89,7 @@ class EpochPlan:
     whole_batches: bool = False
     first_batch: int = 0
     excluded: tuple[int, ...] = ()
+    definitions: int = 2
 
     @property
     def batches(self) -> int:
@@ -141,19 +147,19 @@ class EpochPlan:
             result.window[:, :2] = origins
         return result
 
-    def view(self, samples: Samples, sizes: npt.NDArray[np.int32], fit: str, crop_share: float) -> View:
+    def view(self, samples: Samples, sizes: npt.NDArray[np.int32], preprocessing: Preprocessing) -> View:
         """Returns the part of each reduced image that the network sees, and whether it is mirrored.
 
-        sizes: [N, 2] of the reduced images. fit, crop_share: as in `models.Preprocessing`.
+        sizes: [N, 2] of the reduced images.
         """
-        seen = view(sizes, fit, crop_share)
+        seen = view(sizes, preprocessing)
         if not self.training or self.augment == "none":
             return seen
-        flip = uniform(self.seed, self.epoch, samples, Purpose.FLIP)[:, 0] < 0.5
         if self.augment == "rrc":
             attempts = [
                 uniform(self.seed, self.epoch, samples, Purpose.RESIZED_CROP, draw)
                 for draw in range(RRC_ATTEMPTS)
             ]
-            return View(random_view(sizes, np.stack(attempts, axis=1)), flip)
-        return View(seen.region, flip)
+            seen = whole_regions(random_regions(sizes, np.stack(attempts, axis=1)), preprocessing.input_size)
+        flip = uniform(self.seed, self.epoch, samples, Purpose.FLIP)[:, 0] < 0.5
+        return replace(seen, flip=flip)
