@@ -328,9 +328,10 @@ def _settings_of(method: str, config: str | None, options: dict[str, Any]) -> Se
 def _show_sequence(settings: Settings) -> None:
     """Prints on stdout what would run at most, epoch by epoch."""
     from qrdali.schedule.epoch_schedule import longest_run
-    from qrdali.schedule.methods import check_settings, schedule_rule_of
+    from qrdali.schedule.methods import check_settings, require_live_levels, schedule_rule_of
 
     check_settings(settings)
+    require_live_levels(settings)
     rule = schedule_rule_of(settings)
     for epoch, stage, phase in longest_run(rule):
         shown = _describe_epoch(settings, epoch, stage, phase)

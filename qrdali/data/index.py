@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ from qrdali.data import provenance, storage
 from qrdali.data.index_columns import batches, mapped, open_columns
 from qrdali.data.relocation import Relocation, relocation_of
 from qrdali.errors import InputError, RunError, printable
+
+_ROWS = 65_536  # of sizes read at once where all are gone through
 
 Samples = npt.NDArray[np.int64]
 
@@ -96,6 +99,11 @@ class Index:
         result = self._columns.sizes(self._within(samples))
         self._check(_NO_LABEL, result)
         return result
+
+    def size_chunks(self) -> Iterator[npt.NDArray[np.int32]]:
+        """Yields all upright sizes, int32 [N, 2] at a time."""
+        for start in range(0, len(self), _ROWS):
+            yield self.sizes(np.arange(start, min(start + _ROWS, len(self))))
 
     def path_bytes(self, samples: Samples) -> list[npt.NDArray[np.uint8]]:
         """Returns where each image is now, as UTF-8 bytes, uint8 [length], read-only."""

@@ -14,6 +14,7 @@ would change the runs of the version before.
 | LEVEL | the level of `random` (`levels`) | epoch, sample | one |
 | ONLINE | where a step of online feedback crops (`probe`) | 0, sample | one a step |
 | CHOICE | which images a sample of a set holds (`shuffled`) | CRC-32 of a name, position | one |
+| SMALL_ORDER | the shuffle of an epoch of few images (`epoch_plan`) | epoch, sample | one |
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Purpose(IntEnum):
     LEVEL = 5
     ONLINE = 6
     CHOICE = 7
+    SMALL_ORDER = 8
 
 
 _LOW = np.uint64(0xFFFFFFFF)
@@ -75,6 +77,17 @@ def uniform(
     s = samples.astype(np.uint64)
     words = philox(seed, (s & _LOW, s >> np.uint64(32), epoch, purpose | draw << 8))
     return np.stack(words, axis=1).astype(np.float64) / 2.0**32
+
+
+def keys(seed: int, epoch: int, count: int, purpose: Purpose) -> Words:
+    """Returns a random key of 64 bits for each sample 0 … count - 1, uint64 [count].
+
+    Keyed as in `uniform`, whose first two words of 32 bits are its halves.
+    """
+    samples = np.arange(count, dtype=np.uint64)
+    high, low, _, _ = philox(seed, (samples & _LOW, samples >> np.uint64(32), epoch, purpose))
+    result: Words = high << np.uint64(32) | low
+    return result
 
 
 def shuffled(seed: int, name: str, count: int) -> Samples:

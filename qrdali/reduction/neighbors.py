@@ -18,6 +18,7 @@ from qrdali.reduction.quality import (
     RESOLUTION,
     Dimensions,
     bin_width,
+    drawn_offset,
     scaled_size,
     window_offset,
 )
@@ -220,14 +221,14 @@ def levels_after(
     sizes: npt.NDArray[np.integer],
     dimensions: Dimensions,
     num_levels: int,
-    anchors: Callable[[int], Floats],
+    draws: Callable[[int], Floats],
 ) -> tuple[Bytes, Int32, npt.NDArray[np.int64]]:
     """Returns the states after `steps` [N] steps that are taken without consulting the network.
 
     They begin at full quality. Returned are levels uint8 [N, 3], windows int32 [N, 4] and how many steps
     could be taken, int64 [N]. The steps go through the dimensions in turn: color, resolution, crop, color, …;
-    one that has no further level is passed over. The crop of step t, from 0, lies at `anchors(t)`, [N, 2] in
-    [0, 1]. A pure function of `steps`, so that undoing a step is asking for `steps` - 1.
+    one that has no further level is passed over. The crop of step t, from 0, lies where `draws(t)`, [N, 2] in
+    [0, 1), fall among its places. A pure function of `steps`: undoing a step is asking for `steps` - 1.
     """
     count = len(steps)
     levels = np.zeros((count, 3), np.uint8)
@@ -245,7 +246,7 @@ def levels_after(
         levels[rows, order[pick]] = next_level[rows, pick]
         cropped = rows[order[pick] == CROP]
         inner = scaled_size(sizes[cropped], levels[cropped, CROP], num_levels)
-        window[cropped, :2] += window_offset(window[cropped, 2:], inner, anchors(t)[cropped])
+        window[cropped, :2] += drawn_offset(window[cropped, 2:], inner, draws(t)[cropped])
         window[cropped, 2:] = inner
         turn[rows] = (pick + 1) % len(order)
         taken[rows] += 1

@@ -149,6 +149,17 @@ def window_offset(outer: npt.NDArray[np.integer], inner: npt.NDArray[np.integer]
     return round_half_up(anchors * (outer.astype(np.int64) - inner)).astype(np.int32)
 
 
+def drawn_offset(outer: npt.NDArray[np.integer], inner: npt.NDArray[np.integer], draws: Floats) -> Int32:
+    """Returns where windows `inner` [N, 2] begin in `outer` [N, 2] at random, int32 [N, 2].
+
+    draws: float64 [N, 2], uniform in [0, 1): every place from 0 to outer - inner is as likely as any other.
+    Of 375 - 265 = 110 pixels to spare, 0 gives 0, 0.5 gives 55, 0.999 gives 110. (`window_offset` would give
+    both borders half the chance of the other places.)
+    """
+    result: Int32 = np.floor(draws * (outer.astype(np.int64) - inner + 1)).astype(np.int32)
+    return result
+
+
 def reduction_params(
     levels: LevelArray, sizes: npt.NDArray[np.integer], anchors: Floats, num_levels: int
 ) -> ReductionParams:

@@ -164,6 +164,17 @@ def optimizer_steps(folder: Path) -> int:
     return steps[-1]
 
 
+def epochs_trained(folder: Path) -> int:
+    """Returns how many epochs a run's network has been trained, those of the runs that it continued included.
+
+    Raises InputError or RunError if its files cannot be read.
+    """
+    before = settings.read_settings(folder / "config.toml").get("epochs_before", 0)
+    if type(before) is not int or before < 0:
+        raise InputError(f"{printable(folder / 'config.toml')}: epochs_before = {before!r:.40} is no number")
+    return before + max((row["epoch"] for row in metrics_rows(folder)), default=0)
+
+
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     """Appends one row to metrics.jsonl, and waits until it is on the disk."""
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:

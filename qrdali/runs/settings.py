@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +19,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+# The version of the definitions in docs/definitions.md that a run is trained by. 1 was that of version 0.1.
+DEFINITIONS: Final = 2
 _MAX_CONFIG_BYTES = 1_000_000
 MAX_BATCH = 1 << 20  # images of a batch: DALI counts the bytes of labels and the like in 32 bits
 Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
@@ -81,6 +83,9 @@ class Settings(BaseModel):
     deterministic: bool = False  # torch's deterministic algorithms, or an error
     threads: int = Field(0, ge=0, le=1024)  # that decode, per process; 0: as many as it may use
     max_bad: float = Field(0.001, ge=0, le=1)  # share of the training images that may turn out unreadable
+    # What it was begun with: no options
+    definitions: Literal[1, 2] = DEFINITIONS  # of order, windows, views and stages; see docs/definitions.md
+    epochs_before: int = Field(0, ge=0, lt=2**31)  # of the runs that --init continues, for random streams
     # What is evaluated after each epoch
     track_reduced: float = Field(0.0, ge=0, lt=1)  # quality of the reduced validation set; 0: none
     track_sets: dict[str, str] = Field(default_factory=dict, max_length=100)  # folders by name
@@ -138,6 +143,14 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number of 5,000 digits
         raise InputError(f"{printable(file)} cannot be read as TOML: {printable(error)}") from None
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Returns the values in a run's config.toml. Version 0.1 wrote no `definitions`: its are 1.
+
+    Raises InputError as `read_toml`.
+    """
+    return {"definitions": 1, **read_toml(file)}
 
 
 def write_settings(file: Path, settings: Settings) -> None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from qrdali.reduction.counter_rng import Purpose, philox, uniform
+from qrdali.reduction.counter_rng import Purpose, keys, philox, uniform
 from qrdali.reduction.levels import Levels
 from qrdali.reduction.network_view import RRC_ATTEMPTS, View, random_regions, view, whole_regions
-from qrdali.reduction.quality import CENTER, ReductionParams, reduction_params
+from qrdali.reduction.quality import CENTER, ReductionParams, drawn_offset, reduction_params
 
 if TYPE_CHECKING:
     from qrdali.models import Preprocessing
@@ -52,6 +52,16 @@ def permute(positions: Samples, count: int, seed: int, epoch: int) -> Samples:
     return result.astype(np.int64)
 
 
+@lru_cache(maxsize=2)
+def small_order(count: int, seed: int, epoch: int) -> Samples:
+    """Returns a (seed, epoch) shuffle of 0 … count - 1, int64 [count]: any order is as likely as any other.
+
+    The samples are sorted by random keys of 64 bits, ties by number. A Feistel network over so few would be
+    far from that.
+    """
+    return np.argsort(keys(seed, epoch, count, Purpose.SMALL_ORDER), kind="stable")
+
+
 @lru_cache(maxsize=4)
 def _block(number: int, count: int, seed: int, epoch: int) -> Samples:
     positions = np.arange(number * _BLOCK, min((number + 1) * _BLOCK, count), dtype=np.int64)
@@ -72,8 +82,7 @@ class EpochPlan:
     rank, world_size: the shard, which is a part of each batch or, with `whole_batches`, every world_size-th
     batch as it is, so that the network sees the same shapes in a world of any size. first_batch: where to
     begin, for a pass that was interrupted. excluded: samples that are left out of their batches; all others
-    stay in theirs. definitions: those by which the batches are made; 1, version 0.1's, only to end an epoch
-    that was begun under them.
+    stay in theirs. definitions: of order, windows and view, 1 for an epoch that version 0.1 has begun.
     """
 
     samples: int
@@ -121,6 +130,8 @@ class EpochPlan:
         positions = np.arange(first, last, dtype=np.int64)
         if not self.training:
             return positions
+        if self.samples < _BLOCK and self.definitions > 1:
+            return small_order(self.samples, self.seed, self.epoch)[first:last]
         # A block would serve few of the steps, and most of it other ranks.
         if self.world_size > 1 and 4 * self.batch_size >= _BLOCK:
             return permute(positions, self.samples, self.seed, self.epoch)
@@ -142,6 +153,8 @@ class EpochPlan:
         else:
             anchors = np.full((len(samples), 2), CENTER)
         result = reduction_params(self.levels.for_samples(samples), sizes, anchors, self.num_levels)
+        if self.training and self.definitions > 1:
+            result.window[:, :2] = drawn_offset(sizes, result.window[:, 2:], anchors)
         origins = self.levels.window_origins(samples)
         if origins is not None:
             result.window[:, :2] = origins

@@ -60,7 +60,8 @@ class ScheduleRule:
     sequence: "paired-rounds" (an R round, then a C round, in each stage) or a pattern of the letters R and C,
     repeated within each stage. patience: at least 1, the units without improvement that end a stage (pattern)
     or a round; None for a set number of epochs. A unit is one repetition of a pattern, or one epoch of a
-    round. max_epochs: at least 1, bounds the whole run. stages: their number, or None for as many as there
+    round; its last C epoch judges it, and a stage ends only after a whole unit. max_epochs: at least 1,
+    bounds the whole run. stages: their number, or None for as many as there
     are until `begin_stage` reports that nothing moved. Raises InputError for anything else.
     """
 
@@ -87,6 +88,18 @@ class ScheduleRule:
         """Returns whether stages consist of rounds instead of a pattern."""
         return self.sequence == ROUNDS
 
+    def pair_start(self, position: int) -> int:
+        """Returns where the pair of epochs begins in which an epoch of a pattern stands.
+
+        A pair is an R epoch and the C epoch beside it within one repetition, in either order, paired from the
+        left, each at most once: 0 for both positions of RC, 1 for the last two of RRC. An epoch without a
+        partner is its own: `position`.
+        """
+        start = 0
+        while start < position:
+            start += 2 if self.sequence[start] != self.sequence[start + 1] else 1
+        return start if start <= position else position - 1
+
     def pattern(self, round_: str) -> str:
         """Returns the letters of a unit of patience.
 
@@ -101,9 +114,10 @@ class ScheduleState:
 
     epoch: epochs finished. stage: the one in hand, from 1. begun: whether its levels are set. final: whether
     it is the last. round: "R" or "C", of paired-rounds. position: epochs of the unit in hand that are done.
-    unit_accuracy: the accuracy at the unit's scoring position, once that is reached. best, best_epoch, wait:
-    the best unit of the stage or round, and the units since; best starts at minus infinity. run_best,
-    run_best_epoch: of the whole run, its start (epoch 0) included. ended: why the run has ended, or empty.
+    unit_accuracy: minus infinity, except in states that version 0.1 saved within a unit: the accuracy that
+    its end is still to be judged by. best, best_epoch, wait: accuracy of the best unit of the stage or round,
+    the epoch that judged it, and the units since; best starts at minus infinity. run_best, run_best_epoch: of
+    the whole run, its start (epoch 0) included. ended: why the run has ended, or empty.
     """
 
     run_best: float
@@ -153,9 +167,9 @@ class ScheduleState:
 class ScheduleEvent:
     """Says what an epoch brought.
 
-    is_best_of_run: the epoch is a new best of the run. is_best_of_stage: its unit is a new best of the stage
-    or round, whose training state must be kept. stage_end_reason: why a round or stage ended by patience,
-    with which the best unit's training state is to be restored; else empty.
+    is_best_of_run: the epoch is a new best of the run. is_best_of_stage: the epoch has judged its unit to be
+    a new best of the stage or round, and the training state after it must be kept. stage_end_reason: why a
+    round or stage ended by patience, with which the state that was kept last is to be restored; else empty.
     """
 
     is_best_of_run: bool
@@ -197,18 +211,17 @@ def update(rule: ScheduleRule, state: ScheduleState, accuracy: float) -> tuple[S
     is_best_of_run = accuracy > state.run_best
     if is_best_of_run:
         state = replace(state, run_best=accuracy, run_best_epoch=epoch)
-    if state.position == scoring_position(pattern):
-        state = replace(state, unit_accuracy=accuracy)
     record, is_best_of_stage = PatienceRecord(state.best, state.best_epoch, state.wait), False
-    position = state.position + 1
-    if position == len(pattern):
-        position = 0
-        record = after_unit(record, state.unit_accuracy, epoch)
+    position = (state.position + 1) % len(pattern)
+    # Version 0.1 judged at a unit's end: a unit that it saved behind the last C is still judged there.
+    judged_late = state.unit_accuracy if position == 0 else NEVER
+    if state.position == scoring_position(pattern) or judged_late != NEVER:
+        record = after_unit(record, accuracy if judged_late == NEVER else judged_late, epoch)
         is_best_of_stage = record.wait == 0
         state = replace(state, unit_accuracy=NEVER, **record._asdict())
     state = replace(state, epoch=epoch, position=position)
     reason = ""
-    if has_run_out(record, rule.patience):
+    if position == 0 and has_run_out(record, rule.patience):
         reason = reason_of_end(record, pattern)
         state = _after_stage_end(rule, state, reason)
     if not state.ended and epoch >= rule.max_epochs:

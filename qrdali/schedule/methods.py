@@ -5,7 +5,7 @@
 | shared | C | `epochs` | 1 | |
 | baseline | C | patience, or `match_steps` | 1 | |
 | fixed | as set | patience | 1 | that of `quality` |
-| linear | as set | patience | n - 1 | 1 … n - 1, or n - 1 … 1 with direction up |
+| linear | as set | patience | its live levels | live ones of 1 … n - 1, or of n - 1 … 1 (direction up) |
 | random | as set | patience | 1 | drawn per image and epoch, from `high` to `low` |
 | adaptive | as set | patience | until no image moves | each image's own (`training.level_stages`) |
 """
@@ -27,6 +27,7 @@ from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.quality import REDUCTIONS, level_of
 from qrdali.runs.settings import Settings
 from qrdali.schedule.epoch_schedule import NAMED_PATTERNS, Phase, ScheduleRule
+from qrdali.schedule.live_levels import SizeChunks, live_levels
 
 
 def check_settings(settings: Settings) -> None:
@@ -79,11 +80,12 @@ def require_known_optimizer(name: str) -> None:
         ) from None
 
 
-def schedule_rule_of(settings: Settings) -> ScheduleRule:
+def schedule_rule_of(settings: Settings, levels: tuple[int, ...] | None = None) -> ScheduleRule:
     """Returns the rule of a run's epochs.
 
     `shared` trains a set number of C epochs and a matched baseline a set number of optimizer steps, which the
-    trainer counts; the others train until patience ends them.
+    trainer counts; the others train until patience ends them. levels: those of `stage_levels`, where the
+    training images are known.
     """
     if settings.method == "shared":
         return ScheduleRule(Phase.FULL.value, None, settings.epochs)
@@ -94,23 +96,61 @@ def schedule_rule_of(settings: Settings) -> ScheduleRule:
         if settings.method == "baseline"
         else NAMED_PATTERNS.get(settings.sequence, settings.sequence)
     )
-    stages = {"linear": settings.num_levels - 1, "adaptive": None}.get(settings.method, 1)
+    stages: int | None = 1
+    if settings.method == "linear":
+        stages = len(stage_levels(settings) if levels is None else levels)
+    elif settings.method == "adaptive":
+        stages = None
     return ScheduleRule(sequence, settings.patience, settings.max_epochs, stages)
 
 
-def stage_level(direction: str, num_levels: int, stage: int) -> int:
-    """Returns the level of `linear` in a stage from 1.
+def stage_levels(settings: Settings, size_chunks: SizeChunks | None = None) -> tuple[int, ...]:
+    """Returns the level of each stage of `linear`, and () for the other methods.
 
-    Of step 0.25: 1, 2, 3 with direction "down", 3, 2, 1 with "up".
+    Of step 0.25: 1, 2, 3 with direction "down", 3, 2, 1 with "up". A level that changes no training image
+    against the stage before is left out, except by a run whose definitions are 1 and by the sham.
+    size_chunks: the training images' sizes, as in `live_levels`.
     """
-    return stage if direction == "down" else num_levels - stage
+    if settings.method != "linear":
+        return ()
+    every = range(1, settings.num_levels)
+    order = every if settings.direction == "down" else every[::-1]
+    if settings.reduction == "none" or settings.definitions == 1:
+        return tuple(order)
+    return live_levels(order, REDUCTIONS[settings.reduction], settings.num_levels, size_chunks)
 
 
-def reduced_levels(settings: Settings, stage: int, epoch: int) -> Levels:
-    """Returns the levels of an R epoch of any method but adaptive, whose levels are its images' own."""
+def require_live_levels(settings: Settings, size_chunks: SizeChunks | None = None) -> None:
+    """Raises InputError for a method whose R epochs would change no training image.
+
+    That is a quality of `fixed` which leaves every image as it is, or a range of qualities without one that
+    changes an image. size_chunks: as in `live_levels`. The sham, and runs of definitions 1, are excepted.
+    """
+    if settings.reduction == "none" or settings.definitions == 1 or settings.method in ("shared", "baseline"):
+        return
+    dimensions, num_levels = REDUCTIONS[settings.reduction], settings.num_levels
+    first, last, what = 1, num_levels - 1, f"no level of step {settings.step:g} changes any training image"
+    if settings.method == "fixed":
+        first = last = level_of(settings.quality, num_levels)
+        what = f"quality {settings.quality:g} of {settings.reduction} changes no training image"
+    elif settings.method == "random":
+        first, last = level_of(settings.high, num_levels), level_of(settings.low, num_levels)
+        what = f"no quality from {settings.low:g} to {settings.high:g} changes any training image"
+    if live_levels(range(first, last + 1), dimensions, num_levels, size_chunks):
+        return
+    lower = live_levels(range(1, num_levels), dimensions, num_levels, size_chunks)
+    remedy = f"use {(num_levels - lower[0]) / num_levels:g} or less, or " if lower else ""
+    raise InputError(f"{what}: {remedy}--reduction none for the sham control")
+
+
+def reduced_levels(settings: Settings, stage: int, epoch: int, levels: tuple[int, ...] = ()) -> Levels:
+    """Returns the levels of an R epoch of any method but adaptive, whose levels are its images' own.
+
+    epoch: as random streams count it. levels: of linear's stages, as `stage_levels` gives them.
+    """
     dimensions, num_levels = REDUCTIONS[settings.reduction], settings.num_levels
     if settings.method == "linear":
-        return constant_levels(dimensions, stage_level(settings.direction, num_levels, stage))
+        return constant_levels(dimensions, (levels or stage_levels(settings))[stage - 1])
     if settings.method == "random":
         return RandomLevels(
             dimensions,

@@ -12,7 +12,7 @@ NEVER = float("-inf")  # the best accuracy before the first unit: whatever comes
 
 
 class PatienceRecord(NamedTuple):
-    """Remembers a stage or round: the best unit's accuracy, its last epoch, and how many units came since."""
+    """Remembers a stage or round: the best unit's accuracy, the epoch that judged it, and the units since."""
 
     best: float = NEVER
     best_epoch: int = 0
@@ -29,7 +29,7 @@ def scoring_position(pattern: str) -> int:
 
 
 def after_unit(record: PatienceRecord, accuracy: float, epoch: int) -> PatienceRecord:
-    """Returns the record after a unit of that `accuracy`, whose last epoch is `epoch`.
+    """Returns the record after a unit of that `accuracy`, which is the accuracy after `epoch`.
 
     With a best of .6, an accuracy of .6001 resets the wait to 0, and .6 or less adds 1.
     """

@@ -61,7 +61,7 @@ class EpochTrainer:
         raised on every rank. Raises RunError for a loss or weights that are not finite."""
         sums = progress.epoch or EpochSums.zero(self.context.device)
         progress = replace(progress, epoch=sums)
-        plan = self._plan(progress.schedule, levels, sums.step)
+        plan = self._plan(progress, levels, sums.step)
         self.train_step.model.train()
         self.context.energy.begin(sums.joules)
         if sums.step == plan.batches or self._all_steps_taken(progress.totals):
@@ -130,7 +130,7 @@ class EpochTrainer:
             signum,
         )
 
-    def _plan(self, state: ScheduleState, levels: Levels, first_batch: int) -> EpochPlan:
+    def _plan(self, progress: TrainProgress, levels: Levels, first_batch: int) -> EpochPlan:
         settings, group = self.settings, self.context.group
         return EpochPlan(
             samples=len(self.split.index),
@@ -138,15 +138,27 @@ class EpochTrainer:
             levels=levels,
             num_levels=settings.num_levels,
             seed=settings.seed,
-            # With --same-order the epochs of a pair take the order of the pair's first one.
-            epoch=state.epoch + 1 - (state.position if settings.same_order else 0),
+            epoch=self._stream(progress),
             training=True,
             augment=settings.augment,
             rank=group.rank,
             world_size=group.world_size,
             first_batch=first_batch,
             excluded=self.quarantine.samples,
+            definitions=progress.definitions,
         )
+
+    def _stream(self, progress: TrainProgress) -> int:
+        """Returns the epoch by which order, windows and flips are drawn.
+
+        It counts on from the runs that --init continues, so that none of their epochs comes again. With
+        --same-order the second epoch of a pair draws as the first."""
+        state, settings = progress.schedule, self.settings
+        epoch = settings.epochs_before + state.epoch + 1
+        if not settings.same_order:
+            return epoch
+        first = 0 if progress.definitions == 1 else self.spec.rule.pair_start(state.position)
+        return epoch - (state.position - first)
 
     def _steps(self, plan: EpochPlan, epoch: int) -> Iterator[StepInput]:
         """Yields each step's input.

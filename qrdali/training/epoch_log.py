@@ -45,6 +45,11 @@ class EpochLog:
         changed = run_folder.last_recorded(self._spec.run, "environment") != now
         self._changed_environment = {"environment": now} if changed else {}
 
+    def mark_of_definitions(self, definitions: int) -> dict[str, int]:
+        """Returns the key that marks the first epoch by other definitions than the run began with."""
+        marked = run_folder.last_recorded(self._spec.run, "definitions") == definitions
+        return {} if marked or not self._context.group.is_main else {"definitions": definitions}
+
     def record(self, row: dict[str, Any], more: dict[str, Any]) -> None:
         """Appends an epoch's row. more: keys that only some epochs have; they come last."""
         self._append(row | self._changed_environment | more)

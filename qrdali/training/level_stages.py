@@ -17,7 +17,7 @@ from qrdali.interfaces import RunContext
 from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels, Levels, PerImageLevels
 from qrdali.reduction.quality import quality, round_half_up
 from qrdali.schedule.epoch_schedule import Phase, ScheduleState
-from qrdali.schedule.methods import descent_rule_of, reduced_levels, stage_level
+from qrdali.schedule.methods import descent_rule_of, reduced_levels, stage_levels
 from qrdali.system.device import probe_batch_size
 from qrdali.training.probe import DescentCounts, ProbeOptions, descend_by_feedback, descend_by_probe
 from qrdali.training.quarantine import Quarantine
@@ -42,6 +42,7 @@ class LevelStages:
 
     def __init__(self, spec: RunSpec, split: Split, quarantine: Quarantine, context: RunContext) -> None:
         self.settings, self.folder = spec.settings, spec.run / "levels"
+        self.stage_levels = stage_levels(spec.settings) if spec.stage_levels is None else spec.stage_levels
         self.split, self.index, self.quarantine, self.context = split, split.index, quarantine, context
         self.last = spec.run / "last"
         self.num_levels, self.descent = spec.settings.num_levels, descent_rule_of(spec.settings)
@@ -92,7 +93,8 @@ class LevelStages:
             return FULL_QUALITY
         if self.images is not None:
             return self.images
-        return reduced_levels(self.settings, state.stage, state.epoch + 1)
+        epoch = self.settings.epochs_before + state.epoch + 1
+        return reduced_levels(self.settings, state.stage, epoch, self.stage_levels)
 
     def validation_levels(self, levels: Levels, counts: npt.NDArray[np.int64], phase: Phase) -> Levels:
         """Returns the levels of the validation images: full quality, or with --monitor phase those of the
@@ -109,7 +111,7 @@ class LevelStages:
 
     def log_stage(self, state: ScheduleState, stages: int) -> None:
         """Reports the stage in hand of a run whose quality is the same for every image."""
-        level = stage_level(self.settings.direction, self.num_levels, state.stage)
+        level = self.stage_levels[state.stage - 1]
         value = quality(np.array([level]), self.num_levels)[0]
         self.context.listener.line(f"stage {state.stage} of {stages}: quality {value:.2f}")
 

@@ -272,7 +272,7 @@ def descend_by_feedback(
             index.sizes(samples),
             rule.dimensions,
             rule.num_levels,
-            partial(_online_anchors, seed, samples),
+            partial(_online_draws, seed, samples),
         )
         result.assign(samples, levels, window)
         result.steps[samples] = taken
@@ -280,6 +280,6 @@ def descend_by_feedback(
     return result, DescentCounts(moved, 0)
 
 
-def _online_anchors(seed: int, samples: npt.NDArray[np.int64], step_number: int) -> npt.NDArray[np.float64]:
-    """Returns where the window of an image's step number `step_number` lies, float64 [N, 2] in [0, 1)."""
+def _online_draws(seed: int, samples: npt.NDArray[np.int64], step_number: int) -> npt.NDArray[np.float64]:
+    """Returns what the window of an image's step `step_number` is drawn by, float64 [N, 2] in [0, 1)."""
     return uniform(seed, 0, samples, Purpose.ONLINE, step_number)[:, :2]

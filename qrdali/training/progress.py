@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qrdali.runs.settings import DEFINITIONS
 from qrdali.schedule.epoch_schedule import ScheduleState
 from qrdali.training.epoch_totals import EpochSums, RunTotals, StageInfo
 
@@ -14,9 +15,10 @@ class TrainProgress:
     one replaces it.
 
     schedule: after the last finished epoch. epoch: this rank's sums of the epoch after it, or None between
-    epochs."""
+    epochs. definitions: by which the epoch in hand, or the next one, is trained."""
 
     schedule: ScheduleState
     epoch: EpochSums | None = None
     totals: RunTotals = field(default_factory=RunTotals)
     stage: StageInfo = field(default_factory=StageInfo)
+    definitions: int = DEFINITIONS

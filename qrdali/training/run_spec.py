@@ -12,6 +12,8 @@ from qrdali.data.index import Index
 from qrdali.interfaces import BatchSource
 from qrdali.models import Preprocessing
 from qrdali.runs.settings import Settings
+from qrdali.schedule.epoch_schedule import ScheduleRule
+from qrdali.schedule.methods import schedule_rule_of
 from qrdali.training.tracked_sets import TrackedSets
 
 
@@ -22,7 +24,8 @@ class RunSpec:
     settings: complete, with all that --init, --match and the network decide. run: its folder. model: the
     network with its start weights, on any device. classes: their names, by label. facts: what the first row
     of metrics.jsonl holds besides accuracies; its "environment" is also written when a run is continued in
-    another one."""
+    another one. stage_levels: of linear's stages, as `methods.stage_levels` gives them for the
+    training images; None where those do not matter."""
 
     settings: Settings
     run: Path
@@ -30,6 +33,12 @@ class RunSpec:
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     facts: dict[str, Any]
+    stage_levels: tuple[int, ...] | None = None
+
+    @property
+    def rule(self) -> ScheduleRule:
+        """Returns the rule of the run's epochs."""
+        return schedule_rule_of(self.settings, self.stage_levels)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from qrdali.interfaces import BatchSource, RunContext
 from qrdali.reduction.levels import FULL_QUALITY, Levels
 from qrdali.reduction.quality import REDUCTIONS
 from qrdali.runs import folder as run_folder
+from qrdali.runs.settings import DEFINITIONS
 from qrdali.schedule.epoch_plan import EpochPlan
 
 _REDUCED = re.compile(
@@ -41,10 +42,23 @@ class TrackedSet:
 
 
 class TrackedSets:
-    """Evaluates `sets` in batches of `batch_size`. num_levels: n of the step 1/n of their levels."""
+    """Evaluates `sets` in batches of `batch_size`. num_levels: n of the step 1/n of their levels.
 
-    def __init__(self, sets: Sequence[TrackedSet] = (), batch_size: int = 1, num_levels: int = 2) -> None:
+    definitions: as in `EpochPlan`."""
+
+    def __init__(
+        self,
+        sets: Sequence[TrackedSet] = (),
+        batch_size: int = 1,
+        num_levels: int = 2,
+        definitions: int = DEFINITIONS,
+    ) -> None:
         self._sets, self._batch_size, self._num_levels = sets, batch_size, num_levels
+        self._definitions = definitions
+
+    def under(self, definitions: int) -> TrackedSets:
+        """Returns the same sets under other definitions."""
+        return TrackedSets(self._sets, self._batch_size, self._num_levels, definitions)
 
     def evaluate(
         self, title: str, model: nn.Module, context: RunContext, on_batch: Callable[[int], None]
@@ -55,7 +69,13 @@ class TrackedSets:
         has None and a warning: training does not end for it."""
         accuracies: dict[str, float | None] = {}
         for tracked in self._sets:
-            plan = EpochPlan(tracked.images, self._batch_size, tracked.levels, self._num_levels)
+            plan = EpochPlan(
+                tracked.images,
+                self._batch_size,
+                tracked.levels,
+                self._num_levels,
+                definitions=self._definitions,
+            )
             context.listener.begin(f"{title} {tracked.name}", tracked.images)
             try:
                 rows = predict(model, tracked.source, plan, context, on_batch=on_batch)

@@ -18,6 +18,7 @@ from qrdali.errors import RunError, printable
 from qrdali.interfaces import RunContext
 from qrdali.runs import checkpoint
 from qrdali.runs import folder as run_folder
+from qrdali.runs.settings import DEFINITIONS
 from qrdali.schedule.epoch_schedule import ScheduleState
 from qrdali.training.epoch_totals import EpochSums, RunTotals, StageInfo
 from qrdali.training.optimizer_step import TrainStep
@@ -93,6 +94,7 @@ class TrainStateStore:
             "stage_row": progress.stage.row,
             "stage_shown": progress.stage.reported,
             "data": self._fingerprint,
+            "definitions": progress.definitions,
         }
         if sums is not None:
             loss, correct, images = (sum(column) for column in zip(*sums_by_rank, strict=True))
@@ -156,7 +158,10 @@ class TrainStateStore:
         if totals != numbers:
             raise ValueError("totals that are no numbers")
         stage = StageInfo(dict(data["stage_row"]), bool(data["stage_shown"]))
-        return TrainProgress(schedule, self._sums_from(data["epoch"]), totals, stage)
+        definitions = data.get("definitions", 1)
+        if definitions not in (1, DEFINITIONS):
+            raise ValueError(f"definitions {definitions!r:.20}, which this version does not know")
+        return TrainProgress(schedule, self._sums_from(data["epoch"]), totals, stage, definitions)
 
     def quarantine_damaged(self) -> None:
         """Renames a damaged `last/`, so that the next save leaves the one before it in place. Collective."""

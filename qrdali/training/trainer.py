@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from qrdali.errors import Interrupted, RunError
 from qrdali.evaluation.prediction_rows import write_rows
@@ -12,9 +12,9 @@ from qrdali.interfaces import RunContext
 from qrdali.reduction.levels import FULL_QUALITY, Levels, histogram
 from qrdali.reduction.quality import DIMENSIONS
 from qrdali.runs import folder as run_folder
+from qrdali.runs.settings import DEFINITIONS
 from qrdali.schedule import epoch_schedule
 from qrdali.schedule.epoch_schedule import Phase, ScheduleEvent, ScheduleState
-from qrdali.schedule.methods import schedule_rule_of
 from qrdali.system.energy import all_reduce_peak_memory
 from qrdali.training.epoch import EpochTrainer
 from qrdali.training.epoch_log import EpochLog
@@ -36,7 +36,7 @@ class Trainer:
     def __init__(self, spec: RunSpec, splits: Splits, context: RunContext) -> None:
         self.spec, self.splits, self.context = spec, splits, context
         self.settings, train = spec.settings, splits.train
-        self.rule = schedule_rule_of(spec.settings)
+        self.rule = spec.rule
         self.train_step = TrainStep(spec, context)
         self.quarantine = Quarantine(spec.run, train.index, spec.settings.max_bad, context)
         self.stages = LevelStages(spec, train, self.quarantine, context)
@@ -77,6 +77,7 @@ class Trainer:
             self._keep_best(progress, result, event)
             self._record(progress, result, first_of_stage=not progress.stage.reported)
             progress = replace(progress, stage=_reported(progress.stage, before, progress.schedule, event))
+            progress = self._with_new_definitions(progress)
             if event.stage_end_reason and self.settings.restore_best:
                 self.store.restore("unit")
             self._save_last(progress)
@@ -110,6 +111,8 @@ class Trainer:
         progress = restored.progress
         self.stages.restore(progress.schedule, restored.feedback)
         self.context.group.run_on_all(lambda: self.log.resume(progress.schedule))
+        if progress.epoch is None:
+            progress = self._with_new_definitions(progress)
         where = f"continuing after epoch {progress.schedule.epoch}"
         if progress.epoch:
             where += f" and {progress.epoch.step} steps of the next"
@@ -121,6 +124,17 @@ class Trainer:
         else:
             self.context.listener.line(where)
         return progress
+
+    def _with_new_definitions(self, progress: TrainProgress) -> TrainProgress:
+        """Returns that what follows goes by today's definitions, and warns where it went by others."""
+        if progress.definitions == DEFINITIONS or progress.schedule.ended:
+            return progress
+        self.context.listener.warn(
+            f"this run was begun under definitions {progress.definitions}: from epoch "
+            f"{progress.schedule.epoch + 1} on it goes by definitions {DEFINITIONS}, which order, crop and "
+            "scale images in other ways (docs/definitions.md); reports call it mixed"
+        )
+        return replace(progress, definitions=DEFINITIONS)
 
     def _begin_stage(self, progress: TrainProgress) -> TrainProgress:
         """Sets the levels of the stage in hand: for adaptive runs, one descent step of every image.
@@ -169,11 +183,11 @@ class Trainer:
         counts = histogram(levels, len(self.splits.train.index), self.settings.num_levels)
         shown = self.stages.validation_levels(levels, counts, phase)
         try:
-            rows = self.validator.validate(f"epoch {number} val", model, shown)
+            rows = self.validator.validate(f"epoch {number} val", model, shown, progress.definitions)
             memory = all_reduce_peak_memory(self.context.device, group)
             joules = self.context.energy.all_reduce_joules("energy_joules", group)
             # Of the epoch's own weights: a restore may change them later.
-            tracked = self.validator.evaluate_tracked(f"epoch {number}", model)
+            tracked = self.validator.evaluate_tracked(f"epoch {number}", model, progress.definitions)
         except Interrupted as interruption:
             self._save_last(progress)
             self._leave(interruption.signum, saved=True)
@@ -202,11 +216,13 @@ class Trainer:
     def _record(self, progress: TrainProgress, result: EpochResult, first_of_stage: bool) -> None:
         """Writes the epoch's row of metrics.jsonl."""
         row = metrics_row(result, progress.totals, len(self.quarantine.samples))
-        more = {}
+        more: dict[str, Any] = {}
         if self.stages.adaptive:
             more["levels"] = {name: result.level_counts[i].tolist() for i, name in enumerate(DIMENSIONS)}
         if first_of_stage:
             more |= progress.stage.row
+        if self.settings.definitions != progress.definitions:
+            more |= self.log.mark_of_definitions(progress.definitions)
         self.log.record(row, more)
 
     def _save_last(self, progress: TrainProgress) -> None:

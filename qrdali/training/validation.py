@@ -9,6 +9,7 @@ from qrdali.evaluation.predict import inference_batch_size, predict
 from qrdali.evaluation.prediction_rows import PredictionRows
 from qrdali.interfaces import RunContext
 from qrdali.reduction.levels import Levels
+from qrdali.runs.settings import DEFINITIONS
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.training.run_spec import RunSpec, Splits
 
@@ -22,20 +23,27 @@ class Validator:
     def __init__(self, spec: RunSpec, splits: Splits, context: RunContext) -> None:
         self._settings, self._splits, self._context = spec.settings, splits, context
 
-    def validate(self, title: str, model: nn.Module, levels: Levels) -> PredictionRows:
-        """Returns the predictions of the validation split at `levels`, the same on all ranks."""
+    def validate(
+        self, title: str, model: nn.Module, levels: Levels, definitions: int = DEFINITIONS
+    ) -> PredictionRows:
+        """Returns the predictions of the validation split at `levels`, the same on all ranks.
+
+        definitions: of the epoch that is judged, as in `EpochPlan`."""
         settings, context, val = self._settings, self._context, self._splits.val
         batch_size = inference_batch_size(settings.batch_size, context.group.world_size)
-        plan = EpochPlan(len(val.index), batch_size, levels, settings.num_levels, settings.seed)
+        plan = EpochPlan(len(val.index), batch_size, levels, settings.num_levels, definitions=definitions)
         context.listener.begin(title, plan.samples)
         rows = predict(model, val.source, plan, context, on_batch=self._after_batch)
         context.listener.end()
         self._raise_if_signalled()
         return rows
 
-    def evaluate_tracked(self, title: str, model: nn.Module) -> dict[str, dict[str, float | None]]:
+    def evaluate_tracked(
+        self, title: str, model: nn.Module, definitions: int = DEFINITIONS
+    ) -> dict[str, dict[str, float | None]]:
         """Returns {"tracked": accuracy by name}, or {} if no sets are tracked."""
-        tracked = self._splits.tracked.evaluate(title, model, self._context, self._after_batch)
+        sets = self._splits.tracked.under(definitions)
+        tracked = sets.evaluate(title, model, self._context, self._after_batch)
         self._raise_if_signalled()
         return tracked
 

@@ -69,7 +69,8 @@ def _changed_settings(run: PlannedRun, folder: Path) -> list[str]:
         **run_settings.read_toml(folder / "config.toml"),
     }
     matched = ("max_epochs",) if settings.match else ()  # follows from the steps of the other run
-    return describe_changes(before, now, {*CHANGEABLE_SETTINGS, "match_steps", *matched})
+    at_begin = ("definitions", "epochs_before")  # what a run gets when it begins
+    return describe_changes(before, now, {*CHANGEABLE_SETTINGS, "match_steps", *at_begin, *matched})
 
 
 def _changed_mepi_options(tasks: Tasks, run: PlannedRun) -> list[str]:

@@ -8,13 +8,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from qrdali.errors import InputError
 from qrdali.reduction.quality import DIMENSIONS, num_levels_of, quality
 from qrdali.runs.settings import validate_settings
 from qrdali.schedule import epoch_schedule
 from qrdali.schedule.epoch_schedule import Phase, ScheduleEvent, ScheduleState
-from qrdali.schedule.methods import check_settings, reduced_levels, schedule_rule_of
+from qrdali.schedule.methods import (
+    check_settings,
+    reduced_levels,
+    require_live_levels,
+    schedule_rule_of,
+    stage_levels,
+)
 
 METHODS = ("shared", "baseline", "fixed", "linear")
 
@@ -50,9 +57,11 @@ class Schedule:
     epochs: how many "shared" has.
     direction: of "linear": "down" from the first reduced level, or "up" from the lowest.
     start_accuracy: of the weights before the first epoch, which count as epoch 0 of the run's best.
+    sizes: of all training images, upright height and width in pixels, integers [images, 2].
 
     Raises InputError for an option that cannot be, and for a next epoch while one has no report. The rules
-    are those of `qrdali.train`; levels that change no image are not skipped here either.
+    are those of `qrdali.train`. Levels that change no training image have no stage; without the images' sizes
+    only those of a reduction of colour alone are known.
 
     Example:
         >>> schedule = qrdali.Schedule("fixed", reduction="crop", quality=.5, max_epochs=2)
@@ -78,6 +87,7 @@ class Schedule:
         epochs: int = 10,
         direction: Literal["down", "up"] = "down",
         start_accuracy: float = -math.inf,
+        sizes: npt.ArrayLike | None = None,
     ) -> None:
         if method not in METHODS:
             raise InputError(
@@ -98,7 +108,11 @@ class Schedule:
         self._options = {name: value for name, value in options.items() if value is not None}
         self._settings = validate_settings({**self._options, "data": ""})
         check_settings(self._settings)
-        self._rule, self._num_levels = schedule_rule_of(self._settings), num_levels_of(step)
+        known = None if sizes is None else np.asarray(sizes, np.int32).reshape(-1, 2)
+        chunks = None if known is None else lambda: [known]
+        require_live_levels(self._settings, chunks)
+        self._stage_levels, self._num_levels = stage_levels(self._settings, chunks), num_levels_of(step)
+        self._rule = schedule_rule_of(self._settings, self._stage_levels)
         self._state = epoch_schedule.start(_require_accuracy(start_accuracy, "start_accuracy"))
         self._due: Epoch | None = None
 
@@ -194,7 +208,8 @@ class Schedule:
     def _quality(self, phase: Phase, stage: int, number: int) -> dict[str, float]:
         if phase is Phase.FULL:
             return dict.fromkeys(DIMENSIONS, 1.0)
-        levels = reduced_levels(self._settings, stage, number).for_samples(np.zeros(1, np.int64))[0]
+        reduced = reduced_levels(self._settings, stage, number, self._stage_levels)
+        levels = reduced.for_samples(np.zeros(1, np.int64))[0]
         return dict(zip(DIMENSIONS, quality(levels, self._num_levels).tolist(), strict=True))
 
 

@@ -22,8 +22,8 @@ from qrdali.pipelines.engine import Engine, describe_decoding, engine_of
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import reduced_split_levels
 from qrdali.runs import folder as run_folder
-from qrdali.runs.settings import Settings, default_settings, read_toml, write_settings
-from qrdali.schedule.methods import check_settings
+from qrdali.runs.settings import DEFINITIONS, Settings, default_settings, read_settings, write_settings
+from qrdali.schedule.methods import check_settings, require_live_levels, stage_levels
 from qrdali.system.deterministic import deterministic, require_deterministic_model
 from qrdali.system.device import resolve_device
 from qrdali.system.energy import reset_peak_memory
@@ -92,6 +92,8 @@ def _train(settings: Settings, run: Path, resume: bool, control: JobControl) -> 
             write_settings(run / "config.toml", prepared.spec.settings)
             group.record_started(str(run.absolute()))
         listener.line(_describe(prepared, engine, context))
+        if dead := _dead_levels(prepared.spec):
+            listener.line(dead)
         reset_peak_memory(context.device)
         try:
             Trainer(prepared.spec, splits, context).train(resume)
@@ -113,6 +115,8 @@ def _prepare(
     device = resolve_device(settings.device)
     require_shares(settings, len(train), device, group)
     settings, pre = complete_settings(settings, dataset, len(train))
+    settings = settings.model_copy(update=_begun_with(settings, run, begun))
+    require_live_levels(settings, train.size_chunks)
     if begun:
         _require_same_settings(run, settings)
         if (run / "last").exists() and run_folder.has_ended(run):
@@ -129,14 +133,30 @@ def _prepare(
     models.require_size(model, settings.model, pre.input_size)
     if settings.deterministic:
         require_deterministic_model(model, pre.input_size, len(dataset.classes), settings.amp, device)
-    return PreparedRun(RunSpec(settings, run, model, pre, dataset.classes, facts), train, val)
+    levels = stage_levels(settings, train.size_chunks)
+    return PreparedRun(RunSpec(settings, run, model, pre, dataset.classes, facts, levels), train, val)
+
+
+def _begun_with(settings: Settings, run: Path, begun: bool) -> dict[str, Any]:
+    """Returns the settings that a run gets when it begins and keeps: definitions and epochs_before."""
+    if begun:
+        recorded = read_settings(run / "config.toml")
+        return {"epochs_before": 0} | {
+            name: recorded[name] for name in ("definitions", "epochs_before") if name in recorded
+        }
+    if settings.definitions != DEFINITIONS:
+        raise InputError(
+            f"definitions = {settings.definitions}: new runs go by definitions {DEFINITIONS}; leave it out"
+        )
+    before = run_folder.epochs_trained(Path(settings.init)) if settings.init else 0
+    return {"definitions": DEFINITIONS, "epochs_before": before}
 
 
 def _require_same_settings(run: Path, settings: Settings) -> None:
     """Raises InputError naming what differs from the settings that the run was begun with, as far as it
     matters."""
     # Defaults come first: a run may be older than a setting.
-    before = default_settings() | read_toml(run / "config.toml")
+    before = default_settings() | read_settings(run / "config.toml")
     now = settings.model_dump()
     if changed := describe_changes(before, now, CHANGEABLE_SETTINGS):
         raise InputError(
@@ -194,6 +214,16 @@ def _describe(prepared: PreparedRun, engine: Engine, context: RunContext) -> str
         f"training and {len(prepared.val)} validation images, {len(spec.classes)} classes, "
         f"{device if group.is_single else f'{group.world_size} ranks, {device}'}, {describe_decoding(engine)}"
     )
+
+
+def _dead_levels(spec: RunSpec) -> str:
+    """Returns a line on the levels of linear's grid that have no stage, or ""."""
+    settings, live = spec.settings, spec.stage_levels or ()
+    dead = sorted(set(range(1, settings.num_levels)) - set(live))
+    if settings.method != "linear" or not dead:
+        return ""
+    qualities = ", ".join(f"{(settings.num_levels - level) / settings.num_levels:.4g}" for level in dead)
+    return f"no stage for quality {qualities}: it changes no training image against the stage before"
 
 
 def _facts(settings: Settings, classes: int, device: torch.device, group: ProcessGroup) -> dict[str, Any]:

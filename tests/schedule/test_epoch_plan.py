@@ -1,11 +1,15 @@
+import math
 import tracemalloc
+from collections import Counter
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from scipy.stats import chisquare
 
 from qrdali.reduction.counter_rng import Purpose, philox, uniform
-from qrdali.reduction.levels import FULL_QUALITY
-from qrdali.schedule.epoch_plan import EpochPlan, permute
+from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels
+from qrdali.schedule.epoch_plan import EpochPlan, permute, small_order
 
 
 @pytest.mark.parametrize(
@@ -112,3 +116,39 @@ def test_views_stay_inside(augment: str) -> None:
     assert (view.region[:, 2:] > view.region[:, :2]).all()
     assert (augment == "none") == (not view.flip.any())
     assert (augment == "rrc") == bool((view.region[:, 2:] - view.region[:, :2] < sizes).any())
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_any_order_of_few_images_is_as_likely_as_any_other(count: int) -> None:
+    orders = [tuple(small_order(count, seed, epoch)) for seed in range(40) for epoch in range(120)]
+    seen = Counter(orders)
+    assert len(seen) == math.factorial(count)
+    assert chisquare(list(seen.values())).pvalue > 1e-4
+
+
+def test_orders_change_their_kind_at_4096_images() -> None:
+    def order(count: int, definitions: int) -> npt.NDArray[np.int64]:
+        plan = EpochPlan(count, count, FULL_QUALITY, seed=3, epoch=2, training=True, definitions=definitions)
+        return plan.batch(0)
+
+    assert np.array_equal(order(4095, 2), small_order(4095, 3, 2))
+    assert np.array_equal(order(4096, 2), order(4096, 1))
+    assert not np.array_equal(order(4095, 2), order(4095, 1))
+    assert np.array_equal(order(4095, 1), permute(np.arange(4095), 4095, 3, 2))
+    assert sorted(order(4095, 2)) == list(range(4095))
+
+
+@pytest.mark.parametrize("definitions", [1, 2])
+def test_training_windows_fall_on_every_place_alike(definitions: int) -> None:
+    """Definitions 1 gave both borders half the chance of the other places."""
+    count, side = 20_000, 8  # at quality .25 a window of 4: 5 places along each side
+    plan = EpochPlan(
+        count, 32, ConstantLevels(crop=3), seed=1, epoch=1, training=True, definitions=definitions
+    )
+    window = plan.parameters(np.arange(count), np.full((count, 2), side, np.int32)).window
+    assert window[0, 2:].tolist() == [4, 4]
+    for axis in (0, 1):
+        places = np.bincount(window[:, axis], minlength=5)
+        assert len(places) == 5
+        pvalue = chisquare(places).pvalue
+        assert pvalue > 1e-4 if definitions == 2 else pvalue < 1e-9

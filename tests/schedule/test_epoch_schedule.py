@@ -46,15 +46,15 @@ def run(
         ("RC", 3, [0.5, 0.6, 0.4, 0.6, 0.5, 0.6, 0.7, 0.6], "RCRCRCRC", 0.6, 2),
         ("C", 1, [0.3, 0.3], "CC", 0.3, 1),
         ("C", 2, [0.3, 0.2, 0.4, 0.4, 0.1], "CCCCC", 0.4, 3),
-        ("CR", 1, [0.5, 0.9, 0.5, 0.9], "CRCR", 0.5, 2),
+        ("CR", 1, [0.5, 0.9, 0.5, 0.9], "CRCR", 0.5, 1),
         (
             "CCR",
             1,
             [0.9, 0.5, 0.1, 0.9, 0.5, 0.9],
             "CCRCCR",
             0.5,
-            3,
-        ),  # judged by the last C, not by the first
+            2,
+        ),  # judged by the last C, not by the first, whose state is kept before the R behind it
     ],
 )
 def test_patterns(
@@ -67,6 +67,47 @@ def test_patterns(
     assert [bool(e.stage_end_reason) for e in events] == [False] * (len(events) - 1) + [True]
     assert next_phase(rule, state) is None
     assert not run(rule, accuracies[:-1])[1].ended
+
+
+def test_the_state_after_the_epoch_that_judges_is_kept_and_named() -> None:
+    """Behind the judging C of CCR comes an R, after which accuracy falls: its state is not the best's."""
+    accuracies = [0.61, 0.6933, 0.6333, 0.62, 0.69, 0.6, 0.66, 0.6933, 0.7]
+    letters, state, events = run(ScheduleRule("CCR", 2, 300), accuracies)
+    assert letters == "CCRCCRCCR"
+    assert [i + 1 for i, e in enumerate(events) if e.is_best_of_stage] == [2]
+    # The wait reaches 2 at epoch 8, the stage ends with its unit.
+    assert events[7].stage_end_reason == ""
+    assert events[8].stage_end_reason == "patience: 2 CCR repetitions did not exceed 0.6933 of epoch 2"
+    assert (state.best, state.best_epoch) == (0.6933, 2)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "starts"),
+    [
+        ("RC", [0, 0]),
+        ("CR", [0, 0]),
+        ("RRC", [0, 1, 1]),
+        ("RCR", [0, 0, 2]),
+        ("RCRC", [0, 0, 2, 2]),
+        ("CCCCCCCR", [0, 1, 2, 3, 4, 5, 6, 6]),
+        ("RR", [0, 1]),
+        ("RCCR", [0, 0, 2, 2]),
+    ],
+)
+def test_pairs_are_an_r_and_the_c_beside_it(pattern: str, starts: list[int]) -> None:
+    rule = ScheduleRule(pattern, 3, 300)
+    assert [rule.pair_start(position) for position in range(len(pattern))] == starts
+
+
+def test_a_unit_that_version_0_1_saved_behind_its_last_c_is_judged_at_its_end() -> None:
+    rule = ScheduleRule("CCR", 1, 300)
+    saved = ScheduleState(run_best=0.7, epoch=5, begun=True, final=True, position=2, unit_accuracy=0.7)
+    saved = ScheduleState.from_dict({**saved.as_dict(), "best": 0.6, "best_epoch": 3})
+    state, event = update(rule, saved, 0.1)
+    assert (state.best, state.best_epoch, event.is_best_of_stage) == (0.7, 6, True)
+    assert state.unit_accuracy == float("-inf")
+    worse = ScheduleState.from_dict({**saved.as_dict(), "best": 0.7})
+    assert update(rule, worse, 0.9)[1].stage_end_reason
 
 
 R_ROUND, C_ROUND = [0.50, 0.55, 0.60, 0.60, 0.59, 0.58], [0.61, 0.62, 0.63, 0.64, 0.64, 0.63, 0.60]
@@ -120,7 +161,7 @@ def test_patience_counts_units_that_do_not_improve(patience: int) -> None:
         flat = [0.5] * len(pattern) * (1 + patience)
         assert run(rule, flat)[1].ended
         assert not run(rule, flat[:-1])[1].ended
-        assert run(rule, flat)[1].best_epoch == len(pattern)  # ties keep the earlier
+        assert run(rule, flat)[1].best_epoch == pattern.rindex("C") + 1  # ties keep the earlier
 
 
 def test_max_epochs_ends_in_the_middle_of_a_pair_and_of_a_round() -> None:
