@@ -11,6 +11,8 @@ from typing import Any
 from nvidia.dali import fn, types
 
 from qrdali.models import Preprocessing
+from qrdali.pipelines.graph_inputs import AxisPass, SquareInputs
+from qrdali.pipelines.host_ops import padding_color
 
 Node = Any  # DALI's DataNode; its stubs stand in the wheel for editors only
 
@@ -79,21 +81,40 @@ def color_any(image: Node, bin_width: Node) -> Node:
     )
 
 
-def prepare(image: Node, region: Node, flip: Node, preprocessing: Preprocessing) -> Node:
-    """Returns the network's input, float32 HWC [S, S, 3]: `region` resized to the input size S, normalised.
-
-    region: float32 [4], top, left, bottom, right in pixels. flip: int32 scalar, 1 mirrors.
-    """
-    side = preprocessing.input_size
-    square = fn.resize(
+def square(image: Node, inputs: SquareInputs, preprocessing: Preprocessing) -> Node:
+    """Returns what a network sees of a reduced image, uint8 HWC [S, S, 3]. inputs: of nodes."""
+    image = cut(image, inputs.region.start, inputs.region.shape)
+    for axis_pass in (inputs.first, inputs.second):
+        image = _resize_axis(image, axis_pass, INTERPOLATION[preprocessing.interpolation])
+    return fn.slice(
         image,
-        size=[side, side],
-        roi_start=region[0:2],
-        roi_end=region[2:4],
-        interp_type=INTERPOLATION[preprocessing.interpolation],
-        antialias=True,
-        dtype=types.UINT8,
+        start=inputs.corner,
+        shape=[preprocessing.input_size] * 2,
+        axis_names="HW",
+        out_of_bounds_policy="pad",
+        fill_values=list(padding_color(preprocessing)),
     )
+
+
+def _resize_axis(image: Node, inputs: AxisPass, interpolation: types.DALIInterpType) -> Node:
+    read = fn.slice(
+        image, start=inputs.start, shape=inputs.shape, axis_names="HW", out_of_bounds_policy="pad"
+    )
+    resized: Node = fn.resize(
+        read,
+        size=inputs.size,
+        roi_start=inputs.roi_start,
+        roi_end=inputs.roi_end,
+        interp_type=interpolation,
+        antialias=True,
+        dtype=types.FLOAT,
+    )
+    # Rounded between the passes, as Pillow's are.
+    return fn.cast(resized * inputs.gain, dtype=types.UINT8)
+
+
+def normalize(square: Node, flip: Node, preprocessing: Preprocessing) -> Node:
+    """Returns (v / 255 - mean) / std of a square, float32 HWC. flip: int32 scalar, 1 mirrors."""
     return fn.crop_mirror_normalize(
         square,
         dtype=types.FLOAT,

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from qrdali.data.index import Index
 from qrdali.interfaces import CandidateRequest
 from qrdali.models import Preprocessing
+from qrdali.pipelines import definitions_1
+from qrdali.pipelines.axis_passes import square_inputs
 from qrdali.pipelines.file_reader import Files
 from qrdali.pipelines.graph_inputs import (
     CandidateInputs,
@@ -31,7 +33,8 @@ class PreparedBatch:
     """The numbers of one batch of a plan.
 
     number: of the batch in its plan. samples, labels: int64 [N]. reduction: what each image is reduced by.
-    seen: the part of each reduced image that the network sees.
+    seen: the part of each reduced image that the network sees. regions_1: that part under the definitions 1,
+    where the plan has those.
     """
 
     number: int
@@ -39,16 +42,18 @@ class PreparedBatch:
     labels: npt.NDArray[np.int64]
     reduction: ReductionParams
     seen: View
+    regions_1: definitions_1.Regions | None = None
 
     def select(self, mask: npt.NDArray[np.bool_]) -> PreparedBatch:
         """Returns the batch with only those images where `mask`, bool [N], is true."""
-        reduction, seen = self.reduction, self.seen
+        reduction, regions = self.reduction, self.regions_1
         return PreparedBatch(
             self.number,
             self.samples[mask],
             self.labels[mask],
             ReductionParams(reduction.window[mask], reduction.size[mask], reduction.bin_width[mask]),
-            View(seen.region[mask], seen.flip[mask]),
+            self.seen.select(mask),
+            None if regions is None else regions[mask],
         )
 
 
@@ -61,8 +66,11 @@ def prepared_batches(plan: EpochPlan, index: Index, preprocessing: Preprocessing
         samples = plan.batch(number)
         if len(samples):
             reduction = plan.parameters(samples, index.sizes(samples))
-            seen = plan.view(samples, reduction.size, preprocessing.fit, preprocessing.crop_share)
-            yield PreparedBatch(number, samples, index.labels(samples), reduction, seen)
+            seen = plan.view(samples, reduction.size, preprocessing)
+            regions = None
+            if plan.definitions == 1:
+                regions = definitions_1.regions(plan, seen, reduction.size, preprocessing)
+            yield PreparedBatch(number, samples, index.labels(samples), reduction, seen, regions)
 
 
 def decode_inputs(files: Files, window: npt.NDArray[np.int32]) -> DecodeInputs:
@@ -73,7 +81,7 @@ def decode_inputs(files: Files, window: npt.NDArray[np.int32]) -> DecodeInputs:
     return DecodeInputs(files, window_bounds(window))
 
 
-def network_inputs(files: Files, batch: PreparedBatch) -> NetworkInputs:
+def network_inputs(files: Files, batch: PreparedBatch, preprocessing: Preprocessing) -> NetworkInputs:
     """Returns one batch for `graphs.network_input`."""
     bounds, reduction = window_bounds(batch.reduction.window), batch.reduction
     return NetworkInputs(
@@ -82,7 +90,8 @@ def network_inputs(files: Files, batch: PreparedBatch) -> NetworkInputs:
         image=ImageInputs(
             window=None,
             reduction=pixel_reduction(bounds.shape, reduction.size, reduction.bin_width),
-            region=batch.seen.region,
+            square=square_inputs(batch.seen, preprocessing) if batch.regions_1 is None else None,
+            region=batch.regions_1,
         ),
         flip=batch.seen.flip.astype(np.int32),
         label=batch.labels,
@@ -109,7 +118,8 @@ def candidate_inputs(
             ImageInputs(
                 window=WindowBounds(start, shape) if dimension == CROP else None,
                 reduction=pixel_reduction(shape, size, widths),
-                region=view(size, preprocessing.fit, preprocessing.crop_share).region,
+                square=square_inputs(view(size, preprocessing), preprocessing),
+                region=None,
             )
         )
     return CandidateInputs(files, window_bounds(window), tuple(images))

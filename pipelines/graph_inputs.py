@@ -22,6 +22,7 @@ Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
+Gains = list[npt.NDArray[np.float32]]
 
 NO_BINS, POWER_OF_TWO, ANY_WIDTH = 0, 1, 2  # values of `PixelReduction.binning`
 
@@ -44,12 +45,33 @@ class PixelReduction(NamedTuple):
     binning: UInt8  # [N] NO_BINS for d = 1, POWER_OF_TWO, or ANY_WIDTH
 
 
+class AxisPass(NamedTuple):
+    """Holds one of the two resizes, an axis each, that make the square which a network sees."""
+
+    start: Int32  # [N, 2] top, left of the pixels that it reads; beyond the image there are zeros
+    shape: Int32  # [N, 2] height, width of them
+    size: Float32  # [N, 2] height, width after it, whole numbers
+    roi_start: Float32  # [N, 2] top, left of what is resized to `size`, in the pixels read, not always whole
+    roi_end: Float32  # [N, 2] bottom, right
+    gain: Gains  # N times float32 [height, 1, 1] or [1, width, 1], which the result is multiplied by
+
+
+class SquareInputs(NamedTuple):
+    """Holds how the square that a network sees is made of a reduced image."""
+
+    region: WindowBounds  # what is resized; the rest of the image does not count
+    first: AxisPass
+    second: AxisPass
+    corner: Int32  # [N, 2] top, left of the square in the result, 0 or less: beyond the result it is padded
+
+
 class ImageInputs(NamedTuple):
     """Holds what becomes of decoded pixels; a field that is None is not part of the graph."""
 
     window: WindowBounds | None  # what is cut out of the decoded pixels; None: all of them are wanted
     reduction: PixelReduction
-    region: Float32 | None  # [N, 4] top, left, bottom, right: what the network sees of the reduced image
+    square: SquareInputs | None  # what the network sees of the reduced image
+    region: Float32 | None  # [N, 4] top, left, bottom, right: the same under the definitions 1
 
 
 class DecodeInputs(NamedTuple):
@@ -139,7 +161,9 @@ def fill(names: tuple[Any, ...], nodes: Iterator[Any]) -> Any:
 
 
 DECODE = layout(DecodeInputs)
-NETWORK = layout(NetworkInputs, image=layout(ImageInputs, window=None, region="region"))
+SQUARE = layout(SquareInputs)
+NETWORK = layout(NetworkInputs, image=layout(ImageInputs, window=None, square=SQUARE, region=None))
+NETWORK_1 = layout(NetworkInputs, image=layout(ImageInputs, window=None, square=None, region="region"))
 
 
 def candidate_layout(columns: tuple[int, ...]) -> Any:
@@ -150,12 +174,19 @@ def candidate_layout(columns: tuple[int, ...]) -> Any:
     return layout(
         CandidateInputs,
         columns=tuple(
-            layout(ImageInputs, window=layout(WindowBounds) if dimension == CROP else None, region="region")
+            layout(
+                ImageInputs,
+                window=layout(WindowBounds) if dimension == CROP else None,
+                square=SQUARE,
+                region=None,
+            )
             for dimension in columns
         ),
     )
 
 
-def decoded_layout(with_region: bool) -> Any:
-    """Returns the layout of `DecodedInputs.image`, with the region where the network's input is wanted."""
-    return layout(ImageInputs, window=layout(WindowBounds), region="region" if with_region else None)
+def decoded_layout(with_square: bool) -> Any:
+    """Returns the layout of `DecodedInputs.image`, with the square where the network's input is wanted."""
+    return layout(
+        ImageInputs, window=layout(WindowBounds), square=SQUARE if with_square else None, region=None
+    )

@@ -15,11 +15,13 @@ from nvidia.dali.pipeline import do_not_convert
 
 from qrdali.models import Preprocessing
 from qrdali.pipelines import dali_ops as ops
+from qrdali.pipelines import definitions_1
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.graph_inputs import (
     ANY_WIDTH,
     DECODE,
     NETWORK,
+    NETWORK_1,
     POWER_OF_TWO,
     candidate_layout,
     decoded_layout,
@@ -45,16 +47,23 @@ def network_input(
     batch_size: int,
     preprocessing: Preprocessing,
     needs_bytes: bool = False,
+    definitions: int = 2,
 ) -> Any:
-    """Returns a pipeline from `NetworkInputs` to (images float32 HWC, labels, samples)."""
+    """Returns a pipeline from `NetworkInputs` to (images float32 HWC, labels, samples).
+
+    definitions: as in `EpochPlan`.
+    """
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        inputs = _receive(source, NETWORK)
+        inputs = _receive(source, NETWORK_1 if definitions == 1 else NETWORK)
         image = _read(inputs, engine, needs_bytes)
         image = _reduce_resolution_and_color(image, inputs.image.reduction)
-        image = ops.prepare(image, inputs.image.region, inputs.flip, preprocessing)
-        return image, inputs.label, inputs.sample
+        if definitions == 1:
+            square = definitions_1.square_in_graph(image, inputs.image.region, preprocessing)
+        else:
+            square = ops.square(image, inputs.image.square, preprocessing)
+        return ops.normalize(square, inputs.flip, preprocessing), inputs.label, inputs.sample
 
     return _instance(graph, engine, batch_size)
 
@@ -96,7 +105,8 @@ def candidates(
                 image = ops.cut(image, column.window.start, column.window.shape)
             image = _reduce_resolution_and_color(image, column.reduction)
             reduced_images.append(image)
-            network_inputs.append(ops.prepare(image, column.region, 0, preprocessing))
+            square = ops.square(image, column.square, preprocessing)
+            network_inputs.append(ops.normalize(square, 0, preprocessing))
         return tuple(network_inputs + reduced_images if outputs.with_images else network_inputs)
 
     return _instance(graph, engine, batch_size)
@@ -111,7 +121,7 @@ def reduce_decoded(
     none ahead.
     """
     device = "cpu" if engine.device_id is None else "gpu"
-    names = decoded_layout(with_region=preprocessing is not None)
+    names = decoded_layout(with_square=preprocessing is not None)
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
@@ -121,7 +131,7 @@ def reduce_decoded(
         image = _reduce_resolution_and_color(image, inputs.reduction)
         if preprocessing is None:
             return image
-        return ops.prepare(image, inputs.region, 0, preprocessing)
+        return ops.normalize(ops.square(image, inputs.square, preprocessing), 0, preprocessing)
 
     return graph(
         batch_size=batch_size,

@@ -21,6 +21,7 @@ from qrdali.interfaces import ImageReducer
 from qrdali.models import Preprocessing
 from qrdali.pipelines import graphs
 from qrdali.pipelines import host_ops as host
+from qrdali.pipelines.axis_passes import square_inputs
 from qrdali.pipelines.diagnose import one_line_error
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.external_source import decode_inputs
@@ -124,10 +125,10 @@ class HostImageReducer(_ImageReducer):
         preprocessing, side = self._preprocessing, self._preprocessing.input_size
         images = torch.empty((len(pixels), side, side, 3))
         target = images.numpy()
-        region = view(reduction.size, preprocessing.fit, preprocessing.crop_share).region
+        seen = view(reduction.size, preprocessing)
 
         def make(i: int) -> None:
-            host.prepare(_reduced(pixels[i], reduction, i), region[i], False, preprocessing, target[i])
+            host.prepare(_reduced(pixels[i], reduction, i), seen, i, preprocessing, target[i])
 
         list(self._pool.map(make, range(len(pixels))))
         return images.permute(0, 3, 1, 2)
@@ -191,11 +192,14 @@ class GraphImageReducer(_ImageReducer):
                 lambda: self._inputs, self._engine, max_batch, preprocessing if for_network else None
             )
             self._pipes[for_network] = pipe, max_batch
-        bounds, region = window_bounds(reduction.window), None
+        bounds, square = window_bounds(reduction.window), None
         if for_network:
-            region = view(reduction.size, preprocessing.fit, preprocessing.crop_share).region
+            square = square_inputs(view(reduction.size, preprocessing), preprocessing)
         image = ImageInputs(
-            bounds, pixel_reduction(bounds.shape, reduction.size, reduction.bin_width), region
+            window=bounds,
+            reduction=pixel_reduction(bounds.shape, reduction.size, reduction.bin_width),
+            square=square,
+            region=None,
         )
         self._inputs = DecodedInputs(pixels, image)
         try:

@@ -17,7 +17,7 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from qrdali.data.index import Index
 from qrdali.interfaces import Batch, BatchSource, CandidateBatch, CandidateRequest
 from qrdali.models import Preprocessing
-from qrdali.pipelines import graphs
+from qrdali.pipelines import definitions_1, graphs
 from qrdali.pipelines import host_ops as host
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.external_source import (
@@ -47,17 +47,19 @@ class _Loader(ABC):
     def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
         self._index, self._preprocessing, self._engine = index, preprocessing, engine
         self._reader = FileReader(index)
-        self._source = ReplaySource(self._reader, self._to_inputs, PreparedBatch.select)
+        to_inputs = partial(self._to_inputs, preprocessing=preprocessing)
+        self._source = ReplaySource(self._reader, to_inputs, PreparedBatch.select)
+        self._batch_size, self._definitions = batch_size, 2
         # Neither holds this loader, so that the pipeline and its memory go as soon as the loader does.
-        self._pipeline = RestartablePipeline(self._graph(self._source, batch_size))
+        self._pipeline = RestartablePipeline(self._graph(self._source))
 
     @staticmethod
     @abstractmethod
-    def _to_inputs(files: Files, batch: PreparedBatch) -> Any:
+    def _to_inputs(files: Files, batch: PreparedBatch, preprocessing: Preprocessing) -> Any:
         """Returns the graph's inputs."""
 
     @abstractmethod
-    def _graph(self, source: ReplaySource[PreparedBatch], batch_size: int) -> Callable[[], Any]:
+    def _graph(self, source: ReplaySource[PreparedBatch]) -> Callable[[], Any]:
         """Returns a function that builds the pipeline of epochs."""
 
     @abstractmethod
@@ -75,6 +77,9 @@ class _Loader(ABC):
         self._settle()
         self._source.stop()
         self._pipeline.drain()
+        if plan.definitions != self._definitions:
+            self._definitions = plan.definitions
+            self._pipeline = RestartablePipeline(self._graph(self._source))
         self._source.start(prepared_batches(plan, self._index, self._preprocessing))
         self._pipeline.start()
         return self._batches(run_with_replay(self._pipeline, self._source, on_unreadable))
@@ -112,14 +117,15 @@ class GraphLoader(_Loader):
 
     _to_inputs = staticmethod(network_inputs)
 
-    def _graph(self, source: ReplaySource[PreparedBatch], batch_size: int) -> Callable[[], Any]:
+    def _graph(self, source: ReplaySource[PreparedBatch]) -> Callable[[], Any]:
         return partial(
             graphs.network_input,
             source,
             self._engine,
-            batch_size,
+            self._batch_size,
             self._preprocessing,
             self._reader.needs_bytes,
+            self._definitions,
         )
 
     def _batches(self, outputs: Iterator[tuple[PreparedBatch, Outputs]]) -> Iterator[Batch]:
@@ -195,11 +201,13 @@ class HostLoader(_Loader):
         self._working: list[Future[None]] = []
 
     @staticmethod
-    def _to_inputs(files: Files, batch: PreparedBatch) -> Any:
+    def _to_inputs(files: Files, batch: PreparedBatch, preprocessing: Preprocessing) -> Any:
         return decode_inputs(files, batch.reduction.window)
 
-    def _graph(self, source: ReplaySource[PreparedBatch], batch_size: int) -> Callable[[], Any]:
-        return partial(graphs.decode_windows, source, self._engine, batch_size, self._reader.needs_bytes)
+    def _graph(self, source: ReplaySource[PreparedBatch]) -> Callable[[], Any]:
+        return partial(
+            graphs.decode_windows, source, self._engine, self._batch_size, self._reader.needs_bytes
+        )
 
     def _batches(self, outputs: Iterator[tuple[PreparedBatch, Outputs]]) -> Iterator[Batch]:
         ahead: tuple[PreparedBatch, torch.Tensor] | None = None
@@ -224,14 +232,19 @@ class HostLoader(_Loader):
         They are complete after `_settle`.
         """
         count, side = len(batch.samples), self._preprocessing.input_size
-        preprocessing, reduction, seen = self._preprocessing, batch.reduction, batch.seen
+        preprocessing, reduction = self._preprocessing, batch.reduction
+        seen, regions = batch.seen, batch.regions_1
         images = torch.empty((count, side, side, 3))
         target = images.numpy()
 
         def work(first: int, last: int) -> None:
             for i in range(first, last):
                 image = host.reduce(_pixels(windows, i), reduction.size[i], int(reduction.bin_width[i]))
-                host.prepare(image, seen.region[i], bool(seen.flip[i]), preprocessing, target[i])
+                if regions is None:
+                    host.prepare(image, seen, i, preprocessing, target[i])
+                else:
+                    square = definitions_1.square(image, regions[i], preprocessing)
+                    host.normalize(square, bool(seen.flip[i]), preprocessing, target[i])
 
         self._spread(work, count)
         return images
@@ -279,6 +292,8 @@ class HostLoader(_Loader):
         target = images.numpy()
         no_image = np.zeros((1, 1, 3), np.uint8)
         reduced_images = [[no_image] * count for _ in columns] if with_images else None
+        # Candidates that do not exist have no size.
+        seen = [view(np.maximum(1, candidates.size[:, k]), preprocessing) for k in range(len(columns))]
 
         def work(first: int, last: int) -> None:
             for i in range(first, last):
@@ -291,8 +306,7 @@ class HostLoader(_Loader):
                         window = candidates.window[i, k]
                         image = host.cut(decoded, window[:2] - request.window[i, :2], window[2:])
                     image = host.reduce(image, size, int(candidates.bin_width[i, k]))
-                    region = view(size[None], preprocessing.fit, preprocessing.crop_share).region[0]
-                    host.prepare(image, region, False, preprocessing, target[k, i])
+                    host.prepare(image, seen[k], i, preprocessing, target[k, i])
                     if reduced_images is not None:
                         reduced_images[k][i] = image.copy() if np.may_share_memory(image, decoded) else image
 

@@ -17,6 +17,7 @@ THESIS = ("squeezenet1_1", "resnet152", "efficientnet_b3")
 SMALL = ("resnet10t", "test_resnet")  # few layers, with batch-norm: for demos and tests on a CPU
 FITS = ("whole", "center")
 ONE_VALUE = "more than 1 value per channel"  # in torch's error of batch norm that is given one value
+CROP_MODES = ("center", "squash", "border")  # timm's
 
 # Networks without batch-norm. SqueezeNet, for one, ends in a ReLU and dies at the rates that suit networks
 # with batch-norm: it then answers one constant class.
@@ -34,9 +35,12 @@ DEFAULT_LEARNING_RATE = 1e-3  # of AdamW
 class Preprocessing:
     """Says how a reduced image becomes a network's input.
 
-    input_size: side of the square in pixels. fit: "whole" or "center". crop_share: share of the shorter side
-    that "center" shows, in (0, 1]. interpolation: "bilinear" or "bicubic", antialiased. mean, std: per
-    channel, in 0 … 1.
+    input_size: side of the square in pixels. fit: "whole" or "center". interpolation: "bilinear" or
+    "bicubic", antialiased. mean, std: per channel, in 0 … 1.
+
+    crop_share, crop_mode: of "center", the published resize and crop: an image is resized to input_size ÷
+    crop_share, which is its shorter side ("center"), both its sides ("squash") or its longer side ("border",
+    padded with the mean colour), and the square is cut from the middle. Runs of version 0.1 have "center".
     """
 
     input_size: int
@@ -45,6 +49,7 @@ class Preprocessing:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_mode: str = "center"
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,7 @@ def preprocessing(name: str, input_size: int | None = None, fit: str = "whole") 
         )
         side, share = int(config["input_size"][-1]), float(config["crop_pct"])
         interpolation, mean, std = config["interpolation"], config["mean"], config["std"]
+        crop_mode = str(config["crop_mode"])
     else:
         import torchvision
 
@@ -166,13 +172,20 @@ def preprocessing(name: str, input_size: int | None = None, fit: str = "whole") 
         side = int(transform.crop_size[0])
         share = side / int(transform.resize_size[0])
         interpolation, mean, std = transform.interpolation.value, transform.mean, transform.std
+        crop_mode = "center"
     if input_size is not None and not 8 <= input_size <= 4096:
         raise InputError(f"--input-size is {input_size}: choose 8 to 4096 pixels")
     if interpolation not in ("bilinear", "bicubic"):
         interpolation = "bicubic"
-    return Preprocessing(
-        input_size or side, fit, share, interpolation, tuple(map(float, mean)), tuple(map(float, std))
-    )
+    if fit != "center":
+        crop_mode = "center"  # so that runs that show the whole image have one preprocessing
+    elif crop_mode not in CROP_MODES:
+        raise InputError(
+            f"--fit center: {printable(name)} crops by {printable(crop_mode)!r}, which is not one of "
+            f"{', '.join(CROP_MODES)}: choose --fit whole"
+        )
+    mean, std = tuple(map(float, mean)), tuple(map(float, std))
+    return Preprocessing(input_size or side, fit, share, interpolation, mean, std, crop_mode)
 
 
 def learning_rate(name: str) -> float:

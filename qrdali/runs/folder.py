@@ -17,7 +17,7 @@ from qrdali.files.atomic import write_whole
 from qrdali.files.hashing import sha256_of
 from qrdali.files.json_objects import read_objects
 from qrdali.files.lock import acquire
-from qrdali.models import Preprocessing, create
+from qrdali.models import CROP_MODES, Preprocessing, create
 from qrdali.runs import checkpoint, settings
 
 LOCK = ".lock"
@@ -46,8 +46,12 @@ class BestModel:
             pre["std"] = tuple(map(float, pre["std"]))
             pre["input_size"] = int(pre["input_size"])
             pre["crop_share"] = float(pre["crop_share"])
+            if not 0.01 <= pre["crop_share"] <= 10:
+                raise ValueError(f"crop_share {pre['crop_share']}")
             pre["fit"] = str(pre["fit"])
             pre["interpolation"] = str(pre["interpolation"])
+            if pre.setdefault("crop_mode", "center") not in CROP_MODES:
+                raise ValueError(f"crop_mode {pre['crop_mode']!r}")
             return cls(
                 str(data["model"]),
                 tuple(map(str, data["classes"])),

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from qrdali.reduction.counter_rng import Purpose, keys, philox, uniform
 from qrdali.reduction.levels import Levels
-from qrdali.reduction.network_view import RRC_ATTEMPTS, View, random_view, view
+from qrdali.reduction.network_view import RRC_ATTEMPTS, View, random_regions, view, whole_regions
 from qrdali.reduction.quality import CENTER, ReductionParams, drawn_offset, reduction_params
+
+if TYPE_CHECKING:
+    from qrdali.models import Preprocessing
 
 Samples = npt.NDArray[np.int64]
 
@@ -156,19 +160,19 @@ class EpochPlan:
             result.window[:, :2] = origins
         return result
 
-    def view(self, samples: Samples, sizes: npt.NDArray[np.int32], fit: str, crop_share: float) -> View:
+    def view(self, samples: Samples, sizes: npt.NDArray[np.int32], preprocessing: Preprocessing) -> View:
         """Returns the part of each reduced image that the network sees, and whether it is mirrored.
 
-        sizes: [N, 2] of the reduced images. fit, crop_share: as in `models.Preprocessing`.
+        sizes: [N, 2] of the reduced images.
         """
-        seen = view(sizes, fit, crop_share)
+        seen = view(sizes, preprocessing)
         if not self.training or self.augment == "none":
             return seen
-        flip = uniform(self.seed, self.epoch, samples, Purpose.FLIP)[:, 0] < 0.5
         if self.augment == "rrc":
             attempts = [
                 uniform(self.seed, self.epoch, samples, Purpose.RESIZED_CROP, draw)
                 for draw in range(RRC_ATTEMPTS)
             ]
-            return View(random_view(sizes, np.stack(attempts, axis=1)), flip)
-        return View(seen.region, flip)
+            seen = whole_regions(random_regions(sizes, np.stack(attempts, axis=1)), preprocessing.input_size)
+        flip = uniform(self.seed, self.epoch, samples, Purpose.FLIP)[:, 0] < 0.5
+        return replace(seen, flip=flip)

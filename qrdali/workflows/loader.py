@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -225,9 +226,7 @@ def _preprocessing(
     )
     if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         raise InputError(f"mean is {mean}, std is {std}: give three numbers each, std above 0")
-    return Preprocessing(
-        base.input_size, fit, base.crop_share, interpolation or base.interpolation, mean, std
-    )
+    return replace(base, interpolation=interpolation or base.interpolation, mean=mean, std=std)
 
 
 def _warn(text: str) -> None:

@@ -69,7 +69,7 @@ class Run:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Returns input_size, fit, crop_share, interpolation, mean and std of inputs. Raises as `model`."""
+        """Returns input_size, fit, crop_share, crop_mode, interpolation, mean and std. Raises as `model`."""
         return self.best.preprocessing
 
     @property

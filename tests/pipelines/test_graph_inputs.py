@@ -13,6 +13,7 @@ from qrdali.pipelines.external_source import candidate_inputs, network_inputs, p
 from qrdali.pipelines.graph_inputs import (
     DECODE,
     NETWORK,
+    NETWORK_1,
     CandidateInputs,
     ImageInputs,
     NetworkInputs,
@@ -29,7 +30,8 @@ from qrdali.reduction.quality import REDUCTIONS
 from qrdali.schedule.epoch_plan import EpochPlan
 
 PRE = Preprocessing(32, "center", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-WIDTHS = {"start": 2, "shape": 2, "size": 2, "region": 4}  # columns of the fields that are not [N]
+# Columns of the fields that are not [N].
+WIDTHS = {"start": 2, "shape": 2, "size": 2, "roi_start": 2, "roi_end": 2, "corner": 2}
 
 
 def check_arrays(structure: Any, count: int) -> None:
@@ -38,6 +40,10 @@ def check_arrays(structure: Any, count: int) -> None:
         value = getattr(structure, name)
         if name == "files":
             assert [file.dtype for file in value] == [np.uint8] * count
+        elif name == "gain":
+            assert [gain.dtype for gain in value] == [np.float32] * count
+            # In the order of the passes each is one row or one column.
+            assert all(1 in gain.shape[:2] and gain.shape[2] == 1 for gain in value)
         elif isinstance(value, tuple):
             for part in [value] if hasattr(value, "_fields") else value:
                 check_arrays(part, count)
@@ -52,9 +58,9 @@ def test_the_arrays_of_a_plan_are_as_declared(dataset: Dataset) -> None:
     index = dataset.index("train")
     plan = EpochPlan(len(index), 5, ConstantLevels(1, 2, 3), training=True, augment="flip")
     batch = next(prepared_batches(plan, index, PRE))
-    inputs = network_inputs(index.path_bytes(batch.samples), batch)
+    inputs = network_inputs(index.path_bytes(batch.samples), batch, PRE)
     check_arrays(inputs, 5)
-    assert len(flatten(inputs)) == len(flatten(NETWORK)) == 13
+    assert len(flatten(inputs)) == len(flatten(NETWORK)) == 27
     assert inputs.image.reduction.binning.tolist() == [graph_inputs.POWER_OF_TWO] * 5
 
 
@@ -92,16 +98,28 @@ def test_a_graph_gets_back_the_structure_that_was_flattened() -> None:
         flat = flatten(names)
         assert fill(names, iter(flat)) == names
         assert fill(names, iter(range(len(flat)))) != names
-    network = fill(NETWORK, iter(range(13)))
+    network = fill(NETWORK, iter(range(27)))
     assert isinstance(network, NetworkInputs)
     assert isinstance(network.image, ImageInputs)
     assert isinstance(network.image.reduction, PixelReduction)
     assert network.image.window is None
-    assert (network.window, network.flip, network.sample) == (WindowBounds(1, 2), 10, 12)
+    assert (network.window, network.flip, network.sample) == (WindowBounds(1, 2), 24, 26)
 
 
 def test_only_crops_cut_a_window_of_their_own() -> None:
     layout = candidate_layout((0, 2, 1))
     assert isinstance(layout, CandidateInputs)
     assert [column.window for column in layout.columns] == [None, None, WindowBounds("start", "shape")]
-    assert decoded_layout(False).region is None
+    assert decoded_layout(False).square is None
+
+
+def test_an_epoch_of_definitions_1_has_one_region_for_each_image(dataset: Dataset) -> None:
+    index = dataset.index("train")
+    plan = EpochPlan(len(index), 5, ConstantLevels(1, 2, 3), training=True, augment="flip", definitions=1)
+    batch = next(prepared_batches(plan, index, PRE))
+    inputs = network_inputs(index.path_bytes(batch.samples), batch, PRE)
+    assert inputs.image.square is None
+    assert inputs.image.region is not None
+    assert inputs.image.region.shape == (5, 4)
+    assert inputs.image.region.dtype == np.float32
+    assert len(flatten(inputs)) == len(flatten(NETWORK_1)) == 13

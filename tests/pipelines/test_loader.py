@@ -118,6 +118,8 @@ def test_host_and_graph_show_the_network_the_same(
     difference = torch.stack([(host[s] - graph[s]).abs() for s in host]) * 255 * 0.226
     # A value that the resize puts on the other side of a colour bin's edge moves by a whole bin.
     assert difference.mean() < (0.9 if levels.color else 0.35)
+    if not levels.color and not levels.resolution:
+        assert difference.max() < 1.1  # only the rounding of two implementations of one transform
 
 
 @pytest.mark.parametrize("graph", [False, True])

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import chisquare
 
+from qrdali.models import Preprocessing
 from qrdali.reduction.counter_rng import Purpose, philox, uniform
 from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels
 from qrdali.schedule.epoch_plan import EpochPlan, permute, small_order
@@ -110,7 +111,8 @@ def test_draws_belong_to_seed_epoch_sample_and_purpose() -> None:
 def test_views_stay_inside(augment: str) -> None:
     sizes = np.array([[1, 1], [1, 50], [50, 1], [37, 91]] * 25, np.int32)
     plan = EpochPlan(100, 100, FULL_QUALITY, training=True, augment=augment)
-    view = plan.view(np.arange(100), sizes, "whole", 1)
+    pre = Preprocessing(8, "whole", 1, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    view = plan.view(np.arange(100), sizes, pre)
     assert (view.region[:, :2] >= 0).all()
     assert (view.region[:, 2:] <= sizes).all()
     assert (view.region[:, 2:] > view.region[:, :2]).all()
