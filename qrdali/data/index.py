@@ -16,6 +16,7 @@ from qrdali.data import provenance, storage
 from qrdali.data.index_columns import batches, mapped, open_columns
 from qrdali.data.relocation import Relocation, relocation_of
 from qrdali.errors import InputError, RunError, printable
+from qrdali.files.text_lines import decode_text, split_lines
 
 Samples = npt.NDArray[np.int64]
 
@@ -234,8 +235,8 @@ class Dataset:
                     f"{printable(listing)} is larger than {_MAX_CLASSES_BYTES >> 20} MiB: that is not a list "
                     "of classes"
                 )
-            rows = listing.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            rows = split_lines(decode_text(listing.read_bytes()))
+        except (OSError, ValueError) as error:
             raise RunError(f"{listing} cannot be read: {printable(error)}") from None
         for row in rows[1:]:
             label, tab, name = row.partition("\t")

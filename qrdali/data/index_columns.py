@@ -1,9 +1,13 @@
-"""The columns of an index file: views of a mapped file, or of a large file rows read one by one."""
+"""The columns of an index file: views of a mapped file, or of a large file rows read one by one.
+
+On a file system that maps no files a small file is read whole, a large one by record batches.
+"""
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,11 +17,13 @@ import pyarrow as pa
 
 from qrdali.errors import RunError, printable
 from qrdali.files.array_rows import MAPPED, ReadFile
+from qrdali.files.mapping import map_file
 
 Samples = npt.NDArray[np.int64]
 
 _RELEASE_EVERY = 64  # record batches of a large file, after which its touched pages are released
 _MAX_PATH_BYTES = 1 << 16
+_MAGIC_BYTES = 8  # before an Arrow file's first message: "ARROW1" and two zeros
 _NO_PATH = np.empty(0, np.uint8)
 
 
@@ -45,35 +51,42 @@ class Columns(Protocol):
 
 def open_columns(file: Path, schema: pa.Schema) -> Columns:
     """Returns the columns of an index file. Raises RunError for any other file."""
-    content = mapped(file)
-    if len(content) <= MAPPED:
+    content = _mapped_or_none(file)
+    if content is None and file.stat().st_size <= MAPPED:
+        return MappedColumns(file, mapped(file), schema)
+    if content is not None and len(content) <= MAPPED:
         return MappedColumns(file, content, schema)
     return ReadColumns(file, content, schema)
 
 
-def mapped(file: Path) -> mmap.mmap:
-    """Maps a file, read-only. Raises RunError if it cannot be mapped."""
+def mapped(file: Path) -> mmap.mmap | bytes:
+    """Returns a file's content: mapped read-only, or read where the file system maps no files.
+
+    Raises RunError if it cannot be read.
+    """
+    try:
+        return _mapped_or_none(file) or file.read_bytes()
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _mapped_or_none(file: Path) -> mmap.mmap | None:
     try:
         if not file.is_file():
             raise OSError("it is not a file")
-        with open(file, "rb") as opened:
-            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        return map_file(file)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise _unreadable(file, error) from None
 
 
-def batches(file: Path, content: mmap.mmap, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def batches(file: Path, content: mmap.mmap | bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Yields the record batches of an Arrow file, views of `content`.
 
     Raises RunError if it is not an Arrow file, has another schema or is damaged.
     """
     try:
         reader = pa.ipc.open_file(pa.py_buffer(content))
-        if reader.schema != schema:
-            raise RunError(
-                f"{printable(file)} has columns {printable(reader.schema.names)}, not {schema.names}: index "
-                "it again"
-            )
+        _require_schema(file, reader.schema, schema)
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
             batch.validate()
@@ -84,26 +97,51 @@ def batches(file: Path, content: mmap.mmap, schema: pa.Schema) -> Iterator[pa.Re
         raise _unreadable(file, error) from None
 
 
+def _located_batches(file: Path, schema: pa.Schema) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Reads an Arrow file's record batches one after another, and yields each with its `base`.
+
+    A buffer at the address `base` + n is the file's content from byte n on. Raises RunError as `batches`.
+    """
+    try:
+        with pa.OSFile(str(file)) as source:
+            _require_schema(file, pa.ipc.open_file(source).schema, schema)
+            source.seek(_MAGIC_BYTES)
+            with suppress(EOFError):  # the mark after the last record batch
+                while True:
+                    message = pa.ipc.read_message(source)
+                    if message.type == "record batch":
+                        batch = pa.ipc.read_record_batch(message, schema)
+                        batch.validate()
+                        yield batch, message.body.address - (source.tell() - message.body.size)
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _require_schema(file: Path, schema: pa.Schema, wanted: pa.Schema) -> None:
+    if schema != wanted:
+        raise RunError(
+            f"{printable(file)} has columns {printable(schema.names)}, not {wanted.names}: index it again"
+        )
+
+
 def _unreadable(file: Path, error: Exception) -> RunError:
     return RunError(
         f"{printable(file)} is not a readable index ({printable(error)[:160]}): run `qrdali data index` again"
     )
 
 
-def _filled(file: Path, content: mmap.mmap, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Yields the record batches that have rows. Raises RunError as `batches` does, and for empty cells."""
-    for batch in batches(file, content, schema):
-        if any(column.null_count for column in batch.columns):
-            raise RunError(f"{printable(file)} has empty cells: run `qrdali data index` again")
-        if batch.num_rows:
-            yield batch
+def _has_rows(file: Path, batch: pa.RecordBatch) -> bool:
+    """Returns whether a record batch has rows. Raises RunError for empty cells."""
+    if any(column.null_count for column in batch.columns):
+        raise RunError(f"{printable(file)} has empty cells: run `qrdali data index` again")
+    return bool(batch.num_rows)
 
 
 class MappedColumns:
-    """Views of a mapped file."""
+    """Views of a file that is mapped, or in memory."""
 
-    def __init__(self, file: Path, content: mmap.mmap, schema: pa.Schema) -> None:
-        self._columns = [_Views(batch) for batch in _filled(file, content, schema)]
+    def __init__(self, file: Path, content: mmap.mmap | bytes, schema: pa.Schema) -> None:
+        self._columns = [_Views(batch) for batch in batches(file, content, schema) if _has_rows(file, batch)]
         self._starts = np.cumsum([0, *(len(c.label) for c in self._columns)])
 
     def __len__(self) -> int:
@@ -172,26 +210,36 @@ class _Views:
 class ReadColumns:
     """Reads rows of the file by position.
 
-    It is mapped only while it is opened, to find where the columns lie.
+    It is mapped only while it is opened, to find where the columns lie; or read once (`content` None).
     """
 
-    def __init__(self, file: Path, content: mmap.mmap, schema: pa.Schema) -> None:
+    def __init__(self, file: Path, content: mmap.mmap | None, schema: pa.Schema) -> None:
         try:
             self._file = ReadFile(file)
         except OSError as error:
             raise _unreadable(file, error) from None
-        if self._file.size != len(content):
-            raise _unreadable(file, OSError("it changes while it is opened"))
-        # Without read-ahead 10^8 rows open from a cold disk in 0.5 s, with it in 3.5 s.
-        content.madvise(mmap.MADV_RANDOM)
-        base, positions = pa.py_buffer(content).address, []
-        for number, batch in enumerate(_filled(file, content, schema)):
-            positions.append(self._positions(batch, base))
-            if number % _RELEASE_EVERY == 0:
-                content.madvise(mmap.MADV_DONTNEED)
+        if content is None:
+            located = _located_batches(file, schema)
+        else:
+            located = self._mapped_batches(content, schema)
+        positions = [self._positions(batch, base) for batch, base in located if _has_rows(file, batch)]
         rows, *columns = np.array(positions, np.int64).reshape(-1, 7).T
         self._offsets, self._text, self._label, self._width, self._height, self._text_bytes = columns
         self._starts = np.append(0, np.cumsum(rows))
+
+    def _mapped_batches(
+        self, content: mmap.mmap, schema: pa.Schema
+    ) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Yields what `_located_batches` does, from the mapped file."""
+        if self._file.size != len(content):
+            raise _unreadable(self._file.file, OSError("it changes while it is opened"))
+        base = pa.py_buffer(content).address
+        # Without read-ahead 10^8 rows open from a cold disk in 0.5 s, with it in 3.5 s.
+        content.madvise(mmap.MADV_RANDOM)
+        for number, batch in enumerate(batches(self._file.file, content, schema)):
+            yield batch, base
+            if number % _RELEASE_EVERY == 0:
+                content.madvise(mmap.MADV_DONTNEED)
 
     def _positions(self, batch: pa.RecordBatch, base: int) -> tuple[int, ...]:
         """Returns a record batch's number of rows and where its columns lie in the file.

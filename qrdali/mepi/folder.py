@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,7 +19,7 @@ from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.files.changes import describe_changes
 from qrdali.files.json_objects import read_object
-from qrdali.files.lock import acquire
+from qrdali.files.lock import acquire, silent
 from qrdali.mepi.journal import OUTCOMES, Entry, Journal
 from qrdali.mepi.search_path import params_of_states
 from qrdali.reduction import neighbors
@@ -77,15 +77,22 @@ class MepiSet:
     _journals: dict[str, Journal] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, source: MepiSource, options: dict[str, Any], resume: bool) -> MepiSet:
-        """Makes or continues a set.
+    def open(
+        cls,
+        folder: Path,
+        source: MepiSource,
+        options: dict[str, Any],
+        resume: bool,
+        warn: Callable[[str], None] = silent,
+    ) -> MepiSet:
+        """Makes or continues a set. warn: is called where the file system has no locks.
 
         Raises InputError for a folder of other options or, without `resume`, one in use.
         """
         for name in source.classes:
             if name in ("", ".", "..") or "/" in name or "\0" in name:
                 raise InputError(f"the class name {printable(name)!r} cannot be a folder's")
-        lock, file = _locked(folder), folder / OPTIONS
+        lock, file = _locked(folder, warn), folder / OPTIONS
         if not file.exists():
             write_whole(file, (json.dumps(options, indent=1) + "\n").encode())
             return cls(folder, source, lock)
@@ -277,7 +284,7 @@ def _is_summary(row: Any) -> bool:
     )
 
 
-def _locked(folder: Path) -> TextIO:
+def _locked(folder: Path, warn: Callable[[str], None]) -> TextIO:
     """Returns a lock that the process holds until it ends.
 
     Raises RunError if another process builds in `folder`.
@@ -294,7 +301,9 @@ def _locked(folder: Path) -> TextIO:
         raise InputError(f"{printable(folder)} exists and is not a MEPI set: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     return acquire(
-        file, lambda who: f"{printable(folder)} is being built by {who}: wait for it, or choose another --out"
+        file,
+        lambda who: f"{printable(folder)} is being built by {who}: wait for it, or choose another --out",
+        warn,
     )
 
 

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from qrdali.errors import RunError, printable
 from qrdali.files.atomic import sync
 from qrdali.files.hashing import sha256_of
 from qrdali.files.json_objects import read_object
+from qrdali.files.mapping import can_be_mapped
 
 Tensors = dict[str, torch.Tensor]
 
@@ -66,7 +68,8 @@ def _write(folder: Path, state: dict[str, Any], tensors: dict[str, Tensors]) -> 
                 save_file({key: value.detach().contiguous() for key, value in values.items()}, file)
             except SafetensorError as error:  # an error of the system comes as one too, with its text alone
                 raise OSError(str(error)) from None
-            file.chmod(mode)  # safetensors makes files that only their owner may read
+            with suppress(OSError):  # exFAT, SMB and mounts of object stores keep no permissions
+                file.chmod(mode)  # safetensors makes files that only their owner may read
             digests[file.name] = pool.submit(_hash_and_sync, file)
         (folder / SUMS).write_text(
             "".join(f"{digests[name].result()}  {name}\n" for name in sorted(digests)), "utf-8"
@@ -160,7 +163,7 @@ def _read(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], list[Te
         try:
             if not file.is_file():
                 raise ValueError("it is not a file" if file.exists() else "it is missing")
-            tensors.append(load_file(file))
+            tensors.append(load_file(file, backend="mmap" if can_be_mapped(file) else "pread"))
         except (OSError, ValueError, KeyError, OverflowError, RuntimeError, SafetensorError) as error:
             raise RunError(f"{printable(file)} cannot be read: {printable(error)[:200]}") from None
     return state, tensors

@@ -103,7 +103,7 @@ def build_mepi(
         }
         _require_equal_options(group, options)
         source = MepiSource(index, trained.classes, num_levels)
-        mepis = _open_set(group, Path(out), source, options, resume)
+        mepis = _open_set(control, Path(out), source, options, resume)
         with closing(mepis):
             reducer = open_image_reducer(index, trained.preprocessing, engine)
             control.listener.line(
@@ -152,16 +152,19 @@ def _require_equal_options(group: ProcessGroup, options: dict[str, Any]) -> None
 
 
 def _open_set(
-    group: ProcessGroup, folder: Path, source: MepiSource, options: dict[str, Any], resume: bool
+    control: JobControl, folder: Path, source: MepiSource, options: dict[str, Any], resume: bool
 ) -> MepiSet:
     """Opens the set in `folder`: rank 0 locks and loads it before the others read it. Collective.
 
     A job that torchrun has started again resumes what it had begun itself, although nobody gave --resume.
     """
+    group = control.group
     was_started = group.was_started(str(folder.absolute()))
 
     def open_and_load() -> MepiSet:
-        mepis = MepiSet.open(folder, source, options, resume or was_started)
+        mepis = MepiSet.open(
+            folder, source, options, resume or was_started, control.listener.warn
+        )
         group.record_started(str(folder.absolute()))
         if not group.is_single:
             mepis.load()
