@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from qrdali.data import provenance, storage
-from qrdali.data.index_columns import batches, mapped, open_columns
+from qrdali.data.index_batches import batches, mapped
+from qrdali.data.index_columns import open_columns
 from qrdali.data.relocation import Relocation, relocation_of
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.text_lines import decode_text, split_lines
@@ -144,7 +145,7 @@ class Index:
 
 
 def read_batches(file: Path, schema: pa.Schema) -> list[pa.RecordBatch]:
-    """Returns the record batches of an Arrow file, memory-mapped.
+    """Returns the record batches of an Arrow file, mapped where the file system can.
 
     Raises RunError if it is not an Arrow file, has another schema or is damaged.
     """

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,15 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from qrdali.data.index_batches import batches, has_rows, located_batches, mapped, mapped_or_none, unreadable
 from qrdali.errors import RunError, printable
 from qrdali.files.array_rows import MAPPED, ReadFile
-from qrdali.files.mapping import map_file
 
 Samples = npt.NDArray[np.int64]
 
 _RELEASE_EVERY = 64  # record batches of a large file, after which its touched pages are released
 _MAX_PATH_BYTES = 1 << 16
-_MAGIC_BYTES = 8  # before an Arrow file's first message: "ARROW1" and two zeros
 _NO_PATH = np.empty(0, np.uint8)
 
 
@@ -51,7 +49,7 @@ class Columns(Protocol):
 
 def open_columns(file: Path, schema: pa.Schema) -> Columns:
     """Returns the columns of an index file. Raises RunError for any other file."""
-    content = _mapped_or_none(file)
+    content = mapped_or_none(file)
     if content is None and file.stat().st_size <= MAPPED:
         return MappedColumns(file, mapped(file), schema)
     if content is not None and len(content) <= MAPPED:
@@ -59,89 +57,11 @@ def open_columns(file: Path, schema: pa.Schema) -> Columns:
     return ReadColumns(file, content, schema)
 
 
-def mapped(file: Path) -> mmap.mmap | bytes:
-    """Returns a file's content: mapped read-only, or read where the file system maps no files.
-
-    Raises RunError if it cannot be read.
-    """
-    try:
-        return _mapped_or_none(file) or file.read_bytes()
-    except OSError as error:
-        raise _unreadable(file, error) from None
-
-
-def _mapped_or_none(file: Path) -> mmap.mmap | None:
-    try:
-        if not file.is_file():
-            raise OSError("it is not a file")
-        return map_file(file)
-    except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise _unreadable(file, error) from None
-
-
-def batches(file: Path, content: mmap.mmap | bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Yields the record batches of an Arrow file, views of `content`.
-
-    Raises RunError if it is not an Arrow file, has another schema or is damaged.
-    """
-    try:
-        reader = pa.ipc.open_file(pa.py_buffer(content))
-        _require_schema(file, reader.schema, schema)
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            batch.validate()
-            if batch.nbytes > len(content):  # ours are not compressed
-                raise OSError(f"record batch {number} is larger than the file")
-            yield batch
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise _unreadable(file, error) from None
-
-
-def _located_batches(file: Path, schema: pa.Schema) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Reads an Arrow file's record batches one after another, and yields each with its `base`.
-
-    A buffer at the address `base` + n is the file's content from byte n on. Raises RunError as `batches`.
-    """
-    try:
-        with pa.OSFile(str(file)) as source:
-            _require_schema(file, pa.ipc.open_file(source).schema, schema)
-            source.seek(_MAGIC_BYTES)
-            with suppress(EOFError):  # the mark after the last record batch
-                while True:
-                    message = pa.ipc.read_message(source)
-                    if message.type == "record batch":
-                        batch = pa.ipc.read_record_batch(message, schema)
-                        batch.validate()
-                        yield batch, message.body.address - (source.tell() - message.body.size)
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise _unreadable(file, error) from None
-
-
-def _require_schema(file: Path, schema: pa.Schema, wanted: pa.Schema) -> None:
-    if schema != wanted:
-        raise RunError(
-            f"{printable(file)} has columns {printable(schema.names)}, not {wanted.names}: index it again"
-        )
-
-
-def _unreadable(file: Path, error: Exception) -> RunError:
-    return RunError(
-        f"{printable(file)} is not a readable index ({printable(error)[:160]}): run `qrdali data index` again"
-    )
-
-
-def _has_rows(file: Path, batch: pa.RecordBatch) -> bool:
-    """Returns whether a record batch has rows. Raises RunError for empty cells."""
-    if any(column.null_count for column in batch.columns):
-        raise RunError(f"{printable(file)} has empty cells: run `qrdali data index` again")
-    return bool(batch.num_rows)
-
-
 class MappedColumns:
     """Views of a file that is mapped, or in memory."""
 
     def __init__(self, file: Path, content: mmap.mmap | bytes, schema: pa.Schema) -> None:
-        self._columns = [_Views(batch) for batch in batches(file, content, schema) if _has_rows(file, batch)]
+        self._columns = [_Views(batch) for batch in batches(file, content, schema) if has_rows(file, batch)]
         self._starts = np.cumsum([0, *(len(c.label) for c in self._columns)])
 
     def __len__(self) -> int:
@@ -217,22 +137,20 @@ class ReadColumns:
         try:
             self._file = ReadFile(file)
         except OSError as error:
-            raise _unreadable(file, error) from None
+            raise unreadable(file, error) from None
         if content is None:
-            located = _located_batches(file, schema)
+            located = located_batches(file, schema)
         else:
             located = self._mapped_batches(content, schema)
-        positions = [self._positions(batch, base) for batch, base in located if _has_rows(file, batch)]
+        positions = [self._positions(batch, base) for batch, base in located if has_rows(file, batch)]
         rows, *columns = np.array(positions, np.int64).reshape(-1, 7).T
         self._offsets, self._text, self._label, self._width, self._height, self._text_bytes = columns
         self._starts = np.append(0, np.cumsum(rows))
 
-    def _mapped_batches(
-        self, content: mmap.mmap, schema: pa.Schema
-    ) -> Iterator[tuple[pa.RecordBatch, int]]:
-        """Yields what `_located_batches` does, from the mapped file."""
+    def _mapped_batches(self, content: mmap.mmap, schema: pa.Schema) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Yields what `located_batches` does, from the mapped file."""
         if self._file.size != len(content):
-            raise _unreadable(self._file.file, OSError("it changes while it is opened"))
+            raise unreadable(self._file.file, OSError("it changes while it is opened"))
         base = pa.py_buffer(content).address
         # Without read-ahead 10^8 rows open from a cold disk in 0.5 s, with it in 3.5 s.
         content.madvise(mmap.MADV_RANDOM)

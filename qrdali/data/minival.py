@@ -51,13 +51,13 @@ def cut(
 
     With None it is the nearest number to the `share` of each class, at least one image. Killed at any moment,
     or after a loss of power, the data set is as it was, or one without validation that the next call
-    finishes. warn: is called where the file system has no locks. Raises InputError for a data set that has a validation split, RunError for a class with too few
-    images.
+    finishes.
+
+    warn: is called where the file system has no locks. Raises InputError for a data set that
+    has a validation split, RunError for a class with too few images.
     """
     _open_without_val(folder)  # before a lock is left in a folder that is not a data set
-    with acquire(
-        folder / _LOCK, lambda who: f"{printable(folder)} is being cut by {who}: wait for it", warn
-    ):
+    with acquire(folder / _LOCK, lambda who: f"{printable(folder)} is being cut by {who}: wait for it", warn):
         try:
             dataset = _open_without_val(folder)
             resumed = (folder / LIST).exists()

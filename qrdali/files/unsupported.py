@@ -1,11 +1,11 @@
-"""Tells what a file system lacks from what has failed: network shares and FUSE have no fsync of folders, …"""
+"""Tells what a file system lacks (network shares, FUSE) from what has failed."""
 
 from __future__ import annotations
 
 import errno
 
-# SMB, exFAT, FUSE and mounts of object stores answer with any of these to a call that they do not have. Errors
-# of a disk, its space or a connection (EIO, ENOSPC, EDQUOT, ESTALE, ENOTCONN, …) are not among them.
+# SMB, exFAT, FUSE and mounts of object stores answer with any of these to a call that they do not have.
+# Errors of a disk, its space or a connection (EIO, ENOSPC, EDQUOT, ESTALE, …) are not among them.
 _ERRNOS = frozenset(
     {
         errno.EACCES,

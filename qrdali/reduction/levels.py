@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.array_rows import MAPPED, open_npy
-from qrdali.files.mapping import can_be_mapped
 from qrdali.files.atomic import write_whole
+from qrdali.files.mapping import can_be_mapped
 from qrdali.reduction.counter_rng import Purpose, uniform
 from qrdali.reduction.quality import (
     COLOR,

@@ -162,9 +162,7 @@ def _open_set(
     was_started = group.was_started(str(folder.absolute()))
 
     def open_and_load() -> MepiSet:
-        mepis = MepiSet.open(
-            folder, source, options, resume or was_started, control.listener.warn
-        )
+        mepis = MepiSet.open(folder, source, options, resume or was_started, control.listener.warn)
         group.record_started(str(folder.absolute()))
         if not group.is_single:
             mepis.load()
