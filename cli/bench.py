@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from qrdali.cli.groups import SuggestingGroup
+
 if TYPE_CHECKING:
     from qrdali.data.index import Dataset
     from qrdali.interfaces import ProgressListener
@@ -28,7 +30,7 @@ def _rounds(default: int) -> Callable[[F], F]:
     return click.option("--rounds", type=click.IntRange(1), default=default, show_default=True)
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def bench() -> None:
     """Measure speed on this machine, beside peers in the same run.
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from qrdali.cli.data_sets import humanet, imagenet, minival, say_summary, source_lines, verify
+from qrdali.cli.groups import SuggestingGroup
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def data() -> None:
     """Make and look at data sets.
 

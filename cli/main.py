@@ -7,6 +7,7 @@ import importlib
 import click
 
 from qrdali.cli.exit_status import run_and_exit
+from qrdali.cli.groups import SuggestingGroup
 from qrdali.version import __version__
 
 COMMANDS = {
@@ -25,7 +26,7 @@ COMMANDS = {
 }
 
 
-class _Lazy(click.Group):
+class _Lazy(SuggestingGroup):
     """Imports a command's file only when that command is called, so that --help answers at once."""
 
     def invoke(self, ctx: click.Context) -> object:

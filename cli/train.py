@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from qrdali.cli.groups import SuggestingGroup
+
 if TYPE_CHECKING:
     from qrdali.runs.settings import Settings
     from qrdali.schedule.epoch_schedule import Phase
@@ -23,7 +25,7 @@ def _share(context: click.Context, option: click.Parameter, text: str | None) ->
         raise click.BadParameter(f"{text!r} is not a share: give 0.001 or 0.1%") from None
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def train() -> None:
     """Train a classifier: shared first, then the other methods from it.
 

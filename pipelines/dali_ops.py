@@ -32,7 +32,8 @@ def read(file: Node, start: Node, shape: Node, device: str, whole: bool, needs_b
     whole: decodes the whole image and slices it, for decoders whose region-of-interest path cannot be
     trusted; the pixels are the same.
     """
-    encoded = file if needs_bytes else fn.io.file.read(file)
+    # Some of FUSE map no files; reading is as fast, and a file that becomes shorter meanwhile is no crash.
+    encoded = file if needs_bytes else fn.io.file.read(file, dont_use_mmap=True)
     if whole:
         image = fn.decoders.image(encoded, device=device, output_type=types.RGB)
         return cut(image, start, shape)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from qrdali.cli.main import main
+from qrdali.cli import main as command_line
+from qrdali.cli import process
+
+
+def main() -> None:
+    """Runs the program on the arguments of this process, and exits."""
+    process.prepare()
+    command_line.main()
+
 
 if __name__ == "__main__":
     main()

@@ -14,9 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from qrdali.data import provenance, storage
-from qrdali.data.index_columns import batches, mapped, open_columns
+from qrdali.data.index_batches import batches, mapped
+from qrdali.data.index_columns import open_columns
 from qrdali.data.relocation import Relocation, relocation_of
 from qrdali.errors import InputError, RunError, printable
+from qrdali.files.text_lines import decode_text, split_lines
 
 _ROWS = 65_536  # of sizes read at once where all are gone through
 
@@ -151,7 +153,7 @@ class Index:
 
 
 def read_batches(file: Path, schema: pa.Schema) -> list[pa.RecordBatch]:
-    """Returns the record batches of an Arrow file, memory-mapped.
+    """Returns the record batches of an Arrow file, mapped where the file system can.
 
     Raises RunError if it is not an Arrow file, has another schema or is damaged.
     """
@@ -242,8 +244,8 @@ class Dataset:
                     f"{printable(listing)} is larger than {_MAX_CLASSES_BYTES >> 20} MiB: that is not a list "
                     "of classes"
                 )
-            rows = listing.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            rows = split_lines(decode_text(listing.read_bytes()))
+        except (OSError, ValueError) as error:
             raise RunError(f"{listing} cannot be read: {printable(error)}") from None
         for row in rows[1:]:
             label, tab, name = row.partition("\t")

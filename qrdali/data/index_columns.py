@@ -1,4 +1,7 @@
-"""The columns of an index file: views of a mapped file, or of a large file rows read one by one."""
+"""The columns of an index file: views of a mapped file, or of a large file rows read one by one.
+
+On a file system that maps no files a small file is read whole, a large one by record batches.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from qrdali.data.index_batches import batches, has_rows, located_batches, mapped, mapped_or_none, unreadable
 from qrdali.errors import RunError, printable
 from qrdali.files.array_rows import MAPPED, ReadFile
 
@@ -45,65 +49,19 @@ class Columns(Protocol):
 
 def open_columns(file: Path, schema: pa.Schema) -> Columns:
     """Returns the columns of an index file. Raises RunError for any other file."""
-    content = mapped(file)
-    if len(content) <= MAPPED:
+    content = mapped_or_none(file)
+    if content is None and file.stat().st_size <= MAPPED:
+        return MappedColumns(file, mapped(file), schema)
+    if content is not None and len(content) <= MAPPED:
         return MappedColumns(file, content, schema)
     return ReadColumns(file, content, schema)
 
 
-def mapped(file: Path) -> mmap.mmap:
-    """Maps a file, read-only. Raises RunError if it cannot be mapped."""
-    try:
-        if not file.is_file():
-            raise OSError("it is not a file")
-        with open(file, "rb") as opened:
-            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise _unreadable(file, error) from None
-
-
-def batches(file: Path, content: mmap.mmap, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Yields the record batches of an Arrow file, views of `content`.
-
-    Raises RunError if it is not an Arrow file, has another schema or is damaged.
-    """
-    try:
-        reader = pa.ipc.open_file(pa.py_buffer(content))
-        if reader.schema != schema:
-            raise RunError(
-                f"{printable(file)} has columns {printable(reader.schema.names)}, not {schema.names}: index "
-                "it again"
-            )
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            batch.validate()
-            if batch.nbytes > len(content):  # ours are not compressed
-                raise OSError(f"record batch {number} is larger than the file")
-            yield batch
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise _unreadable(file, error) from None
-
-
-def _unreadable(file: Path, error: Exception) -> RunError:
-    return RunError(
-        f"{printable(file)} is not a readable index ({printable(error)[:160]}): run `qrdali data index` again"
-    )
-
-
-def _filled(file: Path, content: mmap.mmap, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Yields the record batches that have rows. Raises RunError as `batches` does, and for empty cells."""
-    for batch in batches(file, content, schema):
-        if any(column.null_count for column in batch.columns):
-            raise RunError(f"{printable(file)} has empty cells: run `qrdali data index` again")
-        if batch.num_rows:
-            yield batch
-
-
 class MappedColumns:
-    """Views of a mapped file."""
+    """Views of a file that is mapped, or in memory."""
 
-    def __init__(self, file: Path, content: mmap.mmap, schema: pa.Schema) -> None:
-        self._columns = [_Views(batch) for batch in _filled(file, content, schema)]
+    def __init__(self, file: Path, content: mmap.mmap | bytes, schema: pa.Schema) -> None:
+        self._columns = [_Views(batch) for batch in batches(file, content, schema) if has_rows(file, batch)]
         self._starts = np.cumsum([0, *(len(c.label) for c in self._columns)])
 
     def __len__(self) -> int:
@@ -172,26 +130,34 @@ class _Views:
 class ReadColumns:
     """Reads rows of the file by position.
 
-    It is mapped only while it is opened, to find where the columns lie.
+    It is mapped only while it is opened, to find where the columns lie; or read once (`content` None).
     """
 
-    def __init__(self, file: Path, content: mmap.mmap, schema: pa.Schema) -> None:
+    def __init__(self, file: Path, content: mmap.mmap | None, schema: pa.Schema) -> None:
         try:
             self._file = ReadFile(file)
         except OSError as error:
-            raise _unreadable(file, error) from None
-        if self._file.size != len(content):
-            raise _unreadable(file, OSError("it changes while it is opened"))
-        # Without read-ahead 10^8 rows open from a cold disk in 0.5 s, with it in 3.5 s.
-        content.madvise(mmap.MADV_RANDOM)
-        base, positions = pa.py_buffer(content).address, []
-        for number, batch in enumerate(_filled(file, content, schema)):
-            positions.append(self._positions(batch, base))
-            if number % _RELEASE_EVERY == 0:
-                content.madvise(mmap.MADV_DONTNEED)
+            raise unreadable(file, error) from None
+        if content is None:
+            located = located_batches(file, schema)
+        else:
+            located = self._mapped_batches(content, schema)
+        positions = [self._positions(batch, base) for batch, base in located if has_rows(file, batch)]
         rows, *columns = np.array(positions, np.int64).reshape(-1, 7).T
         self._offsets, self._text, self._label, self._width, self._height, self._text_bytes = columns
         self._starts = np.append(0, np.cumsum(rows))
+
+    def _mapped_batches(self, content: mmap.mmap, schema: pa.Schema) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Yields what `located_batches` does, from the mapped file."""
+        if self._file.size != len(content):
+            raise unreadable(self._file.file, OSError("it changes while it is opened"))
+        base = pa.py_buffer(content).address
+        # Without read-ahead 10^8 rows open from a cold disk in 0.5 s, with it in 3.5 s.
+        content.madvise(mmap.MADV_RANDOM)
+        for number, batch in enumerate(batches(self._file.file, content, schema)):
+            yield batch, base
+            if number % _RELEASE_EVERY == 0:
+                content.madvise(mmap.MADV_DONTNEED)
 
     def _positions(self, batch: pa.RecordBatch, base: int) -> tuple[int, ...]:
         """Returns a record batch's number of rows and where its columns lie in the file.

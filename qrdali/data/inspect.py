@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import sys
 import unicodedata
 import warnings
 from contextlib import nullcontext
@@ -74,6 +75,9 @@ def inspect_file(path: str, verify: bool, hashed: bool = False, max_pixels: int 
             return FileReport(path, reason="the file name is not UTF-8")
         if storage.is_url(path):
             return _inspect_url(path, verify, hashed, max_pixels)
+        if os.fsencode(path) != path.encode():  # decoders get the latter: another file, or none
+            encoding = sys.getfilesystemencoding()
+            return FileReport(path, reason=f"Python takes names for {encoding}: start it with PYTHONUTF8=1")
         # stat first: opening a FIFO would wait for ever.
         facts = os.stat(path)
         if not stat.S_ISREG(facts.st_mode):

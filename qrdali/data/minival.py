@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Samples, read_batch
 from qrdali.data.inspect import tsv_field
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import replace_atomically, sync
-from qrdali.files.lock import acquire
+from qrdali.files.lock import acquire, silent
 from qrdali.reduction.counter_rng import shuffled
 
 LIST = "minival.tsv"  # path and class of the images moved; has its name once all new files are on the disk
@@ -40,16 +40,24 @@ class Cut:
     resumed: bool
 
 
-def cut(folder: Path, per_class: int | None, seed: int, share: float = 0) -> Cut:
+def cut(
+    folder: Path,
+    per_class: int | None,
+    seed: int,
+    share: float = 0,
+    warn: Callable[[str], None] = silent,
+) -> Cut:
     """Moves `per_class` images of each class from train.arrow to val.arrow, and lists them in minival.tsv.
 
     With None it is the nearest number to the `share` of each class, at least one image. Killed at any moment,
     or after a loss of power, the data set is as it was, or one without validation that the next call
-    finishes. Raises InputError for a data set that has a validation split, RunError for a class with too few
-    images.
+    finishes.
+
+    warn: is called where the file system has no locks. Raises InputError for a data set that
+    has a validation split, RunError for a class with too few images.
     """
     _open_without_val(folder)  # before a lock is left in a folder that is not a data set
-    with acquire(folder / _LOCK, lambda who: f"{printable(folder)} is being cut by {who}: wait for it"):
+    with acquire(folder / _LOCK, lambda who: f"{printable(folder)} is being cut by {who}: wait for it", warn):
         try:
             dataset = _open_without_val(folder)
             resumed = (folder / LIST).exists()

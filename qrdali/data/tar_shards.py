@@ -16,7 +16,7 @@ from qrdali.data import storage
 from qrdali.data.storage import Member, Stored
 from qrdali.data.tree import EXTENSIONS, Tree
 from qrdali.errors import InputError, RunError, printable
-from qrdali.files.text_lines import quote
+from qrdali.files.text_lines import decode_text, quote, split_lines
 
 CLASSES = "classes.txt"  # in the root: line i, from 0, is the name of class i
 _BLOCK = tarfile.BLOCKSIZE
@@ -98,7 +98,7 @@ def listed_classes(tree: Tree) -> Classes | None:
         file = storage.opened(listing)
         if file.length > _MAX_LISTING_BYTES:
             raise ValueError(f"{file.length} bytes are not a list of classes")
-        names = [line.strip() for line in file.whole().decode("utf-8").splitlines()]
+        names = [line.strip() for line in split_lines(decode_text(file.whole()))]
     except (OSError, ValueError) as error:
         raise InputError(f"{printable(listing)} cannot be read: {printable(error)}") from None
     for number, name in enumerate(names, 1):
@@ -188,7 +188,7 @@ def _read_class(file: Stored, member: Member) -> tuple[str, str]:
     if member.length > _MAX_CLS_BYTES:
         return "", f"{name} beside it has {member.length} bytes: that is not a class"
     try:
-        text = file.read(member.offset, member.length).decode("utf-8").strip()
+        text = file.read(member.offset, member.length).decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         return "", f"{name} beside it is not UTF-8"
     if not text or any(c in text for c in "\t\r\n\0"):

@@ -8,6 +8,7 @@ goes on.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,14 +38,18 @@ class ExperimentFolder:
         """Reads the notes again."""
         self.done, self.failures = _read_notes(self.folder / DONE), _read_notes(self.folder / FAILURES)
 
-    def lock(self) -> TextIO:
-        """Makes the folder and holds it for this process. Raises RunError if another one works in it."""
+    def lock(self, warn: Callable[[str], None]) -> TextIO:
+        """Makes the folder and holds it for this process. Raises RunError if another one works in it.
+
+        warn: is called where the file system has no locks.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = acquire(
             self.folder / LOCK,
             lambda who: (
                 f"{printable(self.folder)} is being worked on by {who}: wait for it, or choose another --out"
             ),
+            warn,
         )
         self.reload()  # the notes may be newer than the ones read before the lock was free
         return lock

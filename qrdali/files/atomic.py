@@ -1,7 +1,7 @@
 """Durable writes: what a later start reads is the old content or the new, whole, even after a loss of power.
 
 A rename alone is not enough: without fsync the file system may write the new name to the disk before the
-content.
+content. A file system that has no fsync, or none for folders, decides by itself when to write.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+from qrdali.files.unsupported import is_unsupported
 
 
 def write_whole(file: Path, data: bytes | Callable[[Path], None]) -> None:
@@ -42,9 +44,26 @@ def replace_atomically(partial: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Forces a file, or the names in a folder, to the disk (fsync)."""
-    handle = os.open(path, os.O_RDONLY)
+    """Forces a file, or the names in a folder, to the disk (fsync), where the file system can.
+
+    Raises OSError if the disk fails or is full.
+    """
     try:
-        os.fsync(handle)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if path.is_dir() and is_unsupported(error):  # a folder that may be written but not listed
+            return
+        raise
+    try:
+        sync_opened(handle)
     finally:
         os.close(handle)
+
+
+def sync_opened(descriptor: int) -> None:
+    """Does as `sync` for an open file."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not is_unsupported(error):
+            raise

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qrdali.errors import RunError, printable
+from qrdali.files.text_lines import decode_text
 
 MOST_BYTES = 16 << 20  # of a file; `[[],[],…]` expands about 20-fold in memory
 MAX_LINE_BYTES = 1 << 20
@@ -25,7 +26,7 @@ def read_object(file: Path, advice: str = "") -> dict[str, Any]:
             text = data.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:
             raise ValueError(f"it is larger than the allowed {MOST_BYTES >> 20} MiB")
-        value = json.loads(text.decode("utf-8"))
+        value = json.loads(decode_text(text))
         if not isinstance(value, dict):
             raise ValueError("it holds no JSON object")
         return value

@@ -5,29 +5,69 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from qrdali.errors import RunError, printable
 
+_warned_devices: set[int] = set()  # st_dev of the file systems without locks that a warning has named
 
-def acquire(file: Path, refusal: Callable[[str], str]) -> TextIO:
+
+def silent(text: str) -> None:
+    """Reports nothing: where no other process can know the folder yet."""
+
+
+def acquire(file: Path, refusal: Callable[[str], str], warn: Callable[[str], None] = silent) -> TextIO:
     """Locks `file` (flock) and returns it; the lock is held until it is closed or the process ends.
 
-    Raises RunError if another process holds it, with the text that `refusal` makes of the holder's name.
+    Where the file system has no locks, nothing is held: `warn` is called once per process and file system.
+    Raises RunError if another process holds the lock, with the text that `refusal` makes of the holder's
+    name, and OSError if the file cannot be opened.
     """
-    lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115
+    lock = open(file, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = printable(lock.read(200)) or "another process"
-        lock.close()
-        raise RunError(refusal(holder)) from None
-    except OSError:
-        return lock  # a file system without locks: nothing to hold
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
+    except OSError as error:
+        # SMB answers EACCES where another process holds the lock.
+        held = isinstance(error, BlockingIOError | PermissionError) and _can_lock_in(file.parent)
+        if held:
+            holder = _holder(lock)
+            lock.close()
+            raise RunError(refusal(holder)) from None
+        _warn_once(file, error, warn)
+        return lock
+    with suppress(OSError):  # a name for messages, no more: a full disk shows in what is written next
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
     return lock
+
+
+def _holder(lock: TextIO) -> str:
+    try:
+        lock.seek(0)
+        return printable(lock.read(200)) or "another process"
+    except OSError:  # on SMB, what is locked cannot be read either
+        return "another process"
+
+
+def _can_lock_in(folder: Path) -> bool:
+    """Returns whether a file of this process alone can be locked there."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            fcntl.flock(trial, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _warn_once(file: Path, error: OSError, warn: Callable[[str], None]) -> None:
+    device = file.stat().st_dev
+    if device not in _warned_devices:
+        _warned_devices.add(device)
+        warn(
+            f"the file system of {printable(file.parent)} has no locks ({error.strerror}): take care that no "
+            "second process writes to this folder, it would not be refused"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,7 +19,7 @@ from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.files.changes import describe_changes
 from qrdali.files.json_objects import read_object
-from qrdali.files.lock import acquire
+from qrdali.files.lock import acquire, silent
 from qrdali.mepi.journal import OUTCOMES, Entry, Journal
 from qrdali.mepi.search_path import params_of_states
 from qrdali.reduction import neighbors
@@ -82,25 +82,25 @@ class MepiSet:
         folder: Path,
         source: MepiSource,
         options: dict[str, Any],
-        resume: bool,
-        reductions: Sequence[str] = (),
+        new: Sequence[str] | None,
+        warn: Callable[[str], None] = silent,
     ) -> MepiSet:
-        """Makes a set, continues it or joins it.
+        """Makes a set, continues it or joins it. warn: is called where the file system has no locks.
 
-        reductions: those that are to be built. Without `resume` a set may be joined by reductions that it
-        does not hold yet. Raises InputError for a folder of other options, for one that holds all of
-        `reductions`, and for one in which a search of any of them was stopped.
+        new: the reductions that join a set which does not hold them yet; None continues it. Raises InputError
+        for a folder of other options, for one that holds all of `new`, and for one in which a search of any
+        of them was stopped.
         """
         for name in source.classes:
             if name in ("", ".", "..") or "/" in name or "\0" in name:
                 raise InputError(f"the class name {printable(name)!r} cannot be a folder's")
-        lock, file = _locked(folder), folder / OPTIONS
+        lock, file = _locked(folder, warn), folder / OPTIONS
         if not file.exists():
             write_whole(file, (json.dumps(options, indent=1) + "\n").encode())
             return cls(folder, source, lock)
         mepis = cls(folder, source, lock)
-        if not resume:
-            mepis._require_room_for(reductions)
+        if new is not None:
+            mepis._require_room_for(new)
         # A run may have moved: its weights tell whether it is the same.
         if changes := describe_changes(read_object(file), options, ignored={"run"}):
             raise InputError(
@@ -300,7 +300,7 @@ def _is_summary(row: Any) -> bool:
     )
 
 
-def _locked(folder: Path) -> TextIO:
+def _locked(folder: Path, warn: Callable[[str], None]) -> TextIO:
     """Returns a lock that the process holds until it ends.
 
     Raises RunError if another process builds in `folder`.
@@ -317,7 +317,9 @@ def _locked(folder: Path) -> TextIO:
         raise InputError(f"{printable(folder)} exists and is not a MEPI set: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     return acquire(
-        file, lambda who: f"{printable(folder)} is being built by {who}: wait for it, or choose another --out"
+        file,
+        lambda who: f"{printable(folder)} is being built by {who}: wait for it, or choose another --out",
+        warn,
     )
 
 

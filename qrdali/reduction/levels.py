@@ -14,6 +14,7 @@ import numpy.typing as npt
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.array_rows import MAPPED, open_npy
 from qrdali.files.atomic import write_whole
+from qrdali.files.mapping import can_be_mapped
 from qrdali.reduction.counter_rng import Purpose, uniform
 from qrdali.reduction.quality import (
     COLOR,
@@ -232,6 +233,8 @@ def _open_array(file: Path, dtype: type[Any], shape: tuple[int, ...], bound: int
         return rows
     for start in range(0, shape[0], CHUNK):
         rows.part(start, min(start + CHUNK, shape[0]))
+    if not can_be_mapped(file):
+        return rows.part(0, shape[0])
     return np.load(file, mmap_mode="r", allow_pickle=False)
 
 

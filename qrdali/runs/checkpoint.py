@@ -10,22 +10,26 @@ import json
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 
 from qrdali.errors import RunError, printable
 from qrdali.files.atomic import sync
 from qrdali.files.hashing import sha256_of
 from qrdali.files.json_objects import read_object
+from qrdali.files.mapping import can_be_mapped
 
 Tensors = dict[str, torch.Tensor]
 
 SUMS = "SHA256SUMS"
 _MAX_ATTEMPTS = 20  # at reading a folder that is replaced meanwhile
+_MAX_SUMS_BYTES = 1 << 16
 _LINE = re.compile(r"([0-9a-f]{64})  ([a-z]{1,40}\.(?:json|safetensors))")
 
 
@@ -66,7 +70,8 @@ def _write(folder: Path, state: dict[str, Any], tensors: dict[str, Tensors]) -> 
                 save_file({key: value.detach().contiguous() for key, value in values.items()}, file)
             except SafetensorError as error:  # an error of the system comes as one too, with its text alone
                 raise OSError(str(error)) from None
-            file.chmod(mode)  # safetensors makes files that only their owner may read
+            with suppress(OSError):  # exFAT, SMB and mounts of object stores keep no permissions
+                file.chmod(mode)  # safetensors makes files that only their owner may read
             digests[file.name] = pool.submit(_hash_and_sync, file)
         (folder / SUMS).write_text(
             "".join(f"{digests[name].result()}  {name}\n" for name in sorted(digests)), "utf-8"
@@ -140,11 +145,19 @@ def quarantine_damaged(folder: Path) -> None:
     sync(folder.parent)
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """Returns inode and time of change, which differ when a folder is replaced; None if it is absent."""
+def _identity(folder: Path) -> bytes | tuple[int, int] | None:
+    """Returns what differs when a folder is replaced: its hashes; None if it is absent.
+
+    Of a checkpoint that was made before there were hashes: inode and time of change. Some of FUSE give a
+    folder another inode each time.
+    """
+    newest = current(folder)
     try:
-        facts = current(folder).stat()
-        return facts.st_ino, facts.st_mtime_ns
+        facts = newest.stat()
+        if not (newest / SUMS).is_file():
+            return facts.st_ino, facts.st_mtime_ns
+        with open(newest / SUMS, "rb") as sums:
+            return sums.read(_MAX_SUMS_BYTES)
     except OSError:
         return None
 
@@ -160,7 +173,8 @@ def _read(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], list[Te
         try:
             if not file.is_file():
                 raise ValueError("it is not a file" if file.exists() else "it is missing")
-            tensors.append(load_file(file))
+            # `load_file` maps the file even with backend="pread".
+            tensors.append(load_file(file) if can_be_mapped(file) else load_bytes(file.read_bytes()))
         except (OSError, ValueError, KeyError, OverflowError, RuntimeError, SafetensorError) as error:
             raise RunError(f"{printable(file)} cannot be read: {printable(error)[:200]}") from None
     return state, tensors
@@ -172,7 +186,7 @@ def _sums(folder: Path) -> dict[str, str]:
     try:
         if not file.exists():
             return {}
-        if not file.is_file() or file.stat().st_size > 1 << 16:
+        if not file.is_file() or file.stat().st_size > _MAX_SUMS_BYTES:
             raise ValueError("it is not a list of hashes")
         lines = [_LINE.fullmatch(line) for line in file.read_text("utf-8").splitlines()]
         sums = {line[2]: line[1] for line in lines if line}

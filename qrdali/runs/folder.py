@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 from torch import nn
 
 from qrdali.errors import InputError, RunError, printable
-from qrdali.files.atomic import write_whole
+from qrdali.files.atomic import sync_opened, write_whole
 from qrdali.files.hashing import sha256_of
 from qrdali.files.json_objects import read_objects
-from qrdali.files.lock import acquire
+from qrdali.files.lock import acquire, silent
 from qrdali.models import CROP_MODES, Preprocessing, create
 from qrdali.runs import checkpoint, settings
 
@@ -189,7 +188,7 @@ def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
         file.flush()
-        os.fsync(file.fileno())
+        sync_opened(file.fileno())
 
 
 def last_recorded(folder: Path, key: str) -> Any:
@@ -219,10 +218,10 @@ def describe_saved(folder: Path) -> str:
 
 
 @contextmanager
-def lock_run_folder(folder: Path) -> Iterator[None]:
+def lock_run_folder(folder: Path, warn: Callable[[str], None] = silent) -> Iterator[None]:
     """Makes the run folder and locks it for this process, within the block.
 
-    An empty one is removed afterwards.
+    An empty one is removed afterwards. warn: is called where the file system has no locks.
 
     Raises RunError if another process trains in it, or if it cannot be written; and for a full disk or
     another error of the system within the block, saying what is saved.
@@ -236,6 +235,7 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
             lambda who: (
                 f"{printable(folder)} is being trained by {who}: wait for it, or choose another --run"
             ),
+            warn,
         )
     except OSError as error:
         raise RunError(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qrdali.errors import InputError, printable
 from qrdali.files.atomic import write_whole
+from qrdali.files.text_lines import decode_text
 from qrdali.reduction.quality import num_levels_of
 
 if sys.version_info >= (3, 11):
@@ -129,7 +130,10 @@ def default_settings() -> dict[str, Any]:
 
 
 def read_toml(file: Path) -> dict[str, Any]:
-    """Returns the keys of a TOML file. Raises InputError if it is not TOML, or larger than 1 MB."""
+    """Returns the keys of a TOML file, which may begin with a byte order mark.
+
+    Raises InputError if it is not TOML, or larger than 1 MB.
+    """
     try:
         if file.exists() and not file.is_file():  # opening a FIFO would wait for ever
             raise InputError(f"{printable(file)} is not a file")
@@ -137,7 +141,7 @@ def read_toml(file: Path) -> dict[str, Any]:
             text = data.read(_MAX_CONFIG_BYTES + 1)
         if len(text) > _MAX_CONFIG_BYTES:
             raise InputError(f"{printable(file)} is larger than 1 MB: that is not a configuration")
-        values: dict[str, Any] = tomllib.loads(text.decode("utf-8"))
+        values: dict[str, Any] = tomllib.loads(decode_text(text))
         return values
     except InputError:
         raise

@@ -312,6 +312,8 @@ def _disk(run: str, space: Space) -> Finding:
             PROBLEM,
             "choose another folder; in a container mount a volume that its user may write (-v, --user)",
         )
+    if not space.total:  # some of FUSE and mounts of object stores
+        return Finding("run folder", f"{run}: its file system does not tell how much is free")
     if space.free < NO_DISK:
         return Finding(
             "run folder", value, PROBLEM, "a run needs room for two copies of its weights: free some"

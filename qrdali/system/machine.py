@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import tempfile
@@ -39,7 +40,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Space:
-    """Bytes of a file system, in all and free. problem: why nothing can be written there, or None."""
+    """Bytes of a file system, in all and free; 0 in all where it does not tell.
+
+    problem: why nothing can be written there, or None.
+    """
 
     total: int
     free: int
@@ -78,8 +82,7 @@ def disk(folder: Path) -> Space:
             existing = existing.parent
         if not existing.is_dir():
             return Space(0, 0, "not a folder")
-        facts = os.statvfs(existing)
-        space = facts.f_frsize * facts.f_blocks, facts.f_frsize * facts.f_bavail
+        space = _space(existing)
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a name with a null byte
         return Space(0, 0, _reason(error))
     try:
@@ -88,6 +91,17 @@ def disk(folder: Path) -> Space:
         return Space(*space)
     except OSError as error:
         return Space(*space, _reason(error))
+
+
+def _space(folder: Path) -> tuple[int, int]:
+    """Returns the bytes of a file system, in all and free; zeros where it does not tell."""
+    try:
+        facts = os.statvfs(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+            return 0, 0
+        raise
+    return facts.f_frsize * facts.f_blocks, facts.f_frsize * facts.f_bavail
 
 
 def _exists(path: Path) -> bool:

@@ -217,7 +217,7 @@ class _Duel:
         same = 0
         for turn in range(rounds):
             out = self.scratch / f"{reduction}-{turn}"
-            mepis = MepiSet.open(out, MepiSource(self.part, CLASS_NAMES, self.num_levels), {}, False)
+            mepis = MepiSet.open(out, MepiSource(self.part, CLASS_NAMES, self.num_levels), {}, None)
             begun = time.perf_counter()
             row = self._build(mepis, reduction)
             taken = time.perf_counter() - begun

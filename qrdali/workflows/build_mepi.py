@@ -104,7 +104,7 @@ def build_mepi(
         }
         _require_equal_options(group, options)
         source = MepiSource(index, trained.classes, num_levels)
-        mepis = _open_set(group, Path(out), source, options, None if resume else tuple(rules))
+        mepis = _open_set(control, Path(out), source, options, None if resume else tuple(rules))
         with closing(mepis):
             reducer = open_image_reducer(index, trained.preprocessing, engine)
             control.listener.line(
@@ -153,7 +153,7 @@ def _require_equal_options(group: ProcessGroup, options: dict[str, Any]) -> None
 
 
 def _open_set(
-    group: ProcessGroup,
+    control: JobControl,
     folder: Path,
     source: MepiSource,
     options: dict[str, Any],
@@ -165,11 +165,12 @@ def _open_set(
 
     A job that torchrun has started again resumes what it had begun itself, although nobody gave --resume.
     """
+    group = control.group
     was_started = group.was_started(str(folder.absolute()))
 
     def open_and_load() -> MepiSet:
-        resume = new is None or was_started
-        mepis = MepiSet.open(folder, source, options, resume, new or ())
+        wanted = None if was_started else new
+        mepis = MepiSet.open(folder, source, options, wanted, control.listener.warn)
         group.record_started(str(folder.absolute()))
         if not group.is_single:
             mepis.load()

@@ -84,7 +84,7 @@ def _train(settings: Settings, run: Path, resume: bool, control: JobControl) -> 
     if prepared is None:
         listener.line(f"{run} is finished; nothing to do")
         return
-    with run_folder.lock_run_folder(run) if group.is_main else nullcontext():
+    with run_folder.lock_run_folder(run, listener.warn) if group.is_main else nullcontext():
         if group.is_main and run_folder.holds_run(run) != begun:
             raise InputError(
                 f"{run} was begun by another process meanwhile: continue it with --resume, or choose "

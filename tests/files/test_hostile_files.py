@@ -139,7 +139,7 @@ def mepi_source_of(folder: Path) -> MepiSource:
 
 
 def mepi_set_of(folder: Path) -> object:
-    opened = MepiSet.open(folder / "mepi", mepi_source_of(folder), {"run": "x"}, True)
+    opened = MepiSet.open(folder / "mepi", mepi_source_of(folder), {"run": "x"}, None)
     try:
         return opened.summaries()
     finally:

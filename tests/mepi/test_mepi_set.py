@@ -609,7 +609,7 @@ def test_no_correct_image_is_a_result(
 def test_hostile_class_names_make_no_folder(run: Path, data: str, tmp_path: Path, dataset: Dataset) -> None:
     for name in ("..", "a/b", ""):
         with pytest.raises(InputError, match="cannot be a folder's"):
-            MepiSet.open(tmp_path / "set", MepiSource(dataset.index("train"), ("fine", name), 4), {}, False)
+            MepiSet.open(tmp_path / "set", MepiSource(dataset.index("train"), ("fine", name), 4), {}, None)
     assert not (tmp_path / "set").exists()
 
 
@@ -677,7 +677,7 @@ def test_a_graphs_reducer_builds_the_same_from_many_threads(
 
     model, trained = run_folder.load_best(run)
     index = dataset.index("train")
-    mepis = MepiSet.open(tmp_path / "set", MepiSource(index, dataset.classes, 4), {}, False)
+    mepis = MepiSet.open(tmp_path / "set", MepiSource(index, dataset.classes, 4), {}, None)
     reducer = open_image_reducer(index, trained.preprocessing, Engine(whole_graph=True))
     rule = SearchRule(DescentRule(Dimensions(True, True, True), 4, 5, "entropy"))
     context = open_context("cpu", "off", JobControl())
@@ -772,7 +772,7 @@ def test_a_journal_that_was_removed_makes_its_reduction_unfinished(
 
 def test_two_builders_do_not_share_a_folder(run: Path, data: str, tmp_path: Path, dataset: Dataset) -> None:
     source = MepiSource(dataset.index("train"), dataset.classes, 4)
-    held = MepiSet.open(tmp_path / "set", source, {}, False)
+    held = MepiSet.open(tmp_path / "set", source, {}, None)
     with pytest.raises(RunError, match=f"is being built by process {os.getpid()} on "):
         build_mepi(**options(run, data, tmp_path / "set"), resume=True)
     held.close()
@@ -801,7 +801,7 @@ def test_reading_back_finds_what_the_network_gets_wrong(
         place.write_bytes(content)
     evaluator, index = Evaluator(run, EvaluateOptions(8, "cpu", "auto", 2)), dataset.index("train")
     settings = json.loads((out / "options.json").read_text())
-    held = MepiSet.open(out, MepiSource(index, dataset.classes, 4), settings, True)
+    held = MepiSet.open(out, MepiSource(index, dataset.classes, 4), settings, None)
     checked: list[None] = []
     assert workflow.wrong_when_read_back(evaluator, held, "crop", lambda: checked.append(None)) == sorted(
         [first["sample"], second["sample"]]
