@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,13 +31,15 @@ def content_fingerprint(file: Path, split: str, root: str) -> str:
     The file is read in one pass, a record batch at a time. Raises RunError if it cannot be read.
     """
     digest = hashlib.sha256(split.encode() + b"\0")
-    roots = [f"{prefix}/".encode() for prefix in (root.rstrip("/"), storage.shard_prefix(root.rstrip("/")))]
+    below_root = bool(root)
+    root = root.encode(errors="replace").decode().rstrip("/")  # JSON can hold what UTF-8 cannot
+    roots = [f"{prefix}/".encode() for prefix in (root, storage.shard_prefix(root))]
     for rows in _slices(file):
         path, *numbers = rows.columns
-        columns = [_below(path.cast(pa.binary()), roots if root else [])]
+        columns: list[Any] = [_below(path.cast(pa.binary()), roots if below_root else [])]
         columns += [column.cast(pa.string()).cast(pa.binary()) for column in numbers]
         nul = pa.scalar(b"\0", pa.binary())
-        encoded = pc.binary_join_element_wise(*columns, pa.scalar(b"", pa.binary()), nul)
+        encoded: Any = pc.binary_join_element_wise(*columns, pa.scalar(b"", pa.binary()), nul)
         digest.update(encoded.buffers()[2])
     return digest.hexdigest()
 
@@ -44,7 +47,7 @@ def content_fingerprint(file: Path, split: str, root: str) -> str:
 def _slices(file: Path) -> Iterator[pa.RecordBatch]:
     """Yields the rows of an index file, some thousands at a time."""
     try:
-        with pa.OSFile(str(file)) as source:
+        with pa.OSFile(str(file), "r") as source:
             reader = pa.ipc.open_file(source)
             for number in range(reader.num_record_batches):
                 batch = reader.get_batch(number)
@@ -55,10 +58,10 @@ def _slices(file: Path) -> Iterator[pa.RecordBatch]:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
 
 
-def _below(paths: pa.BinaryArray, roots: list[bytes]) -> pa.BinaryArray:
-    """Returns the paths without the root that they begin with, if they begin with one."""
+def _below(paths: Any, roots: list[Any]) -> Any:
+    """Returns the paths, a pyarrow BinaryArray, without the root that they begin with, if with one."""
     for root in roots:
-        inside = pc.starts_with(paths, root)
+        inside: Any = pc.starts_with(paths, root)
         if pc.all(inside).as_py():
             return pc.binary_slice(paths, len(root), _LONGEST_PATH)
         # Ten times slower, and needed only where some images lie elsewhere.

@@ -85,6 +85,11 @@ class Index:
         """
         return self._file_fingerprint if recorded == self._file_fingerprint else self.fingerprint
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Returns what a run records of its images: `content` and, as version 0.1 did, `file`."""
+        return {"content": self.fingerprint, "file": self._file_fingerprint}
+
     @cached_property
     def _file_fingerprint(self) -> str:
         return file_fingerprint(self.file)

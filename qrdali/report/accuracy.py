@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qrdali.errors import printable
 from qrdali.evaluation.prediction_rows import evaluate_command_for
 from qrdali.evaluation.stats import McNemar, holm, mcnemar, wilson
-from qrdali.report.groups import Configuration, Group, is_baseline
+from qrdali.report.groups import Configuration, Group, is_baseline, some_names
 from qrdali.report.read import Run
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
 
@@ -142,12 +142,12 @@ def missing(group: Group) -> list[str]:
     One per set that some runs have no rows of, with the command that makes them; one on rows of other images;
     one on runs without a baseline.
     """
-    notes = []
+    notes = [*group.notes]
     for name in dict.fromkeys((*group.sets, "test")):
         without = [run for run in group.runs if name not in run.sets]
         if without:
             notes.append(
-                f"No rows of {name} for {_names(without)}: "
+                f"No rows of {name} for {some_names(without)}: "
                 f"qrdali evaluate --run {shlex.quote(str(without[0].folder))} "
                 f"{evaluate_command_for(name, shlex.quote(without[0].settings.data))}"
             )
@@ -158,16 +158,26 @@ def missing(group: Group) -> list[str]:
             )
     alone = [run for run in group.runs if not is_baseline(run.settings) and group.baseline(run) is None]
     if alone:
-        notes.append(f"No baseline of the same seed is here for {_names(alone)}: nothing to compare with.")
+        notes.append(
+            f"No baseline of the same seed is here for {some_names(alone)}: nothing to compare with."
+        )
+    otherwise = [
+        run
+        for run in group.runs
+        if run.settings.method not in ("shared", "baseline")
+        and (base := group.baseline(run))
+        and base.chain.init != run.chain.init
+    ]
+    if otherwise:
+        notes.append(
+            f"The baseline that {some_names(otherwise)} is compared with began with another run or other "
+            "weights: the start is part of the difference."
+        )
     if any(run.settings.monitor == "phase" for run in group.runs):
         notes.append(
             "Runs with --monitor phase chose their best epoch by validation under each epoch's own quality."
         )
     return [printable(note) for note in notes]
-
-
-def _names(runs: list[Run]) -> str:
-    return ", ".join(run.name for run in runs[:6]) + (f" and {len(runs) - 6} more" if len(runs) > 6 else "")
 
 
 def comparisons(group: Group, slug: str) -> Table | None:

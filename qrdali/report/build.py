@@ -18,7 +18,8 @@ from qrdali.report import accuracy, gallery, groups, mepi_plots, plots, quotient
 from qrdali.report.figures import DARK, Figure
 from qrdali.report.groups import Group
 from qrdali.report.page import Drawn, Gallery, Section, page
-from qrdali.report.read import Mepis, Run, Warn, named, read_mepis, read_run
+from qrdali.report.read import Run, Warn, named, read_run
+from qrdali.report.read_mepis import Mepis, read_mepis
 from qrdali.report.resources import Prices
 from qrdali.report.tables import Table
 from qrdali.runs.folder import weights_digest

@@ -16,7 +16,7 @@ from qrdali.errors import printable
 from qrdali.evaluation.stats import bootstrap_mean, paired
 from qrdali.mepi.folder import SEARCHED
 from qrdali.report.groups import is_baseline
-from qrdali.report.read import Mepis
+from qrdali.report.read_mepis import Mepis
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
 
 Floats = npt.NDArray[np.float64]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from qrdali.errors import printable
 from qrdali.report.groups import Group
-from qrdali.report.read import Mepis, Run
+from qrdali.report.read import Run
+from qrdali.report.read_mepis import Mepis
 from qrdali.report.resources import machines
 from qrdali.report.tables import NOTHING, Cell, Table, number, words
 from qrdali.version import __version__

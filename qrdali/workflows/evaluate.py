@@ -17,7 +17,7 @@ from qrdali.data.set_names import check_set_name
 from qrdali.errors import InputError, Interrupted, printable
 from qrdali.evaluation.class_map import ClassMap, MapRule, read_class_map
 from qrdali.evaluation.predict import predict, top1
-from qrdali.evaluation.prediction_rows import PredictionRows, write_rows
+from qrdali.evaluation.prediction_rows import DEFINITIONS, PredictionRows, write_rows
 from qrdali.interfaces import JobControl
 from qrdali.pipelines.engine import engine_of
 from qrdali.pipelines.loader import open_loader
@@ -252,7 +252,8 @@ class Evaluator:
     def _write(self, name: str, index: Index, rows: PredictionRows, unreadable: int) -> dict[str, Any]:
         name = self._name_of_rows(name)
         file = self.run / "predictions" / f"{name}.parquet"
-        self.group.run_on_main(lambda: write_rows(file, rows, index, self.metadata))
+        metadata = {**self.metadata, "images": index.fingerprint}
+        self.group.run_on_main(lambda: write_rows(file, rows, index, metadata))
         result = {
             "set": name,
             "images": len(rows.labels),
@@ -269,7 +270,8 @@ class Evaluator:
     def metadata(self) -> dict[str, Any]:
         """Returns what is written beside rows.
 
-        It is the epoch of the weights; for mapped classes also their names and the rule.
+        It is the epoch of the weights and the number of the definitions; for mapped classes also their names
+        and the rule.
         """
         mapped = {"classes": list(self.classes), "map_rule": self.class_map.rule} if self.class_map else {}
-        return {"epoch": self.trained.epoch, **mapped}
+        return {"epoch": self.trained.epoch, "definitions": DEFINITIONS, **mapped}
