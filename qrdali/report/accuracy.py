@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qrdali.errors import printable
 from qrdali.evaluation.prediction_rows import evaluate_command_for
-from qrdali.evaluation.stats import McNemar, holm, mcnemar, wilson
+from qrdali.evaluation.stats import FEW_DISCORDANT, McNemar, holm, mcnemar, wilson
 from qrdali.report.groups import Configuration, Group, is_baseline, some_names
 from qrdali.report.read import Run
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
@@ -191,6 +191,7 @@ def comparisons(group: Group, slug: str) -> Table | None:
     }
     rows: list[tuple[Cell, ...]] = []
     marked, shown = set(), digits(group)
+    doubtful = [c for c in by_run_and_set.values() if c.test.is_doubtful and c.name != "val"]
     for name in group.sets:
         for run in group.runs:
             if name not in run.sets:
@@ -253,9 +254,24 @@ def comparisons(group: Group, slug: str) -> Table | None:
             "comparisons on the same set. The exact p is the two-sided binomial's. Intervals are Wilson's. "
             "On "
             "val the best epoch was chosen, so comparisons there are descriptive.",
+            *_doubts(doubtful),
         ),
         frozenset(marked),
     )
+
+
+def _doubts(comparisons: list[Comparison]) -> list[str]:
+    """Returns a note on stars that the exact test does not confirm, if there are any."""
+    if not comparisons:
+        return []
+    named = ", ".join(f"{c.run.name} on {c.name}" for c in comparisons[:6])
+    more = f" and {len(comparisons) - 6} more" if len(comparisons) > 6 else ""
+    return [
+        printable(
+            f"Fewer than {FEW_DISCORDANT} images tell the two apart, and p (exact) is not below .05 whatever "
+            f"the stars say: {named}{more}."
+        )
+    ]
 
 
 def top(group: Group, by: str, slug: str) -> Table | None:

@@ -211,10 +211,8 @@ class _Reader:
         settings, first = read_settings(folder), next(run_folder.metrics_rows(folder), {})
         recorded = first.get("chain")
         chain = self.chain(settings) if recorded is None else Chain.model_validate(recorded)
-        values, defaults = (
-            distinguishing(settings, on_gpu=on_gpu(first.get("environment"))),
-            default_settings(),
-        )
+        values = distinguishing(settings, on_gpu=on_gpu(first.get("environment")))
+        defaults = default_settings()
         parts = {
             # A setting that a later version adds does not change what was trained without it.
             "settings": {k: v for k, v in values.items() if v != defaults.get(k)},
@@ -238,10 +236,22 @@ def training_images(folder: Path, first: dict[str, Any]) -> str:
     """Returns the fingerprint of a run's training images, of version 0.1 that of the index file, "" if none
     was recorded. first: the first row of its metrics.
     """
+    return next(iter(_fingerprints(folder, first)), "")
+
+
+def same_training_images(folder: Path, other: Path) -> bool | None:
+    """Returns whether two runs were trained on the same images; None where one does not say which."""
+    known = [_fingerprints(run, next(run_folder.metrics_rows(run), {})) for run in (folder, other)]
+    return not {*known[0]}.isdisjoint(known[1]) if all(known) else None
+
+
+def _fingerprints(folder: Path, first: dict[str, Any]) -> list[str]:
+    """Returns the fingerprints by which a run's training images are known, that of their content first."""
     try:
-        return Fingerprints.model_validate(first["fingerprints"]["train"]).content
+        recorded = Fingerprints.model_validate(first["fingerprints"]["train"])
     except (KeyError, TypeError, ValueError):
-        return recorded_index(folder)
+        return [index] if (index := recorded_index(folder)) else []
+    return [recorded.content, recorded.file]
 
 
 def recorded_index(folder: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qrdali.data import provenance, storage
 from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import Reading, index_folder
 from qrdali.data.set_names import check_set_name
@@ -197,6 +198,7 @@ class Evaluator:
                 self.group,
                 whose="the --class-map" if self.class_map else "the run",
             )
+            provenance.write(file.parent, {"root": storage.absolute(str(folder))})
             for path, reason in rejected[:_NAMED_FILES]:
                 listener.warn(f"left out: {path}: {reason}")
             if more := len(rejected[_NAMED_FILES:]):

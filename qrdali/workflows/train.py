@@ -122,7 +122,7 @@ def _prepare(
     facts |= {"images": {"train": len(train), "val": len(val)}}
     facts |= {"fingerprints": {"train": train.fingerprints, "val": val.fingerprints}}
     if settings.init or settings.match:
-        facts |= {"chain": chain_of(settings).model_dump(exclude_none=True)}
+        facts |= {"chain": chain_of(settings).model_dump(exclude_defaults=True)}
     source = provenance.brief(provenance.read(dataset.folder))
     facts |= {"source": source} if source else {}
     torch.manual_seed(settings.seed)  # start weights are drawn
