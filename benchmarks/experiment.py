@@ -6,8 +6,8 @@ table.json.
 
 rows.jsonl has a row for every run and seed, with the accuracy after each epoch; `experiment_table.py`
 computes all of table.json from it but machine and settings. Every run is one `qrdali train` function call
-with the settings shown in its config.toml. Runs that are done are kept, so the same command goes on where it was
-stopped. Nothing is chosen by its result: each run's best/ (by full-quality validation) is evaluated.
+with the settings shown in its config.toml. Runs that are done are kept, so the same command goes on where
+it was stopped. Nothing is chosen by its result: each run's best/ (by full-quality validation) is evaluated.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def pairs(rows: list[Row]) -> dict[str, Any]:
     paired epochs with a reduction than in the sham, whose R epochs are not reduced; of all runs, and of each
     reduction.
 
-    Two-sided and clustered by run, within seeds: `clustered_difference`. rise: the mean over pairs, in points.
+    Two-sided and clustered by run, within seeds: `clustered_difference`. rise: mean over pairs, in points.
     """
     shams = [row for row in rows if row["run"] == "sham epochs"]
     reduced = [row for row in rows if " epochs " in row["run"]]

@@ -62,8 +62,8 @@ def write_rows(
 ) -> None:
     """Writes the Parquet columns sample, path, label, prediction, correct, confidence; whole or not at all.
 
-    metadata: goes as JSON into the schema's metadata, under "qrdali": the epoch of the weights, which images
-    and definitions they are of, and what a class map did.
+    metadata: goes as JSON into the schema's metadata, under "qrdali", with the fingerprint of the images and
+    the number of the definitions: the epoch of the weights, and what a class map did.
     """
     table = pa.table(
         {
@@ -75,8 +75,8 @@ def write_rows(
             "confidence": rows.confidence,
         }
     )
-    if metadata:
-        table = table.replace_schema_metadata({"qrdali": json.dumps(metadata)})
+    whole = {"images": index.fingerprint, "definitions": DEFINITIONS, **(metadata or {})}
+    table = table.replace_schema_metadata({"qrdali": json.dumps(whole)})
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, lambda partial: pq.write_table(table, partial))
 

@@ -254,8 +254,7 @@ class Evaluator:
     def _write(self, name: str, index: Index, rows: PredictionRows, unreadable: int) -> dict[str, Any]:
         name = self._name_of_rows(name)
         file = self.run / "predictions" / f"{name}.parquet"
-        metadata = {**self.metadata, "images": index.fingerprint}
-        self.group.run_on_main(lambda: write_rows(file, rows, index, metadata))
+        self.group.run_on_main(lambda: write_rows(file, rows, index, self.metadata))
         result = {
             "set": name,
             "images": len(rows.labels),
