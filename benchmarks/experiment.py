@@ -2,10 +2,12 @@
 table.json.
 
     python benchmarks/experiment.py --out experiment --seeds 0 1 2
+    python benchmarks/experiment.py --out small --small --only "^(baseline|sham epochs|fixed epochs crop)$"
 
-Every run is one `qrdali train` function call with the settings shown in its config.toml. Runs that are done
-are kept, so the same command goes on where it was stopped. Nothing is chosen by its result: each run's best/
-(by full-quality validation) is evaluated.
+rows.jsonl has a row for every run and seed, with the accuracy after each epoch; `experiment_table.py`
+computes all of table.json from it but machine and settings. Every run is one `qrdali train` function call
+with the settings shown in its config.toml. Runs that are done are kept, so the same command goes on where
+it was stopped. Nothing is chosen by its result: each run's best/ (by full-quality validation) is evaluated.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from experiment_table import REDUCED, read_rows, write
 
 from qrdali.cli.signals import terminal_control
 from qrdali.data.index import Dataset, Writer
@@ -40,7 +42,20 @@ from qrdali.workflows.bench_loader import machine
 from qrdali.workflows.context import open_context
 from qrdali.workflows.train import run_training
 
-REDUCED = ("color", "crop", "resolution", "combination")
+# Options of --small: a table of minutes, whose figures say nothing but that all of it works.
+SMALL = {
+    "classes": 4,
+    "size": "64x48",
+    "train": 6,
+    "val": 4,
+    "test": 4,
+    "input_size": 32,
+    "epochs": 2,
+    "max_epochs": 4,
+    "patience": 1,
+    "batch_size": 8,
+    "seeds": [0, 1],
+}
 
 
 def table(seed: int, folder: Path, data: Path, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -98,33 +113,6 @@ def last_accuracy(run: Path, dataset: Dataset) -> float:
     return predict(model, loader, EpochPlan(len(index), 50, FULL_QUALITY), context).accuracy
 
 
-def above_chance(rows: list[dict[str, Any]], images: int, classes: int) -> dict[str, Any]:
-    """Returns how many runs lie above chance on test at p < .05, for the best and for the last weights.
-
-    One-sided binomial, before and after Holm's correction.
-    """
-    from scipy.stats import binomtest
-
-    result: dict[str, Any] = {}
-    for column in ("test", "test last"):
-        p = sorted(
-            float(binomtest(round(row[column] * images), images, 1 / classes, alternative="greater").pvalue)
-            for row in rows
-        )
-        holm = 0
-        while holm < len(p) and p[holm] * (len(p) - holm) < 0.05:
-            holm += 1
-        result[column] = {
-            "runs": len(p),
-            "p < .05": sum(x < 0.05 for x in p),
-            "after Holm": holm,
-            "smallest p": p[0],
-            "highest": max(row[column] for row in rows),
-            "mean": statistics.mean(row[column] for row in rows),
-        }
-    return result
-
-
 def accuracies(run: Path, dataset: Dataset) -> dict[str, float]:
     """Returns accuracy of best/ on val, test and test reduced to quality .5 in each way (centre crops)."""
     model, trained = run_folder.load_best(run)
@@ -141,63 +129,18 @@ def accuracies(run: Path, dataset: Dataset) -> dict[str, float]:
     return result
 
 
-def write(out: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Writes table.md and table.json: mean ± standard deviation over the seeds that are done."""
-    names = list(dict.fromkeys(row["run"] for row in rows))
-    columns = [c for c in rows[0] if c not in ("run", "seed", "seconds")]
-    lines = ["| run | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    summary = {}
-    for name in names:
-        of_run = [row for row in rows if row["run"] == name]
-        cells = []
-        summary[name] = {"seeds": len(of_run)}
-        for column in columns:
-            values = [row[column] for row in of_run]
-            mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-            summary[name][column] = {"mean": round(mean, 4), "sd": round(spread, 4)}
-            cells.append(
-                f"{mean:,.0f}"
-                if column in ("epochs", "optimizer steps", "forward images")
-                else f"{mean:.3f} ± {spread:.3f}"
-            )
-        lines.append(f"| {name} | {len(of_run)} | " + " | ".join(cells) + " |")
-    extra = {"above chance": above_chance(rows, args.test * 20, 20)} if args.shuffled else {}
-    (out / "table.md").write_text("\n".join(lines) + "\n")
-    (out / "table.json").write_text(
-        json.dumps(
-            {
-                "machine": machine(),
-                "settings": {k: str(v) for k, v in vars(args).items() if k != "out"},
-                "pairs": pairs(out),
-                **extra,
-                "runs": summary,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
-
-
-def pairs(out: Path) -> dict[str, Any]:
-    """Counts how often validation after a C epoch lies above that after the R epoch before it, with a sign
-    test.
-
-    Over all pairs of paired-epochs runs with a reduction. The p value is one-sided, ties are left out.
-    """
-    from scipy.stats import binomtest
-
-    above = below = 0
-    for file in sorted(out.glob("seed-*/*-epochs-*/metrics.jsonl")):
-        rows = [json.loads(line) for line in file.read_text().splitlines()][1:]
-        for reduced, full in zip(rows[::2], rows[1::2], strict=False):
-            above += full["val_accuracy"] > reduced["val_accuracy"]
-            below += full["val_accuracy"] < reduced["val_accuracy"]
+def epoch_by_epoch(run: Path) -> dict[str, Any]:
+    """Returns what a run's metrics say: counts and seconds in all, phase and accuracy of each epoch."""
+    epochs = list(run_folder.metrics_rows(run, whole=True))
+    last = epochs[-1]
+    letters = {"start": "S", "full": "C", "reduced": "R"}
     return {
-        "C above R": above,
-        "C below R": below,
-        "p_value": float(binomtest(above, above + below, alternative="greater").pvalue)
-        if above + below
-        else None,
+        "epochs": last["epoch"],
+        "optimizer steps": last["optimizer_steps"],
+        "forward images": last["forward_images"],
+        "seconds": last["total_seconds"],
+        "phases": "".join(letters[epoch["phase"]] for epoch in epochs),
+        "val_accuracies": [epoch["val_accuracy"] for epoch in epochs],
     }
 
 
@@ -216,15 +159,18 @@ def shuffle_labels(data: Path, seed: int = 0) -> None:
         (data / f"{split}.partial").rename(data / f"{split}.arrow")
 
 
-def main() -> int:
+def options(words: list[str] | None = None) -> argparse.Namespace:
+    """Returns the options of the command line; those given prevail over --small."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--small", action="store_true", help="tiny pictures, few epochs, two seeds: minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", default="test_resnet")
     parser.add_argument("--input-size", type=int, default=64)
     parser.add_argument("--size", default="160x120")
+    parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--train", type=int, default=50, help="pictures per class")
     parser.add_argument("--val", type=int, default=20)
     parser.add_argument("--test", type=int, default=50)
@@ -242,24 +188,28 @@ def main() -> int:
         "--shuffled", action="store_true", help="permute all labels: no method may beat chance on test"
     )
     parser.add_argument("--only", default="", help="regular expression of runs; shared always runs")
-    args = parser.parse_args()
+    if parser.parse_args(words).small:
+        parser.set_defaults(**SMALL)
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    args = options(words)
     begun = time.monotonic()
     images, data = args.out / "images", args.out / "data"
     width, height = map(int, args.size.split("x"))
     if not (data / "classes.tsv").exists():
-        generate(images, ShapesSpec(train=args.train, val=args.val, test=args.test, size=(width, height)))
+        generate(images, ShapesSpec(args.classes, args.train, args.val, args.test, (width, height)))
         build_dataset(images, data)
         if args.shuffled:
             shuffle_labels(data)
     dataset = Dataset.open(data)
-    done = args.out / "rows.jsonl"
-    rows = [json.loads(line) for line in done.read_text().splitlines()] if done.exists() else []
+    made_by = {"machine": machine(), "settings": {k: str(v) for k, v in vars(args).items() if k != "out"}}
+    done = {(row["run"], row["seed"]) for row in read_rows(args.out)}
     for seed in args.seeds:
         folder = args.out / f"seed-{seed}"
         for name, values in table(seed, folder, data, args).items():
-            if name != "shared" and not re.search(args.only, name):
-                continue
-            if any(row["run"] == name and row["seed"] == seed for row in rows):
+            if (name != "shared" and not re.search(args.only, name)) or (name, seed) in done:
                 continue
             if time.monotonic() - begun > args.minutes * 60:
                 print("time is up: the same command goes on", file=sys.stderr)
@@ -267,24 +217,15 @@ def main() -> int:
             run = folder / name.replace(" ", "-")
             with terminal_control() as control:
                 run_training(validate_settings(values), run, True, control)
-            last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
-            row = {
-                "run": name,
-                "seed": seed,
-                **accuracies(run, dataset),
-                "epochs": last["epoch"],
-                "optimizer steps": last["optimizer_steps"],
-                "forward images": last["forward_images"],
-                "seconds": last["total_seconds"],
-            }
+            row = {"run": name, "seed": seed, **accuracies(run, dataset), **epoch_by_epoch(run)}
             if args.shuffled:
-                row |= {"test last": last_accuracy(run, dataset), "train accuracy": last["train_accuracy"]}
-            rows.append(row)
-            with open(done, "a", encoding="utf-8") as file:
+                last = run_folder.last_recorded(run, "train_accuracy")
+                row |= {"test last": last_accuracy(run, dataset), "train accuracy": last}
+            with open(args.out / "rows.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            write(args.out, rows, args)
-    if rows:
-        write(args.out, rows, args)
+            write(args.out, made_by)
+    if read_rows(args.out):
+        write(args.out, made_by)
     return 0
 
 

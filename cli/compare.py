@@ -43,6 +43,7 @@ def _show(comparison: Comparison) -> None:
     from rich.table import Table
 
     from qrdali.cli.terminal import say
+    from qrdali.evaluation.stats import p_text
 
     for one in comparison.runs:
         low, high = one.wilson_95
@@ -54,5 +55,8 @@ def _show(comparison: Comparison) -> None:
     table.add_row("A right", f"{comparison.a:,}", f"{comparison.b:,}")
     table.add_row("A wrong", f"{comparison.c:,}", f"{comparison.d:,}")
     Console(stderr=True).print(table)
-    test = f"McNemar: statistic {comparison.statistic:.4f}, p = {comparison.p_value:.3g} {comparison.stars}"
-    say(f"{test.rstrip()}; exact binomial p = {comparison.exact_p_value:.3g}")
+    p, exact = (p_text(value, 3) for value in (comparison.p_value, comparison.exact_p_value))
+    test = f"McNemar: statistic {comparison.statistic:.4f}, p = {p} {comparison.stars}"
+    say(f"{test.rstrip()}; exact binomial p = {exact}")
+    for note in comparison.notes:
+        say(f"note: {note}")

@@ -37,6 +37,9 @@ class FakeIndex:
     def __len__(self) -> int:
         return self.count
 
+    def fingerprint_like(self, recorded: object) -> str:
+        return self.fingerprint
+
     def labels(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return samples % 2
 

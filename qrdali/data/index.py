@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from qrdali.data import provenance, storage
+from qrdali.data.fingerprints import content_fingerprint, file_fingerprint
 from qrdali.data.index_batches import batches, mapped
 from qrdali.data.index_columns import open_columns
 from qrdali.data.relocation import Relocation, relocation_of
@@ -76,19 +76,28 @@ class Index:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Returns the SHA-256 of the file's size and of up to 64 evenly spread parts of it.
+        """Returns the SHA-256 of the split and of each image's path below the root, label and size.
 
-        It tells an index from others. It is computed at each start, where hashing all of an index of 100
-        million images would take long.
+        The same images below another mount have the same; `content_fingerprint` has the exact bytes.
         """
-        size = self.file.stat().st_size
-        digest = hashlib.sha256(str(size).encode())
-        part = 1 << 17
-        with open(self.file, "rb") as file:
-            for i in range(min(64, -(-size // part))):
-                file.seek(min(i * part, size) if size <= 64 * part else (size - part) * i // 63)
-                digest.update(file.read(part))
-        return digest.hexdigest()
+        root = provenance.read(self.file.parent).get("root")
+        return content_fingerprint(self.file, self.file.stem, root if isinstance(root, str) else "")
+
+    def fingerprint_like(self, recorded: object) -> str:
+        """Returns the fingerprint of version 0.1 where `recorded` is that, otherwise `fingerprint`.
+
+        So what was begun by that version with these images goes on.
+        """
+        return self._file_fingerprint if recorded == self._file_fingerprint else self.fingerprint
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Returns what a run records of its images: `content` and, as version 0.1 did, `file`."""
+        return {"content": self.fingerprint, "file": self._file_fingerprint}
+
+    @cached_property
+    def _file_fingerprint(self) -> str:
+        return file_fingerprint(self.file)
 
     def labels(self, samples: Samples) -> Samples:
         """Returns the labels, int64 [N]."""

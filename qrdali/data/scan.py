@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qrdali.data import storage
+from qrdali.data import provenance, storage
 from qrdali.data.index import FILES_SCHEMA, SPLITS, RowWriter, Writer, write_classes
 from qrdali.data.inspect import MAX_PIXELS, FileReport, inspect_file, is_utf8, quiet_pillow, tsv_field
 from qrdali.data.tree import LISTINGS, LocalTree, Tree, open_tree
@@ -80,7 +80,10 @@ def build_dataset(
     """
     tree = LocalTree(root)
     with new_folder(out) as folder:
-        return index_tree(tree, folder, Reading(verify, hashed, threads), progress)
+        summary = index_tree(tree, folder, Reading(verify, hashed, threads), progress)
+        # Without its root a data set would be another one wherever its images are moved to.
+        provenance.write(folder, {"made_by": "index", "root": tree.root, "found": "class folders"})
+        return summary
 
 
 def splits_of(tree: Tree) -> list[str]:

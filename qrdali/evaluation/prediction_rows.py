@@ -18,6 +18,8 @@ from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.files.json_objects import MOST_BYTES
 
+DEFINITIONS = 2  # the number of the definitions that new rows and curves are made under
+
 _ROW: list[tuple[str, str]] = [
     ("sample", "i8"),
     ("path", "O"),
@@ -60,8 +62,8 @@ def write_rows(
 ) -> None:
     """Writes the Parquet columns sample, path, label, prediction, correct, confidence; whole or not at all.
 
-    metadata: goes as JSON into the schema's metadata, under "qrdali": the epoch of the weights, and what a
-    class map did.
+    metadata: goes as JSON into the schema's metadata, under "qrdali", with the fingerprint of the images and
+    the number of the definitions: the epoch of the weights, and what a class map did.
     """
     table = pa.table(
         {
@@ -73,8 +75,8 @@ def write_rows(
             "confidence": rows.confidence,
         }
     )
-    if metadata:
-        table = table.replace_schema_metadata({"qrdali": json.dumps(metadata)})
+    whole = {"images": index.fingerprint, "definitions": DEFINITIONS, **(metadata or {})}
+    table = table.replace_schema_metadata({"qrdali": json.dumps(whole)})
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, lambda partial: pq.write_table(table, partial))
 
@@ -102,7 +104,8 @@ def _step_option(quality: float) -> str:
 def read_metadata(run: Path, name: str) -> dict[str, Any]:
     """Returns the metadata that `write_rows` was given for a set; {} if there is none or it is unreadable.
 
-    Its keys are "epoch", that of the weights, and for mapped classes "classes" and "map_rule".
+    Its keys are "epoch", that of the weights; "images", the fingerprint of the evaluated index;
+    "definitions", their number; and for mapped classes "classes" and "map_rule".
     """
     try:
         file = run / "predictions" / f"{name}.parquet"
@@ -112,6 +115,12 @@ def read_metadata(run: Path, name: str) -> dict[str, Any]:
         return metadata if isinstance(metadata, dict) else {}
     except (pa.ArrowException, OSError, ValueError, RecursionError):
         return {}
+
+
+def definitions_of(metadata: dict[str, Any]) -> int:
+    """Returns the number of the definitions that rows or a curve were made under, 1 by default."""
+    number = metadata.get("definitions")
+    return number if type(number) is int and 1 <= number < 1000 else 1
 
 
 def read_table(file: Path, columns: list[str]) -> pa.Table:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qrdali.data import storage
-from qrdali.data.index import Dataset
+from qrdali.data.index import Dataset, Index
 from qrdali.errors import InputError, RunError, printable
 from qrdali.experiment.config import ALL_REDUCTIONS, Matrix
 from qrdali.experiment.expand import PlannedRun, matches, select
@@ -62,7 +62,7 @@ class Tasks:
         self.matrix, self.folder, self.data = matrix, folder, data
         self.runs = {run.name: run for run in runs}
         self.wanted = select(runs, only, "--only")
-        self._fingerprints: dict[str, str] = {}
+        self._indexes: dict[str, Index] = {}
         self._digests: dict[str, str] = {}
         if matrix.mepi.runs:
             select(runs, matrix.mepi.runs, "mepi.runs")
@@ -130,7 +130,7 @@ class Tasks:
         if (
             not self.folder.ended(task.name)
             or note.get("weights") != self.folder.weights(task.name)
-            or note.get("asked") != self.request(task)
+            or note.get("asked") != self.request(task, note.get("asked"))
         ):
             return False
         if task.kind == "mepi":
@@ -152,10 +152,13 @@ class Tasks:
             files[set_name] = [status.st_size, status.st_mtime_ns]
         return files
 
-    def origin(self, run: PlannedRun) -> dict[str, Any]:
-        """Returns digests of what a run is trained from: the images, and the weights of the runs it needs."""
+    def origin(self, run: PlannedRun, noted: object = None) -> dict[str, Any]:
+        """Returns digests of what a run is trained from: the images, and the weights of the runs it needs.
+
+        noted: what was noted of the images before, which says whose form of fingerprint is meant.
+        """
         return {
-            "images": self._fingerprint("train"),
+            "images": self._fingerprint("train", noted),
             "weights": {name: self._digest(name) for name in run.needs},
         }
 
@@ -174,7 +177,7 @@ class Tasks:
         noted = self.folder.done.get(f"from {run.name}")
         if noted is None or not (self.folder.run(run.name) / "config.toml").exists():
             return ""
-        now = self.origin(run)
+        now = self.origin(run, noted.get("images"))
         if noted.get("images") != now["images"] and now["images"]:
             return "the training images"
         weights = noted.get("weights")
@@ -196,18 +199,22 @@ class Tasks:
         ]
         return [*evaluate.splits, *reduced, *evaluate.sets]
 
-    def request(self, task: Task) -> dict[str, Any]:
+    def request(self, task: Task, noted: object = None) -> dict[str, Any]:
         """Returns what an evaluation or a MEPI set is made by: plain data that changes when the
         result may.
+
+        noted: what was asked before, which says whose form of fingerprint is meant.
         """
+        images = noted.get("data") if isinstance(noted, dict) else None
         if task.kind == "mepi":
             return {
                 **self.matrix.mepi.model_dump(exclude={"runs"}),
-                "data": self._fingerprint(self.matrix.mepi.split),
+                "data": self._fingerprint(self.matrix.mepi.split, images),
             }
         evaluate = self.matrix.evaluate
+        by_split = images if isinstance(images, dict) else {}
         return {
-            "data": {split: self._fingerprint(split) for split in evaluate.splits},
+            "data": {split: self._fingerprint(split, by_split.get(split)) for split in evaluate.splits},
             "reduced": evaluate.reduced,
             "curve": evaluate.curve_step if evaluate.curve else None,
             "sets": {
@@ -216,13 +223,13 @@ class Tasks:
             },
         }
 
-    def _fingerprint(self, split: str) -> str:
-        if split not in self._fingerprints:
-            try:
-                self._fingerprints[split] = Dataset.open(self.data).index(split).fingerprint
-            except (InputError, RunError, OSError):
-                return ""
-        return self._fingerprints[split]
+    def _fingerprint(self, split: str, noted: object) -> str:
+        try:
+            if split not in self._indexes:
+                self._indexes[split] = Dataset.open(self.data).index(split)
+            return self._indexes[split].fingerprint_like(noted)
+        except (InputError, RunError, OSError):
+            return ""
 
     def reported(self) -> tuple[list[str], list[str]]:
         """Returns the names of the runs that a report can show now, and of those with a MEPI set."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from qrdali.errors import printable
 from qrdali.evaluation.prediction_rows import evaluate_command_for
-from qrdali.evaluation.stats import McNemar, holm, mcnemar, wilson
-from qrdali.report.groups import Configuration, Group, is_baseline
+from qrdali.evaluation.stats import FEW_DISCORDANT, McNemar, holm, mcnemar, wilson
+from qrdali.report.groups import Configuration, Group, is_baseline, some_names
 from qrdali.report.read import Run
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
 
@@ -142,12 +142,12 @@ def missing(group: Group) -> list[str]:
     One per set that some runs have no rows of, with the command that makes them; one on rows of other images;
     one on runs without a baseline.
     """
-    notes = []
+    notes = [*group.notes]
     for name in dict.fromkeys((*group.sets, "test")):
         without = [run for run in group.runs if name not in run.sets]
         if without:
             notes.append(
-                f"No rows of {name} for {_names(without)}: "
+                f"No rows of {name} for {some_names(without)}: "
                 f"qrdali evaluate --run {shlex.quote(str(without[0].folder))} "
                 f"{evaluate_command_for(name, shlex.quote(without[0].settings.data))}"
             )
@@ -158,16 +158,26 @@ def missing(group: Group) -> list[str]:
             )
     alone = [run for run in group.runs if not is_baseline(run.settings) and group.baseline(run) is None]
     if alone:
-        notes.append(f"No baseline of the same seed is here for {_names(alone)}: nothing to compare with.")
+        notes.append(
+            f"No baseline of the same seed is here for {some_names(alone)}: nothing to compare with."
+        )
+    otherwise = [
+        run
+        for run in group.runs
+        if run.settings.method not in ("shared", "baseline")
+        and (base := group.baseline(run))
+        and base.chain.init != run.chain.init
+    ]
+    if otherwise:
+        notes.append(
+            f"The baseline that {some_names(otherwise)} is compared with began with another run or other "
+            "weights: the start is part of the difference."
+        )
     if any(run.settings.monitor == "phase" for run in group.runs):
         notes.append(
             "Runs with --monitor phase chose their best epoch by validation under each epoch's own quality."
         )
     return [printable(note) for note in notes]
-
-
-def _names(runs: list[Run]) -> str:
-    return ", ".join(run.name for run in runs[:6]) + (f" and {len(runs) - 6} more" if len(runs) > 6 else "")
 
 
 def comparisons(group: Group, slug: str) -> Table | None:
@@ -181,6 +191,7 @@ def comparisons(group: Group, slug: str) -> Table | None:
     }
     rows: list[tuple[Cell, ...]] = []
     marked, shown = set(), digits(group)
+    doubtful = [c for c in by_run_and_set.values() if c.test.is_doubtful and c.name != "val"]
     for name in group.sets:
         for run in group.runs:
             if name not in run.sets:
@@ -243,9 +254,24 @@ def comparisons(group: Group, slug: str) -> Table | None:
             "comparisons on the same set. The exact p is the two-sided binomial's. Intervals are Wilson's. "
             "On "
             "val the best epoch was chosen, so comparisons there are descriptive.",
+            *_doubts(doubtful),
         ),
         frozenset(marked),
     )
+
+
+def _doubts(comparisons: list[Comparison]) -> list[str]:
+    """Returns a note on stars that the exact test does not confirm, if there are any."""
+    if not comparisons:
+        return []
+    named = ", ".join(f"{c.run.name} on {c.name}" for c in comparisons[:6])
+    more = f" and {len(comparisons) - 6} more" if len(comparisons) > 6 else ""
+    return [
+        printable(
+            f"Fewer than {FEW_DISCORDANT} images tell the two apart, and p (exact) is not below .05 whatever "
+            f"the stars say: {named}{more}."
+        )
+    ]
 
 
 def top(group: Group, by: str, slug: str) -> Table | None:

@@ -18,7 +18,8 @@ from qrdali.report import accuracy, gallery, groups, mepi_plots, plots, quotient
 from qrdali.report.figures import DARK, Figure
 from qrdali.report.groups import Group
 from qrdali.report.page import Drawn, Gallery, Section, page
-from qrdali.report.read import Mepis, Run, Warn, named, read_mepis, read_run
+from qrdali.report.read import Run, Warn, named, read_run
+from qrdali.report.read_mepis import Mepis, read_mepis
 from qrdali.report.resources import Prices
 from qrdali.report.tables import Table
 from qrdali.runs.folder import weights_digest
@@ -74,7 +75,8 @@ def build(
     """Writes report.html, tables/ (csv, md, tex), figures/ (svg, png) and report.json into `out`; returns
     what report.json holds.
 
-    Nothing but the folders' own files is read, and the gallery's originals where they still are. Raises
+    Nothing but the folders' own files is read, the gallery's originals where they still are, and of runs that
+    did not record what they began with that run's. Raises
     InputError for folders that hold nothing to report or an `out` that is something else, RunError for
     damaged files; nothing is written then.
     """
@@ -311,12 +313,13 @@ def _results(group: Group, number: str, heading: str) -> list[Part]:
         for i, configuration in enumerate(group.configurations, 1)
         if max(run.last.epoch for run in configuration.runs) > 0
     ]
+    several = len({curve.definitions for run in group.runs for curve in run.curves.values()}) > 1
     curves = [
         plots.quality_curve(
             curve.reductions,
             1 / len(group.classes) if curve.chance is None else curve.chance,
             f"curve-{number}-{i}-{j}",
-            f"{run.name}, {printable(name)}",
+            f"{run.name}, {printable(name)}" + (f", definitions {curve.definitions}" if several else ""),
         )
         for i, run in enumerate(group.runs, 1)
         for j, (name, curve) in enumerate(run.curves.items(), 1)

@@ -16,7 +16,7 @@ from qrdali.data import storage
 from qrdali.errors import printable
 from qrdali.mepi.folder import SEARCHED
 from qrdali.report.quotients import class_name
-from qrdali.report.read import Mepis
+from qrdali.report.read_mepis import Mepis
 
 _SIDE = 150  # pixels of the longer side
 _MOST = 1 << 28  # bytes of a file that is opened, and pixels of an image

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from qrdali.errors import printable
+from qrdali.report.identity import Identified, identified
 from qrdali.report.read import Run
+from qrdali.runs.configuration import distinguishing, label_of, names_of, on_gpu
 from qrdali.runs.settings import Settings
 
-# Settings that do not make two runs different experiments.
-_ASIDE = frozenset(
-    {
-        "seed",
-        "init",
-        "data",
-        "device",
-        "deterministic",
-        "threads",
-        "save_every",
-        "match",
-        "match_steps",
-        "track_sets",
-        "track_reduced",
-        "probe_batch_size",
-    }
-)
+# Settings that stand in a configuration's name already, or in its group's.
+_NAMED = frozenset({"model", "method", "reduction", "sequence"})
+
+
+class Trait(NamedTuple):
+    """Something in which configurations of one name may differ: what is shown, and what is compared."""
+
+    text: str
+    value: str
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Configuration:
 
     @property
     def label(self) -> str:
-        return " ".join(part for part in (self.method, self.sequence, self.reduction) if part != "–")
+        return label_of((self.method, self.reduction, self.sequence))
 
     def values(self, of: Callable[[Run], float | None]) -> list[float]:
         """Returns what `of` gives for each run that has it."""
@@ -63,12 +58,16 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Group:
-    """Holds the runs of one network on one data set."""
+    """Holds the runs of one network on one data set, all trained and validated on the same images.
+
+    notes: what a reader of its tables must know of them.
+    """
 
     data: str
     network: str
     classes: tuple[str, ...]
     configurations: tuple[Configuration, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -85,8 +84,8 @@ class Group:
         )
 
     def baseline(self, run: Run) -> Run | None:
-        """Returns the baseline that `run` is compared with: of the same seed, and of several the one that
-        agrees in most settings.
+        """Returns the baseline that `run` is compared with: of the same seed, and of several the one of the
+        same definitions and start that agrees in most settings.
         """
         baselines = [
             candidate
@@ -96,13 +95,15 @@ class Group:
             and candidate is not run
         ]
         settings = run.settings.model_dump()
-        return max(
-            baselines,
-            key=lambda candidate: sum(
-                settings[key] == value for key, value in candidate.settings.model_dump().items()
-            ),
-            default=None,
-        )
+
+        def likeness(candidate: Run) -> tuple[bool, bool, int]:
+            return (
+                candidate.definitions == run.definitions,
+                candidate.chain.init == run.chain.init,
+                sum(settings[key] == value for key, value in candidate.settings.model_dump().items()),
+            )
+
+        return max(baselines, key=likeness, default=None)
 
 
 def is_baseline(settings: Settings) -> bool:
@@ -113,25 +114,55 @@ def is_baseline(settings: Settings) -> bool:
 
 
 def group(known: list[Run]) -> list[Group]:
-    """Groups runs, in the order in which data sets and networks first appear."""
-    parts: dict[tuple[Any, ...], list[Run]] = {}
-    for run in known:
-        parts.setdefault(
-            (run.images, run.trained.classes, run.trained.model, run.trained.preprocessing), []
-        ).append(run)
-    names = [part[0].settings.data.rstrip("/").rpartition("/") for part in parts.values()]
+    """Groups runs, in the order in which training images and networks first appear.
+
+    Only runs that were trained and validated on the same images are in one group.
+    """
+    parts: dict[tuple[Any, ...], list[Identified]] = {}
+    for one in identified(known):
+        run = one.run
+        key = (
+            one.validated_on,
+            run.trained.classes,
+            run.trained.model,
+            run.trained.preprocessing,
+            one.trained_on,
+        )
+        parts.setdefault(key, []).append(one)
+    names = [part[0].run.settings.data.rstrip("/").rpartition("/") for part in parts.values()]
     plain = {name[2] for name in names}
     # Two data sets may both end in /data: then the folder above tells them apart.
-    short = len(plain) == len({(key[0], key[1]) for key in parts})
-    return [
-        Group(
-            printable(name[2] if short or not name[0] else f"{name[0].rpartition('/')[2]}/{name[2]}"),
-            _network(part[0]),
-            part[0].trained.classes,
-            tuple(_configurations(part)),
-        )
-        for name, part in zip(names, parts.values(), strict=True)
+    short = len(plain) == len({(key[0], key[1], key[4]) for key in parts})
+    titles = [
+        printable(name[2] if short or not name[0] else f"{name[0].rpartition('/')[2]}/{name[2]}")
+        for name in names
     ]
+    alike = Counter((title, key[:4]) for title, key in zip(titles, parts, strict=True))
+    numbers: Counter[Any] = Counter()
+    groups = []
+    for title, (key, part) in zip(titles, parts.items(), strict=True):
+        numbers[title, key[:4]] += 1
+        number = numbers[title, key[:4]]
+        groups.append(
+            Group(
+                title if alike[title, key[:4]] == 1 else f"{title}, training images {number}",
+                _network(part[0].run),
+                part[0].run.trained.classes,
+                tuple(_configurations([one.run for one in part])),
+                tuple(
+                    _notes(
+                        part,
+                        [
+                            one
+                            for other, ones in parts.items()
+                            if other != key and other[:4] == key[:4]
+                            for one in ones
+                        ],
+                    )
+                ),
+            )
+        )
+    return groups
 
 
 def _network(run: Run) -> str:
@@ -141,35 +172,76 @@ def _network(run: Run) -> str:
     )
 
 
+def _notes(part: list[Identified], apart: list[Identified]) -> list[str]:
+    """Returns what a reader of a group's tables must know of its runs' images, starts and definitions.
+
+    apart: the runs that differ in their training images only.
+    """
+    notes, runs = [], [one.run for one in part]
+    if apart:
+        notes.append(
+            f"{some_names([one.run for one in apart])} were trained on other images: they have a heading of "
+            "their own, and are neither averaged nor compared with these."
+        )
+    assumed = [one.run for one in part if one.assumed]
+    if assumed and len(part) > 1:
+        notes.append(
+            f"Not recorded is which images {some_names(assumed)} were trained on: the data set's folder and "
+            "the number of images are taken for it."
+        )
+    unknown = [r for r in runs if any(a and not a.known for a in (r.chain.init, r.chain.match))]
+    if unknown:
+        notes.append(
+            f"What {some_names(unknown)} began with, or took the number of steps from, is gone and was not "
+            "recorded: its path tells it from others."
+        )
+    for run in runs:
+        if changed := run.changed_definitions:
+            notes.append(
+                f"{run.name} was begun under definitions {run.begun_under} and goes on under "
+                f"{changed.definitions} from epoch {changed.epoch}: its definitions are mixed."
+            )
+    if len({run.definitions for run in runs}) > 1:
+        notes.append(
+            "These runs are of different definitions ("
+            + "; ".join(
+                f"{number}: {some_names([run for run in runs if run.definitions == number])}"
+                for number in sorted({run.definitions for run in runs})
+            )
+            + "). They are not averaged; where they are compared, the definitions may make the difference."
+        )
+    for name in dict.fromkeys(name for run in runs for name in run.sets):
+        made_under = {run.sets[name].definitions for run in runs if name in run.sets}
+        if len(made_under) > 1:
+            older = [r for r in runs if name in r.sets and r.sets[name].definitions < max(made_under)]
+            notes.append(
+                f"The rows of {name} of {some_names(older)} were made under older definitions than the "
+                "others': evaluate them again before comparing."
+            )
+    return [printable(note) for note in notes]
+
+
+def some_names(runs: list[Run]) -> str:
+    """Returns the names of at most six runs, and how many more there are."""
+    return ", ".join(run.name for run in runs[:6]) + (f" and {len(runs) - 6} more" if len(runs) > 6 else "")
+
+
 def _configurations(part: list[Run]) -> list[Configuration]:
     keys: dict[tuple[Any, ...], list[Run]] = {}
     for run in part:
-        left_out = _ASIDE | ({"max_epochs"} if run.settings.match_steps else set())
-        settings = run.settings.model_dump(exclude=set(left_out))
-        settings["begins"] = (
-            "from a run"
-            if run.settings.init
-            else "published weights"
-            if run.settings.pretrained
-            else "from scratch"
-        )
-        keys.setdefault(
-            (
-                *_names(run.settings),
-                *(f"{k}={v!r}" for k, v in settings.items() if k not in ("model", "method")),
-            ),
-            [],
-        ).append(run)
+        keys.setdefault((names_of(run.settings), _traits(run)), []).append(run)
     result = []
-    for key, same in keys.items():
-        method, reduction, sequence = key[:3]
-        # Two configurations of one name are told apart by the settings in which they differ.
-        others = [set(other[3:]) for other in keys if other is not key and other[:3] == key[:3]]
-        differing = [text for text in key[3:] if any(text not in other for other in others)]
+    for (names, traits), same in keys.items():
+        method, reduction, sequence = names
+        # Two configurations of one name are told apart by the traits in which they differ.
+        others = [other[1] for other in keys if other[0] == names and other[1] != traits]
+        differing = [trait for trait in traits if any(trait not in other for other in others)]
+        ambiguous = any({t.text for t in differing} <= {t.text for t in other} for other in others)
+        texts = [f"{t.text} [{t.value[:8]}]" if ambiguous and t.value else t.text for t in differing]
+        extra = f" ({', '.join(texts)})" if texts else ""
         # A seed given twice is two runs, not two seeds of one configuration.
         seeds = [run.settings.seed for run in same]
-        extra = f" ({', '.join(differing)})" if differing else ""
-        if len(set(seeds)) == len(seeds):
+        if len(set(seeds)) == len(seeds) and _matched_alike(same):
             result.append(Configuration(method + extra, reduction, sequence, tuple(same)))
         else:
             result += [
@@ -179,13 +251,19 @@ def _configurations(part: list[Run]) -> list[Configuration]:
     return result
 
 
-def _names(settings: Settings) -> tuple[str, str, str]:
-    """Returns method, reduction and sequence as the slides' tables name them."""
-    if settings.method in ("shared", "baseline"):
-        return ("baseline matched" if settings.match_steps else settings.method), "–", "–"
-    method = {
-        "fixed": f"fixed {settings.quality:g}",
-        "linear": f"linear{' up' if settings.direction == 'up' else ''}",
-        "adaptive": f"adaptive{' online' if settings.feedback == 'online' else ''}",
-    }.get(settings.method, settings.method)
-    return ("sham" if settings.reduction == "none" else method), settings.reduction, settings.sequence
+def _matched_alike(runs: list[Run]) -> bool:
+    """Returns whether runs that are matched to one run took as many steps, which one that goes on changes."""
+    return len({(r.settings.match, r.settings.match_steps) for r in runs}) == len(
+        {r.settings.match for r in runs}
+    )
+
+
+def _traits(run: Run) -> tuple[Trait, ...]:
+    """Returns all in which a run may differ from others of its name and group, but for the seed."""
+    settings = distinguishing(run.settings, on_gpu=on_gpu(run.start.environment))
+    traits = [Trait(f"{name}={value!r}", "") for name, value in settings.items() if name not in _NAMED]
+    traits.append(Trait(f"definitions {run.definitions}", ""))
+    for word, ancestor in (("from", run.chain.init), ("steps of", run.chain.match)):
+        if ancestor:
+            traits.append(Trait(f"{word} {printable(ancestor.label)}", ancestor.digest))
+    return (Trait(f"method={run.settings.method}", ""), *traits)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Canvas
 
 from qrdali.report.figures import Figure, Theme, legend_below, line_styles, log_axis, short_name
 from qrdali.report.quotients import by_reduction, share_curve, thinned, values
-from qrdali.report.read import Mepis
+from qrdali.report.read_mepis import Mepis
 
 
 def figures(sets: list[Mepis], number: str) -> list[Figure]:

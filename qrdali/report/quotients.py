@@ -16,12 +16,12 @@ from qrdali.errors import printable
 from qrdali.evaluation.stats import bootstrap_mean, paired
 from qrdali.mepi.folder import SEARCHED
 from qrdali.report.groups import is_baseline
-from qrdali.report.read import Mepis
+from qrdali.report.read_mepis import Mepis
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
 
 Floats = npt.NDArray[np.float64]
 # Options in which sets must agree to be compared.
-_SAME = ("data", "split", "limit", "step", "windows", "prefer", "search")
+_SAME = ("data", "split", "limit", "step", "windows", "prefer", "search", "definitions")
 # Comparisons of sets, and intervals of classes, beyond which only some are made.
 _MOST_PAIRS, _MOST_INTERVALS = 40, 4000
 
@@ -46,12 +46,17 @@ def alike(sets: list[Mepis]) -> list[tuple[str, list[Mepis]]]:
     """
     parts: dict[str, list[Mepis]] = {}
     for mepis in sets:
-        parts.setdefault(json.dumps([mepis.options.get(key) for key in _SAME]), []).append(mepis)
-    differing = [key for key in _SAME if len({json.dumps(mepis.options.get(key)) for mepis in sets}) > 1]
+        parts.setdefault(json.dumps([_option(mepis, key) for key in _SAME]), []).append(mepis)
+    differing = [key for key in _SAME if len({json.dumps(_option(mepis, key)) for mepis in sets}) > 1]
     return [
-        (printable(", ".join(_option_text(key, same[0].options.get(key)) for key in differing)), same)
+        (printable(", ".join(_option_text(key, _option(same[0], key)) for key in differing)), same)
         for same in parts.values()
     ]
+
+
+def _option(mepis: Mepis, key: str) -> object:
+    """Returns an option of a set; a set that names no definitions was made under 1."""
+    return mepis.options.get(key, 1 if key == "definitions" else None)
 
 
 def _option_text(key: str, value: object) -> str:
@@ -222,7 +227,8 @@ def pairs(sets: list[Mepis]) -> tuple[list[Pair], list[str]]:
         for reduction in (r for r in first.rows if r in second.rows):
             one, other = first.rows[reduction], second.rows[reduction]
             _, i, j = np.intersect1d(one["sample"], other["sample"], return_indices=True)
-            if not (one["path"][i] == other["path"][j]).all():
+            same_paths = bool((one["path"][i] == other["path"][j]).all())
+            if not same_paths and not _have_fingerprint(first):
                 notes.append(
                     f"{first.name} and {second.name} are not compared on {reduction}: "
                     "their images lie elsewhere."
@@ -238,6 +244,12 @@ def pairs(sets: list[Mepis]) -> tuple[list[Pair], list[str]]:
                     f"{first.name} and {second.name} have no image with a MEPI of {reduction} in common."
                 )
     return paired_sets, [printable(note) for note in notes]
+
+
+def _have_fingerprint(mepis: Mepis) -> bool:
+    """Returns whether the option data of a set is a fingerprint: sets alike in it are of the same images."""
+    images = mepis.options.get("data")
+    return isinstance(images, str) and len(images) == 64
 
 
 def compared(sets: list[Mepis], slug: str) -> Table | None:

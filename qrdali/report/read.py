@@ -1,4 +1,4 @@
-"""Reads and checks what runs and MEPI sets left on disk, without their images."""
+"""Reads and checks what runs left on disk, without their images."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qrdali.errors import InputError, RunError, printable
-from qrdali.evaluation.prediction_rows import read_metadata, read_rows, read_table
+from qrdali.evaluation.prediction_rows import definitions_of, read_metadata, read_rows
 from qrdali.files.json_objects import read_object
-from qrdali.mepi.folder import MANIFEST, OPTIONS, SCHEMA, SEARCHED, SUMMARY
+from qrdali.mepi.folder import SEARCHED
+from qrdali.runs import configuration
 from qrdali.runs import folder as run_folder
-from qrdali.runs import settings as run_settings
+from qrdali.runs.configuration import Chain, Fingerprints
 from qrdali.runs.settings import Settings
 
 Warn = Callable[[str], None]
@@ -63,17 +63,24 @@ class Epoch(BaseModel):
     environment: dict[str, str | int | float | None] | None = None
     network: Network | None = None
     images: dict[str, Count] | None = None
+    fingerprints: dict[str, Fingerprints] = {}
+    chain: Chain | None = None
+    definitions: Count | None = None
 
 
 @dataclass(frozen=True)
 class SetRows:
     """Holds predictions on one set.
 
-    digest: of sample numbers, paths and labels; rows with the same digest are of the same images.
+    digest: of sample numbers, labels and paths; rows with the same digest are of the same images. content:
+    the same with the fingerprint of the evaluated index instead of the paths, "" where it was not recorded.
+    definitions: the number of those that the rows were made under.
     """
 
     correct: npt.NDArray[np.bool_]
     digest: str
+    content: str = ""
+    definitions: int = 1
 
     @property
     def accuracy(self) -> float:
@@ -85,11 +92,12 @@ class Curve:
     """Holds what `evaluate --curve` measured on a set.
 
     reductions: quality, accuracy and area by reduction. chance: the accuracy of guessing, None where it is
-    not recorded.
+    not recorded. definitions: the number of those it was measured under.
     """
 
     reductions: dict[str, dict[str, Any]]
     chance: float | None
+    definitions: int = 1
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,8 @@ class Run:
     """Holds a run folder.
 
     name: what tells it from the report's other runs. sets: by name, val first, of the weights in best/.
-    curves: by the set's name. images: a digest of the validation images, which tells data sets apart.
+    curves: by the set's name. index: the fingerprint of the training images in its checkpoint, "" if there is
+    none. validated_on: a digest of the rows of val, "" without them. chain: the runs it began with.
     """
 
     folder: Path
@@ -107,7 +116,10 @@ class Run:
     epochs: tuple[Epoch, ...]
     sets: dict[str, SetRows]
     curves: dict[str, Curve]
-    images: str
+    index: str
+    validated_on: str
+    chain: Chain
+    begun_under: int = 1
 
     @property
     def start(self) -> Epoch:
@@ -116,6 +128,16 @@ class Run:
     @property
     def last(self) -> Epoch:
         return self.epochs[-1]
+
+    @property
+    def changed_definitions(self) -> Epoch | None:
+        """Returns the first epoch under other definitions than those the run was begun under, if any."""
+        return next((e for e in self.epochs if (e.definitions or self.begun_under) != self.begun_under), None)
+
+    @property
+    def definitions(self) -> str:
+        """Returns the number of the definitions that it was trained under, or "mixed"."""
+        return "mixed" if self.changed_definitions else str(self.begun_under)
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -130,27 +152,6 @@ class Run:
             else {"val": self.trained.val_accuracy}
         )
         return watched | {name: rows.accuracy for name, rows in self.sets.items()}
-
-
-@dataclass(frozen=True)
-class Mepis:
-    """Holds a MEPI set folder.
-
-    run: the run of this report whose weights it was made with, if any. rows: the manifest's columns per
-    reduction.
-    """
-
-    folder: Path
-    name: str
-    run: Run | None
-    options: dict[str, Any]
-    summary: dict[str, dict[str, Any]]
-    rows: dict[str, dict[str, npt.NDArray[Any]]]
-
-    def tried(self, reduction: str) -> int:
-        """Returns the images searched for a reduction, unreadable ones left out."""
-        row = self.summary[reduction]
-        return int(row["images"]) - int(row["unreadable"])
 
 
 def read_epochs(file: Path, warn: Warn) -> tuple[Epoch, ...]:
@@ -190,38 +191,9 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
     holds is damaged.
     """
     trained = run_folder.describe_best(folder)
-    values = run_settings.read_toml(folder / "config.toml")
-    try:
-        settings = run_settings.validate_settings(
-            {key: value for key, value in values.items() if key in Settings.model_fields}
-        )
-    except InputError as error:
-        raise RunError(f"{printable(folder / 'config.toml')}: {error}") from None
+    settings, begun_under = configuration.read_settings(folder), configuration.read_definitions(folder)
     epochs = read_epochs(folder / "metrics.jsonl", warn)
-    files = sorted((folder / "predictions").glob("*.parquet"), key=lambda f: (_rank(f.stem), f.stem))
-    sets, images = {}, settings.data
-    for file in files:
-        metadata = read_metadata(folder, file.stem)
-        try:
-            rows = read_rows(folder, file.stem)
-        except (InputError, RunError) as error:
-            warn(f"{error}: left out")
-            continue
-        digest = hashlib.sha256(rows["sample"].tobytes() + rows["label"].tobytes())
-        for path in rows["path"]:
-            digest.update(str(path).encode("utf-8", "surrogatepass") + b"\0")
-        mapped = metadata.get("map_rule")
-        if file.stem == "val" and not mapped:
-            images = digest.hexdigest()
-        if metadata.get("epoch", trained.epoch) != trained.epoch:
-            warn(
-                f"{printable(file)} is of epoch {printable(metadata['epoch'])} "
-                f"and best/ of epoch {trained.epoch}: left out"
-            )
-            continue
-        if mapped:
-            digest.update(json.dumps([metadata.get("classes"), mapped]).encode())
-        sets[printable(file.stem)] = SetRows(rows["correct"].copy(), digest.hexdigest())
+    sets, validated_on = _read_sets(folder, trained.epoch, warn)
     return Run(
         folder,
         name,
@@ -230,8 +202,52 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
         epochs,
         sets,
         _read_curves(folder / "curves", trained.epoch, warn),
-        images,
+        configuration.recorded_index(folder),
+        validated_on,
+        epochs[0].chain or configuration.chain_of(settings),
+        begun_under,
     )
+
+
+def _read_sets(folder: Path, epoch: int, warn: Warn) -> tuple[dict[str, SetRows], str]:
+    """Returns the rows of every set of the weights of `epoch`, and a digest of val's images of any epoch.
+
+    Others and damaged ones are left out with a warning.
+    """
+    files = sorted((folder / "predictions").glob("*.parquet"), key=lambda f: (_rank(f.stem), f.stem))
+    sets, validated_on = {}, ""
+    for file in files:
+        metadata = read_metadata(folder, file.stem)
+        try:
+            rows = read_rows(folder, file.stem)
+        except (InputError, RunError) as error:
+            warn(f"{error}: left out")
+            continue
+        digest = hashlib.sha256(rows["sample"].tobytes() + rows["label"].tobytes())
+        fingerprint, content = metadata.get("images"), digest.copy()
+        for path in rows["path"]:
+            digest.update(str(path).encode("utf-8", "surrogatepass") + b"\0")
+        content.update(str(fingerprint).encode("utf-8", "surrogatepass"))
+        mapped = metadata.get("map_rule")
+        if file.stem == "val" and not mapped:
+            validated_on = digest.hexdigest()
+        if metadata.get("epoch", epoch) != epoch:
+            warn(
+                f"{printable(file)} is of epoch {printable(metadata['epoch'])} "
+                f"and best/ of epoch {epoch}: left out"
+            )
+            continue
+        if mapped:
+            classes = json.dumps([metadata.get("classes"), mapped]).encode()
+            digest.update(classes)
+            content.update(classes)
+        sets[printable(file.stem)] = SetRows(
+            rows["correct"].copy(),
+            digest.hexdigest(),
+            content.hexdigest() if fingerprint else "",
+            definitions_of(metadata),
+        )
+    return sets, validated_on
 
 
 def _rank(name: str) -> int:
@@ -254,7 +270,7 @@ def _read_curves(folder: Path, epoch: int, warn: Warn) -> dict[str, Curve]:
                 continue
             reductions = {name: _checked_curve(name, row) for name, row in contents["curves"].items()}
             chance = None if contents.get("chance") is None else float(contents["chance"])
-            curves[file.stem] = Curve(reductions, chance)
+            curves[file.stem] = Curve(reductions, chance, definitions_of(contents))
         except (RunError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             warn(f"{printable(file)} is damaged and left out: `qrdali evaluate --curve` makes it again")
     return curves
@@ -268,83 +284,6 @@ def _checked_curve(reduction: str, row: dict[str, Any]) -> dict[str, Any]:
     if reduction not in SEARCHED or len(quality) != len(accuracy) or not in_range:
         raise ValueError("no curve")
     return {"quality": quality, "accuracy": accuracy, "area": area}
-
-
-def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, str]) -> Mepis:
-    """Reads a MEPI set. known: the report's runs. digests: `weights_digest` of each of them, by its name.
-
-    Raises InputError if `folder` is not a MEPI set or has no finished reduction, RunError if it is damaged.
-    """
-    if not (folder / OPTIONS).exists():
-        raise InputError(
-            f"{printable(folder)} is not a MEPI set (no {OPTIONS}): `qrdali build-mepi --out` makes one"
-        )
-    options, summary = read_object(folder / OPTIONS), {}
-    if (folder / SUMMARY).exists():
-        summary = read_object(folder / SUMMARY)
-    if not summary:
-        raise InputError(
-            f"{printable(folder)} has no finished reduction: continue it with `qrdali build-mepi … --resume`"
-        )
-    try:
-        table = read_table(folder / MANIFEST, SCHEMA.names)
-        if not table.schema.equals(SCHEMA) or any(column.null_count for column in table.columns):
-            raise ValueError(f"{MANIFEST} has other columns, or holes in them")
-        columns = {key: table[key].to_numpy(zero_copy_only=False) for key in SCHEMA.names}
-        rows = {}
-        for reduction in (r for r in SEARCHED if r in summary):
-            chosen = columns["reduction"] == reduction
-            rows[reduction] = {key: column[chosen] for key, column in columns.items()}
-            _check(summary[reduction], rows[reduction])
-        if len(rows) < len(summary):
-            raise ValueError(f"{SUMMARY} has other reductions")
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        pa.ArrowException,
-    ) as error:
-        raise RunError(f"{printable(folder)} is damaged: {printable(error)[:160]}") from None
-    # Weights of several runs may be the same, as where training never improved them: then the folder decides.
-    same = [run for run in known if digests.get(run.name) and digests[run.name] == options.get("weights")]
-    run = next(
-        (run for run in same if str(run.folder.absolute()) == options.get("run")), same[0] if same else None
-    )
-    return Mepis(folder, name, run, options, {r: summary[r] for r in rows}, rows)
-
-
-def _check(row: dict[str, Any], columns: dict[str, npt.NDArray[Any]]) -> None:
-    """Raises ValueError, KeyError or TypeError unless summary and manifest of a reduction can be of one
-    search.
-    """
-    counts = [row[key] for key in ("images", "without_mepi", "unreadable")]
-    if any(type(count) is not int or not 0 <= count < 1 << 53 for count in counts):
-        raise ValueError("counts that are none")
-    if counts[0] - counts[1] - counts[2] != len(columns["sample"]) or len(np.unique(columns["sample"])) < len(
-        columns["sample"]
-    ):
-        raise ValueError("manifest and summary count other images")
-    if not 0 <= float(row["seconds"]) < 1e15:
-        raise ValueError("seconds")
-    if any(
-        (columns[key] < low).any()
-        for key, low in (
-            ("sample", 0),
-            ("label", 0),
-            ("top", 0),
-            ("left", 0),
-            ("height", 1),
-            ("width", 1),
-            ("entropy_full", 1),
-            ("entropy_mepi", 1),
-        )
-    ):
-        raise ValueError("a number below its range")
-    if not np.allclose(columns["quotient"], columns["entropy_mepi"] / columns["entropy_full"], rtol=1e-9):
-        raise ValueError("a quotient that is not that of its entropies")
 
 
 def named(folders: list[Path]) -> list[str]:

@@ -12,7 +12,8 @@ from qrdali.errors import printable
 from qrdali.mepi.folder import SEARCHED
 from qrdali.report import thesis
 from qrdali.report.groups import Group
-from qrdali.report.read import Epoch, Mepis, Network, Run
+from qrdali.report.read import Epoch, Network, Run
+from qrdali.report.read_mepis import Mepis
 from qrdali.report.tables import NOTHING, Table, number, words
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from qrdali.errors import printable
 from qrdali.report.groups import Group
-from qrdali.report.read import Mepis, Run
+from qrdali.report.read import Run
+from qrdali.report.read_mepis import Mepis
 from qrdali.report.resources import machines
 from qrdali.report.tables import NOTHING, Cell, Table, number, words
+from qrdali.runs.configuration import applicable, on_gpu
+from qrdali.runs.settings import Settings
 from qrdali.version import __version__
 
 DEFINITIONS = (
@@ -28,34 +31,19 @@ DEFINITIONS = (
     "does not fix them."
 )
 
-_SHOWN = (
-    "method",
-    "reduction",
-    "sequence",
-    "quality",
-    "step",
-    "patience",
-    "epochs",
-    "max_epochs",
-    "batch_size",
-    "optimizer",
-    "lr",
-    "weight_decay",
-    "label_smoothing",
-    "ema",
-    "input_size",
-    "fit",
-    "augment",
-    "monitor",
-    "restore_best",
-    "feedback",
-    "prefer",
-    "windows",
-    "amp",
-    "device",
-    "seed",
-    "pretrained",
-    "init",
+# Settings that are told elsewhere in the report, or that no figure depends on.
+_UNTOLD = frozenset(
+    {
+        "data",
+        "root",
+        "threads",
+        "save_every",
+        "max_bad",
+        "track_reduced",
+        "track_sets",
+        "probe_batch_size",
+        "epochs_before",
+    }
 )
 
 
@@ -116,20 +104,31 @@ def _cell(value: object) -> Cell:
     )
 
 
+def shown_settings(run: Run) -> dict[str, object]:
+    """Returns the settings of a run that had an effect, by name, with the device and the definitions."""
+    values = applicable(run.settings)
+    gpu = on_gpu(run.start.environment)
+    if gpu is not None:
+        values["device"] = "cuda" if gpu else "cpu"
+    if gpu is False and values["amp"] in ("auto", "off"):
+        del values["amp"]  # a CPU has no mixed precision unless it is asked for
+    if gpu is False:
+        values.pop("sync_batch_norm", None)  # torch has none there
+    values["definitions"] = run.definitions
+    return {key: value for key, value in values.items() if key not in _UNTOLD and value not in ("", None)}
+
+
 def _settings(known: list[Run]) -> tuple[list[dict[str, object]], list[str]]:
-    """Returns the settings of each run, and the keys in which they differ."""
-    settings = [run.settings.model_dump() for run in known]
-    return settings, [key for key in _SHOWN if len({str(one[key]) for one in settings}) > 1]
+    """Returns the settings of each run, and the keys in which they differ or that only some runs have."""
+    settings = [shown_settings(run) for run in known]
+    keys = dict.fromkeys((*Settings.model_fields, "definitions"))
+    return settings, [key for key in keys if len({str(one.get(key)) for one in settings}) > 1]
 
 
 def common(known: list[Run], slug: str) -> Table:
     """Returns the table of settings that all runs have alike."""
     settings, differing = _settings(known)
-    rows = tuple(
-        (words(key), words(settings[0][key]) if settings[0][key] not in ("", None) else NOTHING)
-        for key in _SHOWN
-        if key not in differing
-    )
+    rows = tuple((words(key), words(value)) for key, value in settings[0].items() if key not in differing)
     return Table(slug, "Settings of all runs", ("setting", "value"), rows)
 
 
@@ -137,7 +136,7 @@ def configurations(known: list[Run], slug: str) -> Table | None:
     """Returns the table of settings that tell runs apart; None where there are none."""
     settings, differing = _settings(known)
     rows = tuple(
-        (words(run.name), *(_cell(one[key]) for key in differing))
+        (words(run.name), *(_cell(one.get(key)) for key in differing))
         for run, one in zip(known, settings, strict=True)
     )
     return (
@@ -146,7 +145,7 @@ def configurations(known: list[Run], slug: str) -> Table | None:
             "Settings in which runs differ",
             ("run", *differing),
             rows,
-            ("The whole of each is in its config.toml.",),
+            ("The whole of each is in its config.toml. – is what a run's method or device does not use.",),
         )
         if differing
         else None

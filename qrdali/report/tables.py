@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from qrdali.errors import printable
+from qrdali.evaluation.stats import p_text
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -73,8 +74,8 @@ def number(value: float | None, form: str = ",.0f", sd: float | None = None, uni
 
 
 def probability(p: float | None) -> Cell:
-    """Returns a cell of a p value with two significant digits."""
-    return NOTHING if p is None else Cell(f"{p:.2g}" if p >= 1e-4 or p == 0 else f"{p:.1e}", p)
+    """Returns a cell of a p value with two significant digits, or as many as its stars take."""
+    return NOTHING if p is None else Cell(p_text(p), p)
 
 
 @dataclass(frozen=True)

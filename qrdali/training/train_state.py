@@ -65,7 +65,7 @@ class TrainStateStore:
             train_step.scaler,
         )
         self._run, self._batch_size = spec.run, spec.settings.batch_size
-        self._images, self._fingerprint = len(index), index.fingerprint
+        self._images, self._index = len(index), index
         self._device, self._group, self._energy = context.device, context.group, context.energy
 
     def exists(self) -> bool:
@@ -93,7 +93,7 @@ class TrainStateStore:
             "totals": asdict(progress.totals),
             "stage_row": progress.stage.row,
             "stage_shown": progress.stage.reported,
-            "data": self._fingerprint,
+            "data": self._index.fingerprint,
             "definitions": progress.definitions,
         }
         if sums is not None:
@@ -136,7 +136,7 @@ class TrainStateStore:
         data, (optimizer, random, *weights), damage = checkpoint.load_newest(
             folder, "optimizer", "random", *self._networks
         )
-        if data.get("data") != self._fingerprint:
+        if data.get("data") != self._index.fingerprint_like(data.get("data")):
             raise RunError(
                 f"the index of the training images has changed since {printable(self._run)} was saved: "
                 "restore it, or train anew in another --run"

@@ -17,9 +17,10 @@ from qrdali.data.index import Index
 from qrdali.data.scan import Reading, index_folder
 from qrdali.distributed import ProcessGroup
 from qrdali.errors import InputError, Interrupted, RunError, printable
+from qrdali.files.json_objects import read_object
 from qrdali.interfaces import ImageReducer, JobControl, ProgressListener
 from qrdali.mepi.build import Builder
-from qrdali.mepi.folder import SEARCHED, MepiSet, MepiSource
+from qrdali.mepi.folder import OPTIONS, SEARCHED, MepiSet, MepiSource
 from qrdali.mepi.search import Search, SearchLimits, SearchRule
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.reduction import quality
@@ -89,7 +90,7 @@ def build_mepi(
             "run": str(folder.absolute()),
             "weights": run_folder.weights_digest(folder),
             "preprocessing": json.loads(json.dumps(asdict(trained.preprocessing))),
-            "data": index.fingerprint,
+            "data": index.fingerprint_like(_recorded_images(Path(out))),
             "split": split,
             "step": 1 / num_levels,
             "windows": windows,
@@ -142,6 +143,14 @@ def _make_rules(
         name: SearchRule(DescentRule(dimensions[name], num_levels, windows, prefer), search == "exhaustive")
         for name in names
     }
+
+
+def _recorded_images(out: Path) -> object:
+    """Returns the fingerprint of the images that a set in `out` was begun with, None where there is none."""
+    try:
+        return read_object(out / OPTIONS).get("data")
+    except RunError:
+        return None  # whoever opens the set says what is wrong with it
 
 
 def _require_equal_options(group: ProcessGroup, options: dict[str, Any]) -> None:

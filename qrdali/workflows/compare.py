@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from qrdali.errors import InputError, printable
-from qrdali.evaluation.prediction_rows import read_rows
-from qrdali.evaluation.stats import mcnemar, wilson
+from qrdali.evaluation.prediction_rows import definitions_of, read_metadata, read_rows
+from qrdali.evaluation.stats import McNemar, mcnemar, wilson
+from qrdali.runs import configuration
 from qrdali.runs import folder as run_folder
 
 
@@ -34,7 +35,7 @@ class Comparison:
 
     a: images that both have right, b: only the first, c: only the second, d: neither. statistic = (b - c)² /
     (b + c), p_value by chi-square with one degree of freedom, exact_p_value by the binomial; stars: *** p <
-    .001, ** p < .01, * p < .05.
+    .001, ** p < .01, * p < .05. notes: what a reader must know of the two runs, a sentence each.
     """
 
     a: int
@@ -48,6 +49,7 @@ class Comparison:
     set: str
     images: int
     runs: tuple[ComparedRun, ComparedRun]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `qrdali compare --json` prints."""
@@ -66,6 +68,7 @@ class Comparison:
                 {"run": one.run, "accuracy": one.accuracy, "wilson_95": list(one.wilson_95)}
                 for one in self.runs
             ],
+            "notes": list(self.notes),
         }
 
 
@@ -79,9 +82,12 @@ def compare(run_a: str | Path, run_b: str | Path, *, set: str = "test") -> Compa
         raise InputError(f"--set is {printable(set)!r}: give the name of a set, such as test")
     folders = (Path(run_a), Path(run_b))
     first, second = (read_rows(run, set, _best_epoch(run)) for run in folders)
-    if len(first) != len(second) or any(
-        not np.array_equal(first[key], second[key]) for key in ("sample", "path", "label")
-    ):
+    metadata = [read_metadata(run, set) for run in folders]
+    # The same images may have been mounted elsewhere.
+    recorded = metadata[0].get("images")
+    by_content = recorded is not None and recorded == metadata[1].get("images")
+    keys = ("sample", "label") if by_content else ("sample", "path", "label")
+    if len(first) != len(second) or any(not np.array_equal(first[key], second[key]) for key in keys):
         common = {*first["path"].tolist()} & {*second["path"].tolist()}
         raise InputError(
             f"the rows of {printable(set)} are not of the same images: {printable(run_a)} has {len(first)}, "
@@ -106,7 +112,35 @@ def compare(run_a: str | Path, run_b: str | Path, *, set: str = "test") -> Compa
         set,
         images,
         (one, other),
+        tuple(printable(note) for note in (*_notes(folders, metadata), *_doubts(test))),
     )
+
+
+def _doubts(test: McNemar) -> list[str]:
+    few = f"only {test.b + test.c} images tell the two apart: the exact p is the one to go by"
+    return [few] if test.is_doubtful else []
+
+
+def _notes(folders: tuple[Path, Path], metadata: list[dict[str, Any]]) -> list[str]:
+    """Returns in what the runs differ that a reader of a comparison does not expect to."""
+    made_under = [definitions_of(values) for values in metadata]
+    notes = []
+    if made_under[0] != made_under[1]:
+        notes.append(
+            f"the rows of A were made under definitions {made_under[0]}, those of B under {made_under[1]}: "
+            "evaluate both again before comparing"
+        )
+    if not all(run_folder.holds_run(run) for run in folders):
+        return notes
+    definitions = [configuration.definitions_text(run) for run in folders]
+    if definitions[0] != definitions[1]:
+        notes.append(
+            f"A was trained under definitions {definitions[0]}, B under {definitions[1]}: the difference may "
+            "come from them"
+        )
+    if configuration.same_training_images(*folders) is False:
+        notes.append("A and B were trained on different images: the difference may come from them")
+    return notes
 
 
 def _best_epoch(run: Path) -> int | None:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from qrdali.data import provenance, storage
 from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import Reading, index_folder
 from qrdali.data.set_names import check_set_name
 from qrdali.errors import InputError, Interrupted, printable
 from qrdali.evaluation.class_map import ClassMap, MapRule, read_class_map
 from qrdali.evaluation.predict import predict, top1
-from qrdali.evaluation.prediction_rows import PredictionRows, write_rows
+from qrdali.evaluation.prediction_rows import DEFINITIONS, PredictionRows, write_rows
 from qrdali.interfaces import JobControl
 from qrdali.pipelines.engine import engine_of
 from qrdali.pipelines.loader import open_loader
@@ -197,6 +198,7 @@ class Evaluator:
                 self.group,
                 whose="the --class-map" if self.class_map else "the run",
             )
+            provenance.write(file.parent, {"root": storage.absolute(str(folder))})
             for path, reason in rejected[:_NAMED_FILES]:
                 listener.warn(f"left out: {path}: {reason}")
             if more := len(rejected[_NAMED_FILES:]):
@@ -269,7 +271,8 @@ class Evaluator:
     def metadata(self) -> dict[str, Any]:
         """Returns what is written beside rows.
 
-        It is the epoch of the weights; for mapped classes also their names and the rule.
+        It is the epoch of the weights and the number of the definitions; for mapped classes also their names
+        and the rule.
         """
         mapped = {"classes": list(self.classes), "map_rule": self.class_map.rule} if self.class_map else {}
-        return {"epoch": self.trained.epoch, **mapped}
+        return {"epoch": self.trained.epoch, "definitions": DEFINITIONS, **mapped}

@@ -189,8 +189,9 @@ def compare(run_a: Run | PathLike, run_b: Run | PathLike, *, set: str = "test") 
     set: "val", "test" or a name given to `evaluate`.
 
     The result has a, b, c, d: images that both have right, only the first, only the second, neither;
-    statistic, p_value, exact_p_value, stars, images; and runs, each with accuracy and wilson_95, the interval
-    of it. Raises InputError where a run has no rows of the set, or rows of other images.
+    statistic, p_value, exact_p_value, stars, images; runs, each with accuracy and wilson_95, the interval of
+    it; and notes, such as that the two were trained on different images. Raises InputError where a run has no
+    rows of the set, or rows of other images.
 
     Example:
         >>> result = qrdali.compare("runs/shared", "runs/shared", set="val")

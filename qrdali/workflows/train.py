@@ -22,6 +22,7 @@ from qrdali.pipelines.engine import Engine, describe_decoding, engine_of
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import reduced_split_levels
 from qrdali.runs import folder as run_folder
+from qrdali.runs.configuration import chain_of
 from qrdali.runs.settings import DEFINITIONS, Settings, default_settings, read_settings, write_settings
 from qrdali.schedule.methods import check_settings, require_live_levels, stage_levels
 from qrdali.system.deterministic import deterministic, require_deterministic_model
@@ -128,6 +129,9 @@ def _prepare(
             return None
     facts = _facts(settings, len(dataset.classes), device, group)
     facts |= {"images": {"train": len(train), "val": len(val)}}
+    facts |= {"fingerprints": {"train": train.fingerprints, "val": val.fingerprints}}
+    if settings.init or settings.match:
+        facts |= {"chain": chain_of(settings).model_dump(exclude_defaults=True)}
     source = provenance.brief(provenance.read(dataset.folder))
     facts |= {"source": source} if source else {}
     torch.manual_seed(settings.seed)  # start weights are drawn

@@ -216,6 +216,8 @@ def test_a_run_on_data_of_other_classes(run: Path, two: tuple[Path, Path], table
     assert found["set"] == f"test-mapped-{rule}"
     assert read_metadata(run, f"test-mapped-{rule}") == {
         "epoch": run_folder.describe_best(run).epoch,
+        "images": Dataset.open(data).index("test").fingerprint,
+        "definitions": 2,
         "classes": ["red", "z-orange"],
         "map_rule": rule,
     }
@@ -224,6 +226,7 @@ def test_a_run_on_data_of_other_classes(run: Path, two: tuple[Path, Path], table
         assert own["accuracy"] == read_rows(run, f"test-{reduction}-0.5-mapped-{rule}")["correct"].mean()
         curve = json.loads((run / "curves" / f"test-mapped-{rule}.json").read_text())
         assert (curve["map_rule"], curve["classes"]) == (rule, ["red", "z-orange"])
+        assert curve["definitions"] == 2
         assert own["accuracy"] == curve["curves"][reduction]["accuracy"][2]
     assert found["curve"]["crop"]["accuracy"][0] == found["accuracy"]
     assert (
@@ -256,13 +259,17 @@ def test_without_data_the_classes_are_the_maps(
             evaluated(run, *words)
 
 
-def test_rows_of_ordinary_sets_tell_their_epoch_only_and_impossible_ones_are_refused(
+def test_rows_of_ordinary_sets_tell_of_no_map_and_impossible_ones_are_refused(
     run: Path, dataset: Dataset
 ) -> None:
     found = evaluated(run, "--data", dataset.folder, "--split", "val")
     assert "map_rule" not in found
     file = run / "predictions" / "val.parquet"
-    assert read_metadata(run, "val") == {"epoch": run_folder.describe_best(run).epoch}
+    assert read_metadata(run, "val") == {
+        "epoch": run_folder.describe_best(run).epoch,
+        "images": dataset.index("val").fingerprint,
+        "definitions": 2,
+    }
     rows = pq.read_table(file)
     for column, value in (("label", -1), ("prediction", -2)):
         values = [value] * len(rows)

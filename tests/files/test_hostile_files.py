@@ -37,7 +37,8 @@ from qrdali.mepi.folder import MepiSet, MepiSource
 from qrdali.mepi.journal import Entry, Journal
 from qrdali.models import Preprocessing
 from qrdali.reduction.levels import PerImageLevels
-from qrdali.report.read import read_epochs, read_mepis
+from qrdali.report.read import read_epochs
+from qrdali.report.read_mepis import read_mepis
 from qrdali.runs import checkpoint
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import read_toml as read_settings
