@@ -29,6 +29,7 @@ from qrdali.pipelines.external_source import (
 )
 from qrdali.pipelines.file_reader import FileReader, Files
 from qrdali.pipelines.replay import ReplaySource, RestartablePipeline, run_with_replay
+from qrdali.pipelines.undecodable import decode_once
 from qrdali.reduction.network_view import view
 from qrdali.reduction.quality import CROP
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -47,7 +48,8 @@ class _Loader(ABC):
     def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
         self._index, self._preprocessing, self._engine = index, preprocessing, engine
         self._reader = FileReader(index)
-        self._source = ReplaySource(self._reader, self._to_inputs, PreparedBatch.select)
+        self._decode = partial(decode_once, engine, self._reader.needs_bytes)
+        self._source = ReplaySource(self._reader, self._to_inputs, self._decode, PreparedBatch.select)
         # Neither holds this loader, so that the pipeline and its memory go as soon as the loader does.
         self._pipeline = RestartablePipeline(self._graph(self._source, batch_size))
 
@@ -92,7 +94,7 @@ class _Loader(ABC):
 
         Such passes are long and rare, so each builds a pipeline.
         """
-        source = ReplaySource(self._reader, to_inputs)
+        source = ReplaySource(self._reader, to_inputs, self._decode)
         pipeline = RestartablePipeline(lambda: graph(source))
         source.start(requests)
         pipeline.start()
