@@ -109,18 +109,30 @@ def why_unreadable(index: Index, sample: int, verify: bool = True) -> str | None
 
 
 def _refused(index: Index, sample: int, message: str) -> str:
-    return f"{_name(index, sample)}, cannot be decoded: {refusal(message)}"
+    return (
+        f"{_name(index, sample)}, cannot be decoded: {_refusal(message)}: save it anew, or index again to "
+        "leave it out"
+    )
 
 
 def _name(index: Index, sample: int) -> str:
     return f"sample {sample}, {printable(index.paths(np.array([sample]))[0])}"
 
 
-def refusal(message: str) -> str:
-    """Returns the reason of a file that Pillow reads and DALI does not. message: the decoder's."""
-    return f"Pillow reads it, DALI's decoder does not ({message}): save it anew, or index again without it"
+def refused_image(path: str, error: Exception) -> RunError:
+    """Returns the error that names a single image which Pillow reads and DALI does not.
+
+    error: the pipeline's. Raises RunError for an error that is not the file's fault.
+    """
+    raise_if_no_files_fault(error)
+    return RunError(f"{printable(path)} cannot be decoded: {_refusal(decoder_message(error))}: save it anew")
+
+
+def _refusal(message: str) -> str:
+    why = f" ({message})" if message else ""
+    return f"Pillow reads it, but DALI's decoder does not{why}"
 
 
 def one_line_error(error: Exception) -> str:
     """Returns a pipeline's error on one line."""
-    return f"the image pipeline failed: {decoder_message(error)}"
+    return f"the image pipeline failed: {decoder_message(error) or 'an image cannot be decoded'}"

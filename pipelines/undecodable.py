@@ -27,7 +27,7 @@ Decode = Callable[[DecodeInputs], None]  # raises RuntimeError, as DALI does
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _SIDE = 16  # of the pictures that every working decoder takes, in pixels
 _LONGEST = 300  # characters of a reason
-_NOT_THE_REASON = ("C++ context:", "Current pipeline object is no longer valid")
+_NOT_THE_REASON = ("C++ context:", "Current pipeline object is no longer valid", "Failed to decode sample #")
 _CODEC_FAILURE = re.compile(r"nvImageCodec failure: '#(\d+)'")
 _CODEC_STATUS = {  # nvimgcodecStatus_t of nvimgcodec.h
     3: "bad code stream",
