@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nvidia.dali import fn, types
+from nvidia.dali import fn, math, types
 
 from qrdali.models import Preprocessing
 
@@ -31,12 +31,34 @@ def read(file: Node, start: Node, shape: Node, device: str, whole: bool, needs_b
     trusted; the pixels are the same.
     """
     encoded = file if needs_bytes else fn.io.file.read(file)
+    shape = _inside(encoded, start, shape)
     if whole:
         image = fn.decoders.image(encoded, device=device, output_type=types.RGB)
         return cut(image, start, shape)
     return fn.decoders.image_slice(
         encoded, start=start, shape=shape, axis_names="HW", device=device, output_type=types.RGB
     )
+
+
+def _inside(encoded: Node, start: Node, shape: Node) -> Node:
+    """Returns `shape`, int32 [2], once it is known that the header can be read and the window lies inside.
+
+    DALI's decoders (2.4) find that out themselves, but when they raise for an image in the last part of a
+    batch they free what their threads still work on, and now and then the process crashes. The operators here
+    wait for their threads. This takes about 1% of a decode.
+    """
+    size = fn.peek_image_shape(encoded, image_type=types.ANY_DATA, dtype=types.INT32)
+    has_channels = math.min(size[2], 1)  # no channels: a depth that the decoders do not know
+    height = _inside_line(size[0] * has_channels, start[0:1], shape[0:1])
+    width = _inside_line(size[1], start[1:2], shape[1:2])
+    return fn.cat(height, width, axis=0)
+
+
+def _inside_line(length: Node, start: Node, extent: Node) -> Node:
+    """Returns `extent`, int32 [1], once it is known that `start` and it lie within 0..length."""
+    line = fn.zeros(shape=fn.reshape(length, shape=[1]), dtype=types.UINT8)
+    part = fn.slice(line, start=start, shape=extent, axes=[0], out_of_bounds_policy="error")
+    return part.shape(dtype=types.INT32)
 
 
 def cut(image: Node, start: Node, shape: Node) -> Node:

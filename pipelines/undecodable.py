@@ -38,6 +38,7 @@ _CODEC_STATUS = {  # nvimgcodecStatus_t of nvimgcodec.h
     15: "out of memory",
     19: "incomplete code stream",
 }
+_OUTSIDE = re.compile(r"Slice can't be placed out of bounds.*?input_shape=\{(\d+)\}.*")
 _UNMAPPED = "File mapping failed: "  # and the file's name, which may hold any words
 _MEMORY = re.compile(r"bad_alloc|out of memory|cannot allocate memory|cudaErrorMemoryAllocation", re.I)
 _SYSTEM = re.compile(r"too many open files|no space left on device", re.I)
@@ -147,7 +148,13 @@ def decoder_message(error: Exception) -> str:
     text = str(error).rpartition("encountered:")[2]
     lines = [line.strip() for line in text.splitlines()]
     message = " ".join(line for line in lines if line and not line.startswith(_NOT_THE_REASON))
-    return printable(_CODEC_FAILURE.sub(_codec_failure, message))[:_LONGEST].rstrip(": ")
+    message = _OUTSIDE.sub(_outside, _CODEC_FAILURE.sub(_codec_failure, message))
+    return printable(message)[:_LONGEST].rstrip(": ")
+
+
+def _outside(match: re.Match[str]) -> str:
+    """Returns what the check of `dali_ops.read` has found."""
+    return "unknown depth" if match[1] == "0" else "the window lies outside the picture"
 
 
 def _codec_failure(match: re.Match[str]) -> str:

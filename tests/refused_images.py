@@ -52,7 +52,9 @@ def _pngs() -> dict[str, bytes]:
 
 def _others() -> dict[str, bytes]:
     inks = np.asarray(photo().convert("CMYK")).astype("<u2") * 257
+    bits = saved(photo().convert("1"), "BMP")
     return {
         "inks of 16 bits.tif": tiff(4, 16, 5, inks.tobytes()),
-        "no last padding.bmp": saved(photo().convert("1"), "BMP")[:-2],
+        "no last padding.bmp": bits[:-2],
+        "palette of 8194.bmp": bits[:47] + b"\x20" + bits[48:],
     }
