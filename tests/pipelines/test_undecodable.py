@@ -3,8 +3,7 @@
 import errno
 import io
 import os
-import subprocess
-import sys
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -77,30 +76,18 @@ def test_pillow_reads_what_the_decoder_refuses(name: str) -> None:
     assert list(undecodable(partial(decode_once, HOST, True), inputs)) == [0]
 
 
-@pytest.mark.parametrize("name", ["one byte between.jpg", "palette of 8194.bmp", "too small.jpg"])
-def test_a_refused_file_in_a_large_batch_never_crashes_the_process(tmp_path: Path, name: str) -> None:
-    bad = REFUSED.get(name) or jpeg((40, 30))
-    (tmp_path / "bad").write_bytes(bad)
-    (tmp_path / "good").write_bytes(jpeg((48, 36)))
-    program = "import sys; from test_undecodable import decode_often; decode_often(sys.argv[1])"
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "60 times refused\n")
-
-
-def decode_often(folder: str) -> None:
-    """Decodes 32 images of which one is refused, the first of those that DALI's decoder parses in the thread
-    that raises; the decoder alone crashes within some 20 batches."""
-    content = [np.fromfile(f"{folder}/{name}", np.uint8) for name in ("good", "bad")]
-    inputs = DecodeInputs([content[i == 16] for i in range(32)], window_bounds(whole_windows(32)))
-    refused = 0
-    for _ in range(60):
-        try:
-            decode_once(HOST, True, inputs)
-        except RuntimeError:
-            refused += 1
-    print(refused, "times refused")
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", ["one byte between.jpg", "palette of 8194.bmp", "too small.jpg", "empty"])
+def test_the_decoder_never_sees_what_would_crash_it(name: str, whole: bool) -> None:
+    # DALI 2.4 crashes once in ten times or so if its decoder finds these in the last part of a large batch.
+    bad = {"too small.jpg": jpeg((40, 30)), "empty": bytes(1), **REFUSED}[name]
+    files = [np.frombuffer(content, np.uint8) for content in [jpeg((48, 36))] * 31 + [bad]]
+    with pytest.raises(RuntimeError) as raised:
+        decode_once(Engine(whole_decode=whole), True, DecodeInputs(files, window_bounds(whole_windows(32))))
+    operator = re.search("operator `nvidia.dali.([a-z_.]+)`", str(raised.value))
+    assert operator is not None
+    assert operator[1] in ("fn.peek_image_shape", "fn.slice")
+    assert "in _inside" in str(raised.value)
 
 
 def whole_windows(count: int) -> Any:
