@@ -33,6 +33,8 @@ def read(file: Node, start: Node, shape: Node, device: str, whole: bool, needs_b
     encoded = file if needs_bytes else fn.io.file.read(file)
     shape = _inside(encoded, start, shape)
     if whole:
+        # The decoder takes no window, so this has it wait for the check; nothing is copied.
+        encoded = fn.reshape(encoded, shape=encoded.shape(dtype=types.INT32) + 0 * shape[0:1])
         image = fn.decoders.image(encoded, device=device, output_type=types.RGB)
         return cut(image, start, shape)
     return fn.decoders.image_slice(
