@@ -6,6 +6,7 @@ images, per sample, and hold neither randomness nor state.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from nvidia.dali import fn, math, types
@@ -30,6 +31,7 @@ def read(file: Node, start: Node, shape: Node, device: str, whole: bool, needs_b
     whole: decodes the whole image and slices it, for decoders whose region-of-interest path cannot be
     trusted; the pixels are the same.
     """
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # the codec's copy of OpenCV prints what DALI raises
     encoded = file if needs_bytes else fn.io.file.read(file)
     shape = _inside(encoded, start, shape)
     if whole:
