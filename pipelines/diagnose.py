@@ -26,10 +26,20 @@ from qrdali.pipelines.undecodable import (
     without,
 )
 
-# How Python's errors of a machine begin that is short of memory or files, or has lost a mounted folder.
-_SHORTAGES = tuple(
-    f"[Errno {number}]"
-    for number in (errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN)
+# How the errors of a machine begin that is short of memory or files, or has lost a mounted folder.
+_SHORTAGES = (
+    "MemoryError",
+    *(
+        f"[Errno {number}]"
+        for number in (
+            errno.ENOMEM,
+            errno.ENFILE,
+            errno.EMFILE,
+            errno.ENOTCONN,
+            errno.ESTALE,
+            errno.EHOSTDOWN,
+        )
+    ),
 )
 
 

@@ -27,7 +27,9 @@ class ReplaySource(Generic[Item]):
     """Feeds a DALI graph with the inputs of items, and remembers items whose outputs have not come yet.
 
     to_inputs: makes the structure that the graph takes (`graph_inputs`, with `files` and `window`) of an
-    item's files and the item. decode: decodes such files and windows once more as the graph does. select: returns an item with only those samples where the mask, bool [N], is true; None for items that are
+    item's files and the item.
+    decode: decodes such files and windows once more, as the graph does.
+    select: returns an item with only those samples where the mask, bool [N], is true; None for items that are
     never replayed. images_ahead: how many images' reading has begun before they are wanted, where reading is
     not DALI's.
     """

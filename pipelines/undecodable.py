@@ -45,7 +45,7 @@ _SYSTEM = re.compile(r"too many open files|no space left on device", re.I)
 
 
 def decode_once(engine: Engine, needs_bytes: bool, inputs: DecodeInputs) -> None:
-    """Decodes one batch as the pipelines of `engine` do, and drops the pixels. Raises RuntimeError as DALI does.
+    """Decodes one batch as the pipelines of `engine` do, and drops the pixels. Raises as DALI does.
 
     needs_bytes: whether the files are bytes instead of names.
     """
@@ -91,7 +91,9 @@ def without(inputs: DecodeInputs, positions: Iterable[int]) -> tuple[DecodeInput
 def _part(inputs: DecodeInputs, positions: Iterable[int]) -> DecodeInputs:
     where = list(positions)
     bounds = inputs.window
-    return DecodeInputs([inputs.files[i] for i in where], WindowBounds(bounds.start[where], bounds.shape[where]))
+    return DecodeInputs(
+        [inputs.files[i] for i in where], WindowBounds(bounds.start[where], bounds.shape[where])
+    )
 
 
 def check_decoder(decode: Decode, needs_bytes: bool) -> None:
@@ -144,7 +146,7 @@ def raise_if_no_files_fault(error: Exception) -> None:
 
 
 def decoder_message(error: Exception) -> str:
-    """Returns on one line what went wrong in an operator, without the pipeline's definition and C++ context."""
+    """Returns on one line what went wrong in an operator, without the pipeline's definition."""
     text = str(error).rpartition("encountered:")[2]
     lines = [line.strip() for line in text.splitlines()]
     message = " ".join(line for line in lines if line and not line.startswith(_NOT_THE_REASON))

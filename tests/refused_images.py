@@ -42,10 +42,7 @@ def _pngs() -> dict[str, bytes]:
         "header twice.png": signature + chunk(b"IHDR", head) * 2 + body,
         "unknown critical chunk.png": signature + chunk(b"IHDR", head) + chunk(b"ABCD", b"x") + body,
         "compression method 1.png": signature + chunk(b"IHDR", head[:10] + b"\1" + head[11:]) + body,
-        "no checksum of the pixels.png": signature
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", packed[:-4])
-        + end,
+        "no checksum of the pixels.png": signature + chunk(b"IHDR", head) + chunk(b"IDAT", packed[:-4]) + end,
         "palette twice.png": indexed[:palette] + colours + indexed[palette:],
     }
 

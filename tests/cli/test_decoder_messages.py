@@ -71,7 +71,9 @@ def test_lines_are_passed_on_less_the_known_ones() -> None:
 
 
 def run_python(program: str, stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-    start = "import os, sys, time; from qrdali.cli.decoder_messages import keep_out_of_stderr as keep; keep(); "
+    start = (
+        "import os, sys, time; from qrdali.cli.decoder_messages import keep_out_of_stderr as keep; keep(); "
+    )
     return subprocess.run(
         [sys.executable, "-c", start + program],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -89,7 +91,8 @@ SAY = "os.write(2, b'Premature end of JPEG file\\nfrom C\\n'); "
 def test_lines_of_c_come_through_a_crash() -> None:
     done = run_python("import faulthandler; faulthandler.enable(); " + SAY + "os.abort()")
     assert done.returncode == -signal.SIGABRT
-    assert "from C\nFatal Python error: Aborted" in done.stderr
+    assert "from C\n" in done.stderr
+    assert "Fatal Python error" in done.stderr
     assert "Premature" not in done.stderr
 
 
