@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from threading import Lock
 from typing import Any
@@ -28,6 +29,7 @@ from qrdali.pipelines.external_source import decode_inputs
 from qrdali.pipelines.file_reader import FileReader, Files
 from qrdali.pipelines.graph_inputs import DecodedInputs, ImageInputs, pixel_reduction, window_bounds
 from qrdali.pipelines.replay import ReplaySource, RestartablePipeline, run_with_replay
+from qrdali.pipelines.undecodable import decode_once
 from qrdali.reduction.network_view import view
 from qrdali.reduction.quality import ReductionParams
 
@@ -71,7 +73,10 @@ class _ImageReducer(ABC):
             for sample, reason in unreadable.items():
                 on_unreadable(sample, reason)
 
-        source = ReplaySource(self._reader, self._to_inputs, _Chunk.select, lambda: 2 * chunk_files())
+        decode_again = partial(decode_once, self._engine, self._reader.needs_bytes)
+        source = ReplaySource(
+            self._reader, self._to_inputs, decode_again, _Chunk.select, lambda: 2 * chunk_files()
+        )
         pipeline = RestartablePipeline(
             lambda: graphs.decode_windows(
                 source, replace(self._engine, depth=2), _CHUNK_FILES, self._reader.needs_bytes

@@ -29,6 +29,7 @@ from qrdali.pipelines.external_source import (
 )
 from qrdali.pipelines.file_reader import FileReader, Files
 from qrdali.pipelines.replay import ReplaySource, RestartablePipeline, run_with_replay
+from qrdali.pipelines.undecodable import decode_once
 from qrdali.reduction.network_view import view
 from qrdali.reduction.quality import CROP
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -47,8 +48,9 @@ class _Loader(ABC):
     def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
         self._index, self._preprocessing, self._engine = index, preprocessing, engine
         self._reader = FileReader(index)
+        self._decode = partial(decode_once, engine, self._reader.needs_bytes)
         to_inputs = partial(self._to_inputs, preprocessing=preprocessing)
-        self._source = ReplaySource(self._reader, to_inputs, PreparedBatch.select)
+        self._source = ReplaySource(self._reader, to_inputs, self._decode, PreparedBatch.select)
         self._batch_size, self._definitions = batch_size, 2
         # Neither holds this loader, so that the pipeline and its memory go as soon as the loader does.
         self._pipeline = RestartablePipeline(self._graph(self._source))
@@ -97,7 +99,7 @@ class _Loader(ABC):
 
         Such passes are long and rare, so each builds a pipeline.
         """
-        source = ReplaySource(self._reader, to_inputs)
+        source = ReplaySource(self._reader, to_inputs, self._decode)
         pipeline = RestartablePipeline(lambda: graph(source))
         source.start(requests)
         pipeline.start()

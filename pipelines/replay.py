@@ -17,14 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from qrdali.errors import Unreadable
-from qrdali.pipelines.diagnose import diagnose
+from qrdali.pipelines.diagnose import InFlight, diagnose
 from qrdali.pipelines.file_reader import AHEAD, FileReader, Files, Item, PendingRead, read_ahead
+from qrdali.pipelines.graph_inputs import DecodeInputs
+from qrdali.pipelines.undecodable import Decode
 
 
 class ReplaySource(Generic[Item]):
     """Feeds a DALI graph with the inputs of items, and remembers items whose outputs have not come yet.
 
-    to_inputs: makes the structure that the graph takes (`graph_inputs`) of an item's files and the item.
+    to_inputs: makes the structure that the graph takes (`graph_inputs`, with `files` and `window`) of an
+    item's files and the item.
+    decode: decodes such files and windows once more, as the graph does.
     select: returns an item with only those samples where the mask, bool [N], is true; None for items that are
     never replayed. images_ahead: how many images' reading has begun before they are wanted, where reading is
     not DALI's.
@@ -34,11 +38,12 @@ class ReplaySource(Generic[Item]):
         self,
         reader: FileReader,
         to_inputs: Callable[[Files, Item], Any],
+        decode: Decode,
         select: Callable[[Item, npt.NDArray[np.bool_]], Item] | None = None,
         images_ahead: Callable[[], int] = lambda: AHEAD,
     ) -> None:
         self._reader, self._images_ahead = reader, images_ahead
-        self._to_inputs, self._select = to_inputs, select
+        self._to_inputs, self._decode, self._select = to_inputs, decode, select
         self._in_flight: deque[Item] = deque()
         self._pending_reads: deque[PendingRead[Item]] = deque()
         self._items: Iterator[Item] = iter(())
@@ -65,10 +70,13 @@ class ReplaySource(Generic[Item]):
         """Returns the item whose outputs have just come: a graph keeps the order."""
         return self._in_flight.popleft()
 
-    def diagnose(self, error: RuntimeError) -> dict[int, str]:
+    def diagnose(self, error: Exception) -> dict[int, str]:
         """Returns which images in flight cannot be read, and why. Raises RunError for any other cause."""
-        in_flight = (sample for item in self._in_flight for sample in item.samples.tolist())
-        return diagnose(self._reader.index, error, in_flight)
+        return diagnose(self._reader, error, map(self._read_again, self._in_flight), self._decode)
+
+    def _read_again(self, item: Item) -> InFlight:
+        inputs = self._to_inputs(self._reader(item.samples), item)
+        return InFlight(item.samples, DecodeInputs(inputs.files, inputs.window))
 
     def replay_without(self, unreadable: dict[int, str]) -> None:
         """Begins anew with what was in flight, less `unreadable`, then what was being read, then the rest."""
@@ -101,14 +109,14 @@ class RestartablePipeline:
     def run(self) -> tuple[Any, ...]:
         """Returns the next outputs, which last until the next call.
 
-        Raises StopIteration at the end, and RuntimeError as DALI does.
+        Raises StopIteration at the end, and RuntimeError or MemoryError as DALI does.
         """
         try:
             outputs: tuple[Any, ...] = self._pipe.run()
         except StopIteration:
             self._at_end = True
             raise
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             self._pipe, self._at_end = None, True
             raise
         return outputs
@@ -118,7 +126,7 @@ class RestartablePipeline:
         while not self._at_end:
             try:
                 self.run()
-            except (StopIteration, RuntimeError):
+            except (StopIteration, RuntimeError, MemoryError):
                 return
 
 
@@ -138,7 +146,7 @@ def run_with_replay(
             outputs = pipeline.run()
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             unreadable = source.diagnose(error)
             if on_unreadable is None:
                 raise Unreadable(unreadable) from None

@@ -10,7 +10,7 @@ from qrdali.data import storage
 from qrdali.data.inspect import MAX_BYTES, inspect_file, quiet_pillow
 from qrdali.errors import RunError, printable
 from qrdali.pipelines import dali_ops
-from qrdali.pipelines.diagnose import one_line_error
+from qrdali.pipelines.diagnose import refused_image
 
 
 def decode_image(path: str) -> npt.NDArray[np.uint8]:
@@ -36,6 +36,6 @@ def decode_image(path: str) -> npt.NDArray[np.uint8]:
 
     try:
         (images,) = graph().run()
-    except RuntimeError as error:
-        raise RunError(f"{printable(path)}: {one_line_error(error)}") from None
+    except (RuntimeError, MemoryError) as error:
+        raise refused_image(path, error) from None
     return np.array(images[0])

@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 from qrdali.data import storage
 from qrdali.data.inspect import MAX_BYTES, read_upright_size
 from qrdali.data.object_store import Unreachable
-from qrdali.errors import InputError, RunError, printable
+from qrdali.errors import InputError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.pipelines import host_ops
+from qrdali.pipelines.diagnose import refused_image
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.external_source import decode_inputs
 from qrdali.pipelines.graphs import decode_windows
@@ -150,8 +151,8 @@ def _reduced(original: _Original, reduction: ReductionParams) -> list[Pixels]:
     emitted = iter([decode_inputs([np.frombuffer(original.encoded, np.uint8)] * count, reduction.window)])
     try:
         (decoded,) = decode_windows(lambda: next(emitted), Engine(depth=1), count, original.is_url).run()
-    except RuntimeError as error:
-        raise RunError(f"{printable(original.name)} cannot be decoded: {printable(error)[:200]}") from None
+    except (RuntimeError, MemoryError) as error:
+        raise refused_image(original.name, error) from None
     return [
         host_ops.reduce(np.array(decoded[i]), reduction.size[i], int(reduction.bin_width[i]))
         for i in range(count)

@@ -1,4 +1,4 @@
-"""The one replay after a bad file, with a pipeline of a few lines in place of DALI's."""
+"""The one replay after a bad file, with a pipeline and a decoder of a few lines in place of DALI's."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ import pytest
 
 from qrdali.errors import RunError, Unreadable
 from qrdali.pipelines import diagnose, replay
+from qrdali.pipelines.graph_inputs import DecodeInputs, window_bounds
 from qrdali.pipelines.replay import ReplaySource, RestartablePipeline, run_with_replay
 
 
@@ -31,6 +32,9 @@ class FakeReader:
         self.needs_bytes = needs_bytes
         self.begun: list[int] = []
 
+    def __call__(self, samples: np.ndarray) -> list[int]:
+        return samples.tolist()  # type: ignore[no-any-return]
+
     def start_reading(self, samples: np.ndarray) -> Callable[[], list[int]]:
         self.begun += samples.tolist()
         return samples.tolist
@@ -39,7 +43,7 @@ class FakeReader:
 class FakePipeline:
     """Reads `depth` batches ahead like DALI's pipelines, fails at a bad sample, and then never runs again."""
 
-    def __init__(self, source: Callable[[], list[int]], bad: set[int], depth: int) -> None:
+    def __init__(self, source: Callable[[], DecodeInputs], bad: set[int], depth: int) -> None:
         self.source, self.bad, self.depth = source, bad, depth
         self.queue: deque[list[int]] = deque()
         self.broken = self.at_end = False
@@ -53,7 +57,7 @@ class FakePipeline:
         assert not self.broken
         while len(self.queue) < self.depth and not self.at_end:
             try:
-                self.queue.append(self.source())
+                self.queue.append(self.source().files)  # type: ignore[arg-type]
             except StopIteration:
                 self.at_end = True
         if not self.queue:
@@ -68,20 +72,31 @@ class FakePipeline:
 ITEMS = [Item(0, np.arange(3)), Item(1, np.arange(3, 6)), Item(2, np.arange(6, 8)), Item(3, np.arange(8, 11))]
 
 
+def to_inputs(files: Any, item: Item) -> DecodeInputs:
+    return DecodeInputs(files, window_bounds(np.zeros((len(files), 4), np.int32)))
+
+
 @pytest.fixture
 def bad(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Samples whose files cannot be read."""
-    samples: set[int] = set()
-    monkeypatch.setattr(
-        diagnose, "why_unreadable", lambda index, sample: f"{sample} is bad" if sample in samples else None
-    )
-    return samples
+    """Samples whose files the decoder refuses."""
+    monkeypatch.setattr(diagnose, "why_unreadable", lambda index, sample, verify=True: None)
+    monkeypatch.setattr(diagnose, "_refused", lambda index, sample, message: f"{sample} is bad")
+    monkeypatch.setattr(diagnose, "check_decoder", lambda decode, needs_bytes: None)
+    return set()
+
+
+def decoder(bad: set[int]) -> Callable[[DecodeInputs], None]:
+    def decode(inputs: DecodeInputs) -> None:
+        if bad & set(inputs.files):  # type: ignore[arg-type]
+            raise RuntimeError("a decoder failed")
+
+    return decode
 
 
 def opened(
     bad: set[int], depth: int = 2, needs_bytes: bool = False
 ) -> tuple[RestartablePipeline, ReplaySource[Item]]:
-    source = ReplaySource(FakeReader(needs_bytes), lambda files, item: files, Item.select)  # type: ignore[arg-type]
+    source = ReplaySource(FakeReader(needs_bytes), to_inputs, decoder(bad), Item.select)  # type: ignore[arg-type]
     return RestartablePipeline(lambda: FakePipeline(source, bad, depth)), source
 
 
@@ -119,8 +134,8 @@ def test_a_failure_that_no_file_has_caused_is_an_error_on_one_line(
     bad: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad.add(4)
-    monkeypatch.setattr(diagnose, "why_unreadable", lambda index, sample: None)
-    with pytest.raises(RunError, match="^the image pipeline failed: a decoder failed  somewhere$") as raised:
+    monkeypatch.setattr(diagnose, "undecodable", lambda decode, inputs: {})
+    with pytest.raises(RunError, match="^the image pipeline failed: a decoder failed somewhere$") as raised:
         list(outputs(bad, lambda reasons: None))
     assert not isinstance(raised.value, Unreadable)
 
@@ -156,8 +171,8 @@ def test_an_abandoned_pass_leaves_nothing_in_the_next(bad: set[int], failing: bo
 def test_bytes_are_read_ahead_and_names_are_not() -> None:
     for needs_bytes, begun in ((True, 11), (False, 3)):
         reader = FakeReader(needs_bytes)
-        source = ReplaySource(reader, lambda files, item: files, Item.select)  # type: ignore[arg-type]
+        source = ReplaySource(reader, to_inputs, decoder(set()), Item.select)  # type: ignore[arg-type]
         source.start(iter(ITEMS))
-        assert source() == [0, 1, 2]
+        assert source().files == [0, 1, 2]
         assert len(reader.begun) == begun
     assert replay.AHEAD == 64
