@@ -259,14 +259,18 @@ def verify(
 
 
 def say_summary(summary: Summary, out: str) -> None:
-    """Prints in one line what was made."""
-    from qrdali.cli.terminal import say
+    """Prints what was made, in one line, and in further lines what was left out and what may be wrong."""
+    from qrdali.cli.terminal import say, warn
 
     say(
         f"{', '.join(f'{split} {images}' for split, images in summary.images.items())} images of "
         f"{len(summary.classes)} classes in {out}"
         + (f"; {summary.rejected} rejected, see {out}/rejected.tsv" if summary.rejected else "")
     )
+    for note in summary.notes:
+        say(note)
+    for warning in summary.warnings:
+        warn(warning)
 
 
 def source_lines(source: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 from object_stores import BUCKET, forget_stores, loader_of, put, s3, tar
 from tiny_data import commands, done, fill, images, info, jpeg, made, paths, run
 
-from qrdali.data import object_store, storage, tree
+from qrdali.data import object_store, storage, store_tree, tree
 from qrdali.data import provenance as source
 from qrdali.data.build import index_root
 from qrdali.data.index import Dataset
@@ -101,7 +101,8 @@ def test_keys_may_be_anything(client: Any, tmp_path: Path) -> None:
     made("index", f"s3://{BUCKET}/odd", "--out", tmp_path / "data")
     assert {path.rpartition("/")[2] for path in paths(tmp_path / "data", "train")} == {*ODD, "x.jpg"}
     assert [row.split("\t")[0] for row in (tmp_path / "data/rejected.tsv").read_text().splitlines()[1:]] == [
-        f"s3://{BUCKET}/odd/train/b/zero.jpg"
+        f"s3://{BUCKET}/odd/train/b/folder.jpg/x.jpg",
+        f"s3://{BUCKET}/odd/train/b/zero.jpg",
     ]
     index = Dataset.open(tmp_path / "data").index("train")
     assert (
@@ -230,9 +231,9 @@ def test_listing_a_thousand_objects_a_request(client: Any, monkeypatch: pytest.M
     requests: list[str] = []
     for i in range(1200):
         client.put_object(Bucket=BUCKET, Key=f"many/train/{'ab'[i % 2]}/{i}.jpg", Body=b"x")
-    found, asked = tree.open_tree(f"s3://{BUCKET}/many"), tree.RemoteTree._listed
+    found, asked = tree.open_tree(f"s3://{BUCKET}/many"), store_tree.RemoteTree._listed
     monkeypatch.setattr(
-        tree.RemoteTree, "_listed", lambda self, place: requests.append(place) or asked(self, place)
+        store_tree.RemoteTree, "_listed", lambda self, place: requests.append(place) or asked(self, place)
     )
     listed = [len(list(files)) for files in found.images(("train",), ["a", "b", "none"])]
     assert listed == [600, 600, 0]

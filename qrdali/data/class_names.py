@@ -1,0 +1,63 @@
+"""Checks the names of classes: whether they can be listed, and whether two of them look the same."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+from qrdali.data.inspect import is_utf8
+from qrdali.errors import RunError, printable
+
+_SHOWN_PAIRS = 3
+
+
+def is_listable(name: str) -> bool:
+    """Returns whether classes.tsv can hold a name: UTF-8 without tabs, line breaks and control characters."""
+    return is_utf8(name) and not any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name)
+
+
+def check_alike(names: Iterable[str], where: str) -> str:
+    """Returns a warning of classes whose names look alike, or "".
+
+    Raises RunError for two that differ only in Unicode form: they are one name, written on two systems.
+    `where` begins the sentences.
+    """
+    by_look: dict[str, list[str]] = {}
+    for name in names:
+        by_look.setdefault(_look(name), []).append(name)
+    alike = [group for group in by_look.values() if len(group) > 1]
+    for group in alike:
+        by_form = dict[str, str]()
+        for name in group:
+            other = by_form.setdefault(unicodedata.normalize("NFC", name), name)
+            if other != name:
+                raise RunError(
+                    f"{where} has two classes called {printable(name)!r}, which differ only in Unicode form "
+                    f"(NFC and NFD): {other!a} and {name!a}: make them one, or rename one"
+                )
+    if not alike:
+        return ""
+    pairs = [" and ".join(repr(printable(name)) for name in group[:2]) for group in alike[:_SHOWN_PAIRS]]
+    more = f" and {len(alike) - _SHOWN_PAIRS:,} more" if len(alike) > _SHOWN_PAIRS else ""
+    return f"{where} has classes that look alike, such as {', '.join(pairs)}{more}: are they one?"
+
+
+def difference_of(name: str, known: Iterable[str]) -> str:
+    """Returns how a name that is not `known` differs from one that is and looks the same, or "".
+
+    It ends a message.
+    """
+    look, form = _look(name), unicodedata.normalize("NFC", name)
+    alike = [other for other in known if _look(other) == look]
+    for other in alike:
+        if unicodedata.normalize("NFC", other) == form:
+            return f"; from {other!a} it differs only in Unicode form (NFC and NFD): rename one of them"
+    if alike:
+        return f"; it looks like {printable(alike[0])!r}, from which it differs in case, width or spaces"
+    return ""
+
+
+def _look(name: str) -> str:
+    """Returns what names have in common that look alike: no case, width, spaces or invisible characters."""
+    visible = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+    return "".join(unicodedata.normalize("NFC", visible.casefold()).split())
