@@ -90,7 +90,7 @@ def _index_shards(tree: Tree, layout: Layout, folder: Path, reading: Reading, pr
     shards_by_split = layout.shards
     threads = reading.threads or os.cpu_count() or 1
     rejected: list[tuple[str, str]] = []
-    class_texts: dict[str, set[str]] = {}
+    class_texts: dict[str, dict[str, str]] = {}  # of each split, with the URL of a sample
     for split, names in shards_by_split.items():
         absolute = names if storage.is_remote(tree.root) else [str(Path(name).absolute()) for name in names]
         class_texts[split] = _spool(absolute, folder / f"{split}.found.arrow", threads, rejected)
@@ -101,7 +101,7 @@ def _index_shards(tree: Tree, layout: Layout, folder: Path, reading: Reading, pr
             f"the shards of {first} have {len(classes.names)} class(es): a classifier needs at least two"
             + (f"; {printable(rejected[0][0])}: {rejected[0][1]}" if rejected else "")
         )
-    look_alikes = classes.look_alikes
+    warnings = [line for split, texts in class_texts.items() for line in classes.check(split, texts)]
     with Indexer(folder, list(classes.names), list(shards_by_split), reading, progress) as indexer:
         leave_out_loose(tree, layout, indexer.left_out)
         for path, why in rejected:
@@ -112,22 +112,22 @@ def _index_shards(tree: Tree, layout: Layout, folder: Path, reading: Reading, pr
             if not added:
                 raise RunError(f"the shards of {split} hold no readable image{reason}")
             spool.unlink()
-    indexer.summary.warnings += filter(None, [look_alikes])
+    indexer.summary.warnings += warnings
     return indexer.summary
 
 
-def _spool(names: list[str], file: Path, threads: int, rejected: list[tuple[str, str]]) -> set[str]:
+def _spool(names: list[str], file: Path, threads: int, rejected: list[tuple[str, str]]) -> dict[str, str]:
     """Writes the samples of shards into an Arrow file and appends bad ones to `rejected`.
 
-    Returns the class texts.
+    Returns the class texts, each with the URL of its first sample.
     """
     writer = RowWriter(file, _SPOOL_SCHEMA)
-    class_texts = set[str]()
+    class_texts = dict[str, str]()
     for sample in tar_shards.samples(names, threads):
         if sample.reason:
             rejected.append((sample.url, sample.reason))
         else:
-            class_texts.add(sample.class_text)
+            class_texts.setdefault(sample.class_text, sample.url)
             writer.row(sample.url, sample.class_text)
     writer.close()
     return class_texts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-from qrdali.data.inspect import is_utf8
 from qrdali.errors import RunError, printable
 
 _SHOWN_PAIRS = 3
@@ -13,7 +12,7 @@ _SHOWN_PAIRS = 3
 
 def is_listable(name: str) -> bool:
     """Returns whether classes.tsv can hold a name: UTF-8 without tabs, line breaks and control characters."""
-    return is_utf8(name) and not any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name)
+    return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name)
 
 
 def check_alike(names: Iterable[str], where: str) -> str:
@@ -42,19 +41,31 @@ def check_alike(names: Iterable[str], where: str) -> str:
     return f"{where} has classes that look alike, such as {', '.join(pairs)}{more}: are they one?"
 
 
-def difference_of(name: str, known: Iterable[str]) -> str:
-    """Returns how a name that is not `known` differs from one that is and looks the same, or "".
+class KnownNames:
+    """Names of classes, to say how another name differs from the one that looks like it."""
 
-    It ends a message.
-    """
-    look, form = _look(name), unicodedata.normalize("NFC", name)
-    alike = [other for other in known if _look(other) == look]
-    for other in alike:
-        if unicodedata.normalize("NFC", other) == form:
+    def __init__(self, names: Iterable[str]) -> None:
+        self._by_form: dict[str, str] = {}
+        self._by_look: dict[str, str] = {}
+        for name in names:
+            self._by_form.setdefault(unicodedata.normalize("NFC", name), name)
+            self._by_look.setdefault(_look(name), name)
+
+    def other_form(self, name: str) -> str | None:
+        """Returns the known name from which `name` differs only in Unicode form, or None."""
+        known = self._by_form.get(unicodedata.normalize("NFC", name))
+        return None if known == name else known
+
+    def difference(self, name: str) -> str:
+        """Returns how a name that is not known differs from one that looks the same, as the end of a message.
+
+        "" if none does.
+        """
+        if other := self.other_form(name):
             return f"; from {other!a} it differs only in Unicode form (NFC and NFD): rename one of them"
-    if alike:
-        return f"; it looks like {printable(alike[0])!r}, from which it differs in case, width or spaces"
-    return ""
+        if alike := self._by_look.get(_look(name)):
+            return f"; it looks like {printable(alike)!r}, from which it differs in case, width or spaces"
+        return ""
 
 
 def _look(name: str) -> str:

@@ -24,7 +24,7 @@ def check_root(root: Path) -> None:
     if tars:
         here, into = _quoted(root), _quoted(root / "train")
         raise InputError(
-            f"{printable(root)} holds {len(tars):,} tars of synsets, such as {tars[0]}, and no train/: "
+            f"{printable(root)} holds {len(tars):,} tar(s) of synsets, such as {tars[0]}, and no train/: "
             f"unpack them: mkdir -p {into} && mv {here}/n*.tar {into} && cd {into} && {_UNPACK_EACH}"
         )
     if _TRAIN_TAR in entries.files:
@@ -46,7 +46,7 @@ def check_train(train: Path, entries: Entries) -> None:
     packed = [name for name in entries.shards if SYNSET_TAR.fullmatch(name) and name[:-4] not in folders]
     if packed:
         raise InputError(
-            f"{printable(train)} holds {len(packed):,} tars of synsets that are not unpacked, such as "
+            f"{printable(train)} holds {len(packed):,} tar(s) of synsets that are not unpacked, such as "
             f"{packed[0]}: unpack them: cd {_quoted(train)} && {_UNPACK_EACH}"
         )
     if folders:

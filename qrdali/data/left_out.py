@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from enum import Enum
 
+from qrdali.data import storage
 from qrdali.data.file_names import DESCRIPTIONS, ending, is_image, is_noise
 from qrdali.errors import printable
 
@@ -47,6 +48,11 @@ class LeftOut:
         self._passed_over: list[str] = []
         self._num_passed_over = 0
         self.example = ""  # the last one that was listed, with its reason
+
+    @property
+    def files(self) -> int:
+        """Returns the number of files that were counted."""
+        return self._endings.total() + self._misplaced.total()
 
     def add_file(self, path: str, where: Where) -> None:
         """Counts a file that is not read: an image outside class folders, or a file that is no image."""
@@ -106,7 +112,9 @@ class LeftOut:
 
 
 def short_path(path: str) -> str:
-    """Returns the last three parts of a path or URL, which fit into a line of a terminal."""
+    """Returns the last three parts of a path or URL, or shard and member, which fit into a line."""
+    if storage.is_member(path):
+        return _shortened(f"{storage.member(path).shard.rpartition('/')[2]}: {storage.shown(path)}")
     return _shortened("/".join(path.split("/")[-3:]))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qrdali.data import storage
-from qrdali.data.class_names import difference_of
+from qrdali.data.class_names import KnownNames
 from qrdali.data.duplicates import shared_images
 from qrdali.data.index import FILES_SCHEMA, RowWriter, Writer, write_classes
 from qrdali.data.inspect import MAX_PIXELS, FileReport, inspect_file, quiet_pillow, tsv_field
@@ -38,12 +38,14 @@ _Inspected = tuple[int, int, str]  # upright width and height; why the file is r
 class Summary:
     """Holds what indexing made: images per split, rejected files, class names in label order.
 
-    notes: lines that say what was left out. warnings: lines that say what may be wrong with the data set.
+    left_out: other files, which are not read. notes: lines that say what was left out. warnings: lines that
+    say what may be wrong with the data set.
     """
 
     images: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
     classes: list[str] = field(default_factory=list)
+    left_out: int = 0
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -219,6 +221,7 @@ class Indexer:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
         self._rejected.close()
+        self.summary.left_out = self.left_out.files
         self.summary.notes += self.left_out.lines()
         for split, (index, file_facts) in self._writers.items():
             self.summary.images[split] = index.count
@@ -301,7 +304,7 @@ def _set_files(
     if unknown:
         raise InputError(
             f"{printable(root)} has the folder {printable(unknown[0])!r}, which is not a class of {whose} "
-            f"({len(unknown)} such){difference_of(unknown[0], classes)}"
+            f"({len(unknown)} such){KnownNames(classes).difference(unknown[0])}"
         )
     # Only names that were listed: a class name of a run, such as "../x", need not be fit for a path.
     names = [name for name in classes if name in set(found.folders)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from qrdali.data import storage
-from qrdali.data.class_names import check_alike, difference_of, is_listable
+from qrdali.data.class_names import KnownNames, check_alike, is_listable
+from qrdali.data.left_out import short_path
 from qrdali.data.storage import Member, Stored
 from qrdali.data.tree import Tree
-from qrdali.errors import InputError, printable
+from qrdali.errors import InputError, RunError, printable
 from qrdali.files.text_lines import quote
 
 CLASSES = "classes.txt"  # in the root: line i, from 0, is the name of class i
@@ -31,11 +32,7 @@ class Classes:
         self._listed = listed
         self._labels = {name: label for label, name in enumerate(self.names)}
         self._are_numbers = all(map(_is_number, self.names))
-
-    @property
-    def look_alikes(self) -> str:
-        """Returns a warning of classes whose names look alike, or ""; raises as `check_alike` does."""
-        return check_alike(self.names, CLASSES if self._listed else "the first split")
+        self._known = KnownNames(self.names)
 
     def label(self, class_text: str) -> int | None:
         """Returns the label of the content of a KEY.cls, None if it is none of these classes."""
@@ -48,23 +45,52 @@ class Classes:
     def why_unknown(self, class_text: str) -> str:
         """Returns why a KEY.cls names none of these classes."""
         why = f"its class {quote(class_text)} is none of the {len(self.names)}"
-        if _ODD_NUMBER.fullmatch(class_text) and not _is_number(class_text):
+        if _is_odd_number(class_text):
             return f"{why}: write a number with digits alone, such as 3"
-        return why + difference_of(class_text, self.names)
+        return why + self._known.difference(class_text)
+
+    def check(self, split: str, texts: dict[str, str]) -> list[str]:
+        """Returns warnings about the classes of a split; `texts` are its classes, each with a sample's URL.
+
+        Raises RunError for two that differ only in Unicode form.
+        """
+        warnings = [check_alike(filter(self._is_name, texts), split)]
+        for text, url in texts.items():
+            known = self._known.other_form(text)
+            if known is not None and self.label(text) is None:
+                raise RunError(
+                    f"{printable(url)} has the class {printable(text)!r}, which differs only in Unicode form "
+                    f"(NFC and NFD) from another: {text!a} and {known!a}: make them one"
+                )
+        odd = next((text for text in texts if not _is_number(text) and self.label(text) is not None), None)
+        if odd is not None and not self._listed and any(map(_is_number, texts)):
+            warnings.append(
+                f"{short_path(texts[odd])} has the class {quote(odd)} where other samples have numbers: all "
+                "are taken as names"
+            )
+        return [warning for warning in warnings if warning]
+
+    def _is_name(self, text: str) -> bool:
+        return not _is_number(text)
 
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
 
 
-def found_classes(class_texts: set[str]) -> Classes:
+def _is_odd_number(text: str) -> bool:
+    """Returns whether a text is a number that is not written with ASCII digits alone."""
+    return not _is_number(text) and (text.isdecimal() or _ODD_NUMBER.fullmatch(text) is not None)
+
+
+def found_classes(class_texts: Collection[str]) -> Classes:
     """Returns the classes of shards without a listing: by number if all are numbers, else by name.
 
     A number in another form, such as "+3" or "3.0" among plain numbers, is no class: as a name it would turn
     the numbers into names too, in another order.
     """
     if any(map(_is_number, class_texts)):
-        class_texts = {text for text in class_texts if _is_number(text) or not _ODD_NUMBER.fullmatch(text)}
+        class_texts = [text for text in class_texts if not _is_odd_number(text)]
     if all(map(_is_number, class_texts)):
         return Classes(map(str, sorted(set(map(int, class_texts)))), False)
     return Classes(sorted(class_texts), False)

@@ -6,7 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass, field
 
-from qrdali.data.class_names import check_alike, difference_of, is_listable
+from qrdali.data.class_names import KnownNames, check_alike, is_listable
 from qrdali.data.file_names import DESCRIPTIONS, ending, is_noise, is_shard, unpacker
 from qrdali.data.imagenet_archives import SYNSET_TAR
 from qrdali.data.index import SPLITS
@@ -75,8 +75,8 @@ def find_layout(tree: Tree) -> Layout:
         for split, found in entries.items():
             if split not in shards and (found.folders or found.images):
                 raise InputError(
-                    f"{printable(tree.root)} holds tar shards and {folders[split]}/, which has none: give "
-                    "all splits as shards, or all as class folders"
+                    f"{printable(tree.root)} holds tar shards of {', '.join(shards)}, and {folders[split]}/ "
+                    "without any: give all splits as shards, or all as class folders"
                 )
     empty = {split: folder for split, folder in folders.items() if shards and split not in shards}
     return Layout(
@@ -120,7 +120,7 @@ def class_folders(tree: Tree, layout: Layout) -> tuple[list[str], str]:
         if unknown:
             raise RunError(
                 f"{folder}/ has the class {printable(unknown[0])!r}, which {first}/ lacks ({len(unknown)} "
-                f"such): every split uses the classes of {first}/{difference_of(unknown[0], classes)}"
+                f"such): every split uses the classes of {first}/{KnownNames(classes).difference(unknown[0])}"
             )
     if len(classes) < 2:
         raise RunError(
@@ -157,10 +157,7 @@ def _check_split_folder(tree: Tree, folder: str, found: Entries) -> None:
             "one of the two"
         )
     if found.shards and all(map(SYNSET_TAR.fullmatch, found.shards)):
-        raise InputError(
-            f"{where} holds {len(found.shards):,} tars of ImageNet's synsets, such as {found.shards[0]}, "
-            f"which are no shards: `qrdali data imagenet {shlex.quote(tree.root)}` says how to unpack them"
-        )
+        raise InputError(_packed_synsets(where, found.shards))
     if found.shards or found.folders:
         return
     if found.images:
@@ -171,8 +168,8 @@ def _check_split_folder(tree: Tree, folder: str, found: Entries) -> None:
     others = [name for name in found.files if not is_noise(name) and ending(name) not in DESCRIPTIONS]
     if others:
         raise InputError(
-            f"{where} holds {printable(others[0])} and neither class folders nor tar shards ({len(others):,} "
-            "such files): unpack it into class folders, or take the folder away"
+            f"{where} holds {len(others):,} file(s) such as {printable(others[0])}, and neither class "
+            "folders nor tar shards: unpack them into class folders, or take the folder away"
         )
 
 
@@ -203,8 +200,17 @@ def _compressed(tree: Tree, *place: str) -> InputError:
     )
 
 
+def _packed_synsets(where: str, tars: list[str]) -> str:
+    return (
+        f"{where} holds {len(tars):,} tar(s) of ImageNet's synsets, such as {tars[0]}, which are no shards: "
+        "`qrdali data imagenet ROOT` says how to unpack them"
+    )
+
+
 def _no_split(tree: Tree, root: Entries) -> str:
     where = printable(tree.root)
+    if root.shards and all(map(SYNSET_TAR.fullmatch, root.shards)):
+        return _packed_synsets(where, root.shards)
     if root.shards:
         return (
             f"{where} holds {len(root.shards)} shards, none of them named train-*.tar, val-*.tar or "
