@@ -114,6 +114,37 @@ def test_keys_may_be_anything(client: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_what_is_left_out_is_said(client: Any, tmp_path: Path) -> None:
+    fill(tmp_path / "r/train/cat", 2)
+    fill(tmp_path / "r/train/dog", 2)
+    fill(tmp_path / "r/train/.ipynb_checkpoints", 1)
+    fill(tmp_path / "r/train/cat/@eaDir", 1)
+    fill(tmp_path / "r/train/cat/more/deep", 2)
+    fill(tmp_path / "r/train", 1, "loose{}.jpg")
+    fill(tmp_path / "r/validation/dog", 1)
+    fill(tmp_path / "r/dev/dog", 1)
+    for name in ("x.gif", "x.txt", "._x.jpg", "Thumbs.db", "x"):
+        (tmp_path / "r/train/dog" / name).write_bytes(b"x")
+    put(client, tmp_path / "r", "left")
+    said = made("index", f"s3://{BUCKET}/left", "--out", tmp_path / "data").stderr
+    assert said == made("index", tmp_path / "r", "--out", tmp_path / "here").stderr.replace(
+        f"{tmp_path}/here", f"{tmp_path}/data"
+    ).replace("such as r/", "such as left/")
+    assert said.splitlines()[1:] == [
+        "left out: 1 without an ending, 1 .gif, 1 .txt",
+        "left out: 1 in no class folder, such as left/train/loose0.jpg",
+        "left out: 2 in folders below a class, such as more/deep/0.JPEG",
+        "passed over: train/.ipynb_checkpoints/, dev/, train/cat/@eaDir/",
+    ]
+    assert len(images(tmp_path / "data", "train")) == 4
+    assert len(images(tmp_path / "data", "val")) == 1
+    rejected = [
+        sorted(row.replace(root, "") for row in (tmp_path / name / "rejected.tsv").read_text().splitlines())
+        for name, root in (("data", f"s3://{BUCKET}/left"), ("here", f"{tmp_path}/r"))
+    ]
+    assert rejected[0] == rejected[1]
+
+
 def test_a_flat_split_is_refused(client: Any, tmp_path: Path) -> None:
     for name in ("train/a/x.jpg", "train/b/x.jpg", "val/x.jpg", "val/y.JPEG", "val/note.txt"):
         client.put_object(Bucket=BUCKET, Key=f"flat/{name}", Body=jpeg())
