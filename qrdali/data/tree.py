@@ -126,8 +126,15 @@ def folder_entries(folder: Path) -> Entries:
     files: list[str] = []
     if folder.is_dir():
         for entry in os.scandir(folder):
-            (folders if entry.is_dir() else files).append(entry.name)
+            (folders if _is_folder(entry) else files).append(entry.name)
     return Entries.of(folders, files)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
 
 
 def leave_out_entries(entries: Entries, where: str, left_out: LeftOut) -> None:
@@ -149,7 +156,7 @@ def image_files(folder: Path, left_out: LeftOut | None = None) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in sorted(filter(is_image, os.listdir(folder))))
         return
     # A name with an image's ending is yielded whatever it is: inspecting it says what is wrong.
-    entries = sorted((e.name, e.is_dir() and not is_image(e.name)) for e in os.scandir(folder))
+    entries = sorted((e.name, not is_image(e.name) and _is_folder(e)) for e in os.scandir(folder))
     for name, is_folder in entries:
         path = os.path.join(folder, name)
         if is_image(name):
@@ -172,7 +179,7 @@ def _leave_out_below(folder: str, left_out: LeftOut) -> None:
 
 def _leave_out_files_below(folder: str, left_out: LeftOut) -> None:
     try:
-        entries = sorted((entry.name, entry.is_dir()) for entry in os.scandir(folder))
+        entries = sorted((entry.name, _is_folder(entry)) for entry in os.scandir(folder))
     except OSError as error:
         left_out.add_closed_folder(folder, f"the folder cannot be read: {error.strerror}")
         return

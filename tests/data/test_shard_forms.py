@@ -1,7 +1,6 @@
 """Shards as other programs write them: macOS, PAX headers, tars one after another, keys and classes."""
 
 import io
-import os
 import tarfile
 from pathlib import Path
 
@@ -122,7 +121,7 @@ def test_the_same_tar_twice_is_said(tmp_path: Path) -> None:
     assert set(rejected(tmp_path / "data").values()) == {"its key has come before in this shard"}
 
 
-@pytest.mark.parametrize("junk", [b"x", b"\0" * 700 + b"x", os.urandom(5000), b"\x1f\x8b" + bytes(600)])
+@pytest.mark.parametrize("junk", [b"x", b"\0" * 700 + b"x", b"\x1f\x8b" + bytes(600), b"junk" * 2000])
 def test_what_follows_the_end_of_a_tar_is_refused(tmp_path: Path, junk: bytes) -> None:
     file = tar(tmp_path / "r/train/0.tar", *samples(["cat", "dog"]))
     whole = file.read_bytes()
