@@ -21,7 +21,10 @@ def _indexing(command: F) -> F:
     for option in (
         click.option("--threads", type=click.IntRange(1), help="[default: all cores]"),
         click.option(
-            "--hash", "hashed", is_flag=True, help="Keep every file's SHA-256, for `data verify --hash`."
+            "--hash",
+            "hashed",
+            is_flag=True,
+            help="Keep every file's SHA-256: to find images in two splits, and for `data verify --hash`.",
         ),
         click.option(
             "--no-verify", is_flag=True, help="Read headers only; broken files are found in training then."
