@@ -56,7 +56,12 @@ def shapes(root: str, classes: int, train: int, val: int, test: int, size: str, 
 @click.argument("root", type=click.Path())
 @click.option("--out", required=True, type=click.Path(), help="New folder for the data set.")
 @click.option("--no-verify", is_flag=True, help="Read headers only; broken files are found in training then.")
-@click.option("--hash", "hashed", is_flag=True, help="Keep every file's SHA-256, for `data verify --hash`.")
+@click.option(
+    "--hash",
+    "hashed",
+    is_flag=True,
+    help="Keep every file's SHA-256: to find images in two splits, and for `data verify --hash`.",
+)
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores; 32 for an object store]")
 @click.option(
     "--max-pixels",
@@ -87,8 +92,8 @@ def index(
     """Index ROOT/train, val, test (any of them) into the data set OUT. Images stay in place.
 
     ROOT is a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. Each split has class folders, or WebDataset's
-    shards *.tar with KEY.jpg and KEY.cls. Every file is decoded once; what fails is listed with its reason in
-    OUT/rejected.tsv and never enters the index.
+    shards *.tar with KEY.jpg and KEY.cls. Every file is decoded once; what fails or is not read is listed
+    with its reason in OUT/rejected.tsv and never enters the index.
 
     \b
     Examples: qrdali data index images --out data

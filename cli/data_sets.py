@@ -21,7 +21,10 @@ def _indexing(command: F) -> F:
     for option in (
         click.option("--threads", type=click.IntRange(1), help="[default: all cores]"),
         click.option(
-            "--hash", "hashed", is_flag=True, help="Keep every file's SHA-256, for `data verify --hash`."
+            "--hash",
+            "hashed",
+            is_flag=True,
+            help="Keep every file's SHA-256: to find images in two splits, and for `data verify --hash`.",
         ),
         click.option(
             "--no-verify", is_flag=True, help="Read headers only; broken files are found in training then."
@@ -193,12 +196,15 @@ def minival(dataset: str, per_class: int, seed: int) -> None:
     Example: qrdali data minival data --per-class 25 --seed 0
     """
     from qrdali.cli.terminal import say, warn
+    from qrdali.data.duplicates import shared_images
     from qrdali.data.minival import cut
 
     result = cut(Path(dataset), per_class, seed, warn=warn)
     if result.resumed:
         say("an earlier call was interrupted: its cut is finished, with its --per-class and --seed")
     say(f"train {result.train}, val {result.val} images in {dataset}")
+    for warning in shared_images(Path(dataset)):
+        warn(warning)
 
 
 @click.command()
@@ -259,14 +265,23 @@ def verify(
 
 
 def say_summary(summary: Summary, out: str) -> None:
-    """Prints in one line what was made."""
-    from qrdali.cli.terminal import say
+    """Prints what was made, in one line, and in further lines what was left out and what may be wrong."""
+    from qrdali.cli.terminal import say, warn
 
+    not_used = [
+        f"{count:,} {what}"
+        for count, what in ((summary.rejected, "rejected"), (summary.left_out, "left out"))
+        if count
+    ]
     say(
         f"{', '.join(f'{split} {images}' for split, images in summary.images.items())} images of "
         f"{len(summary.classes)} classes in {out}"
-        + (f"; {summary.rejected} rejected, see {out}/rejected.tsv" if summary.rejected else "")
+        + (f"; {' and '.join(not_used)}, see {out}/rejected.tsv" if not_used else "")
     )
+    for note in summary.notes:
+        say(note)
+    for warning in summary.warnings:
+        warn(warning)
 
 
 def source_lines(source: dict[str, Any]) -> list[str]:

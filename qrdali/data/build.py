@@ -14,8 +14,11 @@ from typing import Any
 import pyarrow as pa
 
 from qrdali.data import minival, provenance, storage, tar_shards
+from qrdali.data.duplicates import shared_images
 from qrdali.data.index import SPLITS, RowWriter, read_batches
-from qrdali.data.scan import Indexer, Progress, Reading, Summary, index_tree, new_folder, silent, splits_of
+from qrdali.data.scan import Indexer, Progress, Reading, Summary, index_tree, new_folder, silent
+from qrdali.data.shard_classes import Classes, found_classes, listed_classes
+from qrdali.data.splits import Layout, find_layout, leave_out_loose
 from qrdali.data.tree import LISTINGS, Tree, open_tree
 from qrdali.errors import InputError, RunError, printable
 
@@ -39,8 +42,8 @@ def index_root(
     `out` that exists; RunError for unusable content. Nothing is left behind on an error.
     """
     tree = open_tree(root) if isinstance(root, str) else root
-    shards_by_split = shards_of(tree)
-    splits = list(shards_by_split) or splits_of(tree)
+    layout = find_layout(tree)
+    splits = layout.splits
     if val_share is not None:
         if not 0 < val_share < 1:
             raise InputError(f"--val-share is {val_share}: give a share between 0 and 1, such as 0.05")
@@ -52,16 +55,17 @@ def index_root(
         # These threads wait for a server, not for a processor.
         reading = replace(reading, threads=max(LISTINGS, os.cpu_count() or 1))
     with new_folder(out) as folder:
-        if shards_by_split:
-            summary = _index_shards(tree, shards_by_split, folder, reading, progress)
+        if layout.shards:
+            summary = _index_shards(tree, layout, folder, reading, progress)
         else:
-            summary = index_tree(tree, folder, reading, progress)
-        kind = "tar shards" if shards_by_split else "class folders"
+            summary = index_tree(tree, layout, folder, reading, progress)
+        kind = "tar shards" if layout.shards else "class folders"
         provenance.write(folder, {"made_by": "index", "root": tree.root, "found": kind})
         if val_share is not None:
             cut = minival.cut(folder, None, seed, val_share)
             counts = {**summary.images, "train": cut.train, "val": cut.val}
             summary.images = {split: counts[split] for split in SPLITS if split in counts}
+        summary.warnings += shared_images(folder)
     return summary
 
 
@@ -70,62 +74,36 @@ def files_of(tree: Tree) -> int:
 
     0 where there is nothing, or where only reading all shards would tell.
     """
-    if shards_of(tree):
+    layout = find_layout(tree)
+    if layout.shards:
         return 0
     return sum(
         1
-        for split in tree.among(SPLITS)
-        for files in tree.images((split,), tree.folders(split))
+        for folder in layout.folders.values()
+        for files in tree.images((folder,), tree.entries(folder).folders)
         for _ in files
     )
 
 
-def shards_of(tree: Tree) -> dict[str, list[str]]:
-    """Returns the shards by split: ROOT/SPLIT/*.tar, else ROOT/SPLIT-*.tar; {} for a root of class folders.
-
-    Raises InputError where a split holds class folders beside shards, or no shard's name begins with a
-    split's.
-    """
-    split_folders = tree.among(SPLITS)
-    in_folders = {
-        split: names for split in SPLITS if split in split_folders and (names := tree.shards(split))
-    }
-    if in_folders:
-        for split, names in in_folders.items():
-            if folders := tree.folders(split):
-                raise InputError(
-                    f"{printable(tree.name(split))} holds {len(names)} shards and {len(folders)} folders "
-                    "beside them: give one of the two"
-                )
-        return {split: [tree.name(split, name) for name in names] for split, names in in_folders.items()}
-    in_root = tree.shards()
-    by_prefix = {split: [name for name in in_root if name.startswith(f"{split}-")] for split in SPLITS}
-    if in_root and not any(by_prefix.values()) and not split_folders:
-        raise InputError(
-            f"{printable(tree.root)} holds {len(in_root)} shards, none of them named train-*.tar, val-*.tar "
-            "or test-*.tar: rename them, or put them into train/, val/ and test/"
-        )
-    return {split: [tree.name(name) for name in names] for split, names in by_prefix.items() if names}
-
-
-def _index_shards(
-    tree: Tree, shards_by_split: dict[str, list[str]], folder: Path, reading: Reading, progress: Progress
-) -> Summary:
+def _index_shards(tree: Tree, layout: Layout, folder: Path, reading: Reading, progress: Progress) -> Summary:
     """Indexes shards in two passes: only after the first is it known which classes there are."""
+    shards_by_split = layout.shards
     threads = reading.threads or os.cpu_count() or 1
     rejected: list[tuple[str, str]] = []
-    class_texts: dict[str, set[str]] = {}
+    class_texts: dict[str, dict[str, str]] = {}  # of each split, with the URL of a sample
     for split, names in shards_by_split.items():
         absolute = names if storage.is_remote(tree.root) else [str(Path(name).absolute()) for name in names]
         class_texts[split] = _spool(absolute, folder / f"{split}.found.arrow", threads, rejected)
     first = next(iter(shards_by_split))
-    classes = tar_shards.listed_classes(tree) or tar_shards.found_classes(class_texts[first])
+    classes = listed_classes(tree) or found_classes(class_texts[first])
     if len(classes.names) < 2:
         raise RunError(
             f"the shards of {first} have {len(classes.names)} class(es): a classifier needs at least two"
             + (f"; {printable(rejected[0][0])}: {rejected[0][1]}" if rejected else "")
         )
+    warnings = [line for split, texts in class_texts.items() for line in classes.check(split, texts)]
     with Indexer(folder, list(classes.names), list(shards_by_split), reading, progress) as indexer:
+        leave_out_loose(tree, layout, indexer.left_out)
         for path, why in rejected:
             indexer.reject(path, why)
         for split in shards_by_split:
@@ -134,33 +112,34 @@ def _index_shards(
             if not added:
                 raise RunError(f"the shards of {split} hold no readable image{reason}")
             spool.unlink()
+    indexer.summary.warnings += warnings
     return indexer.summary
 
 
-def _spool(names: list[str], file: Path, threads: int, rejected: list[tuple[str, str]]) -> set[str]:
+def _spool(names: list[str], file: Path, threads: int, rejected: list[tuple[str, str]]) -> dict[str, str]:
     """Writes the samples of shards into an Arrow file and appends bad ones to `rejected`.
 
-    Returns the class texts.
+    Returns the class texts, each with the URL of its first sample.
     """
     writer = RowWriter(file, _SPOOL_SCHEMA)
-    class_texts = set[str]()
+    class_texts = dict[str, str]()
     for sample in tar_shards.samples(names, threads):
         if sample.reason:
             rejected.append((sample.url, sample.reason))
         else:
-            class_texts.add(sample.class_text)
+            class_texts.setdefault(sample.class_text, sample.url)
             writer.row(sample.url, sample.class_text)
     writer.close()
     return class_texts
 
 
-def _labelled(spool: Path, classes: tar_shards.Classes, indexer: Indexer) -> Iterator[tuple[str, int]]:
+def _labelled(spool: Path, classes: Classes, indexer: Indexer) -> Iterator[tuple[str, int]]:
     """Yields (URL, label) of the spooled samples; those of an unknown class are rejected."""
     for batch in read_batches(spool, _SPOOL_SCHEMA):
         columns: list[list[Any]] = [batch.column(i).to_pylist() for i in range(2)]
         for url, class_text in zip(*columns, strict=True):
             label = classes.label(class_text)
             if label is None:
-                indexer.reject(url, f"its class {class_text!r} is none of the {len(classes.names)}")
+                indexer.reject(url, classes.why_unknown(class_text))
             else:
                 yield url, label

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from qrdali.data import provenance
-from qrdali.data.imagenet import WNID, ImageNet
+from qrdali.data.class_names import check_alike
+from qrdali.data.duplicates import shared_images
+from qrdali.data.imagenet import ImageNet
+from qrdali.data.imagenet_labels import WNID
 from qrdali.data.index import SPLITS
+from qrdali.data.left_out import LeftOut
 from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, new_folder, silent
 from qrdali.data.tree import image_files
 from qrdali.errors import InputError, RunError, printable
@@ -109,6 +113,7 @@ def read_mapping(file: Path) -> Mapping:
         raise InputError(
             f"{printable(file)} has {len(synsets_of)} class(es): a classifier needs at least two"
         )
+    check_alike(synsets_of, printable(file))
     synsets = {name: tuple(mapped) for name, mapped in synsets_of.items()}
     return Mapping(synsets, file.name, sha256_of(file))
 
@@ -143,10 +148,13 @@ def build(
     splits = [split for split in SPLITS if split in pools]
     with new_folder(out) as folder:
         with Indexer(folder, list(mapping.synsets), splits, reading, progress) as indexer:
+            imagenet.leave_out(indexer.left_out)
             for label, (name, synsets) in enumerate(mapping.synsets.items()):
                 files = {
                     pool: _taking_turns(
-                        [(synset, _files(imagenet, synset, pool)) for synset in synsets], name, spec.seed
+                        [(synset, _files(imagenet, synset, pool, indexer.left_out)) for synset in synsets],
+                        name,
+                        spec.seed,
                     )
                     for pool in needed
                 }
@@ -158,6 +166,7 @@ def build(
                         kind = "readable images" if reason else "images"
                         _require(taken[pool], needed[pool], f"{kind} in {pool}/", name, reason)
         provenance.write(folder, _origin(imagenet, spec))
+        indexer.summary.warnings += shared_images(folder)
     return indexer.summary
 
 
@@ -188,8 +197,10 @@ def _taking_turns(files_of_synsets: list[tuple[str, list[str]]], name: str, seed
         yield from (files[turn] for files in shuffled_files if turn < len(files))
 
 
-def _files(imagenet: ImageNet, synset: str, pool: str) -> list[str]:
-    return imagenet.official[synset] if pool == "val" else list(image_files(imagenet.train / synset))
+def _files(imagenet: ImageNet, synset: str, pool: str, left_out: LeftOut | None = None) -> list[str]:
+    if pool == "val":
+        return imagenet.official[synset]
+    return list(image_files(imagenet.train / synset, left_out))
 
 
 def _require(available: int, needed: int, of_what: str, class_name: str, reason: str = "") -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from qrdali.data import provenance, storage
+from qrdali.data.class_names import KnownNames
 from qrdali.data.fingerprints import content_fingerprint, file_fingerprint
 from qrdali.data.index_batches import batches, mapped
 from qrdali.data.index_columns import open_columns
@@ -314,6 +315,7 @@ class Dataset:
         raise InputError(
             f"{self.folder} has {len(self.classes)} classes, {whose} has {len(classes)}; "
             + ("; ".join(parts) or "the same names in another order")
+            + next(filter(None, map(KnownNames(classes).difference, sorted(mine - other))), "")
         )
 
 

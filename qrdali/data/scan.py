@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qrdali.data import provenance, storage
-from qrdali.data.index import FILES_SCHEMA, SPLITS, RowWriter, Writer, write_classes
-from qrdali.data.inspect import MAX_PIXELS, FileReport, inspect_file, is_utf8, quiet_pillow, tsv_field
+from qrdali.data.class_names import KnownNames
+from qrdali.data.duplicates import shared_images
+from qrdali.data.index import FILES_SCHEMA, RowWriter, Writer, write_classes
+from qrdali.data.inspect import MAX_PIXELS, FileReport, inspect_file, quiet_pillow, tsv_field
+from qrdali.data.left_out import LeftOut, Where
+from qrdali.data.splits import Layout, class_folders, find_layout, leave_out_loose
 from qrdali.data.tree import LISTINGS, LocalTree, Tree, open_tree
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import replace_atomically
@@ -32,11 +36,18 @@ _Inspected = tuple[int, int, str]  # upright width and height; why the file is r
 
 @dataclass
 class Summary:
-    """Holds what indexing made: images per split, rejected files, class names in label order."""
+    """Holds what indexing made: images per split, rejected files, class names in label order.
+
+    left_out: other files, which are not read. notes: lines that say what was left out. warnings: lines that
+    say what may be wrong with the data set.
+    """
 
     images: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
     classes: list[str] = field(default_factory=list)
+    left_out: int = 0
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 Progress = Callable[[str, int], None]  # is called after each chunk with its split and its number of files
@@ -79,38 +90,37 @@ def build_dataset(
     first split lacks. Nothing is left behind on an error.
     """
     tree = LocalTree(root)
+    layout = find_layout(tree)
+    if layout.shards:
+        raise InputError(f"{printable(root)} holds tar shards: index them with `qrdali data index`")
     with new_folder(out) as folder:
-        summary = index_tree(tree, folder, Reading(verify, hashed, threads), progress)
+        summary = index_tree(tree, layout, folder, Reading(verify, hashed, threads), progress)
         # Without its root a data set would be another one wherever its images are moved to.
         provenance.write(folder, {"made_by": "index", "root": tree.root, "found": "class folders"})
+        summary.warnings += shared_images(folder)
         return summary
 
 
-def splits_of(tree: Tree) -> list[str]:
-    """Returns the splits that are folders of `tree`. Raises InputError if none is."""
-    splits = tree.among(SPLITS)
-    if not splits:
-        raise InputError(
-            f"{printable(tree.root)} has none of train/, val/, test/: put class folders in at least one of "
-            "them"
-        )
-    return splits
-
-
-def index_tree(tree: Tree, folder: Path, reading: Reading, progress: Progress) -> Summary:
+def index_tree(tree: Tree, layout: Layout, folder: Path, reading: Reading, progress: Progress) -> Summary:
     """Indexes SPLIT/CLASS/FILE of a tree into `folder`; raises as `build_dataset` does."""
-    splits = splits_of(tree)
-    classes = _classes(tree, splits)
-    with Indexer(folder, classes, splits, reading, progress) as indexer:
-        for split in splits:
-            class_folders = set(tree.folders(split))
-            for label, (name, files) in enumerate(zip(classes, tree.images((split,), classes), strict=True)):
+    classes, look_alikes = class_folders(tree, layout)
+    first = layout.splits[0]
+    with Indexer(folder, classes, layout.splits, reading, progress) as indexer:
+        leave_out_loose(tree, layout, indexer.left_out)
+        for split in layout.splits:
+            place = layout.folders[split]
+            present = set(tree.entries(place).folders)
+            listing = tree.images((place,), classes, indexer.left_out)
+            for label, (name, files) in enumerate(zip(classes, listing, strict=True)):
+                indexer.left_out.example = ""
                 added, reason = indexer.add(split, label, files)
                 # Splits after the first may lack a class, but not hold an empty folder for it.
-                if not added and (split == splits[0] or name in class_folders):
+                if not added and (split == first or name in present):
+                    reason = reason or (indexer.left_out.example and f"; {indexer.left_out.example}")
                     raise RunError(
-                        f"class folder {printable(tree.name(split, name))} holds no readable image{reason}"
+                        f"class folder {printable(tree.name(place, name))} holds no readable image{reason}"
                     )
+    indexer.summary.warnings += filter(None, [look_alikes])
     return indexer.summary
 
 
@@ -138,13 +148,15 @@ def new_folder(out: Path) -> Iterator[Path]:
 class Indexer:
     """Writes a data set's files into a folder: indexes, sizes of files, classes, and what was rejected.
 
-    It is a context manager; `summary` is complete after the `with`.
+    It is a context manager; `summary` is complete after the `with`. left_out: counts what is not read, for
+    whoever lists files.
     """
 
     def __init__(
         self, folder: Path, classes: list[str], splits: Sequence[str], reading: Reading, progress: Progress
     ) -> None:
         self.summary = Summary(classes=classes)
+        self.left_out = LeftOut(self._list)
         self._folder = folder
         self._reading = reading
         self._progress = progress
@@ -201,13 +213,18 @@ class Indexer:
         return index.count - before, first_rejected
 
     def reject(self, path: str, reason: str) -> None:
-        """Lists a file in rejected.tsv."""
-        self._rejected.write(f"{tsv_field(path)}\t{tsv_field(reason)}\n")
+        """Lists a file in rejected.tsv and counts it."""
+        self._list(path, reason)
         self.summary.rejected += 1
+
+    def _list(self, path: str, reason: str) -> None:
+        self._rejected.write(f"{tsv_field(path)}\t{tsv_field(reason)}\n")
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
         self._rejected.close()
+        self.summary.left_out = self.left_out.files
+        self.summary.notes += self.left_out.lines()
         for split, (index, file_facts) in self._writers.items():
             self.summary.images[split] = index.count
             index.close()
@@ -224,7 +241,7 @@ def index_folder(
 ) -> list[tuple[str, str]]:
     """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`.
 
-    Returns (path, reason) of the rejected.
+    Returns (path, reason) of the rejected, and of what is not read: other files and hidden folders.
 
     ROOT is a folder or in a store; rows are in the order of the classes, then of the names. Collective if
     there is a `group`: rank 0 lists the files, each rank inspects a part of them, and each writes a whole
@@ -234,7 +251,9 @@ def index_folder(
     from qrdali.distributed import SINGLE_PROCESS  # it imports torch, which indexing a data set does without
 
     group = group or SINGLE_PROCESS
-    listed = group.run_on_main(lambda: _set_files(root, classes, whose))
+    not_read: list[tuple[str, str]] = []  # of the process that lists the files
+    left_out = LeftOut(lambda path, reason: not_read.append((path, reason)))
+    listed = group.run_on_main(lambda: _set_files(root, classes, whose, left_out))
     files = iter(()) if listed is None else listed
     rejected = []
     writer = Writer(file)
@@ -264,6 +283,7 @@ def index_folder(
                 else:
                     writer.add(path, label, width, height)
     writer.close()
+    rejected += [(path, reason) for path, reason in group.broadcast_object(not_read)]
     if not writer.count:
         first = f"; {printable(rejected[0][0])}: {rejected[0][1]}" if rejected else ""
 
@@ -274,65 +294,34 @@ def index_folder(
     return rejected
 
 
-def _set_files(root: Path | str, classes: tuple[str, ...], whose: str) -> Iterator[tuple[int, str]]:
+def _set_files(
+    root: Path | str, classes: tuple[str, ...], whose: str, left_out: LeftOut
+) -> Iterator[tuple[int, str]]:
     """Returns (label, path) of the files below ROOT/CLASS. Raises InputError as `index_folder` does."""
     if not storage.is_remote(str(root)) and not Path(root).is_dir():
         raise InputError(f"{printable(root)} is not a folder: a set holds class folders of images")
     tree = open_tree(str(root))
-    folders = set(tree.folders())
-    unknown = sorted(folders - set(classes))
+    found = tree.entries()
+    unknown = sorted(set(found.folders) - set(classes))
     if unknown:
         raise InputError(
             f"{printable(root)} has the folder {printable(unknown[0])!r}, which is not a class of {whose} "
-            f"({len(unknown)} such)"
+            f"({len(unknown)} such){KnownNames(classes).difference(unknown[0])}"
         )
     # Only names that were listed: a class name of a run, such as "../x", need not be fit for a path.
-    names = [name for name in classes if name in folders]
-    if not names and tree.shards():
+    names = [name for name in classes if name in set(found.folders)]
+    if not names and found.shards:
         raise InputError(
             f"{printable(root)} holds tar shards: a set holds class folders of images; index the shards as "
             "the test split of a data set and evaluate that"
         )
+    for name in found.files:
+        left_out.add_file(tree.name(name), Where.BESIDE)
+    for name in found.hidden:
+        left_out.add_closed_folder(tree.name(name), "a hidden folder is no class")
     labels = {name: label for label, name in enumerate(classes)}
     return (
         (labels[name], path)
-        for name, files in zip(names, tree.images((), names), strict=True)
+        for name, files in zip(names, tree.images((), names, left_out), strict=True)
         for path in files
     )
-
-
-def _classes(tree: Tree, splits: list[str]) -> list[str]:
-    """Returns the class folders of the first split; the others' must be among them.
-
-    Raises InputError or RunError.
-    """
-    listed = {split: tree.folders(split) for split in splits}
-    for split in (split for split in splits if not listed[split]):
-        if loose := tree.loose(split):
-            raise InputError(
-                f"{printable(tree.name(split))} holds {loose} image file(s) and no class folder: put them "
-                "into class folders, or have ImageNet's labelled from its lists by `qrdali data imagenet`"
-            )
-    first = splits[0]
-    classes = listed[first]
-    for name in classes:
-        if "\t" in name or "\n" in name or "\r" in name or not is_utf8(name):
-            raise RunError(
-                f"class folder {printable(name)!r} has a tab, a line break or bytes that are not UTF-8: "
-                "rename it"
-            )
-        if name in (".", ".."):  # in an object store a key may have such a part
-            raise RunError(f"class folder {tree.name(first, name)!r} would lead out of its split: rename it")
-    for split in splits[1:]:
-        unknown = sorted(set(listed[split]) - set(classes))
-        if unknown:
-            raise RunError(
-                f"{split}/ has the class {printable(unknown[0])!r}, which {first}/ lacks "
-                f"({len(unknown)} such): every split uses the classes of {first}/"
-            )
-    if len(classes) < 2:
-        raise RunError(
-            f"{printable(tree.name(first))} has {len(classes)} class folder(s): a classifier needs at least "
-            "two"
-        )
-    return classes

@@ -119,6 +119,11 @@ def member(url: str) -> Member:
     return Member(shard, int(numbers[0]), int(numbers[1]), unquote(name))
 
 
+def is_member(name: str) -> bool:
+    """Returns whether a name is a shard member's."""
+    return name.startswith(_TAR)
+
+
 def is_remote(name: str) -> bool:
     """Returns whether a file or folder is in an object store."""
     return name.startswith(REMOTE)

@@ -64,7 +64,7 @@ def index(
     listener, tree = listener_for(progress), open_tree(os.fspath(root))
     listener.begin("index", files_of(tree) if progress else 0, "files")
     try:
-        index_root(
+        summary = index_root(
             tree,
             Path(out),
             Reading(verify, hashed, threads, max_pixels),
@@ -74,6 +74,10 @@ def index(
         )
     finally:
         listener.end()
+    for note in summary.notes:
+        listener.line(note)
+    for warning in summary.warnings:
+        listener.warn(warning)
     return Dataset.open(Path(out))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from qrdali import models
 from qrdali.data.index import Dataset
+from qrdali.data.tree import folder_entries
 from qrdali.errors import InputError, printable
 from qrdali.experiment.expand import PlannedRun
 from qrdali.experiment.tasks import Tasks
@@ -116,8 +117,7 @@ def check_inputs(tasks: Tasks) -> None:
 
 
 def _require_known_classes(name: str, folder: Path, dataset: Dataset) -> None:
-    there = {entry.name for entry in folder.iterdir() if entry.is_dir()}
-    unknown = sorted(there - set(dataset.classes))
+    unknown = sorted(set(folder_entries(folder).folders) - set(dataset.classes))
     if unknown:
         more = f", and {len(unknown) - 1} more are not" if len(unknown) > 1 else ""
         raise InputError(

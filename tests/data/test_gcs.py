@@ -76,7 +76,7 @@ def pets(tmp_path: Path, store: Store, request: pytest.FixtureRequest) -> str:
 def test_from_index_to_mepis(pets: str, tmp_path: Path, store: Store) -> None:
     made("index", pets + "/", "--out", tmp_path / "data", "--hash")
     assert store.kinds()["media"] == 12  # each object once, by one request
-    assert store.kinds()["object"] <= 3  # classes.txt, and splits that are not there
+    assert store.kinds()["object"] <= 6  # classes.txt, and splits that are not there
     build_dataset(tmp_path / "pets", tmp_path / "plain", hashed=True)
     for split in ("train", "val"):
         assert [(path.removeprefix(pets), name) for path, name in images(tmp_path / "data", split)] == [
@@ -120,7 +120,8 @@ def test_listings(store: Store, tmp_path: Path) -> None:
     made("index", f"gs://{BUCKET}/many", "--out", tmp_path / "data", "--no-verify")
     found = Counter(asked.name for asked in store.asked if asked.kind == "list")
     assert found["many/train/"] == found["many/val/"] == 3
-    assert found.total() <= 11  # three of train, of val; a test that is not there, shards and classes.txt
+    # Three of train and of val, two of each other name that a split may have, and the root's own.
+    assert found.total() <= 3 + 3 + 5 * 2 + 1
     assert len(images(tmp_path / "data", "train")) == 25
     store.tell(delay=0.2, page=10)
     tree.open_tree(f"gs://{BUCKET}/many").among(SPLITS)
@@ -147,7 +148,9 @@ def test_keys_may_be_anything(store: Store, tmp_path: Path) -> None:
     made("index", f"gs://{BUCKET}/odd", "--out", tmp_path / "data")
     assert {path.rpartition("/")[2] for path in paths(tmp_path / "data", "train")} == {*ODD, "x.jpg"}
     assert [row.split("\t")[0] for row in (tmp_path / "data/rejected.tsv").read_text().splitlines()[1:]] == [
-        f"gs://{BUCKET}/odd/train/b/zero.jpg"
+        f"gs://{BUCKET}/odd/train/b/../up.jpg",
+        f"gs://{BUCKET}/odd/train/b/folder.jpg/x.jpg",
+        f"gs://{BUCKET}/odd/train/b/zero.jpg",
     ]
     index = Dataset.open(tmp_path / "data").index("train")
     assert (
@@ -157,6 +160,35 @@ def test_keys_may_be_anything(store: Store, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"class folder .*\.\.' would lead out"):
         index_root(f"gs://{BUCKET}/odd", tmp_path / "x", DECODED)
     assert not (tmp_path / "x").exists()
+
+
+def test_what_is_left_out_is_said(store: Store, tmp_path: Path) -> None:
+    fill(tmp_path / "r/train/cat", 2)
+    fill(tmp_path / "r/train/dog", 2)
+    fill(tmp_path / "r/train/.ipynb_checkpoints", 1)
+    fill(tmp_path / "r/train/cat/@eaDir", 1)
+    fill(tmp_path / "r/train/cat/more/deep", 2)
+    fill(tmp_path / "r/train", 1, "loose{}.jpg")
+    fill(tmp_path / "r/validation/dog", 1)
+    fill(tmp_path / "r/dev/dog", 1)
+    for name in ("x.gif", "x.txt", "._x.jpg", "Thumbs.db", "x"):
+        (tmp_path / "r/train/dog" / name).write_bytes(b"x")
+    store.put_folder(tmp_path / "r", "left")
+    made("index", tmp_path / "r", "--out", tmp_path / "here")
+    said = made("index", f"gs://{BUCKET}/left", "--out", tmp_path / "data").stderr
+    assert said.splitlines()[1:] == [
+        "left out: 1 without an ending, 1 .gif, 1 .txt",
+        "left out: 1 in no class folder, such as left/train/loose0.jpg",
+        "left out: 2 in folders below a class, such as more/deep/0.JPEG",
+        "passed over: train/.ipynb_checkpoints/, train/cat/@eaDir/",  # dev/ has no object of its own
+    ]
+    assert len(images(tmp_path / "data", "train")) == 4
+    assert len(images(tmp_path / "data", "val")) == 1
+    rejected = [
+        sorted(row.replace(root, "") for row in (tmp_path / name / "rejected.tsv").read_text().splitlines())
+        for name, root in (("data", f"gs://{BUCKET}/left"), ("here", f"{tmp_path}/r"))
+    ]
+    assert rejected[0] == rejected[1]
 
 
 def test_a_flat_split_is_refused(store: Store, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from object_stores import BUCKET, forget_stores, loader_of, put, s3, tar
 from tiny_data import commands, done, fill, images, info, jpeg, made, paths, run
 
-from qrdali.data import object_store, storage, tree
+from qrdali.data import object_store, storage, store_tree, tree
 from qrdali.data import provenance as source
 from qrdali.data.build import index_root
 from qrdali.data.index import Dataset
@@ -101,7 +101,8 @@ def test_keys_may_be_anything(client: Any, tmp_path: Path) -> None:
     made("index", f"s3://{BUCKET}/odd", "--out", tmp_path / "data")
     assert {path.rpartition("/")[2] for path in paths(tmp_path / "data", "train")} == {*ODD, "x.jpg"}
     assert [row.split("\t")[0] for row in (tmp_path / "data/rejected.tsv").read_text().splitlines()[1:]] == [
-        f"s3://{BUCKET}/odd/train/b/zero.jpg"
+        f"s3://{BUCKET}/odd/train/b/folder.jpg/x.jpg",
+        f"s3://{BUCKET}/odd/train/b/zero.jpg",
     ]
     index = Dataset.open(tmp_path / "data").index("train")
     assert (
@@ -111,6 +112,37 @@ def test_keys_may_be_anything(client: Any, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"class folder .*\.\.' would lead out"):
         index_root(f"s3://{BUCKET}/odd", tmp_path / "x", DECODED)
     assert not (tmp_path / "x").exists()
+
+
+def test_what_is_left_out_is_said(client: Any, tmp_path: Path) -> None:
+    fill(tmp_path / "r/train/cat", 2)
+    fill(tmp_path / "r/train/dog", 2)
+    fill(tmp_path / "r/train/.ipynb_checkpoints", 1)
+    fill(tmp_path / "r/train/cat/@eaDir", 1)
+    fill(tmp_path / "r/train/cat/more/deep", 2)
+    fill(tmp_path / "r/train", 1, "loose{}.jpg")
+    fill(tmp_path / "r/validation/dog", 1)
+    fill(tmp_path / "r/dev/dog", 1)
+    for name in ("x.gif", "x.txt", "._x.jpg", "Thumbs.db", "x"):
+        (tmp_path / "r/train/dog" / name).write_bytes(b"x")
+    put(client, tmp_path / "r", "left")
+    said = made("index", f"s3://{BUCKET}/left", "--out", tmp_path / "data").stderr
+    assert said == made("index", tmp_path / "r", "--out", tmp_path / "here").stderr.replace(
+        f"{tmp_path}/here", f"{tmp_path}/data"
+    ).replace("such as r/", "such as left/")
+    assert said.splitlines()[1:] == [
+        "left out: 1 without an ending, 1 .gif, 1 .txt",
+        "left out: 1 in no class folder, such as left/train/loose0.jpg",
+        "left out: 2 in folders below a class, such as more/deep/0.JPEG",
+        "passed over: train/.ipynb_checkpoints/, dev/, train/cat/@eaDir/",
+    ]
+    assert len(images(tmp_path / "data", "train")) == 4
+    assert len(images(tmp_path / "data", "val")) == 1
+    rejected = [
+        sorted(row.replace(root, "") for row in (tmp_path / name / "rejected.tsv").read_text().splitlines())
+        for name, root in (("data", f"s3://{BUCKET}/left"), ("here", f"{tmp_path}/r"))
+    ]
+    assert rejected[0] == rejected[1]
 
 
 def test_a_flat_split_is_refused(client: Any, tmp_path: Path) -> None:
@@ -230,9 +262,9 @@ def test_listing_a_thousand_objects_a_request(client: Any, monkeypatch: pytest.M
     requests: list[str] = []
     for i in range(1200):
         client.put_object(Bucket=BUCKET, Key=f"many/train/{'ab'[i % 2]}/{i}.jpg", Body=b"x")
-    found, asked = tree.open_tree(f"s3://{BUCKET}/many"), tree.RemoteTree._listed
+    found, asked = tree.open_tree(f"s3://{BUCKET}/many"), store_tree.RemoteTree._listed
     monkeypatch.setattr(
-        tree.RemoteTree, "_listed", lambda self, place: requests.append(place) or asked(self, place)
+        store_tree.RemoteTree, "_listed", lambda self, place: requests.append(place) or asked(self, place)
     )
     listed = [len(list(files)) for files in found.images(("train",), ["a", "b", "none"])]
     assert listed == [600, 600, 0]
