@@ -6,11 +6,12 @@ images, per sample, and hold neither randomness nor state.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvidia.dali import fn, types
 
-from qrdali.models import Preprocessing
+if TYPE_CHECKING:  # it imports torch, which the process that checks files does without
+    from qrdali.models import Preprocessing
 
 Node = Any  # DALI's DataNode; its stubs stand in the wheel for editors only
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qrdali.data import storage
+from qrdali.data.file_check import check_files
 from qrdali.data.index import FILES_SCHEMA, SPLITS, RowWriter, Writer, write_classes
-from qrdali.data.inspect import MAX_PIXELS, FileReport, inspect_file, is_utf8, quiet_pillow, tsv_field
+from qrdali.data.inspect import MAX_PIXELS, is_utf8, quiet_pillow, tsv_field
 from qrdali.data.tree import LISTINGS, LocalTree, Tree, open_tree
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import replace_atomically
@@ -32,10 +33,14 @@ _Inspected = tuple[int, int, str]  # upright width and height; why the file is r
 
 @dataclass
 class Summary:
-    """Holds what indexing made: images per split, rejected files, class names in label order."""
+    """Holds what indexing made: images per split, rejected files, class names in label order.
+
+    damaged: images that are listed in warnings.tsv.
+    """
 
     images: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
+    damaged: int = 0
     classes: list[str] = field(default_factory=list)
 
 
@@ -50,8 +55,9 @@ def silent(split: str, files: int) -> None:
 class Reading:
     """Says how files are read while they are indexed.
 
-    verify: whether each is decoded. hashed: whether its SHA-256 is kept. threads: None for all cores.
-    max_pixels: larger images are rejected by their header.
+    verify: whether each is decoded, by Pillow and by the decoder of training, and rejected where they
+    disagree. hashed: whether its SHA-256 is kept. threads: None for all cores. max_pixels: larger images are
+    rejected by their header.
     """
 
     verify: bool = True
@@ -158,6 +164,8 @@ class Indexer:
         self._pool = ThreadPoolExecutor(self._reading.threads or os.cpu_count() or 1)
         self._rejected = open(self._folder / "rejected.tsv", "w", encoding="utf-8", errors="backslashreplace")
         self._rejected.write("path\treason\n")
+        self._warnings = open(self._folder / "warnings.tsv", "w", encoding="utf-8")
+        self._warnings.write("path\twhat\n")
         write_classes(self._folder, self.summary.classes)
         return self
 
@@ -175,25 +183,24 @@ class Indexer:
     ) -> tuple[int, str]:
         """Does as `add` for files that each come with their label."""
         index, file_facts = self._writers[split]
-        reading = self._reading
         before = index.count
         first_rejected = ""
-
-        def inspect(file: tuple[str, int]) -> FileReport:
-            return inspect_file(file[0], reading.verify, reading.hashed, reading.max_pixels)
 
         def next_chunk() -> list[tuple[str, int]]:
             wanted = _CHUNK if max_images is None else min(_CHUNK, max_images - (index.count - before))
             return list(islice(files, wanted))
 
         while chunk := next_chunk():
-            for report, (_, label) in zip(self._pool.map(inspect, chunk), chunk, strict=True):
+            reports = check_files([path for path, _ in chunk], self._reading, self._pool)
+            for report, (_, label) in zip(reports, chunk, strict=True):
                 if report.reason:
                     first_rejected = first_rejected or f"; {printable(report.path)}: {report.reason}"
                     self.reject(report.path, report.reason)
                 else:
                     index.add(report.path, label, report.width, report.height)
                     file_facts.row(report.file_bytes, report.sha256)
+                    if report.warning:
+                        self._warn_of(report.path, report.warning)
             self._progress(split, len(chunk))
         return index.count - before, first_rejected
 
@@ -202,9 +209,15 @@ class Indexer:
         self._rejected.write(f"{tsv_field(path)}\t{tsv_field(reason)}\n")
         self.summary.rejected += 1
 
+    def _warn_of(self, path: str, warning: str) -> None:
+        """Lists a damaged image in warnings.tsv."""
+        self._warnings.write(f"{tsv_field(path)}\t{tsv_field(warning)}\n")
+        self.summary.damaged += 1
+
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
         self._rejected.close()
+        self._warnings.close()
         for split, (index, file_facts) in self._writers.items():
             self.summary.images[split] = index.count
             index.close()
@@ -239,12 +252,8 @@ def index_folder(
     threads = LISTINGS if storage.is_remote(str(root)) else reading.threads or os.cpu_count()
     with ThreadPoolExecutor(threads) as pool:
 
-        def inspect(path: str) -> _Inspected:
-            report = inspect_file(path, reading.verify, max_pixels=reading.max_pixels)
-            return report.width, report.height, report.reason
-
         def inspect_all(paths: list[str]) -> list[_Inspected]:
-            return list(pool.map(inspect, paths))
+            return [(r.width, r.height, r.reason) for r in check_files(paths, reading, pool)]
 
         while True:
             next_files = group.run_on_main(lambda: list(islice(files, _CHUNK * group.world_size)))
