@@ -266,6 +266,7 @@ def say_summary(summary: Summary, out: str) -> None:
         f"{', '.join(f'{split} {images}' for split, images in summary.images.items())} images of "
         f"{len(summary.classes)} classes in {out}"
         + (f"; {summary.rejected} rejected, see {out}/rejected.tsv" if summary.rejected else "")
+        + (f"; {summary.damaged} damaged but readable, see {out}/warnings.tsv" if summary.damaged else "")
     )
 
 
