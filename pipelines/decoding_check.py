@@ -52,18 +52,18 @@ class _Candidate:
     """A file whose header is in order.
 
     is_plain: a JPEG of which Pillow and DALI cannot but decode the same pixels, as long as DALI is silent.
-    decoded: DALI's pixels, valid until the next batch is decoded. The two refusals are apart because Pillow
-    and DALI decode at the same time.
+    image: loaded by Pillow. decoded: DALI's pixels, valid until the next batch is decoded. The two refusals
+    are apart because Pillow and DALI decode at the same time.
     """
 
     number: int
     content: bytes
-    image: Image.Image
     tolerance: int
     width: int
     height: int
     needs_windows: bool = False
     is_plain: bool = False
+    image: Image.Image | None = None
     decoded: Pixels | None = None
     refusal_by_pillow: str = ""
     refusal: str = ""
@@ -125,17 +125,17 @@ class DecodingCheck:
                 findings[candidate.number] = Finding(
                     candidate.width, candidate.height, candidate.reason, candidate.warning
                 )
-                candidate.image.close()
         return findings
 
     def _open(self, number: int, content: bytes) -> _Candidate | str:
         """Returns a file that may be decoded, or why it may not."""
         try:
-            image = Image.open(BytesIO(content))
-            width, height = checked_header(image, True, self._max_pixels)
-            candidate = _Candidate(number, content, image, tolerance(image, content), width, height)
-            candidate.needs_windows = image.format == "TIFF"  # decoded by the part too
-            if image.format in ("JPEG", "MPO"):
+            with Image.open(BytesIO(content)) as image:
+                width, height = checked_header(image, True, self._max_pixels)
+                candidate = _Candidate(number, content, tolerance(image, content), width, height)
+                kind = image.format
+            candidate.needs_windows = kind == "TIFF"  # of these and of some JPEGs, only a part is decoded
+            if kind in ("JPEG", "MPO"):
                 structure = read_jpeg_structure(content)
                 if structure.lacks_scans():
                     return "an incomplete progressive JPEG: scans are missing, and windows of it differ"
@@ -146,9 +146,9 @@ class DecodingCheck:
             return reason_of(error)
 
     def _check_group(self, group: list[_Candidate]) -> None:
-        self._chatter.clear()
+        self._chatter.begin()
         self._compare_with_pillow(group, [candidate for candidate in group if not candidate.is_plain])
-        if self._chatter.take():
+        if self._chatter.heard_anything():
             self._find_damaged([candidate for candidate in group if not candidate.reason])
         if suspects := [c for c in group if c.is_plain and (c.refusal or c.warning)]:
             self._compare_with_pillow([c for c in suspects if not c.refusal], suspects)
@@ -176,6 +176,8 @@ class DecodingCheck:
         """
         if not group:
             return
+        if is_part:
+            self._chatter.take()  # of the parts before it
         try:
             decoded = self._decoder.run([c.content for c in group], [window(c) for c in group])
         except RuntimeError as error:
@@ -198,7 +200,7 @@ class DecodingCheck:
         """Decodes smaller and smaller batches again to find the files that decoders print something about."""
         size = _SMALL_BATCH if len(group) > _SMALL_BATCH else 1
         for part in _parts(group, size):
-            self._chatter.clear()
+            self._chatter.begin()
             self._decode(part, _Candidate.whole, _drop)
             printed = self._chatter.take()
             if printed and size > 1:
@@ -284,18 +286,27 @@ class _Decoder:
 class _Chatter:
     """What C libraries print to this process's standard error, which is a file of its own."""
 
-    def clear(self) -> None:
-        if os.fstat(2).st_size:
-            os.lseek(2, 0, os.SEEK_SET)
-            os.ftruncate(2, 0)
+    def __init__(self) -> None:
+        self._heard = False
+
+    def begin(self) -> None:
+        """Forgets what was printed so far."""
+        self.take()
+        self._heard = False
+
+    def heard_anything(self) -> bool:
+        """Returns whether anything was printed since `begin`, taken or not."""
+        return bool(self.take()) or self._heard
 
     def take(self) -> list[str]:
         """Returns the lines printed since the last call, without colours and places in source files."""
         size = os.fstat(2).st_size
         if not size:
             return []
+        self._heard = True
         text = os.pread(2, min(size, _MAX_CHATTER), 0).decode("utf-8", "replace")
-        self.clear()
+        os.lseek(2, 0, os.SEEK_SET)
+        os.ftruncate(2, 0)
         lines = (_SOURCE_PLACES.sub("", _ESCAPES.sub("", line)).strip() for line in text.splitlines())
         return [printable(line)[:200] for line in lines if line]
 
@@ -322,6 +333,8 @@ def _parts(group: Sequence[_Candidate], size: int) -> Iterator[Sequence[_Candida
 
 def _load(candidate: _Candidate) -> None:
     try:
+        # Opened again: what Pillow knows of a PNG's orientation before the pixels may change after them.
+        candidate.image = Image.open(BytesIO(candidate.content))
         candidate.image.load()
     except Exception as error:  # Pillow's decoders raise many types
         candidate.refusal_by_pillow = reason_of(error)
@@ -337,10 +350,11 @@ def _drop(candidate: _Candidate, pixels: Pixels) -> None:
 
 def _compare(candidate: _Candidate) -> None:
     decoded, candidate.decoded = candidate.decoded, None
-    if candidate.reason or decoded is None:
+    image, candidate.image = candidate.image, None
+    if candidate.reason or decoded is None or image is None:
         return
     try:
-        difference = largest_difference(candidate.image, decoded)
+        difference = largest_difference(image, decoded)
     except Exception as error:  # whatever Pillow's conversion to RGB raises
         candidate.refusal_by_pillow = reason_of(error)
         return

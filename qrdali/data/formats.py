@@ -135,7 +135,7 @@ def _check_png_chunks(file: IO[bytes]) -> None:
     """
     inflater = zlib.decompressobj()
     inflated_bytes, expected_bytes = 0, 0
-    lacks_palette = False
+    lacks_palette, has_exif = False, False
     for _ in range(_MAX_CHUNKS):
         head = file.read(8)
         if len(head) < 8:
@@ -150,6 +150,10 @@ def _check_png_chunks(file: IO[bytes]) -> None:
             expected_bytes = _PngHeader(*struct.unpack(">IIBBBBB", header)).row_bytes()
             lacks_palette = header[9:10] == b"\3"
         lacks_palette = lacks_palette and name != b"PLTE"
+        if name == b"eXIf":
+            if has_exif:
+                raise ValueError("the PNG has two eXIf chunks: decoders disagree which of them counts")
+            has_exif = True
         while remaining:
             part = file.read(min(remaining, _BLOCK))
             if not part:
