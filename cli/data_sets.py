@@ -277,6 +277,7 @@ def say_summary(summary: Summary, out: str) -> None:
         f"{', '.join(f'{split} {images}' for split, images in summary.images.items())} images of "
         f"{len(summary.classes)} classes in {out}"
         + (f"; {' and '.join(not_used)}, see {out}/rejected.tsv" if not_used else "")
+        + (f"; {summary.damaged} damaged but readable, see {out}/warnings.tsv" if summary.damaged else "")
     )
     for note in summary.notes:
         say(note)

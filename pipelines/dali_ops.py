@@ -7,13 +7,15 @@ images, per sample, and hold neither randomness nor state.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvidia.dali import fn, math, types
 
-from qrdali.models import Preprocessing
 from qrdali.pipelines.graph_inputs import AxisPass, SquareInputs
 from qrdali.pipelines.host_ops import padding_color
+
+if TYPE_CHECKING:  # it imports torch, which the process that checks files does without
+    from qrdali.models import Preprocessing
 
 Node = Any  # DALI's DataNode; its stubs stand in the wheel for editors only
 

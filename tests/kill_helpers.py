@@ -177,7 +177,7 @@ def _child(command: list[str], folder: str, log: str, deadly: int | None) -> Non
 def _watch(begins: Callable[[str], None]) -> None:
     """Tells of every training batch its epoch, number, samples, labels and a checksum of its pixels; of `data
     index` every file, of `build-mepi` every entry, of `evaluate` every set and of `reproduce` every task."""
-    from qrdali.data import scan
+    from qrdali.data import file_check
     from qrdali.mepi import folder as mepi_set
     from qrdali.training import epoch as epoch_trainer
     from qrdali.workflows import evaluate
@@ -185,7 +185,7 @@ def _watch(begins: Callable[[str], None]) -> None:
 
     steps, look, append, rows, perform = (
         epoch_trainer.EpochTrainer._steps,
-        scan.inspect_file,
+        file_check.read_content,
         mepi_set.Journal.append,
         evaluate.Evaluator.rows,
         reproduce_workflow.perform,
@@ -217,7 +217,7 @@ def _watch(begins: Callable[[str], None]) -> None:
         begins(f"task {task.key}")
         return perform(tasks, task, *rest)
 
-    epoch_trainer.EpochTrainer._steps, scan.inspect_file, mepi_set.Journal.append = (
+    epoch_trainer.EpochTrainer._steps, file_check.read_content, mepi_set.Journal.append = (
         told_steps,
         told_look,
         told_append,

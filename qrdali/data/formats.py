@@ -15,9 +15,10 @@ from typing import IO, Any, NamedTuple
 
 from PIL import Image
 
-FORMATS = frozenset(("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP"))
+FORMATS = frozenset(("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "PPM"))  # PPM is Pillow's name of PGM, too
 _ORIENTATION = 0x0112  # EXIF and TIFF tag; 5 to 8 swap width and height
 _TIFF_MODES = frozenset(("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B"))
+_PNM_MODES = frozenset(("1", "L", "RGB", "I"))
 _TIFF_PACKED = frozenset(
     ("raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "jpeg", "group4", "zstd")
 )
@@ -43,6 +44,7 @@ def check(image: Image.Image, whole: bool) -> None:
         "PNG": _png,
         "BMP": _bmp,
         "TIFF": _tiff,
+        "PPM": _pnm,
     }
     rule = rules.get(image.format)
     if rule is not None:
@@ -133,7 +135,7 @@ def _check_png_chunks(file: IO[bytes]) -> None:
     """
     inflater = zlib.decompressobj()
     inflated_bytes, expected_bytes = 0, 0
-    lacks_palette = False
+    lacks_palette, has_exif = False, False
     for _ in range(_MAX_CHUNKS):
         head = file.read(8)
         if len(head) < 8:
@@ -148,6 +150,10 @@ def _check_png_chunks(file: IO[bytes]) -> None:
             expected_bytes = _PngHeader(*struct.unpack(">IIBBBBB", header)).row_bytes()
             lacks_palette = header[9:10] == b"\3"
         lacks_palette = lacks_palette and name != b"PLTE"
+        if name == b"eXIf":
+            if has_exif:
+                raise ValueError("the PNG has two eXIf chunks: decoders disagree which of them counts")
+            has_exif = True
         while remaining:
             part = file.read(min(remaining, _BLOCK))
             if not part:
@@ -216,6 +222,17 @@ def _bmp(image: Any, whole: bool) -> None:
         packing == 0 or (packing, bits) == (1, 8) or (bits == 32 and plain)
     ):
         raise ValueError(f"a BMP of {bits} bits, compression {packing}, is not decoded by the pipelines")
+
+
+def _pnm(image: Any, whole: bool) -> None:
+    if image.mode not in _PNM_MODES:
+        raise ValueError(f"a PNM of mode {image.mode} is not decoded by the pipelines")
+    codec, _, _, arguments = image.tile[0]
+    maximum = arguments[1] if codec.startswith("ppm") and isinstance(arguments, tuple) else 255
+    if maximum not in (255, 65535):
+        raise ValueError(
+            f"a PNM whose largest value is {maximum} is not decoded by the pipelines: 255 and 65535 are"
+        )
 
 
 def _tiff(image: Any, whole: bool) -> None:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from qrdali.data import provenance, storage
 from qrdali.data.class_names import KnownNames
 from qrdali.data.duplicates import shared_images
+from qrdali.data.file_check import check_files
 from qrdali.data.index import FILES_SCHEMA, RowWriter, Writer, write_classes
-from qrdali.data.inspect import MAX_PIXELS, FileReport, inspect_file, quiet_pillow, tsv_field
+from qrdali.data.inspect import MAX_PIXELS, quiet_pillow, tsv_field
 from qrdali.data.left_out import LeftOut, Where
 from qrdali.data.splits import Layout, class_folders, find_layout, leave_out_loose
 from qrdali.data.tree import LISTINGS, LocalTree, Tree, open_tree
@@ -38,12 +39,13 @@ _Inspected = tuple[int, int, str]  # upright width and height; why the file is r
 class Summary:
     """Holds what indexing made: images per split, rejected files, class names in label order.
 
-    left_out: other files, which are not read. notes: lines that say what was left out. warnings: lines that
-    say what may be wrong with the data set.
+    damaged: images that are listed in warnings.tsv. left_out: other files, which are not read. notes: lines
+    that say what was left out. warnings: lines that say what may be wrong with the data set.
     """
 
     images: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
+    damaged: int = 0
     classes: list[str] = field(default_factory=list)
     left_out: int = 0
     notes: list[str] = field(default_factory=list)
@@ -61,8 +63,9 @@ def silent(split: str, files: int) -> None:
 class Reading:
     """Says how files are read while they are indexed.
 
-    verify: whether each is decoded. hashed: whether its SHA-256 is kept. threads: None for all cores.
-    max_pixels: larger images are rejected by their header.
+    verify: whether each is decoded, by Pillow and by the decoder of training, and rejected where they
+    disagree. hashed: whether its SHA-256 is kept. threads: None for all cores. max_pixels: larger images are
+    rejected by their header.
     """
 
     verify: bool = True
@@ -173,6 +176,8 @@ class Indexer:
         self._pool = ThreadPoolExecutor(self._reading.threads or os.cpu_count() or 1)
         self._rejected = open(self._folder / "rejected.tsv", "w", encoding="utf-8", errors="backslashreplace")
         self._rejected.write("path\treason\n")
+        self._warnings = open(self._folder / "warnings.tsv", "w", encoding="utf-8")
+        self._warnings.write("path\twhat\n")
         write_classes(self._folder, self.summary.classes)
         return self
 
@@ -190,25 +195,24 @@ class Indexer:
     ) -> tuple[int, str]:
         """Does as `add` for files that each come with their label."""
         index, file_facts = self._writers[split]
-        reading = self._reading
         before = index.count
         first_rejected = ""
-
-        def inspect(file: tuple[str, int]) -> FileReport:
-            return inspect_file(file[0], reading.verify, reading.hashed, reading.max_pixels)
 
         def next_chunk() -> list[tuple[str, int]]:
             wanted = _CHUNK if max_images is None else min(_CHUNK, max_images - (index.count - before))
             return list(islice(files, wanted))
 
         while chunk := next_chunk():
-            for report, (_, label) in zip(self._pool.map(inspect, chunk), chunk, strict=True):
+            reports = check_files([path for path, _ in chunk], self._reading, self._pool)
+            for report, (_, label) in zip(reports, chunk, strict=True):
                 if report.reason:
                     first_rejected = first_rejected or f"; {printable(report.path)}: {report.reason}"
                     self.reject(report.path, report.reason)
                 else:
                     index.add(report.path, label, report.width, report.height)
                     file_facts.row(report.file_bytes, report.sha256)
+                    if report.warning:
+                        self._warn_of(report.path, report.warning)
             self._progress(split, len(chunk))
         return index.count - before, first_rejected
 
@@ -220,9 +224,15 @@ class Indexer:
     def _list(self, path: str, reason: str) -> None:
         self._rejected.write(f"{tsv_field(path)}\t{tsv_field(reason)}\n")
 
+    def _warn_of(self, path: str, warning: str) -> None:
+        """Lists a damaged image in warnings.tsv."""
+        self._warnings.write(f"{tsv_field(path)}\t{tsv_field(warning)}\n")
+        self.summary.damaged += 1
+
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
         self._rejected.close()
+        self._warnings.close()
         self.summary.left_out = self.left_out.files
         self.summary.notes += self.left_out.lines()
         for split, (index, file_facts) in self._writers.items():
@@ -261,12 +271,8 @@ def index_folder(
     threads = LISTINGS if storage.is_remote(str(root)) else reading.threads or os.cpu_count()
     with ThreadPoolExecutor(threads) as pool:
 
-        def inspect(path: str) -> _Inspected:
-            report = inspect_file(path, reading.verify, max_pixels=reading.max_pixels)
-            return report.width, report.height, report.reason
-
         def inspect_all(paths: list[str]) -> list[_Inspected]:
-            return list(pool.map(inspect, paths))
+            return [(r.width, r.height, r.reason) for r in check_files(paths, reading, pool)]
 
         while True:
             next_files = group.run_on_main(lambda: list(islice(files, _CHUNK * group.world_size)))

@@ -54,6 +54,7 @@ def test_minival_is_balanced_disjoint_and_a_function_of_the_seed(pets: Path, tmp
             "train.files.arrow",
             "val.arrow",
             "val.files.arrow",
+            "warnings.tsv",
         )
     )
     assert (
