@@ -15,6 +15,8 @@ import sys
 import time
 from contextlib import suppress
 
+from qrdali.cli.process import message_stream
+
 _HELD_SECONDS = 0.2  # that the beginning of a line is kept back: nvImageCodec writes its lines in parts
 _EXIT_SECONDS = 1.0  # that the last lines are waited for: a process that was left behind may hold the pipe
 _BLOCK = 1 << 16
@@ -107,8 +109,7 @@ def keep_out_of_stderr() -> None:
     os.dup2(write_end, 2)
     os.close(write_end)
     if sys.stderr is not None:
-        encoding, errors = sys.stderr.encoding, sys.stderr.errors
-        sys.stderr = open(destination, "w", buffering=1, encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
+        sys.stderr = message_stream(destination)
         sys.__stderr__ = sys.stderr  # type: ignore[misc]  # rich asks this one how wide the terminal is
     atexit.register(_finish, os.getpid(), child, destination)
 

@@ -6,7 +6,6 @@ import importlib
 
 import click
 
-from qrdali.cli.decoder_messages import keep_out_of_stderr
 from qrdali.cli.exit_status import run_and_exit
 from qrdali.cli.groups import SuggestingGroup
 from qrdali.version import __version__
@@ -63,5 +62,4 @@ def cli() -> None:
 
 def main() -> None:
     """Runs the program on the arguments of this process, and exits."""
-    keep_out_of_stderr()
     run_and_exit(cli)

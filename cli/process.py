@@ -24,7 +24,12 @@ def prepare() -> None:
     use_utf8_names()
     sys.stdin = sys.stdin or io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8")
     sys.stdout = _text_stream(_Stream(1, "w", closefd=False), sys.stdout)
-    sys.stderr = _text_stream(_Messages(2, "w", closefd=False), sys.stderr)
+    sys.stderr = message_stream(2)
+
+
+def message_stream(descriptor: int) -> TextIO:
+    """Returns a stream for messages on an open file descriptor, which shows names as `sys.stderr` does."""
+    return _text_stream(_Messages(descriptor, "w", closefd=False), sys.stderr)
 
 
 def open_closed_descriptors() -> None:
