@@ -110,7 +110,7 @@ def keep_out_of_stderr() -> None:
     os.close(write_end)
     if sys.stderr is not None:
         sys.stderr = message_stream(destination)
-        sys.__stderr__ = sys.stderr  # type: ignore[misc]  # rich asks this one how wide the terminal is
+        sys.__stderr__ = sys.stderr  # type: ignore[misc, assignment]  # rich asks this one how wide the terminal is
     atexit.register(_finish, os.getpid(), child, destination)
 
 
