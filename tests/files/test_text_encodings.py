@@ -32,7 +32,8 @@ KINDS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "configuration": ("c.toml", '# é\nmodel = "resnet18"\nseed = 3\n', read_toml),
     "matrix": (
         "m.toml",
-        'out = "o"\n[data]\nfolder = "d"\n[[network]]\nmodel = "test_resnet"\nepochs = 1\n[runs]\nmethods = []\n',
+        'out = "o"\n[data]\nfolder = "d"\n'
+        '[[network]]\nmodel = "test_resnet"\nepochs = 1\n[runs]\nmethods = []\n',
         config.read,
     ),
     "mapping": ("m.tsv", "n00000001\tкот\nn00000002\tdog\n", lambda file: read_mapping(file).synsets),
