@@ -124,3 +124,14 @@ def test_what_a_full_non_blocking_pipe_cannot_take_does_not_hold_the_work(tmp_pa
     os.close(writing)
     os.close(reading)
     assert (ended.returncode, ended.stdout) == (0, b"done\n")
+
+
+def test_the_python_api_works_without_standard_streams(images: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys, qrdali; assert sys.stderr is sys.stdout is sys.stdin is None;"
+        "qrdali.index(sys.argv[1], sys.argv[2], progress=True)"
+    )
+    command = shlex.join([sys.executable, "-c", program, str(images), str(tmp_path / "data")])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&-"], check=True, env=env)
+    assert (tmp_path / "data" / "classes.tsv").exists()
