@@ -72,8 +72,8 @@ def quote(text: str) -> str:
 
 
 def _is_utf16(content: bytes) -> bool:
-    """Returns whether `content` begins with a byte order mark of UTF-16 or 32, or as they do without one."""
-    return content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]
+    """Returns whether `content` has a byte order mark of UTF-16 or 32, or a zero byte as they do."""
+    return content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content
 
 
 def _text(line: bytes, where: str, number: int) -> str:
