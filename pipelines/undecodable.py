@@ -156,7 +156,7 @@ def decoder_message(error: Exception) -> str:
 
 def _outside(match: re.Match[str]) -> str:
     """Returns what the check of `dali_ops.read` has found."""
-    return "unknown depth" if match[1] == "0" else "the window lies outside the picture"
+    return "a depth that it does not know" if match[1] == "0" else "it sees another size"
 
 
 def _codec_failure(match: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from refused_images import refused
 from safetensors.torch import load_file
 
 from qrdali.cli.main import cli
@@ -262,6 +263,19 @@ def test_a_probe_goes_on_too(data: Path, tmp_path: Path) -> None:
     assert [row.get("quarantined") for row in rows] == [None, 1, 1]
     assert [row[:2] for row in quarantined(tmp_path / "run")[1:]] == [["1", "4"]]
     assert np.load(tmp_path / "run/levels/0001.levels.npy")[4].tolist() == [0, 0, 0]
+
+
+def test_a_file_that_only_pillow_reads_ends_no_run(data: Path, tmp_path: Path) -> None:
+    index = Dataset.open(data).index("train")
+    sample = int(np.flatnonzero((index.sizes(np.arange(30)) == (36, 48)).all(axis=1))[0])
+    Path(index.paths(np.array([sample]))[0]).write_bytes(refused()["header twice.png"])
+    run_training(
+        settings(data, "adaptive", reduction="crop", sequence="RC", max_epochs=2), tmp_path / "run", False
+    )
+    (row,) = quarantined(tmp_path / "run")[1:]
+    assert row[1] == str(sample)
+    assert row[3].startswith("cannot be decoded: Pillow reads it, but DALI's decoder does not")
+    assert [row.get("quarantined") for row in metrics(tmp_path / "run")] == [None, 1, 1]
 
 
 def test_validation_is_strict(data: Path, tmp_path: Path) -> None:

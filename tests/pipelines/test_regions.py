@@ -1,0 +1,101 @@
+"""A window has the pixels that the whole picture has there, whatever the file's kind: "crop exact"."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from malformed_images import HEIGHT, WIDTH, accepted, chunk, exif, photo, saved, segment
+
+from qrdali.data.inspect import read_upright_size
+from qrdali.pipelines.engine import Engine
+from qrdali.pipelines.external_source import decode_inputs
+from qrdali.pipelines.graphs import decode_windows
+
+
+def progressive(**options: Any) -> bytes:
+    return saved(photo(options.pop("size", (WIDTH, HEIGHT))), "JPEG", progressive=True, quality=90, **options)
+
+
+def turned_progressive(orientation: int) -> bytes:
+    data = progressive(size=(47, 35))
+    return data[:2] + segment(exif((0x0112, 3, 1, orientation))) + data[2:]
+
+
+def deep_interlaced() -> bytes:
+    """Adam7 of 16-bit RGB pixels."""
+    pixels = np.asarray(photo((9, 13))).astype(">u2") * 257 - 3
+    steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    passes = [pixels[y::down, x::across] for x, y, across, down in steps]
+    rows = b"".join(
+        b"\0" + np.ascontiguousarray(row).tobytes() for part in passes for row in part if row.size
+    )
+    head = struct.pack(">IIBBBBB", 9, 13, 16, 2, 0, 0, 1)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def tiled() -> bytes:
+    """A TIFF of RGB tiles, 16×16, uncompressed."""
+    side, across, down = 16, WIDTH // 16, -(-HEIGHT // 16)
+    padded = np.zeros((down * side, WIDTH, 3), np.uint8)
+    padded[:HEIGHT] = np.asarray(photo())
+    tiles = padded.reshape(down, side, across, side, 3).swapaxes(1, 2).tobytes()
+    count, size = across * down, side * side * 3
+    first, table = 8 + 2 + 10 * 12 + 4, 8 + 2 + 10 * 12 + 4 + 6
+    offsets = [table + 8 * count + i * size for i in range(count)]
+    entries = [(256, 4, 1, WIDTH), (257, 4, 1, HEIGHT), (258, 3, 3, first), (259, 3, 1, 1), (262, 3, 1, 2)]
+    entries += [(277, 3, 1, 3), (322, 4, 1, side), (323, 4, 1, side)]
+    entries += [(324, 4, count, table), (325, 4, count, table + 4 * count)]
+    rows = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    lists = struct.pack(f"<HHH{count}I{count}I", 8, 8, 8, *offsets, *[size] * count)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + rows + b"\0\0\0\0" + lists + tiles
+
+
+def more() -> dict[str, bytes]:
+    alpha = photo((47, 35))
+    alpha.putalpha(photo((47, 35)).convert("L"))
+    files = {f"progressive exif {o}.jpg": turned_progressive(o) for o in range(1, 9)}
+    files |= {
+        f"progressive {s}.jpg": progressive(subsampling=s) for s in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")
+    }
+    return files | {
+        "progressive restarts.jpg": progressive(restart_marker_blocks=2),
+        "progressive gray.jpg": saved(photo().convert("L"), "JPEG", progressive=True),
+        "progressive cmyk.jpg": saved(photo().convert("CMYK"), "JPEG", progressive=True, quality=95),
+        "odd 4:2:0.jpg": saved(photo((47, 35)), "JPEG", subsampling="4:2:0"),
+        "odd 4:1:1.jpg": saved(photo((47, 35)), "JPEG", subsampling="4:1:1", restart_marker_rows=1),
+        "odd progressive 4:1:1.jpg": progressive(size=(47, 35), subsampling="4:1:1"),
+        "deep interlaced.png": deep_interlaced(),
+        "tiles.tif": tiled(),
+        "odd alpha.webp": saved(alpha, "WEBP"),
+        "odd alpha lossless.webp": saved(alpha, "WEBP", lossless=True),
+        "strips.tif": saved(photo((47, 35)), "TIFF", compression="tiff_lzw", tiffinfo={278: 5}),
+    }
+
+
+FILES = accepted() | more()
+
+
+def decoded(content: bytes, windows: list[tuple[int, int, int, int]]) -> list[np.ndarray]:
+    files = [np.frombuffer(content, np.uint8)] * len(windows)
+    inputs = decode_inputs(files, np.array(windows, np.int32))
+    (images,) = decode_windows(lambda: inputs, Engine(threads=1, depth=1), len(windows), True).run()
+    return [np.array(images[i]) for i in range(len(windows))]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_window_is_part_of_the_whole(name: str) -> None:
+    width, height = read_upright_size(io.BytesIO(FILES[name]), verify=False)
+    windows = [
+        (0, 0, height, width),
+        (height // 3, width // 3, max(1, height // 2), max(1, width // 2)),
+        (height // 5, 0, 1, width),
+        (0, width - 1, height, 1),
+        (height // 2, width // 2, height - height // 2, width - width // 2),
+    ]
+    whole, *parts = decoded(FILES[name], windows)
+    for (top, left, h, w), part in zip(windows[1:], parts, strict=True):
+        np.testing.assert_array_equal(part, whole[top : top + h, left : left + w])
