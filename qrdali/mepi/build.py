@@ -23,6 +23,7 @@ from qrdali.mepi.search import Search
 from qrdali.mepi.search_path import FULL_STATE, ReductionState, SearchPath, params_of_states
 from qrdali.reduction.png_entropy import entropy, png_bytes
 from qrdali.reduction.quality import CENTER, scaled_size, window_offset
+from qrdali.runs.settings import DEFINITIONS
 
 _VOIDS, _VOIDS_AT_ONCE = 64, 8  # near-void images classified for the summary; those of a forward pass
 
@@ -124,6 +125,11 @@ class Builder:
 
         Collective.
         """
+        if images and self.group.run_on_main(self.mepis.mark_definitions):
+            self.listener.warn(
+                f"{printable(self.mepis.folder)} was begun under other definitions: what is searched from "
+                f"now on goes by definitions {DEFINITIONS} (docs/definitions.md), and reports call the set mixed"
+            )
         try:
             with self._progress(what, images):
                 ended, shown = distributed.SharedCounter(self.group), 0

@@ -26,9 +26,11 @@ from qrdali.reduction import neighbors
 from qrdali.reduction.levels import CHUNK
 from qrdali.reduction.png_entropy import encoder_name
 from qrdali.reduction.quality import REDUCTIONS
+from qrdali.runs.settings import DEFINITIONS
 
 SEARCHED = ("color", "crop", "resolution", "combination")
 OPTIONS, MANIFEST, SUMMARY = "options.json", "manifest.parquet", "summary.json"
+CONTINUED_UNDER = "continued_under"  # the definitions of the rest of a set, if other than those it began with
 PROGRESS = ".progress"  # the folder of the journals
 LOCK = ".lock"
 
@@ -102,7 +104,8 @@ class MepiSet:
         if new is not None:
             mepis._require_room_for(new)
         # A run may have moved: its weights tell whether it is the same.
-        if changes := describe_changes(read_object(file), options, ignored={"run"}):
+        ignored = {"run", "definitions", CONTINUED_UNDER}
+        if changes := describe_changes(_with_defaults(read_object(file)), options, ignored):
             raise InputError(
                 f"{printable(folder)} was begun with other options: {'; '.join(changes)[:600]}. Give the "
                 "same, or another --out"
@@ -141,6 +144,19 @@ class MepiSet:
         """Gives up the lock, so that another process can build in the folder."""
         if self._lock is not None:
             self._lock.close()
+
+    def mark_definitions(self) -> bool:
+        """Notes that what follows is searched under today's definitions, in a set begun under others.
+
+        Returns whether it was not noted before. Raises RunError if the options cannot be read.
+        """
+        file = self.folder / OPTIONS
+        options = read_object(file)
+        if DEFINITIONS in (options.get("definitions", 1), options.get(CONTINUED_UNDER)):
+            return False
+        marked = {**options, CONTINUED_UNDER: DEFINITIONS}
+        write_whole(file, (json.dumps(marked, indent=1) + "\n").encode())
+        return True
 
     def journal(self, reduction: str) -> Journal:
         """Returns a reduction's journal. Raises RunError for a damaged one."""
@@ -287,6 +303,14 @@ class MepiSet:
             following = neighbors.next_levels(levels, window, sizes, num_levels)[:, dimensions]
             total += int((following < 0).all(axis=1).sum())
         return total
+
+
+def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns recorded options with those that version 0.1 did not know."""
+    preprocessing = options.get("preprocessing")
+    if not isinstance(preprocessing, dict):
+        return options
+    return {**options, "preprocessing": {"crop_mode": "center", **preprocessing}}
 
 
 def _is_summary(row: Any) -> bool:

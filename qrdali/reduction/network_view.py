@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +41,7 @@ class View:
         """Returns the views of those images where `mask`, bool [N], is true."""
         return View(self.region[mask], self.resized[mask], self.offset[mask], self.flip[mask])
 
-    @property
+    @cached_property
     def vertical_first(self) -> npt.NDArray[np.bool_]:
         """Returns whether the columns are resized before the rows, bool [N].
 

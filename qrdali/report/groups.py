@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from qrdali.errors import printable
+from qrdali.reduction.network_view import shown_share
 from qrdali.report.identity import Identified, identified
 from qrdali.report.read import Run
 from qrdali.runs.configuration import distinguishing, label_of, names_of, on_gpu
@@ -167,9 +168,8 @@ def group(known: list[Run]) -> list[Group]:
 
 def _network(run: Run) -> str:
     pre = run.trained.preprocessing
-    return printable(
-        f"{run.trained.model} at {pre.input_size} px" + ("" if pre.fit == "whole" else f", {pre.fit}")
-    )
+    fit = "" if pre.fit == "whole" else f", {pre.fit} ({shown_share(375, 500, pre):.0%} of a 500×375 image)"
+    return printable(f"{run.trained.model} at {pre.input_size} px{fit}")
 
 
 def _notes(part: list[Identified], apart: list[Identified]) -> list[str]:

@@ -27,6 +27,7 @@ from qrdali.reduction import quality
 from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.png_entropy import encoder_name
 from qrdali.runs import folder as run_folder
+from qrdali.runs.settings import DEFINITIONS
 from qrdali.system.deterministic import deterministic
 from qrdali.system.device import probe_batch_size
 from qrdali.workflows import mepi_sheet
@@ -102,6 +103,7 @@ def build_mepi(
             "device": context.device.type,
             "amp": amp,
             "encoder": encoder_name(),
+            "definitions": DEFINITIONS,
         }
         _require_equal_options(group, options)
         source = MepiSource(index, trained.classes, num_levels)

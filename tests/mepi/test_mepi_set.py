@@ -432,6 +432,28 @@ def test_a_search_that_was_stopped_is_not_joined(run: Path, data: str, tmp_path:
     build_mepi(**options(run, data, out, step=0.25, reduction="crop", limit=8))
 
 
+def test_a_set_of_version_0_1_is_marked_where_it_goes_on(run: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    words = options(run, data, out, step=0.25, limit=4)
+    build_mepi(**words, reduction="color")
+    begun = json.loads((out / "options.json").read_text())
+    assert begun.pop("definitions") == 2
+    assert begun["preprocessing"].pop("crop_mode") == "center"
+    (out / "options.json").write_text(json.dumps(begun))  # as that version wrote it
+
+    def resume(reduction: str) -> list[str]:
+        listener = RecordingListener()
+        build_mepi(**words, reduction=reduction, resume=True, control=JobControl(listener=listener))
+        return [warning for warning in listener.warnings if "definitions" in warning]
+
+    assert resume("color") == []  # nothing is searched, so it stays as it is
+    assert json.loads((out / "options.json").read_text()) == begun
+    (warning,) = resume("crop")
+    assert "was begun under other definitions: what is searched from now on goes by definitions 2" in warning
+    assert json.loads((out / "options.json").read_text()) == {**begun, "continued_under": 2}
+    assert resume("resolution") == []
+
+
 def test_refusals(run: Path, data: str, tmp_path: Path) -> None:
     out = tmp_path / "set"
     build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=4))

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_runs
@@ -17,6 +18,8 @@ from qrdali.cli.main import cli
 from qrdali.errors import InputError, RunError
 from qrdali.evaluation.stats import bootstrap_mean, wilson
 from qrdali.interfaces import SilentListener
+from qrdali.models import Preprocessing
+from qrdali.report import groups
 from qrdali.report.build import ReportOptions, build
 from qrdali.report.resources import Prices
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
@@ -710,3 +713,13 @@ def test_cost(four: dict[str, Path], tmp_path: Path) -> None:
         [1428, 1020, 1224]
     )
     assert [row["USD a day"] for row in table(report, "cloud")] == pytest.approx([35.04, 10.8])
+
+
+@pytest.mark.parametrize(
+    ("fit", "text"),
+    [("whole", "resnet18 at 224 px"), ("center", "resnet18 at 224 px, center (57% of a 500×375 image)")],
+)
+def test_a_centre_crop_says_how_much_it_shows(fit: str, text: str) -> None:
+    pre = Preprocessing(224, fit, 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    run = SimpleNamespace(trained=SimpleNamespace(model="resnet18", preprocessing=pre))
+    assert groups._network(run) == text  # type: ignore[arg-type]
