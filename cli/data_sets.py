@@ -196,15 +196,12 @@ def minival(dataset: str, per_class: int, seed: int) -> None:
     Example: qrdali data minival data --per-class 25 --seed 0
     """
     from qrdali.cli.terminal import say, warn
-    from qrdali.data.duplicates import shared_images
     from qrdali.data.minival import cut
 
     result = cut(Path(dataset), per_class, seed, warn=warn)
     if result.resumed:
         say("an earlier call was interrupted: its cut is finished, with its --per-class and --seed")
     say(f"train {result.train}, val {result.val} images in {dataset}")
-    for warning in shared_images(Path(dataset)):
-        warn(warning)
 
 
 @click.command()

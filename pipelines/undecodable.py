@@ -40,6 +40,7 @@ _CODEC_STATUS = {  # nvimgcodecStatus_t of nvimgcodec.h
 }
 _OUTSIDE = re.compile(r"Slice can't be placed out of bounds.*?input_shape=\{(\d+)\}.*")
 _UNMAPPED = "File mapping failed: "  # and the file's name, which may hold any words
+_CANNOT_OPEN = "Could not open file"
 _MEMORY = re.compile(r"bad_alloc|out of memory|cannot allocate memory|cudaErrorMemoryAllocation", re.I)
 _SYSTEM = re.compile(r"too many open files|no space left on device", re.I)
 
@@ -136,6 +137,8 @@ def _control_pictures() -> tuple[bytes, ...]:
 def raise_if_no_files_fault(error: Exception) -> None:
     """Raises RunError for an error that says that memory or another resource of the machine is short."""
     message = decoder_message(error)
+    if _CANNOT_OPEN in message:  # what follows is a name, which may sound like anything
+        return
     if isinstance(error, MemoryError) or (_MEMORY.search(message) and not message.startswith(_UNMAPPED)):
         raise RunError(
             f"out of memory while images are decoded ({message or 'MemoryError'}): lower --batch-size or "

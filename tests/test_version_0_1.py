@@ -41,7 +41,7 @@ COUNTED = ["epoch", "phase", "stage", "quality", "quarantined", "levels", "class
 COUNTED += ["optimizer_steps", "forward_images", "moved", "probe_candidates"]
 MEASURED = ["train_loss", "train_accuracy", "val_accuracy", "tracked"]
 # By a part of a float's place; an image of 12 or 23 may be seen otherwise by another processor.
-TOLERANCES = {"accuracy": 0.09, "tracked": 0.09, "train_loss": 0.01, "confidence": 0.001}
+TOLERANCES = {"accuracy": 0.09, "tracked": 0.09, "train_loss": 0.01, "confidence": 0.01}
 # Settings that are younger than others: a run may have been begun before there were any.
 YOUNG = ["root", "probe_batch_size", "accumulate", "ema", "sync_batch_norm", "save_every", "deterministic"]
 YOUNG += ["max_bad", "track_reduced", "[track_sets]"]
@@ -285,7 +285,11 @@ def test_mepis_are_completed(expected: Any) -> None:
             del row["entropy_full"], row["entropy_mepi"], row["quotient"]
     kept = stamps("mepi/color")
     assert "color is finished; nothing to do" in done(*MEPIS, "--reduction", "color", "--resume").output
-    agree(of_mepis(), expected["mepis"])
+    found, color = of_mepis(), [row for row in expected["mepis"]["rows"] if row["reduction"] == "color"]
+    # What version 0.1 had finished is as it was; the rest has been searched under today's definitions.
+    agree([row for row in found["rows"] if row["reduction"] == "color"], color)
+    assert found["summary"]["images"] == expected["mepis"]["summary"]["images"]
+    assert json.loads(options.read_text())["continued_under"] == 2
     assert stamps("mepi/color") == kept
     assert "crop is finished; nothing to do" in done(*MEPIS, "--reduction", "crop", "--resume").output
     for name in ("color", "crop"):

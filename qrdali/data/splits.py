@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import sys
 from dataclasses import dataclass, field
 
 from qrdali.data.class_names import KnownNames, check_alike, is_listable
@@ -108,6 +110,9 @@ def class_folders(tree: Tree, layout: Layout) -> tuple[list[str], str]:
     first, *others = layout.folders.values()
     classes = tree.entries(first).folders
     for name in classes:
+        if os.fsencode(name) != name.encode(errors="surrogateescape"):
+            encoding = sys.getfilesystemencoding()
+            raise RunError(f"Python takes names for {encoding}: start it with PYTHONUTF8=1")
         if not is_listable(name):
             raise RunError(
                 f"class folder {printable(name)!r} has control characters, a line break or bytes that are "

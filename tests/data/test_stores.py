@@ -377,7 +377,8 @@ def test_images_that_moved(pets: str, tmp_path: Path) -> None:
 def test_roots_that_say_nothing(tmp_path: Path) -> None:
     fill(tmp_path / "pets/train/cat", 2)
     fill(tmp_path / "pets/train/dog", 2)
-    build_dataset(tmp_path / "pets", tmp_path / "old")  # as by earlier versions: without source.json
+    build_dataset(tmp_path / "pets", tmp_path / "old")
+    (tmp_path / "old" / "source.json").unlink()  # as by earlier versions
     (tmp_path / "new=place").mkdir()
     with pytest.raises(InputError, match="does not say where its images were: give --root OLD=NEW"):
         Dataset.open(tmp_path / "old", str(tmp_path / "new=place"))

@@ -434,7 +434,7 @@ def test_ranks_index_one_folder_alike(images: Path, dataset: Dataset, tmp_path: 
         for p in sorted((tmp_path / "val" / name).iterdir())
     ]
 
-    told = [listed, []]
+    told = [listed, [], []]  # the files, the end, and what was not read
 
     class Second(ProcessGroup):
         def broadcast_object(self, value: Any) -> Any:

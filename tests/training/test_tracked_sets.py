@@ -249,9 +249,9 @@ def test_what_is_tracked_are_the_epochs_weights_not_those_restored(
         seen.append({"sum": float(sum(p.detach().double().abs().sum() for p in model.parameters()))})
         return measure(self, what, model, *rest)
 
-    def validated_too(self: Any, title: str, model: Any, levels: Any) -> Any:
+    def validated_too(self: Any, title: str, model: Any, *rest: Any) -> Any:
         seen.append({"val": float(sum(p.detach().double().abs().sum() for p in model.parameters()))})
-        return validate(self, title, model, levels)
+        return validate(self, title, model, *rest)
 
     def restored_too(self: Any, *rest: Any) -> Any:
         restored.append(True)

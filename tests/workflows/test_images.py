@@ -10,7 +10,6 @@ from PIL import Image, ImageOps
 import qrdali
 from qrdali.data.index import Dataset
 from qrdali.models import Preprocessing
-from qrdali.pipelines import host_ops
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.reduction.quality import num_levels_of, reduction_params
@@ -78,8 +77,10 @@ def test_a_reduced_image_is_what_the_loader_shows(photo: str, dataset: Dataset) 
     loader = qrdali.Loader(dataset["train"], input_size=side, batch_size=4, device="cpu", threads=1, **pre)
     quality = {"color": 0.5, "crop": 0.25, "resolution": 0.5}
     batch = next(loader.epoch(0, quality=quality, shuffle=False))
-    seen = host_ops.resize(image, side, side, "bilinear")
-    assert np.abs(batch.images[0].permute(1, 2, 0).numpy() - seen).max() < 1e-3
+    seen = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR), np.float32)
+    difference = np.abs(batch.images[0].permute(1, 2, 0).numpy() - seen)
+    assert difference.max() < 2.001
+    assert difference.mean() < 0.3
 
 
 def test_any_quality_in_between_keeps_its_share_of_the_pixels() -> None:
