@@ -91,7 +91,8 @@ def test_reproduce(ground: Ground, tmp_path: Path) -> None:
     survived(ground, tmp_path, "reproduce", "0", 1)
     log = (tmp_path / "case" / "log").read_text().splitlines()
     begun = Counter(line for line in log if line.startswith("task"))
-    assert sum(begun.values()) == len(begun) + 1  # a single task begins again
+    # A single task begins again, or none: the moment may fall between two tasks.
+    assert len(begun) <= sum(begun.values()) <= len(begun) + 1
     assert json.loads((tmp_path / "case/now/matrix/done.json").read_text())
 
 
