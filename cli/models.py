@@ -35,17 +35,16 @@ def models(pattern: str, as_json: bool) -> None:
             f"no model matches {pattern!r}: `qrdali models '*'` lists all {len(zoo.model_names())}"
         )
     deadline = time.monotonic() + COUNTING_SECONDS
-    console, width, rows, left_out = Console(stderr=True), max(map(len, names)), [], 0
+    console, width = Console(stderr=True), max(map(len, names))
+    rows, left_out = [], 0
     if not as_json:
         console.print(_line("name", "parameters", "GFLOP", "input", width), style="bold", soft_wrap=True)
     for name in names:
         if time.monotonic() < deadline:
             row = zoo.describe(name)
         else:
-            row, left_out = (
-                zoo.Description(name, None, None, zoo.preprocessing(name).input_size),
-                left_out + 1,
-            )
+            row = zoo.Description(name, None, None, zoo.preprocessing(name).input_size)
+            left_out += 1
         rows.append(row)
         if not as_json:
             parameters = "" if row.parameters is None else f"{row.parameters / 1e6:.2f} M"

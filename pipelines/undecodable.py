@@ -39,8 +39,7 @@ _CODEC_STATUS = {  # nvimgcodecStatus_t of nvimgcodec.h
     19: "incomplete code stream",
 }
 _OUTSIDE = re.compile(r"Slice can't be placed out of bounds.*?input_shape=\{(\d+)\}.*")
-_UNMAPPED = "File mapping failed: "  # and the file's name, which may hold any words
-_CANNOT_OPEN = "Could not open file"
+_NAMES_A_FILE = re.compile(r"File mapping failed: |Could not open file")  # the name may hold any words
 _MEMORY = re.compile(r"bad_alloc|out of memory|cannot allocate memory|cudaErrorMemoryAllocation", re.I)
 _SYSTEM = re.compile(r"too many open files|no space left on device", re.I)
 
@@ -137,14 +136,14 @@ def _control_pictures() -> tuple[bytes, ...]:
 def raise_if_no_files_fault(error: Exception) -> None:
     """Raises RunError for an error that says that memory or another resource of the machine is short."""
     message = decoder_message(error)
-    if _CANNOT_OPEN in message:  # what follows is a name, which may sound like anything
+    if _NAMES_A_FILE.search(message):
         return
-    if isinstance(error, MemoryError) or (_MEMORY.search(message) and not message.startswith(_UNMAPPED)):
+    if isinstance(error, MemoryError) or _MEMORY.search(message):
         raise RunError(
             f"out of memory while images are decoded ({message or 'MemoryError'}): lower --batch-size or "
             "--threads, in build-mepi also --memory"
         ) from None
-    if _SYSTEM.search(message) and not message.startswith(_UNMAPPED):
+    if _SYSTEM.search(message):
         raise RunError(f"the image pipeline failed: {message}") from None
 
 

@@ -18,15 +18,11 @@ SMALL = ("resnet10t", "test_resnet")  # few layers, with batch-norm: for demos a
 FITS = ("whole", "center")
 ONE_VALUE = "more than 1 value per channel"  # in torch's error of batch norm that is given one value
 CROP_MODES = ("center", "squash", "border")  # timm's
+# Of torchvision's googlenet and inception_v3: with these a training forward pass gives a tuple.
+_WITH_HEADS, _AUXILIARY_HEADS = ("googlenet", "inception_v3"), ("aux1", "aux2", "AuxLogits")
 
 # Networks without batch-norm. SqueezeNet, for one, ends in a ReLU and dies at the rates that suit networks
 # with batch-norm: it then answers one constant class.
-# Their auxiliary heads make a tuple of a training forward pass. transform_input belongs to their published
-# weights, and `create` must make the same network for these and for weights that are read back.
-_WITHOUT_AUXILIARY_HEADS: dict[str, dict[str, bool]] = {
-    "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "transform_input": True, "init_weights": True},
-}
 LEARNING_RATE = {"squeezenet1_0": 1e-4, "squeezenet1_1": 1e-4, "alexnet": 1e-4, "vgg16": 1e-4}
 DEFAULT_LEARNING_RATE = 1e-3  # of AdamW
 
@@ -116,11 +112,15 @@ def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
             return model
         import torchvision
 
-        options = _WITHOUT_AUXILIARY_HEADS.get(bare, {})
         if not pretrained:
+            # What published weights of networks with auxiliary heads ask for, so that `create` makes the same
+            # network for weights that are read back.
+            options = {"transform_input": True, "init_weights": True} if bare in _WITH_HEADS else {}
             model = torchvision.models.get_model(bare, weights=None, num_classes=classes, **options)
+            _drop_auxiliary_heads(model)
             return model
-        model = torchvision.models.get_model(bare, weights="DEFAULT", **options)
+        model = torchvision.models.get_model(bare, weights="DEFAULT")
+        _drop_auxiliary_heads(model)
     except InputError:
         raise
     except Exception as error:  # download errors have many types; the message is what matters
@@ -132,6 +132,14 @@ def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
         ) from None
     _replace_head(model, classes)
     return model
+
+
+def _drop_auxiliary_heads(model: nn.Module) -> None:
+    """Leaves a network without the heads that only training would use."""
+    for name in _AUXILIARY_HEADS:
+        if isinstance(getattr(model, name, None), nn.Module):
+            setattr(model, name, None)
+            setattr(model, "aux_logits", False)  # noqa: B010  mypy takes attributes of modules for tensors
 
 
 def _replace_head(model: nn.Module, classes: int) -> None:

@@ -136,6 +136,11 @@ def weights_digest(folder: Path) -> str:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Returns whether there is a save to go on from."""
+    return any((folder / name).exists() for name in ("last", "last.old"))
+
+
 def has_ended(folder: Path) -> bool:
     """Returns whether a run is finished.
 

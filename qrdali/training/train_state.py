@@ -70,7 +70,7 @@ class TrainStateStore:
 
     def exists(self) -> bool:
         """Returns whether there is something to resume."""
-        return (self._run / "last").exists() or (self._run / "last.old").exists()
+        return run_folder.has_checkpoint(self._run)
 
     def save_best(self, trained: run_folder.BestModel) -> None:
         """Writes `best/`, on rank 0."""

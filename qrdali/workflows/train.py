@@ -21,8 +21,8 @@ from qrdali.interfaces import NO_CONTROL, JobControl, RunContext
 from qrdali.pipelines.engine import Engine, describe_decoding, engine_of
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import reduced_split_levels
+from qrdali.runs import configuration
 from qrdali.runs import folder as run_folder
-from qrdali.runs.configuration import chain_of
 from qrdali.runs.settings import DEFINITIONS, Settings, default_settings, read_settings, write_settings
 from qrdali.schedule.methods import check_settings, require_live_levels, stage_levels
 from qrdali.system.deterministic import deterministic, require_deterministic_model
@@ -39,6 +39,7 @@ from qrdali.workflows.train_settings import (
     require_no_single_image,
     require_run_folder,
     require_shares,
+    start_of,
 )
 
 # Settings that may change between a run and its continuation.
@@ -120,7 +121,8 @@ def _prepare(
     train, val = dataset.index("train"), dataset.index("val")
     device = resolve_device(settings.device)
     require_shares(settings, len(train), device, group)
-    settings, pre = complete_settings(settings, dataset, len(train))
+    start = start_of(settings, run)
+    settings, pre = complete_settings(settings, dataset, len(train), start)
     settings = settings.model_copy(update=_begun_with(settings, run, begun))
     require_live_levels(settings, train.size_chunks)
     if begun:
@@ -131,12 +133,12 @@ def _prepare(
     facts |= {"images": {"train": len(train), "val": len(val)}}
     facts |= {"fingerprints": {"train": train.fingerprints, "val": val.fingerprints}}
     if settings.init or settings.match:
-        facts |= {"chain": chain_of(settings).model_dump(exclude_defaults=True)}
+        facts |= {"chain": configuration.chain_of(settings).model_dump(exclude_defaults=True)}
     source = provenance.brief(provenance.read(dataset.folder))
     facts |= {"source": source} if source else {}
     torch.manual_seed(settings.seed)  # start weights are drawn
-    if settings.init:
-        model, _ = run_folder.load_best(Path(settings.init))
+    if start is not None:
+        model, _ = run_folder.load_best(start)
     else:
         model = models.create(settings.model, len(dataset.classes), pretrained=settings.pretrained)
     models.require_size(model, settings.model, pre.input_size)
@@ -151,10 +153,8 @@ def _prepare(
 def _begun_with(settings: Settings, run: Path, begun: bool) -> dict[str, Any]:
     """Returns the settings that a run gets when it begins and keeps: definitions and epochs_before."""
     if begun:
-        recorded = read_settings(run / "config.toml")
-        return {"epochs_before": 0} | {
-            name: recorded[name] for name in ("definitions", "epochs_before") if name in recorded
-        }
+        recorded = configuration.read_settings(run)
+        return {"definitions": recorded.definitions, "epochs_before": recorded.epochs_before}
     if settings.definitions != DEFINITIONS:
         raise InputError(
             f"definitions = {settings.definitions}: new runs go by definitions {DEFINITIONS}; leave it out"

@@ -121,13 +121,26 @@ def _has_single_image(batch_size: int, images: int, accumulate: int, ranks: int)
     return any(share and share // min(accumulate, share) == 1 for share in shares)
 
 
-def complete_settings(settings: Settings, dataset: Dataset, images: int) -> tuple[Settings, Preprocessing]:
+def start_of(settings: Settings, run: Path) -> Path | None:
+    """Returns the run whose best/ says which network is trained, and None for a network from scratch.
+
+    A run that goes on knows it itself, as last/ has its weights: --init may be gone by then.
+    """
+    if not settings.init:
+        return None
+    return run if run_folder.has_checkpoint(run) else Path(settings.init)
+
+
+def complete_settings(
+    settings: Settings, dataset: Dataset, images: int, start: Path | None
+) -> tuple[Settings, Preprocessing]:
     """Returns the settings with all that --init, --match and the network decide, paths absolute, and the
     preprocessing.
 
-    images: of the training split. Raises InputError for settings that do not go together.
+    images: of the training split. start: as `start_of` gives it. Raises InputError for settings that do not
+    go together.
     """
-    name, pre = _network_of(settings, dataset)
+    name, pre = _network_of(settings, dataset, start)
     sets = {name: storage.absolute(folder) for name, folder in settings.track_sets.items()}
     settings = settings.model_copy(
         update={
@@ -154,17 +167,15 @@ def complete_settings(settings: Settings, dataset: Dataset, images: int) -> tupl
     return settings, pre
 
 
-def _network_of(settings: Settings, dataset: Dataset) -> tuple[str, Preprocessing]:
-    """Returns the network's name and preprocessing, those of --init where they are not given."""
-    if not settings.init:
+def _network_of(settings: Settings, dataset: Dataset, run: Path | None) -> tuple[str, Preprocessing]:
+    """Returns the network's name and preprocessing, those of `run`'s best/ where they are not given."""
+    if run is None:
         pre = models.preprocessing(settings.model, settings.input_size or None, settings.fit)
         return settings.model, pre
-    start = run_folder.describe_best(Path(settings.init))
-    dataset.require_classes(start.classes, f"the run {settings.init}")
+    start = run_folder.describe_best(run)
+    dataset.require_classes(start.classes, f"the run {run}")
     if "model" in settings.model_fields_set and settings.model != start.model:
-        raise InputError(
-            f"--model is {settings.model}, but {settings.init} trained {start.model}: leave --model out"
-        )
+        raise InputError(f"--model is {settings.model}, but {run} trained {start.model}: leave --model out")
     fit = settings.fit if "fit" in settings.model_fields_set else start.preprocessing.fit
     input_size = settings.input_size or start.preprocessing.input_size
     return start.model, models.preprocessing(start.model, input_size, fit)

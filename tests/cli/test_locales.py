@@ -86,7 +86,7 @@ def test_training_reads_utf_8_names_and_configurations(pictures: Path, tmp_path:
 def test_python_that_cannot_read_names_as_utf_8_indexes_none_of_them(
     pictures: Path, tmp_path: Path, built_locales: Path
 ) -> None:
-    """Of the Python API: only the program itself can start anew."""
+    """The Python API refuses such names: only the program itself can start anew."""
     (tmp_path / "link").symlink_to(pictures)
     program = "import qrdali, sys; qrdali.index(sys.argv[1], sys.argv[2], progress=False)"
     ended = subprocess.run(

@@ -32,12 +32,17 @@ def begun(dataset: Dataset, tmp_path: Path) -> Path:
     # As it would be if it had been stopped: one epoch of two.
     config = run / "config.toml"
     config.write_text(config.read_text().replace("\nepochs = 1\n", "\nepochs = 2\n"))
+    continue_after_the_end(run)
+    return run
+
+
+def continue_after_the_end(run: Path) -> None:
+    """Makes a finished run one that was stopped."""
     state = run / "last" / "state.json"
     saved = json.loads(state.read_text())
     saved["schedule"]["ended"] = ""
     state.write_text(json.dumps(saved))
     (run / "last" / "SHA256SUMS").unlink()
-    return run
 
 
 def epochs(run: Path) -> list[int]:
@@ -76,6 +81,22 @@ def test_python_resumes_by_the_folder_alone(begun: Path) -> None:
     assert epochs(begun) == [0, 1, 2]
 
 
+def test_a_run_goes_on_when_its_start_is_gone(begun: Path, dataset: Dataset, tmp_path: Path) -> None:
+    """What it needs of the start stands in its own best/ and last/."""
+    run = tmp_path / "linear"
+    words = ["baseline", "--data", dataset.folder, "--run", run, "--init", begun, "--device", "cpu"]
+    assert train(*words, "--batch-size", 8, "--max-epochs", 1).exit_code == 0
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace("\nmax_epochs = 1\n", "\nmax_epochs = 2\n"))
+    continue_after_the_end(run)
+    begun.rename(tmp_path / "elsewhere")
+    result = train("baseline", "--run", run, "--resume")
+    assert result.exit_code == 0, result.exception
+    assert epochs(run) == [0, 1, 2]
+    error = str(train("baseline", *words[1:], "--run", tmp_path / "new").exception)
+    assert "is not a run folder" in error
+
+
 def test_one_image_left_for_batch_norm_is_refused_before_there_is_a_folder(
     dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -98,6 +119,20 @@ def test_networks_with_auxiliary_heads_answer_with_logits() -> None:
     with torch.device("meta"):
         output = models.create("googlenet", 4).train()(torch.empty(2, 3, 224, 224))
     assert output.shape == (2, 4)
+
+
+def test_published_weights_make_the_network_that_reads_its_own_weights_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torchvision
+
+    published = torchvision.models.googlenet(aux_logits=True, init_weights=False).state_dict()
+    weights = torchvision.models.GoogLeNet_Weights
+    monkeypatch.setattr(weights, "get_state_dict", lambda self, **options: published)
+    trained, again = models.create("googlenet", 4, pretrained=True), models.create("googlenet", 4)
+    again.load_state_dict(trained.state_dict())
+    assert trained.transform_input == again.transform_input is True
+    assert trained.train()(torch.zeros(2, 3, 224, 224)).shape == (2, 4)
 
 
 def test_a_network_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_the_graph_shows_what_the_host_shows(interpolation: str, fit: str, mode:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_random_crop_is_cut_before_it_is_resized(interpolation: str) -> None:
-    """As torchvision's RandomResizedCrop does it: what surrounds the crop does not count."""
+    """What surrounds a random crop does not count, as in torchvision's RandomResizedCrop."""
     pre = Preprocessing(96, "center", 0.875, interpolation, MEAN, STD)
     method = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}[interpolation]
     image = textured(500, 375)
@@ -225,5 +225,5 @@ def test_an_unknown_way_of_cropping_is_refused_by_name(monkeypatch: pytest.Monke
     ],
 )
 def test_the_share_of_the_area_that_is_shown(values: dict[str, Any], share: float) -> None:
-    """Of a 500×375 image: 57% by the usual centre crop."""
+    """The usual centre crop shows 57% of a 500×375 image."""
     assert shown_share(375, 500, replace(PRE, **values)) == pytest.approx(share, abs=0.002)
