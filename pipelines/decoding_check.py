@@ -5,18 +5,14 @@ It runs in a child process (`decoding_server`), which hostile files may crash.
 
 from __future__ import annotations
 
-import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
-from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from nvidia.dali import fn, pipeline_def
 from PIL import Image
 
 from qrdali.data.decoder_process import Finding
@@ -24,27 +20,11 @@ from qrdali.data.inspect import checked_header, quiet_pillow, reason_of
 from qrdali.data.jpeg_structure import read_jpeg_structure
 from qrdali.data.pillow_pixels import largest_difference, tolerance
 from qrdali.errors import printable
-from qrdali.pipelines import dali_ops as ops
+from qrdali.pipelines.batch_decoder import BATCH_FILES, BatchDecoder, Pixels, Window
+from qrdali.pipelines.decoder_chatter import Chatter, first_serious
 
-Pixels = npt.NDArray[np.uint8]
-
-_BATCH_FILES = 64
 _BATCH_PIXELS = 16_000_000  # decoded at once; a larger image is decoded alone
 _SMALL_BATCH = 8  # a batch that prints something is decoded again in these, then one by one
-_MAX_CHATTER = 1 << 16  # bytes read of what decoders print
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
-_SOURCE_PLACES = re.compile(r"^\[ ?(?:WARN|ERROR):\S+ global \S+ \S+ |OpenCV\([^)]*\) \S+: ")
-# Printed of files in perfect order: by a decoder whose turn goes to the next one, or about colour profiles.
-_HARMLESS = re.compile(r"not supported|[Uu]nsupported|iCCP|sRGB|gAMA|cHRM|Unknown field|custom directory")
-
-
-class _Window(NamedTuple):
-    """A window in upright pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 @dataclass
@@ -52,8 +32,9 @@ class _Candidate:
     """A file whose header is in order.
 
     is_plain: a JPEG of which Pillow and DALI cannot but decode the same pixels, as long as DALI is silent.
-    image: loaded by Pillow. decoded: DALI's pixels, valid until the next batch is decoded. The two refusals
-    are apart because Pillow and DALI decode at the same time.
+    image: loaded by Pillow. decoded: DALI's pixels, valid until the next batch is decoded. parts: of them,
+    those of the windows. is_loud: whether DALI prints anything. The two refusals are apart because Pillow and
+    DALI decode at the same time.
     """
 
     number: int
@@ -65,31 +46,32 @@ class _Candidate:
     is_plain: bool = False
     image: Image.Image | None = None
     decoded: Pixels | None = None
+    parts: list[Pixels] = field(default_factory=list)
     refusal_by_pillow: str = ""
     refusal: str = ""
+    is_loud: bool = False
     warning: str = ""
 
     @property
     def reason(self) -> str:
         return self.refusal_by_pillow or self.refusal
 
-    def whole(self) -> _Window:
-        return _Window(0, 0, self.height, self.width)
+    def whole(self) -> Window:
+        return Window(0, 0, self.height, self.width)
 
-    def middle(self) -> _Window:
-        """Returns a window in the middle, off a decoder's grid."""
-        top, left = (min(side // 3 | 1, side - 1) for side in (self.height, self.width))
-        return _Window(
-            top,
-            left,
-            min(self.height // 2 | 1, self.height - top),
-            min(self.width // 2 | 1, self.width - left),
-        )
+    def windows(self) -> list[Window]:
+        """Returns a window in the middle, off a decoder's grid, and the one from there to the last pixel."""
+        (top, height), (left, width) = _middle(self.height), _middle(self.width)
+        return [Window(top, left, height, width), Window(top, left, self.height - top, self.width - left)]
 
-    def corner(self) -> _Window:
-        """Returns the window from the middle to the last pixel."""
-        top, left = self.height // 2, self.width // 2
-        return _Window(top, left, self.height - top, self.width - left)
+
+def _middle(side: int) -> tuple[int, int]:
+    """Returns where the middle of a side begins, and its length: none of one row or column.
+
+    Of one column at a border, DALI interpolates the chroma otherwise, of images in perfect order too.
+    """
+    length = max(side // 2 | 1, min(2, side))
+    return min(side // 3 | 1, side - length), length
 
 
 class DecodingCheck:
@@ -103,9 +85,9 @@ class DecodingCheck:
         quiet_pillow()
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         self._max_pixels, self._begin = max_pixels, begin
-        self._decoder = _Decoder(threads)
+        self._decoder = BatchDecoder(threads)
         self._pool = ThreadPoolExecutor(threads, "pillow")
-        self._chatter = _Chatter()
+        self._chatter = Chatter()
 
     def check(self, contents: Sequence[bytes]) -> list[Finding]:
         """Returns a finding for each file: its upright size, or why it is rejected."""
@@ -121,6 +103,8 @@ class DecodingCheck:
         for group in _groups(candidates):
             self._begin()
             self._check_group(group)
+            if group[0].width * group[0].height > _BATCH_PIXELS:
+                self._decoder.release()  # its buffers would stay as large as that
             for candidate in group:
                 findings[candidate.number] = Finding(
                     candidate.width, candidate.height, candidate.reason, candidate.warning
@@ -150,9 +134,9 @@ class DecodingCheck:
         self._compare_with_pillow(group, [candidate for candidate in group if not candidate.is_plain])
         if self._chatter.heard_anything():
             self._find_damaged([candidate for candidate in group if not candidate.reason])
-        if suspects := [c for c in group if c.is_plain and (c.refusal or c.warning)]:
+        if suspects := [c for c in group if c.is_plain and (c.refusal or c.is_loud)]:
             self._compare_with_pillow([c for c in suspects if not c.refusal], suspects)
-        if with_windows := [c for c in group if not c.reason and (c.needs_windows or c.warning)]:
+        if with_windows := [c for c in group if not c.reason and (c.needs_windows or c.is_loud)]:
             self._compare_windows(with_windows)
 
     def _compare_with_pillow(self, by_dali: Sequence[_Candidate], by_pillow: Sequence[_Candidate]) -> None:
@@ -166,7 +150,7 @@ class DecodingCheck:
     def _decode(
         self,
         group: Sequence[_Candidate],
-        window: Callable[[_Candidate], _Window],
+        window: Callable[[_Candidate], Window],
         receive: Callable[[_Candidate, Pixels], None],
         is_part: bool = False,
     ) -> None:
@@ -206,109 +190,19 @@ class DecodingCheck:
             if printed and size > 1:
                 self._find_damaged(part)
             elif printed:
-                telling = [line for line in printed if not _HARMLESS.search(line)]
-                part[0].warning = telling[0] if telling else ""
+                part[0].is_loud, part[0].warning = True, first_serious(printed)
 
     def _compare_windows(self, group: Sequence[_Candidate]) -> None:
         """Decodes windows as training does, and rejects files of which they are not a part of the whole."""
-        wholes: dict[int, Pixels] = {}
 
-        def keep_copy(candidate: _Candidate, pixels: Pixels) -> None:
-            wholes[candidate.number] = pixels.copy()
+        def compare(candidate: _Candidate, pixels: Pixels) -> None:
+            if not np.array_equal(candidate.parts.pop(0), pixels):
+                candidate.refusal = "the training decoder (DALI) decodes a window of it otherwise than all"
 
-        self._decode(group, _Candidate.whole, keep_copy)
-        for choose in (_Candidate.middle, _Candidate.corner):
-
-            def compare(
-                candidate: _Candidate,
-                pixels: Pixels,
-                choose: Callable[[_Candidate], _Window] = choose,
-            ) -> None:
-                top, left, height, width = choose(candidate)
-                part = wholes[candidate.number][top : top + height, left : left + width]
-                if not np.array_equal(part, pixels):
-                    candidate.refusal = (
-                        "the training decoder (DALI) decodes a window of it otherwise than all"
-                    )
-
-            self._decode([candidate for candidate in group if not candidate.reason], choose, compare)
-
-
-class _Decoder:
-    """Decodes batches by the operators of the training graphs."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._batch: tuple[Any, ...] = ()
-        self._pipeline: Any = None
-
-    def run(
-        self, contents: Sequence[bytes], windows: Sequence[_Window]
-    ) -> list[tuple[Pixels, tuple[int, ...]]]:
-        """Returns for each file the window's pixels, valid until the next call, and the whole's shape.
-
-        Raises RuntimeError if one of them cannot be decoded.
-        """
-        areas = np.array(windows, np.int32)
-        # DALI takes no strides.
-        self._batch = (
-            [np.frombuffer(content, np.uint8) for content in contents],
-            areas[:, :2].copy(),
-            areas[:, 2:].copy(),
-        )
-        if self._pipeline is None:
-            self._pipeline = self._built()
-        try:
-            images, shapes = self._pipeline.run()
-        except BaseException:
-            self._pipeline = None  # a pipeline that has failed is not to be used again
-            raise
-        return [
-            (np.asarray(images.at(i)), tuple(np.asarray(shapes.at(i)).tolist())) for i in range(len(contents))
-        ]
-
-    def _built(self) -> Any:
-        @pipeline_def(
-            batch_size=_BATCH_FILES,
-            num_threads=self._threads,
-            device_id=None,
-            prefetch_queue_depth=1,
-            exec_async=False,
-            exec_pipelined=False,
-        )
-        def graph() -> Any:
-            encoded, start, shape = fn.external_source(lambda: self._batch, num_outputs=3, batch=True)
-            return ops.read(encoded, start, shape, "cpu", False, True), fn.peek_image_shape(encoded)
-
-        return graph()
-
-
-class _Chatter:
-    """What C libraries print to this process's standard error, which is a file of its own."""
-
-    def __init__(self) -> None:
-        self._heard = False
-
-    def begin(self) -> None:
-        """Forgets what was printed so far."""
-        self.take()
-        self._heard = False
-
-    def heard_anything(self) -> bool:
-        """Returns whether anything was printed since `begin`, taken or not."""
-        return bool(self.take()) or self._heard
-
-    def take(self) -> list[str]:
-        """Returns the lines printed since the last call, without colours and places in source files."""
-        size = os.fstat(2).st_size
-        if not size:
-            return []
-        self._heard = True
-        text = os.pread(2, min(size, _MAX_CHATTER), 0).decode("utf-8", "replace")
-        os.lseek(2, 0, os.SEEK_SET)
-        os.ftruncate(2, 0)
-        lines = (_SOURCE_PLACES.sub("", _ESCAPES.sub("", line)).strip() for line in text.splitlines())
-        return [printable(line)[:200] for line in lines if line]
+        self._decode([candidate for candidate in group if not candidate.parts], _Candidate.whole, _keep_parts)
+        for which in range(2):
+            ready = [candidate for candidate in group if not candidate.reason]
+            self._decode(ready, partial(_window, which), compare)
 
 
 def _groups(candidates: Sequence[_Candidate]) -> Iterator[list[_Candidate]]:
@@ -317,7 +211,7 @@ def _groups(candidates: Sequence[_Candidate]) -> Iterator[list[_Candidate]]:
     pixels = 0
     for candidate in candidates:
         area = candidate.width * candidate.height
-        if group and (pixels + area > _BATCH_PIXELS or len(group) == _BATCH_FILES):
+        if group and (pixels + area > _BATCH_PIXELS or len(group) == BATCH_FILES):
             yield group
             group, pixels = [], 0
         group.append(candidate)
@@ -340,8 +234,18 @@ def _load(candidate: _Candidate) -> None:
         candidate.refusal_by_pillow = reason_of(error)
 
 
+def _window(which: int, candidate: _Candidate) -> Window:
+    return candidate.windows()[which]
+
+
 def _keep(candidate: _Candidate, pixels: Pixels) -> None:
     candidate.decoded = pixels
+    if candidate.needs_windows:
+        _keep_parts(candidate, pixels)
+
+
+def _keep_parts(candidate: _Candidate, pixels: Pixels) -> None:
+    candidate.parts = [pixels[window.rows, window.columns].copy() for window in candidate.windows()]
 
 
 def _drop(candidate: _Candidate, pixels: Pixels) -> None:
