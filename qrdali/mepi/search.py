@@ -24,7 +24,7 @@ from qrdali.mepi.search_path import FULL_STATE, CandidateAnswers, ReductionState
 from qrdali.reduction import neighbors
 from qrdali.reduction.neighbors import Candidates, DescentRule
 from qrdali.reduction.png_entropy import entropy_within
-from qrdali.reduction.quality import COLOR, RESOLUTION, ReductionParams, bin_width, scaled_size
+from qrdali.reduction.quality import COLOR, RESOLUTION, LevelScale, ReductionParams, bin_width, scaled_size
 
 _NEVER_BEST = 1 << 62  # bytes of a candidate whose encoding was given up
 
@@ -161,13 +161,13 @@ class Search:
         sizes = np.array([path.size for path in paths], np.int32)
         states = np.array([path.state for path in paths], np.int64)
         levels = states[:, :3].astype(np.uint8)
-        window = neighbors.window_of(levels, states[:, 3:].astype(np.int32), sizes, descent.num_levels)
+        window = neighbors.window_of(levels, states[:, 3:].astype(np.int32), sizes, descent.scale)
         if self.rule.exhaustive:
             dimension = descent.dimensions.index(True)
-            every = _every_level(levels, window, sizes, dimension, descent.num_levels)
+            every = _every_level(levels, window, sizes, dimension, descent.scale)
         else:
             every = neighbors.neighbors_of(
-                levels, window, sizes, descent.dimensions, descent.num_levels, descent.windows
+                levels, window, sizes, descent.dimensions, descent.scale, descent.windows
             )
         for i, path in enumerate(paths):
             candidates = Candidates(
@@ -284,33 +284,33 @@ def _every_level(
     window: npt.NDArray[np.int32],
     sizes: npt.NDArray[np.int32],
     dimension: int,
-    num_levels: int,
+    scale: LevelScale,
 ) -> Candidates:
-    """Returns every level of one dimension (not crop), columns 0 to n - 1; dead levels do not exist."""
+    """Returns every level of one dimension (not crop), columns 0 to the last; dead levels do not exist."""
     count = len(levels)
-    exists = np.zeros((count, num_levels), np.bool_)
+    exists = np.zeros((count, scale.count), np.bool_)
     exists[:, 0] = True
     reached = np.zeros_like(levels)
     while True:
-        after = neighbors.next_levels(reached, window, sizes, num_levels)[:, dimension]
+        after = neighbors.next_levels(reached, window, sizes, scale)[:, dimension]
         rows = np.flatnonzero(after >= 0)
         if not len(rows):
             break
         exists[rows, after[rows]] = True
         reached[rows, dimension] = after[rows]
-        reached[after < 0, dimension] = num_levels - 1
-    every = np.zeros((count, num_levels, 3), np.uint8)
-    every[:, :, dimension] = np.arange(num_levels)
-    windows = np.repeat(window[:, None], num_levels, axis=1)
-    size = scaled_size(
-        windows.reshape(-1, 4)[:, 2:], every.reshape(-1, 3)[:, RESOLUTION], num_levels
-    ).reshape(count, num_levels, 2)
+        reached[after < 0, dimension] = scale.count - 1
+    every = np.zeros((count, scale.count, 3), np.uint8)
+    every[:, :, dimension] = np.arange(scale.count)
+    windows = np.repeat(window[:, None], scale.count, axis=1)
+    size = scaled_size(windows.reshape(-1, 4)[:, 2:], every.reshape(-1, 3)[:, RESOLUTION], scale).reshape(
+        count, scale.count, 2
+    )
     return Candidates(
         exists,
         every,
         windows,
         size,
-        bin_width(every[..., COLOR].reshape(-1), num_levels).reshape(count, num_levels),
+        bin_width(every[..., COLOR].reshape(-1), scale).reshape(count, scale.count),
     )
 
 

@@ -137,7 +137,7 @@ class EpochTrainer:
             samples=len(self.split.index),
             batch_size=settings.batch_size,
             levels=levels,
-            num_levels=settings.num_levels,
+            scale=settings.scale,
             seed=settings.seed,
             epoch=self._stream(progress),
             training=True,

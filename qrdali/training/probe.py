@@ -137,8 +137,8 @@ def candidate_requests(
         samples = np.arange(start, min(start + CHUNK, len(index)))
         sizes = index.sizes(samples)
         levels = states.for_samples(samples)
-        window = neighbors.window_of(levels, states.window_origins_or_zero(samples), sizes, rule.num_levels)
-        after = neighbors.next_levels(levels, window, sizes, rule.num_levels)
+        window = neighbors.window_of(levels, states.window_origins_or_zero(samples), sizes, rule.scale)
+        after = neighbors.next_levels(levels, window, sizes, rule.scale)
         can_move = (after >= 0)[:, np.array(rule.dimensions)].any(axis=1)
         rows = np.flatnonzero(can_move & ~np.isin(samples, options.excluded))
         for first in range(0, len(rows), max_batch):
@@ -148,7 +148,7 @@ def candidate_requests(
                 report(len(pick), 0)
                 continue
             candidates = neighbors.neighbors_of(
-                levels[pick], window[pick], sizes[pick], rule.dimensions, rule.num_levels, rule.windows
+                levels[pick], window[pick], sizes[pick], rule.dimensions, rule.scale, rule.windows
             )
             yield CandidateRequest(samples[pick], window[pick], candidates)
         report(len(samples) - len(rows), 0)
@@ -271,7 +271,7 @@ def descend_by_feedback(
             wanted,
             index.sizes(samples),
             rule.dimensions,
-            rule.num_levels,
+            rule.scale,
             partial(_online_draws, seed, samples),
         )
         result.assign(samples, levels, window)

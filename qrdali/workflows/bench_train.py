@@ -23,7 +23,7 @@ from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, Levels, PerImageLevels, constant_levels
 from qrdali.reduction.neighbors import DescentRule
-from qrdali.reduction.quality import REDUCTIONS
+from qrdali.reduction.quality import QUARTERS, REDUCTIONS
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import autocast_for, probe_batch_size
 from qrdali.training import probe
@@ -192,7 +192,9 @@ class _Network:
         self._model.train()
         correct = torch.zeros((), dtype=torch.int64, device=self._device)
         kept = torch.zeros(len(self._index), dtype=torch.uint8, device=self._device)
-        plan = EpochPlan(len(self._index), self._batch_size, levels, 4, 0, next(self._epochs), True, "flip")
+        plan = EpochPlan(
+            len(self._index), self._batch_size, levels, QUARTERS, 0, next(self._epochs), True, "flip"
+        )
         for batch in self._loader.epoch(plan):
             with self._autocast():
                 logits = self._model(batch.images)
@@ -206,14 +208,14 @@ class _Network:
             if feedback:
                 kept[batch.samples] = right.to(torch.uint8)
         if feedback:
-            rule = DescentRule(REDUCTIONS["combination"], 4)
+            rule = DescentRule(REDUCTIONS["combination"], QUARTERS)
             at_full = PerImageLevels.at_full_quality(len(self._index), True, True)
             probe.descend_by_feedback(self._index, at_full, kept.cpu().numpy(), rule, 0)
         correct.item()  # waits for the device
 
     def probe(self, reduction: str) -> None:
         """Shows every neighbour of every image to the network, as before an adaptive stage."""
-        rule = DescentRule(REDUCTIONS[reduction], 4)
+        rule = DescentRule(REDUCTIONS[reduction], QUARTERS)
         probe.descend_by_probe(
             self._model,
             Split(self._loader, self._index),

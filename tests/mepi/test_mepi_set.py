@@ -28,7 +28,7 @@ from qrdali.mepi import folder as mepi_set
 from qrdali.mepi.folder import MepiSet, MepiSource
 from qrdali.pipelines import host_ops as host
 from qrdali.reduction.png_entropy import entropy, png_bytes
-from qrdali.reduction.quality import REDUCTIONS, Dimensions, bin_width, scaled_size
+from qrdali.reduction.quality import QUARTERS, REDUCTIONS, Dimensions, LevelScale, bin_width, scaled_size
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import validate_settings
 from qrdali.workflows import build_mepi as workflow
@@ -128,13 +128,15 @@ def test_the_manifest_rebuilds_every_file_byte_for_byte(built: Path, dataset: Da
         window = np.array([row["top"], row["left"], row["height"], row["width"]])
         assert (
             window[2:].tolist()
-            == scaled_size(np.array([whole.shape[:2]]), np.array([row["crop_level"]]), n)[0].tolist()
+            == scaled_size(np.array([whole.shape[:2]]), np.array([row["crop_level"]]), LevelScale(n))[
+                0
+            ].tolist()
         )
-        size = scaled_size(window[None, 2:], np.array([row["resolution_level"]]), n)[0]
+        size = scaled_size(window[None, 2:], np.array([row["resolution_level"]]), LevelScale(n))[0]
         picture = host.reduce(
             host.cut(whole, window[:2], window[2:]),
             size,
-            int(bin_width(np.array([row["color_level"]]), n)[0]),
+            int(bin_width(np.array([row["color_level"]]), LevelScale(n))[0]),
         )
         png = png_bytes(np.ascontiguousarray(picture))
         assert (
@@ -631,7 +633,9 @@ def test_no_correct_image_is_a_result(
 def test_hostile_class_names_make_no_folder(run: Path, data: str, tmp_path: Path, dataset: Dataset) -> None:
     for name in ("..", "a/b", ""):
         with pytest.raises(InputError, match="cannot be a folder's"):
-            MepiSet.open(tmp_path / "set", MepiSource(dataset.index("train"), ("fine", name), 4), {}, None)
+            MepiSet.open(
+                tmp_path / "set", MepiSource(dataset.index("train"), ("fine", name), QUARTERS), {}, None
+            )
     assert not (tmp_path / "set").exists()
 
 
@@ -699,9 +703,9 @@ def test_a_graphs_reducer_builds_the_same_from_many_threads(
 
     model, trained = run_folder.load_best(run)
     index = dataset.index("train")
-    mepis = MepiSet.open(tmp_path / "set", MepiSource(index, dataset.classes, 4), {}, None)
+    mepis = MepiSet.open(tmp_path / "set", MepiSource(index, dataset.classes, QUARTERS), {}, None)
     reducer = open_image_reducer(index, trained.preprocessing, Engine(whole_graph=True))
-    rule = SearchRule(DescentRule(Dimensions(True, True, True), 4, 5, "entropy"))
+    rule = SearchRule(DescentRule(Dimensions(True, True, True), QUARTERS, 5, "entropy"))
     context = open_context("cpu", "off", JobControl())
     search = Search(model, reducer, rule, SearchLimits(16, 1 << 30, 4), context)
     Builder(mepis, "combination", search, lambda check: [], context).build(list(range(24)))
@@ -711,7 +715,7 @@ def test_a_graphs_reducer_builds_the_same_from_many_threads(
     for sample in journal.with_mepi().tolist():
         state = journal.entry(sample).state
         (picture,) = reducer.reduced_images(
-            [pixels[sample]], params_of_states([state], index.sizes(np.array([sample])), 4)
+            [pixels[sample]], params_of_states([state], index.sizes(np.array([sample])), QUARTERS)
         )
         assert mepis.png("combination", sample).read_bytes() == png_bytes(picture)
         assert journal.rows[sample]["full"] == entropy(np.ascontiguousarray(pixels[sample]))
@@ -793,7 +797,7 @@ def test_a_journal_that_was_removed_makes_its_reduction_unfinished(
 
 
 def test_two_builders_do_not_share_a_folder(run: Path, data: str, tmp_path: Path, dataset: Dataset) -> None:
-    source = MepiSource(dataset.index("train"), dataset.classes, 4)
+    source = MepiSource(dataset.index("train"), dataset.classes, QUARTERS)
     held = MepiSet.open(tmp_path / "set", source, {}, None)
     with pytest.raises(RunError, match=f"is being built by process {os.getpid()} on "):
         build_mepi(**options(run, data, tmp_path / "set"), resume=True)
@@ -823,7 +827,7 @@ def test_reading_back_finds_what_the_network_gets_wrong(
         place.write_bytes(content)
     evaluator, index = Evaluator(run, EvaluateOptions(8, "cpu", "auto", 2)), dataset.index("train")
     settings = json.loads((out / "options.json").read_text())
-    held = MepiSet.open(out, MepiSource(index, dataset.classes, 4), settings, None)
+    held = MepiSet.open(out, MepiSource(index, dataset.classes, QUARTERS), settings, None)
     checked: list[None] = []
     assert workflow.wrong_when_read_back(evaluator, held, "crop", lambda: checked.append(None)) == sorted(
         [first["sample"], second["sample"]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qrdali.errors import InputError
-from qrdali.reduction.quality import REDUCTIONS
+from qrdali.reduction.quality import QUARTERS, REDUCTIONS, LevelScale
 from qrdali.runs.settings import Settings, validate_settings
 from qrdali.schedule.live_levels import live_levels
 from qrdali.schedule.methods import require_live_levels, schedule_rule_of, stage_levels
@@ -21,7 +21,7 @@ def settings(method: str, **values: object) -> Settings:
 
 def test_colour_levels_of_equal_bins_have_no_stage() -> None:
     # Widths 1, 1, 2, 2, 3, …, 111, 128, 128.
-    live = live_levels(range(1, 20), REDUCTIONS["color"], 20, None)
+    live = live_levels(range(1, 20), REDUCTIONS["color"], LevelScale(20), None)
     assert live == (2, *range(4, 19))
     linear = settings("linear", reduction="color", step=0.05)
     assert stage_levels(linear) == live
@@ -37,10 +37,10 @@ def test_up_compares_each_stage_with_the_one_before_it() -> None:
 def test_sizes_decide_for_crop_and_resolution() -> None:
     for reduction in ("crop", "resolution"):
         dimensions = REDUCTIONS[reduction]
-        assert live_levels(range(1, 20), dimensions, 20, lambda: LARGE) == tuple(range(1, 20))
+        assert live_levels(range(1, 20), dimensions, LevelScale(20), lambda: LARGE) == tuple(range(1, 20))
         # round(3·√q) is 3 down to q = .7, 2 to .25; round(2·√q) is 2 to .6; 1 below.
-        assert live_levels(range(1, 20), dimensions, 20, lambda: TINY) == (7, 9, 16)
-    assert live_levels(range(1, 4), REDUCTIONS["combination"], 4, lambda: TINY) == (1, 2, 3)
+        assert live_levels(range(1, 20), dimensions, LevelScale(20), lambda: TINY) == (7, 9, 16)
+    assert live_levels(range(1, 4), REDUCTIONS["combination"], QUARTERS, lambda: TINY) == (1, 2, 3)
 
 
 def test_the_sham_and_runs_of_older_definitions_keep_every_stage() -> None:
