@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -385,14 +387,11 @@ def test_unreadable_originals_are_left_out_and_told(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_gpus_reducer_is_close_to_a_cpus(
-    states: tuple[Index, list[int], list[ReductionState]], whole: bool
-) -> None:
+def test_a_gpus_reducer_is_close_to_a_cpus(states: tuple[Index, list[int], list[ReductionState]]) -> None:
     index, samples, wanted = states
     numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
     made = []
-    for engine in (Engine(whole_graph=True), Engine(0, 2, 2, whole)):
+    for engine in (Engine(whole_graph=True), Engine(0, 2, 2)):
         reducer = open_image_reducer(index, PRE, engine)
         pixels = dict(reducer.decode(iter(samples), lambda sample, reason: None))
         own = [pixels[s] for s in samples]
@@ -400,3 +399,34 @@ def test_a_gpus_reducer_is_close_to_a_cpus(
     (seen_a, a), (seen_b, b) = made
     assert [x.shape for x in a] == [x.shape for x in b]
     assert ((seen_a - seen_b).abs() * 255 * 0.226).mean() < 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("device_id", sorted({0, max(0, torch.cuda.device_count() - 1)}))
+def test_a_gpus_reducer_works_in_the_threads_of_a_pool(
+    states: tuple[Index, list[int], list[ReductionState]], device_id: int
+) -> None:
+    """Such threads have no CUDA context, and GPU 0 as their current device."""
+    index, samples, wanted = states
+    numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
+    reducer = open_image_reducer(index, PRE, Engine(device_id, 2, 2))
+    pixels = dict(reducer.decode(iter(samples), lambda sample, reason: None))
+    own = [pixels[s] for s in samples]
+    gate = Barrier(2)
+
+    def both(_: int) -> tuple[list[Any], torch.Tensor]:
+        gate.wait()  # two threads, and each makes its first pictures while the other does
+        images = reducer.reduced_images(own, numbers)
+        shown = reducer.network_inputs(own, numbers)
+        torch.cuda.synchronize(device_id)
+        return images, shown.cpu()
+
+    with ThreadPoolExecutor(2) as pool:
+        (images_a, shown_a), (images_b, shown_b) = pool.map(both, range(2))
+    expected = reducer.reduced_images(own, numbers), reducer.network_inputs(own, numbers).cpu()
+    assert torch.equal(shown_a, expected[1])
+    assert torch.equal(shown_b, expected[1])
+    for a, b, image in zip(images_a, images_b, expected[0], strict=True):
+        np.testing.assert_array_equal(a, image)
+        np.testing.assert_array_equal(b, image)

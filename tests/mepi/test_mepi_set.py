@@ -847,3 +847,19 @@ def test_a_class_name_that_leaves_the_folder_is_not_followed(tmp_path: Path) -> 
     )
     assert Index(tmp_path / "set.arrow", 3).paths(np.arange(1)) == [str(tmp_path / "set" / "a" / "1.png")]
     assert len(Index(tmp_path / "set.arrow", 3)) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("prefer", ["confidence", "entropy"])
+def test_a_set_is_built_on_a_gpu(run: Path, data: str, tmp_path: Path, prefer: str) -> None:
+    """Threads of pools encode there what DALI makes of CUDA tensors."""
+    wanted = options(run, data, tmp_path / "set", device="cuda", prefer=prefer, step=0.1)
+    build_mepi(**wanted)
+    found = rows(tmp_path / "set")
+    for reduction in mepi_set.SEARCHED:
+        assert sum(row["reduction"] == reduction for row in found) > 8
+        result = Evaluator(run, EvaluateOptions(8, "cuda", "auto", 2)).folder(
+            f"gpu-{prefer}-{reduction}", tmp_path / "set" / reduction
+        )
+        assert result["accuracy"] == 1
