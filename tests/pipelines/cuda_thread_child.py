@@ -1,4 +1,4 @@
-"""Has a pool's thread make reduced images of "CUDA tensors" over the stand-in driver, and prints what happens.
+"""Has a pool's thread make reduced images of CUDA tensors over the stand-in driver: prints what happens.
 
 Run by test_cuda_threads.py, with the folder of the stand-in's libcuda.so.1 in LD_LIBRARY_PATH. Arguments: a
 data folder, the GPU, and whether the reducer has a stream of its own. There is no GPU and no CUDA runtime, so
