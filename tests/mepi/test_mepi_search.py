@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nvidia.dali import Pipeline
 from PIL import Image
 from torch import nn
 
 from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import index_folder
-from qrdali.errors import InputError
+from qrdali.errors import InputError, OutOfMemory
 from qrdali.interfaces import JobControl
 from qrdali.mepi.search import Search, SearchLimits, SearchRule
 from qrdali.mepi.search_path import ReductionState, SearchPath, params_of_states
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import Engine
-from qrdali.pipelines.image_reducer import open_image_reducer
+from qrdali.pipelines.image_reducer import GraphImageReducer, open_image_reducer
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.reduction.neighbors import DescentRule
@@ -383,6 +384,39 @@ def test_unreadable_originals_are_left_out_and_told(tmp_path: Path) -> None:
         assert "is gone" in told[3]
         assert "cannot be decoded" in told[17]
         assert "was indexed as" in told[29]
+
+
+def test_a_full_gpu_is_no_files_fault(
+    states: tuple[Index, list[int], list[ReductionState]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, samples, wanted = states
+    reducer = GraphImageReducer(index, PRE, Engine(whole_graph=True))
+    own = [pixels for _, pixels in reducer.decode(iter(samples[:2]), lambda sample, reason: None)]
+    numbers = params_of_states(wanted[:2], index.sizes(np.array(samples[:2])), 20)
+    blamed: dict[int, str] = {}
+
+    def fail(error: Exception) -> Any:
+        raise error
+
+    torchs = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    with monkeypatch.context() as patch:
+        patch.setattr(reducer, "_take_image", lambda *_: fail(torchs))
+        with pytest.raises(torch.OutOfMemoryError):
+            list(reducer.decode(iter(samples), blamed.__setitem__))
+    for error in (RuntimeError("CUDA allocation failed"), MemoryError("Can't allocate 9 bytes on device 0.")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Pipeline, "run", lambda _, error=error: fail(error))
+            with pytest.raises(OutOfMemory, match="lower --batch-size .*--memory"):
+                reducer.network_inputs(own, numbers)
+            with pytest.raises(OutOfMemory, match="lower --batch-size .*--memory"):
+                list(reducer.decode(iter(samples), blamed.__setitem__))
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "run", lambda _: fail(torchs))
+        with pytest.raises(torch.OutOfMemoryError):
+            reducer.reduced_images(own, numbers)
+        with pytest.raises(torch.OutOfMemoryError):
+            list(reducer.decode(iter(samples), blamed.__setitem__))
+    assert not blamed
 
 
 @pytest.mark.gpu
