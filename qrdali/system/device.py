@@ -41,7 +41,7 @@ def autocast_for(amp: str, device: torch.device) -> tuple[Callable[[], AbstractC
 
 def _has_bf16() -> bool:
     # By default torch also says yes for older cards, where it emulates bf16, slowly.
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def probe_batch_size(device: torch.device, batch_size: int) -> int:

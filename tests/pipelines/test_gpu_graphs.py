@@ -3,19 +3,25 @@
 Operators are named as DALI's schemas are. Sources are counted apart: they are the inputs.
 """
 
-import logging
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from nvidia.dali import backend
 
+from qrdali.data.index import Dataset
 from qrdali.models import Preprocessing
+from qrdali.pipelines import engine as chosen
 from qrdali.pipelines import graphs
 from qrdali.pipelines.decode_options import LARGE_PIXELS, has_large_images
 from qrdali.pipelines.engine import Engine
+from qrdali.pipelines.image_reducer import open_image_reducer
+from qrdali.pipelines.loader import open_loader
 
 PRE = Preprocessing(32, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GPU = Engine(0, 2, 2)
@@ -208,12 +214,37 @@ def test_originals_come_on_the_reducers_stream_and_are_copied_at_once() -> None:
     assert (group._cuda_stream, group.use_copy_kernel) == (STREAM, True)
 
 
-def test_building_a_graph_prints_nothing(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("is_large", [False, True])
+def test_loader_and_reducer_look_at_their_images(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    monkeypatch.setattr(chosen, "has_large_images", lambda index: is_large)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device_id: None)
+    index = dataset.index("train")
+    loader, reducer = open_loader(index, PRE, 4, GPU), open_image_reducer(index, PRE, GPU)
+    for made_of in (loader, reducer):
+        assert made_of._engine.decode_options.has_large_images == is_large  # type: ignore[attr-defined]
+    pipeline = made(loader._graph(None))  # type: ignore[attr-defined]
+    (decoder,) = [found for found in pipeline._ops if schema_of(found).startswith("decoders__")]
+    assert ("device_memory_padding" in arguments(decoder)) != is_large
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_each_pipeline_has_dalis_share_of_the_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "GPU", Engine(0, 64, 2, dali_threads=16))
+    assert made(GRAPHS[name][0]).num_threads == 16
+
+
+def test_building_a_graph_prints_nothing() -> None:
     """DALI's translation of Python would warn of what it cannot read, the whole environment included."""
-    with caplog.at_level(logging.WARNING):
-        made(lambda: graphs.network_input(source, GPU, 4, PRE))
-        made(lambda: graphs.candidates(source, GPU, 4, PRE, graphs.CandidateOutputs((1,), False)))
-    assert not caplog.records
+    code = (
+        "from qrdali.models import Preprocessing; from qrdali.pipelines import graphs;"
+        "from qrdali.pipelines.engine import Engine;"
+        "pre = Preprocessing(32, 'whole', 1, 'bilinear', (0,) * 3, (1,) * 3);"
+        "graphs.network_input(None, Engine(0), 4, pre)._build_graph(None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 class Sizes:
