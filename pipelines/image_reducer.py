@@ -37,6 +37,7 @@ from qrdali.reduction.quality import ReductionParams
 # A chunk that a decoding pipeline takes at once: so many files, and no file more once it has so many pixels.
 _CHUNK_FILES = 8
 _CHUNK_PIXELS = 16_000_000
+_MIN_BATCH = 256  # of a pipeline that reduces, which is built anew for more: what a search on a GPU asks for
 
 
 def open_image_reducer(index: Index, preprocessing: Preprocessing, engine: Engine) -> ImageReducer:
@@ -208,7 +209,7 @@ class GraphImageReducer(_ImageReducer):
         preprocessing = self._preprocessing
         pipe, max_batch = self._pipes.get(for_network, (None, 0))
         if len(pixels) > max_batch:
-            max_batch = len(pixels)
+            max_batch = max(_MIN_BATCH, len(pixels))
             pipe = graphs.reduce_decoded(
                 lambda: self._inputs,
                 self._engine,
