@@ -93,7 +93,7 @@ def _train(settings: Settings, run: Path, resume: bool, control: JobControl) -> 
                 "another --run"
             )
         context = open_context(settings.device, settings.amp, control)
-        engine = engine_of(context.device, settings.threads, group, listener.warn)
+        engine = engine_of(context.device, settings.threads, group)
         splits = _open_splits(prepared, engine, context)
         if group.is_main:
             write_settings(run / "config.toml", prepared.spec.settings)
