@@ -1,7 +1,7 @@
 """Trains networks by `qrdali train`, a step and an evaluation each, or sees that they are refused in time.
 
-`make networks` runs it: some ten minutes on two cores, so `make test` leaves it out. It takes every network of
-torchvision, and of timm those named below, on 2 training images of 2 classes. Networks of more than 100
+`make networks` runs it: many minutes on two cores, so `make test` leaves it out. It takes every network
+of torchvision, and of timm those named below, on 2 training images of 2 classes. Networks of more than 100
 million parameters would not fit into the 4 GB that one may take (weights, gradients, AdamW's two moments, and
 what is saved): of these only the building and the refusal are tried, on the meta device.
 """
