@@ -142,7 +142,7 @@ def _prepare(
     else:
         model = models.create(settings.model, len(dataset.classes), pretrained=settings.pretrained)
     models.require_size(model, settings.model, pre.input_size)
-    models.require_logits(settings.model, len(dataset.classes), pre.input_size)
+    models.require_logits(settings.model, len(dataset.classes), pre.input_size, model)
     require_no_single_image(settings, len(train), model, group)
     if settings.deterministic:
         require_deterministic_model(model, pre.input_size, len(dataset.classes), settings.amp, device)
