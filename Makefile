@@ -6,7 +6,7 @@ RESOLVE = UV_PYTHON_DOWNLOADS=never .upgrade/bin/uv pip compile pyproject.toml -
 PLATFORM = implementation_name == 'cpython' and platform_machine == 'x86_64'( and platform_python_implementation != 'PyPy')? \
 	and sys_platform == 'linux'
 
-.PHONY: demo test lint types unit browser soak constraints upgrade clean
+.PHONY: demo test lint types unit browser networks soak constraints upgrade clean
 
 demo: .venv/installed
 	$(BIN)/qrdali demo --out demo
@@ -24,6 +24,10 @@ types: .venv/installed
 # Two processes with one thread each: more threads than cores make networks of many ranks slower than one rank.
 unit: .venv/installed browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# Trains every network of torchvision and a sample of timm's, an epoch of one step each; for a night.
+networks: .venv/installed
+	QRDALI_EVERY_NETWORK=1 $(BIN)/pytest tests/workflows/test_every_network.py
 
 # Goes on where it was stopped; MINUTES=600 ROUNDS=10 for a night. The result is soak.json.
 soak: .venv/installed

@@ -250,9 +250,7 @@ def main() -> None:
         "input_size": args.input_size,
         "batch_size": args.batch_size,
     }
-    engines = {
-        "": engine_for(resolve_device("auto"), args.threads, lambda message: print(message, file=sys.stderr))
-    }
+    engines = {"": engine_for(resolve_device("auto"), args.threads)}
     if engines[""].host_ops:
         engines[", whole graph"] = Engine(threads=args.threads, whole_graph=True)
     grown = []

@@ -35,11 +35,20 @@ def run_and_exit(command: click.Command) -> NoReturn:
         sys.exit(1)
     except (RunError, OSError) as error:
         _fail(str(error), 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name alone
+            raise
+        _fail(f"the GPU's memory does not suffice: lower --batch-size ({_first_sentences(error)})", 1)
     except ImportError as error:
         _fail(f"{error}: the installation is incomplete, install qrdali again", 1)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _first_sentences(error: RuntimeError) -> str:
+    """Returns how much was asked for and how much there is, without torch's advice on its allocator."""
+    return str(error).partition(" Including non-PyTorch memory")[0].rstrip(".")
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -81,6 +81,6 @@ class BatchDecoder:
         )
         def graph() -> Any:
             encoded, start, shape = fn.external_source(lambda: self._batch, num_outputs=3, batch=True)
-            return ops.read(encoded, start, shape, "cpu", False, True), fn.peek_image_shape(encoded)
+            return ops.read(encoded, start, shape, needs_bytes=True), fn.peek_image_shape(encoded)
 
         return graph()

@@ -10,7 +10,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from nvidia.dali import fn, math, types
+from nvidia.dali.pipeline import do_not_convert
 
+from qrdali.pipelines.decode_options import DecodeOptions
 from qrdali.pipelines.graph_inputs import AxisPass, SquareInputs
 from qrdali.pipelines.host_ops import padding_color
 
@@ -26,26 +28,34 @@ INTERPOLATION = {  # by `Preprocessing.interpolation`
     "bicubic": types.INTERP_CUBIC,
     "lanczos": types.INTERP_LANCZOS3,
 }
+_ON_CPU = DecodeOptions()
 
 
-def read(file: Node, start: Node, shape: Node, device: str, whole: bool, needs_bytes: bool = False) -> Node:
+@do_not_convert
+def read(
+    file: Node, start: Node, shape: Node, options: DecodeOptions = _ON_CPU, needs_bytes: bool = False
+) -> Node:
     """Reads an image file and decodes the window `start`, `shape` of it, int32 [2] in upright pixels.
 
-    file: uint8 [length], the file's name as UTF-8, or if `needs_bytes` its bytes. device: "cpu" or "mixed".
-    whole: decodes the whole image and slices it, for decoders whose region-of-interest path cannot be
-    trusted; the pixels are the same.
+    file: uint8 [length], the file's name as UTF-8, or if `needs_bytes` its bytes.
     """
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # the codec's copy of OpenCV prints what DALI raises
     # Some of FUSE map no files; reading is as fast, and a file that becomes shorter meanwhile is no crash.
     encoded = file if needs_bytes else fn.io.file.read(file, dont_use_mmap=True)
     shape = _inside(encoded, start, shape)
-    if whole:
+    if options.whole:
         # The decoder takes no window, so this has it wait for the check; nothing is copied.
         encoded = fn.reshape(encoded, shape=encoded.shape(dtype=types.INT32) + 0 * shape[0:1])
-        image = fn.decoders.image(encoded, device=device, output_type=types.RGB)
+        image = fn.decoders.image(encoded, device=options.device, output_type=types.RGB, **options.keywords)
         return cut(image, start, shape)
     return fn.decoders.image_slice(
-        encoded, start=start, shape=shape, axis_names="HW", device=device, output_type=types.RGB
+        encoded,
+        start=start,
+        shape=shape,
+        axis_names="HW",
+        device=options.device,
+        output_type=types.RGB,
+        **options.keywords,
     )
 
 

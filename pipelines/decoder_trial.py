@@ -1,19 +1,15 @@
-"""Tries in a child process whether this machine decodes images correctly, and remembers the result for a GPU.
+"""Tries in a child process whether this machine decodes images correctly.
 
-Region-of-interest decoding on GPUs fails or crashes with some versions on some cards, so it is never used
-untried. Importing this imports neither torch nor DALI: `qrdali doctor` runs where they are broken.
+Decoding on GPUs fails or crashes with some versions on some cards, windows more than whole images. Importing
+this imports neither torch nor DALI: `qrdali doctor` runs where they are broken.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qrdali.errors import printable
 from qrdali.system.subprocess_trial import Say, run_in_child
 
 if TYPE_CHECKING:
@@ -26,7 +22,6 @@ LIMIT = 60.0  # seconds of one trial: a first import from a cold disk takes half
 _RUNS = 3  # batches decoded in a trial: some failures need more than one
 _CPU_TOLERANCE = 0.5  # mean difference from Pillow, of 255
 _GPU_TOLERANCE = 3.0  # nvJPEG's transforms round differently
-_MAX_BYTES, _MAX_ENTRIES = 1 << 18, 50  # of the cache file: whatever is longer is not ours
 
 
 class _Window(NamedTuple):
@@ -57,9 +52,10 @@ class TrialResult:
 
 
 def run_trial(device_id: int | None, whole: bool, limit: float = LIMIT) -> TrialResult:
-    """Decodes generated JPEGs in a child process as the loaders do, whole images or regions of interest.
+    """Decodes generated JPEGs in a child process as the loaders do.
 
-    device_id: a GPU, or None for the CPU. limit: seconds after which the child is killed.
+    device_id: a GPU, or None for the CPU. whole: whole images, as on a GPU, or windows of them, as on a CPU.
+    limit: seconds after which the child is killed.
     """
     answer = run_in_child("qrdali.pipelines.decoder_trial:trial_in_child", device_id, whole, limit=limit)
     if answer.failure is None and answer.said:
@@ -81,6 +77,7 @@ def trial_in_child(say: Say, device_id: int | None, whole: bool) -> None:
     from nvidia.dali import fn, pipeline_def
 
     from qrdali.pipelines import dali_ops as ops
+    from qrdali.pipelines.decode_options import DecodeOptions
 
     cases = [(name, data, reference, window) for name, data, reference in _pictures() for window in _WINDOWS]
     # Without names: no file is left behind, whatever happens.
@@ -91,10 +88,12 @@ def trial_in_child(say: Say, device_id: int | None, whole: bool) -> None:
     windows = np.array([_fitting(window, reference) for _, _, reference, window in cases], np.int32)
     starts, shapes = windows[:, :2].copy(), windows[:, 2:].copy()  # DALI takes no strides
 
+    options = DecodeOptions("cpu" if device_id is None else "mixed", whole)
+
     @pipeline_def(batch_size=len(files), num_threads=2, device_id=device_id, prefetch_queue_depth=2)
     def graph() -> Any:
         path, start, shape = fn.external_source(lambda: (paths, starts, shapes), num_outputs=3, batch=True)
-        return ops.read(path, start, shape, "cpu" if device_id is None else "mixed", whole)
+        return ops.read(path, start, shape, options)
 
     pipe = graph()
     worst = 0.0
@@ -160,60 +159,3 @@ def _difference(decoded: Pixels, reference: Pixels) -> float:
     if decoded.shape != reference.shape:
         return 255.0
     return float(np.abs(decoded.astype(np.int16) - reference).mean())
-
-
-def cache_file() -> Path | None:
-    """Returns where trials are remembered, or None where a user has no such folder."""
-    folder = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(folder):  # the XDG specification has relative ones ignored
-        return Path(folder) / "qrdali" / "decoding.json"
-    try:
-        return Path.home() / ".cache" / "qrdali" / "decoding.json"
-    except RuntimeError:
-        return None
-
-
-def trial_key(dali: str | None, codec: str | None, driver: str | None, gpu: str | None) -> str | None:
-    """Returns the key under which a GPU's decoding is remembered, or None where part of it is unknown."""
-    if not (dali and codec and driver and gpu):
-        return None
-    return printable(f"DALI {dali}, nvImageCodec {codec}, driver {driver}, {gpu}")
-
-
-def recall(key: str) -> TrialResult | None:
-    """Returns what a trial of region-of-interest decoding has found, or None if it is to be tried."""
-    return _entries().get(key)
-
-
-def remember(key: str, result: TrialResult) -> None:
-    """Keeps the result of a trial for later processes, or forgets it where the folder cannot be written."""
-    from pydantic import TypeAdapter
-
-    file = cache_file()
-    if file is None:
-        return
-    entries = {**{other: kept for other, kept in _entries().items() if other != key}, key: result}
-    kept = dict(list(entries.items())[-_MAX_ENTRIES:])
-    # Not `write_whole`: a cache may be lost, and several processes may write it at once.
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(TypeAdapter(dict[str, TrialResult]).dump_json(kept, indent=1))
-            partial.rename(file)
-        except OSError:
-            partial.unlink(missing_ok=True)
-
-
-def _entries() -> dict[str, TrialResult]:
-    """Returns what the cache file holds, nothing if it is not there or not as it was written."""
-    from pydantic import TypeAdapter, ValidationError
-
-    file = cache_file()
-    try:
-        if file is None or not file.is_file():
-            return {}
-        with open(file, "rb") as opened:
-            return TypeAdapter(dict[str, TrialResult]).validate_json(opened.read(_MAX_BYTES), strict=True)
-    except (OSError, ValueError, ValidationError):
-        return {}

@@ -65,7 +65,9 @@ def diagnose(
     raise_if_no_files_fault(error)
     try:
         check_decoder(decode, reader.needs_bytes)
-    except (RuntimeError, OSError) as failure:
+    except (RuntimeError, MemoryError, OSError) as failure:
+        if not isinstance(failure, OSError):
+            raise_if_no_files_fault(failure)
         raise RunError(
             f"{one_line_error(error)}; sound pictures cannot be decoded either ({decoder_message(failure)})"
         ) from None

@@ -1,32 +1,41 @@
-"""Chooses the engine of a job: its device, threads, and a way of decoding that is known to work there."""
+"""Chooses the engine of a job: its device, its threads, and its way of decoding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from qrdali.distributed import ProcessGroup
-from qrdali.pipelines.decoder_trial import TrialResult, recall, remember, run_trial, trial_key
-from qrdali.system import environment
+from qrdali.pipelines.decode_options import DecodeOptions, has_large_images
 from qrdali.system.machine import processors
+
+if TYPE_CHECKING:
+    from qrdali.data.index import Index
+
+GPU_DECODE_THREADS = 16  # at most, unless more are asked for: each has buffers of its own on the GPU
 
 
 @dataclass(frozen=True)
 class Engine:
     """Says where and how images are made.
 
-    device_id: a GPU, or None for the CPU. threads: of decoding. depth: batches that DALI prepares ahead.
-    whole_decode: decodes whole images instead of regions of interest. whole_graph: leaves everything to DALI
-    on a CPU too, as on a GPU, instead of the decoding alone.
+    device_id: a GPU, or None for the CPU. threads: of whatever the host does. depth: batches that DALI
+    prepares ahead. whole_graph: leaves everything to DALI on a CPU too, as on a GPU, instead of the decoding
+    alone. decode: "whole" decodes whole images, "windows" only what is wanted of them; "default" is windows
+    on a CPU and whole images on a GPU, where nvJPEG reads the whole file all the same, and nvImageCodec 0.9
+    fails or crashes at windows on some cards: `decoder_trial.run_trial` says whether on this one.
+    dali_threads: those of `threads` that DALI has, None for all. has_large_images: as in `DecodeOptions`.
     """
 
     device_id: int | None = None
     threads: int = 2
     depth: int = 3
-    whole_decode: bool = False
     whole_graph: bool = False
+    decode: Literal["default", "whole", "windows"] = "default"
+    dali_threads: int | None = None
+    has_large_images: bool = False
 
     @property
     def host_ops(self) -> bool:
@@ -34,68 +43,45 @@ class Engine:
         return self.device_id is None and not self.whole_graph
 
     @property
-    def decode_device(self) -> str:
-        """DALI's name of the device that decodes: a GPU's decoder reads on the host, hence "mixed"."""
-        return "cpu" if self.device_id is None else "mixed"
+    def num_dali_threads(self) -> int:
+        """Returns how many threads each of DALI's pipelines has."""
+        return self.dali_threads or self.threads
+
+    @property
+    def decode_options(self) -> DecodeOptions:
+        """Returns how DALI's decoders decode."""
+        is_gpu = self.device_id is not None
+        return DecodeOptions(
+            "mixed" if is_gpu else "cpu",
+            is_gpu if self.decode == "default" else self.decode == "whole",
+            self.has_large_images,
+        )
+
+    def for_images(self, index: Index) -> Engine:
+        """Returns the engine with buffers that suit the images of `index`."""
+        if self.device_id is None:
+            return self
+        return replace(self, has_large_images=has_large_images(index))
 
 
-def engine_for(
-    device: torch.device, threads: int | None, warn: Callable[[str], None], sharing: int = 1
-) -> Engine:
+def engine_for(device: torch.device, threads: int | None, sharing: int = 1) -> Engine:
     """Returns the engine that makes images for a network on `device`.
 
-    threads: decoding threads, None or 0 for as many as the process may use at once, divided by how many
-    processes are `sharing` them. On a GPU region-of-interest decoding is tried once for each combination of
-    versions and card, and `warn` is called with the reason where whole images are decoded instead; on a CPU
-    nothing is tried.
+    threads: None or 0 for as many as the process may use at once, divided by how many processes are `sharing`
+    them; of these no more than `GPU_DECODE_THREADS` decode for a GPU.
     """
     count = threads or max(1, processors().usable // sharing)
     if device.type == "cpu":
         return Engine(None, count)
-    regions = _try_regions(device, warn)
-    if not regions.works:
-        warn(
-            f"region-of-interest decoding fails on this GPU ({regions.reason}): whole images are decoded "
-            "instead; `qrdali doctor` tries it again"
-        )
-    return Engine(device.index, count, whole_decode=not regions.works)
+    return Engine(device.index, count, dali_threads=None if threads else min(count, GPU_DECODE_THREADS))
 
 
-def engine_of(
-    device: torch.device, threads: int | None, group: ProcessGroup, warn: Callable[[str], None]
-) -> Engine:
-    """Returns how each process of `group` decodes images for a network on `device`.
-
-    Collective.
-
-    The first process of each host tries what is not known of a GPU's decoding; the others read what it has
-    remembered.
-    """
-    sharing = group.processes_on_these_cpus()
-    first = group.run_on_all(lambda: None if group.local_rank else engine_for(device, threads, warn, sharing))
-    return group.run_on_all(lambda: first or engine_for(device, threads, warn, sharing))
+def engine_of(device: torch.device, threads: int | None, group: ProcessGroup) -> Engine:
+    """Returns how each process of `group` decodes images for a network on `device`. Collective."""
+    return engine_for(device, threads, group.processes_on_these_cpus())
 
 
 def describe_decoding(engine: Engine) -> str:
     """Returns the decode path in words."""
-    extent = "whole images" if engine.whole_decode else "regions"
+    extent = "whole images" if engine.decode_options.whole else "regions"
     return f"{extent} decoded on the {'CPU' if engine.device_id is None else 'GPU'}"
-
-
-def _try_regions(device: torch.device, warn: Callable[[str], None]) -> TrialResult:
-    """Returns whether region-of-interest decoding works on a GPU, as remembered or as a trial finds."""
-    facts, codec = environment.environment(device), environment.codec()
-    key = trial_key(facts["dali"], codec and codec[1], facts["driver"], facts["gpu"])
-    if remembered := recall(key) if key else None:
-        return remembered
-    regions = run_trial(device.index, whole=False)
-    if not regions.works and not (whole := run_trial(device.index, whole=True)).works:
-        # Not regions but all decoding fails there, for now at least: a full GPU, no driver. That is not to be
-        # remembered.
-        warn(
-            f"DALI decodes nothing on this GPU ({whole.reason}); `qrdali doctor` says more, "
-            "--device cpu does without it"
-        )
-    elif key:
-        remember(key, regions)
-    return regions

@@ -113,19 +113,28 @@ def candidates(
 
 
 def reduce_decoded(
-    source: Callable[[], Any], engine: Engine, batch_size: int, preprocessing: Preprocessing | None
+    source: Callable[[], Any],
+    engine: Engine,
+    batch_size: int,
+    preprocessing: Preprocessing | None,
+    stream: Any = None,
 ) -> Any:
     """Returns a pipeline from `DecodedInputs`, pixels instead of files, to network inputs float32 HWC.
 
     Without `preprocessing` it gives the reduced images uint8 HWC. It works on one batch at each run and reads
-    none ahead.
+    none ahead. stream: the CUDA stream on which a GPU's pixels were written and may be overwritten.
     """
-    device = "cpu" if engine.device_id is None else "gpu"
+    is_gpu = engine.device_id is not None
+    feed = {
+        "device": "gpu" if is_gpu else "cpu",
+        "cuda_stream": stream,
+        "use_copy_kernel": is_gpu,  # one for the batch instead of a copy per image
+    }
     names = decoded_layout(with_square=preprocessing is not None)
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        pixels = fn.external_source(lambda: source().pixels, batch=True, device=device, layout="HWC")
+        pixels = fn.external_source(lambda: source().pixels, batch=True, layout="HWC", **feed)
         inputs = _receive(lambda: source().image, names)
         image = ops.cut(pixels, inputs.window.start, inputs.window.shape)
         image = _reduce_resolution_and_color(image, inputs.reduction)
@@ -135,7 +144,7 @@ def reduce_decoded(
 
     return graph(
         batch_size=batch_size,
-        num_threads=engine.threads,
+        num_threads=engine.num_dali_threads,
         device_id=engine.device_id,
         prefetch_queue_depth=1,
         exec_async=False,
@@ -145,9 +154,7 @@ def reduce_decoded(
 
 def _read(inputs: Any, engine: Engine, needs_bytes: bool) -> Any:
     window = inputs.window
-    return ops.read(
-        inputs.files, window.start, window.shape, engine.decode_device, engine.whole_decode, needs_bytes
-    )
+    return ops.read(inputs.files, window.start, window.shape, engine.decode_options, needs_bytes)
 
 
 def _reduce_resolution_and_color(image: Any, reduction: Any) -> Any:
@@ -172,7 +179,7 @@ def _receive(source: Callable[[], Any], names: tuple[Any, ...]) -> Any:
 def _instance(graph: Any, engine: Engine, batch_size: int) -> Any:
     return graph(
         batch_size=batch_size,
-        num_threads=engine.threads,
+        num_threads=engine.num_dali_threads,
         device_id=engine.device_id,
         prefetch_queue_depth=engine.depth,
     )

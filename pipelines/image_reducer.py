@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -29,13 +30,14 @@ from qrdali.pipelines.external_source import decode_inputs
 from qrdali.pipelines.file_reader import FileReader, Files
 from qrdali.pipelines.graph_inputs import DecodedInputs, ImageInputs, pixel_reduction, window_bounds
 from qrdali.pipelines.replay import ReplaySource, RestartablePipeline, run_with_replay
-from qrdali.pipelines.undecodable import decode_once
+from qrdali.pipelines.undecodable import decode_once, raise_if_no_files_fault
 from qrdali.reduction.network_view import view
 from qrdali.reduction.quality import ReductionParams
 
 # A chunk that a decoding pipeline takes at once: so many files, and no file more once it has so many pixels.
 _CHUNK_FILES = 8
 _CHUNK_PIXELS = 16_000_000
+_MIN_BATCH = 256  # of a pipeline that reduces, which is built anew for more: what a search on a GPU asks for
 
 
 def open_image_reducer(index: Index, preprocessing: Preprocessing, engine: Engine) -> ImageReducer:
@@ -55,7 +57,7 @@ class _Chunk:
 
 class _ImageReducer(ABC):
     def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
-        self._index, self._preprocessing, self._engine = index, preprocessing, engine
+        self._index, self._preprocessing, self._engine = index, preprocessing, engine.for_images(index)
         self._reader = FileReader(index)
 
     def decode(
@@ -107,7 +109,8 @@ class _ImageReducer(ABC):
     def _take_images(self, chunk: _Chunk, windows: Any) -> list[tuple[int, Any]]:
         try:
             return [(sample, self._take_image(windows, i)) for i, sample in enumerate(chunk.samples.tolist())]
-        except RuntimeError as error:  # torch's, where a GPU's memory is full
+        except (RuntimeError, MemoryError) as error:
+            raise_if_no_files_fault(error)
             raise RunError(one_line_error(error)) from None
 
     @abstractmethod
@@ -149,18 +152,29 @@ def _reduced(pixels: npt.NDArray[np.uint8], reduction: ReductionParams, i: int) 
 
 
 class GraphImageReducer(_ImageReducer):
-    """Makes everything in DALI: on a GPU, or on a CPU where it is to be compared. Threads take turns."""
+    """Makes everything in DALI: on a GPU, or on a CPU where it is to be compared. Threads take turns.
+
+    On a GPU it has a CUDA stream of its own. Its originals are allocated, written and read on that stream
+    alone, so that DALI need not wait for the network, which has the callers' stream. And DALI asks the driver
+    for the context of the stream that its inputs come on: the default stream has none in a thread of a pool.
+    """
 
     def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
         super().__init__(index, preprocessing, engine)
         # Pipelines with their largest batch, by whether they give the network's inputs or the reduced images.
         self._pipes: dict[bool, tuple[Any, int]] = {}
         self._inputs: DecodedInputs | None = None
+        device_id = self._engine.device_id
+        self._stream = None if device_id is None else torch.cuda.Stream(device_id)
         self._turn = Lock()  # a pipeline's outputs go when it is run again
 
     @property
     def _device(self) -> str:
         return "cpu" if self._engine.device_id is None else f"cuda:{self._engine.device_id}"
+
+    def _on_own_stream(self) -> AbstractContextManager[object]:
+        """Makes the own stream the current one, and its GPU the current device: a pool's thread has GPU 0."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _copy(self, source: Any, target: torch.Tensor) -> torch.Tensor:
         stream = None if self._engine.device_id is None else torch.cuda.current_stream(self._engine.device_id)
@@ -171,19 +185,22 @@ class GraphImageReducer(_ImageReducer):
         if self._engine.device_id is None:
             return np.array(windows[i])
         image = windows[i]
-        return self._copy(image, torch.empty(image.shape(), dtype=torch.uint8, device=self._device))
+        with self._on_own_stream():
+            return self._copy(image, torch.empty(image.shape(), dtype=torch.uint8, device=self._device))
 
     def network_inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:
         """See `ImageReducer.network_inputs`."""
         side = self._preprocessing.input_size
         target = torch.empty((len(pixels), side, side, 3), device=self._device)
         with self._turn:
-            (images,) = self._run(True, pixels, reduction)
+            with self._on_own_stream():
+                (images,) = self._run(True, pixels, reduction)
+            # On the caller's stream: the copy waits for DALI, and DALI's next run for the copy.
             return self._copy(images.as_tensor(), target).permute(0, 3, 1, 2)
 
     def reduced_images(self, pixels: list[Any], reduction: ReductionParams) -> list[npt.NDArray[np.uint8]]:
         """See `ImageReducer.reduced_images`."""
-        with self._turn:
+        with self._turn, self._on_own_stream():
             (images,) = self._run(False, pixels, reduction)
             images = images.as_cpu()
             return [np.array(images[i]) for i in range(len(pixels))]
@@ -192,9 +209,13 @@ class GraphImageReducer(_ImageReducer):
         preprocessing = self._preprocessing
         pipe, max_batch = self._pipes.get(for_network, (None, 0))
         if len(pixels) > max_batch:
-            max_batch = len(pixels)
+            max_batch = max(_MIN_BATCH, len(pixels))
             pipe = graphs.reduce_decoded(
-                lambda: self._inputs, self._engine, max_batch, preprocessing if for_network else None
+                lambda: self._inputs,
+                self._engine,
+                max_batch,
+                preprocessing if for_network else None,
+                self._stream,
             )
             self._pipes[for_network] = pipe, max_batch
         bounds, square = window_bounds(reduction.window), None
@@ -209,5 +230,6 @@ class GraphImageReducer(_ImageReducer):
         self._inputs = DecodedInputs(pixels, image)
         try:
             return pipe.run()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            raise_if_no_files_fault(error)
             raise RunError(one_line_error(error)) from None

@@ -46,9 +46,9 @@ class _Loader(ABC):
     """Implements the epochs of `BatchSource`; its subclasses make images of the graph's outputs."""
 
     def __init__(self, index: Index, preprocessing: Preprocessing, batch_size: int, engine: Engine) -> None:
-        self._index, self._preprocessing, self._engine = index, preprocessing, engine
+        self._index, self._preprocessing, self._engine = index, preprocessing, engine.for_images(index)
         self._reader = FileReader(index)
-        self._decode = partial(decode_once, engine, self._reader.needs_bytes)
+        self._decode = partial(decode_once, self._engine, self._reader.needs_bytes)
         to_inputs = partial(self._to_inputs, preprocessing=preprocessing)
         self._source = ReplaySource(self._reader, to_inputs, self._decode, PreparedBatch.select)
         self._batch_size, self._definitions = batch_size, 2

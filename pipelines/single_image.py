@@ -32,7 +32,7 @@ def decode_image(path: str) -> npt.NDArray[np.uint8]:
         encoded = fn.external_source(lambda: [np.frombuffer(file, np.uint8)], batch=True)
         start = fn.external_source(lambda: np.zeros((1, 2), np.int32), batch=True)
         shape = fn.external_source(lambda: height_and_width, batch=True)
-        return dali_ops.read(encoded, start, shape, "cpu", False, needs_bytes)
+        return dali_ops.read(encoded, start, shape, needs_bytes=needs_bytes)
 
     try:
         (images,) = graph().run()

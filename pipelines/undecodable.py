@@ -14,9 +14,10 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
+import torch
 from PIL import Image
 
-from qrdali.errors import RunError, printable
+from qrdali.errors import OutOfMemory, RunError, printable
 from qrdali.pipelines import graphs
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.file_reader import Files
@@ -40,7 +41,13 @@ _CODEC_STATUS = {  # nvimgcodecStatus_t of nvimgcodec.h
 }
 _OUTSIDE = re.compile(r"Slice can't be placed out of bounds.*?input_shape=\{(\d+)\}.*")
 _NAMES_A_FILE = re.compile(r"File mapping failed: |Could not open file")  # the name may hold any words
-_MEMORY = re.compile(r"bad_alloc|out of memory|cannot allocate memory|cudaErrorMemoryAllocation", re.I)
+# In the words of C++, CUDA, DALI (cuda_error.h), nvImageCodec and nvJPEG.
+_MEMORY = re.compile(
+    r"bad_alloc|out.of.memory|cannot allocate memory|MemoryAllocation|CUDA allocation failed|"
+    r"Can't allocate \d+ bytes on |failed to allocate pinned|NvmlBadAlloc|Nvml insufficient memory|"
+    r"Memory allocator error|allocator fail",
+    re.I,
+)
 _SYSTEM = re.compile(r"too many open files|no space left on device", re.I)
 
 
@@ -60,14 +67,14 @@ def undecodable(decode: Decode, inputs: DecodeInputs) -> dict[int, str]:
     """Returns which files of a batch, by position, `decode` refuses, and why in the decoder's words.
 
     k bad files of N take at most 2·k·log2(N) + 1 calls, each of at most N files. Raises RunError for an error
-    that is no file's fault.
+    that is no file's fault, and torch.OutOfMemoryError.
     """
     reasons: dict[int, str] = {}
 
     def search(first: int, last: int) -> None:
         try:
             decode(_part(inputs, range(first, last)))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise_if_no_files_fault(error)
             if last - first == 1:
                 reasons[first] = decoder_message(error)
@@ -134,14 +141,19 @@ def _control_pictures() -> tuple[bytes, ...]:
 
 
 def raise_if_no_files_fault(error: Exception) -> None:
-    """Raises RunError for an error that says that memory or another resource of the machine is short."""
+    """Raises an error that says that memory or another resource of the machine is short.
+
+    Raises OutOfMemory for DALI's and Python's, torch.OutOfMemoryError as it is, and RunError for the rest.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error from None
     message = decoder_message(error)
     if _NAMES_A_FILE.search(message):
         return
     if isinstance(error, MemoryError) or _MEMORY.search(message):
-        raise RunError(
+        raise OutOfMemory(
             f"out of memory while images are decoded ({message or 'MemoryError'}): lower --batch-size or "
-            "--threads, in build-mepi also --memory"
+            "--threads, in build-mepi also --search-batch-size or --memory"
         ) from None
     if _SYSTEM.search(message):
         raise RunError(f"the image pipeline failed: {message}") from None

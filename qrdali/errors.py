@@ -13,6 +13,10 @@ class RunError(RuntimeError):
     """Work failed although its options were right (exit status 1). The message is one line."""
 
 
+class OutOfMemory(RunError):
+    """The memory of the machine, or of its GPU, does not suffice for DALI. The message says what to lower."""
+
+
 class Unreadable(RunError):
     """Images cannot be read any more. `reasons`: one line by sample number; the message is the first."""
 

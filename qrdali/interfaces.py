@@ -102,9 +102,10 @@ class ImageReducer(Protocol):
     ) -> Iterator[tuple[int, Any]]:
         """Yields (sample, pixels) of each image in order, decoded ahead.
 
-        Pixels are uint8 HWC, host arrays or tensors on the reducer's GPU: what its other methods take. Images
-        that cannot be read are left out, and `on_unreadable` is called with sample and reason. max_batch:
-        returns how many may be taken from `samples` at once, if that is fewer than the reducer would take.
+        Pixels are uint8 HWC, host arrays or tensors on the reducer's GPU: what its other methods take. Such
+        tensors are ordered by a stream of the reducer's own: nobody else may read them. Images that cannot be
+        read are left out, and `on_unreadable` is called with sample and reason. max_batch: returns how many
+        may be taken from `samples` at once, if that is fewer than the reducer would take.
         """
         ...
 

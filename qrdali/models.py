@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from qrdali.errors import InputError, RunError, printable
 
@@ -113,9 +114,12 @@ def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
         import torchvision
 
         if not pretrained:
-            # What published weights of networks with auxiliary heads ask for, so that `create` makes the same
-            # network for weights that are read back.
-            options = {"transform_input": True, "init_weights": True} if bare in _WITH_HEADS else {}
+            # What published weights ask for, so that `create` makes the same network for weights read back.
+            options: dict[str, Any] = {}
+            if bare in _WITH_HEADS:
+                options = {"transform_input": True, "init_weights": True}
+            elif bare.startswith("vit_"):  # vit_h_14 is published for 518 px and built for 224
+                options = {"image_size": preprocessing(name).input_size}
             model = torchvision.models.get_model(bare, weights=None, num_classes=classes, **options)
             _drop_auxiliary_heads(model)
             return model
@@ -204,37 +208,86 @@ def learning_rate(name: str) -> float:
 def describe(name: str, classes: int = 1000, input_size: int | None = None) -> Description:
     """Returns size and cost of `name`, at its own input size unless one is given.
 
-    Counted on torch's meta device: nothing is allocated or downloaded. Some networks cannot be built there,
-    because they look at values while they are: they have no figures.
+    Read from the table that comes with qrdali where it holds this network of the installed library, else
+    counted, which takes about a second. Nothing is downloaded.
+    """
+    from qrdali.network_costs import cost_of
+
+    library, bare = _find_library(name)
+    known = cost_of(library, bare) if classes == 1000 else None
+    if known is not None and input_size in (None, known.input_size):
+        return Description(name, known.parameters, known.gmacs, known.input_size)
+    return count(name, classes, input_size)
+
+
+def count(name: str, classes: int = 1000, input_size: int | None = None) -> Description:
+    """Returns size and cost of `name`, counted on torch's meta device: no weights are allocated.
+
+    Some networks cannot be built or run there, because they look at values: they have no figures.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     side = input_size or preprocessing(name).input_size
-    with torch.device("meta"):
-        gmacs: float | None = None
-        try:
-            model = create(name, classes).eval()
-        except RunError:
-            return Description(name, None, None, side)
-        try:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model(torch.empty(1, 3, side, side))
-            gmacs = counter.get_total_flops() / 2e9
-        except Exception:  # networks fail without data, or under the counter, in many ways
-            pass
+    try:
+        # The counter stops at a parameter that is a module's input and wants a gradient (a class token).
+        model = _create_on_meta(name, classes).eval().requires_grad_(False)
+    except Exception:  # networks fail without data in many ways
+        return Description(name, None, None, side)
+    gmacs: float | None = None
+    try:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.empty(1, 3, side, side))
+        gmacs = counter.get_total_flops() / 2e9
+    except Exception:  # likewise, or under the counter
+        pass
     return Description(name, sum(p.numel() for p in model.parameters()), gmacs, side)
 
 
-def require_logits(name: str, classes: int, input_size: int) -> None:
-    """Raises InputError if a network in training answers with anything but a tensor of logits.
+class _MetaWeights(TorchFunctionMode):
+    """Makes weights on torch's meta device, but not the short ranges that a network's layout is read from."""
 
-    Tried on torch's meta device; networks that do not run there are taken to be right.
-    """
+    _FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func in self._FACTORIES and options.get("device") is None:
+            options["device"] = "meta"
+        return func(*args, **options)
+
+
+def _create_on_meta(name: str, classes: int) -> nn.Module:
+    """Returns a network on the meta device, where it has shapes but no values."""
     try:
         with torch.device("meta"):
-            output = create(name, classes).train()(torch.empty(2, 3, input_size, input_size))
-    except Exception:  # networks fail without data in many ways
-        return
+            return create(name, classes)
+    except RunError:
+        with _MetaWeights():
+            return create(name, classes).to("meta")
+
+
+def require_logits(name: str, classes: int, input_size: int, model: nn.Module | None = None) -> None:
+    """Raises InputError if a network in training answers with anything but a tensor of logits.
+
+    Tried on torch's meta device, which costs nothing. A network that does not run there is tried on two black
+    images with `model`, itself on the CPU and left as it is; without `model` it is taken to be right.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                output = _create_on_meta(name, classes).train()(torch.empty(2, 3, input_size, input_size))
+        except Exception:  # networks fail without data in many ways
+            if model is None:
+                return
+            try:
+                output = copy.deepcopy(model).train()(torch.zeros(2, 3, input_size, input_size))
+            except Exception as error:  # of any type: it is the network's own code
+                raise InputError(
+                    f"{printable(name)} cannot be trained on images of {input_size} px "
+                    f"({printable(error)[:120]}): choose another --input-size, or another of "
+                    "`qrdali models '*'`"
+                ) from None
     if not isinstance(output, torch.Tensor) or output.shape != (2, classes):
         kind = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise InputError(

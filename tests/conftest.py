@@ -20,10 +20,3 @@ def dataset(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     out = tmp_path_factory.mktemp("indexed") / "data"
     build_dataset(images, out)
     return Dataset.open(out)
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where trials of decoding are remembered, in a user's folder of its own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "qrdali" / "decoding.json"

@@ -15,7 +15,7 @@ import torch
 
 from qrdali import distributed
 from qrdali.distributed.work_queue import WorkQueue
-from qrdali.errors import Interrupted, OtherRankFailed, RunError, printable
+from qrdali.errors import Interrupted, OtherRankFailed, OutOfMemory, RunError, printable
 from qrdali.interfaces import RunContext
 from qrdali.mepi.folder import MepiSet
 from qrdali.mepi.journal import READ_BACK, Entry, entry_of_path
@@ -99,6 +99,8 @@ class Builder:
                 "the GPU's memory does not suffice: lower --search-batch-size or --memory, then the same "
                 "command with --resume continues"
             ) from None
+        except OutOfMemory as error:
+            raise RunError(f"{error}, then the same command with --resume continues") from None
         except OSError as error:
             complete = (
                 f"The {self.journal.complete} images that are complete are"

@@ -33,6 +33,21 @@ _MAX_SUMS_BYTES = 1 << 16
 _LINE = re.compile(r"([0-9a-f]{64})  ([a-z]{1,40}\.(?:json|safetensors))")
 
 
+def _unshared(tensors: Tensors) -> Tensors:
+    """Returns contiguous tensors of which no two share memory, which safetensors refuses: as tied weights do.
+
+    A tied weight is written once per name, and reading a checkpoint back fills the same memory twice alike.
+    """
+    seen: set[int] = set()
+    apart: Tensors = {}
+    for name, value in tensors.items():
+        tensor = value.detach().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return apart
+
+
 def save(folder: Path, state: dict[str, Any], *, keep_previous: bool = False, **tensors: Tensors) -> None:
     """Writes `state.json`, one `NAME.safetensors` per keyword and their hashes, replacing `folder` at once.
 
@@ -67,7 +82,7 @@ def _write(folder: Path, state: dict[str, Any], tensors: dict[str, Tensors]) -> 
         for name, values in tensors.items():
             file = folder / f"{name}.safetensors"
             try:
-                save_file({key: value.detach().contiguous() for key, value in values.items()}, file)
+                save_file(_unshared(values), file)
             except SafetensorError as error:  # an error of the system comes as one too, with its text alone
                 raise OSError(str(error)) from None
             with suppress(OSError):  # exFAT, SMB and mounts of object stores keep no permissions

@@ -28,15 +28,20 @@ def resolve_device(choice: str) -> torch.device:
 def autocast_for(amp: str, device: torch.device) -> tuple[Callable[[], AbstractContextManager[object]], bool]:
     """Returns (context manager for the forward pass, whether gradients need scaling) for --amp.
 
-    "auto" is bf16 on GPUs that have it, fp16 on others, and off on CPUs, where both its gain and its results
-    depend on the processor.
+    "auto" is bf16 on GPUs that compute in it, fp16 on others, and off on CPUs, where both its gain and its
+    results depend on the processor.
     """
     if amp == "auto":
-        amp = "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        amp = "off" if device.type == "cpu" else "bf16" if _has_bf16() else "fp16"
     if amp == "off":
         return nullcontext, False
     dtype = torch.bfloat16 if amp == "bf16" else torch.float16
     return lambda: torch.autocast(device.type, dtype), amp == "fp16"
+
+
+def _has_bf16() -> bool:
+    # By default torch also says yes for older cards, where it emulates bf16, slowly.
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def probe_batch_size(device: torch.device, batch_size: int) -> int:

@@ -47,8 +47,8 @@ class Facts:
     """Holds what is known of a machine.
 
     python: its version. parts: what `pipelines.survey` found of driver, torch, gpus, torchvision, timm, dali
-    and codec. visible: the variable CUDA_VISIBLE_DEVICES. decoding: for "cpu", "gpu" and "region" why it
-    fails, None where it works; absent if it was not tried. run: the folder that `disk` describes.
+    and codec. visible: the variable CUDA_VISIBLE_DEVICES. decoding: for "cpu" and "gpu" why it fails,
+    None where it works; absent if it was not tried. run: the folder that `disk` describes.
     """
 
     python: tuple[int, int, int]
@@ -239,18 +239,6 @@ def _decoding(facts: Facts) -> list[Finding]:
                 f"fails: {tried['gpu']}",
                 PROBLEM,
                 "see the driver and DALI above, free the GPU if it is full; --device cpu trains without it",
-            )
-        )
-    if "region" in tried:
-        findings.append(
-            Finding("GPU regions", "work: the loader decodes only what is seen")
-            if tried["region"] is None
-            else Finding(
-                "GPU regions",
-                f"fail: {tried['region']}",
-                WARNING,
-                "nothing to do: the loader decodes whole images and cuts; another nvImageCodec or DALI may "
-                "decode regions, which is faster",
             )
         )
     return findings

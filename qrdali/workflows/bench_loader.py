@@ -92,13 +92,13 @@ def _plain_dali(
 ) -> Callable[[], int]:
     @pipeline_def(
         batch_size=batch,
-        num_threads=engine.threads,
+        num_threads=engine.num_dali_threads,
         device_id=engine.device_id,
         prefetch_queue_depth=engine.depth,
     )  # type: ignore[untyped-decorator]
     def graph() -> Any:
         encoded, label = fn.readers.file(files=paths, name="reader", random_shuffle=False)
-        image = fn.decoders.image(encoded, device=engine.decode_device)
+        image = fn.decoders.image(encoded, device=engine.decode_options.device)
         if decode_only:
             return image, label
         image = fn.resize(image, size=[side, side], interp_type=types.INTERP_TRIANGULAR, antialias=True)
@@ -161,7 +161,7 @@ def measure(
             "the images are in a store or in shards, which torchvision does not read: "
             "index a folder to compare loaders"
         )
-    engine = engine_for(resolve_device("auto"), threads, listener.warn)
+    engine = engine_for(resolve_device("auto"), threads)
     paths = index.paths(np.arange(len(index)))
     levels = {"qrdali full": FULL_QUALITY, **{f"qrdali {name}": level for name, level in REDUCED.items()}}
     contenders = _ours(index, side, batch_size, engine, levels)

@@ -141,7 +141,7 @@ class _Network:
         self.context = open_context("auto", "auto", JobControl(listener))
         self.preprocessing = models.preprocessing(name, side)
         self.threads = threads
-        self.engine = engine_for(self.context.device, threads, listener.warn)
+        self.engine = engine_for(self.context.device, threads)
         self.max_batch = probe_batch_size(self.context.device, 128)
         torch.manual_seed(0)
         model = _Centred(models.create(name, CLASSES))

@@ -167,7 +167,7 @@ class _Network:
         self._optimizer = create_optimizer_v2(self._model, "adamw", lr=1e-6, weight_decay=0.05)
         _, scaled = autocast_for("auto", self._device)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaled)
-        engine = engine_for(self._device, options.threads, listener.warn)
+        engine = engine_for(self._device, options.threads)
         self._loader = open_loader(index, self.preprocessing, options.batch_size, engine)
         self._epochs = count(1)
 

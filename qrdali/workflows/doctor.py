@@ -20,14 +20,11 @@ from qrdali.system.doctor import Facts
 if TYPE_CHECKING:
     from qrdali.interfaces import ProgressListener
 
-CHECKS = 4  # at most
+CHECKS = 3  # at most
 
 
 def gather_facts(run: Path, listener: ProgressListener) -> Facts:
-    """Returns the facts of this machine; run: the folder for runs, whose disk is measured.
-
-    Whether the GPU decodes regions of interest is remembered on the disk for the loaders.
-    """
+    """Returns the facts of this machine; run: the folder for runs, whose disk is measured."""
     listener.begin("look", CHECKS, "checks")
     try:
         return _gather(run, lambda what: listener.advance(1, lambda: what))
@@ -43,18 +40,6 @@ def _gather(run: Path, progress: Callable[[str], None]) -> Facts:
     if gpus and gpus[0]["error"] is None:
         progress("decoding on the GPU")
         decoding["gpu"] = _why_not(decoder_trial.run_trial(0, whole=True))
-        progress("regions of interest on the GPU")
-        region = decoder_trial.run_trial(0, whole=False)
-        decoding["region"] = _why_not(region)
-        key = decoder_trial.trial_key(
-            parts["dali"].get("version"),
-            parts["codec"].get("version"),
-            parts["driver"].get("version"),
-            gpus[0]["name"],
-        )
-        # Where whole images fail too, the failure says nothing about regions.
-        if key and (region.works or decoding["gpu"] is None):
-            decoder_trial.remember(key, region)
     return Facts(
         sys.version_info[:3],
         parts,

@@ -159,7 +159,7 @@ class Evaluator:
         self.decide = self.class_map.decide if self.class_map else top1
         self.context = open_context(options.device, options.amp, control)
         self.model: nn.Module = model.to(self.context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.engine = engine_of(self.context.device, options.threads, self.group, control.listener.warn)
+        self.engine = engine_of(self.context.device, options.threads, self.group)
 
     def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
         """Evaluates a split, at the reduced quality too if the options have one, and writes the rows."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -93,7 +92,7 @@ class Loader:
                 f"batch_size {batch_size} leaves {left or batch_size} of {len(split)} images for a batch of "
                 f"{self.world_size} processes: each needs one, choose another"
             )
-        engine = engine_for(resolve_device(device), threads, _warn, shard.local_world_size)
+        engine = engine_for(resolve_device(device), threads, shard.local_world_size)
         # The largest part of a batch that one process gets.
         self._source = open_loader(split, self.preprocessing, -(-batch_size // self.world_size), engine)
 
@@ -229,7 +228,3 @@ def _preprocessing(
     if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         raise InputError(f"mean is {mean}, std is {std}: give three numbers each, std above 0")
     return replace(base, interpolation=interpolation or base.interpolation, mean=mean, std=std)
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, RuntimeWarning, stacklevel=3)

@@ -93,7 +93,7 @@ def _train(settings: Settings, run: Path, resume: bool, control: JobControl) -> 
                 "another --run"
             )
         context = open_context(settings.device, settings.amp, control)
-        engine = engine_of(context.device, settings.threads, group, listener.warn)
+        engine = engine_of(context.device, settings.threads, group)
         splits = _open_splits(prepared, engine, context)
         if group.is_main:
             write_settings(run / "config.toml", prepared.spec.settings)
@@ -142,7 +142,7 @@ def _prepare(
     else:
         model = models.create(settings.model, len(dataset.classes), pretrained=settings.pretrained)
     models.require_size(model, settings.model, pre.input_size)
-    models.require_logits(settings.model, len(dataset.classes), pre.input_size)
+    models.require_logits(settings.model, len(dataset.classes), pre.input_size, model)
     require_no_single_image(settings, len(train), model, group)
     if settings.deterministic:
         require_deterministic_model(model, pre.input_size, len(dataset.classes), settings.amp, device)

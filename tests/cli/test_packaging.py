@@ -48,11 +48,11 @@ def test_wheel_and_sdist_hold_all_parts(built: Path) -> None:
     wheel, sdist = next(built.glob("*.whl")), next(built.glob("*.tar.gz"))
     names = zipfile.ZipFile(wheel).namelist()
     assert set(MODULES) <= set(names)
-    assert {"qrdali/py.typed", *CONFIGS} <= set(names)
+    assert {"qrdali/py.typed", "qrdali/network_costs.tsv", *CONFIGS} <= set(names)
     assert len(CONFIGS) == 3
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert {*MODULES, *CONFIGS} <= inside
+    assert {*MODULES, "qrdali/network_costs.tsv", *CONFIGS} <= inside
     assert not any(part in name for name in [*names, *inside] for part in (".venv", "__pycache__"))
 
 

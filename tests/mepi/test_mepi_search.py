@@ -2,24 +2,27 @@
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from nvidia.dali import Pipeline
 from PIL import Image
 from torch import nn
 
 from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import index_folder
-from qrdali.errors import InputError
+from qrdali.errors import InputError, OutOfMemory
 from qrdali.interfaces import JobControl
 from qrdali.mepi.search import Search, SearchLimits, SearchRule
 from qrdali.mepi.search_path import ReductionState, SearchPath, params_of_states
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import Engine
-from qrdali.pipelines.image_reducer import open_image_reducer
+from qrdali.pipelines.image_reducer import GraphImageReducer, open_image_reducer
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.reduction.neighbors import DescentRule
@@ -413,16 +416,46 @@ def test_unreadable_originals_are_left_out_and_told(tmp_path: Path) -> None:
         assert "was indexed as" in told[29]
 
 
+def test_a_full_gpu_is_no_files_fault(
+    states: tuple[Index, list[int], list[ReductionState]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, samples, wanted = states
+    reducer = GraphImageReducer(index, PRE, Engine(whole_graph=True))
+    own = [pixels for _, pixels in reducer.decode(iter(samples[:2]), lambda sample, reason: None)]
+    numbers = params_of_states(wanted[:2], index.sizes(np.array(samples[:2])), 20)
+    blamed: dict[int, str] = {}
+
+    def fail(error: Exception) -> Any:
+        raise error
+
+    torchs = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    with monkeypatch.context() as patch:
+        patch.setattr(reducer, "_take_image", lambda *_: fail(torchs))
+        with pytest.raises(torch.OutOfMemoryError):
+            list(reducer.decode(iter(samples), blamed.__setitem__))
+    for error in (RuntimeError("CUDA allocation failed"), MemoryError("Can't allocate 9 bytes on device 0.")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Pipeline, "run", lambda _, error=error: fail(error))
+            with pytest.raises(OutOfMemory, match="lower --batch-size .*--memory"):
+                reducer.network_inputs(own, numbers)
+            with pytest.raises(OutOfMemory, match="lower --batch-size .*--memory"):
+                list(reducer.decode(iter(samples), blamed.__setitem__))
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "run", lambda _: fail(torchs))
+        with pytest.raises(torch.OutOfMemoryError):
+            reducer.reduced_images(own, numbers)
+        with pytest.raises(torch.OutOfMemoryError):
+            list(reducer.decode(iter(samples), blamed.__setitem__))
+    assert not blamed
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_gpus_reducer_is_close_to_a_cpus(
-    states: tuple[Index, list[int], list[ReductionState]], whole: bool
-) -> None:
+def test_a_gpus_reducer_is_close_to_a_cpus(states: tuple[Index, list[int], list[ReductionState]]) -> None:
     index, samples, wanted = states
     numbers = params_of_states(wanted, index.sizes(np.array(samples)), LevelScale(20))
     made = []
-    for engine in (Engine(whole_graph=True), Engine(0, 2, 2, whole)):
+    for engine in (Engine(whole_graph=True), Engine(0, 2, 2)):
         reducer = open_image_reducer(index, PRE, engine)
         pixels = dict(reducer.decode(iter(samples), lambda sample, reason: None))
         own = [pixels[s] for s in samples]
@@ -430,3 +463,34 @@ def test_a_gpus_reducer_is_close_to_a_cpus(
     (seen_a, a), (seen_b, b) = made
     assert [x.shape for x in a] == [x.shape for x in b]
     assert ((seen_a - seen_b).abs() * 255 * 0.226).mean() < 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("device_id", sorted({0, max(0, torch.cuda.device_count() - 1)}))
+def test_a_gpus_reducer_works_in_the_threads_of_a_pool(
+    states: tuple[Index, list[int], list[ReductionState]], device_id: int
+) -> None:
+    """Such threads have no CUDA context, and GPU 0 as their current device."""
+    index, samples, wanted = states
+    numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
+    reducer = open_image_reducer(index, PRE, Engine(device_id, 2, 2))
+    pixels = dict(reducer.decode(iter(samples), lambda sample, reason: None))
+    own = [pixels[s] for s in samples]
+    gate = Barrier(2)
+
+    def both(_: int) -> tuple[list[Any], torch.Tensor]:
+        gate.wait()  # two threads, and each makes its first pictures while the other does
+        images = reducer.reduced_images(own, numbers)
+        shown = reducer.network_inputs(own, numbers)
+        torch.cuda.synchronize(device_id)
+        return images, shown.cpu()
+
+    with ThreadPoolExecutor(2) as pool:
+        (images_a, shown_a), (images_b, shown_b) = pool.map(both, range(2))
+    expected = reducer.reduced_images(own, numbers), reducer.network_inputs(own, numbers).cpu()
+    assert torch.equal(shown_a, expected[1])
+    assert torch.equal(shown_b, expected[1])
+    for a, b, image in zip(images_a, images_b, expected[0], strict=True):
+        np.testing.assert_array_equal(a, image)
+        np.testing.assert_array_equal(b, image)

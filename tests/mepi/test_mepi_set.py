@@ -22,11 +22,12 @@ from recording_listener import RecordingListener
 
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset as index_images
-from qrdali.errors import InputError, Interrupted, RunError
+from qrdali.errors import InputError, Interrupted, OutOfMemory, RunError
 from qrdali.interfaces import JobControl, SilentListener
 from qrdali.mepi import folder as mepi_set
 from qrdali.mepi.folder import MepiSet, MepiSource
 from qrdali.pipelines import host_ops as host
+from qrdali.pipelines.image_reducer import HostImageReducer
 from qrdali.reduction.png_entropy import entropy, png_bytes
 from qrdali.reduction.quality import QUARTERS, REDUCTIONS, Dimensions, LevelScale, bin_width, scaled_size
 from qrdali.runs import folder as run_folder
@@ -851,3 +852,41 @@ def test_a_class_name_that_leaves_the_folder_is_not_followed(tmp_path: Path) -> 
     )
     assert Index(tmp_path / "set.arrow", 3).paths(np.arange(1)) == [str(tmp_path / "set" / "a" / "1.png")]
     assert len(Index(tmp_path / "set.arrow", 3)) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        OutOfMemory("out of memory while images are decoded (…): lower --batch-size or --memory"),
+    ],
+)
+def test_a_full_gpu_stops_the_search_which_can_be_continued(
+    run: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*arguments: Any) -> torch.Tensor:
+        raise error
+
+    wanted = options(run, data, tmp_path / "set", reduction="color", limit=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(HostImageReducer, "network_inputs", refuse)
+        with pytest.raises(RunError, match=r"memory.* lower .*--memory.*--resume continues"):
+            build_mepi(**wanted)
+    build_mepi(**wanted, resume=True)
+    assert len(rows(tmp_path / "set")) > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("prefer", ["confidence", "entropy"])
+def test_a_set_is_built_on_a_gpu(run: Path, data: str, tmp_path: Path, prefer: str) -> None:
+    """Threads of pools encode there what DALI makes of CUDA tensors."""
+    wanted = options(run, data, tmp_path / "set", device="cuda", prefer=prefer, step=0.1)
+    build_mepi(**wanted)
+    found = rows(tmp_path / "set")
+    for reduction in mepi_set.SEARCHED:
+        assert sum(row["reduction"] == reduction for row in found) > 8
+        result = Evaluator(run, EvaluateOptions(8, "cuda", "auto", 2)).folder(
+            f"gpu-{prefer}-{reduction}", tmp_path / "set" / reduction
+        )
+        assert result["accuracy"] == 1

@@ -1,6 +1,5 @@
 """Trials of decoding: children that crash and hang, what is remembered, and the path that loaders take."""
 
-import json
 import os
 import resource
 import subprocess
@@ -17,15 +16,13 @@ import torch
 from qrdali.data.index import Dataset
 from qrdali.pipelines import dali_ops as ops
 from qrdali.pipelines import decoder_trial as decoding
-from qrdali.pipelines import engine
-from qrdali.pipelines.decoder_trial import TrialResult, recall, remember
-from qrdali.pipelines.engine import describe_decoding, engine_for
+from qrdali.pipelines.decoder_trial import TrialResult
+from qrdali.pipelines.engine import engine_for
 from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.runs.settings import validate_settings
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system import environment
 from qrdali.system import subprocess_trial as child
-from qrdali.system.machine import Processors
 from qrdali.system.subprocess_trial import Answer, run_in_child
 
 PATIENT = """
@@ -145,12 +142,16 @@ def test_where_there_is_no_gpu_its_decoding_fails_with_a_reason() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_decodes_and_the_path_taken_is_one_that_works(cache: Path) -> None:
-    assert decoding.run_trial(0, whole=True) == TrialResult(True)
-    warned: list[str] = []
-    made = engine_for(torch.device("cuda", 0), 2, warned.append)
-    assert decoding.run_trial(0, whole=made.whole_decode).works
-    assert bool(warned) == made.whole_decode
+def test_a_gpu_decodes_as_the_loaders_have_it() -> None:
+    whole = engine_for(torch.device("cuda", 0), 2).decode_options.whole
+    assert decoding.run_trial(0, whole) == TrialResult(True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_whether_a_gpu_decodes_windows_can_be_asked() -> None:
+    found = decoding.run_trial(0, whole=False)  # a crash there is an answer
+    assert found.works != bool(found.reason)
 
 
 def test_a_window_one_pixel_off_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +162,7 @@ def test_a_window_one_pixel_off_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(
         ops,
         "read",
-        lambda path, start, shape, device, whole: right(path, start - (start > 0), shape, device, whole),
+        lambda path, start, shape, options: right(path, start - (start > 0), shape, options),
     )
     with pytest.raises(ValueError, match="wrong pixels: a baseline JPEG differs from Pillow's by"):
         decoding.trial_in_child(said.append, None, True)
@@ -175,136 +176,9 @@ def test_every_picture_shows_a_shift_and_forgives_rounding() -> None:
         assert decoding._difference(reference[1:], reference) == 255
 
 
-def test_what_was_found_is_remembered_by_place(cache: Path) -> None:
-    assert recall("one") is None
-    remember("one", TrialResult(False, "crashed: SIGSEGV"))
-    remember("two", TrialResult(True))
-    remember("one", TrialResult(True))
-    assert (recall("one"), recall("two"), recall("three")) == (TrialResult(True), TrialResult(True), None)
-    for i in range(60):
-        remember(f"place {i}", TrialResult(True))
-    assert len(json.loads(cache.read_text())) == 50
-    assert recall("place 59") == TrialResult(True)
-    assert [file.name for file in cache.parent.iterdir()] == ["decoding.json"]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b'{"one": true}',
-        b'{"one": {"works": "yes", "reason": ""}}',
-        b'{"one": {"works": 1, "reason": ""}}',
-        b'{"one": {"reason": ""}}',
-        b"\xff\xfe",
-        b"[" * 60_000,
-        b'{"one": {"works": true, "reason": "' + b"x" * 270_000 + b'"}}',
-    ],
-)
-def test_a_damaged_memory_is_none_and_is_made_anew(cache: Path, damage: bytes) -> None:
-    cache.parent.mkdir(parents=True)
-    cache.write_bytes(damage)
-    assert recall("one") is None
-    remember("one", TrialResult(False, "no"))
-    assert recall("one") == TrialResult(False, "no")
-
-
-def test_a_memory_that_cannot_be_kept_is_forgotten(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    cache.mkdir(parents=True)  # a folder where the file should be
-    remember("one", TrialResult(True))
-    assert recall("one") is None
-    assert list(cache.parent.iterdir()) == [cache]
-    cache.rmdir()
-    os.mkfifo(cache)
-    assert recall("one") is None
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    remember("one", TrialResult(True))
-    assert recall("one") is None
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert decoding.cache_file() == tmp_path / "home" / ".cache" / "qrdali" / "decoding.json"
-
-
-class Card:
-    """A GPU that is not there: `regions` and `whole` are what trials find; `trials` are those made."""
-
-    def __init__(self) -> None:
-        self.regions, self.whole = TrialResult(True), TrialResult(True)
-        self.trials: list[tuple[int | None, bool]] = []
-        self.facts: dict[str, Any] = {"dali": "2.4.0", "driver": "580.1", "gpu": "NVIDIA Card"}
-
-    def tried(self, device_id: int | None, whole: bool) -> TrialResult:
-        self.trials.append((device_id, whole))
-        return self.whole if whole else self.regions
-
-
-GPU = torch.device("cuda", 1)
-
-
-@pytest.fixture
-def card(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
-    fake = Card()
-    monkeypatch.setattr(engine, "run_trial", fake.tried)
-    monkeypatch.setattr(environment, "environment", lambda device: fake.facts)
-    monkeypatch.setattr(environment, "codec", lambda: ("nvidia-nvimgcodec-cu12", "0.9.0"))
-    return fake
-
-
-def taken(warned: list[str] | None = None) -> str:
-    return describe_decoding(engine_for(GPU, 4, [].append if warned is None else warned.append))
-
-
-def test_regions_that_work_are_taken_and_tried_once(card: Card) -> None:
-    warned: list[str] = []
-    assert [taken(warned), taken(warned)] == ["regions decoded on the GPU"] * 2
-    assert (card.trials, warned) == ([(1, False)], [])
-    made = engine_for(GPU, 4, warned.append)
-    assert (made.device_id, made.threads, made.whole_decode) == (1, 4, False)
-
-
-def test_regions_that_fail_are_avoided_with_a_warning_each_time(card: Card) -> None:
-    warned: list[str] = []
-    card.regions = TrialResult(False, "crashed: SIGSEGV")
-    assert [taken(warned), taken(warned)] == ["whole images decoded on the GPU"] * 2
-    assert card.trials == [(1, False), (1, True)]
-    assert len(warned) == 2
-    assert all("crashed: SIGSEGV" in line and "qrdali doctor" in line for line in warned)
-
-
-@pytest.mark.parametrize("changed", ["dali", "driver", "gpu"])
-def test_another_version_driver_or_card_is_tried_anew(card: Card, changed: str) -> None:
-    card.regions = TrialResult(False, "crashed: SIGSEGV")
-    taken()
-    card.regions = TrialResult(True)
-    card.facts = {**card.facts, changed: "another"}
-    assert taken() == "regions decoded on the GPU"
-    assert card.trials == [(1, False), (1, True), (1, False)]
-
-
-def test_a_card_that_decodes_nothing_is_not_remembered_for_it(card: Card) -> None:
-    warned: list[str] = []
-    card.regions = card.whole = TrialResult(False, "out of memory")
-    assert taken(warned) == "whole images decoded on the GPU"
-    assert "decodes nothing" in warned[0]
-    card.regions = card.whole = TrialResult(True)
-    assert taken() == "regions decoded on the GPU"
-
-
-def test_a_card_that_cannot_be_told_from_another_is_tried_each_time(card: Card) -> None:
-    card.facts = {**card.facts, "driver": None}
-    assert [taken(), taken()] == ["regions decoded on the GPU"] * 2
-    assert card.trials == [(1, False)] * 2
-
-
 def test_on_a_cpu_training_starts_no_process_and_says_its_path(
     dataset: Dataset,
     tmp_path: Path,
-    cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -341,10 +215,3 @@ def test_on_a_cpu_training_starts_no_process_and_says_its_path(
         JobControl(TerminalListener()),
     )
     assert "4 classes, CPU, regions decoded on the CPU\n" in capsys.readouterr().err
-    assert not cache.exists()
-
-
-def test_threads_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "processors", lambda: Processors(64, 64, 2.0))
-    cpu = torch.device("cpu")
-    assert [engine_for(cpu, threads, [].append).threads for threads in (None, 0, 5)] == [2, 2, 5]

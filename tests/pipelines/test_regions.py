@@ -3,13 +3,16 @@
 import io
 import struct
 import zlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from malformed_images import HEIGHT, WIDTH, accepted, chunk, exif, photo, saved, segment
+from nvidia.dali import fn, pipeline_def, types
+from PIL import Image
 
 from qrdali.data.inspect import read_upright_size
+from qrdali.pipelines.decode_options import DecodeOptions
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.external_source import decode_inputs
 from qrdali.pipelines.graphs import decode_windows
@@ -79,10 +82,15 @@ def more() -> dict[str, bytes]:
 FILES = accepted() | more()
 
 
-def decoded(content: bytes, windows: list[tuple[int, int, int, int]]) -> list[np.ndarray]:
+def decoded(
+    content: bytes,
+    windows: list[tuple[int, int, int, int]],
+    decode: Literal["default", "whole"] = "default",
+) -> list[np.ndarray]:
     files = [np.frombuffer(content, np.uint8)] * len(windows)
     inputs = decode_inputs(files, np.array(windows, np.int32))
-    (images,) = decode_windows(lambda: inputs, Engine(threads=1, depth=1), len(windows), True).run()
+    engine = Engine(threads=1, depth=1, decode=decode)
+    (images,) = decode_windows(lambda: inputs, engine, len(windows), True).run()
     return [np.array(images[i]) for i in range(len(windows))]
 
 
@@ -99,3 +107,20 @@ def test_a_window_is_part_of_the_whole(name: str) -> None:
     whole, *parts = decoded(FILES[name], windows)
     for (top, left, h, w), part in zip(windows[1:], parts, strict=True):
         np.testing.assert_array_equal(part, whole[top : top + h, left : left + w])
+    for part, again in zip([whole, *parts], decoded(FILES[name], windows, "whole"), strict=True):
+        np.testing.assert_array_equal(part, again)
+
+
+def test_dali_takes_the_options_for_a_gpu_and_a_cpu_has_their_pixels_anyway() -> None:
+    """Chroma is upsampled on a CPU as `jpeg_fancy_upsampling` asks of a GPU."""
+    content = saved(photo((96, 72)), "JPEG", subsampling="4:2:0", quality=90)
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    def graph() -> Any:
+        file = fn.external_source(lambda: [np.frombuffer(content, np.uint8)], batch=True)
+        options = DecodeOptions("mixed", whole=True).keywords
+        return fn.decoders.image(file, device="cpu", output_type=types.RGB, **options)
+
+    (images,) = graph().run()
+    np.testing.assert_array_equal(np.array(images[0]), decoded(content, [(0, 0, 72, 96)])[0])
+    np.testing.assert_array_equal(np.array(images[0]), np.asarray(Image.open(io.BytesIO(content))))

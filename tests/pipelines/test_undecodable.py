@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ import qrdali
 from qrdali.data.index import Dataset, Index
 from qrdali.data.inspect import FileReport
 from qrdali.data.scan import build_dataset
-from qrdali.errors import RunError, Unreadable
+from qrdali.errors import OutOfMemory, RunError, Unreadable
 from qrdali.interfaces import CandidateRequest
 from qrdali.models import Preprocessing
 from qrdali.pipelines import diagnose as diagnosis
@@ -75,14 +75,14 @@ def test_pillow_reads_what_the_decoder_refuses(name: str) -> None:
     assert list(undecodable(partial(decode_once, HOST, True), inputs)) == [0]
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("decode", ["windows", "whole"])
 @pytest.mark.parametrize("name", ["one byte between.jpg", "palette of 8194.bmp", "too small.jpg", "empty"])
-def test_the_decoder_never_sees_what_would_crash_it(name: str, whole: bool) -> None:
+def test_the_decoder_never_sees_what_would_crash_it(name: str, decode: Literal["windows", "whole"]) -> None:
     # DALI 2.4 crashes once in ten times or so if its decoder finds these in the last part of a large batch.
     bad = {"too small.jpg": jpeg((40, 30)), "empty": bytes(1), **REFUSED}[name]
     files = [np.frombuffer(content, np.uint8) for content in [jpeg((48, 36))] * 31 + [bad]]
     with pytest.raises(RuntimeError) as raised:
-        decode_once(Engine(whole_decode=whole), True, DecodeInputs(files, window_bounds(whole_windows(32))))
+        decode_once(Engine(decode=decode), True, DecodeInputs(files, window_bounds(whole_windows(32))))
     operator = re.search("operator `nvidia.dali.([a-z_.]+)`", str(raised.value))
     assert operator is not None
     assert operator[1] in ("fn.peek_image_shape", "fn.slice")
@@ -172,21 +172,46 @@ def in_flight(index: Index, samples: range) -> list[InFlight]:
     return [InFlight(numbers, DecodeInputs(files, window_bounds(whole_windows(len(numbers)))))]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("in pipeline\nencountered:\n\nstd::bad_alloc\n"),
-        RuntimeError("encountered:\n\nnvImageCodec failure: '#5'"),
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-    ],
-)
+SHORTAGES = [
+    RuntimeError("in pipeline\nencountered:\n\nstd::bad_alloc\n"),
+    RuntimeError("encountered:\n\nnvImageCodec failure: '#5'"),
+    RuntimeError("encountered:\n\nnvImageCodec failure: '#15'"),
+    RuntimeError("encountered:\n\nCUDA allocation failed"),  # cuda_error.h of DALI
+    RuntimeError("encountered:\n\nCan't allocate 1048576 bytes on device 3."),
+    MemoryError("Can't allocate 1048576 bytes on host."),
+    RuntimeError("CUDA driver API error CUDA_ERROR_OUT_OF_MEMORY (2):\nout of memory"),
+    RuntimeError("CUDA runtime API error cudaErrorMemoryAllocation (2):\nout of memory"),
+    RuntimeError("nvjpeg error: Memory allocator error"),
+    RuntimeError("device allocator failed"),
+    MemoryError(),
+]
+ADVICE = "^out of memory while .*--batch-size or --threads, in build-mepi also .* or --memory$"
+
+
+@pytest.mark.parametrize("error", SHORTAGES)
 def test_a_shortage_of_memory_is_no_files_fault(index: Index, error: Exception) -> None:
     replace_with(index, {0: b""})  # bad as well, and not the cause
-    decode = partial(decode_once, HOST, False)
-    with pytest.raises(RunError, match="^out of memory while .*--batch-size or --threads") as raised:
-        diagnose(FileReader(index), error, in_flight(index, range(4)), decode)
-    assert not isinstance(raised.value, Unreadable)
+    with pytest.raises(OutOfMemory, match=ADVICE):
+        diagnose(FileReader(index), error, in_flight(index, range(4)), partial(decode_once, HOST, False))
+
+
+@pytest.mark.parametrize("refused", [4, 5])  # the files in flight, or the sound pictures that are tried first
+@pytest.mark.parametrize("error", [RuntimeError("CUDA allocation failed"), MemoryError()])
+def test_a_shortage_while_files_are_tried_again(index: Index, error: Exception, refused: int) -> None:
+    def decode(inputs: DecodeInputs) -> None:
+        if len(inputs.files) == refused:
+            raise error
+
+    with pytest.raises(OutOfMemory, match=ADVICE):
+        diagnose(FileReader(index), RuntimeError("it broke"), in_flight(index, range(4)), decode)
+
+
+def test_torchs_shortage_of_memory_stays_what_it_is(index: Index) -> None:
+    replace_with(index, {0: b""})
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        diagnose(FileReader(index), error, in_flight(index, range(4)), partial(decode_once, HOST, False))
+    assert raised.value is error
 
 
 def test_a_decoder_that_takes_nothing_blames_no_file(index: Index) -> None:

@@ -17,7 +17,7 @@ from qrdali.cli.main import cli
 from qrdali.errors import RunError
 from qrdali.pipelines import decoder_trial as decoding
 from qrdali.pipelines import survey
-from qrdali.pipelines.decoder_trial import TrialResult, recall, remember, trial_key
+from qrdali.pipelines.decoder_trial import TrialResult
 from qrdali.system import machine
 from qrdali.system.device import resolve_device
 from qrdali.system.doctor import OK, PROBLEM, WARNING, Facts, Finding, examine, verdict
@@ -48,7 +48,7 @@ HOST = Facts(
     (3, 12, 1),
     parts(),
     None,
-    {"cpu": None, "gpu": None, "region": None},
+    {"cpu": None, "gpu": None},
     Processors(8, 8, None),
     Memory(64 * GIB, None),
     Space(32 * GIB, 32 * GIB),
@@ -196,7 +196,7 @@ def test_a_part_of_a_card_and_one_without_mig_are_told() -> None:
 
 @pytest.mark.parametrize(
     ("way", "name", "state"),
-    [("cpu", "CPU decode", PROBLEM), ("gpu", "GPU decode", PROBLEM), ("region", "GPU regions", WARNING)],
+    [("cpu", "CPU decode", PROBLEM), ("gpu", "GPU decode", PROBLEM)],
 )
 def test_a_way_of_decoding_that_fails(way: str, name: str, state: str) -> None:
     finding = finding_of(name, replace(HOST, decoding={**HOST.decoding, way: "crashed: SIGSEGV"}))
@@ -442,7 +442,7 @@ def run_doctor(facts: Facts, monkeypatch: pytest.MonkeyPatch, *options: str) -> 
     """The command on a machine of these facts, but for what cannot be faked."""
 
     def tried(device_id: int | None, whole: bool) -> TrialResult:
-        reason = facts.decoding["cpu" if device_id is None else "gpu" if whole else "region"]
+        reason = facts.decoding["cpu" if device_id is None else "gpu"]
         return TrialResult(reason is None, reason or "")
 
     monkeypatch.setattr(survey, "survey", lambda: facts.parts)
@@ -457,7 +457,7 @@ def run_doctor(facts: Facts, monkeypatch: pytest.MonkeyPatch, *options: str) -> 
 
 
 def test_the_command_prints_one_object_and_exits_by_the_worst(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for facts, state, code in (
         (HOST, OK, 0),
@@ -475,7 +475,7 @@ def test_the_command_prints_one_object_and_exits_by_the_worst(
 
 
 def test_the_table_fits_and_hostile_names_are_shown_harmless(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hostile = replace(
         HOST,
@@ -494,23 +494,8 @@ def test_the_table_fits_and_hostile_names_are_shown_harmless(
     )
 
 
-def test_the_doctor_renews_what_the_loaders_remember(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = trial_key("2.4.0", "0.9.0", "580.65.06", "NVIDIA Card")
-    assert place is not None
-    remember(place, TrialResult(False, "no answer within 60 s"))
-    assert run_doctor(HOST, monkeypatch).exit_code == 0
-    assert recall(place) == TrialResult(True)
-    crash = TrialResult(False, "crashed: SIGSEGV")
-    run_doctor(replace(HOST, decoding={"cpu": None, "gpu": None, "region": crash.reason}), monkeypatch)
-    assert recall(place) == crash
-    run_doctor(
-        replace(HOST, decoding={"cpu": None, "gpu": "out of memory", "region": "out of memory"}), monkeypatch
-    )
-    assert recall(place) == crash  # a full GPU says nothing about regions
-
-
 @pytest.mark.slow
-def test_the_doctor_on_this_machine(cache: Path, tmp_path: Path) -> None:
+def test_the_doctor_on_this_machine(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["doctor", "--json", "--run", str(tmp_path)])
     rows = {row["name"]: row for row in json.loads(result.stdout)["findings"]}
     assert result.exit_code == 0

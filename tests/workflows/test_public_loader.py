@@ -16,7 +16,6 @@ from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels, PerImageLevels
 from qrdali.reduction.quality import LevelScale
 from qrdali.schedule.epoch_plan import EpochPlan
-from qrdali.workflows import loader as public_loader
 
 OPTIONS: dict[str, Any] = {"input_size": 32, "batch_size": 5, "device": "cpu", "threads": 1}
 
@@ -183,15 +182,3 @@ def test_a_file_that_is_gone_is_named_or_reported(images: Path, tmp_path: Path) 
     seen = [s for b in loader.epoch(1, on_unreadable=reasons.update) for s in b.samples.tolist()]
     assert list(reasons) == [7]
     assert sorted(seen) == [s for s in range(24) if s != 7]
-
-
-def test_no_decoder_warning_is_lost(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
-    from qrdali.pipelines import engine
-
-    def engine_that_warns(device: Any, threads: Any, warn: Any, sharing: int) -> Engine:
-        warn("whole images are decoded instead")
-        return Engine(threads=1)
-
-    monkeypatch.setattr(engine, "engine_for", engine_that_warns)
-    with pytest.warns(RuntimeWarning, match="whole images are decoded instead"):
-        public_loader.Loader(dataset["val"], **OPTIONS)
