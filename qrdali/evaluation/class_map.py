@@ -52,7 +52,8 @@ class ClassMap:
     @cached_property
     def _members(self) -> npt.NDArray[np.float32]:
         """Returns float32 [R, D], 1 where a class of the network belongs to one of the data set."""
-        return (self.target[:, None] == np.arange(len(self.classes))).astype(np.float32)
+        members: npt.NDArray[np.bool_] = self.target[:, None] == np.arange(len(self.classes))
+        return members.astype(np.float32)
 
     def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (predictions int64 [N], confidences float32 [N]) of logits [N, R]."""

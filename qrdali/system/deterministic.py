@@ -66,8 +66,8 @@ def cudnn_benchmark(wanted: bool) -> Iterator[None]:
     """Lets cuDNN, if `wanted`, time its algorithms for each new shape and take the fastest, within the block.
 
     Afterwards the switch is as before. It pays where the same few shapes come again and again. Which
-    algorithm is the fastest is not the same each time, so results repeat only up to rounding: never ask for it within
-    `deterministic(True)`, nor where a search or an evaluation is to be repeated.
+    algorithm is the fastest is not the same each time, so results repeat only up to rounding: never ask for
+    it within `deterministic(True)`, nor where a search or an evaluation is to be repeated.
     """
     if not wanted:
         yield

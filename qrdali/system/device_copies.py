@@ -30,7 +30,7 @@ class HostCopies:
         self._copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
         self._copied: torch.cuda.Event | None = None
         if tensors[0].is_cuda:
-            self._copied = torch.cuda.Event()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(tensors[0].device))
 
     def read(self) -> list[npt.NDArray[Any]]:

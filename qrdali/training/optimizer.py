@@ -8,13 +8,8 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-_FUSED = {
-    "sgd",
-    "momentum",
-    "nesterov",
-    "adam",
-    "adamw",
-}  # timm's names of torch's optimizers that can be fused
+# timm's names of torch's optimizers that a GPU can fuse
+_FUSED = {"sgd", "momentum", "nesterov", "adam", "adamw"}
 
 
 def create_optimizer(
@@ -26,7 +21,11 @@ def create_optimizer(
     device, where others wait for it. It repeats its bits, with --deterministic too. A CPU does not get it:
     its weights would differ in the last bit from those of earlier versions.
     """
-    return create_optimizer_v2(model, name, lr=lr, weight_decay=weight_decay, **fused_options(name, device))
+    options = fused_options(name, device)
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+        model, name, lr=lr, weight_decay=weight_decay, **options
+    )
+    return optimizer
 
 
 def fused_options(name: str, device: torch.device) -> dict[str, bool]:
