@@ -25,8 +25,10 @@ from qrdali.reduction import neighbors
 from qrdali.reduction.neighbors import Candidates, DescentRule
 from qrdali.reduction.png_entropy import entropy_within
 from qrdali.reduction.quality import COLOR, RESOLUTION, LevelScale, ReductionParams, bin_width, scaled_size
+from qrdali.system.device_copies import HostCopies, to_device
 
 _NEVER_BEST = 1 << 62  # bytes of a candidate whose encoding was given up
+_PIXELS_AT_ONCE = 16_000_000  # of the reduced images of one path that wait for their encoding
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ class _Candidate(NamedTuple):
 
 
 class _InFlight(NamedTuple):
-    """Holds a batch under way: correct bool [N] and confidence float32 [N] may not be computed yet."""
+    """Holds a batch under way. answers: correct bool [N] and confidence float32 [N]; they may not be computed
+    yet."""
 
     batch: list[_Candidate]
-    correct: torch.Tensor
-    confidence: torch.Tensor
+    answers: HostCopies
 
 
 class Search:
@@ -197,7 +199,7 @@ class Search:
         """Starts the forward pass of a batch; its results are not waited for."""
         with torch.inference_mode():
             images = self.reducer.network_inputs([path.pixels for path, _ in batch], _params(batch))
-            labels = torch.tensor([path.label for path, _ in batch], device=images.device)
+            labels = to_device(np.array([path.label for path, _ in batch], np.int64), images.device)
             if missing := self.limits.batch_size - len(batch):
                 # Always of one size: libraries choose their arithmetic by it, and a resumed search must end
                 # the same.
@@ -207,14 +209,13 @@ class Search:
             with self.autocast():
                 logits = self.model(images)[: len(batch)]
             confidence = logits.float().softmax(1).gather(1, labels[:, None])[:, 0]
-            return _InFlight(batch, logits.argmax(1) == labels, confidence)
+            return _InFlight(batch, HostCopies(logits.argmax(1) == labels, confidence))
 
     def _record_answers(self, classified: _InFlight) -> None:
         """Records a batch's answers and moves on every path that has all of its own."""
         complete, ready = [], []
-        answers = zip(
-            classified.batch, classified.correct.tolist(), classified.confidence.tolist(), strict=True
-        )
+        are_correct, confidences = (answers.tolist() for answers in classified.answers.read())
+        answers = zip(classified.batch, are_correct, confidences, strict=True)
         for (path, column), correct, confidence in answers:
             pending = _answers(path)
             pending.correct[column], pending.confidence[column] = correct, confidence
@@ -271,12 +272,29 @@ class Search:
         # Those with few pixels and values first: they are likely the smallest.
         weight = candidates.size[0, columns].prod(axis=1) * (8 - np.log2(candidates.bin_width[0, columns]))
         best = _NEVER_BEST
-        for column in columns[np.argsort(weight, kind="stable")].tolist():
-            image = self.reducer.reduced_images([path.pixels], _params([_Candidate(path, column)]))[0]
-            size = entropy_within(image, best)
-            if size is not None:
-                result[column] = best = size
+        ordered = columns[np.argsort(weight, kind="stable")]
+        for together in np.split(ordered, _ends_of_runs(candidates.size[0, ordered])):
+            batch = [_Candidate(path, column) for column in together.tolist()]
+            images = self.reducer.reduced_images([path.pixels] * len(batch), _params(batch))
+            for (_, column), image in zip(batch, images, strict=True):
+                size = entropy_within(image, best)
+                if size is not None:
+                    result[column] = best = size
         return result
+
+
+def _ends_of_runs(sizes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Returns where to split images of `sizes` [N, 2], so that those made at once have few pixels together.
+
+    A GPU makes all of an image's candidates in one run; of a very large image they need not fit at once.
+    """
+    ends, pixels = [], 0
+    for i, more in enumerate(sizes.astype(np.int64).prod(axis=1).tolist()):
+        if pixels and pixels + more > _PIXELS_AT_ONCE:
+            ends.append(i)
+            pixels = 0
+        pixels += more
+    return np.array(ends, np.int64)
 
 
 def _every_level(

@@ -35,6 +35,7 @@ from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.quality import LevelScale
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import probe_batch_size
+from qrdali.system.device_copies import wait_for_device
 from qrdali.workflows.bench_loader import machine
 from qrdali.workflows.context import open_context
 
@@ -223,6 +224,7 @@ class _Duel:
             mepis = MepiSet.open(out, MepiSource(self.part, CLASS_NAMES, self.scale), {}, None)
             begun = time.perf_counter()
             row = self._build(mepis, reduction)
+            wait_for_device(context.device)
             taken = time.perf_counter() - begun
             listener.advance(1, lambda: f"{reduction}, ours")
             ours.append(len(self.part) / taken)
@@ -232,6 +234,7 @@ class _Duel:
                 reference.search(path, label, dimensions, self.scale.grid, self.scale.tail)
                 for path, label in zip(paths, labels, strict=True)
             ]
+            wait_for_device(context.device)
             theirs.append(len(self.few) / (time.perf_counter() - begun))
             listener.advance(1, lambda: f"{reduction}, naive")
             states = mepis.journal(reduction).rows["state"]

@@ -281,7 +281,7 @@ def test_a_new_set_has_the_whole_tail(built: Path, built_with_tail: Path, datase
 
 
 def _is_lowest(row: dict[str, Any]) -> bool:
-    """Returns whether a row of a set of step .1 with a tail is of one pixel, or one value, as far as they move."""
+    """Returns whether a row of a set of step .1 with a tail is of one pixel, and one value, as they move."""
     color, crop, resolution = REDUCTIONS[row["reduction"]]
     sides = np.array([[row["height"], row["width"]]])
     scale = LevelScale(10, MAX_TAIL)
