@@ -9,7 +9,7 @@ from qrdali.errors import InputError
 from qrdali.reduction.quality import QUARTERS, REDUCTIONS, LevelScale
 from qrdali.runs.settings import Settings, validate_settings
 from qrdali.schedule.live_levels import live_levels
-from qrdali.schedule.methods import require_live_levels, schedule_rule_of, stage_levels
+from qrdali.schedule.methods import check_settings, require_live_levels, schedule_rule_of, stage_levels
 
 LARGE = [np.array([[375, 500]], np.int32)]
 TINY = [np.array([[3, 3], [2, 2]], np.int32)]
@@ -72,3 +72,25 @@ def test_images_of_one_pixel_cannot_be_cropped() -> None:
     for method in ("linear", "adaptive", "fixed"):
         with pytest.raises(InputError, match="changes"):
             require_live_levels(settings(method, reduction="crop"), lambda: point)
+
+
+def test_a_tail_adds_stages_of_linear_down_to_one_value() -> None:
+    values = {"method": "linear", "data": "d", "reduction": "color", "tail": "3"}
+    assert stage_levels(validate_settings(values)) == (
+        1,
+        2,
+        3,
+        4,
+        5,
+    )  # bins of 4, 16, 64, 128, 256; 6 is dead
+    assert stage_levels(validate_settings({**values, "tail": "full"})) == (1, 2, 3, 4, 5)
+    assert stage_levels(validate_settings({**values, "direction": "up"})) == (6, 4, 3, 2, 1)
+    assert stage_levels(validate_settings({**values, "tail": "none"})) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("method", ["shared", "baseline", "fixed", "random"])
+def test_a_tail_is_of_linear_and_adaptive(method: str) -> None:
+    with pytest.raises(InputError, match=f"--tail is for linear and adaptive, not {method}"):
+        check_settings(validate_settings({"method": method, "data": "d", "tail": "2"}))
+    for accepted in ("linear", "adaptive"):
+        check_settings(validate_settings({"method": accepted, "data": "d", "tail": "2"}))
