@@ -72,7 +72,7 @@ class EpochTrainer:
         done = min(plan.samples, sums.step * plan.batch_size)
         self.context.listener.begin(f"epoch {epoch_number(progress)} {phase}", plan.samples - done)
         # Batches but the last have one shape; probes have many, and evaluations are to be repeated.
-        with cudnn_benchmark(not self.settings.deterministic):
+        with cudnn_benchmark(self.context.device.type == "cuda" and not self.settings.deterministic):
             progress = self._take_steps(progress, plan, phase, save)
         self._require_finite(progress.schedule, weights=True)
         self.context.listener.end()

@@ -24,7 +24,7 @@ from qrdali.distributed import ProcessGroup
 from qrdali.distributed.work_queue import WorkQueue
 from qrdali.errors import Interrupted, OtherRankFailed, RunError
 from qrdali.mepi.journal import Entry, Journal
-from qrdali.reduction.quality import QUARTERS
+from qrdali.reduction.quality import MAX_TAIL, QUARTERS, LevelScale
 from qrdali.runs.settings import validate_settings
 from qrdali.workflows.build_mepi import build_mepi
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
@@ -243,7 +243,7 @@ def test_evaluate_gives_the_rows_of_one_process(
     evaluated = torchrun(3, ["evaluate", "--run", str(copy), *sets])
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    evaluator = Evaluator(run, EvaluateOptions(5, "cpu", "auto", 1, 4, 0.5, 4))
+    evaluator = Evaluator(run, EvaluateOptions(5, "cpu", "auto", 1, LevelScale(4, MAX_TAIL), 0.5))
     alone = {"val": evaluator.split(dataset.folder, "val"), "mine": evaluator.folder("mine", folder)}
     torch.set_num_threads(before)
     status, printed, said = ended(evaluated)

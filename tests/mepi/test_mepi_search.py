@@ -422,7 +422,7 @@ def test_a_full_gpu_is_no_files_fault(
     index, samples, wanted = states
     reducer = GraphImageReducer(index, PRE, Engine(whole_graph=True))
     own = [pixels for _, pixels in reducer.decode(iter(samples[:2]), lambda sample, reason: None)]
-    numbers = params_of_states(wanted[:2], index.sizes(np.array(samples[:2])), 20)
+    numbers = params_of_states(wanted[:2], index.sizes(np.array(samples[:2])), LevelScale(20))
     blamed: dict[int, str] = {}
 
     def fail(error: Exception) -> Any:

@@ -76,13 +76,8 @@ def test_images_of_one_pixel_cannot_be_cropped() -> None:
 
 def test_a_tail_adds_stages_of_linear_down_to_one_value() -> None:
     values = {"method": "linear", "data": "d", "reduction": "color", "tail": "3"}
-    assert stage_levels(validate_settings(values)) == (
-        1,
-        2,
-        3,
-        4,
-        5,
-    )  # bins of 4, 16, 64, 128, 256; 6 is dead
+    # Bins of 4, 16, 64, 128, 256, 256 values: level 6 is dead.
+    assert stage_levels(validate_settings(values)) == (1, 2, 3, 4, 5)
     assert stage_levels(validate_settings({**values, "tail": "full"})) == (1, 2, 3, 4, 5)
     assert stage_levels(validate_settings({**values, "direction": "up"})) == (6, 4, 3, 2, 1)
     assert stage_levels(validate_settings({**values, "tail": "none"})) == (1, 2, 3)
