@@ -43,7 +43,7 @@ from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels
 from qrdali.reduction.neighbors import column_dimensions, neighbors_of
-from qrdali.reduction.quality import Dimensions
+from qrdali.reduction.quality import Dimensions, LevelScale
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import resolve_device
 from qrdali.workflows.bench_loader import machine
@@ -132,7 +132,7 @@ class Work:
                 yield CandidateRequest(
                     samples,
                     window,
-                    neighbors_of(np.zeros((len(samples), 3), np.uint8), window, sizes, MOVING, 4),
+                    neighbors_of(np.zeros((len(samples), 3), np.uint8), window, sizes, MOVING, LevelScale(4)),
                 )
 
         for answer in self._loader.candidates(requests(), 4, column_dimensions(MOVING), True):

@@ -29,7 +29,7 @@ from qrdali.mepi.search_path import FULL_STATE, ReductionState, params_of_states
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.reduction.neighbors import ANCHORS
 from qrdali.reduction.png_entropy import encoder_name, entropy, entropy_within
-from qrdali.reduction.quality import scaled_size, window_offset
+from qrdali.reduction.quality import LevelScale, scaled_size, window_offset
 from qrdali.workflows.bench_loader import machine
 from qrdali.workflows.build_mepi import build_mepi
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
@@ -42,7 +42,7 @@ def reachable(height: int, width: int) -> list[ReductionState]:
     places = {0: {(0, 0)}}
     for level in range(1, N):
         outer, inner = (
-            scaled_size(np.array([[height, width]]), np.array([k]), N) for k in (level - 1, level)
+            scaled_size(np.array([[height, width]]), np.array([k]), LevelScale(N)) for k in (level - 1, level)
         )
         places[level] = {
             (top + y, left + x)
@@ -63,7 +63,7 @@ def minimum(evaluator: Evaluator, maker: Any, pixels: Any, label: int) -> int:
     for start in range(0, len(states), 64):
         batch = states[start : start + 64]
         reduction = params_of_states(
-            batch, np.tile(np.array([[height, width]], np.int32), (len(batch), 1)), N
+            batch, np.tile(np.array([[height, width]], np.int32), (len(batch), 1)), LevelScale(N)
         )
         with torch.inference_mode(), evaluator.context.autocast():
             is_correct = (
@@ -77,7 +77,7 @@ def minimum(evaluator: Evaluator, maker: Any, pixels: Any, label: int) -> int:
     best = 1 << 60
     for _, state in sorted(correct):
         picture = maker.reduced_images(
-            [pixels], params_of_states([state], np.array([[height, width]], np.int32), N)
+            [pixels], params_of_states([state], np.array([[height, width]], np.int32), LevelScale(N))
         )[0]
         best = entropy_within(picture, best) or best
     return best
@@ -116,7 +116,8 @@ def gap(run: Path, data: Path, split: str, images: int) -> dict[str, Any]:
         ):
             label = int(index.labels(np.array([sample]))[0])
             whole = maker.reduced_images(
-                [pixels], params_of_states([FULL_STATE], np.array([pixels.shape[:2]], np.int32), N)
+                [pixels],
+                params_of_states([FULL_STATE], np.array([pixels.shape[:2]], np.int32), LevelScale(N)),
             )[0]
             best[sample] = minimum(evaluator, maker, pixels, label) / entropy(whole)
             print(f"{len(best)} of {len(quotients_by_preference['confidence'])}", file=sys.stderr)

@@ -25,12 +25,17 @@ def _round(x: float) -> int:
     return math.floor(x + 0.5)
 
 
+def _quality(level: int, n: int) -> float:
+    return (n - level) / n if level < n else 0.5 ** (level - n + 1) / n
+
+
 def _side(length: int, level: int, n: int) -> int:
-    return max(1, _round(length * math.sqrt((n - level) / n)))
+    return max(1, _round(length * math.sqrt(_quality(level, n))))
 
 
 def _bins(level: int, n: int) -> int:
-    return min(128, _round(256 ** (level / n)))
+    d = _round(256 ** (1 - _quality(level, n)))
+    return d if d <= 128 else 128 if level < n else 256
 
 
 def _png(image: Image.Image) -> int:
@@ -54,24 +59,26 @@ def reduced(whole: Image.Image, state: tuple[int, ...], n: int) -> Image.Image:
 
 
 def neighbours(
-    whole: Image.Image, state: tuple[int, ...], dimensions: tuple[bool, bool, bool], n: int
+    whole: Image.Image, state: tuple[int, ...], dimensions: tuple[bool, bool, bool], n: int, tail: int
 ) -> list[tuple[int, ...]]:
-    """Returns the states one step below: color, resolution, crop windows."""
+    """Returns the states one step below: color, resolution, crop windows. tail: levels below the grid's n."""
     color, crop, resolution, top, left = state
     h, w = _side(whole.height, crop, n), _side(whole.width, crop, n)
     found: list[tuple[int, ...]] = []
     if dimensions[0]:
         found += [
-            (k, crop, resolution, top, left) for k in range(color + 1, n) if _bins(k, n) != _bins(color, n)
+            (k, crop, resolution, top, left)
+            for k in range(color + 1, n + tail)
+            if _bins(k, n) != _bins(color, n)
         ][:1]
     if dimensions[2]:
         found += [
             (color, crop, k, top, left)
-            for k in range(resolution + 1, n)
+            for k in range(resolution + 1, n + tail)
             if (_side(h, k, n), _side(w, k, n)) != (_side(h, resolution, n), _side(w, resolution, n))
         ][:1]
     if dimensions[1]:
-        sizes = [(k, _side(whole.height, k, n), _side(whole.width, k, n)) for k in range(crop + 1, n)]
+        sizes = [(k, _side(whole.height, k, n), _side(whole.width, k, n)) for k in range(crop + 1, n + tail)]
         for k, a, b in [s for s in sizes if s[1:] != (h, w)][:1]:
             found += [
                 (color, k, resolution, top + _round(y * (h - a)), left + _round(x * (w - b)))
@@ -109,10 +116,12 @@ class Naive:
         return int(p.argmax()) == label, float(p[label])
 
     def search(
-        self, path: str, label: int, dimensions: tuple[bool, bool, bool], n: int
+        self, path: str, label: int, dimensions: tuple[bool, bool, bool], n: int, tail: int = 0
     ) -> tuple[tuple[int, ...] | None, float]:
         """Returns (state, entropy quotient) of an image's MEPI, or None and 0 where it is wrong at full
         quality.
+
+        n: of the step 1/n. tail: levels below that grid, each of half the quality of the one before.
         """
         with Image.open(path) as file:
             whole = ImageOps.exif_transpose(file).convert("RGB")
@@ -123,7 +132,7 @@ class Naive:
         while True:
             around = [
                 (candidate, *self.judged(reduced(whole, candidate, n), label))
-                for candidate in neighbours(whole, state, dimensions, n)
+                for candidate in neighbours(whole, state, dimensions, n, tail)
             ]
             good = [c for c in around if c[1]]
             if not good:

@@ -38,6 +38,7 @@ from qrdali.data.index import ROWS, SCHEMA, Index
 from qrdali.data.scan import build_dataset
 from qrdali.reduction.counter_rng import Purpose, uniform
 from qrdali.reduction.levels import PerImageLevels
+from qrdali.reduction.quality import LevelScale
 
 CLASSES, FILES, SIZE = 1000, 256, (64, 48)
 BATCH, BATCHES = 32, 200
@@ -134,8 +135,8 @@ def opening(file: Path, levels: Path, cold: bool) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     index = Index(file, CLASSES)
     opened = time.perf_counter() - begun
-    states = PerImageLevels.load(levels, 1, len(index), 4, True, True)
-    plan = EpochPlan(len(index), BATCH, states, 4, 1, 1, True, "flip")
+    states = PerImageLevels.load(levels, 1, len(index), LevelScale(4), True, True)
+    plan = EpochPlan(len(index), BATCH, states, LevelScale(4), 1, 1, True, "flip")
     plan.parameters(plan.batch(0), index.sizes(plan.batch(0)))
     with_levels = time.perf_counter() - begun
     ready = resident(), status("VmHWM") - peak

@@ -172,6 +172,9 @@ def train(
     help="Of them, searched by the naive reference.",
 )
 @click.option("--step", default=0.05, show_default=True, help="Grid of qualities, 1/n.")
+@click.option(
+    "--tail", metavar="full|none|N", default="full", show_default=True, help="Levels below the grid."
+)
 @_rounds(1)
 @_threads
 @_input_size
@@ -182,6 +185,7 @@ def mepi(
     images: int,
     naive_images: int,
     step: float,
+    tail: str,
     rounds: int,
     threads: int | None,
     input_size: int | None,
@@ -209,6 +213,7 @@ def mepi(
             images=images,
             naive_images=naive_images,
             step=step,
+            tail=tail,
             rounds=rounds,
             listener=listener,
         ),
@@ -216,7 +221,7 @@ def mepi(
     result["command"] = (
         f"qrdali bench mepi --model {name} --images {result['images']} --naive-images "
         f"{result['naive_images']} "
-        f"--step {step:g} --rounds {rounds} --threads {result['threads']} "
+        f"--step {step:g} --tail {tail} --rounds {rounds} --threads {result['threads']} "
         f"--input-size {result['input_size']} --json"
     )
     if as_json:

@@ -19,6 +19,11 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
 @click.option("--reduction", type=click.Choice([*REDUCTIONS, "all"]), default="all", show_default=True)
 @click.option("--step", default=0.05, show_default=True, help="Grid of qualities, 1/n.")
 @click.option(
+    "--tail",
+    metavar="full|none|N",
+    help="Levels below the grid, each of half the quality.  [default: full, or the set's own]",
+)
+@click.option(
     "--windows",
     type=click.Choice(["5", "9"]),
     default="5",

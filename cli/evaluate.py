@@ -32,6 +32,13 @@ import click
     "--step", default=0.25, show_default=True, help="Grid of qualities of --curve and --reduced, 1/n."
 )
 @click.option(
+    "--tail",
+    metavar="full|none|N",
+    default="full",
+    show_default=True,
+    help="How far --curve goes below the grid, halving the quality: down to one pixel and one value.",
+)
+@click.option(
     "--class-map",
     type=click.Path(),
     metavar="TSV",
@@ -92,7 +99,7 @@ def _show(results: list[dict[str, Any]], as_json: bool) -> None:
             if isinstance(curve, dict):
                 points = zip(curve["quality"], curve["accuracy"], strict=True)
                 text = ", ".join(f"{quality:g}: {accuracy:.3f}" for quality, accuracy in points)
-                say(f"  {reduction:12s} area {curve['area']:.3f}  {text}")
+                say(f"  {reduction:12s} area {curve['area']:.3f}, log {curve['log_area']:.3f}  {text}")
         if "curve" in result:
             say(f"curve: {result['curve']['files']}.png")
 

@@ -174,6 +174,11 @@ def _reduced(command: F) -> F:
         ),
         click.option("--step", type=float, help="Grid of qualities, 1/n.  [default: 0.25]"),
         click.option(
+            "--tail",
+            metavar="none|full|N",
+            help="Levels below the grid, each of half the quality; linear and adaptive.  [default: none]",
+        ),
+        click.option(
             "--reduction",
             type=click.Choice(["color", "crop", "resolution", "combination", "none"]),
             help="What R epochs reduce; none is the sham control.  [default: combination]",
@@ -370,6 +375,6 @@ def _describe_epoch(settings: Settings, epoch: int, stage: int, phase: Phase) ->
     if settings.method == "random":
         return f"{settings.reduction}, quality {settings.low:g} to {settings.high:g}, drawn per image"
     levels = reduced_levels(settings, stage, epoch).for_samples(np.zeros(1, np.int64))[0]
-    qualities = zip(DIMENSIONS, quality(levels, settings.num_levels), strict=True)
-    reduced = ", ".join(f"{dimension} {value:.2f}" for dimension, value in qualities if value < 1)
+    qualities = zip(DIMENSIONS, quality(levels, settings.scale), strict=True)
+    reduced = ", ".join(f"{dimension} {value:.4g}" for dimension, value in qualities if value < 1)
     return reduced or "full quality (sham)"

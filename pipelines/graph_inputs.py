@@ -39,7 +39,7 @@ class PixelReduction(NamedTuple):
 
     size: Float32  # [N, 2] height, width after it, whole numbers: `fn.resize` takes floats only
     resized: Bool  # [N] whether `size` differs from the window's shape
-    bin_width: Float32  # [N] width d of a colour bin, 1 to 128
+    bin_width: Float32  # [N] width d of a colour bin, 1 to 128, or 256
     mask: UInt8  # [N] 256 - d where d is a power of two, 0 elsewhere
     half: UInt8  # [N] floor(d / 2)
     binning: UInt8  # [N] NO_BINS for d = 1, POWER_OF_TWO, or ANY_WIDTH

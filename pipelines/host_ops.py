@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from qrdali.reduction.quality import ONE_VALUE
+
 if TYPE_CHECKING:
     from qrdali.models import Preprocessing
     from qrdali.reduction.network_view import View
@@ -48,9 +50,14 @@ def resize(image: Pixels, height: int, width: int, interpolation: str) -> Pixels
 
 
 def color(image: Pixels, bin_width: int) -> Pixels:
-    """Returns min(255, floor(v / d)·d + floor(d / 2)) of each value v for bins of `bin_width` d, 1 to 128."""
+    """Returns min(255, floor(v / d)·d + floor(d / 2)) of each value v for bins of `bin_width` d.
+
+    d is 1 to 128, or 256, which leaves one value, 128.
+    """
     if bin_width == 1:
         return image
+    if bin_width == ONE_VALUE:  # more than uint8 holds
+        return np.full_like(image, ONE_VALUE // 2)
     d, half = np.uint8(bin_width), np.uint8(bin_width // 2)
     if bin_width & (bin_width - 1) == 0:
         masked: Pixels = (image & np.uint8(256 - bin_width)) + half
@@ -63,7 +70,7 @@ def color(image: Pixels, bin_width: int) -> Pixels:
 def reduce(image: Pixels, size: npt.NDArray[np.integer], bin_width: int) -> Pixels:
     """Returns the reduced image of a window's pixels: resolution, then color. It may be `image` itself.
 
-    size: height and width in pixels. bin_width: 1 to 128.
+    size: height and width in pixels. bin_width: 1 to 128, or 256.
     """
     height, width = int(size[0]), int(size[1])
     if image.shape[:2] != (height, width):

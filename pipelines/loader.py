@@ -33,6 +33,7 @@ from qrdali.pipelines.undecodable import decode_once
 from qrdali.reduction.network_view import view
 from qrdali.reduction.quality import CROP
 from qrdali.schedule.epoch_plan import EpochPlan
+from qrdali.system.device_copies import to_device
 
 Outputs = tuple[Any, ...]  # DALI tensor lists of one batch, one for each output of the graph
 
@@ -190,8 +191,8 @@ class GraphLoader(_Loader):
             self._copy(tensor, result)
             return result
         feed_ndarray(tensor, result)
-        # Labels and samples are made on the host; pinned memory would not pay for a few hundred bytes.
-        return result.to(self._device)
+        # Labels and samples are made on the host. A blocking copy would wait for the step before.
+        return to_device(result, self._device)
 
 
 class HostLoader(_Loader):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import torch
 from qrdali.errors import InputError, printable
 from qrdali.files import text_lines
 from qrdali.files.text_lines import quote
+from qrdali.system.device_copies import to_device
 
 MapRule = Literal["argmax", "sum"]
 UNMAPPED = -1  # the prediction of an image whose class is none of the data set's
@@ -45,19 +46,30 @@ class ClassMap:
         return share / len(self.classes)
 
     @cached_property
-    def _members(self) -> torch.Tensor:
+    def _copies(self) -> dict[torch.device, torch.Tensor]:
+        return {}
+
+    @cached_property
+    def _members(self) -> npt.NDArray[np.float32]:
         """Returns float32 [R, D], 1 where a class of the network belongs to one of the data set."""
-        return torch.from_numpy((self.target[:, None] == np.arange(len(self.classes))).astype(np.float32))
+        members: npt.NDArray[np.bool_] = self.target[:, None] == np.arange(len(self.classes))
+        return members.astype(np.float32)
 
     def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (predictions int64 [N], confidences float32 [N]) of logits [N, R]."""
         probability = logits.float().softmax(1)
         if self.rule == "argmax":
             confidence, first = probability.max(1)
-            return torch.from_numpy(self.target).to(logits.device)[first], confidence
+            return self._on(logits.device, self.target)[first], confidence
         # A product instead of scattered additions, whose order and with it the last bit varies on a GPU.
-        confidence, prediction = (probability @ self._members.to(logits.device)).max(1)
+        confidence, prediction = (probability @ self._on(logits.device, self._members)).max(1)
         return prediction, confidence.clamp(max=1.0)  # a sum of all may round to just above
+
+    def _on(self, device: torch.device, values: npt.NDArray[Any]) -> torch.Tensor:
+        """Returns the one array of this map's rule on `device`, copied there at the first batch alone."""
+        if device not in self._copies:
+            self._copies[device] = to_device(values, device)
+        return self._copies[device]
 
 
 def read_class_map(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from qrdali.data.shapes import ShapesSpec
 from qrdali.errors import InputError, printable
-from qrdali.reduction.quality import level_of, num_levels_of
+from qrdali.reduction.quality import LevelScale, level_of, num_levels_of, tail_levels
 from qrdali.runs import settings as run_settings
 from qrdali.runs.settings import Settings
 
@@ -143,7 +143,8 @@ class Evaluate(_Table):
     """Says what every run's best/ is evaluated on.
 
     sets: folders by name. reduced: quality at which the splits are evaluated too. curve: whether accuracy is
-    also measured at every quality of curve_step.
+    also measured at every quality of curve_step and of curve_tail, which is that of the MEPI sets where it is
+    not given.
     """
 
     splits: list[Split] = Field(default=["test"], min_length=1)
@@ -151,15 +152,20 @@ class Evaluate(_Table):
     reduced: float | None = Field(default=None, gt=0, lt=1)
     curve: bool = False
     curve_step: float = 0.25
+    curve_tail: str | None = None
 
 
 class Mepi(_Table):
-    """Says of which runs minimal images are built (patterns); the options are those of `build-mepi`."""
+    """Says of which runs minimal images are built (patterns); the options are those of `build-mepi`.
+
+    tail: None for that of the folder, which is "full" where it is new.
+    """
 
     runs: list[str] = []
     split: Split = "val"
     reductions: list[Reduction] = Field(default=ALL_REDUCTIONS, min_length=1)
     step: float = 0.05
+    tail: str | None = None
     windows: Literal[5, 9] = 5
     prefer: Literal["confidence", "entropy"] = "confidence"
     limit: int | None = Field(default=None, ge=1)
@@ -312,9 +318,14 @@ def _check_evaluation(matrix: Matrix) -> None:
             num_levels_of(step)
         except InputError as error:
             raise InputError(f"{key}: {error}") from None
+    for key, tail in (("evaluate.curve_tail", matrix.evaluate.curve_tail), ("mepi.tail", matrix.mepi.tail)):
+        try:
+            tail_levels(tail or "none")
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from None
     if matrix.evaluate.reduced is not None:
         try:
-            level_of(matrix.evaluate.reduced, 4)
+            level_of(matrix.evaluate.reduced, LevelScale(4))
         except InputError as error:
             raise InputError(f"evaluate.reduced: {error}") from None
 

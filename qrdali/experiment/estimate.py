@@ -86,7 +86,7 @@ def _max_probes(settings: Settings) -> int:
     """
     if settings.method != "adaptive" or settings.feedback != "probe":
         return 0
-    return sum(REDUCTIONS[settings.reduction]) * (settings.num_levels - 1) + 1
+    return sum(REDUCTIONS[settings.reduction]) * (settings.scale.count - 1) + 1
 
 
 @dataclass(frozen=True)

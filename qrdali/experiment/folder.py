@@ -19,6 +19,7 @@ from qrdali.files.lock import acquire
 from qrdali.runs import checkpoint
 
 LOCK, DONE, FAILURES = ".lock", "done.json", "failures.json"
+LEVELS = "levels"  # the key of the note on what a folder was begun with
 
 
 class ExperimentFolder:
@@ -86,6 +87,26 @@ class ExperimentFolder:
             return [status.st_size, status.st_mtime_ns]
         except OSError:
             return None
+
+    @property
+    def tail(self) -> str | None:
+        """Returns the tail that the folder was begun with; None of a new folder.
+
+        Version 0.1 knew none and noted none.
+        """
+        if isinstance(noted := self.done.get(LEVELS, {}).get("tail"), str):
+            return noted
+        return "none" if self.done or (self.folder / "runs").exists() else None
+
+    def begin(self, tail: str) -> None:
+        """Notes what a new folder is begun with. Raises InputError if it was begun with another tail."""
+        if self.tail is None:
+            self.note(LEVELS, {"tail": tail})
+        elif self.tail != tail:
+            raise InputError(
+                f"{printable(self.folder)} was begun with mepi.tail = {printable(self.tail)[:20]!r}, not "
+                f"{tail!r}: give that, or choose another out"
+            )
 
     def note(self, key: str, note: dict[str, Any]) -> None:
         """Writes down something else that a later call must know."""

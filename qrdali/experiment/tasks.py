@@ -78,6 +78,16 @@ class Tasks:
         ]
         self.all += [Task("report")] if matrix.report.make else []
 
+    @property
+    def tail(self) -> str:
+        """Returns the tail of the levels that MEPI sets are searched on: "none", "full" or their number."""
+        return self.matrix.mepi.tail or self.folder.tail or "full"
+
+    @property
+    def curve_tail(self) -> str:
+        """Returns the tail of the levels that curves go down."""
+        return self.matrix.evaluate.curve_tail or self.tail
+
     def _has_mepi(self, name: str) -> bool:
         return any(matches(name, pattern) for pattern in self.matrix.mepi.runs)
 
@@ -208,7 +218,9 @@ class Tasks:
         images = noted.get("data") if isinstance(noted, dict) else None
         if task.kind == "mepi":
             return {
-                **self.matrix.mepi.model_dump(exclude={"runs"}),
+                **self.matrix.mepi.model_dump(exclude={"runs", "tail"}),
+                # Notes of version 0.1 have no tail.
+                **({} if self.tail == "none" else {"tail": self.tail}),
                 "data": self._fingerprint(self.matrix.mepi.split, images),
             }
         evaluate = self.matrix.evaluate
@@ -217,6 +229,7 @@ class Tasks:
             "data": {split: self._fingerprint(split, by_split.get(split)) for split in evaluate.splits},
             "reduced": evaluate.reduced,
             "curve": evaluate.curve_step if evaluate.curve else None,
+            **({"curve_tail": self.curve_tail} if evaluate.curve and self.curve_tail != "none" else {}),
             "sets": {
                 name: [storage.absolute(folder), 0 if storage.is_remote(folder) else _newest(Path(folder))]
                 for name, folder in evaluate.sets.items()

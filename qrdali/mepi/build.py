@@ -274,7 +274,7 @@ class Builder:
     def _encode(self, path: SearchPath) -> tuple[bytes, int]:
         """Returns the PNG file of a path's state, and the PNG bytes of its original."""
         sizes = np.array([path.size] * 2, np.int32)
-        params = params_of_states([path.state, FULL_STATE], sizes, self.search.rule.descent.num_levels)
+        params = params_of_states([path.state, FULL_STATE], sizes, self.search.rule.descent.scale)
         mepi, original = self.search.reducer.reduced_images([path.pixels] * 2, params)
         png = png_bytes(mepi)
         if known := int(self._full_entropies[path.sample]):
@@ -292,12 +292,15 @@ class Builder:
             self._quotient_count += 1
 
     def _near_void_summary(self, samples: list[int]) -> dict[str, Any]:
-        """Returns how many MEPIs are at the lowest state, and the class that any image there is taken for.
+        """Returns how many MEPIs are at the lowest state, the mean quotient of the others, and the class that
+        any image there is taken for.
 
-        Those MEPIs show nothing of their object: the network answers that class for almost anything.
-        Collective.
+        MEPIs at the lowest state show nothing of their object: with all of the tail, the network answers
+        that class for any image. Collective.
         """
-        lowest = self.mepis.lowest(self.reduction)
+        lowest = self.mepis.at_lowest_state(self.reduction)
+        rows = self.journal.rows[self.journal.with_mepi()[~lowest]]
+        quotients = rows["mepi"] / rows["full"]
         positions = np.unique(np.linspace(0, len(samples) - 1, min(_VOIDS, len(samples))).astype(int))
         own = [
             samples[position]
@@ -309,10 +312,10 @@ class Builder:
         # Sorted by sample: of equally frequent classes `most_common` takes the first, whatever rank had it.
         every = sorted(pair for pairs in of_all_ranks for pair in pairs)
         counts = Counter(label for _, label in every)
-        mepis = len(self.journal.with_mepi())
         result: dict[str, Any] = {
-            "lowest_state": lowest,
-            "lowest_state_share": lowest / mepis if mepis else None,
+            "lowest_state": int(lowest.sum()),
+            "lowest_state_share": float(lowest.mean()) if len(lowest) else None,
+            "mean_quotient_above_void": float(quotients.mean()) if len(quotients) else None,
         }
         if counts:
             label, count = counts.most_common(1)[0]
@@ -325,17 +328,17 @@ class Builder:
     def _predict_at_lowest_state(self, samples: list[int]) -> list[tuple[int, int]]:
         """Returns (sample, predicted class) of images at the lowest state, their windows centred."""
         descent, reducer = self.search.rule.descent, self.search.reducer
-        color, crop, resolution = (descent.num_levels - 1 if moves else 0 for moves in descent.dimensions)
+        color, crop, resolution = (descent.scale.count - 1 if moves else 0 for moves in descent.dimensions)
         predictions: list[tuple[int, int]] = []
         originals = reducer.decode(iter(samples), lambda sample, reason: None)
         while batch := list(islice(originals, _VOIDS_AT_ONCE)):
             self._check()
             pixels = [image for _, image in batch]
             sizes = np.array([_size(image) for image in pixels], np.int32)
-            windows = scaled_size(sizes, np.full(len(batch), crop), descent.num_levels)
+            windows = scaled_size(sizes, np.full(len(batch), crop), descent.scale)
             corners = window_offset(sizes, windows, np.array([CENTER] * len(batch))).tolist()
             states = [ReductionState(color, crop, resolution, top, left) for top, left in corners]
-            params = params_of_states(states, sizes, descent.num_levels)
+            params = params_of_states(states, sizes, descent.scale)
             with torch.inference_mode(), self.search.autocast():
                 logits = self.search.model(reducer.network_inputs(pixels, params))
             predictions += zip([sample for sample, _ in batch], logits.argmax(1).tolist(), strict=True)

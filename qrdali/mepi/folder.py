@@ -25,7 +25,7 @@ from qrdali.mepi.search_path import params_of_states
 from qrdali.reduction import neighbors
 from qrdali.reduction.levels import CHUNK
 from qrdali.reduction.png_entropy import encoder_name
-from qrdali.reduction.quality import REDUCTIONS
+from qrdali.reduction.quality import REDUCTIONS, LevelScale
 from qrdali.runs.settings import DEFINITIONS
 
 SEARCHED = ("color", "crop", "resolution", "combination")
@@ -60,12 +60,12 @@ SCHEMA = pa.schema(_FIELDS)
 class MepiSource:
     """Names what a set's numbers refer to.
 
-    Samples are those of `index`, labels those of `classes`, levels those of the step 1 / num_levels.
+    Samples are those of `index`, labels those of `classes`, levels those of `scale`.
     """
 
     index: Index
     classes: tuple[str, ...]
-    num_levels: int
+    scale: LevelScale
 
 
 @dataclass
@@ -162,13 +162,13 @@ class MepiSet:
         """Returns a reduction's journal. Raises RunError for a damaged one."""
         if reduction not in self._journals:
             journal = Journal(
-                self._journal_file(reduction), len(self.source.index), self.source.num_levels, self._rank
+                self._journal_file(reduction), len(self.source.index), self.source.scale, self._rank
             )
             if not self._rank:
                 journal.merge_rank_parts()
             samples = journal.with_mepi()
             sizes, states = self.source.index.sizes(samples), journal.rows[samples]["state"]
-            window = params_of_states(states, sizes, self.source.num_levels).window.astype(np.int64)
+            window = params_of_states(states, sizes, self.source.scale).window.astype(np.int64)
             fixed = np.flatnonzero(~np.array(REDUCTIONS[reduction]))
             if (window[:, :2] + window[:, 2:] > sizes).any() or states[:, fixed].any():
                 raise RunError(
@@ -272,15 +272,13 @@ class MepiSet:
 
     def _rows(self, reduction: str, samples: Samples) -> pa.Table:
         rows = self.journal(reduction).rows[samples]
-        window = params_of_states(
-            rows["state"], self.source.index.sizes(samples), self.source.num_levels
-        ).window
+        window = params_of_states(rows["state"], self.source.index.sizes(samples), self.source.scale).window
         columns = [
             samples,
             self.source.index.paths(samples),
             self.source.index.labels(samples),
             [reduction] * len(rows),
-            [1 / self.source.num_levels] * len(rows),
+            [1 / self.source.scale.grid] * len(rows),
             *rows["state"][:, :3].T,
             *window.T,
             rows["full"],
@@ -291,23 +289,27 @@ class MepiSet:
         ]
         return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
-    def lowest(self, reduction: str) -> int:
-        """Returns how many MEPIs are at the lowest state: no dimension that may move has a level left."""
+    def at_lowest_state(self, reduction: str) -> npt.NDArray[np.bool_]:
+        """Returns of each MEPI whether it is at the lowest state: no level is left that changes anything.
+
+        bool [MEPIs], in the order of `Journal.with_mepi`.
+        """
         dimensions = np.flatnonzero(REDUCTIONS[reduction])
-        samples, total, num_levels = self.journal(reduction).with_mepi(), 0, self.source.num_levels
+        samples, scale = self.journal(reduction).with_mepi(), self.source.scale
+        result = np.zeros(len(samples), np.bool_)
         for start in range(0, len(samples), CHUNK):
             part = samples[start : start + CHUNK]
             states, sizes = self.journal(reduction).rows[part]["state"], self.source.index.sizes(part)
-            window = params_of_states(states, sizes, num_levels).window
+            window = params_of_states(states, sizes, scale).window
             levels = states[:, :3].astype(np.uint8)
-            following = neighbors.next_levels(levels, window, sizes, num_levels)[:, dimensions]
-            total += int((following < 0).all(axis=1).sum())
-        return total
+            following = neighbors.next_levels(levels, window, sizes, scale)[:, dimensions]
+            result[start : start + CHUNK] = (following < 0).all(axis=1)
+        return result
 
 
 def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     """Returns recorded options with those that version 0.1 did not know."""
-    preprocessing = options.get("preprocessing")
+    options, preprocessing = {"tail": "none", **options}, options.get("preprocessing")
     if not isinstance(preprocessing, dict):
         return options
     return {**options, "preprocessing": {"crop_mode": "center", **preprocessing}}

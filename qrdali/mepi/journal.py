@@ -16,6 +16,7 @@ from qrdali.data.index import Samples
 from qrdali.errors import RunError, printable
 from qrdali.files.atomic import sync
 from qrdali.mepi.search_path import FULL_STATE, ReductionState, SearchPath
+from qrdali.reduction.quality import LevelScale
 
 READ_BACK = "wrong when read back"
 OUTCOMES = ("", "mepi", "wrong", "unreadable")  # by number in `Journal.rows`
@@ -79,7 +80,7 @@ def _to_line(entry: Entry, seconds: float) -> bytes:
     return json.dumps({**values, "seconds": round(seconds, 3)}).encode() + b"\n"
 
 
-def _from_values(values: dict[str, Any], count: int, num_levels: int) -> Entry:
+def _from_values(values: dict[str, Any], count: int, scale: LevelScale) -> Entry:
     """Returns the entry of a line's values.
 
     Raises ValueError, KeyError or TypeError for values that `_to_line` cannot have written.
@@ -87,7 +88,7 @@ def _from_values(values: dict[str, Any], count: int, num_levels: int) -> Entry:
 
     def states(key: str) -> tuple[ReductionState, ...]:
         result = tuple(ReductionState(*map(_to_count, state)) for state in values[key])
-        if any(max(state[:3]) >= num_levels or max(state) >= 1 << 31 for state in result):
+        if any(max(state[:3]) >= scale.count or max(state) >= 1 << 31 for state in result):
             raise ValueError(f"{key} has states outside the step's levels")
         return result
 
@@ -151,10 +152,10 @@ class Journal:
     the first merges the parts into the file, and all read what has come to it.
     """
 
-    def __init__(self, file: Path, count: int, num_levels: int, rank: int = 0) -> None:
+    def __init__(self, file: Path, count: int, scale: LevelScale, rank: int = 0) -> None:
         """Reads what is there; a last line cut short is dropped. Raises RunError for a damaged one."""
         self.file, self.rows, self.session = file, np.zeros(count, ROW), 0.0
-        self._num_levels = num_levels
+        self._scale = scale
         self._seconds_before = 0.0  # of the sessions before
         self._end, self._lines = 0, 0  # bytes and lines that are read
         self._part = file.with_suffix(f".{rank}.jsonl") if rank else None
@@ -197,7 +198,7 @@ class Journal:
         seconds = float(values.pop("seconds"))
         if not math.isfinite(seconds) or seconds < 0:
             raise ValueError("seconds")
-        self._add(_from_values(values, len(self.rows), self._num_levels), self._end)
+        self._add(_from_values(values, len(self.rows), self._scale), self._end)
         self.session = max(self.session, seconds)
 
     @property
@@ -230,7 +231,7 @@ class Journal:
             lines.seek(int(self.rows[sample]["offset"]))
             values = json.loads(lines.readline())
         values.pop("seconds")
-        return _from_values(values, len(self.rows), self._num_levels)
+        return _from_values(values, len(self.rows), self._scale)
 
     def begin(self) -> None:
         """Opens the journal for a session."""

@@ -24,9 +24,11 @@ from qrdali.mepi.search_path import FULL_STATE, CandidateAnswers, ReductionState
 from qrdali.reduction import neighbors
 from qrdali.reduction.neighbors import Candidates, DescentRule
 from qrdali.reduction.png_entropy import entropy_within
-from qrdali.reduction.quality import COLOR, RESOLUTION, ReductionParams, bin_width, scaled_size
+from qrdali.reduction.quality import COLOR, RESOLUTION, LevelScale, ReductionParams, bin_width, scaled_size
+from qrdali.system.device_copies import HostCopies, to_device
 
 _NEVER_BEST = 1 << 62  # bytes of a candidate whose encoding was given up
+_PIXELS_AT_ONCE = 16_000_000  # of the reduced images of one path that wait for their encoding
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ class _Candidate(NamedTuple):
 
 
 class _InFlight(NamedTuple):
-    """Holds a batch under way: correct bool [N] and confidence float32 [N] may not be computed yet."""
+    """Holds a batch under way. answers: correct bool [N] and confidence float32 [N]; they may not be computed
+    yet."""
 
     batch: list[_Candidate]
-    correct: torch.Tensor
-    confidence: torch.Tensor
+    answers: HostCopies
 
 
 class Search:
@@ -161,13 +163,13 @@ class Search:
         sizes = np.array([path.size for path in paths], np.int32)
         states = np.array([path.state for path in paths], np.int64)
         levels = states[:, :3].astype(np.uint8)
-        window = neighbors.window_of(levels, states[:, 3:].astype(np.int32), sizes, descent.num_levels)
+        window = neighbors.window_of(levels, states[:, 3:].astype(np.int32), sizes, descent.scale)
         if self.rule.exhaustive:
             dimension = descent.dimensions.index(True)
-            every = _every_level(levels, window, sizes, dimension, descent.num_levels)
+            every = _every_level(levels, window, sizes, dimension, descent.scale)
         else:
             every = neighbors.neighbors_of(
-                levels, window, sizes, descent.dimensions, descent.num_levels, descent.windows
+                levels, window, sizes, descent.dimensions, descent.scale, descent.windows
             )
         for i, path in enumerate(paths):
             candidates = Candidates(
@@ -197,7 +199,7 @@ class Search:
         """Starts the forward pass of a batch; its results are not waited for."""
         with torch.inference_mode():
             images = self.reducer.network_inputs([path.pixels for path, _ in batch], _params(batch))
-            labels = torch.tensor([path.label for path, _ in batch], device=images.device)
+            labels = to_device(np.array([path.label for path, _ in batch], np.int64), images.device)
             if missing := self.limits.batch_size - len(batch):
                 # Always of one size: libraries choose their arithmetic by it, and a resumed search must end
                 # the same.
@@ -207,14 +209,13 @@ class Search:
             with self.autocast():
                 logits = self.model(images)[: len(batch)]
             confidence = logits.float().softmax(1).gather(1, labels[:, None])[:, 0]
-            return _InFlight(batch, logits.argmax(1) == labels, confidence)
+            return _InFlight(batch, HostCopies(logits.argmax(1) == labels, confidence))
 
     def _record_answers(self, classified: _InFlight) -> None:
         """Records a batch's answers and moves on every path that has all of its own."""
         complete, ready = [], []
-        answers = zip(
-            classified.batch, classified.correct.tolist(), classified.confidence.tolist(), strict=True
-        )
+        are_correct, confidences = (answers.tolist() for answers in classified.answers.read())
+        answers = zip(classified.batch, are_correct, confidences, strict=True)
         for (path, column), correct, confidence in answers:
             pending = _answers(path)
             pending.correct[column], pending.confidence[column] = correct, confidence
@@ -271,12 +272,29 @@ class Search:
         # Those with few pixels and values first: they are likely the smallest.
         weight = candidates.size[0, columns].prod(axis=1) * (8 - np.log2(candidates.bin_width[0, columns]))
         best = _NEVER_BEST
-        for column in columns[np.argsort(weight, kind="stable")].tolist():
-            image = self.reducer.reduced_images([path.pixels], _params([_Candidate(path, column)]))[0]
-            size = entropy_within(image, best)
-            if size is not None:
-                result[column] = best = size
+        ordered = columns[np.argsort(weight, kind="stable")]
+        for together in np.split(ordered, _ends_of_runs(candidates.size[0, ordered])):
+            batch = [_Candidate(path, column) for column in together.tolist()]
+            images = self.reducer.reduced_images([path.pixels] * len(batch), _params(batch))
+            for (_, column), image in zip(batch, images, strict=True):
+                size = entropy_within(image, best)
+                if size is not None:
+                    result[column] = best = size
         return result
+
+
+def _ends_of_runs(sizes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Returns where to split images of `sizes` [N, 2], so that those made at once have few pixels together.
+
+    A GPU makes all of an image's candidates in one run; of a very large image they need not fit at once.
+    """
+    ends, pixels = [], 0
+    for i, more in enumerate(sizes.astype(np.int64).prod(axis=1).tolist()):
+        if pixels and pixels + more > _PIXELS_AT_ONCE:
+            ends.append(i)
+            pixels = 0
+        pixels += more
+    return np.array(ends, np.int64)
 
 
 def _every_level(
@@ -284,33 +302,33 @@ def _every_level(
     window: npt.NDArray[np.int32],
     sizes: npt.NDArray[np.int32],
     dimension: int,
-    num_levels: int,
+    scale: LevelScale,
 ) -> Candidates:
-    """Returns every level of one dimension (not crop), columns 0 to n - 1; dead levels do not exist."""
+    """Returns every level of one dimension (not crop), columns 0 to the last; dead levels do not exist."""
     count = len(levels)
-    exists = np.zeros((count, num_levels), np.bool_)
+    exists = np.zeros((count, scale.count), np.bool_)
     exists[:, 0] = True
     reached = np.zeros_like(levels)
     while True:
-        after = neighbors.next_levels(reached, window, sizes, num_levels)[:, dimension]
+        after = neighbors.next_levels(reached, window, sizes, scale)[:, dimension]
         rows = np.flatnonzero(after >= 0)
         if not len(rows):
             break
         exists[rows, after[rows]] = True
         reached[rows, dimension] = after[rows]
-        reached[after < 0, dimension] = num_levels - 1
-    every = np.zeros((count, num_levels, 3), np.uint8)
-    every[:, :, dimension] = np.arange(num_levels)
-    windows = np.repeat(window[:, None], num_levels, axis=1)
-    size = scaled_size(
-        windows.reshape(-1, 4)[:, 2:], every.reshape(-1, 3)[:, RESOLUTION], num_levels
-    ).reshape(count, num_levels, 2)
+        reached[after < 0, dimension] = scale.count - 1
+    every = np.zeros((count, scale.count, 3), np.uint8)
+    every[:, :, dimension] = np.arange(scale.count)
+    windows = np.repeat(window[:, None], scale.count, axis=1)
+    size = scaled_size(windows.reshape(-1, 4)[:, 2:], every.reshape(-1, 3)[:, RESOLUTION], scale).reshape(
+        count, scale.count, 2
+    )
     return Candidates(
         exists,
         every,
         windows,
         size,
-        bin_width(every[..., COLOR].reshape(-1), num_levels).reshape(count, num_levels),
+        bin_width(every[..., COLOR].reshape(-1), scale).reshape(count, scale.count),
     )
 
 

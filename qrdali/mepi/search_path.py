@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from qrdali.reduction import neighbors
 from qrdali.reduction.neighbors import Candidates
-from qrdali.reduction.quality import COLOR, RESOLUTION, ReductionParams, bin_width, scaled_size
+from qrdali.reduction.quality import COLOR, RESOLUTION, LevelScale, ReductionParams, bin_width, scaled_size
 
 
 class ReductionState(NamedTuple):
@@ -27,16 +27,16 @@ FULL_STATE = ReductionState(0, 0, 0, 0, 0)
 
 
 def params_of_states(
-    states: list[ReductionState] | npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], num_levels: int
+    states: list[ReductionState] | npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], scale: LevelScale
 ) -> ReductionParams:
     """Returns the integers of `states` [N, 5] of images of `sizes` [N, 2] (upright height, width)."""
     values = np.asarray(states, np.int64).reshape(-1, 5)
     levels = values[:, :3].astype(np.uint8)
-    window = neighbors.window_of(levels, values[:, 3:].astype(np.int32), sizes, num_levels)
+    window = neighbors.window_of(levels, values[:, 3:].astype(np.int32), sizes, scale)
     return ReductionParams(
         window.astype(np.int32),
-        scaled_size(window[:, 2:], levels[:, RESOLUTION], num_levels),
-        bin_width(levels[:, COLOR], num_levels),
+        scaled_size(window[:, 2:], levels[:, RESOLUTION], scale),
+        bin_width(levels[:, COLOR], scale),
     )
 
 

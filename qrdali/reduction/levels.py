@@ -23,6 +23,7 @@ from qrdali.reduction.quality import (
     REDUCTIONS,
     RESOLUTION,
     Dimensions,
+    LevelScale,
     level_of,
 )
 
@@ -68,17 +69,17 @@ def constant_levels(dimensions: Dimensions, level: int) -> ConstantLevels:
     return ConstantLevels(*(level if moves else 0 for moves in dimensions))
 
 
-def reduced_split_levels(split: str, q: float, num_levels: int) -> dict[str, tuple[str, ConstantLevels]]:
+def reduced_split_levels(split: str, q: float, scale: LevelScale) -> dict[str, tuple[str, ConstantLevels]]:
     """Returns by reduction the name of a split at quality `q`, such as test-crop-0.5, and its levels.
 
     Raises InputError for a quality that is no level, or is 1.
     """
-    level = level_of(q, num_levels)
+    level = level_of(q, scale)
     if not level:
         raise InputError("quality 1 is the untouched image: give a quality below 1")
     return {
         reduction: (
-            f"{split}-{reduction}-{(num_levels - level) / num_levels:g}",
+            f"{split}-{reduction}-{scale.quality_of(level):g}",
             constant_levels(dimensions, level),
         )
         for reduction, dimensions in REDUCTIONS.items()
@@ -138,18 +139,18 @@ class PerImageLevels:
 
     @classmethod
     def load(
-        cls, folder: Path, stage: int, count: int, num_levels: int, crop: bool, online: bool
+        cls, folder: Path, stage: int, count: int, scale: LevelScale, crop: bool, online: bool
     ) -> PerImageLevels:
-        """Returns the levels that `save` wrote for `stage`, of `count` images and the step 1/num_levels.
+        """Returns the levels that `save` wrote for `stage`, of `count` images, with levels of `scale`.
 
         crop, online: whether crops move and whether steps are kept. Raises RunError naming the file that is
         missing, damaged, or of another data set or step; impossible values of a large one are found where
         they are used.
         """
         return cls(
-            _open_array(_array_file(folder, stage, "levels"), np.uint8, (count, 3), num_levels),
+            _open_array(_array_file(folder, stage, "levels"), np.uint8, (count, 3), scale.count),
             _open_array(_array_file(folder, stage, "places"), np.int32, (count, 2), 2**31) if crop else None,
-            _open_array(_array_file(folder, stage, "steps"), np.uint16, (count,), 3 * num_levels)
+            _open_array(_array_file(folder, stage, "steps"), np.uint16, (count,), 3 * scale.count)
             if online
             else None,
         )
@@ -225,7 +226,8 @@ def _open_array(file: Path, dtype: type[Any], shape: tuple[int, ...], bound: int
     def check(part: npt.NDArray[Any]) -> None:
         if part.size and not 0 <= int(part.min()) <= int(part.max()) < bound:
             raise RunError(
-                f"{printable(file)} holds values outside 0..{bound - 1}: it is damaged or of another --step"
+                f"{printable(file)} holds values outside 0..{bound - 1}: it is damaged, or of another --step "
+                "or --tail"
             )
 
     rows.check = check
@@ -238,14 +240,14 @@ def _open_array(file: Path, dtype: type[Any], shape: tuple[int, ...], bound: int
     return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
-def histogram(levels: Levels, count: int, num_levels: int) -> npt.NDArray[np.int64]:
-    """Returns how many of `count` images have each level, int64 [3, n], a row per dimension."""
-    result = np.zeros((len(DIMENSIONS), num_levels), np.int64)
+def histogram(levels: Levels, count: int, scale: LevelScale) -> npt.NDArray[np.int64]:
+    """Returns how many of `count` images have each level, int64 [3, levels], a row per dimension."""
+    result = np.zeros((len(DIMENSIONS), scale.count), np.int64)
     if isinstance(levels, ConstantLevels):
         result[np.arange(len(DIMENSIONS)), levels.for_samples(np.zeros(1, np.int64))[0]] = count
         return result
     for start in range(0, count, CHUNK):
         part = levels.for_samples(np.arange(start, min(start + CHUNK, count)))
         for dimension in (COLOR, CROP, RESOLUTION):
-            result[dimension] += np.bincount(part[:, dimension], minlength=num_levels)
+            result[dimension] += np.bincount(part[:, dimension], minlength=scale.count)
     return result

@@ -17,6 +17,7 @@ from qrdali.reduction.quality import (
     CROP,
     RESOLUTION,
     Dimensions,
+    LevelScale,
     bin_width,
     drawn_offset,
     scaled_size,
@@ -43,7 +44,7 @@ class Candidates:
     exists: bool [N, K], whether there is a lower level that changes the image; where there is none, the other
     arrays hold the state itself. levels: uint8 [N, K, 3]. window: int32 [N, K, 4] top, left, height, width in
     pixels of the original. size: int32 [N, K, 2] height, width after the resolution reduction. bin_width:
-    int32 [N, K], 1 to 128.
+    int32 [N, K], 1 to 128, or 256.
     """
 
     exists: Bools
@@ -57,12 +58,12 @@ class Candidates:
 class DescentRule:
     """Says what may move and how a neighbour is chosen.
 
-    num_levels: n of the step 1/n. windows: 5 or 9, a key of ANCHORS. prefer: "confidence" or "entropy", see
+    scale: the levels there are. windows: 5 or 9, a key of ANCHORS. prefer: "confidence" or "entropy", see
     `choose_neighbor`.
     """
 
     dimensions: Dimensions
-    num_levels: int
+    scale: LevelScale
     windows: int = 5
     prefer: str = "confidence"
 
@@ -76,16 +77,16 @@ def column_dimensions(dimensions: Dimensions, windows: int = 5) -> tuple[int, ..
     )
 
 
-def window_of(levels: Bytes, origins: Int32, sizes: npt.NDArray[np.integer], num_levels: int) -> Int32:
+def window_of(levels: Bytes, origins: Int32, sizes: npt.NDArray[np.integer], scale: LevelScale) -> Int32:
     """Returns the windows, int32 [N, 4], of states with their top and left at `origins` [N, 2].
 
     sizes: [N, 2] of the originals.
     """
-    return np.concatenate([origins, scaled_size(sizes, levels[:, CROP], num_levels)], axis=1)
+    return np.concatenate([origins, scaled_size(sizes, levels[:, CROP], scale)], axis=1)
 
 
 def next_levels(
-    levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], num_levels: int
+    levels: Bytes, window: Int32, sizes: npt.NDArray[np.integer], scale: LevelScale
 ) -> npt.NDArray[np.int64]:
     """Returns the next lower level of each dimension that changes the image, int64 [N, 3], or -1.
 
@@ -94,19 +95,19 @@ def next_levels(
     sizes: [N, 2] of the originals.
     """
     result = np.full(levels.shape, -1, np.int64)
-    widths = bin_width(np.arange(num_levels), num_levels)
-    size = scaled_size(window[:, 2:], levels[:, RESOLUTION], num_levels)
+    widths = bin_width(np.arange(scale.count), scale)
+    size = scaled_size(window[:, 2:], levels[:, RESOLUTION], scale)
     for dimension in (COLOR, CROP, RESOLUTION):
         undecided, level = np.arange(len(levels)), levels[:, dimension].astype(np.int64)
-        while len(undecided := undecided[level[undecided] + 1 < num_levels]):
+        while len(undecided := undecided[level[undecided] + 1 < scale.count]):
             level[undecided] += 1
             k = level[undecided]
             if dimension == COLOR:
                 changed = widths[k] != widths[levels[undecided, COLOR]]
             elif dimension == CROP:
-                changed = (scaled_size(sizes[undecided], k, num_levels) != window[undecided, 2:]).any(axis=1)
+                changed = (scaled_size(sizes[undecided], k, scale) != window[undecided, 2:]).any(axis=1)
             else:
-                changed = (scaled_size(window[undecided, 2:], k, num_levels) != size[undecided]).any(axis=1)
+                changed = (scaled_size(window[undecided, 2:], k, scale) != size[undecided]).any(axis=1)
             result[undecided[changed], dimension] = k[changed]
             undecided = undecided[~changed]
     return result
@@ -117,7 +118,7 @@ def neighbors_of(
     window: Int32,
     sizes: npt.NDArray[np.integer],
     dimensions: Dimensions,
-    num_levels: int,
+    scale: LevelScale,
     windows: int = 5,
 ) -> Candidates:
     """Returns the states one step below: one for color, one for resolution, one per window for crop.
@@ -126,7 +127,7 @@ def neighbors_of(
     each of ANCHORS[windows]. levels: uint8 [N, 3]. window: int32 [N, 4]. sizes: [N, 2], upright height and
     width of the originals.
     """
-    next_level = next_levels(levels, window, sizes, num_levels)
+    next_level = next_levels(levels, window, sizes, scale)
     exists, new_levels, new_window = [], [], []
 
     def add(dimension: int, moved_window: Int32 | None) -> None:
@@ -144,7 +145,7 @@ def neighbors_of(
     if dimensions.resolution:
         add(RESOLUTION, None)
     if dimensions.crop:
-        inner = scaled_size(sizes, np.maximum(next_level[:, CROP], levels[:, CROP]), num_levels)
+        inner = scaled_size(sizes, np.maximum(next_level[:, CROP], levels[:, CROP]), scale)
         for anchor in ANCHORS[windows]:
             anchors = np.broadcast_to(anchor, (len(levels), 2))
             origin = window[:, :2] + window_offset(window[:, 2:], inner, anchors)
@@ -156,14 +157,14 @@ def neighbors_of(
         np.stack(new_window, axis=1).astype(np.int32),
     )
     size = scaled_size(
-        stacked_window[..., 2:].reshape(-1, 2), stacked_levels[..., RESOLUTION].reshape(-1), num_levels
+        stacked_window[..., 2:].reshape(-1, 2), stacked_levels[..., RESOLUTION].reshape(-1), scale
     )
     return Candidates(
         np.stack(exists, axis=1),
         stacked_levels,
         stacked_window,
         size.reshape(-1, len(exists), 2),
-        bin_width(stacked_levels[..., COLOR], num_levels),
+        bin_width(stacked_levels[..., COLOR], scale),
     )
 
 
@@ -220,7 +221,7 @@ def levels_after(
     steps: npt.NDArray[np.integer],
     sizes: npt.NDArray[np.integer],
     dimensions: Dimensions,
-    num_levels: int,
+    scale: LevelScale,
     draws: Callable[[int], Floats],
 ) -> tuple[Bytes, Int32, npt.NDArray[np.int64]]:
     """Returns the states after `steps` [N] steps that are taken without consulting the network.
@@ -236,7 +237,7 @@ def levels_after(
     taken, turn = np.zeros(count, np.int64), np.zeros(count, np.int64)
     order = np.array([d for d in (COLOR, RESOLUTION, CROP) if dimensions[d]])
     for t in range(int(steps.max(initial=0)) if len(order) else 0):
-        next_level = next_levels(levels, window, sizes, num_levels)[:, order]
+        next_level = next_levels(levels, window, sizes, scale)[:, order]
         next_level[steps <= t] = -1
         # The first dimension from each image's turn on that still has a level to go to.
         candidates = (turn[:, None] + np.arange(len(order))) % len(order)
@@ -245,7 +246,7 @@ def levels_after(
         pick = np.take_along_axis(candidates, alive.argmax(axis=1)[:, None], axis=1)[rows, 0]
         levels[rows, order[pick]] = next_level[rows, pick]
         cropped = rows[order[pick] == CROP]
-        inner = scaled_size(sizes[cropped], levels[cropped, CROP], num_levels)
+        inner = scaled_size(sizes[cropped], levels[cropped, CROP], scale)
         window[cropped, :2] += drawn_offset(window[cropped, 2:], inner, draws(t)[cropped])
         window[cropped, 2:] = inner
         turn[rows] = (pick + 1) % len(order)

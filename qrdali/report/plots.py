@@ -311,11 +311,17 @@ def quality_curve(
 ) -> Figure:
     """Plots accuracy as a function of quality, a line per reduction, as `evaluate --curve` measures it.
 
+    Qualities stand on a logarithmic axis where a curve goes below the grid: there they are halved.
+
     headed: whether the title stands in the picture.
     """
+    has_tail = any(curve.get("tail") for curve in curves.values())
+    area = "log area" if has_tail else "area"
 
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
+        if has_tail:
+            axes.set_xscale("log")
         for reduction in (r for r in SEARCHED if r in curves):
             curve = curves[reduction]
             axes.plot(
@@ -324,7 +330,7 @@ def quality_curve(
                 color=theme.color(reduction),
                 marker=MARKERS[reduction],
                 markersize=4,
-                label=f"{reduction} (area {curve['area']:.3f})",
+                label=f"{reduction} ({area} {curve[area.replace(' ', '_')]:.3f})",
             )
         axes.axhline(chance, color=theme.faint, linestyle=":", linewidth=1)
         axes.annotate(

@@ -21,7 +21,7 @@ from qrdali.report.tables import NOTHING, Cell, Table, number, probability, word
 
 Floats = npt.NDArray[np.float64]
 # Options in which sets must agree to be compared.
-_SAME = ("data", "split", "limit", "step", "windows", "prefer", "search", "definitions")
+_SAME = ("data", "split", "limit", "step", "tail", "windows", "prefer", "search", "definitions")
 # Comparisons of sets, and intervals of classes, beyond which only some are made.
 _MOST_PAIRS, _MOST_INTERVALS = 40, 4000
 
@@ -55,8 +55,8 @@ def alike(sets: list[Mepis]) -> list[tuple[str, list[Mepis]]]:
 
 
 def _option(mepis: Mepis, key: str) -> object:
-    """Returns an option of a set; a set that names no definitions was made under 1."""
-    return mepis.options.get(key, 1 if key == "definitions" else None)
+    """Returns an option of a set; those of version 0.1 name no definitions, which were 1, and had no tail."""
+    return mepis.options.get(key, {"definitions": 1, "tail": "none"}.get(key))
 
 
 def _option_text(key: str, value: object) -> str:
@@ -98,6 +98,7 @@ def means(sets: list[Mepis], slug: str) -> Table | None:
             per_class = np.array([mean for mean, _ in class_means(mepis, reduction).values()])
             row = mepis.summary[reduction]
             share, void = row.get("lowest_state_share"), row.get("near_void_class")
+            above = row.get("mean_quotient_above_void")
             cells = (
                 [NOTHING] * 7
                 if not len(quotients)
@@ -117,6 +118,7 @@ def means(sets: list[Mepis], slug: str) -> Table | None:
                     number(len(quotients)),
                     *cells,
                     number(100 * share, ".1f") if isinstance(share, float) else NOTHING,
+                    number(above, ".4f") if isinstance(above, float) else NOTHING,
                     words(void) if void else NOTHING,
                 )
             )
@@ -138,6 +140,7 @@ def means(sets: list[Mepis], slug: str) -> Table | None:
             "95% low over classes",
             "95% high over classes",
             "at the lowest state, %",
+            "mean of the others",
             "near-void class",
         ),
         tuple(rows),

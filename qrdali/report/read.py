@@ -91,8 +91,8 @@ class SetRows:
 class Curve:
     """Holds what `evaluate --curve` measured on a set.
 
-    reductions: quality, accuracy and area by reduction. chance: the accuracy of guessing, None where it is
-    not recorded. definitions: the number of those it was measured under.
+    reductions: quality, accuracy, area, log_area and tail by reduction. chance: the accuracy of guessing,
+    None where it is not recorded. definitions: the number of those it was measured under.
     """
 
     reductions: dict[str, dict[str, Any]]
@@ -277,13 +277,19 @@ def _read_curves(folder: Path, epoch: int, warn: Warn) -> dict[str, Curve]:
 
 
 def _checked_curve(reduction: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Returns quality, accuracy and area as numbers. Raises ValueError for what cannot be a curve."""
+    """Returns quality, accuracy and areas as numbers. Raises ValueError for what cannot be a curve.
+
+    Curves of version 0.1 have no tail and no area over the logarithm.
+    """
     quality, accuracy = list(map(float, row["quality"])), list(map(float, row["accuracy"]))
     area = float(row["area"])
-    in_range = all(0 <= value <= 1 for value in (*quality, *accuracy, area))
+    log_area, tail = float(row.get("log_area", 0.0)), int(row.get("tail", 0))
+    in_range = all(0 <= value <= 1 for value in (*quality, *accuracy, area, log_area))
+    if not 0 <= tail < len(quality) or min(quality) <= 0:
+        raise ValueError("no qualities of a curve")
     if reduction not in SEARCHED or len(quality) != len(accuracy) or not in_range:
         raise ValueError("no curve")
-    return {"quality": quality, "accuracy": accuracy, "area": area}
+    return {"quality": quality, "accuracy": accuracy, "area": area, "log_area": log_area, "tail": tail}
 
 
 def named(folders: list[Path]) -> list[str]:

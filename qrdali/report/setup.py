@@ -187,7 +187,7 @@ def versions(known: list[Run], slug: str) -> Table | None:
 
 def searches(sets: list[Mepis], slug: str) -> Table | None:
     """Returns the table of settings of MEPI sets; None without sets."""
-    keys = ("split", "step", "windows", "prefer", "search", "limit", "batch_size", "device", "amp")
+    keys = ("split", "step", "tail", "windows", "prefer", "search", "limit", "batch_size", "device", "amp")
     rows = tuple(
         (
             words(mepis.name),

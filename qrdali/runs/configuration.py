@@ -123,6 +123,7 @@ def applicable(settings: Settings) -> dict[str, Any]:
         "monitor": reduced and not sham,
         "quality": settings.method == "fixed" and not sham,
         "step": settings.method == "linear" or (reduced and not sham),
+        "tail": settings.tail != "none",
         "direction": settings.method == "linear" and not sham,
         "low": settings.method == "random" and not sham,
         "high": settings.method == "random" and not sham,

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qrdali.errors import InputError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.files.text_lines import decode_text
-from qrdali.reduction.quality import num_levels_of
+from qrdali.reduction.quality import MAX_GRID, MAX_OLD_GRID, LevelScale, scale_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,6 +46,7 @@ class Settings(BaseModel):
     reduction: Literal["color", "crop", "resolution", "combination", "none"] = "none"
     quality: float = Field(0.5, gt=0, le=1)  # of reduced epochs of method fixed
     step: float = Field(0.25, gt=0, le=0.5)  # between the qualities of two levels
+    tail: str = Field("none", max_length=4)  # levels below the grid's: none, full or their number
     sequence: str = "C"  # of reduced (R) and full (C) epochs: paired-epochs, paired-rounds or letters
     same_order: bool = False  # whether the epochs of a round share one order of the images
     direction: Literal["down", "up"] = "down"  # of the stages of method linear
@@ -92,9 +93,9 @@ class Settings(BaseModel):
     track_sets: dict[str, str] = Field(default_factory=dict, max_length=100)  # folders by name
 
     @property
-    def num_levels(self) -> int:
-        """Returns n of the step 1/n. Raises InputError if `step` is not such a step."""
-        return num_levels_of(self.step)
+    def scale(self) -> LevelScale:
+        """Returns the levels that the run has. Raises InputError if `step` or `tail` is none."""
+        return scale_of(self.step, self.tail, MAX_GRID if self.tail != "none" else MAX_OLD_GRID)
 
 
 def validate_settings(values: dict[str, Any]) -> Settings:

@@ -16,7 +16,14 @@ import numpy.typing as npt
 from qrdali.reduction.counter_rng import Purpose, keys, philox, uniform
 from qrdali.reduction.levels import Levels
 from qrdali.reduction.network_view import RRC_ATTEMPTS, View, random_regions, view, whole_regions
-from qrdali.reduction.quality import CENTER, ReductionParams, drawn_offset, reduction_params
+from qrdali.reduction.quality import (
+    CENTER,
+    QUARTERS,
+    LevelScale,
+    ReductionParams,
+    drawn_offset,
+    reduction_params,
+)
 
 if TYPE_CHECKING:
     from qrdali.models import Preprocessing
@@ -73,7 +80,7 @@ class EpochPlan:
     """Says what one pass over a split is.
 
     samples: images in the split. batch_size: images of a global batch, all ranks together. levels: which
-    level each image has, on the grid of the quality step 1/num_levels.
+    level each image has, of those of `scale`.
 
     training: shuffled by (seed, epoch), with random crop anchors and `augment` ("flip", "rrc" or "none").
     Otherwise, as by default, the pass is an evaluation: in index order, with centre crops, and neither seed
@@ -88,7 +95,7 @@ class EpochPlan:
     samples: int
     batch_size: int
     levels: Levels
-    num_levels: int = 4
+    scale: LevelScale = QUARTERS
     seed: int = 0
     epoch: int = 0
     training: bool = False
@@ -152,7 +159,7 @@ class EpochPlan:
             anchors = uniform(self.seed, self.epoch, samples, Purpose.CROP)[:, :2]
         else:
             anchors = np.full((len(samples), 2), CENTER)
-        result = reduction_params(self.levels.for_samples(samples), sizes, anchors, self.num_levels)
+        result = reduction_params(self.levels.for_samples(samples), sizes, anchors, self.scale)
         if self.training and self.definitions > 1:
             result.window[:, :2] = drawn_offset(sizes, result.window[:, 2:], anchors)
         origins = self.levels.window_origins(samples)

@@ -7,14 +7,23 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from qrdali.reduction.quality import CENTER, COLOR, CROP, RESOLUTION, Dimensions, bin_width, reduction_params
+from qrdali.reduction.quality import (
+    CENTER,
+    COLOR,
+    CROP,
+    RESOLUTION,
+    Dimensions,
+    LevelScale,
+    bin_width,
+    reduction_params,
+)
 
 Sizes = npt.NDArray[np.int32]
 SizeChunks = Callable[[], Iterable[Sizes]]  # gives all images' upright sizes anew, int32 [N, 2] at a time
 
 
 def live_levels(
-    order: Sequence[int], dimensions: Dimensions, num_levels: int, size_chunks: SizeChunks | None
+    order: Sequence[int], dimensions: Dimensions, scale: LevelScale, size_chunks: SizeChunks | None
 ) -> tuple[int, ...]:
     """Returns the levels of `order` that change at least one image against the live level before.
 
@@ -25,31 +34,31 @@ def live_levels(
     """
     live, before = [], 0
     for level in order:
-        if _changes_an_image(before, level, dimensions, num_levels, size_chunks):
+        if _changes_an_image(before, level, dimensions, scale, size_chunks):
             live.append(level)
             before = level
     return tuple(live)
 
 
 def _changes_an_image(
-    before: int, after: int, dimensions: Dimensions, num_levels: int, size_chunks: SizeChunks | None
+    before: int, after: int, dimensions: Dimensions, scale: LevelScale, size_chunks: SizeChunks | None
 ) -> bool:
     levels = np.outer((before, after), np.array(dimensions)).astype(np.uint8)
-    widths = bin_width(levels[:, COLOR], num_levels)
+    widths = bin_width(levels[:, COLOR], scale)
     if widths[0] != widths[1]:
         return True
     if not (dimensions[CROP] or dimensions[RESOLUTION]):
         return False
     if size_chunks is None:
         return before != after
-    return any(_sizes_differ(levels, sizes, num_levels) for sizes in size_chunks())
+    return any(_sizes_differ(levels, sizes, scale) for sizes in size_chunks())
 
 
-def _sizes_differ(levels: npt.NDArray[np.uint8], sizes: Sizes, num_levels: int) -> bool:
+def _sizes_differ(levels: npt.NDArray[np.uint8], sizes: Sizes, scale: LevelScale) -> bool:
     """Returns whether windows or sizes of any image differ between the two levels [2, 3]."""
     center = np.full((len(sizes), 2), CENTER)
     before, after = (
-        reduction_params(np.tile(level, (len(sizes), 1)), sizes, center, num_levels) for level in levels
+        reduction_params(np.tile(level, (len(sizes), 1)), sizes, center, scale) for level in levels
     )
     return not (
         np.array_equal(before.window[:, 2:], after.window[:, 2:]) and np.array_equal(before.size, after.size)

@@ -5,7 +5,7 @@
 | shared | C | `epochs` | 1 | |
 | baseline | C | patience, or `match_steps` | 1 | |
 | fixed | as set | patience | 1 | that of `quality` |
-| linear | as set | patience | its live levels | live ones of 1 … n - 1, or of n - 1 … 1 (direction up) |
+| linear | as set | patience | its live levels | live ones of 1, 2, …, or from the last up (direction up) |
 | random | as set | patience | 1 | drawn per image and epoch, from `high` to `low` |
 | adaptive | as set | patience | until no image moves | each image's own (`training.level_stages`) |
 """
@@ -32,17 +32,19 @@ from qrdali.schedule.live_levels import SizeChunks, live_levels
 
 def check_settings(settings: Settings) -> None:
     """Raises InputError for settings that are right one by one and wrong together."""
-    rule, num_levels = schedule_rule_of(settings), settings.num_levels
+    rule, scale = schedule_rule_of(settings), settings.scale
     if settings.init and settings.pretrained:
         raise InputError("--init and --pretrained both say where the weights come from: give one of them")
     require_known_optimizer(settings.optimizer)
+    if scale.tail and settings.method not in ("linear", "adaptive"):
+        raise InputError(f"--tail is for linear and adaptive, not {settings.method}: leave it out")
     if settings.method == "fixed":
-        level_of(settings.quality, num_levels)
+        level_of(settings.quality, scale)
     if settings.method == "random":
         if settings.low > settings.high:
             raise InputError(f"--low {settings.low:g} is above --high {settings.high:g}")
-        level_of(settings.low, num_levels)
-        level_of(settings.high, num_levels)
+        level_of(settings.low, scale)
+        level_of(settings.high, scale)
     if (
         settings.method in ("fixed", "linear", "adaptive", "random")
         and settings.reduction != "none"
@@ -61,7 +63,7 @@ def check_settings(settings: Settings) -> None:
         check_set_name(name, "--track-set")
     if settings.track_reduced:
         try:
-            reduced_split_levels("val", settings.track_reduced, num_levels)
+            reduced_split_levels("val", settings.track_reduced, scale)
         except InputError as error:
             raise InputError(f"--track-reduced: {error}") from None
 
@@ -113,11 +115,11 @@ def stage_levels(settings: Settings, size_chunks: SizeChunks | None = None) -> t
     """
     if settings.method != "linear":
         return ()
-    every = range(1, settings.num_levels)
+    every = range(1, settings.scale.count)
     order = every if settings.direction == "down" else every[::-1]
     if settings.reduction == "none" or settings.definitions == 1:
         return tuple(order)
-    return live_levels(order, REDUCTIONS[settings.reduction], settings.num_levels, size_chunks)
+    return live_levels(order, REDUCTIONS[settings.reduction], settings.scale, size_chunks)
 
 
 def require_live_levels(settings: Settings, size_chunks: SizeChunks | None = None) -> None:
@@ -128,18 +130,18 @@ def require_live_levels(settings: Settings, size_chunks: SizeChunks | None = Non
     """
     if settings.reduction == "none" or settings.definitions == 1 or settings.method in ("shared", "baseline"):
         return
-    dimensions, num_levels = REDUCTIONS[settings.reduction], settings.num_levels
-    first, last, what = 1, num_levels - 1, f"no level of step {settings.step:g} changes any training image"
+    dimensions, scale = REDUCTIONS[settings.reduction], settings.scale
+    first, last, what = 1, scale.count - 1, f"no level of step {settings.step:g} changes any training image"
     if settings.method == "fixed":
-        first = last = level_of(settings.quality, num_levels)
+        first = last = level_of(settings.quality, scale)
         what = f"quality {settings.quality:g} of {settings.reduction} changes no training image"
     elif settings.method == "random":
-        first, last = level_of(settings.high, num_levels), level_of(settings.low, num_levels)
+        first, last = level_of(settings.high, scale), level_of(settings.low, scale)
         what = f"no quality from {settings.low:g} to {settings.high:g} changes any training image"
-    if live_levels(range(first, last + 1), dimensions, num_levels, size_chunks):
+    if live_levels(range(first, last + 1), dimensions, scale, size_chunks):
         return
-    lower = live_levels(range(1, num_levels), dimensions, num_levels, size_chunks)
-    remedy = f"use {(num_levels - lower[0]) / num_levels:g} or less, or " if lower else ""
+    lower = live_levels(range(1, scale.count), dimensions, scale, size_chunks)
+    remedy = f"use {scale.describe(lower[0])} or less, or " if lower else ""
     raise InputError(f"{what}: {remedy}--reduction none for the sham control")
 
 
@@ -148,22 +150,22 @@ def reduced_levels(settings: Settings, stage: int, epoch: int, levels: tuple[int
 
     epoch: as random streams count it. levels: of linear's stages, as `stage_levels` gives them.
     """
-    dimensions, num_levels = REDUCTIONS[settings.reduction], settings.num_levels
+    dimensions, scale = REDUCTIONS[settings.reduction], settings.scale
     if settings.method == "linear":
         return constant_levels(dimensions, (levels or stage_levels(settings))[stage - 1])
     if settings.method == "random":
         return RandomLevels(
             dimensions,
-            level_of(settings.high, num_levels),
-            level_of(settings.low, num_levels),
+            level_of(settings.high, scale),
+            level_of(settings.low, scale),
             settings.seed,
             epoch,
         )
     if settings.method == "fixed":
-        return constant_levels(dimensions, level_of(settings.quality, num_levels))
+        return constant_levels(dimensions, level_of(settings.quality, scale))
     return ConstantLevels()
 
 
 def descent_rule_of(settings: Settings) -> DescentRule:
     """Returns what may move in a run's descent steps, and how a neighbour is chosen."""
-    return DescentRule(REDUCTIONS[settings.reduction], settings.num_levels, settings.windows, settings.prefer)
+    return DescentRule(REDUCTIONS[settings.reduction], settings.scale, settings.windows, settings.prefer)

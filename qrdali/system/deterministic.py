@@ -62,6 +62,26 @@ def deterministic(wanted: bool, device: str = "auto") -> Iterator[None]:
 
 
 @contextmanager
+def cudnn_benchmark(wanted: bool) -> Iterator[None]:
+    """Lets cuDNN, if `wanted`, time its algorithms for each new shape and take the fastest, within the block.
+
+    Afterwards the switch is as before. It pays where the same few shapes come again and again. Which
+    algorithm is the fastest is not the same each time, so results repeat only up to rounding: never ask for
+    it within `deterministic(True)`, nor where a search or an evaluation is to be repeated.
+    """
+    if not wanted:
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.benchmark
+    try:
+        cudnn.benchmark = True
+        yield
+    finally:
+        cudnn.benchmark = before
+
+
+@contextmanager
 def cublas_workspace(device: str) -> Iterator[None]:
     """Makes cuBLAS repeat its results, within the block, by an environment variable.
 

@@ -15,6 +15,8 @@ from qrdali.reduction.levels import Levels
 from qrdali.runs import folder as run_folder
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.schedule.epoch_schedule import Phase, ScheduleState
+from qrdali.system.deterministic import cudnn_benchmark
+from qrdali.system.device_copies import wait_for_device
 from qrdali.training.epoch_totals import EpochSums, RunTotals
 from qrdali.training.finite_check import FiniteCheck, NotFinite
 from qrdali.training.level_stages import LevelStages
@@ -69,7 +71,9 @@ class EpochTrainer:
             return progress  # the run was stopped in this epoch's validation: only that is left to do
         done = min(plan.samples, sums.step * plan.batch_size)
         self.context.listener.begin(f"epoch {epoch_number(progress)} {phase}", plan.samples - done)
-        progress = self._take_steps(progress, plan, phase, save)
+        # Batches but the last have one shape; probes have many, and evaluations are to be repeated.
+        with cudnn_benchmark(self.context.device.type == "cuda" and not self.settings.deterministic):
+            progress = self._take_steps(progress, plan, phase, save)
         self._require_finite(progress.schedule, weights=True)
         self.context.listener.end()
         return progress
@@ -112,6 +116,10 @@ class EpochTrainer:
             requested = time.perf_counter()
         else:
             progress = replace(progress, epoch=replace(sums, step=plan.batches))
+        wait_for_device(context.device)  # the host runs ahead of it: an epoch's seconds are the device's
+        assert progress.epoch is not None
+        seconds = seconds_before + time.perf_counter() - started
+        progress = replace(progress, epoch=replace(progress.epoch, seconds=seconds))
         agreement.flush()
         return progress
 
@@ -137,7 +145,7 @@ class EpochTrainer:
             samples=len(self.split.index),
             batch_size=settings.batch_size,
             levels=levels,
-            num_levels=settings.num_levels,
+            scale=settings.scale,
             seed=settings.seed,
             epoch=self._stream(progress),
             training=True,

@@ -15,7 +15,7 @@ from torch import nn
 from qrdali.errors import Interrupted, RunError, printable
 from qrdali.interfaces import RunContext
 from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels, Levels, PerImageLevels
-from qrdali.reduction.quality import quality, round_half_up
+from qrdali.reduction.quality import round_half_up
 from qrdali.schedule.epoch_schedule import Phase, ScheduleState
 from qrdali.schedule.methods import descent_rule_of, reduced_levels, stage_levels
 from qrdali.system.device import probe_batch_size
@@ -45,7 +45,7 @@ class LevelStages:
         self.stage_levels = stage_levels(spec.settings) if spec.stage_levels is None else spec.stage_levels
         self.split, self.index, self.quarantine, self.context = split, split.index, quarantine, context
         self.last = spec.run / "last"
-        self.num_levels, self.descent = spec.settings.num_levels, descent_rule_of(spec.settings)
+        self.scale, self.descent = spec.settings.scale, descent_rule_of(spec.settings)
         self.adaptive = spec.settings.method == "adaptive"
         self.online = self.adaptive and spec.settings.feedback == "online"
         self.images: PerImageLevels | None = None
@@ -105,15 +105,14 @@ class LevelStages:
         if self.settings.monitor == "full" or phase is Phase.FULL:
             return FULL_QUALITY
         if isinstance(levels, PerImageLevels):
-            mean = round_half_up(counts @ np.arange(self.num_levels) / len(self.index))
+            mean = round_half_up(counts @ np.arange(self.scale.count) / len(self.index))
             return ConstantLevels(*mean.tolist())
         return levels
 
     def log_stage(self, state: ScheduleState, stages: int) -> None:
         """Reports the stage in hand of a run whose quality is the same for every image."""
         level = self.stage_levels[state.stage - 1]
-        value = quality(np.array([level]), self.num_levels)[0]
-        self.context.listener.line(f"stage {state.stage} of {stages}: quality {value:.2f}")
+        self.context.listener.line(f"stage {state.stage} of {stages}: quality {self.scale.describe(level)}")
 
     def descend(self, state: ScheduleState, model: nn.Module) -> StageDescent:
         """Takes one descent step of every training image before an adaptive stage and writes the levels.
@@ -183,7 +182,7 @@ class LevelStages:
 
     def _load(self, stage: int) -> PerImageLevels:
         return PerImageLevels.load(
-            self.folder, stage, len(self.index), self.num_levels, self.descent.dimensions.crop, self.online
+            self.folder, stage, len(self.index), self.scale, self.descent.dimensions.crop, self.online
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qrdali.evaluation.prediction_rows import PredictionRows
-from qrdali.reduction.quality import DIMENSIONS, quality
+from qrdali.reduction.quality import DIMENSIONS, LevelScale, quality
 from qrdali.schedule.epoch_schedule import Phase, ScheduleEvent, ScheduleRule, ScheduleState
 from qrdali.training.epoch_totals import EpochSums, RunTotals
 
@@ -18,15 +18,16 @@ from qrdali.training.epoch_totals import EpochSums, RunTotals
 class EpochResult:
     """Holds what an epoch brought, before the schedule decides on it.
 
-    number: of the epoch, from 1. phase, stage: its own. sums: of all ranks. level_counts: int64 [3, n], how
-    many training images had each level. rows: predictions of the validation split. reduced_validation:
-    whether its images were shown reduced. measured: keys of the metrics row for memory, energy and tracked
-    sets."""
+    number: of the epoch, from 1. phase, stage: its own. sums: of all ranks. scale: the run's levels.
+    level_counts: int64 [3, levels], how many training images had each. rows: predictions of the validation
+    split. reduced_validation: whether its images were shown reduced. measured: keys of the metrics row for
+    memory, energy and tracked sets."""
 
     number: int
     phase: Phase
     stage: int
     sums: EpochSums
+    scale: LevelScale
     level_counts: npt.NDArray[np.int64]
     rows: PredictionRows
     reduced_validation: bool
@@ -35,8 +36,8 @@ class EpochResult:
     @property
     def mean_quality(self) -> dict[str, float]:
         """Returns the mean quality of the training images by dimension."""
-        num_levels, images = self.level_counts.shape[1], int(self.level_counts[0].sum())
-        means = self.level_counts @ quality(np.arange(num_levels), num_levels) / images
+        images = int(self.level_counts[0].sum())
+        means = self.level_counts @ quality(np.arange(self.scale.count), self.scale) / images
         return dict(zip(DIMENSIONS, means.tolist(), strict=True))
 
     @property
@@ -77,7 +78,7 @@ def epoch_summary(result: EpochResult, rule: ScheduleRule, state: ScheduleState,
     stage = "" if rule.stages == 1 else f" stage {result.stage}"
     return (
         f"epoch {result.number:3d}  {result.phase}{stage} "
-        f"quality {sum(reduced) / len(reduced) if reduced else 1:.2f}  "
+        f"quality {sum(reduced) / len(reduced) if reduced else 1:<6.3g} "
         f"loss {float(sums.loss) / sums.images:.4f}  train {int(sums.correct) / sums.images:.4f}  "
         f"val {result.rows.accuracy:.4f}{'*' if event.is_best_of_run else ' '} "
         f"{result.images_per_second:6.0f} img/s  wait {sums.data_wait / max(sums.seconds, 1e-9):4.0%}{wait}"

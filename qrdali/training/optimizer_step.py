@@ -6,12 +6,12 @@ from contextlib import nullcontext
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from qrdali.interfaces import Batch, RunContext
 from qrdali.system.device import autocast_for
+from qrdali.training.optimizer import create_optimizer
 from qrdali.training.run_spec import RunSpec
 
 _RANK_SEED = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: seeds of neighbouring ranks lie far apart
@@ -36,8 +36,8 @@ class TrainStep:
         self.ema = ModelEmaV3(self.model, settings.ema) if settings.ema else None
         self.eval_model: nn.Module = self.ema.module if self.ema else self.model
         self._parallel = group.wrap_ddp(self.model, context.device)
-        self.optimizer = create_optimizer_v2(
-            self.model, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay
+        self.optimizer = create_optimizer(
+            self.model, settings.optimizer, settings.lr, settings.weight_decay, context.device
         )
         _, scaled = autocast_for(settings.amp, context.device)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=scaled)

@@ -23,6 +23,7 @@ from qrdali.reduction.counter_rng import Purpose, uniform
 from qrdali.reduction.levels import CHUNK, PerImageLevels
 from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.png_entropy import entropy
+from qrdali.system.device_copies import HostCopies, to_device
 from qrdali.training.run_spec import Split
 
 Report = Callable[[int, int], None]
@@ -137,8 +138,8 @@ def candidate_requests(
         samples = np.arange(start, min(start + CHUNK, len(index)))
         sizes = index.sizes(samples)
         levels = states.for_samples(samples)
-        window = neighbors.window_of(levels, states.window_origins_or_zero(samples), sizes, rule.num_levels)
-        after = neighbors.next_levels(levels, window, sizes, rule.num_levels)
+        window = neighbors.window_of(levels, states.window_origins_or_zero(samples), sizes, rule.scale)
+        after = neighbors.next_levels(levels, window, sizes, rule.scale)
         can_move = (after >= 0)[:, np.array(rule.dimensions)].any(axis=1)
         rows = np.flatnonzero(can_move & ~np.isin(samples, options.excluded))
         for first in range(0, len(rows), max_batch):
@@ -148,7 +149,7 @@ def candidate_requests(
                 report(len(pick), 0)
                 continue
             candidates = neighbors.neighbors_of(
-                levels[pick], window[pick], sizes[pick], rule.dimensions, rule.num_levels, rule.windows
+                levels[pick], window[pick], sizes[pick], rule.dimensions, rule.scale, rule.windows
             )
             yield CandidateRequest(samples[pick], window[pick], candidates)
         report(len(samples) - len(rows), 0)
@@ -207,33 +208,32 @@ class _RankProbe:
 
     def _classify(self, batch: CandidateBatch) -> _Classified:
         """Shows the candidates that exist to the network."""
-        images, device = batch.images, batch.images.device
-        columns, states = images.shape[:2]
-        candidates_exist = batch.request.candidates.exists
-        exists = torch.from_numpy(np.ascontiguousarray(candidates_exist.T)).to(device)
-        labels = torch.from_numpy(self.split.index.labels(batch.request.samples)).to(device)
-        labels = labels.expand(columns, states)[exists]
-        # Picking by a mask copies the images: not where all exist.
-        shown = images.flatten(0, 1) if candidates_exist.all() else images[exists]
+        images, exists = batch.images.flatten(0, 1), batch.request.candidates.exists.T
+        # Numbers of rows, made on the host: a mask on a GPU would wait to count them.
+        rows = np.flatnonzero(exists)
+        labels_of_rows = self.split.index.labels(batch.request.samples)[rows % exists.shape[1]]
+        numbers = to_device(np.stack([rows, labels_of_rows]).astype(np.int64), images.device)
+        # Picking copies the images: not where all exist.
+        shown = images if exists.all() else _pick(images, numbers[0])
         with self.context.autocast():
             logits = self.model(shown.contiguous(memory_format=torch.channels_last))
-        right = torch.zeros((columns, states), dtype=torch.bool, device=device)
-        confidence = torch.zeros((columns, states), device=device)
-        right[exists] = logits.argmax(1) == labels
-        confidence[exists] = logits.float().softmax(1).gather(1, labels[:, None])[:, 0]
-        return _Classified(batch, right, confidence)
+        right = logits.argmax(1) == numbers[1]
+        confidence = logits.float().softmax(1).gather(1, numbers[1][:, None])[:, 0]
+        return _Classified(batch, HostCopies(right, confidence))
 
     def _accept(self, classified: _Classified, pool: ThreadPoolExecutor) -> Moves:
         """Accepts one neighbour of each state where one is right; returns those that move."""
         request, reduced_images = classified.batch.request, classified.batch.reduced_images
-        acceptable = classified.right.T.cpu().numpy() & request.candidates.exists
+        exists = request.candidates.exists
+        acceptable, confidence = np.zeros(exists.shape, np.bool_), np.zeros(exists.shape, np.float32)
+        acceptable.T[exists.T], confidence.T[exists.T] = classified.answers.read()
         sizes: npt.NDArray[np.int64] | None = None
         if reduced_images is not None:
             sizes = np.zeros(acceptable.shape, np.int64)
             rows, columns = np.nonzero(acceptable)
             images = [reduced_images[k][i] for i, k in zip(rows.tolist(), columns.tolist(), strict=True)]
             sizes[rows, columns] = list(pool.map(entropy, images))
-        choice = neighbors.choose_neighbor(acceptable, classified.confidence.T.cpu().numpy(), sizes)
+        choice = neighbors.choose_neighbor(acceptable, confidence, sizes)
         moved = choice >= 0
         levels, window = neighbors.accept_neighbor(
             self.states.for_samples(request.samples), request.window, request.candidates, choice
@@ -241,13 +241,17 @@ class _RankProbe:
         return Moves(request.samples[moved], levels[moved], window[moved])
 
 
+def _pick(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Returns the images `rows` int64 [M] of `images` [N, 3, S, S], channels last in memory, in one copy."""
+    return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+
+
 class _Classified(NamedTuple):
-    """Holds what the network answered: right bool and confidence (probability of the true class) float32,
-    each [K, N] on the images' device; False and 0 where no candidate exists."""
+    """Holds a batch under way. answers: right bool [M] and confidence (probability of the true class) float32
+    [M] of the candidates that exist, column by column; they may not be computed yet."""
 
     batch: CandidateBatch
-    right: torch.Tensor
-    confidence: torch.Tensor
+    answers: HostCopies
 
 
 def descend_by_feedback(
@@ -271,7 +275,7 @@ def descend_by_feedback(
             wanted,
             index.sizes(samples),
             rule.dimensions,
-            rule.num_levels,
+            rule.scale,
             partial(_online_draws, seed, samples),
         )
         result.assign(samples, levels, window)

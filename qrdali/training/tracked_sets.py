@@ -20,7 +20,7 @@ from qrdali.evaluation.predict import predict
 from qrdali.files.atomic import replace_atomically
 from qrdali.interfaces import BatchSource, RunContext
 from qrdali.reduction.levels import FULL_QUALITY, Levels
-from qrdali.reduction.quality import REDUCTIONS
+from qrdali.reduction.quality import QUARTERS, REDUCTIONS, LevelScale
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import DEFINITIONS
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -42,7 +42,7 @@ class TrackedSet:
 
 
 class TrackedSets:
-    """Evaluates `sets` in batches of `batch_size`. num_levels: n of the step 1/n of their levels.
+    """Evaluates `sets` in batches of `batch_size`. scale: that of their levels.
 
     definitions: as in `EpochPlan`."""
 
@@ -50,15 +50,15 @@ class TrackedSets:
         self,
         sets: Sequence[TrackedSet] = (),
         batch_size: int = 1,
-        num_levels: int = 2,
+        scale: LevelScale = QUARTERS,
         definitions: int = DEFINITIONS,
     ) -> None:
-        self._sets, self._batch_size, self._num_levels = sets, batch_size, num_levels
+        self._sets, self._batch_size, self._scale = sets, batch_size, scale
         self._definitions = definitions
 
     def under(self, definitions: int) -> TrackedSets:
         """Returns the same sets under other definitions."""
-        return TrackedSets(self._sets, self._batch_size, self._num_levels, definitions)
+        return TrackedSets(self._sets, self._batch_size, self._scale, definitions)
 
     def evaluate(
         self, title: str, model: nn.Module, context: RunContext, on_batch: Callable[[int], None]
@@ -73,7 +73,7 @@ class TrackedSets:
                 tracked.images,
                 self._batch_size,
                 tracked.levels,
-                self._num_levels,
+                self._scale,
                 definitions=self._definitions,
             )
             context.listener.begin(f"{title} {tracked.name}", tracked.images)

@@ -21,6 +21,7 @@ from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import DEFINITIONS
 from qrdali.schedule.epoch_schedule import ScheduleState
 from qrdali.training.epoch_totals import EpochSums, RunTotals, StageInfo
+from qrdali.training.optimizer import load_optimizer
 from qrdali.training.optimizer_step import TrainStep
 from qrdali.training.progress import TrainProgress
 from qrdali.training.run_spec import RunSpec
@@ -199,7 +200,7 @@ class TrainStateStore:
         try:
             for network, tensors in zip(self._networks.values(), weights, strict=True):
                 network.load_state_dict(tensors)
-            self._optimizer.load_state_dict(checkpoint.unflatten(optimizer, state["optimizer"]))
+            load_optimizer(self._optimizer, checkpoint.unflatten(optimizer, state["optimizer"]))
             if state["scaler"]:
                 self._scaler.load_state_dict(state["scaler"])
         except _MALFORMED as error:

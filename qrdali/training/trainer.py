@@ -180,7 +180,7 @@ class Trainer:
         """Returns what the epoch brought. Collective. After a signal `progress` is saved: only validation is
         repeated."""
         number, model, group = progress.schedule.epoch + 1, self.train_step.eval_model, self.context.group
-        counts = histogram(levels, len(self.splits.train.index), self.settings.num_levels)
+        counts = histogram(levels, len(self.splits.train.index), self.settings.scale)
         shown = self.stages.validation_levels(levels, counts, phase)
         try:
             rows = self.validator.validate(f"epoch {number} val", model, shown, progress.definitions)
@@ -193,7 +193,8 @@ class Trainer:
             self._leave(interruption.signum, saved=True)
         measured = memory | joules | tracked
         reduced = shown is not FULL_QUALITY
-        return EpochResult(number, phase, progress.schedule.stage, sums, counts, rows, reduced, measured)
+        stage = progress.schedule.stage
+        return EpochResult(number, phase, stage, sums, self.settings.scale, counts, rows, reduced, measured)
 
     def _decide(self, progress: TrainProgress, result: EpochResult) -> tuple[TrainProgress, ScheduleEvent]:
         """Returns the progress after the epoch, and what the schedule has decided."""

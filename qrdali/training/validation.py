@@ -31,7 +31,7 @@ class Validator:
         definitions: of the epoch that is judged, as in `EpochPlan`."""
         settings, context, val = self._settings, self._context, self._splits.val
         batch_size = inference_batch_size(settings.batch_size, context.group.world_size)
-        plan = EpochPlan(len(val.index), batch_size, levels, settings.num_levels, definitions=definitions)
+        plan = EpochPlan(len(val.index), batch_size, levels, settings.scale, definitions=definitions)
         context.listener.begin(title, plan.samples)
         rows = predict(model, val.source, plan, context, on_batch=self._after_batch)
         context.listener.end()

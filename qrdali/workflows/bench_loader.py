@@ -26,6 +26,7 @@ from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels, constant_level
 from qrdali.reduction.quality import REDUCTIONS
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import resolve_device
+from qrdali.system.device_copies import wait_for_device
 from qrdali.system.environment import environment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -161,7 +162,8 @@ def measure(
             "the images are in a store or in shards, which torchvision does not read: "
             "index a folder to compare loaders"
         )
-    engine = engine_for(resolve_device("auto"), threads)
+    device = resolve_device("auto")
+    engine = engine_for(device, threads)
     paths = index.paths(np.arange(len(index)))
     levels = {"qrdali full": FULL_QUALITY, **{f"qrdali {name}": level for name, level in REDUCED.items()}}
     contenders = _ours(index, side, batch_size, engine, levels)
@@ -169,7 +171,7 @@ def measure(
     contenders["DALI decode only"] = _plain_dali(paths, side, batch_size, engine, True)
     contenders["torchvision, Pillow"] = _torchvision(paths, side, batch_size, threads, True)
     contenders["torchvision.io"] = _torchvision(paths, side, batch_size, threads, False)
-    rates = _rates(contenders, rounds, listener)
+    rates = _rates(contenders, rounds, listener, device)
 
     def ratio(a: str, b: str) -> float:
         """Returns the median over rounds of a's rate by b's in the same round."""
@@ -199,7 +201,7 @@ def measure(
 
 
 def _rates(
-    contenders: dict[str, Callable[[], int]], rounds: int, listener: ProgressListener
+    contenders: dict[str, Callable[[], int]], rounds: int, listener: ProgressListener, device: torch.device
 ) -> dict[str, list[float]]:
     """Returns the images per second of each contender in each round; one round before them is not counted."""
     rates: dict[str, list[float]] = {name: [] for name in contenders}
@@ -209,6 +211,7 @@ def _rates(
             for name, run in contenders.items():
                 begun = time.perf_counter()
                 images = run()
+                wait_for_device(device)  # batches come before the device has made them
                 if turn:  # the first round warms files, workers and pools
                     rates[name].append(images / (time.perf_counter() - begun))
                 listener.advance(1, lambda name=name: name)  # type: ignore[misc]

@@ -32,8 +32,10 @@ from qrdali.pipelines.loader import open_loader
 from qrdali.reduction import quality
 from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.reduction.neighbors import DescentRule
+from qrdali.reduction.quality import LevelScale
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import probe_batch_size
+from qrdali.system.device_copies import wait_for_device
 from qrdali.workflows.bench_loader import machine
 from qrdali.workflows.context import open_context
 
@@ -87,6 +89,7 @@ def measure(
     images: int,
     naive_images: int,
     step: float,
+    tail: str,
     rounds: int,
     reductions: tuple[str, ...] = SEARCHED,
     listener: ProgressListener = SilentListener(),
@@ -99,7 +102,7 @@ def measure(
     quality are the labels, so that every image has a MEPI. Rounds alternate between the two, so that the
     machine's drift cancels.
     """
-    naive, num_levels = naive_module(), quality.num_levels_of(step)
+    naive, scale = naive_module(), quality.scale_of(step, tail)
     network = _Network(name, side, threads, listener)
     rates: dict[str, Any] = {}
     listener.begin("measure", rounds * 2 * len(reductions), "runs")
@@ -108,7 +111,7 @@ def measure(
             part = network.labelled_part(index, images, Path(scratch) / "part.arrow")
             few_count = min(naive_images, len(part))
             few = [i * len(part) // few_count for i in range(few_count)]
-            duel = _Duel(network, naive, part, few, num_levels, Path(scratch))
+            duel = _Duel(network, naive, part, few, scale, Path(scratch))
             forward_rate = network.forward_rate()
             for reduction in reductions:
                 rates[reduction] = duel.measure(reduction, rounds, forward_rate, listener)
@@ -122,6 +125,7 @@ def measure(
         "model": name,
         "input_size": network.preprocessing.input_size,
         "step": step,
+        "tail": tail,
         "images": len(part),
         "naive_images": len(few),
         "rounds": rounds,
@@ -197,7 +201,7 @@ class _Duel:
     naive: Any
     part: Index
     few: list[int]
-    num_levels: int
+    scale: LevelScale
     scratch: Path
 
     def measure(
@@ -217,18 +221,20 @@ class _Duel:
         same = 0
         for turn in range(rounds):
             out = self.scratch / f"{reduction}-{turn}"
-            mepis = MepiSet.open(out, MepiSource(self.part, CLASS_NAMES, self.num_levels), {}, None)
+            mepis = MepiSet.open(out, MepiSource(self.part, CLASS_NAMES, self.scale), {}, None)
             begun = time.perf_counter()
             row = self._build(mepis, reduction)
+            wait_for_device(context.device)
             taken = time.perf_counter() - begun
             listener.advance(1, lambda: f"{reduction}, ours")
             ours.append(len(self.part) / taken)
             over_forward.append(taken * forward_rate() / (row["evaluations"] + len(self.part)))
             begun = time.perf_counter()
             answers = [
-                reference.search(path, label, dimensions, self.num_levels)
+                reference.search(path, label, dimensions, self.scale.grid, self.scale.tail)
                 for path, label in zip(paths, labels, strict=True)
             ]
+            wait_for_device(context.device)
             theirs.append(len(self.few) / (time.perf_counter() - begun))
             listener.advance(1, lambda: f"{reduction}, naive")
             states = mepis.journal(reduction).rows["state"]
@@ -249,7 +255,7 @@ class _Duel:
     def _build(self, mepis: MepiSet, reduction: str) -> dict[str, Any]:
         """Builds a reduction of a set as `qrdali build-mepi` does; returns its row of the summary."""
         network = self.network
-        rule = SearchRule(DescentRule(quality.REDUCTIONS[reduction], self.num_levels))
+        rule = SearchRule(DescentRule(quality.REDUCTIONS[reduction], self.scale))
         reducer = open_image_reducer(self.part, network.preprocessing, network.engine)
         # The benchmark's own listener shows rounds; the search's passes would add lines between them.
         quiet = replace(network.context, listener=SilentListener())

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
 from torch import nn
 
 from qrdali import models
@@ -23,10 +22,13 @@ from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, Levels, PerImageLevels, constant_levels
 from qrdali.reduction.neighbors import DescentRule
-from qrdali.reduction.quality import REDUCTIONS
+from qrdali.reduction.quality import QUARTERS, REDUCTIONS
 from qrdali.schedule.epoch_plan import EpochPlan
+from qrdali.system.deterministic import cudnn_benchmark
 from qrdali.system.device import autocast_for, probe_batch_size
+from qrdali.system.device_copies import wait_for_device
 from qrdali.training import probe
+from qrdali.training.optimizer import create_optimizer
 from qrdali.training.probe import ProbeOptions
 from qrdali.training.run_spec import Split
 from qrdali.workflows.bench_loader import machine
@@ -92,7 +94,7 @@ def measure(
     """
     part = _Spread(index, min(images, len(index)))
     network = _Network(part, classes, _Options(name, side, threads, batch_size), listener)
-    seconds = _interleaved(network.kinds(), rounds, listener)
+    seconds = _interleaved(network.kinds(), rounds, listener, network.wait)
     over_full = {kind: _ratio(taken, seconds["full"]) for kind, taken in seconds.items() if kind != "full"}
     over_full["online over the same epoch without"] = _ratio(
         seconds["online combination"], seconds["combination"]
@@ -122,9 +124,12 @@ def measure(
 
 
 def _interleaved(
-    kinds: dict[str, Callable[[], None]], rounds: int, listener: ProgressListener
+    kinds: dict[str, Callable[[], None]], rounds: int, listener: ProgressListener, wait: Callable[[], None]
 ) -> dict[str, list[float]]:
-    """Returns the seconds of each kind of work in each round; one round before them is not counted."""
+    """Returns the seconds of each kind of work in each round; one round before them is not counted.
+
+    wait: returns once the device has done what was queued on it, before the clock is stopped.
+    """
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     listener.begin("measure", (rounds + 1) * len(kinds), "runs")
     try:
@@ -132,6 +137,7 @@ def _interleaved(
             for kind, work in kinds.items():
                 begun = time.perf_counter()
                 work()
+                wait()
                 if turn:  # the first round warms files, pools and the network's kernels
                     seconds[kind].append(time.perf_counter() - begun)
                 listener.advance(1, lambda kind=kind: kind)  # type: ignore[misc]
@@ -164,7 +170,7 @@ class _Network:
         torch.manual_seed(0)
         model = models.create(options.name, classes)
         self._model = model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._optimizer = create_optimizer_v2(self._model, "adamw", lr=1e-6, weight_decay=0.05)
+        self._optimizer = create_optimizer(self._model, "adamw", 1e-6, 0.05, self._device)
         _, scaled = autocast_for("auto", self._device)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaled)
         engine = engine_for(self._device, options.threads)
@@ -189,10 +195,20 @@ class _Network:
 
         feedback: each image's correctness is kept and moves its levels at the end, as online feedback does.
         """
+        with cudnn_benchmark(True):  # as training has it
+            self._train(levels, feedback)
+
+    def wait(self) -> None:
+        """Waits until the device has done what was queued on it."""
+        wait_for_device(self._device)
+
+    def _train(self, levels: Levels, feedback: bool) -> None:
         self._model.train()
         correct = torch.zeros((), dtype=torch.int64, device=self._device)
         kept = torch.zeros(len(self._index), dtype=torch.uint8, device=self._device)
-        plan = EpochPlan(len(self._index), self._batch_size, levels, 4, 0, next(self._epochs), True, "flip")
+        plan = EpochPlan(
+            len(self._index), self._batch_size, levels, QUARTERS, 0, next(self._epochs), True, "flip"
+        )
         for batch in self._loader.epoch(plan):
             with self._autocast():
                 logits = self._model(batch.images)
@@ -206,14 +222,13 @@ class _Network:
             if feedback:
                 kept[batch.samples] = right.to(torch.uint8)
         if feedback:
-            rule = DescentRule(REDUCTIONS["combination"], 4)
+            rule = DescentRule(REDUCTIONS["combination"], QUARTERS)
             at_full = PerImageLevels.at_full_quality(len(self._index), True, True)
             probe.descend_by_feedback(self._index, at_full, kept.cpu().numpy(), rule, 0)
-        correct.item()  # waits for the device
 
     def probe(self, reduction: str) -> None:
         """Shows every neighbour of every image to the network, as before an adaptive stage."""
-        rule = DescentRule(REDUCTIONS[reduction], 4)
+        rule = DescentRule(REDUCTIONS[reduction], QUARTERS)
         probe.descend_by_probe(
             self._model,
             Split(self._loader, self._index),

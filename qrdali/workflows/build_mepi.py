@@ -49,6 +49,7 @@ def build_mepi(
     split: str = "val",
     reduction: str = "all",
     step: float = 0.05,
+    tail: str | None = None,
     windows: int = 5,
     prefer: Literal["confidence", "entropy"] = "confidence",
     search: Literal["descend", "exhaustive"] = "descend",
@@ -67,19 +68,23 @@ def build_mepi(
 
     out: the set's folder. A set that was begun with the same options may be there: with `resume` it is
     continued, without it is joined by the reductions that it lacks. reduction: "color", "crop", "resolution",
-    "combination" or "all". windows: candidate windows of a crop, 5 or 9. prefer: which correct neighbour is
-    taken. search: step by step, or every level (color and resolution). limit: images searched, spread evenly
-    over the split. batch_size: of reading the files back. search_batch_size: candidates of a forward pass,
-    None for what suits the device. memory: MiB of decoded originals that are kept. root: where the images of
-    `data` are now, or OLD=NEW.
+    "combination" or "all". tail: levels below the grid of `step`: "full", "none" or their number; None for
+    the set's own, and "full" for a new set. windows: candidate windows of a crop, 5 or 9. prefer: which
+    correct neighbour is taken. search: step by step, or every level (color and resolution). limit: images
+    searched, spread evenly over the split. batch_size: of reading the files back. search_batch_size:
+    candidates of a forward pass, None for what suits the device. memory: MiB of decoded originals that are
+    kept. root: where the images of `data` are now, or OLD=NEW.
 
     Returns the summaries by reduction, as in summary.json. Raises InputError or RunError before anything is
     written where it can, and Interrupted once `control.stop` returns a signal: then what is complete is kept
     and `resume` continues it. Collective: of several ranks all call it; they share the images, and the first
     writes the files of the whole set.
     """
-    num_levels, folder, group = quality.num_levels_of(step), Path(run), control.group
-    rules = group.run_on_all(lambda: _make_rules(reduction, num_levels, windows, prefer, search))
+    folder, group = Path(run), control.group
+    recorded = group.run_on_all(lambda: _recorded_options(Path(out)))
+    tail = _tail_of(tail, recorded)
+    scale = quality.scale_of(step, tail, quality.MAX_OLD_GRID if recorded else quality.MAX_GRID)
+    rules = group.run_on_all(lambda: _make_rules(reduction, scale, windows, prefer, search))
     with deterministic(run_folder.is_deterministic(folder), device):
         evaluator = Evaluator(folder, EvaluateOptions(batch_size, device, amp, threads), control)
         trained, context, engine = evaluator.trained, evaluator.context, evaluator.engine
@@ -91,9 +96,10 @@ def build_mepi(
             "run": str(folder.absolute()),
             "weights": run_folder.weights_digest(folder),
             "preprocessing": json.loads(json.dumps(asdict(trained.preprocessing))),
-            "data": index.fingerprint_like(_recorded_images(Path(out))),
+            "data": index.fingerprint_like(recorded.get("data")),
             "split": split,
-            "step": 1 / num_levels,
+            "step": 1 / scale.grid,
+            "tail": tail,
             "windows": windows,
             "prefer": prefer,
             "search": search,
@@ -106,13 +112,13 @@ def build_mepi(
             "definitions": DEFINITIONS,
         }
         _require_equal_options(group, options)
-        source = MepiSource(index, trained.classes, num_levels)
+        source = MepiSource(index, trained.classes, scale)
         mepis = _open_set(control, Path(out), source, options, None if resume else tuple(rules))
         with closing(mepis):
             reducer = open_image_reducer(index, trained.preprocessing, engine)
             control.listener.line(
                 f"MEPIs of {count} {split} images, {trained.model} at {trained.preprocessing.input_size} px, "
-                f"step {1 / num_levels:g}, {'CPU' if context.device.type == 'cpu' else 'GPU'}"
+                f"step {1 / scale.grid:g}, tail {tail}, {'CPU' if context.device.type == 'cpu' else 'GPU'}"
             )
             limits = SearchLimits(at_once, memory << 20, engine.threads)
             job = _SetJob(mepis, samples, reducer, evaluator, limits)
@@ -128,7 +134,7 @@ def build_mepi(
 
 
 def _make_rules(
-    reduction: str, num_levels: int, windows: int, prefer: str, search: str
+    reduction: str, scale: quality.LevelScale, windows: int, prefer: str, search: str
 ) -> dict[str, SearchRule]:
     """Returns a rule per reduction to build.
 
@@ -142,17 +148,27 @@ def _make_rules(
     names = SEARCHED if reduction == "all" else (reduction,)
     dimensions = quality.REDUCTIONS
     return {
-        name: SearchRule(DescentRule(dimensions[name], num_levels, windows, prefer), search == "exhaustive")
+        name: SearchRule(DescentRule(dimensions[name], scale, windows, prefer), search == "exhaustive")
         for name in names
     }
 
 
-def _recorded_images(out: Path) -> object:
-    """Returns the fingerprint of the images that a set in `out` was begun with, None where there is none."""
+def _recorded_options(out: Path) -> dict[str, Any]:
+    """Returns the options that a set in `out` was begun with; {} where there is none."""
     try:
-        return read_object(out / OPTIONS).get("data")
+        return read_object(out / OPTIONS)
     except RunError:
-        return None  # whoever opens the set says what is wrong with it
+        return {}  # whoever opens the set says what is wrong with it
+
+
+def _tail_of(given: str | None, recorded: dict[str, Any]) -> str:
+    """Returns the tail of a set: as given, or else as it was begun with; sets of version 0.1 had none.
+
+    It is "full", "none" or a number in its shortest form.
+    """
+    tail = given if given is not None else recorded.get("tail", "none") if recorded else "full"
+    levels = quality.tail_levels(str(tail))
+    return {0: "none", quality.MAX_TAIL: "full"}.get(levels, str(levels))
 
 
 def _require_equal_options(group: ProcessGroup, options: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from qrdali.interfaces import JobControl
 from qrdali.pipelines.engine import engine_of
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, Levels, reduced_split_levels
-from qrdali.reduction.quality import num_levels_of
+from qrdali.reduction.quality import LevelScale, scale_of
 from qrdali.runs import folder as run_folder
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.deterministic import deterministic
@@ -38,20 +38,24 @@ class EvaluateOptions:
     """Says how a run is evaluated.
 
     batch_size: images of a forward pass. device: "auto", "cpu" or "cuda". amp: "auto", "bf16", "fp16" or
-    "off". threads: that decode, None for all that the process may use. curve_levels: n of the step 1/n of an
-    accuracy curve over the qualities, None for no curve. reduced: a quality below 1 of the step 1 /
-    reduced_levels at which splits are evaluated too, in each reduction. class_map: for data of other classes
-    than the run's.
+    "off". threads: that decode, None for all that the process may use. curve: the levels of an accuracy curve
+    over the qualities, None for no curve. reduced: a quality below 1 of the step 1/reduced_grid at which
+    splits are evaluated too, in each reduction. class_map: for data of other classes than the run's.
     """
 
     batch_size: int = 32
     device: str = "auto"
     amp: str = "auto"
     threads: int | None = None
-    curve_levels: int | None = None
+    curve: LevelScale | None = None
     reduced: float | None = None
-    reduced_levels: int = 4
+    reduced_grid: int = 4
     class_map: ClassMap | None = None
+
+    @property
+    def reduced_scale(self) -> LevelScale:
+        """Returns the levels of which `reduced` is one."""
+        return LevelScale(self.reduced_grid)
 
 
 DEFAULT_OPTIONS = EvaluateOptions()
@@ -66,6 +70,7 @@ def evaluate(
     curve: bool = False,
     reduced: float | None = None,
     step: float = 0.25,
+    tail: str = "full",
     class_map: str | Path | None = None,
     map_rule: MapRule | None = None,
     batch_size: int = 32,
@@ -78,17 +83,17 @@ def evaluate(
     """Evaluates `best/` of a run on a split and on named folders; writes RUN/predictions/NAME.parquet.
 
     data: a data set's folder, of which `split` is evaluated. sets: folders of class folders, paths or s3://
-    and gs:// URLs, by name. curve: also measures accuracy at every level of `step` in each reduction, into
-    RUN/curves/. reduced: also evaluates the split at this quality in each reduction. class_map: a TSV file of
-    run class and data class, by the rule "argmax" or "sum". root: where the images of `data` are now, or
-    OLD=NEW.
+    and gs:// URLs, by name. curve: also measures accuracy at every level of `step` and of its `tail` ("full",
+    "none" or a number of levels) in each reduction, into RUN/curves/. reduced: also evaluates the split at
+    this quality in each reduction. class_map: a TSV file of run class and data class, by the rule "argmax" or
+    "sum". root: where the images of `data` are now, or OLD=NEW.
 
     Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy", "unreadable",
     "rows"}, with "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they apply. Raises
     InputError for what cannot be evaluated, RunError for a damaged run or images that are gone, and
     Interrupted once `control.stop` returns a signal. Collective.
     """
-    num_levels, sets, folder = num_levels_of(step), sets or {}, Path(run)
+    scale, sets, folder = scale_of(step, tail), sets or {}, Path(run)
 
     def check() -> None:
         for name in sets:
@@ -110,7 +115,7 @@ def evaluate(
             )
         )
         options = EvaluateOptions(
-            batch_size, device, amp, threads, num_levels if curve else None, reduced, num_levels, mapping
+            batch_size, device, amp, threads, scale if curve else None, reduced, scale.grid, mapping
         )
         evaluator = Evaluator(folder, options, control)
         results = [] if data is None else [evaluator.split(Path(data), split, root)]
@@ -142,9 +147,9 @@ class Evaluator:
     ) -> None:
         self.run, self.options, self.group = run, options, control.group
         if options.reduced is not None:
-            quality, num_levels = options.reduced, options.reduced_levels
+            quality, scale = options.reduced, options.reduced_scale
             # An impossible quality is refused before a network is loaded for nothing.
-            self.group.run_on_all(lambda: reduced_split_levels("", quality, num_levels))
+            self.group.run_on_all(lambda: reduced_split_levels("", quality, scale))
         model, self.trained = self.group.run_on_all(lambda: run_folder.load_best(run))
         if not self.group.is_single:
             digest = self.group.run_on_all(lambda: run_folder.weights_digest(run))
@@ -165,7 +170,7 @@ class Evaluator:
         quality = self.options.reduced
         if quality is None:
             return result
-        of_reductions = reduced_split_levels(split, quality, self.options.reduced_levels)
+        of_reductions = reduced_split_levels(split, quality, self.options.reduced_scale)
         result["reduced"] = {}
         for reduction, (name, levels) in of_reductions.items():
             rows = self.rows(name, index, levels=levels)
@@ -210,14 +215,14 @@ class Evaluator:
     def rows(
         self, name: str, index: Index, check: Callable[[], None] = lambda: None, levels: Levels | None = None
     ) -> PredictionRows:
-        """Returns a row per image of an index, at `levels` of the step 1 / reduced_levels where given.
+        """Returns a row per image of an index, at `levels` of the options' reduced_scale where given.
 
         check: is called at every batch and may raise.
         """
         listener, batch_size = self.context.listener, self.options.batch_size
         source = open_loader(index, self.trained.preprocessing, batch_size, self.engine)
-        num_levels = self.options.reduced_levels
-        plan = EpochPlan(len(index), batch_size, levels or FULL_QUALITY, num_levels)
+        scale = self.options.reduced_scale
+        plan = EpochPlan(len(index), batch_size, levels or FULL_QUALITY, scale)
 
         def on_batch(images: int) -> None:
             listener.advance(images, str)
@@ -240,8 +245,8 @@ class Evaluator:
 
     def _evaluate(self, name: str, index: Index, unreadable: int) -> dict[str, Any]:
         result = self._write(name, index, self.rows(name, index), unreadable)
-        if self.options.curve_levels is not None:
-            result["curve"] = write_curve(self, self._name_of_rows(name), index, self.options.curve_levels)
+        if self.options.curve is not None:
+            result["curve"] = write_curve(self, self._name_of_rows(name), index, self.options.curve)
         return result
 
     def _name_of_rows(self, name: str) -> str:

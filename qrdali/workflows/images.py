@@ -9,7 +9,16 @@ import numpy.typing as npt
 
 from qrdali.errors import InputError, printable
 from qrdali.reduction import png_entropy
-from qrdali.reduction.quality import CENTER, DIMENSIONS, num_levels_of, quality, reduction_params_at
+from qrdali.reduction.quality import (
+    CENTER,
+    DIMENSIONS,
+    MAX_TAIL,
+    LevelArray,
+    LevelScale,
+    num_levels_of,
+    reduction_params,
+    reduction_params_at,
+)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -51,8 +60,9 @@ def reduce(
 
     image: uint8 [H, W, 3], which is not changed.
     color, crop, resolution: qualities in (0, 1], the share of bits or pixels that stays; 1 changes nothing.
-    level: instead, three levels k (color, crop, resolution) of the grid `step`, 0 to n − 1, for (n − k)/n.
-    step: 1/n, n from 2 to 255.
+    level: instead, three levels k (color, crop, resolution) of `step`: 0 to n − 1 for (n − k)/n, and from n
+        to n + 39 those of its tail, each of half the quality of the one before, as manifests have them.
+    step: 1/n, n from 2 to 200.
     anchor: where the window lies, (a_y, a_x) in [0, 1]: (0, 0) is top left, (0.5, 0.5) the centre.
 
     The result is uint8 [h, w, 3], h = max(1, round(max(1, round(H·√crop))·√resolution)) and w likewise;
@@ -69,22 +79,22 @@ def reduce(
     from qrdali.pipelines import host_ops
 
     _require_image(image, "image")
+    qualities = [color, crop, resolution]
     if level is None:
-        qualities = [color, crop, resolution]
         for name, value in zip(DIMENSIONS, qualities, strict=True):
             if not 0 < value <= 1:
                 raise InputError(f"{name} = {value:g} is outside (0, 1]: 1 is the untouched image")
     else:
-        if (color, crop, resolution) != (1.0, 1.0, 1.0):
+        if qualities != [1.0, 1.0, 1.0]:
             raise InputError("level and qualities both say how much is reduced: give one of them")
-        qualities = _qualities_of(level, step)
     if len(anchor) != 2 or not all(0 <= part <= 1 for part in anchor):
         raise InputError(f"anchor = {anchor!r} is not (a_y, a_x) in [0, 1]: (0.5, 0.5) is the centre")
-    params = reduction_params_at(
-        np.array([qualities], np.float64),
-        np.array([image.shape[:2]], np.int32),
-        np.array([anchor], np.float64),
-    )
+    size, anchors = np.array([image.shape[:2]], np.int32), np.array([anchor], np.float64)
+    if level is None:
+        params = reduction_params_at(np.array([qualities], np.float64), size, anchors)
+    else:
+        scale = LevelScale(num_levels_of(step), MAX_TAIL)
+        params = reduction_params(_checked_levels(level, scale), size, anchors, scale)
     window = host_ops.cut(image, params.window[0, :2], params.window[0, 2:])
     reduced = host_ops.reduce(window, params.size[0], int(params.bin_width[0]))
     return reduced.copy() if np.may_share_memory(reduced, image) else reduced
@@ -119,14 +129,17 @@ def quotient(reduced: Pixels, image: Pixels) -> float:
     return png_entropy.entropy(reduced) / png_entropy.entropy(image)
 
 
-def _qualities_of(level: tuple[int, int, int], step: float) -> list[float]:
-    num_levels = num_levels_of(step)
+def _checked_levels(level: tuple[int, int, int], scale: LevelScale) -> LevelArray:
+    """Returns three levels as an array, uint8 [1, 3]. Raises InputError for what is none."""
     levels = np.asarray(level)
     if levels.shape != (3,) or levels.dtype.kind not in "iu":
         raise InputError(f"level = {level!r} is not three whole numbers (color, crop, resolution)")
-    if levels.min() < 0 or levels.max() >= num_levels:
-        raise InputError(f"level = {level!r} is outside 0..{num_levels - 1}, the levels of step {step:g}")
-    return [float(value) for value in quality(levels, num_levels)]
+    if levels.min() < 0 or levels.max() >= scale.count:
+        raise InputError(
+            f"level = {level!r} is outside 0..{scale.count - 1}, the levels of step {1 / scale.grid:g} and "
+            "of its tail"
+        )
+    return levels[None].astype(np.uint8)
 
 
 def _require_image(image: Pixels, name: str) -> None:

@@ -14,7 +14,7 @@ from qrdali.data.index import Dataset, Index
 from qrdali.errors import InputError
 from qrdali.models import FITS, Preprocessing, preprocessing
 from qrdali.reduction.levels import ConstantLevels, Levels, PerImageLevels
-from qrdali.reduction.quality import DIMENSIONS, level_of, num_levels_of
+from qrdali.reduction.quality import DIMENSIONS, MAX_TAIL, LevelScale, level_of, num_levels_of
 from qrdali.runs.settings import MAX_BATCH
 from qrdali.schedule.epoch_plan import EpochPlan
 
@@ -131,7 +131,8 @@ class Loader:
         quality: by dimension ("color", "crop", "resolution"), in (0, 1] and on the grid of `step`; a
             dimension that is not named stays whole.
         levels: instead, each image's own levels, integers [images of the split, 3] (color, crop, resolution),
-            each 0 to n − 1; level k has the quality (n − k)/n.
+            each 0 to n − 1; level k has the quality (n − k)/n; levels n to n + 39, the tail, halve the lowest
+            quality again and again.
         step: the grid of qualities, 1/n.
         augment: "none"; "flip" mirrors half of the images; "rrc" cuts a random resized crop and mirrors.
         shuffle: False gives the order of the split, centred windows and no augmentation, as for validation.
@@ -156,12 +157,12 @@ class Loader:
             raise InputError(f"augment={augment!r} is for shuffled epochs: leave it out, or shuffle")
         if not 0 <= seed < 2**63:
             raise InputError(f"seed is {seed}: choose 0 to 2⁶³ − 1")
-        num_levels = num_levels_of(step)
+        scale = LevelScale(num_levels_of(step), MAX_TAIL)
         plan = EpochPlan(
             len(self.split),
             self.batch_size,
-            self._levels(quality, levels, num_levels),
-            num_levels,
+            self._levels(quality, levels, scale),
+            scale,
             seed,
             number,
             training=shuffle,
@@ -172,29 +173,30 @@ class Loader:
         return self._source.epoch(plan, on_unreadable)
 
     def _levels(
-        self, quality: Mapping[str, float] | None, levels: npt.NDArray[np.integer] | None, num_levels: int
+        self, quality: Mapping[str, float] | None, levels: npt.NDArray[np.integer] | None, scale: LevelScale
     ) -> Levels:
         if levels is None:
-            return _constant_levels(quality or {}, num_levels)
+            return _constant_levels(quality or {}, scale)
         if quality is not None:
             raise InputError("quality and levels both say how much is reduced: give one of them")
         array = np.asarray(levels)
         if array.dtype.kind not in "iu" or array.shape != (len(self.split), 3):
             raise InputError(f"levels is {array.dtype}{list(array.shape)}: give uint8 [{len(self.split)}, 3]")
-        if array.min() < 0 or array.max() >= num_levels:
+        if array.min() < 0 or array.max() >= scale.count:
             raise InputError(
-                f"levels holds {array.min()} to {array.max()}: step 1/{num_levels} has 0 to {num_levels - 1}"
+                f"levels holds {array.min()} to {array.max()}: step 1/{scale.grid} and its tail have 0 to "
+                f"{scale.count - 1}"
             )
         return PerImageLevels(array.astype(np.uint8), None, None)
 
 
-def _constant_levels(quality: Mapping[str, float], num_levels: int) -> ConstantLevels:
+def _constant_levels(quality: Mapping[str, float], scale: LevelScale) -> ConstantLevels:
     if unknown := sorted(set(quality) - set(DIMENSIONS)):
         raise InputError(f"quality names {unknown[0]!r}: the dimensions are {', '.join(DIMENSIONS)}")
     found: dict[str, int] = {}
     for dimension, value in quality.items():
         try:
-            found[dimension] = level_of(value, num_levels)
+            found[dimension] = level_of(value, scale)
         except InputError as error:
             raise InputError(f"{dimension}: {error}".replace("--step", "step")) from None
     return ConstantLevels(**found)

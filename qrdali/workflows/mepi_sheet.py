@@ -32,7 +32,7 @@ def draw(mepis: MepiSet, reduction: str, reducer: ImageReducer, out: Path) -> No
     spread = np.linspace(0, len(with_mepi) - 1, min(PAIRS, len(with_mepi)))
     samples = with_mepi[np.unique(spread.astype(int))]
     rows, sizes, labels = journal.rows[samples], source.index.sizes(samples), source.index.labels(samples)
-    windows = params_of_states(rows["state"], sizes, source.num_levels).window
+    windows = params_of_states(rows["state"], sizes, source.scale).window
     columns = min(COLUMNS, len(samples))
     lines = -(-len(samples) // columns)
     sheet = Image.new("RGB", (columns * _PITCH + _GAP, _TITLE + lines * _LINE + _GAP), "white")
@@ -46,7 +46,7 @@ def draw(mepis: MepiSet, reduction: str, reducer: ImageReducer, out: Path) -> No
     for sample, pixels in reducer.decode(iter(number_of), lambda sample, reason: None):
         i = number_of[sample]
         left, top = _GAP + i % columns * _PITCH, _TITLE + i // columns * _LINE
-        params = params_of_states([FULL_STATE], sizes[i][None], source.num_levels)
+        params = params_of_states([FULL_STATE], sizes[i][None], source.scale)
         original = Image.fromarray(reducer.reduced_images([pixels], params)[0])
         with Image.open(mepis.png(reduction, sample)) as file:
             mepi = file.convert("RGB")

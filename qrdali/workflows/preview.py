@@ -26,6 +26,7 @@ from qrdali.reduction.png_entropy import encoder_name, entropy
 from qrdali.reduction.quality import (
     REDUCTIONS,
     RESOLUTION,
+    LevelScale,
     ReductionParams,
     num_levels_of,
     reduction_params,
@@ -99,17 +100,17 @@ def draw_preview(image: str, out: Path, step: float = 0.25) -> PreviewSheet:
     image: a file, or the URL of an object or of a shard's member. Raises InputError for an image, a step or
     an `out` that cannot be used, RunError for an image that Pillow decodes and DALI does not.
     """
-    num_levels = num_levels_of(step)
+    scale = LevelScale(num_levels_of(step))
     original = _open(image, out)
-    columns = min(num_levels, MAX_COLUMNS)
-    levels = sorted({round(i * (num_levels - 1) / (columns - 1)) for i in range(columns)})
+    columns = min(scale.count, MAX_COLUMNS)
+    levels = sorted({round(i * (scale.count - 1) / (columns - 1)) for i in range(columns)})
     grid = [[level if moves else 0 for moves in REDUCTIONS[row]] for row in ROWS for level in levels]
     size = np.array([original.height, original.width], np.int32)
     reduction = reduction_params(
-        np.array(grid, np.uint8), np.tile(size, (len(grid), 1)), np.full((len(grid), 2), 0.5), num_levels
+        np.array(grid, np.uint8), np.tile(size, (len(grid), 1)), np.full((len(grid), 2), 0.5), scale
     )
     pictures = _reduced(original, reduction)
-    qualities = [(num_levels - level) / num_levels for level in levels]
+    qualities = [scale.quality_of(level) for level in levels]
     sheet = _draw(original, pictures, reduction, qualities)
     write_whole(out, lambda partial: sheet.save(partial, "PNG", optimize=True))
     return PreviewSheet(ROWS, len(levels))

@@ -14,8 +14,9 @@ from qrdali.files.atomic import write_whole
 from qrdali.mepi.folder import SEARCHED
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, constant_levels
-from qrdali.reduction.quality import REDUCTIONS
+from qrdali.reduction.quality import REDUCTIONS, LevelScale
 from qrdali.schedule.epoch_plan import EpochPlan
+from qrdali.schedule.live_levels import live_levels
 
 if TYPE_CHECKING:
     from qrdali.data.index import Index
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from qrdali.workflows.evaluate import Evaluator
 
 
-def measure(evaluator: Evaluator, name: str, index: Index, num_levels: int) -> pa.Table:
-    """Returns a row per image and level of the step 1 / num_levels; crops are centred.
+def measure(evaluator: Evaluator, name: str, index: Index, scale: LevelScale) -> pa.Table:
+    """Returns a row per image and level of the grid, and of the tail down to the last that changes an image.
+
+    Crops are centred.
 
     Collective.
 
@@ -36,7 +39,7 @@ def measure(evaluator: Evaluator, name: str, index: Index, num_levels: int) -> p
 
     def classify(level: int, reduction: str) -> PredictionRows:
         levels = constant_levels(REDUCTIONS[reduction], level) if level else FULL_QUALITY
-        plan = EpochPlan(len(index), batch_size, levels, num_levels)
+        plan = EpochPlan(len(index), batch_size, levels, scale)
 
         def on_batch(images: int) -> None:
             listener.advance(images, lambda: reduction)
@@ -46,19 +49,29 @@ def measure(evaluator: Evaluator, name: str, index: Index, num_levels: int) -> p
             evaluator.model, source, plan, evaluator.context, on_batch=on_batch, decide=evaluator.decide
         )
 
-    listener.begin(f"curve of {name}", len(index) * (1 + (num_levels - 1) * len(SEARCHED)))
+    levels = {reduction: _curve_levels(index, reduction, scale) for reduction in SEARCHED}
+    listener.begin(f"curve of {name}", len(index) * (1 + sum(map(len, levels.values()))))
     try:
         tables = []
         # Level 0 is the untouched image whatever the reduction: it is classified once for all of them.
         at_full_quality = classify(0, "color")
         for reduction in SEARCHED:
-            for level in range(num_levels):
+            for level in (0, *levels[reduction]):
                 rows = classify(level, reduction) if level else at_full_quality
-                quality = (num_levels - level) / num_levels
-                tables.append(_table(rows, reduction, level, quality))
+                tables.append(_table(rows, reduction, level, scale.quality_of(level)))
         return pa.concat_tables(tables)
     finally:
         listener.end()
+
+
+def _curve_levels(index: Index, reduction: str, scale: LevelScale) -> tuple[int, ...]:
+    """Returns the levels of a curve below full quality: the grid's, and those of the tail that change an
+    image.
+    """
+    last = scale.grid - 1
+    below = range(last, scale.count)
+    live = live_levels(below, REDUCTIONS[reduction], scale, index.size_chunks)
+    return (*range(1, scale.grid), *(level for level in live if level > last))
 
 
 def _table(rows: PredictionRows, reduction: str, level: int, quality: float) -> pa.Table:
@@ -77,10 +90,12 @@ def _table(rows: PredictionRows, reduction: str, level: int, quality: float) -> 
     )
 
 
-def summary(rows: pa.Table) -> dict[str, Any]:
+def summary(rows: pa.Table, scale: LevelScale) -> dict[str, Any]:
     """Returns by reduction the qualities, from 1 down, the accuracy at each, and the mean accuracy over them.
 
-    "area" is the area under the accuracy (trapezoids) divided by the range of the qualities, in [0, 1].
+    "area" is the area under the accuracy (trapezoids) over the grid's qualities, divided by their range, and
+    "log_area" that over the logarithm of all qualities; both in [0, 1]. "tail" counts the qualities below the
+    grid.
     """
     result: dict[str, Any] = {}
     columns = {key: rows[key].to_numpy(zero_copy_only=False) for key in ("reduction", "quality", "correct")}
@@ -90,24 +105,29 @@ def summary(rows: pa.Table) -> dict[str, Any]:
         accuracy = np.array(
             [columns["correct"][of_reduction & (columns["quality"] == q)].mean() for q in quality]
         )
-        area = np.trapezoid(accuracy, quality) / (quality[-1] - quality[0])
+        on_grid = quality > (1 - 1e-9) / scale.grid
+        area = np.trapezoid(accuracy[on_grid], quality[on_grid]) / (1 - 1 / scale.grid)
+        log_area = np.trapezoid(accuracy, np.log(quality)) / -np.log(quality[0])
         result[reduction] = {
             "quality": quality[::-1].tolist(),
             "accuracy": accuracy[::-1].tolist(),
             "area": float(area),
+            "log_area": float(log_area),
+            "tail": int((~on_grid).sum()),
         }
     return result
 
 
-def write_curve(evaluator: Evaluator, name: str, index: Index, num_levels: int) -> dict[str, Any]:
+def write_curve(evaluator: Evaluator, name: str, index: Index, scale: LevelScale) -> dict[str, Any]:
     """Measures a curve and writes RUN/curves/NAME.parquet, .json, .png and .svg; rank 0 writes. Collective.
 
     Returns the summary with the step and, under "files", the files' path without its ending.
     """
-    rows = measure(evaluator, name, index, num_levels)
-    curves = summary(rows)
-    result = {"step": 1 / num_levels, "files": str(evaluator.run / "curves" / name), **curves}
-    head = {"set": name, "images": len(index), "step": 1 / num_levels}
+    rows = measure(evaluator, name, index, scale)
+    curves = summary(rows, scale)
+    head: dict[str, Any] = {"step": 1 / scale.grid, "tail": scale.tail}
+    result = {**head, "files": str(evaluator.run / "curves" / name), **curves}
+    head = {"set": name, "images": len(index), **head}
     evaluator.group.run_on_main(lambda: _write(evaluator, head, rows, curves))
     return result
 

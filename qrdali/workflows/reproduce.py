@@ -228,6 +228,7 @@ def find_config(config: str | Path, listener: ProgressListener) -> Path:
 def _execute(tasks: Tasks, control: JobControl) -> MatrixResult:
     listener = control.listener
     with tasks.folder.lock(listener.warn):
+        tasks.folder.begin(tasks.tail)
         total, before = len(tasks.all), sum(map(tasks.done, tasks.all))
         done_already = f", {before} of them done already" if before else ""
         listener.line(f"{total} tasks in {tasks.folder.folder}{done_already}")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qrdali.errors import InputError
-from qrdali.reduction.quality import DIMENSIONS, num_levels_of, quality
+from qrdali.reduction.quality import DIMENSIONS, LevelScale, num_levels_of, quality
 from qrdali.runs.settings import validate_settings
 from qrdali.schedule import epoch_schedule
 from qrdali.schedule.epoch_schedule import Phase, ScheduleEvent, ScheduleState
@@ -111,7 +111,10 @@ class Schedule:
         known = None if sizes is None else np.asarray(sizes, np.int32).reshape(-1, 2)
         chunks = None if known is None else lambda: [known]
         require_live_levels(self._settings, chunks)
-        self._stage_levels, self._num_levels = stage_levels(self._settings, chunks), num_levels_of(step)
+        self._stage_levels, self._scale = (
+            stage_levels(self._settings, chunks),
+            LevelScale(num_levels_of(step)),
+        )
         self._rule = schedule_rule_of(self._settings, self._stage_levels)
         self._state = epoch_schedule.start(_require_accuracy(start_accuracy, "start_accuracy"))
         self._due: Epoch | None = None
@@ -210,7 +213,7 @@ class Schedule:
             return dict.fromkeys(DIMENSIONS, 1.0)
         reduced = reduced_levels(self._settings, stage, number, self._stage_levels)
         levels = reduced.for_samples(np.zeros(1, np.int64))[0]
-        return dict(zip(DIMENSIONS, quality(levels, self._num_levels).tolist(), strict=True))
+        return dict(zip(DIMENSIONS, quality(levels, self._scale).tolist(), strict=True))
 
 
 def _require_accuracy(value: float, name: str) -> float:

@@ -12,7 +12,7 @@ from qrdali.experiment.expand import PlannedRun
 from qrdali.experiment.tasks import SPEC, Task, Tasks
 from qrdali.files.atomic import replace_atomically, write_whole
 from qrdali.interfaces import JobControl
-from qrdali.reduction.quality import num_levels_of
+from qrdali.reduction.quality import scale_of
 from qrdali.system.deterministic import deterministic
 from qrdali.workflows.build_mepi import build_mepi
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
@@ -79,7 +79,7 @@ def _evaluate(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, f
         settings.device,
         settings.amp,
         settings.threads or None,
-        num_levels_of(wanted.curve_step) if wanted.curve else None,
+        scale_of(wanted.curve_step, tasks.curve_tail) if wanted.curve else None,
         wanted.reduced,
     )
     evaluator = Evaluator(tasks.folder.run(run.name), options, control)
@@ -106,6 +106,7 @@ def _build_mepis(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str
             split=wanted.split,
             reduction=reduction,
             step=wanted.step,
+            tail=tasks.tail,
             windows=wanted.windows,
             prefer=wanted.prefer,
             limit=wanted.limit,

@@ -202,9 +202,9 @@ def _open_splits(prepared: PreparedRun, engine: Engine, context: RunContext) -> 
         for name, index in indexes.items()
     ]
     if settings.track_reduced:
-        splits = reduced_split_levels("val", settings.track_reduced, settings.num_levels)
+        splits = reduced_split_levels("val", settings.track_reduced, settings.scale)
         tracked += [TrackedSet(name, val.source, len(val.index), levels) for name, levels in splits.values()]
-    return Splits(train, val, TrackedSets(tracked, batch_size, settings.num_levels))
+    return Splits(train, val, TrackedSets(tracked, batch_size, settings.scale))
 
 
 def _index_tracked_sets(spec: RunSpec, context: RunContext) -> dict[str, Index]:
@@ -230,10 +230,10 @@ def _describe(prepared: PreparedRun, engine: Engine, context: RunContext) -> str
 def _dead_levels(spec: RunSpec) -> str:
     """Returns a line on the levels of linear's grid that have no stage, or ""."""
     settings, live = spec.settings, spec.stage_levels or ()
-    dead = sorted(set(range(1, settings.num_levels)) - set(live))
+    dead = sorted(set(range(1, settings.scale.count)) - set(live))
     if settings.method != "linear" or not dead:
         return ""
-    qualities = ", ".join(f"{(settings.num_levels - level) / settings.num_levels:.4g}" for level in dead)
+    qualities = ", ".join(map(settings.scale.describe, dead))
     return f"no stage for quality {qualities}: it changes no training image against the stage before"
 
 

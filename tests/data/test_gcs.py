@@ -25,7 +25,7 @@ from qrdali.data.scan import DECODED, build_dataset
 from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
 from qrdali.reduction.levels import FULL_QUALITY
-from qrdali.reduction.quality import Dimensions
+from qrdali.reduction.quality import QUARTERS, Dimensions
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.training.tracked_sets import index_sets
 
@@ -104,9 +104,7 @@ def test_an_epoch_takes_a_request_per_image_many_at_once(pets: str, tmp_path: Pa
     made("index", pets, "--out", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")
     store.tell(delay=0.3)
-    assert (
-        sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(8, 4, FULL_QUALITY, 4))) == 8
-    )
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(8, 4, FULL_QUALITY))) == 8
     assert store.kinds() == {"media": 8}
     assert store.most == 8
 
@@ -153,9 +151,7 @@ def test_keys_may_be_anything(store: Store, tmp_path: Path) -> None:
         f"gs://{BUCKET}/odd/train/b/zero.jpg",
     ]
     index = Dataset.open(tmp_path / "data").index("train")
-    assert (
-        sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(5, 4, FULL_QUALITY, 4))) == 5
-    )
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(5, 4, FULL_QUALITY))) == 5
     store.put("odd/train/../z.jpg", jpeg())
     with pytest.raises(RunError, match=r"class folder .*\.\.' would lead out"):
         index_root(f"gs://{BUCKET}/odd", tmp_path / "x", DECODED)
@@ -211,7 +207,7 @@ def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path,
     store.put(f"{key}/train/dog/2.JPEG", b"garbage")
     seen = [
         s
-        for batch in loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4), bad.update)
+        for batch in loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY), bad.update)
         for s in batch.samples.tolist()
     ]
     assert sorted(seen) == [0, 2, 3, 4, 5, 7]
@@ -222,7 +218,7 @@ def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path,
         "unreadable": 1,
     }
     with pytest.raises(RunError, match="is gone since it was indexed"):
-        list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4)))
+        list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY)))
 
 
 @pytest.mark.parametrize(
@@ -249,11 +245,11 @@ def test_what_a_server_says_instead(
         kind == "media" and fault == "nonsense"
     ):  # an answer that is no image: of each file, as far as anybody knows
         with pytest.raises(RunError, match="cannot be decoded"):
-            list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4)))
+            list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY)))
         return
     work = {
         "list": lambda: index_root(pets, tmp_path / "x", DECODED),
-        "media": lambda: list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4), told.update)),
+        "media": lambda: list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY), told.update)),
     }
     with pytest.raises(object_store.Unreachable, match=match) as error:
         work[kind]()
@@ -267,9 +263,7 @@ def test_what_passes_is_asked_again(pets: str, tmp_path: Path, store: Store, fau
     made("index", pets, "--out", tmp_path / "data")
     index = Dataset.open(tmp_path / "data").index("train")
     store.tell(fault, "media", times=1)
-    assert (
-        sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(8, 4, FULL_QUALITY, 4))) == 8
-    )
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(8, 4, FULL_QUALITY))) == 8
     own = [
         asked for asked in store.asked if asked.name.startswith(pets.split("/")[3])
     ]  # others are what an earlier test left under way
@@ -319,9 +313,7 @@ def test_shards(store: Store, tmp_path: Path) -> None:
         assert storage.opened(url).whole() == jpeg((16 + i, 12), i * 40)
     assert store.kinds() == {"media": 4}  # the shard is open
     index = Dataset.open(tmp_path / "data").index("train")
-    assert (
-        sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(4, 4, FULL_QUALITY, 4))) == 4
-    )
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(4, 4, FULL_QUALITY))) == 4
     made("index", tmp_path / "r", "--out", tmp_path / "here")
     there = Dataset.open(tmp_path / "here", f"gs://{BUCKET}/shards").index("train")
     assert there.paths(np.arange(4)) == index.paths(np.arange(4))
@@ -492,7 +484,7 @@ def test_a_probe_reads_ahead(long: tuple[Index, Index], store: Store, whole_grap
     shown = []
     for index in long:
         loader = loader_of(index, 2, whole_graph)
-        options = ProbeOptions(DescentRule(Dimensions(True, False, True), 4), batch_size=4)
+        options = ProbeOptions(DescentRule(Dimensions(True, False, True), QUARTERS), batch_size=4)
         asked = candidate_requests(
             Split(loader, index),
             PerImageLevels.at_full_quality(80, False, False),

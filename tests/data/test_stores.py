@@ -105,9 +105,7 @@ def test_keys_may_be_anything(client: Any, tmp_path: Path) -> None:
         f"s3://{BUCKET}/odd/train/b/zero.jpg",
     ]
     index = Dataset.open(tmp_path / "data").index("train")
-    assert (
-        sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(5, 4, FULL_QUALITY, 4))) == 5
-    )
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(5, 4, FULL_QUALITY))) == 5
     client.put_object(Bucket=BUCKET, Key="odd/train/../z.jpg", Body=jpeg())
     with pytest.raises(RunError, match=r"class folder .*\.\.' would lead out"):
         index_root(f"s3://{BUCKET}/odd", tmp_path / "x", DECODED)
@@ -164,9 +162,7 @@ def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path,
     bad: dict[int, str] = {}
     loader = loader_of(index, 2)
     seen = [
-        s
-        for batch in loader.epoch(EpochPlan(8, 2, FULL_QUALITY, 4), bad.update)
-        for s in batch.samples.tolist()
+        s for batch in loader.epoch(EpochPlan(8, 2, FULL_QUALITY), bad.update) for s in batch.samples.tolist()
     ]
     assert sorted(seen) == [0, 2, 3, 4, 5, 7]
     assert set(bad) == {1, 6}
@@ -179,7 +175,7 @@ def test_an_object_that_is_gone_is_left_out_and_named(pets: str, tmp_path: Path,
     with pytest.raises(
         RunError, match="is gone since it was indexed: restore it, say by --root OLD=NEW where it is now, or"
     ):
-        list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4)))
+        list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY)))
 
 
 def test_stores_that_cannot_be_read(pets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +199,7 @@ def test_stores_that_cannot_be_read(pets: str, tmp_path: Path, monkeypatch: pyte
         for work in (
             lambda: index_root(pets, tmp_path / "x", DECODED),
             lambda: list(changes(Dataset.open(tmp_path / "data"))),
-            lambda: list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY, 4), told.update)),
+            lambda: list(loader_of(index, 2).epoch(EpochPlan(8, 2, FULL_QUALITY), told.update)),
         ):
             with pytest.raises(
                 object_store.Unreachable,
@@ -252,9 +248,7 @@ def test_an_image_takes_two_requests(pets: str, tmp_path: Path, monkeypatch: pyt
     requests: list[str] = []
     monkeypatch.setattr(WSGIRequestHandler, "log_request", lambda self, *_: requests.append(self.command))
     index = Dataset.open(tmp_path / "data").index("train")
-    assert (
-        sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(8, 4, FULL_QUALITY, 4))) == 8
-    )
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(8, 4, FULL_QUALITY))) == 8
     assert Counter(requests) == {"HEAD": 8, "GET": 8}
 
 
@@ -286,9 +280,7 @@ def test_shards_in_a_store(client: Any, tmp_path: Path) -> None:
         assert url.startswith(f"tar+s3://{BUCKET}/shards/train-0%20%C3%A9.tar?offset=")
         assert storage.opened(url).whole() == jpeg((16 + i, 12), i * 40)
     index = Dataset.open(tmp_path / "data").index("train")
-    assert (
-        sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(4, 4, FULL_QUALITY, 4))) == 4
-    )
+    assert sum(len(batch.samples) for batch in loader_of(index, 4).epoch(EpochPlan(4, 4, FULL_QUALITY))) == 4
     made("index", tmp_path / "r", "--out", tmp_path / "here")
     there = Dataset.open(tmp_path / "here", f"s3://{BUCKET}/shards").index("train")
     assert there.paths(np.arange(4)) == index.paths(np.arange(4))
@@ -392,7 +384,7 @@ def test_roots_that_say_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not lie below"):
         list(
             loader_of(Dataset.open(tmp_path / "old", f"{tmp_path}/pet={tmp_path}").index("train"), 2).epoch(
-                EpochPlan(4, 2, FULL_QUALITY, 4)
+                EpochPlan(4, 2, FULL_QUALITY)
             )
         )
     index = Dataset.open(tmp_path / "old", f"{tmp_path}/pets={tmp_path}/new=place").index("train")

@@ -93,7 +93,7 @@ def test_pixels_are_those_of_the_members(root: Path, tmp_path: Path, whole_graph
         for _ in range(2):
             found = {
                 names[s]: image.numpy()
-                for batch in loader.epoch(EpochPlan(6, 2, FULL_QUALITY, 4))
+                for batch in loader.epoch(EpochPlan(6, 2, FULL_QUALITY))
                 for s, image in zip(batch.samples.tolist(), batch.images, strict=True)
             }
         maker = open_image_reducer(index, preprocessing(), Engine(threads=1, whole_graph=whole_graph))
@@ -284,9 +284,7 @@ def test_a_shard_that_went_bad_is_told(root: Path, tmp_path: Path) -> None:
     bad: dict[int, str] = {}
     loader = loader_of(index, 2)
     seen = [
-        s
-        for batch in loader.epoch(EpochPlan(6, 2, FULL_QUALITY, 4), bad.update)
-        for s in batch.samples.tolist()
+        s for batch in loader.epoch(EpochPlan(6, 2, FULL_QUALITY), bad.update) for s in batch.samples.tolist()
     ]
     assert sorted(seen) == [0, 1, 2, 4, 5]
     assert list(bad) == [3]

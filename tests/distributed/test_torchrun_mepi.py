@@ -24,6 +24,7 @@ from qrdali.distributed import ProcessGroup
 from qrdali.distributed.work_queue import WorkQueue
 from qrdali.errors import Interrupted, OtherRankFailed, RunError
 from qrdali.mepi.journal import Entry, Journal
+from qrdali.reduction.quality import MAX_TAIL, QUARTERS, LevelScale
 from qrdali.runs.settings import validate_settings
 from qrdali.workflows.build_mepi import build_mepi
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
@@ -242,7 +243,7 @@ def test_evaluate_gives_the_rows_of_one_process(
     evaluated = torchrun(3, ["evaluate", "--run", str(copy), *sets])
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    evaluator = Evaluator(run, EvaluateOptions(5, "cpu", "auto", 1, 4, 0.5, 4))
+    evaluator = Evaluator(run, EvaluateOptions(5, "cpu", "auto", 1, LevelScale(4, MAX_TAIL), 0.5))
     alone = {"val": evaluator.split(dataset.folder, "val"), "mine": evaluator.folder("mine", folder)}
     torch.set_num_threads(before)
     status, printed, said = ended(evaluated)
@@ -386,16 +387,16 @@ def _entry(sample: int, levels: int, outcome: str = "mepi") -> Entry:
 def test_parts_of_other_ranks_are_taken_in_and_go(tmp_path: Path) -> None:
     file = tmp_path / "crop.jsonl"
     for rank, sample in ((0, 4), (1, 2), (12, 7)):
-        journal = Journal(file, 9, 4, rank)
+        journal = Journal(file, 9, QUARTERS, rank)
         journal.begin()
         journal.append(_entry(sample, 1), 14 - rank)
         journal.close()
     with open(tmp_path / "crop.12.jsonl", "ab") as part:
         part.write(b'{"sample": 8, "outc')  # killed while writing
     (tmp_path / "crop.copy.jsonl").write_text("not a rank's")
-    other = Journal(file, 9, 4, 1)
+    other = Journal(file, 9, QUARTERS, 1)
     assert other.with_mepi().tolist() == [4]
-    journal = Journal(file, 9, 4)
+    journal = Journal(file, 9, QUARTERS)
     journal.merge_rank_parts()
     assert journal.with_mepi().tolist() == [2, 4, 7]
     assert journal.entry(7) == _entry(7, 1)
@@ -406,8 +407,8 @@ def test_parts_of_other_ranks_are_taken_in_and_go(tmp_path: Path) -> None:
     journal.begin()
     journal.append(_entry(2, 2), 1)
     journal.close()
-    assert Journal(file, 9, 4).entry(2) == _entry(2, 2)
-    assert Journal(file, 9, 4).seconds == pytest.approx(
+    assert Journal(file, 9, QUARTERS).entry(2) == _entry(2, 2)
+    assert Journal(file, 9, QUARTERS).seconds == pytest.approx(
         14 + 1
     )  # the longest of the ranks, then the next session
 
@@ -416,7 +417,7 @@ def test_a_damaged_part_is_named_and_kept(tmp_path: Path) -> None:
     part = tmp_path / "crop.3.jsonl"
     part.write_bytes(b"[]\n")
     with pytest.raises(RunError, match=r"crop.3.jsonl line 1 is damaged"):
-        Journal(tmp_path / "crop.jsonl", 9, 4).merge_rank_parts()
+        Journal(tmp_path / "crop.jsonl", 9, QUARTERS).merge_rank_parts()
     assert part.exists()
 
 

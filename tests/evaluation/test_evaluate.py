@@ -1,6 +1,7 @@
 """`qrdali evaluate` on splits, on folders and along the qualities."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from qrdali.data.index import Dataset
 from qrdali.errors import InputError, Interrupted
 from qrdali.evaluation.prediction_rows import read_rows
 from qrdali.interfaces import JobControl
+from qrdali.reduction.quality import QUARTERS
 from qrdali.runs.settings import validate_settings
 from qrdali.workflows import quality_curve as curve
 from qrdali.workflows.evaluate import evaluate
@@ -120,7 +122,8 @@ def test_refusals(run: Path, tmp_path: Path, words: tuple[str, ...], message: st
 
 
 def test_a_curve_is_the_accuracy_at_every_level(run: Path, dataset: Dataset) -> None:
-    found = evaluated(run, "--data", dataset.folder, "--split", "val", "--curve", "--step", ".25")
+    words = ("--split", "val", "--curve", "--step", ".25", "--tail", "none")
+    found = evaluated(run, "--data", dataset.folder, *words)
     rows = pq.read_table(run / "curves" / "val.parquet").to_pylist()
     assert len(rows) == 4 * 4 * 12
     told = json.loads((run / "curves" / "val.json").read_text())
@@ -139,7 +142,7 @@ def test_a_curve_is_the_accuracy_at_every_level(run: Path, dataset: Dataset) -> 
     for kind in ("png", "svg"):
         assert (run / "curves" / f"val.{kind}").stat().st_size > 5000
     first = (run / "curves" / "val.svg").read_bytes()
-    evaluated(run, "--data", dataset.folder, "--split", "val", "--curve", "--step", ".25")
+    evaluated(run, "--data", dataset.folder, *words)
     assert (run / "curves" / "val.svg").read_bytes() == first
 
 
@@ -231,6 +234,7 @@ def test_the_listener_is_told_every_pass_and_what_is_left_out(
         split="val",
         sets=sets,
         curve=True,
+        tail="none",
         device="cpu",
         batch_size=8,
         control=JobControl(listener),
@@ -277,7 +281,31 @@ def test_the_area_is_the_mean_over_the_qualities() -> None:
             rows["reduction"] += [reduction] * 4
             rows["quality"] += [q] * 4
             rows["correct"] += [True] * right + [False] * (4 - right)
-    found = curve.summary(pa.table(rows))["crop"]
+    found = curve.summary(pa.table(rows), QUARTERS)["crop"]
     assert found["quality"] == [1, 0.75, 0.5, 0.25]
     assert found["accuracy"] == [1, 1, 0.5, 0]
     assert found["area"] == pytest.approx((1 + 0.75 + 0.25) / 3)
+    # Between .5 and .25 the accuracy falls from .5 to 0 over one halving, of two that there are.
+    log = np.log2([1, 0.75, 0.5])
+    above = -np.sum(np.diff(log) * [1, 0.75])
+    assert found["log_area"] == pytest.approx((above + 0.25) / 2)
+    assert found["tail"] == 0
+
+
+def test_a_curve_goes_down_the_tail_to_one_pixel(run: Path, dataset: Dataset) -> None:
+    found = evaluated(run, "--data", dataset.folder, "--split", "val", "--curve", "--step", ".25")
+    rows = pq.read_table(run / "curves" / "val.parquet").to_pylist()
+    curves = json.loads((run / "curves" / "val.json").read_text())
+    assert (curves["tail"], curves["step"]) == (40, 0.25)
+    for reduction, own in curves["curves"].items():
+        below = own["quality"][4:]
+        assert below == [0.25 / 2**halvings for halvings in range(1, len(below) + 1)]
+        assert own["tail"] == len(below)
+        assert found["curve"][reduction] == own
+    assert curves["curves"]["color"]["tail"] == 2  # bins of 128 and of 256
+    index = dataset.index("val")
+    longest = index.sizes(np.arange(len(index))).max()
+    to_one_pixel = next(n for n in range(1, 40) if longest * math.sqrt(0.25 / 2**n) < 1.5)
+    assert curves["curves"]["resolution"]["tail"] == curves["curves"]["crop"]["tail"] == to_one_pixel
+    lowest = [r for r in rows if r["reduction"] == "color" and r["quality"] == 0.0625]
+    assert len({(r["prediction"], r["confidence"]) for r in lowest}) == 1  # all are one gray

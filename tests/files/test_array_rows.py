@@ -13,6 +13,7 @@ from qrdali.data.index import SCHEMA, Index, Writer
 from qrdali.errors import RunError
 from qrdali.files.array_rows import ReadFile, open_npy
 from qrdali.reduction.levels import PerImageLevels
+from qrdali.reduction.quality import QUARTERS
 
 ROWS = 20_000
 
@@ -137,7 +138,7 @@ def test_large_levels_are_read_and_copied(tmp_path: Path, read: None) -> None:
     )
     steps = draws.integers(0, 12, 500).astype(np.uint16)
     PerImageLevels(levels, places, steps).save(tmp_path, 1)
-    found, some = PerImageLevels.load(tmp_path, 1, 500, 4, True, True), np.array([3, 499, 0, 3])
+    found, some = PerImageLevels.load(tmp_path, 1, 500, QUARTERS, True, True), np.array([3, 499, 0, 3])
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
     assert np.array_equal(found.for_samples(some), levels[some])
     assert np.array_equal(found.window_origins(some), places[some])
@@ -156,7 +157,7 @@ def test_large_levels_are_checked_where_they_are_used(tmp_path: Path, read: None
     levels = np.zeros((50, 3), np.uint8)
     levels[20] = 0, 9, 0
     PerImageLevels(levels, None, None).save(tmp_path, 1)
-    found = PerImageLevels.load(tmp_path, 1, 50, 4, False, False)
+    found = PerImageLevels.load(tmp_path, 1, 50, QUARTERS, False, False)
     assert found.for_samples(np.array([3, 21])).tolist() == [[0, 0, 0]] * 2
     for ask in (lambda: found.for_samples(np.array([3, 20])), found.copy):
         with pytest.raises(RunError, match=r"0001\.levels\.npy holds values outside 0\.\.3"):
@@ -177,4 +178,4 @@ def test_an_array_that_is_not_what_it_says_is_refused(tmp_path: Path, name: str,
     if array is None:
         os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(RunError, match=r"levels\.npy cannot be read: it (has|is stored|holds objects)"):
-        PerImageLevels.load(tmp_path, 1, 9, 4, False, False)
+        PerImageLevels.load(tmp_path, 1, 9, QUARTERS, False, False)

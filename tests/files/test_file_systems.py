@@ -27,6 +27,7 @@ from qrdali.files import lock
 from qrdali.files.atomic import sync, write_whole
 from qrdali.files.hashing import sha256_of
 from qrdali.reduction.levels import PerImageLevels
+from qrdali.reduction.quality import QUARTERS
 from qrdali.runs import checkpoint
 
 LACKING = {
@@ -261,7 +262,7 @@ def test_an_index_is_the_same_where_no_file_is_mapped(
 def test_levels_are_the_same_where_no_file_is_mapped(tmp_path: Path) -> None:
     levels = PerImageLevels(np.array([[0, 1, 2], [3, 0, 1]], np.uint8), None, None)
     levels.save(tmp_path, 1)
-    read = PerImageLevels.load(tmp_path, 1, 2, 4, crop=False, online=False)
+    read = PerImageLevels.load(tmp_path, 1, 2, QUARTERS, crop=False, online=False)
     assert read.for_samples(np.array([1, 0])).tolist() == [[3, 0, 1], [0, 1, 2]]
 
 

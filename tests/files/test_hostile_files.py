@@ -37,6 +37,7 @@ from qrdali.mepi.folder import MepiSet, MepiSource
 from qrdali.mepi.journal import Entry, Journal
 from qrdali.models import Preprocessing
 from qrdali.reduction.levels import PerImageLevels
+from qrdali.reduction.quality import QUARTERS
 from qrdali.report.read import read_epochs
 from qrdali.report.read_mepis import read_mepis
 from qrdali.runs import checkpoint
@@ -111,7 +112,7 @@ def verified(folder: Path) -> object:
 
 
 def levels_of(folder: Path) -> object:
-    return PerImageLevels.load(folder / "levels", 1, 5, 4, False, False).for_samples(np.arange(5))
+    return PerImageLevels.load(folder / "levels", 1, 5, QUARTERS, False, False).for_samples(np.arange(5))
 
 
 def large_index_of(folder: Path) -> object:
@@ -127,7 +128,7 @@ def large_levels_of(folder: Path) -> object:
 
 
 def journal_of(folder: Path) -> object:
-    journal = Journal(folder / "journal.jsonl", 9, 4)
+    journal = Journal(folder / "journal.jsonl", 9, QUARTERS)
     return [journal.seconds, journal.complete, journal.mean_quotient()]
 
 
@@ -136,7 +137,7 @@ def mepis_of(folder: Path) -> object:
 
 
 def mepi_source_of(folder: Path) -> MepiSource:
-    return MepiSource(Index(folder / "data/train.arrow", 4), fake_runs.CLASSES, 4)
+    return MepiSource(Index(folder / "data/train.arrow", 4), fake_runs.CLASSES, QUARTERS)
 
 
 def mepi_set_of(folder: Path) -> object:
@@ -205,7 +206,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.write(data, {"name": "shapes", "files": {"train": 5}})
     PerImageLevels(np.ones((5, 3), np.uint8), None, None).save(root / "levels", 1)
     entry = Entry(3, "mepi", ((1, 0, 0, 0, 0),), (0.9, 0.8), (), 4, 100, 50)
-    journal = Journal(root / "journal.jsonl", 9, 4)
+    journal = Journal(root / "journal.jsonl", 9, QUARTERS)
     journal.begin()
     journal.append(entry, 1.5)
     journal.close()

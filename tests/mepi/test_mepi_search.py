@@ -27,7 +27,7 @@ from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.png_entropy import entropy, entropy_within
-from qrdali.reduction.quality import REDUCTIONS, ReductionParams
+from qrdali.reduction.quality import MAX_TAIL, QUARTERS, REDUCTIONS, LevelScale, ReductionParams
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.workflows.context import open_context
 
@@ -112,13 +112,19 @@ def brute(
     model: nn.Module, reducer: Numbers, sample: int, height: int, width: int, rule: DescentRule
 ) -> tuple[ReductionState, int] | None:
     """Searches by the definition, one candidate at a time; None where it is wrong at full quality."""
-    n, pixels = rule.num_levels, Blank(sample, height, width)
+    n, last, pixels = rule.scale.grid, rule.scale.grid + rule.scale.tail, Blank(sample, height, width)
+
+    def kept(level: int) -> float:
+        return (n - level) / n if level < n else 1 / n / 2 ** (level - n + 1)
 
     def side(length: int, level: int) -> int:
-        return max(1, half_up(length * math.sqrt((n - level) / n)))
+        return max(1, half_up(length * math.sqrt(kept(level))))
 
     def bins(level: int) -> int:
-        return min(128, half_up(256 ** (level / n)))
+        width = half_up(256 ** (1 - kept(level)))
+        if width > 128:
+            return 128 if level < n else 256
+        return width
 
     def numbers(state: ReductionState) -> ReductionParams:
         h, w = side(height, state[1]), side(width, state[1])
@@ -136,17 +142,17 @@ def brute(
         found: list[ReductionState] = []
         if rule.dimensions[0]:
             found += [
-                (k, crop, resolution, top, left) for k in range(color + 1, n) if bins(k) != bins(color)
+                (k, crop, resolution, top, left) for k in range(color + 1, last) if bins(k) != bins(color)
             ][:1]
         h, w = side(height, crop), side(width, crop)
         if rule.dimensions[2]:
             found += [
                 (color, crop, k, top, left)
-                for k in range(resolution + 1, n)
+                for k in range(resolution + 1, last)
                 if (side(h, k), side(w, k)) != (side(h, resolution), side(w, resolution))
             ][:1]
         if rule.dimensions.crop:
-            for k in [k for k in range(crop + 1, n) if (side(height, k), side(width, k)) != (h, w)][:1]:
+            for k in [k for k in range(crop + 1, last) if (side(height, k), side(width, k)) != (h, w)][:1]:
                 found += [
                     (
                         color,
@@ -194,12 +200,12 @@ def searched(
     return {path.sample: path for path in search.finished(arriving_paths(count))}
 
 
-@pytest.mark.parametrize("n", [4, 20])
+@pytest.mark.parametrize("scale", [LevelScale(4), LevelScale(20), LevelScale(4, 40), LevelScale(20, 3)])
 @pytest.mark.parametrize("prefer", ["confidence", "entropy"])
 @pytest.mark.parametrize("reduction", ["color", "crop", "resolution", "combination"])
-def test_descent_is_the_definition(reduction: str, prefer: str, n: int) -> None:
-    windows = 9 if n == 4 else 5
-    rule, model = DescentRule(REDUCTIONS[reduction], n, windows, prefer), Planted((13,))
+def test_descent_is_the_definition(reduction: str, prefer: str, scale: LevelScale) -> None:
+    windows = 9 if scale.grid == 4 else 5
+    rule, model = DescentRule(REDUCTIONS[reduction], scale, windows, prefer), Planted((13,))
     found = searched(model, SearchRule(rule))
     assert sorted(found) == list(range(40))
     for path in found.values():
@@ -212,9 +218,33 @@ def test_descent_is_the_definition(reduction: str, prefer: str, n: int) -> None:
     assert len({j.state for j in found.values()}) > 1
 
 
+class AlwaysRight(nn.Module):
+    """Answers class 1, the more surely the smaller and coarser an image is."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = x[:, 4] * x[:, 5] / x[:, 6]
+        return torch.stack([torch.zeros(len(x)), 1 / (1 + size.float())], 1)
+
+
+@pytest.mark.parametrize("grid", [4, 20, 200])
+@pytest.mark.parametrize(
+    ("reduction", "exhaustive"),
+    [(name, False) for name in ("color", "crop", "resolution", "combination")]
+    + [("color", True), ("resolution", True)],
+)
+def test_a_whole_tail_ends_at_one_pixel_or_one_value(reduction: str, exhaustive: bool, grid: int) -> None:
+    scale = LevelScale(grid, MAX_TAIL)
+    rule = DescentRule(REDUCTIONS[reduction], scale)
+    for path in searched(AlwaysRight(), SearchRule(rule, exhaustive), 12).values():
+        lowest = params_of_states([path.state], np.array([path.size]), scale)
+        moves = REDUCTIONS[reduction]
+        assert (lowest.size[0].tolist() == [1, 1]) is (moves.crop or moves.resolution or path.size == (1, 1))
+        assert (lowest.bin_width[0] == 256) is np.bool_(moves.color)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 500])
 def test_the_batch_changes_nothing(batch_size: int) -> None:
-    rule = SearchRule(DescentRule(REDUCTIONS["combination"], 20))
+    rule = SearchRule(DescentRule(REDUCTIONS["combination"], LevelScale(20)))
     found, other = searched(Planted(), rule, batch_size=batch_size), searched(Planted(), rule)
     assert {s: (j.states, j.evaluations) for s, j in found.items()} == {
         s: (j.states, j.evaluations) for s, j in other.items()
@@ -224,7 +254,7 @@ def test_the_batch_changes_nothing(batch_size: int) -> None:
 def test_an_error_at_one_middle_level_ends_a_descent_and_not_an_exhaustive_search() -> None:
     """Bisection would step over it."""
     rule, blind = (
-        DescentRule(REDUCTIONS["color"], 20),
+        DescentRule(REDUCTIONS["color"], LevelScale(20)),
         Planted((7,)),
     )  # levels 7: d = 7; up to d = 37 it would be right again
     down = searched(blind, SearchRule(rule))
@@ -238,7 +268,7 @@ def test_an_error_at_one_middle_level_ends_a_descent_and_not_an_exhaustive_searc
 
 @pytest.mark.parametrize("reduction", ["color", "resolution"])
 def test_exhaustive_is_the_smallest_of_all_right_levels(reduction: str) -> None:
-    rule = DescentRule(REDUCTIONS[reduction], 20)
+    rule = DescentRule(REDUCTIONS[reduction], LevelScale(20))
     model, reducer = Planted((4, 9)), Numbers()
     for path in searched(model, SearchRule(rule, exhaustive=True)).values():
         if not path.is_correct:
@@ -247,22 +277,22 @@ def test_exhaustive_is_the_smallest_of_all_right_levels(reduction: str) -> None:
         sizes = []
         for level in range(20):
             state = (level, 0, 0, 0, 0) if reduction == "color" else (0, 0, level, 0, 0)
-            numbers = params_of_states([state], np.array([path.size]), 20)
+            numbers = params_of_states([state], np.array([path.size]), LevelScale(20))
             if model(reducer.network_inputs([pixels], numbers)).argmax(1)[0] == 1:
                 sizes.append(entropy(reducer.reduced_images([pixels], numbers)[0]))
-        numbers = params_of_states([path.state], np.array([path.size]), 20)
+        numbers = params_of_states([path.state], np.array([path.size]), LevelScale(20))
         assert entropy(reducer.reduced_images([pixels], numbers)[0]) == min(sizes)
 
 
 def test_exhaustive_is_refused_where_there_are_too_many_states() -> None:
     for reduction in ("crop", "combination", "none"):
         with pytest.raises(InputError, match="exhaustive is for color and resolution"):
-            SearchRule(DescentRule(REDUCTIONS[reduction], 4), exhaustive=True)
+            SearchRule(DescentRule(REDUCTIONS[reduction], QUARTERS), exhaustive=True)
 
 
 def test_originals_kept_are_bounded_by_memory() -> None:
     Blank.alive = Blank.most = 0
-    combination = SearchRule(DescentRule(REDUCTIONS["combination"], 4))
+    combination = SearchRule(DescentRule(REDUCTIONS["combination"], QUARTERS))
     search = search_with(Planted(), combination, SearchLimits(64, 5_000, 1))
     ended = 0
     for path in search.finished(arriving_paths(200)):
@@ -271,12 +301,12 @@ def test_originals_kept_are_bounded_by_memory() -> None:
     assert ended == 200
     assert Blank.most <= 7  # five, the one that is arriving and the one that is given back
     Blank.most = 0
-    color = SearchRule(DescentRule(REDUCTIONS["color"], 4))
+    color = SearchRule(DescentRule(REDUCTIONS["color"], QUARTERS))
     list(search_with(Planted(), color, SearchLimits(64, 1, 1)).finished(arriving_paths(20)))
 
 
 def test_a_forbidden_state_is_not_entered_again() -> None:
-    rule, model = SearchRule(DescentRule(REDUCTIONS["combination"], 4)), Planted()
+    rule, model = SearchRule(DescentRule(REDUCTIONS["combination"], QUARTERS)), Planted()
     before = searched(model, rule)
     moved = [j for j in before.values() if j.states]
     left = [j.state for j in moved]
@@ -318,7 +348,7 @@ def test_a_written_picture_gives_the_network_the_same_input(
     engine = Engine(whole_graph=graph)
     reducer = open_image_reducer(index, pre, engine)
     pixels = dict(reducer.decode(iter(samples), lambda sample, reason: None))
-    numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
+    numbers = params_of_states(wanted, index.sizes(np.array(samples)), LevelScale(20))
     shown = reducer.network_inputs([pixels[s] for s in samples], numbers)
     (tmp_path / "set" / "a").mkdir(parents=True)
     for sample, picture in zip(
@@ -333,7 +363,7 @@ def test_a_written_picture_gives_the_network_the_same_input(
 
 def test_both_reducers_make_the_same(states: tuple[Index, list[int], list[ReductionState]]) -> None:
     index, samples, wanted = states
-    numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
+    numbers = params_of_states(wanted, index.sizes(np.array(samples)), LevelScale(20))
     made = []
     for graph in (False, True):
         reducer = open_image_reducer(index, PRE, Engine(whole_graph=graph))
@@ -342,7 +372,7 @@ def test_both_reducers_make_the_same(states: tuple[Index, list[int], list[Reduct
         own = [pixels[s] for s in samples]
         first, all_ = (
             reducer.network_inputs(
-                own[:3], params_of_states(wanted[:3], index.sizes(np.array(samples[:3])), 20)
+                own[:3], params_of_states(wanted[:3], index.sizes(np.array(samples[:3])), LevelScale(20))
             ),
             reducer.network_inputs(own, numbers),
         )
@@ -392,7 +422,7 @@ def test_a_full_gpu_is_no_files_fault(
     index, samples, wanted = states
     reducer = GraphImageReducer(index, PRE, Engine(whole_graph=True))
     own = [pixels for _, pixels in reducer.decode(iter(samples[:2]), lambda sample, reason: None)]
-    numbers = params_of_states(wanted[:2], index.sizes(np.array(samples[:2])), 20)
+    numbers = params_of_states(wanted[:2], index.sizes(np.array(samples[:2])), LevelScale(20))
     blamed: dict[int, str] = {}
 
     def fail(error: Exception) -> Any:
@@ -423,7 +453,7 @@ def test_a_full_gpu_is_no_files_fault(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpus_reducer_is_close_to_a_cpus(states: tuple[Index, list[int], list[ReductionState]]) -> None:
     index, samples, wanted = states
-    numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
+    numbers = params_of_states(wanted, index.sizes(np.array(samples)), LevelScale(20))
     made = []
     for engine in (Engine(whole_graph=True), Engine(0, 2, 2)):
         reducer = open_image_reducer(index, PRE, engine)

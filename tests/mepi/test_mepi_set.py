@@ -29,7 +29,15 @@ from qrdali.mepi.folder import MepiSet, MepiSource
 from qrdali.pipelines import host_ops as host
 from qrdali.pipelines.image_reducer import HostImageReducer
 from qrdali.reduction.png_entropy import entropy, png_bytes
-from qrdali.reduction.quality import REDUCTIONS, Dimensions, bin_width, scaled_size
+from qrdali.reduction.quality import (
+    MAX_TAIL,
+    QUARTERS,
+    REDUCTIONS,
+    Dimensions,
+    LevelScale,
+    bin_width,
+    scaled_size,
+)
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import validate_settings
 from qrdali.workflows import build_mepi as workflow
@@ -79,6 +87,7 @@ def options(run: Path, data: str, out: Path, **values: Any) -> dict[str, Any]:
         "device": "cpu",
         "threads": 2,
         "batch_size": 8,
+        "tail": "none",
         **values,
     }
 
@@ -92,6 +101,15 @@ def out_of(words: dict[str, Any]) -> dict[str, Any]:
 def built(run: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("mepi") / "set"
     build_mepi(**options(run, data, out, step=0.1))
+    return out
+
+
+@pytest.fixture(scope="module")
+def built_with_tail(run: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("mepi-tail") / "set"
+    words = options(run, data, out, step=0.1)
+    del words["tail"]  # a new set has the whole tail by default
+    build_mepi(**words)
     return out
 
 
@@ -116,7 +134,11 @@ def test_evaluate_gives_exactly_100_percent(run: Path, built: Path) -> None:
         }
 
 
-def test_the_manifest_rebuilds_every_file_byte_for_byte(built: Path, dataset: Dataset) -> None:
+@pytest.mark.parametrize("tail", [0, MAX_TAIL])
+def test_the_manifest_rebuilds_every_file_byte_for_byte(
+    built: Path, built_with_tail: Path, dataset: Dataset, tail: int
+) -> None:
+    built = built_with_tail if tail else built
     index, found = dataset.index("train"), rows(built)
     assert {
         str(Path(r["reduction"], dataset.classes[r["label"]], f"{r['sample']}.png")) for r in found
@@ -125,17 +147,17 @@ def test_the_manifest_rebuilds_every_file_byte_for_byte(built: Path, dataset: Da
         assert row["path"] == index.paths(np.array([row["sample"]]))[0]
         with Image.open(row["path"]) as file:
             whole = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
-        n = round(1 / row["step"])
+        scale = LevelScale(round(1 / row["step"]), tail)
         window = np.array([row["top"], row["left"], row["height"], row["width"]])
         assert (
             window[2:].tolist()
-            == scaled_size(np.array([whole.shape[:2]]), np.array([row["crop_level"]]), n)[0].tolist()
+            == scaled_size(np.array([whole.shape[:2]]), np.array([row["crop_level"]]), scale)[0].tolist()
         )
-        size = scaled_size(window[None, 2:], np.array([row["resolution_level"]]), n)[0]
+        size = scaled_size(window[None, 2:], np.array([row["resolution_level"]]), scale)[0]
         picture = host.reduce(
             host.cut(whole, window[:2], window[2:]),
             size,
-            int(bin_width(np.array([row["color_level"]]), n)[0]),
+            int(bin_width(np.array([row["color_level"]]), scale)[0]),
         )
         png = png_bytes(np.ascontiguousarray(picture))
         assert (
@@ -241,6 +263,50 @@ def test_summary_and_sheets(built: Path, dataset: Dataset) -> None:
             assert sheet.width > 600
     lowest = [r for r in rows(built) if r["reduction"] == "color" and r["color_level"] == 9]
     assert summary["color"]["lowest_state"] == len(lowest)
+
+
+def test_a_new_set_has_the_whole_tail(built: Path, built_with_tail: Path, dataset: Dataset) -> None:
+    assert json.loads((built_with_tail / "options.json").read_text())["tail"] == "full"
+    summary = json.loads((built_with_tail / "summary.json").read_text())
+    without = json.loads((built / "summary.json").read_text())
+    found = rows(built_with_tail)
+    for reduction, row in summary.items():
+        own = [r for r in found if r["reduction"] == reduction]
+        lowest = [r for r in own if _is_lowest(r)]
+        assert row["lowest_state"] == len(lowest)
+        assert row["mean_quotient"] <= without[reduction]["mean_quotient"]
+        above = [r["quotient"] for r in own if not _is_lowest(r)]
+        assert row["mean_quotient_above_void"] == (pytest.approx(np.mean(above)) if above else None)
+    assert any(max(r["crop_level"], r["resolution_level"]) >= 10 for r in found)
+
+
+def _is_lowest(row: dict[str, Any]) -> bool:
+    """Returns whether a row of a set of step .1 with a tail is of one pixel, and one value, as they move."""
+    color, crop, resolution = REDUCTIONS[row["reduction"]]
+    sides = np.array([[row["height"], row["width"]]])
+    scale = LevelScale(10, MAX_TAIL)
+    size = scaled_size(sides, np.array([row["resolution_level"]]), scale)[0].tolist()
+    one_pixel = size == [1, 1] if crop or resolution else True
+    return one_pixel and (not color or int(bin_width(np.array([row["color_level"]]), scale)[0]) == 256)
+
+
+@pytest.mark.parametrize("given", [None, "none"])
+def test_a_set_without_a_tail_goes_on_without_one(
+    run: Path, data: str, tmp_path: Path, given: str | None
+) -> None:
+    """Version 0.1 wrote no tail into its options."""
+    words = options(run, data, tmp_path / "set", step=0.25, reduction="color", limit=6)
+    build_mepi(**words)
+    file = tmp_path / "set" / "options.json"
+    recorded = json.loads(file.read_text())
+    del recorded["tail"]
+    file.write_text(json.dumps(recorded))
+    more = {**words, "reduction": "resolution", "tail": given}
+    build_mepi(**more)
+    assert max(r["resolution_level"] for r in rows(tmp_path / "set")) < 4
+    with pytest.raises(InputError, match="tail"):
+        build_mepi(**{**more, "reduction": "crop", "tail": "full"})
+    assert not (tmp_path / "set" / "crop").exists()
 
 
 def test_an_image_wrong_when_read_back_goes_on_from_its_parent(
@@ -365,7 +431,7 @@ def test_python_builds_silently_and_the_listener_is_told_every_pass(
     mepis = len(rows(tmp_path / "told"))
     assert listener.passes == [("color", 8, 8), ("evaluate color, read back", mepis, mepis)]
     assert listener.lines == [
-        "MEPIs of 8 train images, test_resnet at 32 px, step 0.25, CPU",
+        "MEPIs of 8 train images, test_resnet at 32 px, step 0.25, tail none, CPU",
         workflow.summary_line("color", summaries["color"]),
         f"MEPI set: {tmp_path / 'told'}",
     ]
@@ -632,19 +698,25 @@ def test_no_correct_image_is_a_result(
 def test_hostile_class_names_make_no_folder(run: Path, data: str, tmp_path: Path, dataset: Dataset) -> None:
     for name in ("..", "a/b", ""):
         with pytest.raises(InputError, match="cannot be a folder's"):
-            MepiSet.open(tmp_path / "set", MepiSource(dataset.index("train"), ("fine", name), 4), {}, None)
+            MepiSet.open(
+                tmp_path / "set", MepiSource(dataset.index("train"), ("fine", name), QUARTERS), {}, None
+            )
     assert not (tmp_path / "set").exists()
 
 
-def test_the_naive_reference_gives_the_same_answers(run: Path, built: Path) -> None:
+@pytest.mark.parametrize("tail", [0, MAX_TAIL])
+def test_the_naive_reference_gives_the_same_answers(
+    run: Path, built: Path, built_with_tail: Path, tail: int
+) -> None:
     """Up to what the resize filters may tip."""
     from qrdali.workflows.bench_mepi import naive_module
 
+    built = built_with_tail if tail else built
     model, trained = run_folder.load_best(run)
     naive = naive_module().Naive(model.eval(), "cpu", trained.preprocessing)
     same = Counter[bool]()
     for row in rows(built)[::3]:
-        state, quotient = naive.search(row["path"], row["label"], REDUCTIONS[row["reduction"]], 10)
+        state, quotient = naive.search(row["path"], row["label"], REDUCTIONS[row["reduction"]], 10, tail)
         own = tuple(row[k] for k in ("color_level", "crop_level", "resolution_level", "top", "left"))
         same[state == own] += 1
         if state == own and not row["resolution_level"]:
@@ -672,6 +744,7 @@ def test_bench_mepi_measures_both(data: str) -> None:
         images=5,
         naive_images=2,
         step=0.25,
+        tail="2",
         rounds=1,
         reductions=("color", "combination"),
         listener=seen,
@@ -700,9 +773,9 @@ def test_a_graphs_reducer_builds_the_same_from_many_threads(
 
     model, trained = run_folder.load_best(run)
     index = dataset.index("train")
-    mepis = MepiSet.open(tmp_path / "set", MepiSource(index, dataset.classes, 4), {}, None)
+    mepis = MepiSet.open(tmp_path / "set", MepiSource(index, dataset.classes, QUARTERS), {}, None)
     reducer = open_image_reducer(index, trained.preprocessing, Engine(whole_graph=True))
-    rule = SearchRule(DescentRule(Dimensions(True, True, True), 4, 5, "entropy"))
+    rule = SearchRule(DescentRule(Dimensions(True, True, True), QUARTERS, 5, "entropy"))
     context = open_context("cpu", "off", JobControl())
     search = Search(model, reducer, rule, SearchLimits(16, 1 << 30, 4), context)
     Builder(mepis, "combination", search, lambda check: [], context).build(list(range(24)))
@@ -712,7 +785,7 @@ def test_a_graphs_reducer_builds_the_same_from_many_threads(
     for sample in journal.with_mepi().tolist():
         state = journal.entry(sample).state
         (picture,) = reducer.reduced_images(
-            [pixels[sample]], params_of_states([state], index.sizes(np.array([sample])), 4)
+            [pixels[sample]], params_of_states([state], index.sizes(np.array([sample])), QUARTERS)
         )
         assert mepis.png("combination", sample).read_bytes() == png_bytes(picture)
         assert journal.rows[sample]["full"] == entropy(np.ascontiguousarray(pixels[sample]))
@@ -794,7 +867,7 @@ def test_a_journal_that_was_removed_makes_its_reduction_unfinished(
 
 
 def test_two_builders_do_not_share_a_folder(run: Path, data: str, tmp_path: Path, dataset: Dataset) -> None:
-    source = MepiSource(dataset.index("train"), dataset.classes, 4)
+    source = MepiSource(dataset.index("train"), dataset.classes, QUARTERS)
     held = MepiSet.open(tmp_path / "set", source, {}, None)
     with pytest.raises(RunError, match=f"is being built by process {os.getpid()} on "):
         build_mepi(**options(run, data, tmp_path / "set"), resume=True)
@@ -824,7 +897,7 @@ def test_reading_back_finds_what_the_network_gets_wrong(
         place.write_bytes(content)
     evaluator, index = Evaluator(run, EvaluateOptions(8, "cpu", "auto", 2)), dataset.index("train")
     settings = json.loads((out / "options.json").read_text())
-    held = MepiSet.open(out, MepiSource(index, dataset.classes, 4), settings, None)
+    held = MepiSet.open(out, MepiSource(index, dataset.classes, QUARTERS), settings, None)
     checked: list[None] = []
     assert workflow.wrong_when_read_back(evaluator, held, "crop", lambda: checked.append(None)) == sorted(
         [first["sample"], second["sample"]]

@@ -26,7 +26,7 @@ from qrdali.pipelines.graph_inputs import (
 )
 from qrdali.reduction.levels import ConstantLevels
 from qrdali.reduction.neighbors import column_dimensions, neighbors_of
-from qrdali.reduction.quality import REDUCTIONS
+from qrdali.reduction.quality import QUARTERS, REDUCTIONS
 from qrdali.schedule.epoch_plan import EpochPlan
 
 PRE = Preprocessing(32, "center", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -69,7 +69,9 @@ def test_the_arrays_of_candidates_are_as_declared(dataset: Dataset, reduction: s
     index, samples = dataset.index("train"), np.arange(3)
     sizes, levels = index.sizes(samples), np.array([[0, 0, 0], [3, 3, 3], [1, 1, 1]], np.uint8)
     window = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
-    request = CandidateRequest(samples, window, neighbors_of(levels, window, sizes, REDUCTIONS[reduction], 4))
+    request = CandidateRequest(
+        samples, window, neighbors_of(levels, window, sizes, REDUCTIONS[reduction], QUARTERS)
+    )
     columns = column_dimensions(REDUCTIONS[reduction])
     inputs = candidate_inputs(index.path_bytes(samples), request, columns, PRE)
     check_arrays(inputs, 3)

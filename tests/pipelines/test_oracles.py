@@ -18,7 +18,7 @@ from qrdali.pipelines.external_source import PreparedBatch, decode_inputs, netwo
 from qrdali.pipelines.graph_inputs import DecodedInputs, ImageInputs, pixel_reduction, window_bounds
 from qrdali.pipelines.graphs import decode_windows, network_input, reduce_decoded
 from qrdali.reduction.network_view import view
-from qrdali.reduction.quality import reduction_params
+from qrdali.reduction.quality import QUARTERS, LevelScale, reduction_params
 
 Pixels = npt.NDArray[np.uint8]
 PRE = Preprocessing(64, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -51,7 +51,10 @@ def reduce(
     count = len(paths)
     sizes = np.array([read_upright_size(str(p), True)[::-1] for p in paths], np.int32)
     reduction = reduction_params(
-        np.tile(np.array([levels], np.uint8), (count, 1)), sizes, np.tile([anchor], (count, 1)), num_levels
+        np.tile(np.array([levels], np.uint8), (count, 1)),
+        sizes,
+        np.tile([anchor], (count, 1)),
+        LevelScale(num_levels),
     )
     names = [np.frombuffer(str(p).encode(), np.uint8) for p in paths]
     if IMPLEMENTATION["name"] == "host":
@@ -77,7 +80,7 @@ def network_pixels(path: Path, fit: str) -> npt.NDArray[np.float32]:
     """What the network gets of a file at full quality, float32 [64, 64, 3]."""
     pre = replace(PRE, fit=fit)
     sizes = np.array([read_upright_size(str(path), True)[::-1]], np.int32)
-    reduction = reduction_params(np.zeros((1, 3), np.uint8), sizes, np.array([[0.5, 0.5]]), 4)
+    reduction = reduction_params(np.zeros((1, 3), np.uint8), sizes, np.array([[0.5, 0.5]]), QUARTERS)
     seen = view(reduction.size, pre)
     name = [np.frombuffer(str(path).encode(), np.uint8)]
     if IMPLEMENTATION["name"] == "host":

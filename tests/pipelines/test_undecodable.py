@@ -31,6 +31,7 @@ from qrdali.pipelines.loader import open_loader
 from qrdali.pipelines.undecodable import check_decoder, decode_once, decoder_message, undecodable
 from qrdali.reduction.levels import FULL_QUALITY
 from qrdali.reduction.neighbors import Candidates
+from qrdali.reduction.quality import LevelScale
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.workflows.preview import draw_preview
 
@@ -242,7 +243,7 @@ def test_a_name_that_sounds_like_a_shortage_is_a_name(tmp_path: Path) -> None:
     gone = next(s for s in range(6) if "out of memory" in index.paths(np.array([s]))[0])
     Path(index.paths(np.array([gone]))[0]).unlink()
     told: dict[int, str] = {}
-    list(open_loader(index, PRE, 2, HOST).epoch(EpochPlan(6, 2, FULL_QUALITY, 1), told.update))
+    list(open_loader(index, PRE, 2, HOST).epoch(EpochPlan(6, 2, FULL_QUALITY, LevelScale(1)), told.update))
     assert list(told) == [gone]
     assert "is gone since it was indexed" in told[gone]
 

@@ -9,7 +9,7 @@ import pytest
 
 from qrdali.errors import RunError
 from qrdali.reduction.levels import ConstantLevels, PerImageLevels, RandomLevels, histogram
-from qrdali.reduction.quality import COLOR, CROP, RESOLUTION, Dimensions
+from qrdali.reduction.quality import COLOR, CROP, QUARTERS, RESOLUTION, Dimensions, LevelScale
 
 
 def test_drawn_levels_cover_their_range_evenly_and_depend_on_the_epoch() -> None:
@@ -30,20 +30,20 @@ def test_levels_on_disk_come_back_and_damage_is_named(tmp_path: Path) -> None:
     images = PerImageLevels.at_full_quality(10, True, True)
     images.assign(np.array([3]), np.array([[1, 2, 3]], np.uint8), np.array([[5, 6, 7, 8]], np.int32))
     images.save(tmp_path, 2)
-    back = PerImageLevels.load(tmp_path, 2, 10, 4, True, True)
+    back = PerImageLevels.load(tmp_path, 2, 10, QUARTERS, True, True)
     assert back.for_samples(np.array([3, 4])).tolist() == [[1, 2, 3], [0, 0, 0]]
     origins = back.window_origins(np.array([3]))
     assert origins is not None
     assert origins.tolist() == [[5, 6]]
-    assert histogram(back, 10, 4).tolist() == [[9, 1, 0, 0], [9, 0, 1, 0], [9, 0, 0, 1]]
-    assert histogram(ConstantLevels(1, 0, 2), 10, 4)[RESOLUTION].tolist() == [0, 0, 10, 0]
+    assert histogram(back, 10, QUARTERS).tolist() == [[9, 1, 0, 0], [9, 0, 1, 0], [9, 0, 0, 1]]
+    assert histogram(ConstantLevels(1, 0, 2), 10, QUARTERS)[RESOLUTION].tolist() == [0, 0, 10, 0]
     with pytest.raises(RunError, match="holds uint8"):
-        PerImageLevels.load(tmp_path, 2, 11, 4, True, True)
+        PerImageLevels.load(tmp_path, 2, 11, QUARTERS, True, True)
     with pytest.raises(RunError, match="outside 0..2"):
-        PerImageLevels.load(tmp_path, 2, 10, 3, True, True)
+        PerImageLevels.load(tmp_path, 2, 10, LevelScale(3), True, True)
     np.save(tmp_path / "0002.levels.npy", np.array([object()]), allow_pickle=True)
     with pytest.raises(RunError, match="levels.npy cannot be read"):
-        PerImageLevels.load(tmp_path, 2, 10, 4, True, True)
+        PerImageLevels.load(tmp_path, 2, 10, QUARTERS, True, True)
 
 
 def test_levels_are_on_the_disk_before_they_have_their_names(

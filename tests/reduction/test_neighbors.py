@@ -14,7 +14,7 @@ from qrdali.reduction.neighbors import (
     next_levels,
     window_of,
 )
-from qrdali.reduction.quality import Dimensions, bin_width, round_half_up, scaled_size
+from qrdali.reduction.quality import QUARTERS, Dimensions, LevelScale, bin_width, round_half_up, scaled_size
 
 MOVING = {
     "color": Dimensions(True, False, False),
@@ -33,18 +33,18 @@ def states(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     count = draw(st.integers(1, 4))
     sizes = np.array([[draw(sides), draw(sides)] for _ in range(count)], np.int32)
     levels = np.array([[draw(st.integers(0, n - 1)) for _ in range(3)] for _ in range(count)], np.uint8)
-    hw = scaled_size(sizes, levels[:, 1], n)
+    hw = scaled_size(sizes, levels[:, 1], LevelScale(n))
     free = sizes - hw
     places = np.array(
         [[draw(st.integers(0, int(y))), draw(st.integers(0, int(x)))] for y, x in free], np.int32
     )
-    return levels, window_of(levels, places, sizes, n), sizes, n
+    return levels, window_of(levels, places, sizes, LevelScale(n)), sizes, n
 
 
 def looks(levels: np.ndarray, window: np.ndarray, n: int) -> tuple[object, ...]:
     """What a state is, pixel for pixel: window, size and bins."""
-    size = scaled_size(window[None, 2:], levels[None, 2], n)[0]
-    return (*window.tolist(), *size.tolist(), int(bin_width(levels[:1], n)[0]))
+    size = scaled_size(window[None, 2:], levels[None, 2], LevelScale(n))[0]
+    return (*window.tolist(), *size.tolist(), int(bin_width(levels[:1], LevelScale(n))[0]))
 
 
 @settings(max_examples=200, deadline=None)
@@ -53,7 +53,7 @@ def test_a_neighbour_is_one_live_level_below_in_one_dimension(
     state: tuple[np.ndarray, np.ndarray, np.ndarray, int], reduction: str, windows: int
 ) -> None:
     levels, window, sizes, n = state
-    found = neighbors_of(levels, window, sizes, MOVING[reduction], n, windows)
+    found = neighbors_of(levels, window, sizes, MOVING[reduction], LevelScale(n), windows)
     dimensions = column_dimensions(MOVING[reduction], windows)
     assert found.exists.shape == (len(levels), len(dimensions))
     for i in range(len(levels)):
@@ -66,7 +66,7 @@ def test_a_neighbour_is_one_live_level_below_in_one_dimension(
                     below[dimension] = level
                     w = window[i].copy()
                     if dimension == 1:
-                        w[2:] = scaled_size(sizes[i : i + 1], np.array([level]), n)[0]
+                        w[2:] = scaled_size(sizes[i : i + 1], np.array([level]), LevelScale(n))[0]
                     assert looks(below, w, n) == looks(old, window[i], n)
                 continue
             assert (new != old).tolist() == [d == dimension for d in range(3)]
@@ -77,7 +77,7 @@ def test_a_neighbour_is_one_live_level_below_in_one_dimension(
                 between[dimension] = level
                 w = window[i].copy()
                 if dimension == 1:
-                    w[2:] = scaled_size(sizes[i : i + 1], np.array([level]), n)[0]
+                    w[2:] = scaled_size(sizes[i : i + 1], np.array([level]), LevelScale(n))[0]
                 assert looks(between, w, n) == looks(old, window[i], n)
             top, left, h, w_ = found.window[i, k].tolist()
             t0, l0, h0, w0 = window[i].tolist()
@@ -86,13 +86,16 @@ def test_a_neighbour_is_one_live_level_below_in_one_dimension(
             assert top + h <= t0 + h0
             assert left + w_ <= l0 + w0
             if dimension == 1:
-                assert [h, w_] == scaled_size(sizes[i : i + 1], new[1:2], n)[0].tolist()
+                assert [h, w_] == scaled_size(sizes[i : i + 1], new[1:2], LevelScale(n))[0].tolist()
                 a = ANCHORS[windows][k - dimensions.index(1)]
                 assert [top - t0, left - l0] == round_half_up(a * (window[i, 2:] - [h, w_])).tolist()
             else:
                 assert [top, left, h, w_] == [t0, l0, h0, w0]
-            assert found.size[i, k].tolist() == scaled_size(np.array([[h, w_]]), new[2:], n)[0].tolist()
-            assert found.bin_width[i, k] == bin_width(new[:1], n)[0]
+            assert (
+                found.size[i, k].tolist()
+                == scaled_size(np.array([[h, w_]]), new[2:], LevelScale(n))[0].tolist()
+            )
+            assert found.bin_width[i, k] == bin_width(new[:1], LevelScale(n))[0]
 
 
 @settings(max_examples=300, deadline=None)
@@ -116,8 +119,8 @@ def test_the_choice_is_among_the_correct_and_follows_the_preference(data: st.Dat
 
 def test_neighbours_by_hand() -> None:
     levels, sizes = np.zeros((1, 3), np.uint8), np.array([[100, 200]], np.int32)
-    window = window_of(levels, np.zeros((1, 2), np.int32), sizes, 4)
-    found = neighbors_of(levels, window, sizes, Dimensions(True, True, True), 4)
+    window = window_of(levels, np.zeros((1, 2), np.int32), sizes, QUARTERS)
+    found = neighbors_of(levels, window, sizes, Dimensions(True, True, True), QUARTERS)
     assert found.levels[0].tolist() == [[1, 0, 0], [0, 0, 1]] + [[0, 1, 0]] * 5
     assert found.window[0, 2:].tolist() == [
         [0, 0, 87, 173],
@@ -139,9 +142,13 @@ def test_neighbours_by_hand() -> None:
 def test_dead_levels_are_skipped_and_the_lowest_is_final() -> None:
     sizes = np.array([[1, 1]] * 3, np.int32)
     levels = np.array([[0, 0, 0], [18, 0, 0], [2, 0, 0]], np.uint8)
-    window = window_of(levels, np.zeros((3, 2), np.int32), sizes, 20)
+    window = window_of(levels, np.zeros((3, 2), np.int32), sizes, LevelScale(20))
     # Step 0.05: d = 1, 1, 2, 2, 3, …, 128, 128; a 1x1 image has nothing to crop or shrink.
-    assert next_levels(levels, window, sizes, 20).tolist() == [[2, -1, -1], [-1, -1, -1], [4, -1, -1]]
+    assert next_levels(levels, window, sizes, LevelScale(20)).tolist() == [
+        [2, -1, -1],
+        [-1, -1, -1],
+        [4, -1, -1],
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -151,8 +158,8 @@ def test_online_steps_go_one_dimension_after_another_and_can_be_undone(
 ) -> None:
     sizes = np.array([[h, w]], np.int32)
     anchors = np.random.default_rng(seed).random((60, 1, 2))
-    before = levels_after(np.array([steps]), sizes, MOVING[reduction], n, lambda t: anchors[t])
-    after = levels_after(np.array([steps + 1]), sizes, MOVING[reduction], n, lambda t: anchors[t])
+    before = levels_after(np.array([steps]), sizes, MOVING[reduction], LevelScale(n), lambda t: anchors[t])
+    after = levels_after(np.array([steps + 1]), sizes, MOVING[reduction], LevelScale(n), lambda t: anchors[t])
     changed = (before[0] != after[0]).sum()
     assert changed == after[2][0] - before[2][0] <= 1
     if changed:
@@ -160,7 +167,7 @@ def test_online_steps_go_one_dimension_after_another_and_can_be_undone(
     assert (after[1][0, :2] >= before[1][0, :2]).all()
     assert (after[1][0, :2] + after[1][0, 2:] <= before[1][0, :2] + before[1][0, 2:]).all()
     if reduction == "combination" and n == 4 and min(h, w) > 50 and steps >= 2:
-        two = levels_after(np.array([2]), sizes, MOVING[reduction], n, lambda t: anchors[t])[0]
+        two = levels_after(np.array([2]), sizes, MOVING[reduction], LevelScale(n), lambda t: anchors[t])[0]
         assert two.tolist() == [[1, 0, 1]]
-        three = levels_after(np.array([3]), sizes, MOVING[reduction], n, lambda t: anchors[t])[0]
+        three = levels_after(np.array([3]), sizes, MOVING[reduction], LevelScale(n), lambda t: anchors[t])[0]
         assert three.tolist() == [[1, 1, 1]]

@@ -25,7 +25,7 @@ from qrdali.errors import InputError, RunError
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import Settings, read_toml, validate_settings
 from qrdali.system import deterministic as module
-from qrdali.system.deterministic import VARIABLE, cublas_workspace, deterministic
+from qrdali.system.deterministic import VARIABLE, cublas_workspace, cudnn_benchmark, deterministic
 from qrdali.workflows import reproduce
 from qrdali.workflows import train as training
 from qrdali.workflows.train import run_training
@@ -403,3 +403,17 @@ runs = {{ methods = ["baseline"], baseline = {{ deterministic = {wanted} }} }}
     done = CliRunner().invoke(cli, ["reproduce", str(config)])
     assert str(done.exception) == "enough seen"
     assert found == [expected]
+
+
+def test_cudnn_times_its_algorithms_within_the_block_alone() -> None:
+    before = torch.backends.cudnn.benchmark
+    try:
+        for had in (False, True):
+            torch.backends.cudnn.benchmark = had
+            with cudnn_benchmark(False):
+                assert torch.backends.cudnn.benchmark == had
+            with pytest.raises(AssertionError, match="on"), cudnn_benchmark(True):
+                assert not torch.backends.cudnn.benchmark, "on"
+            assert torch.backends.cudnn.benchmark == had
+    finally:
+        torch.backends.cudnn.benchmark = before

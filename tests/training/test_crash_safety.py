@@ -28,6 +28,7 @@ from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
 from qrdali.interfaces import JobControl
 from qrdali.reduction.levels import FULL_QUALITY
+from qrdali.reduction.quality import QUARTERS
 from qrdali.runs import checkpoint
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import Settings, validate_settings
@@ -537,7 +538,7 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(
     monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", spoilt)
     monkeypatch.setattr(FiniteCheck, "EVERY", 3)
     run, chosen = tmp_path / "run", settings.model_copy(update={"save_every": save_every})
-    order = EpochPlan(24, 4, FULL_QUALITY, 4, settings.seed, 2, True, "flip")
+    order = EpochPlan(24, 4, FULL_QUALITY, QUARTERS, settings.seed, 2, True, "flip")
     samples = ", ".join(map(str, order.batch(1).tolist()))
     saved = "epoch 1 and 1 steps of the next" if save_every else "epoch 1"
     with pytest.raises(

@@ -25,7 +25,7 @@ from qrdali.reduction import neighbors
 from qrdali.reduction.levels import ConstantLevels, PerImageLevels
 from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.png_entropy import entropy
-from qrdali.reduction.quality import Dimensions
+from qrdali.reduction.quality import QUARTERS, Dimensions
 from qrdali.runs.settings import Settings, validate_settings
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.training import probe
@@ -334,9 +334,11 @@ def test_both_makers_show_the_same_candidates(dataset: Dataset, windows: int) ->
     sizes, levels = index.sizes(every), np.zeros((8, 3), np.uint8)
     levels[1] = (3, 3, 3)  # has no neighbours
     places = np.array([[0, 0], [5, 3], *[[0, 0]] * 6], np.int32)
-    window = neighbors.window_of(levels, places, sizes, 4)
+    window = neighbors.window_of(levels, places, sizes, QUARTERS)
     ask = CandidateRequest(
-        every, window, neighbors.neighbors_of(levels, window, sizes, Dimensions(True, True, True), 4, windows)
+        every,
+        window,
+        neighbors.neighbors_of(levels, window, sizes, Dimensions(True, True, True), QUARTERS, windows),
     )
     dimensions = neighbors.column_dimensions(Dimensions(True, True, True), windows)
     host, graph = (
@@ -365,7 +367,7 @@ def test_a_probe_equals_one_image_and_candidate_at_a_time(
     index = dataset.index("train")
     pre = Preprocessing(32, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     loader = open_loader(index, pre, 8, Engine(threads=2))
-    rule = DescentRule(descent_moving(reduction), 4, 5, prefer)
+    rule = DescentRule(descent_moving(reduction), QUARTERS, 5, prefer)
     states, model = PerImageLevels.at_full_quality(len(index), rule.dimensions.crop, False), ByColor()
     seen: list[int] = []
     for _ in range(2):  # the second step starts from states that differ
@@ -401,10 +403,10 @@ def _slow_step(
     every, result = np.arange(len(index)), []
     sizes, labels = index.sizes(every), index.labels(every)
     window = neighbors.window_of(
-        states.for_samples(every), states.window_origins_or_zero(every), sizes, rule.num_levels
+        states.for_samples(every), states.window_origins_or_zero(every), sizes, rule.scale
     )
     found = neighbors.neighbors_of(
-        states.for_samples(every), window, sizes, rule.dimensions, rule.num_levels, rule.windows
+        states.for_samples(every), window, sizes, rule.dimensions, rule.scale, rule.windows
     )
     k = found.exists.shape[1]
     right, confidence, size = (
@@ -451,7 +453,7 @@ def _reduced(index: Any, sample: int, found: neighbors.Candidates, column: int) 
 
 def test_online_feedback_steps_down_where_right_and_undoes_where_wrong(dataset: Dataset) -> None:
     index = dataset.index("train")
-    rule = DescentRule(Dimensions(True, True, True), 4)
+    rule = DescentRule(Dimensions(True, True, True), QUARTERS)
     states, moved = probe.descend_by_feedback(
         index, PerImageLevels.at_full_quality(len(index), True, True), None, rule, 5
     )
@@ -507,9 +509,11 @@ def test_candidates_on_the_gpu_are_close_to_the_cpus(dataset: Dataset) -> None:
     pre = Preprocessing(32, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     every = np.arange(8)
     sizes, levels = index.sizes(every), np.zeros((8, 3), np.uint8)
-    window = neighbors.window_of(levels, np.zeros((8, 2), np.int32), sizes, 4)
+    window = neighbors.window_of(levels, np.zeros((8, 2), np.int32), sizes, QUARTERS)
     ask = CandidateRequest(
-        every, window, neighbors.neighbors_of(levels, window, sizes, Dimensions(True, True, True), 4)
+        every,
+        window,
+        neighbors.neighbors_of(levels, window, sizes, Dimensions(True, True, True), QUARTERS),
     )
     dimensions = neighbors.column_dimensions(Dimensions(True, True, True))
     cpu, gpu = (

@@ -12,7 +12,7 @@ from qrdali.data.index import Dataset
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.image_reducer import open_image_reducer
-from qrdali.reduction.quality import num_levels_of, reduction_params
+from qrdali.reduction.quality import LevelScale, num_levels_of, reduction_params
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (48, 64, 3), np.uint8)
@@ -59,7 +59,10 @@ def test_a_reduced_image_has_the_bytes_that_a_mepi_set_holds(
     )
     ((_, pixels),) = maker.decode(iter([3]), lambda *_: pytest.fail("unreadable"))
     params = reduction_params(
-        np.array([level], np.uint8), index.sizes(np.array([3])), np.array([anchor]), num_levels_of(step)
+        np.array([level], np.uint8),
+        index.sizes(np.array([3])),
+        np.array([anchor]),
+        LevelScale(num_levels_of(step)),
     )
     (theirs,) = maker.reduced_images([pixels], params)
     image = qrdali.read(index.paths(np.array([3]))[0])
@@ -118,7 +121,7 @@ def test_entropy_is_the_size_of_the_png(tmp_path: Path) -> None:
         (IMAGE, {"resolution": float("nan")}, "resolution = nan"),
         (IMAGE, {"anchor": (0, 2)}, "anchor"),
         (IMAGE, {"anchor": (0.5,)}, "anchor"),
-        (IMAGE, {"level": (0, 4, 0)}, r"outside 0..3"),
+        (IMAGE, {"level": (0, 44, 0)}, r"outside 0..43"),
         (IMAGE, {"level": (0, 1)}, "three whole numbers"),
         (IMAGE, {"level": (0, 1.5, 0)}, "three whole numbers"),
         (IMAGE, {"level": (0, 1, 0), "step": 0.3}, "not 1/n"),

@@ -14,6 +14,7 @@ from qrdali.models import Preprocessing, preprocessing
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, ConstantLevels, PerImageLevels
+from qrdali.reduction.quality import LevelScale
 from qrdali.schedule.epoch_plan import EpochPlan
 
 OPTIONS: dict[str, Any] = {"input_size": 32, "batch_size": 5, "device": "cpu", "threads": 1}
@@ -58,7 +59,9 @@ def test_each_image_can_have_its_own_levels(dataset: Dataset) -> None:
     levels = np.random.default_rng(1).integers(0, 10, (len(index), 3), np.uint8)
     loader = qrdali.Loader(index, **OPTIONS)
     source = open_loader(index, loader.preprocessing, 5, Engine(threads=1))
-    plan = EpochPlan(len(index), 5, PerImageLevels(levels, None, None), 10, epoch=1, training=True)
+    plan = EpochPlan(
+        len(index), 5, PerImageLevels(levels, None, None), LevelScale(10), epoch=1, training=True
+    )
     assert_same_batches(loader.epoch(1, levels=levels, step=0.1), source.epoch(plan))
 
 
@@ -147,7 +150,7 @@ def test_an_option_that_cannot_be_is_refused(dataset: Dataset, options: dict[str
         (0, {"quality": {"crop": 0.5}, "levels": np.zeros((12, 3), np.uint8)}, "give one of them"),
         (0, {"levels": np.zeros((11, 3), np.uint8)}, r"uint8\[11, 3\]: give uint8 \[12, 3\]"),
         (0, {"levels": np.zeros((12, 3))}, "float64"),
-        (0, {"levels": np.full((12, 3), 4)}, "has 0 to 3"),
+        (0, {"levels": np.full((12, 3), 44)}, "have 0 to 43"),
         (0, {"step": 0.3}, "not 1/n"),
         (0, {"augment": "mixup"}, "choose one of none, flip, rrc"),
         (0, {"augment": "flip", "shuffle": False}, "for shuffled epochs"),
