@@ -35,14 +35,14 @@ def run_and_exit(command: click.Command) -> NoReturn:
         sys.exit(1)
     except (RunError, OSError) as error:
         _fail(str(error), 1)
+    except (KeyboardInterrupt, click.Abort):  # click's is a RuntimeError: it comes before those
+        _fail("interrupted", 130)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name alone
             raise
         _fail(f"the GPU's memory does not suffice: lower --batch-size ({_first_sentences(error)})", 1)
     except ImportError as error:
         _fail(f"{error}: the installation is incomplete, install qrdali again", 1)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", 130)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -76,6 +76,8 @@ def options(run: Path, dataset: Dataset, out: Path) -> dict[str, Any]:
         "threads": 1,
         "batch_size": 8,
         "step": 0.1,
+        # With a tail all images end at nearly the same time, which leaves no moment to stop a search in.
+        "tail": "none",
         "reduction": "combination",
     }
 
