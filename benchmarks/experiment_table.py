@@ -35,7 +35,7 @@ def summary(rows: list[Row], settings: dict[str, str]) -> dict[str, Any]:
     the start's weights, C, R), and `val_accuracies`, one for each. settings: the options of the experiment.
     """
     classes = int(settings.get("classes", 20))
-    figures = {"pairs": pairs(rows), "runs": means(rows)}
+    figures = {"pairs": pairs(rows), "against sham": against_sham(rows), "runs": means(rows)}
     if settings["shuffled"] == "True":
         figures["above chance"] = above_chance(rows, int(settings["test"]) * classes, classes)
     return figures
@@ -66,6 +66,36 @@ def pairs(rows: list[Row]) -> dict[str, Any]:
     kinds = {"all": reduced}
     kinds |= {name: [row for row in reduced if row["run"].endswith(f" {name}")] for name in REDUCED}
     return {name: _against_sham(of_kind, shams) for name, of_kind in kinds.items() if of_kind}
+
+
+def against_sham(rows: list[Row]) -> dict[str, Any]:
+    """Returns by reduction how runs do on the test set reduced as they were trained, and on the full one.
+
+    Each is compared with the sham of its seed and sequence. "above": how many of "runs" are above it; "gain":
+    the mean difference by method; "full": the largest difference on the full test set by seed.
+    """
+    sham = {(row["run"].split()[1], row["seed"]): row for row in rows if row["run"].startswith("sham ")}
+    result: dict[str, Any] = {}
+    for reduction in REDUCED:
+        own = [(row, *row["run"].split()[:2]) for row in rows if row["run"].split()[2:] == [reduction]]
+        own = [(row, method, sequence) for row, method, sequence in own if (sequence, row["seed"]) in sham]
+        if not own:
+            continue
+        column = f"test {reduction} .5"
+        gains: dict[str, list[float]] = {}
+        full: dict[str, list[float]] = {}
+        for row, method, sequence in own:
+            other = sham[sequence, row["seed"]]
+            gains.setdefault(method, []).append(row[column] - other[column])
+            full.setdefault(str(row["seed"]), []).append(row["test"] - other["test"])
+        every = [gain for of_method in gains.values() for gain in of_method]
+        result[reduction] = {
+            "runs": len(every),
+            "above": sum(gain > 0 for gain in every),
+            "gain": {method: round(statistics.mean(of_method), 4) for method, of_method in gains.items()},
+            "full": {seed: round(max(of_seed), 4) for seed, of_seed in full.items()},
+        }
+    return result
 
 
 def _against_sham(reduced: list[Row], shams: list[Row]) -> dict[str, Any]:

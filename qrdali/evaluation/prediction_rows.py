@@ -17,6 +17,7 @@ from qrdali.data.set_names import RESERVED
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.files.json_objects import MOST_BYTES
+from qrdali.reduction.quality import MAX_GRID
 
 DEFINITIONS = 2  # the number of the definitions that new rows and curves are made under
 
@@ -96,7 +97,7 @@ def evaluate_command_for(name: str, data: str = "DATASET") -> str:
 
 def _step_option(quality: float) -> str:
     """Returns the option --step whose grid has `quality`, or "" if the default's has."""
-    candidates = (4, 10, 20, 100, *range(2, 256))
+    candidates = (4, 10, 20, 100, *range(2, MAX_GRID + 1))
     num_levels = next((n for n in candidates if abs(quality * n - round(quality * n)) < 1e-6), 4)
     return "" if num_levels == 4 else f" --step {1 / num_levels:.12g}"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -92,10 +93,14 @@ class ExperimentFolder:
     def tail(self) -> str | None:
         """Returns the tail that the folder was begun with; None of a new folder.
 
-        Version 0.1 knew none and noted none.
+        Without the note, which version 0.1 did not write and somebody may have removed, it is that of a MEPI
+        set, or "none".
         """
         if isinstance(noted := self.done.get(LEVELS, {}).get("tail"), str):
             return noted
+        for options in sorted((self.folder / "mepi").rglob("options.json")):
+            with suppress(RunError):  # whoever builds the set says what is wrong with it
+                return str(read_object(options).get("tail", "none"))
         return "none" if self.done or (self.folder / "runs").exists() else None
 
     def begin(self, tail: str) -> None:

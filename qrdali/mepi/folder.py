@@ -309,7 +309,8 @@ class MepiSet:
 
 def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     """Returns recorded options with those that version 0.1 did not know."""
-    options, preprocessing = {"tail": "none", **options}, options.get("preprocessing")
+    options = {"tail": "none", **options}
+    preprocessing = options.get("preprocessing")
     if not isinstance(preprocessing, dict):
         return options
     return {**options, "preprocessing": {"crop_mode": "center", **preprocessing}}

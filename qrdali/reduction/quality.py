@@ -93,9 +93,11 @@ QUARTERS = LevelScale(4)  # of the step 0.25, the default of training
 def scale_of(step: float, tail: str = "none", largest: int = MAX_GRID) -> LevelScale:
     """Returns the levels of a step and of what --tail says: "none", "full" or a number of levels.
 
-    largest: as in `num_levels_of`. Raises InputError for a step that is not 1/n, and for another tail.
+    largest: as in `num_levels_of`; with a tail it is MAX_GRID, so that all levels fit into uint8. Raises
+    InputError for a step that is not 1/n, and for another tail.
     """
-    return LevelScale(num_levels_of(step, largest), tail_levels(tail))
+    levels = tail_levels(tail)
+    return LevelScale(num_levels_of(step, MAX_GRID if levels else largest), levels)
 
 
 def tail_levels(tail: str) -> int:

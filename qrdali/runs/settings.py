@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qrdali.errors import InputError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.files.text_lines import decode_text
-from qrdali.reduction.quality import MAX_GRID, MAX_OLD_GRID, LevelScale, scale_of
+from qrdali.reduction.quality import MAX_OLD_GRID, LevelScale, scale_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -95,7 +95,7 @@ class Settings(BaseModel):
     @property
     def scale(self) -> LevelScale:
         """Returns the levels that the run has. Raises InputError if `step` or `tail` is none."""
-        return scale_of(self.step, self.tail, MAX_GRID if self.tail != "none" else MAX_OLD_GRID)
+        return scale_of(self.step, self.tail, MAX_OLD_GRID)
 
 
 def validate_settings(values: dict[str, Any]) -> Settings:

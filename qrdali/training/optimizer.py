@@ -18,8 +18,9 @@ def create_optimizer(
     """Returns the optimizer that timm calls `name` for a `model` that is on `device`.
 
     Where torch has a fused one, a GPU gets it: one kernel for many weights, which reads fp16's scale on the
-    device, where others wait for it. It repeats its bits, with --deterministic too. A CPU does not get it:
-    its weights would differ in the last bit from those of earlier versions.
+    device, where others wait for it; with --deterministic too (whether that repeats every bit, the tests of
+    killed runs ask on a GPU). A CPU does not get it: its weights would differ in the last bit from those of
+    earlier versions.
     """
     options = fused_options(name, device)
     optimizer: torch.optim.Optimizer = create_optimizer_v2(

@@ -21,6 +21,7 @@ from qrdali.interfaces import NO_CONTROL, JobControl, RunContext
 from qrdali.pipelines.engine import Engine, describe_decoding, engine_of
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import reduced_split_levels
+from qrdali.reduction.quality import num_levels_of
 from qrdali.runs import configuration
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import DEFINITIONS, Settings, default_settings, read_settings, write_settings
@@ -159,6 +160,7 @@ def _begun_with(settings: Settings, run: Path, begun: bool) -> dict[str, Any]:
         raise InputError(
             f"definitions = {settings.definitions}: new runs go by definitions {DEFINITIONS}; leave it out"
         )
+    num_levels_of(settings.step)  # refuses a step that only runs of version 0.1 may have
     before = run_folder.epochs_trained(Path(settings.init)) if settings.init else 0
     return {"definitions": DEFINITIONS, "epochs_before": before}
 

@@ -29,6 +29,7 @@ def row(run: str, seed: int, phases: str, accuracies: list[float], test: float =
         "seed": seed,
         "val": max(accuracies),
         "test": test,
+        **{f"test {reduction} .5": test for reduction in ("color", "crop", "resolution", "combination")},
         "epochs": len(phases) - 1,
         "seconds": 1.5,
         "phases": phases,
@@ -61,6 +62,28 @@ def test_figures_worked_by_hand() -> None:
         "sd": round(statistics.stdev([0.4, 0.5]), 4),
     }
     assert "| sham epochs | 2 | " in experiment_table.markdown(found["runs"])
+
+
+def test_runs_are_compared_with_the_sham_of_their_seed_and_sequence() -> None:
+    import experiment_table
+
+    rows = [
+        row("sham epochs", 0, "SC", [0, 0], 0.4),
+        row("sham epochs", 1, "SC", [0, 0], 0.6),
+        row("sham rounds", 0, "SC", [0, 0], 0.9),
+        row("linear epochs crop", 0, "SC", [0, 0], 0.5) | {"test crop .5": 0.7},  # +.3
+        row("linear epochs crop", 1, "SC", [0, 0], 0.5) | {"test crop .5": 0.5},  # -.1
+        row("fixed rounds crop", 0, "SC", [0, 0], 0.9),  # equal is not above
+        row("fixed rounds crop", 1, "SC", [0, 0], 0.9),  # has no sham
+    ]
+    assert experiment_table.against_sham(rows) == {
+        "crop": {
+            "runs": 3,
+            "above": 1,
+            "gain": {"linear": 0.1, "fixed": 0},
+            "full": {"0": 0.1, "1": -0.1},
+        }
+    }
 
 
 def test_chance_is_that_of_the_classes() -> None:

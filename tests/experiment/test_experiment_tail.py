@@ -30,3 +30,14 @@ def test_a_folder_of_version_0_1_has_none(tmp_path: Path) -> None:
     folder.begin("none")
     with pytest.raises(InputError, match="'none', not 'full'"):
         folder.begin("full")
+
+
+@pytest.mark.parametrize(("options", "tail"), [({"tail": "full"}, "full"), ({"step": 0.05}, "none")])
+def test_without_the_note_it_is_that_of_a_mepi_set(tmp_path: Path, options: object, tail: str) -> None:
+    """As when somebody has removed a damaged done.json, as its error advises."""
+    (tmp_path / ".lock").touch()
+    (tmp_path / "runs").mkdir()
+    folder = tmp_path / "mepi" / "squeezenet1_1" / "baseline"
+    folder.mkdir(parents=True)
+    (folder / "options.json").write_text(json.dumps(options))
+    assert ExperimentFolder(tmp_path).tail == tail

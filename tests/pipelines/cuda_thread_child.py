@@ -116,7 +116,9 @@ def run(self: Any) -> None:
 
 
 def main(data: str, device_id: int, has_stream: bool) -> None:
-    torch.cuda.Stream, torch.cuda.current_stream, torch.cuda.stream = new_stream, current_stream, on_stream  # type: ignore[misc,assignment]
+    replaced = {"Stream": new_stream, "current_stream": current_stream, "stream": on_stream}
+    for name, stand_in in replaced.items():
+        setattr(torch.cuda, name, stand_in)
     Pipeline.build, Pipeline.run = build, run
     context = ctypes.c_void_p()  # the main thread has a context, as once torch has worked there
     assert not DRIVER.cuDevicePrimaryCtxRetain(ctypes.byref(context), device_id)
@@ -124,7 +126,8 @@ def main(data: str, device_id: int, has_stream: bool) -> None:
     pre = Preprocessing(32, "whole", 1, "bilinear", (0,) * 3, (1,) * 3)
     reducer = GraphImageReducer(Dataset.open(Path(data)).index("train"), pre, Engine(device_id))
     if not has_stream:
-        reducer._stream, reducer._on_own_stream = None, lambda: on_stream(Stream(0, 0))  # type: ignore[method-assign]
+        reducer._stream = None
+        reducer._on_own_stream = lambda: on_stream(Stream(0, 0))  # type: ignore[method-assign]
     window = np.array([[0, 0, HEIGHT, WIDTH]] * 2, np.int32)
     params = ReductionParams(window, window[:, 2:], np.ones(2, np.int32))
     pushes = (ctypes.c_int * 2).in_dll(DRIVER, "stand_in_pushes")
