@@ -17,6 +17,7 @@ COMMANDS = {
     "preview": "A contact sheet of one image: every reduction at every level.",
     "data": "Make and look at data sets.",
     "train": "Train a classifier by one of the methods.",
+    "adopt": "Make a run of published weights, or of a file of one's own.",
     "evaluate": "Accuracy of a run on a split and on folders.",
     "compare": "McNemar's test of two runs on the same images.",
     "build-mepi": "Minimal-entropy positive images of a run.",

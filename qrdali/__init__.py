@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from qrdali.data.index import Dataset
     from qrdali.errors import InputError, RunError
     from qrdali.workflows.images import entropy, quotient, read, reduce
-    from qrdali.workflows.jobs import build_mepi, compare, evaluate, index, reproduce, train, write_report
+    from qrdali.workflows.jobs import (
+        adopt,
+        build_mepi,
+        compare,
+        evaluate,
+        index,
+        reproduce,
+        train,
+        write_report,
+    )
     from qrdali.workflows.loader import Loader
     from qrdali.workflows.run import Run
     from qrdali.workflows.schedule import Schedule
@@ -26,6 +35,7 @@ _MODULES = {
     "Run": "qrdali.workflows.run",
     "RunError": "qrdali.errors",
     "Schedule": "qrdali.workflows.schedule",
+    "adopt": "qrdali.workflows.jobs",
     "build_mepi": "qrdali.workflows.jobs",
     "compare": "qrdali.workflows.jobs",
     "entropy": "qrdali.workflows.images",
@@ -47,6 +57,7 @@ __all__ = [
     "RunError",
     "Schedule",
     "__version__",
+    "adopt",
     "build_mepi",
     "compare",
     "entropy",

@@ -24,7 +24,9 @@ else:
 DEFINITIONS: Final = 2
 _MAX_CONFIG_BYTES = 1_000_000
 MAX_BATCH = 1 << 20  # images of a batch: DALI counts the bytes of labels and the like in 32 bits
-Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
+Method = Literal[
+    "shared", "baseline", "fixed", "linear", "adaptive", "random", "adopted"
+]  # adopted: no training
 
 
 class Settings(BaseModel):

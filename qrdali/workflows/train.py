@@ -37,6 +37,7 @@ from qrdali.training.trainer import Trainer
 from qrdali.workflows.context import open_context
 from qrdali.workflows.train_settings import (
     complete_settings,
+    load_start,
     require_no_single_image,
     require_run_folder,
     require_shares,
@@ -50,11 +51,12 @@ CHANGEABLE_SETTINGS = ("threads", "root", "save_every", "track_sets", "track_red
 @dataclass(frozen=True)
 class PreparedRun:
     """Holds all of a run that can be refused before anything is written. The network of `spec` is on the
-    CPU."""
+    CPU. note: what is said of its start weights, or ""."""
 
     spec: RunSpec
     train: Index
     val: Index
+    note: str = ""
 
 
 def run_training(settings: Settings, run: Path, resume: bool, control: JobControl = NO_CONTROL) -> None:
@@ -100,6 +102,8 @@ def _train(settings: Settings, run: Path, resume: bool, control: JobControl) -> 
             write_settings(run / "config.toml", prepared.spec.settings)
             group.record_started(str(run.absolute()))
         listener.line(_describe(prepared, engine, context))
+        if prepared.note:
+            listener.line(prepared.note)
         if dead := _dead_levels(prepared.spec):
             listener.line(dead)
         reset_peak_memory(context.device)
@@ -138,8 +142,9 @@ def _prepare(
     source = provenance.brief(provenance.read(dataset.folder))
     facts |= {"source": source} if source else {}
     torch.manual_seed(settings.seed)  # start weights are drawn
+    note = ""
     if start is not None:
-        model, _ = run_folder.load_best(start)
+        model, note = load_start(start, dataset)
     else:
         model = models.create(settings.model, len(dataset.classes), pretrained=settings.pretrained)
     models.require_size(model, settings.model, pre.input_size)
@@ -148,7 +153,8 @@ def _prepare(
     if settings.deterministic:
         require_deterministic_model(model, pre.input_size, len(dataset.classes), settings.amp, device)
     levels = stage_levels(settings, train.size_chunks)
-    return PreparedRun(RunSpec(settings, run, model, pre, dataset.classes, facts, levels), train, val)
+    spec = RunSpec(settings, run, model, pre, dataset.classes, facts, levels, dataset.readable)
+    return PreparedRun(spec, train, val, note)
 
 
 def _begun_with(settings: Settings, run: Path, begun: bool) -> dict[str, Any]:
