@@ -12,18 +12,8 @@ from qrdali.data.index import Dataset
 from qrdali.errors import InputError, printable
 from qrdali.files import text_lines
 from qrdali.files.text_lines import quote
+from qrdali.runs.adoption import IMAGENET, SUBSETS, AdoptRequest
 
-IMAGENET = "imagenet"
-# timm's names of subsets, which `--classes` takes; "imagenet" alone is the one of as many classes as the
-# network has outputs.
-SUBSETS = (
-    "imagenet-1k",
-    "imagenet-12k",
-    "imagenet-21k-goog",
-    "imagenet-21k-miil",
-    "imagenet-22k",
-    "imagenet-22k-ms",
-)
 _HEAD = ("label", "name")
 
 
@@ -86,6 +76,37 @@ def read_classes(given: str, outputs: int | None) -> NamedClasses:
             f"{IMAGENET} or one of {', '.join(SUBSETS)}"
         )
     return NamedClasses(_read_tsv(place), str(place.absolute()))
+
+
+def classes_of(request: AdoptRequest, outputs: int | None) -> NamedClasses:
+    """Returns the classes of a network that is adopted: as asked, or ImageNet's by its number of outputs.
+
+    outputs: of its last layer as it is published, 0 if it has none, None where they are not known. Raises
+    InputError where nothing says what they are, and for a list of another length.
+    """
+    if request.classes:
+        named = read_classes(request.classes, outputs)
+        # A file may have another head than what is published: it is compared with the list when it is read.
+        if not request.is_file and outputs is not None and len(named.classes) != outputs:
+            raise InputError(
+                f"--classes lists {len(named.classes):,} classes, the last layer of {request.model} has "
+                f"{outputs:,} outputs: give a list of as many, in their order"
+            )
+        return named
+    if outputs == 0 and not request.weights:
+        raise InputError(
+            f"the published {request.model} has no last layer, it gives features: adopt another of "
+            "`qrdali models '*'`"
+        )
+    known = None if outputs == 0 else published_classes(outputs or 1000)
+    if known is None:
+        raise InputError(
+            f"nothing says of which classes the {f'{outputs:,} ' if outputs else ''}outputs of "
+            f"{request.model} "
+            "are, and timm has no list of that length: give --classes, a data set or a TSV file of "
+            "their names in their order"
+        )
+    return known
 
 
 def _read_tsv(file: Path) -> ClassList:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,17 @@ from qrdali.models import Preprocessing
 from qrdali.runs.folder import ADOPTED
 from qrdali.runs.settings import DEFINITIONS, read_toml
 
+HUB = "hf_hub:"  # before the name of a repository of the Hugging Face hub
+IMAGENET = "imagenet"  # the classes of ImageNet, or of the part of it that has as many as the network outputs
+# timm's names of the parts of ImageNet for which networks are published.
+SUBSETS = (
+    "imagenet-1k",
+    "imagenet-12k",
+    "imagenet-21k-goog",
+    "imagenet-21k-miil",
+    "imagenet-22k",
+    "imagenet-22k-ms",
+)
 _Digest = Field("", pattern="^([0-9a-f]{64})?$")
 
 
@@ -36,6 +47,20 @@ class AdoptRequest:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     interpolation: str = ""
+
+    def with_absolute_paths(self) -> AdoptRequest:
+        """Returns the request with absolute paths of its files."""
+        names_classes = not self.classes or self.classes in (IMAGENET, *SUBSETS)
+        return replace(
+            self,
+            weights=str(Path(self.weights).absolute()) if self.is_file else self.weights,
+            classes=self.classes if names_classes else str(Path(self.classes).absolute()),
+        )
+
+    @property
+    def is_file(self) -> bool:
+        """Returns whether the weights are a file."""
+        return bool(self.weights) and not self.weights.startswith(HUB)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values, as TOML holds them."""

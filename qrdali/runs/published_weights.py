@@ -19,8 +19,8 @@ from qrdali.errors import InputError, RunError, printable
 from qrdali.files.json_objects import read_object
 from qrdali.models import find_library
 from qrdali.network_heads import drop_auxiliary_heads
+from qrdali.runs.adoption import HUB
 
-HUB = "hf_hub:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}(@[\w./-]{1,100})?", re.ASCII)
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qrdali import models
-from qrdali.data.class_lists import NamedClasses, published_classes, read_classes
+from qrdali.data.class_lists import NamedClasses, classes_of
 from qrdali.data.class_matching import ClassList
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import replace_atomically
@@ -20,9 +20,9 @@ from qrdali.interfaces import JobControl
 from qrdali.models import INTERPOLATIONS, Preprocessing
 from qrdali.runs import checkpoint
 from qrdali.runs.adopted_weights import read_weights
-from qrdali.runs.adoption import Adoption, AdoptRequest, write_adopted_config
+from qrdali.runs.adoption import HUB, Adoption, AdoptRequest, write_adopted_config
 from qrdali.runs.folder import BestModel, weights_digest
-from qrdali.runs.published_weights import HUB, HubFiles, fetch_from_hub, load_published, published
+from qrdali.runs.published_weights import HubFiles, fetch_from_hub, load_published, published
 from qrdali.workflows.train_settings import require_run_folder
 
 _CHANNELS = 3
@@ -80,15 +80,7 @@ def _checked(request: AdoptRequest) -> AdoptRequest:
                 "of red, "
                 f"green and blue, from {least:g} to 1; those for values up to 255 are to be divided by 255"
             )
-    weights = request.weights
-    if weights and not weights.startswith(HUB):
-        weights = str(Path(weights).absolute())
-    classes = str(Path(request.classes).absolute()) if _is_path(request.classes) else request.classes
-    return replace(request, weights=weights, classes=classes)
-
-
-def _is_path(classes: str) -> bool:
-    return bool(classes) and Path(classes).exists()
+    return request.with_absolute_paths()
 
 
 def _fetch(request: AdoptRequest, control: JobControl) -> HubFiles:
@@ -108,31 +100,8 @@ def _classes_of(request: AdoptRequest, hub: HubFiles | None) -> NamedClasses:
     outputs = published(request.model).outputs
     if hub is not None and type(hub.config.get("num_classes")) is int:
         outputs = hub.config["num_classes"]
-    is_own_file = request.weights and hub is None
-    if request.classes:
-        named = read_classes(request.classes, outputs)
-        # A file may have another head than what is published: it is compared with the list when it is read.
-        if not is_own_file and outputs is not None and len(named.classes) != outputs:
-            raise InputError(
-                f"--classes lists {len(named.classes):,} classes, the last layer of {request.model} has "
-                f"{outputs:,} outputs: give a list of as many, in their order"
-            )
-        return named
-    if outputs == 0:
-        raise InputError(
-            f"the published {request.model} has no last layer, it gives features: adopt another of "
-            "`qrdali models '*'`"
-            if not request.weights
-            else f"nothing says of which classes the outputs of {request.model} are: give --classes"
-        )
-    named_by_hub = _hub_classes(hub, outputs) if hub is not None else None
-    known = named_by_hub or published_classes(outputs or 1000)
-    if known is None:
-        raise InputError(
-            f"{request.model} has {outputs:,} outputs, and timm has no list of classes of that length: give "
-            "--classes, a data set or a TSV file of their names in their order"
-        )
-    return known
+    named_by_hub = _hub_classes(hub, outputs) if hub is not None and not request.classes else None
+    return named_by_hub or classes_of(request, outputs)
 
 
 def _hub_classes(hub: HubFiles, outputs: int | None) -> NamedClasses | None:
