@@ -24,6 +24,11 @@ def _channels(context: click.Context, option: click.Parameter, text: str | None)
     help="A .safetensors or .pth file, or a repository of the Hugging Face hub.  [default: published ones]",
 )
 @click.option(
+    "--classes",
+    metavar="imagenet|DATASET|TSV",
+    help="The classes of the outputs, in their order.  [default: ImageNet's, by the number of outputs]",
+)
+@click.option(
     "--fit",
     type=click.Choice(["whole", "center"]),
     default="whole",

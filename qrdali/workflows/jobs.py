@@ -153,7 +153,8 @@ def adopt(
     RunError where published weights cannot be loaded, saying what to do; nothing is left behind then.
 
     Example:
-        >>> run = qrdali.adopt("test_resnet", run="runs/mine", weights="mine.safetensors", classes="data")
+        >>> mine = {"weights": "runs/shared/best/model.safetensors", "classes": "data", "input_size": 32}
+        >>> run = qrdali.adopt("test_resnet", run="runs/mine", **mine)
         >>> run.adopted.source, run.best.val_accuracy, len(run.classes)
         ('file', None, 4)
         >>> (result,) = qrdali.evaluate(run, "data", split="val", device="cpu")
