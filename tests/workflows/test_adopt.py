@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
-from recording_listener import RecordingListener
 from safetensors.torch import load_file, save_file
 
 import qrdali
 from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
+from qrdali.interfaces import SilentListener
 from qrdali.models import create, preprocessing
 from qrdali.runs.folder import load_best
 from qrdali.runs.settings import read_toml
@@ -41,6 +41,16 @@ def files(tmp_path_factory: pytest.TempPathFactory, readable: tuple[str, ...]) -
     rows = zip(SYNSETS, readable, strict=True)
     (folder / "six.tsv").write_text("".join(f"{synset}\t{name}\n" for synset, name in rows))
     return folder
+
+
+class Lines(SilentListener):
+    """Keeps the lines that a workflow reports."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def adopted(files: Path, run: Path, **options: Any) -> qrdali.Run:
@@ -352,15 +362,15 @@ def test_init_replaces_the_head_of_other_classes_and_says_so(
     files: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     start = adopted(files, tmp_path / "r")
-    listener = RecordingListener()
+    listener = Lines()
     options = {"max_epochs": 1, "batch_size": 8, "device": "cpu", "threads": 1, "lr": 1e-9, "weight_decay": 0}
     tuned = qrdali.train(
         "baseline", data=dataset, run=tmp_path / "ft", init=start, progress=listener, **options
     )
     said = [line for line in listener.lines if "last layer" in line]
     assert said == [
-        f"{tmp_path / 'r'} was adopted with 6 other classes: its last layer is replaced by a fresh one of the "
-        "data set's 4"
+        f"{tmp_path / 'r'} was adopted with 6 other classes: its last layer is replaced by a fresh one of "
+        "the data set's 4"
     ]
     assert tuned.classes == dataset.classes
     assert tuned.preprocessing == start.preprocessing
@@ -381,7 +391,7 @@ def test_init_replaces_the_head_of_other_classes_and_says_so(
 def test_init_keeps_the_head_of_the_same_classes(files: Path, dataset: Dataset, tmp_path: Path) -> None:
     save_file(create("test_resnet", 4).state_dict(), tmp_path / "four.safetensors")
     start = adopted(files, tmp_path / "r", weights=tmp_path / "four.safetensors", classes=dataset)
-    listener = RecordingListener()
+    listener = Lines()
     tuned = qrdali.train(
         "baseline",
         data=dataset,

@@ -10,7 +10,7 @@ import qrdali
 
 PUBLIC = {
     "__version__", "InputError", "RunError",
-    "read", "reduce", "entropy", "quotient", "index", "Dataset", "Loader", "Schedule", "train", "Run",
+    "read", "reduce", "entropy", "quotient", "index", "Dataset", "Loader", "Schedule", "train", "adopt", "Run",
     "evaluate", "compare", "build_mepi", "write_report", "reproduce",
 }  # fmt: skip
 
