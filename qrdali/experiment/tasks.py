@@ -220,7 +220,9 @@ class Tasks:
         changed = [
             name
             for name, digest in now["weights"].items()
-            if not isinstance(weights, dict) or weights.get(name) != digest
+            if (not isinstance(weights, dict) or weights.get(name) != digest)
+            # One that is to be adopted again will be the same, or a later call says that it is not.
+            and (digest or self.runs[name].adopt is None)
         ]
         return f"the weights of {changed[0]}" if changed else ""
 

@@ -66,6 +66,8 @@ def _changed_settings(tasks: Tasks, run: PlannedRun) -> list[str]:
     folder = tasks.folder.run(run.name)
     if not (folder / "config.toml").exists():
         return []
+    if run_folder.is_adopted(folder):
+        return [f"method {run_folder.ADOPTED} → {run.settings.method}"]
     settings = run.settings
     # What `qrdali train` fills in, so that like is compared with like.
     now = settings.model_copy(

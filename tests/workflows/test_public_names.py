@@ -10,8 +10,8 @@ import qrdali
 
 PUBLIC = {
     "__version__", "InputError", "RunError",
-    "read", "reduce", "entropy", "quotient", "index", "Dataset", "Loader", "Schedule", "train", "adopt", "Run",
-    "evaluate", "compare", "build_mepi", "write_report", "reproduce",
+    "read", "reduce", "entropy", "quotient", "index", "Dataset", "Loader", "Schedule", "train", "Run",
+    "adopt", "evaluate", "compare", "build_mepi", "write_report", "reproduce",
 }  # fmt: skip
 
 
