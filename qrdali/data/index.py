@@ -117,6 +117,11 @@ class Index:
         self._check(result)
         return result if self._network_labels is None else self._network_labels[result]
 
+    @property
+    def classes(self) -> int:
+        """Returns the number of classes of the data set."""
+        return self._classes
+
     def with_network_labels(self, network_labels: Samples) -> Index:
         """Returns this index with labels as a network counts its classes. network_labels: int64 [classes]."""
         return Index(self.file, self._classes, self._relocation, network_labels)

@@ -127,7 +127,9 @@ def _preprocessing_of(request: AdoptRequest, hub: HubFiles | None) -> Preprocess
         side = int(config["input_size"][-1]) if "input_size" in config else None
         mean, std = (tuple(map(float, config.get(key, ()))) for key in ("mean", "std"))
         share = float(config.get("crop_pct", 0.0))
-    except (TypeError, ValueError, IndexError, OverflowError):
+        if not all(len(v) in (0, _CHANNELS) and all(map(math.isfinite, v)) for v in (mean, std)):
+            raise ValueError
+    except (TypeError, ValueError, LookupError, OverflowError):
         raise RunError(
             f"config.json of {request.weights} describes no preprocessing: download its weights and "
             "give them with --weights FILE, --mean, --std and --input-size"

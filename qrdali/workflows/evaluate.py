@@ -173,6 +173,11 @@ class Evaluator:
     def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
         """Evaluates a split, at the reduced quality too if the options have one, and writes the rows."""
         index = self.group.run_on_all(lambda: self.open_split(data, split, root))
+        if index.classes < len(self.classes):
+            self.context.listener.line(
+                f"{printable(data)} holds {index.classes:,} of the run's {len(self.classes):,} classes, "
+                f"matched by name"
+            )
         if not self.group.is_single:
             self.group.require_equal(f"the images of {data}", index.fingerprint)
         result = self._evaluate(split, index, 0)
