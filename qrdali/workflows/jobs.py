@@ -200,7 +200,8 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Evaluates best/ of a run on a split of a data set and on named folders, and writes a row per image.
 
-    run, data: objects or folders. Without `data` only `sets` are evaluated.
+    run, data: objects or folders. Without `data` only `sets` are evaluated. Either may hold any subset of the
+        run's classes, matched by name.
     split: "train", "val" or "test" of `data`.
     sets: folders of class folders by name, such as {"mine": "folder"}; paths, s3:// or gs://.
     curve: also measure accuracy at every level of `step` in each reduction.
