@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+from tiny_data import fill
 
 import qrdali
 from qrdali.cli.main import cli
@@ -356,6 +357,29 @@ def test_a_data_set_with_a_class_of_nobody_is_refused(files: Path, dataset: Data
     with pytest.raises(qrdali.InputError, match=message):
         qrdali.build_mepi(run, dataset, out=tmp_path / "mepi", device="cpu")
     assert sorted(path.name for path in run.folder.iterdir()) == ["best", "config.toml"]
+
+
+def test_imagenets_classes_are_matched_by_synset_and_by_readable_name(files: Path, tmp_path: Path) -> None:
+    run = adopted(files, tmp_path / "r", weights=files / "thousand.safetensors", classes="imagenet")
+    for split in ("train", "test"):
+        for name in ("n02012849", "great white shark", "tench, Tinca tinca"):
+            fill(tmp_path / "images" / split / name, 2)
+    data = qrdali.index(tmp_path / "images", tmp_path / "data", threads=1)
+    qrdali.evaluate(run, data, sets={"mine": tmp_path / "images" / "test"}, device="cpu", threads=1)
+    paths, labels = (run.rows("test")[column].to_pylist() for column in ("path", "label"))
+    label_of = {Path(path).parent.name: label for path, label in zip(paths, labels, strict=True)}
+    assert label_of == {"n02012849": 134, "great white shark": 2, "tench, Tinca tinca": 0}
+    assert run.rows("mine")["label"].to_pylist() == [0, 0, 2, 2, 134, 134]  # in the network's order
+    for split in ("train", "test"):
+        fill(tmp_path / "images" / split / "crane", 1)
+    cranes = qrdali.index(tmp_path / "images", tmp_path / "cranes", threads=1)
+    both = "'crane' names two classes, n02012849 .crane. and n03126707 .crane.: use n02012849 or n03126707"
+    with pytest.raises(qrdali.InputError, match=both):
+        qrdali.evaluate(run, cranes, device="cpu")
+    with pytest.raises(qrdali.InputError, match=both):
+        qrdali.build_mepi(run, cranes, split="test", out=tmp_path / "mepi", device="cpu")
+    with pytest.raises(qrdali.InputError, match=both):
+        qrdali.evaluate(run, sets={"mine": tmp_path / "images" / "test"}, device="cpu")
 
 
 def test_init_replaces_the_head_of_other_classes_and_says_so(
