@@ -19,13 +19,14 @@ import qrdali
 from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, RunError
+from qrdali.experiment.expand import PlannedRun
 from qrdali.interfaces import JobControl, RunContext
 from qrdali.pipelines.engine import engine_for
 from qrdali.runs import automatic
 from qrdali.runs.settings import Settings, read_toml, validate_settings
 from qrdali.system.device import probe_batch_size, resolve_amp
 from qrdali.workflows import context as contexts
-from qrdali.workflows import continued_run
+from qrdali.workflows import continued_run, matrix_checks
 from qrdali.workflows import train as training
 from qrdali.workflows.train_settings import settings_for, settings_of
 
@@ -54,7 +55,7 @@ def machine(run: Path) -> tuple[Any, ...]:
 
 
 def pretending(patch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Returns what makes a run believe that there is a GPU, or none again; it computes on the CPU all the same."""
+    """Returns what makes a run believe that there is a GPU, or none; it computes on the CPU all the same."""
     plain = {name: getattr(training, name) for name in ("resolve_device", "environment", "open_context")}
 
     def on_cpu(device: str, amp: str, control: JobControl) -> RunContext:
@@ -113,7 +114,7 @@ def epochs(run: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def begun(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs that were begun with --device auto where there was a GPU (gpu) and none (cpu), and were stopped."""
+    """Runs begun with --device auto where there was a GPU (gpu) and none (cpu), and stopped."""
     folder = tmp_path_factory.mktemp("begun")
     for name in ("cpu", "gpu"):
         with pytest.MonkeyPatch.context() as patch:
@@ -400,3 +401,44 @@ def test_settings_know_the_device_before_the_processes_meet(of_gpu: Path) -> Non
     assert settings_of("shared", of_gpu, {"device": "auto"}, True).device == "cuda"
     moved = settings_of("shared", of_gpu, {"device": "cpu"}, True)
     assert (moved.device, moved.amp, moved.threads) == ("cpu", "off", 0)
+
+
+def of_matrix(run: Path, **changes: Any) -> Settings:
+    """The settings that a matrix gives `run_training`, which leave to the machine what no file names."""
+    kept = {name: value for name, value in config(run).items() if name not in ("automatic", *automatic.LEFT)}
+    return validate_settings({**kept, **changes})
+
+
+def test_a_matrix_goes_on_with_what_was_chosen(of_cpu: Path, of_gpu: Path) -> None:
+    training.run_training(of_matrix(of_cpu), of_cpu, True)
+    assert machine(of_cpu) == ("cpu", "off", OWN, 0, ["device", "amp", "threads"])
+    with pytest.raises(RunError, match="give --device cpu"):
+        training.run_training(of_matrix(of_gpu), of_gpu, True)
+    with pytest.raises(InputError, match="amp bf16 → off"):
+        training.run_training(of_matrix(of_gpu, amp="off"), of_gpu, True)
+    training.run_training(of_matrix(of_gpu, device="cpu"), of_gpu, True)
+    assert epochs(of_cpu) == epochs(of_gpu) == [0, 1, 2]
+    assert machine(of_gpu) == ("cpu", "off", OWN, 0, ["amp", "threads"])
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_matrix_compares_what_was_chosen(of_cpu: Path, of_gpu: Path, older: bool) -> None:
+    """auto and 0 agree with all; what its file names agrees with what it came to."""
+    if older:
+        as_older(of_cpu)
+        as_older(of_gpu)
+
+    def changes(run: Path, **values: Any) -> list[str]:
+        given = of_matrix(run, **values).model_dump(exclude={"automatic"})
+        return matrix_checks._changed_settings(PlannedRun("x", "x", given), run)
+
+    for run in (of_cpu, of_gpu):
+        assert changes(run) == changes(run, threads=3) == changes(run, device="cpu") == []
+        assert changes(run, lr=0.5) != []
+    assert changes(of_cpu, amp="off") == changes(of_gpu, amp="bf16") == []
+    assert changes(of_cpu, amp="bf16") == ["amp off → bf16"]
+    assert changes(of_gpu, amp="off") == ["amp bf16 → off"]
+    assert changes(of_gpu, device="cpu", amp="off") == []
+    change(of_cpu, method="adaptive", reduction="crop", sequence="RC", probe_batch_size=16)
+    assert changes(of_cpu) == changes(of_cpu, probe_batch_size=16) == []
+    assert changes(of_cpu, probe_batch_size=8) == ["probe_batch_size 16 → 8"]
