@@ -109,8 +109,16 @@ def _common(command: F) -> F:
             help="Of several GPUs: statistics of batch norm over all.",
         ),
         click.option("--seed", type=int, help="[default: 0]"),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]"),
-        click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), help="[default: auto]"),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            help="[default: auto, or where the run of --resume was trained]",
+        ),
+        click.option(
+            "--amp",
+            type=click.Choice(["auto", "bf16", "fp16", "off"]),
+            help="[default: auto, or that of the run of --resume]",
+        ),
         click.option(
             "--deterministic/--no-deterministic",
             default=None,
