@@ -40,8 +40,8 @@ def recorded(folder: Path) -> dict[str, Any]:
         with suppress(RunError):  # there is no first row yet, or it cannot be read
             gpu = on_gpu(next(run_folder.metrics_rows(folder), {}).get("environment"))
             values["device"] = "auto" if gpu is None else "cuda" if gpu else "cpu"
-    if values["amp"] == "auto":
-        values["amp"] = {"cpu": "off", "cuda": saved_amp(folder)}.get(str(values["device"]), "auto")
+    if values["amp"] == "auto" and values["device"] in ("cpu", "cuda"):
+        values["amp"] = "off" if values["device"] == "cpu" else saved_amp(folder)
     return values
 
 

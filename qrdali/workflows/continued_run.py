@@ -72,9 +72,14 @@ def require_its_device(run: Path, settings: Settings, before: Mapping[str, Any])
         )
 
 
-def describe_move(settings: Settings, before: Mapping[str, Any]) -> str:
-    """Returns a warning for a run that continues on another device than before, else ""."""
-    if not before or not automatic.moves(settings.device, before):
+def describe_device(settings: Settings, before: Mapping[str, Any]) -> str:
+    """Returns a warning for a run that continues on another device than before, or not on the GPU that is
+    here now; else ""."""
+    if not before:
+        return ""
+    if not automatic.moves(settings.device, before):
+        if settings.device == "cpu" and "device" in settings.automatic and torch.cuda.is_available():
+            return "this run was begun where there was no GPU and stays on the CPU: --device cuda moves it"
         return ""
     return (
         f"this run was trained on {before['device']} with amp {before['amp']} so far and continues on "

@@ -35,7 +35,7 @@ from qrdali.training.trainer import Trainer
 from qrdali.workflows.context import open_context
 from qrdali.workflows.continued_run import (
     begun_with,
-    describe_move,
+    describe_device,
     require_its_device,
     require_same_settings,
 )
@@ -52,12 +52,12 @@ from qrdali.workflows.train_settings import (
 @dataclass(frozen=True)
 class PreparedRun:
     """Holds all of a run that can be refused before anything is written. The network of `spec` is on the
-    CPU. moved: a warning for a run that goes on on another device, else ""."""
+    CPU. warning: of the device on which a run continues, or ""."""
 
     spec: RunSpec
     train: Index
     val: Index
-    moved: str = ""
+    warning: str = ""
 
 
 def run_training(settings: Settings, run: Path, resume: bool, control: JobControl = NO_CONTROL) -> None:
@@ -100,8 +100,8 @@ def _train(settings: Settings, run: Path, resume: bool, control: JobControl) -> 
         context = open_context(settings.device, settings.amp, control)
         engine = engine_of(context.device, settings.threads, group)
         splits = _open_splits(prepared, engine, context)
-        if prepared.moved:
-            listener.warn(prepared.moved)
+        if prepared.warning:
+            listener.warn(prepared.warning)
         if group.is_main:
             threads = min(engine.num_dali_threads, MAX_THREADS)
             write_settings(run / "config.toml", settings.model_copy(update={"threads": threads}))
@@ -161,7 +161,7 @@ def _prepare(
         require_deterministic_model(model, pre.input_size, len(dataset.classes), settings.amp, device)
     levels = stage_levels(settings, train.size_chunks)
     spec = RunSpec(settings, run, model, pre, dataset.classes, facts, levels)
-    return PreparedRun(spec, train, val, describe_move(settings, before))
+    return PreparedRun(spec, train, val, describe_device(settings, before))
 
 
 def _require_equal(prepared: PreparedRun | None, group: ProcessGroup) -> None:

@@ -188,6 +188,8 @@ def test_what_is_left_open_again_is_as_it_was(of_cpu: Path, gpu: Callable[[bool]
     result = train("shared", "--run", of_cpu, "--resume", *words.split())
     assert result.exit_code == 0, result.exception
     assert "this run was trained" not in result.output
+    said = "this run was begun where there was no GPU and stays on the CPU: --device cuda moves it"
+    assert said in " ".join(result.output.split())
     assert epochs(of_cpu) == [0, 1, 2]
     assert machine(of_cpu) == before
 
@@ -386,7 +388,7 @@ def test_moves_keep_what_was_asked_for() -> None:
     assert moved({"device": "cuda"}, cpu) == {"device": "cuda", "amp": "off", "probe_batch_size": 0}
     assert automatic.still_automatic("cuda", gpu) == ("device",)
     assert automatic.still_automatic("cpu", gpu) == ()
-    assert continued_run.describe_move(validate_settings({"method": "shared", "data": "x"}), {}) == ""
+    assert continued_run.describe_device(validate_settings({"method": "shared", "data": "x"}), {}) == ""
 
 
 def test_cards_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
