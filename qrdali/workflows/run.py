@@ -81,8 +81,11 @@ class Run:
 
     @property
     def settings(self) -> Settings:
-        """Returns every setting, defaults included; of an adopted run `method` is "adopted" and most have no
-        meaning. Raises InputError for a damaged config.toml.
+        """Returns every setting, defaults included, as it was in effect.
+
+        device, amp, threads and probe_batch_size are what they became where the run was trained, and
+        automatic has the names of those that were left open. Of an adopted run, `method` is "adopted" and
+        most have no meaning. Raises InputError for a damaged config.toml.
         """
         from qrdali.runs.settings import read_toml, validate_settings
 
