@@ -66,10 +66,7 @@ class _Candidate:
 
 
 def _middle(side: int) -> tuple[int, int]:
-    """Returns where the middle of a side begins, and its length: none of one row or column.
-
-    Of one column at a border, DALI interpolates the chroma otherwise, of images in perfect order too.
-    """
+    """Returns where the middle of a side begins, and its length: at least two, where there are as many."""
     length = max(side // 2 | 1, min(2, side))
     return min(side // 3 | 1, side - length), length
 
