@@ -14,11 +14,11 @@ from nvidia.dali import fn, math, types
 from nvidia.dali.pipeline import do_not_convert
 
 from qrdali.pipelines.decode_options import DecodeOptions
-from qrdali.pipelines.graph_inputs import AxisPass, SquareInputs
 from qrdali.pipelines.host_ops import padding_color
 
-if TYPE_CHECKING:  # it imports torch, which the process that checks files does without
+if TYPE_CHECKING:  # they import torch and pyarrow, which the process that checks files does without
     from qrdali.models import Preprocessing
+    from qrdali.pipelines.graph_inputs import AxisPass, SquareInputs
 
 Node = Any  # DALI's DataNode; its stubs stand in the wheel for editors only
 

@@ -121,7 +121,9 @@ class DecodingCheck:
                 if structure.lacks_scans():
                     return "an incomplete progressive JPEG: scans are missing, and windows of it differ"
                 candidate.needs_windows = not structure.is_plain
-                candidate.is_plain = structure.is_plain and not structure.may_be_turned_or_recoloured
+                candidate.is_plain = structure.is_plain and not structure.may_be_turned_or_recoloured(
+                    width == height
+                )
             return candidate
         except Exception as error:  # Pillow's readers raise many types
             return reason_of(error)
