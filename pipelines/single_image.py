@@ -57,7 +57,7 @@ def decode_image(path: str) -> npt.NDArray[np.uint8]:
         raise _undecodable(path, reason_of(error)) from None
     if reason:
         raise RunError(f"{printable(path)} cannot be used: {reason}: save it anew")
-    return pixels.copy()
+    return np.array(pixels)
 
 
 def _open(path: str) -> _OpenedFile:
