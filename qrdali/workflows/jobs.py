@@ -154,8 +154,9 @@ def evaluate(
     root: where the images of `data` are now, if they moved: NEW or OLD=NEW.
     progress: True shows bars; or a listener.
 
-    Returns one result for the split, then one per set: {"set", "images", "correct", "accuracy", "unreadable",
-    "rows"} and what was asked for besides; `Run.rows(name)` has the rows. Raises InputError for what cannot
+    Returns one result for the split, then one per set: {"set", "images", "correct", "accuracy",
+    "top5_accuracy", "negative_log_likelihood", "unreadable", "rows"} and what was asked for besides;
+    `Run.rows(name)` has the rows. Raises InputError for what cannot
     be evaluated, RunError for a damaged run or images that are gone.
 
     Example:
