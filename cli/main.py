@@ -18,6 +18,7 @@ COMMANDS = {
     "data": "Make and look at data sets.",
     "train": "Train a classifier by one of the methods.",
     "evaluate": "Accuracy of a run on a split and on folders.",
+    "predict": "Classes of your own images by a run.",
     "compare": "McNemar's test of two runs on the same images.",
     "build-mepi": "Minimal-entropy positive images of a run.",
     "report": "One page with tables and figures on runs and MEPI sets.",

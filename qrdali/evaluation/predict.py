@@ -26,6 +26,16 @@ def top1(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return prediction, confidence
 
 
+def top_answers(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the `count` most probable classes, int64 [N, count], and their probabilities, float32.
+
+    logits: [N, classes]. Equally probable classes follow each other by number, so that the first is that of
+    `top1`.
+    """
+    probability, classes = logits.float().softmax(1).sort(dim=1, descending=True, stable=True)
+    return classes[:, :count], probability[:, :count]
+
+
 def inference_batch_size(batch_size: int, world: int) -> int:
     """Returns the images of a forward pass without gradients where `world` ranks share a `batch_size`.
 
