@@ -61,7 +61,7 @@ def _show(found: ImagePredictions, top: int) -> None:
     from qrdali.cli.terminal import fitted, say
 
     first = zip(found.rows["name"].to_pylist(), found.rows["class"].to_pylist(), strict=True)
-    longest = min(_LONGEST, max(len(name or own) for name, own in first))
+    longest = min(_LONGEST, max(len(str(name or own)) for name, own in first))
     for batch in found.rows.to_batches(max_chunksize=1024):
         for row in batch.to_pylist():
             if top == 1:

@@ -23,7 +23,8 @@ _NOTE = (
 def table(group: Group, slug: str) -> Table | None:
     """Returns the table, a line per set and configuration; None where no rows hold these figures."""
     shown = digits(group)
-    rows, marked = [], set()
+    rows: list[tuple[Cell, ...]] = []
+    marked: set[int] = set()
     for name in group.sets:
         for configuration in group.configurations:
             if not any(name in run.sets for run in configuration.runs):

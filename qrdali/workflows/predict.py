@@ -202,11 +202,9 @@ class _Classifier:
             return _no_answers(top)
         positions = np.concatenate([part.positions for part in parts])
         order = np.argsort(positions, kind="stable")
-        classes, probability = (
-            np.concatenate(arrays)[order]
-            for arrays in ([part.classes for part in parts], [part.probability for part in parts])
-        )
-        return self._without_nan(_Answers(positions[order], classes, probability))
+        classes = np.concatenate([part.classes for part in parts])
+        probability = np.concatenate([part.probability for part in parts])
+        return self._without_nan(_Answers(positions[order], classes[order], probability[order]))
 
     def _classify(self, group: npt.NDArray[np.int64], top: int) -> _Answers:
         evaluator, batch_size = self._evaluator, self._evaluator.options.batch_size
@@ -261,8 +259,8 @@ def _table(names: list[str], answers: _Answers, trained: BestModel) -> pa.Table:
     readable = readable_names(trained)
     shown = pa.array(readable or [None] * len(classes), pa.string())
 
-    def described(numbers: npt.NDArray[np.int64]) -> list[pa.Array]:
-        which = pa.array(numbers)
+    def described(numbers: npt.NDArray[np.int64]) -> list[Any]:
+        which: Any = pa.array(numbers)
         return [pa.array(numbers.astype(np.int32)), classes.take(which), shown.take(which)]
 
     count, top = answers.classes.shape
@@ -270,7 +268,7 @@ def _table(names: list[str], answers: _Answers, trained: BestModel) -> pa.Table:
     of_top = pa.StructArray.from_arrays(
         [*described(answers.classes.ravel()), probability], fields=list(_TOP.value_type)
     )
-    offsets = pa.array(np.arange(0, (count + 1) * top, top, dtype=np.int32))
+    offsets: Any = pa.array(np.arange(0, (count + 1) * top, top, dtype=np.int32))
     columns = [
         pa.array([names[i] for i in answers.positions.tolist()], pa.string()),
         *described(answers.classes[:, 0]),
