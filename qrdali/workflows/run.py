@@ -79,7 +79,11 @@ class Run:
 
     @property
     def settings(self) -> Settings:
-        """Returns every setting, defaults included. Raises InputError for a damaged config.toml."""
+        """Returns every setting, defaults included, as it was in effect.
+
+        device, amp, threads and probe_batch_size are what they became where the run was trained, and
+        automatic has the names of those that were left open. Raises InputError for a damaged config.toml.
+        """
         from qrdali.runs.settings import read_toml, validate_settings
 
         return validate_settings(read_toml(self.folder / "config.toml"))
