@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# Holds 20 labelled photographs of ImageNet, for tests; nothing of what it depends on is wanted.
+PHOTOGRAPHS := foolbox==3.3.4
 # For every Python from the oldest that pyproject.toml admits, on the one platform there is; that every line says which is left out.
 RESOLVE = UV_PYTHON_DOWNLOADS=never .upgrade/bin/uv pip compile pyproject.toml --quiet --extra dev --universal --python-version 3.10 \
 	--no-header --no-annotate --output-file .upgrade/resolved
@@ -39,6 +41,7 @@ browser:
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PHOTOGRAPHS)
 	touch $@
 
 # What pyproject.toml asks for and constraints.txt lacks; the versions that stand there stay.

