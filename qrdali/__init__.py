@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qrdali.workflows.images import entropy, quotient, read, reduce
     from qrdali.workflows.jobs import build_mepi, compare, evaluate, index, reproduce, train, write_report
     from qrdali.workflows.loader import Loader
+    from qrdali.workflows.minimal import minimal
     from qrdali.workflows.run import Run
     from qrdali.workflows.schedule import Schedule
 
@@ -31,6 +32,7 @@ _MODULES = {
     "entropy": "qrdali.workflows.images",
     "evaluate": "qrdali.workflows.jobs",
     "index": "qrdali.workflows.jobs",
+    "minimal": "qrdali.workflows.minimal",
     "quotient": "qrdali.workflows.images",
     "read": "qrdali.workflows.images",
     "reduce": "qrdali.workflows.images",
@@ -52,6 +54,7 @@ __all__ = [
     "entropy",
     "evaluate",
     "index",
+    "minimal",
     "quotient",
     "read",
     "reduce",

@@ -320,7 +320,7 @@ class Builder:
         if counts:
             label, count = counts.most_common(1)[0]
             result |= {
-                "near_void_class": self.mepis.source.classes[label],
+                "near_void_class": self.mepis.source.answers[label],
                 "near_void_class_share": count / counts.total(),
             }
         return result
@@ -339,9 +339,8 @@ class Builder:
             corners = window_offset(sizes, windows, np.array([CENTER] * len(batch))).tolist()
             states = [ReductionState(color, crop, resolution, top, left) for top, left in corners]
             params = params_of_states(states, sizes, descent.scale)
-            with torch.inference_mode(), self.search.autocast():
-                logits = self.search.model(reducer.network_inputs(pixels, params))
-            predictions += zip([sample for sample, _ in batch], logits.argmax(1).tolist(), strict=True)
+            answers = self.search.judge(reducer.network_inputs(pixels, params)).answer.tolist()
+            predictions += zip([sample for sample, _ in batch], answers, strict=True)
         return predictions
 
 

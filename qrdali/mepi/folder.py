@@ -60,12 +60,19 @@ SCHEMA = pa.schema(_FIELDS)
 class MepiSource:
     """Names what a set's numbers refer to.
 
-    Samples are those of `index`, labels those of `classes`, levels those of `scale`.
+    Samples are those of `index`, labels those of `classes`, levels those of `scale`. other_answers: what the
+    network may answer besides `classes`, numbered after them.
     """
 
     index: Index
     classes: tuple[str, ...]
     scale: LevelScale
+    other_answers: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Returns the names of all that the network may answer."""
+        return self.classes + self.other_answers
 
 
 @dataclass

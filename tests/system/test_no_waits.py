@@ -244,9 +244,9 @@ def test_a_batch_of_a_search() -> None:
         search = Search(model, cast("Any", reducer), rule, limits, context())
         paths = [SearchPath(s, s % 2, np.empty((9, 9, 3), np.uint8), (9, 9)) for s in range(5)]
         search._take_in(iter(paths))
-        right, confidence = search._classify(list(search._queue)).answers._copies
-        assert right.shape == confidence.shape == (5,)
-        assert right.device.type == "cpu"
+        answer, confidence, probability = search._classify(list(search._queue)).answers._copies
+        assert answer.shape == confidence.shape == probability.shape == (5,)
+        assert answer.device.type == "cpu"
     assert "cat" in mode.seen  # filled up to the batch size
 
 

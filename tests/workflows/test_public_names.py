@@ -11,7 +11,7 @@ import qrdali
 PUBLIC = {
     "__version__", "InputError", "RunError",
     "read", "reduce", "entropy", "quotient", "index", "Dataset", "Loader", "Schedule", "train", "Run",
-    "evaluate", "compare", "build_mepi", "write_report", "reproduce",
+    "evaluate", "compare", "build_mepi", "minimal", "write_report", "reproduce",
 }  # fmt: skip
 
 
