@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +17,7 @@ import torch
 from qrdali.errors import InputError, printable
 from qrdali.files import text_lines
 from qrdali.files.text_lines import quote
+from qrdali.interfaces import Judgement
 from qrdali.system.device_copies import to_device
 
 MapRule = Literal["argmax", "sum"]
@@ -29,12 +32,24 @@ class ClassMap:
     classes: the D names. target: int64 [R], the data class of each of the network's classes, or -1. rule:
     "argmax" maps the network's first choice among all R; one that is not mapped is the prediction -1, which
     is wrong; the confidence is that class's probability. "sum" adds the probabilities of each data class; the
-    largest sum wins and is the confidence.
+    largest sum wins and is the confidence. run_classes: the names of the R.
     """
 
     classes: tuple[str, ...]
     target: npt.NDArray[np.int64]
     rule: MapRule
+    run_classes: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Returns the SHA-256 of which class maps to which, whatever the file's order and comments."""
+        mapping = [list(self.classes), self.target.tolist(), list(self.run_classes)]
+        return hashlib.sha256(json.dumps(mapping).encode()).hexdigest()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Returns the names of what `judge` answers: the data's classes, then the run's if "argmax"."""
+        return self.classes if self.rule == "sum" else self.classes + self.run_classes
 
     @property
     def chance(self) -> float:
@@ -46,7 +61,7 @@ class ClassMap:
         return share / len(self.classes)
 
     @cached_property
-    def _copies(self) -> dict[torch.device, torch.Tensor]:
+    def _copies(self) -> dict[tuple[torch.device, int], torch.Tensor]:
         return {}
 
     @cached_property
@@ -54,6 +69,12 @@ class ClassMap:
         """Returns float32 [R, D], 1 where a class of the network belongs to one of the data set."""
         members: npt.NDArray[np.bool_] = self.target[:, None] == np.arange(len(self.classes))
         return members.astype(np.float32)
+
+    @cached_property
+    def _answer_numbers(self) -> npt.NDArray[np.int64]:
+        """Returns the target of each of the network's classes, and a number of its own for one without."""
+        own = len(self.classes) + np.arange(len(self.target))
+        return np.where(self.target == UNMAPPED, own, self.target)
 
     def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (predictions int64 [N], confidences float32 [N]) of logits [N, R]."""
@@ -65,11 +86,29 @@ class ClassMap:
         confidence, prediction = (probability @ self._on(logits.device, self._members)).max(1)
         return prediction, confidence.clamp(max=1.0)  # a sum of all may round to just above
 
+    def judge(self, logits: torch.Tensor, labels: torch.Tensor) -> Judgement:
+        """Judges images of the data's classes, `labels` int64 [N]; answers are numbers of `answers`.
+
+        An image's probability is that of its data class: for "sum" the sum over the network's classes that
+        map to it, for "argmax" the largest of theirs, which is the confidence where the first choice is one
+        of them.
+        """
+        probability = logits.float().softmax(1)
+        if self.rule == "argmax":
+            confidence, first = probability.max(1)
+            answers = self._on(logits.device, self._answer_numbers)
+            members = answers == labels[:, None]
+            return Judgement(answers[first], confidence, (probability * members).max(1)[0])
+        sums = (probability @ self._on(logits.device, self._members)).clamp(max=1.0)
+        confidence, answer = sums.max(1)
+        return Judgement(answer, confidence, sums.gather(1, labels[:, None])[:, 0])
+
     def _on(self, device: torch.device, values: npt.NDArray[Any]) -> torch.Tensor:
-        """Returns the one array of this map's rule on `device`, copied there at the first batch alone."""
-        if device not in self._copies:
-            self._copies[device] = to_device(values, device)
-        return self._copies[device]
+        """Returns an array of this map on `device`, copied there at the first batch alone."""
+        key = device, id(values)
+        if key not in self._copies:
+            self._copies[key] = to_device(values, device)
+        return self._copies[key]
 
 
 def read_class_map(
@@ -112,7 +151,7 @@ def read_class_map(
     label_of = {name: i for i, name in enumerate(classes)}
     for run_class, data_class in mapping.items():
         target[number_of[run_class]] = label_of[data_class]
-    return ClassMap(classes, target, rule)
+    return ClassMap(classes, target, rule, run_classes)
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str, str]]:

@@ -320,7 +320,7 @@ class Builder:
         if counts:
             label, count = counts.most_common(1)[0]
             result |= {
-                "near_void_class": self.mepis.source.answers[label],
+                "near_void_class": self.mepis.source.answer(label),
                 "near_void_class_share": count / counts.total(),
             }
         return result

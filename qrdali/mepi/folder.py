@@ -60,19 +60,18 @@ SCHEMA = pa.schema(_FIELDS)
 class MepiSource:
     """Names what a set's numbers refer to.
 
-    Samples are those of `index`, labels those of `classes`, levels those of `scale`. other_answers: what the
-    network may answer besides `classes`, numbered after them.
+    Samples are those of `index`, labels those of `classes`, levels those of `scale`. network_classes: the
+    names of what the network answers; None where they are `classes`.
     """
 
     index: Index
     classes: tuple[str, ...]
     scale: LevelScale
-    other_answers: tuple[str, ...] = ()
+    network_classes: tuple[str, ...] | None = None
 
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """Returns the names of all that the network may answer."""
-        return self.classes + self.other_answers
+    def answer(self, network_label: int) -> str:
+        """Returns the name of a class that the network answers."""
+        return (self.network_classes or self.classes)[network_label]
 
 
 @dataclass
@@ -111,7 +110,7 @@ class MepiSet:
         if new is not None:
             mepis._require_room_for(new)
         # A run may have moved: its weights tell whether it is the same.
-        ignored = {"run", "definitions", CONTINUED_UNDER}
+        ignored = {"run", "class_map_file", "definitions", CONTINUED_UNDER}
         if changes := describe_changes(_with_defaults(read_object(file)), options, ignored):
             raise InputError(
                 f"{printable(folder)} was begun with other options: {'; '.join(changes)[:600]}. Give the "

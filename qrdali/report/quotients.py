@@ -69,8 +69,8 @@ def class_name(mepis: Mepis, label: int, path: str) -> str:
 
     A shard's folders say nothing about classes.
     """
-    if mepis.run is not None and 0 <= label < len(mepis.run.trained.classes):
-        return mepis.run.trained.classes[label]
+    if 0 <= label < len(mepis.classes):
+        return mepis.classes[label]
     return f"class {label}" if path.startswith("tar+") else PurePath(path).parent.name
 
 
