@@ -96,12 +96,14 @@ class CandidateAnswers:
             wrong[: level + 1] = False
         if not wrong.any():
             return None
-        column = int((np.where(wrong, self.confidence, -1.0) if level is None else wrong).argmax())
+        # A network whose arithmetic overflows answers with values that are no numbers: they count as 0.
+        probability, confidence = np.nan_to_num(self.confidence), np.nan_to_num(self.answer_confidence)
+        column = int((np.where(wrong, probability, -1.0) if level is None else wrong).argmax())
         return FailedStep(
             self.state(column),
             int(self.answer[column]),
-            float(self.answer_confidence[column]),
-            float(self.confidence[column]),
+            float(confidence[column]),
+            float(probability[column]),
         )
 
 

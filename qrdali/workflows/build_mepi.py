@@ -117,7 +117,8 @@ def build_mepi(
                 "classes": list(mapping.classes),
             }
         _require_equal_options(group, options)
-        source = MepiSource(index, evaluator.classes, scale, mapping and mapping.answers)
+        answers = mapping.answers if mapping else None
+        source = MepiSource(index, evaluator.classes, scale, answers)
         mepis = _open_set(control, Path(out), source, options, None if resume else tuple(rules))
         with closing(mepis):
             reducer = open_image_reducer(index, trained.preprocessing, engine)

@@ -51,9 +51,9 @@ def photo_and_label(mepis: Path) -> tuple[str, str]:
 def test_an_image_of_a_set_has_the_minimal_image_of_the_set(
     in_workplace: Path, mepis: Path, reduction: str
 ) -> None:
-    of_set = rows(mepis, reduction)
-    assert len(of_set) > 3
-    for row in of_set[:: max(1, len(of_set) // 4)]:
+    mepi_rows = rows(mepis, reduction)
+    assert len(mepi_rows) > 3
+    for row in mepi_rows[:: max(1, len(mepi_rows) // 4)]:
         label = Path(row["path"]).parent.name
         found = qrdali.minimal(
             row["path"], RUN, label=label, reduction=reduction, step=0.1, device="cpu", threads=1
@@ -64,6 +64,13 @@ def test_an_image_of_a_set_has_the_minimal_image_of_the_set(
         assert found.window == tuple(row[key] for key in ("top", "left", "height", "width"))
         assert (found.evaluations, found.probability) == (row["evaluations"], row["confidence"])
         assert found.quotient == row["quotient"]
+        below = found.next_step
+        of_set = [
+            row[f"next_{key}"] for key in ("color_level", "crop_level", "resolution_level", "top", "left")
+        ]
+        assert of_set == ([*below.levels, *below.window[:2]] if below else [None] * 5)
+        assert row["next_class"] == (below and below.answer)
+        assert row["next_confidence"] == (below and pytest.approx(below.confidence, abs=1e-6))
         own = qrdali.minimal(row["path"], RUN, reduction=reduction, step=0.1, device="cpu")
         assert own == found  # right at full quality: its own answer is its class
 
