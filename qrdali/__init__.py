@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from qrdali.data.index import Dataset
     from qrdali.errors import InputError, RunError
     from qrdali.workflows.images import entropy, quotient, read, reduce
-    from qrdali.workflows.jobs import build_mepi, compare, evaluate, index, reproduce, train, write_report
+    from qrdali.workflows.jobs import (
+        build_mepi,
+        compare,
+        evaluate,
+        index,
+        predict,
+        reproduce,
+        train,
+        write_report,
+    )
     from qrdali.workflows.loader import Loader
     from qrdali.workflows.minimal import minimal
     from qrdali.workflows.run import Run
@@ -33,6 +42,7 @@ _MODULES = {
     "evaluate": "qrdali.workflows.jobs",
     "index": "qrdali.workflows.jobs",
     "minimal": "qrdali.workflows.minimal",
+    "predict": "qrdali.workflows.jobs",
     "quotient": "qrdali.workflows.images",
     "read": "qrdali.workflows.images",
     "reduce": "qrdali.workflows.images",
@@ -55,6 +65,7 @@ __all__ = [
     "evaluate",
     "index",
     "minimal",
+    "predict",
     "quotient",
     "read",
     "reduce",

@@ -15,11 +15,11 @@ from qrdali.experiment.expand import PlannedRun
 from qrdali.experiment.tasks import Tasks
 from qrdali.files.changes import describe_changes
 from qrdali.files.json_objects import read_object
+from qrdali.runs import automatic
 from qrdali.runs import folder as run_folder
-from qrdali.runs import settings as run_settings
 from qrdali.runs.settings import Settings
 from qrdali.system.device import resolve_device
-from qrdali.workflows.train import CHANGEABLE_SETTINGS
+from qrdali.workflows.continued_run import CHANGEABLE_SETTINGS
 
 _MOST_SHOWN = 600  # characters of what has changed
 
@@ -67,11 +67,17 @@ def _changed_settings(run: PlannedRun, folder: Path) -> list[str]:
     ).model_dump()
     before = {
         **{key: field.default for key, field in Settings.model_fields.items()},
-        **run_settings.read_toml(folder / "config.toml"),
+        **automatic.recorded(folder),
     }
+    # What is left to the machine is taken as it was, and a run may go on on another device.
+    now |= automatic.continued(now, before)
+    known = {key for key, left in automatic.LEFT.items() if before[key] != left}
+    open_keys = {*automatic.LEFT} - ({*known} if not automatic.moves(now["device"], before) else set())
     matched = ("max_epochs",) if settings.match else ()  # follows from the steps of the other run
-    at_begin = ("definitions", "epochs_before")  # what a run gets when it begins
-    return describe_changes(before, now, {*CHANGEABLE_SETTINGS, "match_steps", *at_begin, *matched})
+    at_begin = ("definitions", "epochs_before", "automatic")  # what a run gets when it begins
+    return describe_changes(
+        before, now, {*CHANGEABLE_SETTINGS, *open_keys, "match_steps", *at_begin, *matched}
+    )
 
 
 def _changed_mepi_options(tasks: Tasks, run: PlannedRun) -> list[str]:
