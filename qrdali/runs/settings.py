@@ -25,7 +25,8 @@ DEFINITIONS: Final = 2
 _MAX_CONFIG_BYTES = 1_000_000
 MAX_BATCH = 1 << 20  # images of a batch: DALI counts the bytes of labels and the like in 32 bits
 MAX_THREADS = 1024
-Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
+# "adopted" is the method of a run that was not trained here.
+Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random", "adopted"]
 
 
 class Settings(BaseModel):

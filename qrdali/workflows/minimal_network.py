@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qrdali.data.class_matching import ClassList, first_synonym
 from qrdali.distributed import SINGLE_PROCESS
 from qrdali.errors import InputError, RunError, printable
 from qrdali.interfaces import JobControl, RunContext
@@ -30,7 +31,10 @@ _NEAR_NAMES = 5
 
 @dataclass(frozen=True)
 class Network:
-    """Holds a network that is ready to classify. name: what it is called. classes: of its outputs."""
+    """Holds a network that is ready to classify.
+
+    name: what it is called. classes: of its outputs. readable: a readable name of each, or ().
+    """
 
     model: nn.Module
     name: str
@@ -38,6 +42,12 @@ class Network:
     preprocessing: Preprocessing
     context: RunContext
     engine: Engine
+    readable: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Returns the names that people read: of readable ones the first synonym."""
+        return tuple(map(first_synonym, self.readable)) or self.classes
 
     def class_number(self, label: int | str | None) -> int | None:
         """Returns the number of a class given by name or number; None for None.
@@ -53,6 +63,8 @@ class Network:
                     f"give a name, or a number from 0 to {len(self.classes) - 1}"
                 )
             return label
+        if self.readable and (found := ClassList(self.classes, self.readable).label_of(label)) is not None:
+            return found
         numbers = [number for number, name in enumerate(self.classes) if name == label]
         if len(numbers) == 1:
             return numbers[0]
@@ -61,7 +73,7 @@ class Network:
                 f"{self.name} has {len(numbers)} classes called {printable(label)!r}: their numbers are "
                 f"{', '.join(map(str, numbers[:_NEAR_NAMES]))}"
             )
-        near = ", ".join(repr(printable(name)) for name in near_names(label, self.classes))
+        near = ", ".join(repr(printable(name)) for name in near_names(label, self.readable or self.classes))
         raise InputError(
             f"{self.name} has no class {printable(label)!r}; "
             + (f"near it: {near}" if near else f"it has {', '.join(map(printable, self.classes[:3]))}, …")
@@ -96,6 +108,7 @@ def open_run_network(
             trained.preprocessing,
             evaluator.context,
             evaluator.engine,
+            trained.readable,
         )
 
 

@@ -138,7 +138,7 @@ class Finder:
             context.listener.end()
 
     def _result(self, way: Way, name: str) -> MinimalImage | Misjudged:
-        path, classes, reduction = way.path, self.network.classes, self.options.reduction
+        path, classes, reduction = way.path, self.network.shown, self.options.reduction
         assert path.label is not None
         failed = path.failed_step
         if not path.is_correct:

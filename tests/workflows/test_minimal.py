@@ -22,7 +22,7 @@ from qrdali.mepi.search_path import FailedStep
 from qrdali.models import Preprocessing
 from qrdali.workflows import minimal_sheet
 from qrdali.workflows.minimal_files import write_minimal_images
-from qrdali.workflows.minimal_network import module_preprocessing, near_names
+from qrdali.workflows.minimal_network import Network, module_preprocessing, near_names
 from qrdali.workflows.minimal_sheet import percent
 
 REDUCTIONS = ("color", "crop", "resolution", "combination")
@@ -228,6 +228,19 @@ def test_near_names() -> None:
     assert near_names("kites", names) == ["kite"]
     assert near_names("crane", names)[:2] == ["crane", "crane bird"]
     assert near_names("", names) == []
+
+
+def test_readable_names() -> None:
+    classes, readable = ("n01", "n02", "n03"), ("eagle, bird of prey", "crane, bird", "crane, machine")
+    anything: Any = None
+    network = Network(anything, "net", classes, anything, anything, anything, readable)
+    assert network.shown == ("eagle", "crane", "crane")
+    for label in ("n01", "eagle", "eagle, bird of prey"):
+        assert network.class_number(label) == 0
+    with pytest.raises(qrdali.InputError, match="names two classes, n02 .* and n03"):
+        network.class_number("crane")
+    with pytest.raises(qrdali.InputError, match="has no class 'bird'; near it: 'crane, bird', 'eagle, bird"):
+        network.class_number("bird")
 
 
 class Crash(nn.Module):
