@@ -60,14 +60,13 @@ def main(out: Path) -> None:
     (result,) = qrdali.evaluate(run, data, split="test")
     print(f"{result['correct']} of {result['images']} photographs are classified correctly")
     for photo in sorted((out / "photographs").rglob("*.jpg")):
-        label = photo.parent.name
-        for reduction in ("color", "crop", "resolution", "combination"):
-            found = qrdali.minimal(qrdali.read(photo), run, label=label, reduction=reduction)
-            if found.image is None:
-                print(f"{photo.stem}: the network answers {found.answer}")
-                break
-            found.sheet(out / f"{photo.stem}-{reduction}.png")
-            print(f"{photo.stem} {reduction}: {found.quotient:.4f} of its information")
+        try:
+            for reduction in ("color", "crop", "resolution", "combination"):
+                found = qrdali.minimal(photo, run, label=photo.parent.name, reduction=reduction)
+                found.sheet(out / f"{photo.stem}-{reduction}.png")
+                print(f"{photo.stem} {reduction}: {found.quotient:.2%} of its information is enough")
+        except qrdali.InputError as mistaken:
+            print(f"{photo.stem}: {mistaken}")
 
 
 if __name__ == "__main__":

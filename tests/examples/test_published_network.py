@@ -112,7 +112,7 @@ def test_minimal_images_are_right_for_plain_timm_and_pillow(
         probabilities = plain(file)
         assert int(probabilities.argmax()) == label_of(row["path"]), file
         assert float(probabilities.max()) == pytest.approx(row["confidence"], abs=0.03)
-    # The grid ends at a twentieth of the pixels: the search goes far below, and stops where the answer changes.
+    # The grid ends at a twentieth of the pixels; the search goes on until the answer changes.
     for reduction in ("resolution", "crop"):
         assert summaries[reduction]["mean_quotient"] < 0.1
         assert summaries[reduction]["lowest_state_share"] == 0
