@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from qrdali.evaluation.prediction_rows import PredictionRows
 from qrdali.interfaces import BatchSource, RunContext
@@ -52,10 +53,11 @@ def predict(
 
     on_batch: is called after each batch of this process with the images that all processes have done since;
     what it raises ends the pass on all of them. decide: turns logits into predictions and confidences, as
-    `top1`. Collective: the processes of `context.group` take every world-th batch as it is, and all return
-    all rows, the same as one process alone.
+    `top1`, with which the rows have losses too: labels then are classes of the network. Collective: the
+    processes of `context.group` take every world-th batch as it is, and all return all rows, the same as one
+    process alone.
     """
-    group = context.group
+    group, with_losses = context.group, decide is top1
     shard = replace(plan, rank=group.rank, world_size=group.world_size, whole_batches=True)
 
     def classify(check_other_ranks: Callable[[], None]) -> list[npt.NDArray[Any]]:
@@ -64,12 +66,14 @@ def predict(
         for batch in source.epoch(shard) if shard.rank < shard.batches else ():
             with context.autocast():
                 logits = model(batch.images)
-            columns.append((batch.samples, batch.labels, *decide(logits)))
+            losses = (cross_entropy(logits.float(), batch.labels, reduction="none"),) if with_losses else ()
+            columns.append((batch.samples, batch.labels, *decide(logits), *losses))
             check_other_ranks()
             done = batch.number * plan.batch_size
             on_batch(min(plan.samples, done + group.world_size * plan.batch_size) - done)
         if not columns:
-            return [np.empty(0, kind) for kind in (np.int64, np.int64, np.int64, np.float32)]
+            kinds = (np.int64, np.int64, np.int64, np.float32, np.float32)
+            return [np.empty(0, kind) for kind in (kinds if with_losses else kinds[:-1])]
         # Copied to the host once at the end: a copy per batch would wait for the GPU every time.
         return [torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)]
 
@@ -84,6 +88,5 @@ def predict(
     for column in own_columns:
         of_all_ranks = group.all_gather(column)
         columns.append(np.concatenate(of_all_ranks))
-    samples, labels, predictions, confidences = columns
-    order = np.argsort(samples, kind="stable")
-    return PredictionRows(samples[order], labels[order], predictions[order], confidences[order])
+    order = np.argsort(columns[0], kind="stable")
+    return PredictionRows(*(column[order] for column in columns))

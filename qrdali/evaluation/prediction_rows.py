@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,18 +39,25 @@ class PredictionRows:
     samples, labels, predictions: int64 [N]. confidence: float32 [N] in [0, 1].
 
     confidence: the probability of the prediction. A prediction may be -1, none of the classes (see
-    class_map.py).
+    class_map.py). losses: float32 [N], cross-entropies, None where labels are not the network's classes.
     """
 
     samples: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     predictions: npt.NDArray[np.int64]
     confidence: npt.NDArray[np.float32]
+    losses: npt.NDArray[np.float32] | None = None
 
     @property
     def accuracy(self) -> float:
         """Returns the share of images whose prediction is the label, in [0, 1]."""
         return float((self.labels == self.predictions).mean())
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Returns the mean of `losses`, None without them or where it is not finite."""
+        mean = float("nan") if self.losses is None else float(self.losses.mean(dtype=np.float64))
+        return mean if math.isfinite(mean) else None
 
     @property
     def constant_class(self) -> int | None:

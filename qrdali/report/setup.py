@@ -42,6 +42,7 @@ _UNTOLD = frozenset(
         "track_reduced",
         "track_sets",
         "probe_batch_size",
+        "compile",
         "epochs_before",
     }
 )

@@ -37,10 +37,18 @@ _ASIDE = frozenset(
         "track_sets",
         "track_reduced",
         "probe_batch_size",
+        "compile",
         "definitions",
         "epochs_before",
     }
 )
+# Settings that only one schedule of the learning rate has.
+_OF_SCHEDULES = {
+    "stage_epochs": "stage",
+    "decay_epochs": "wsd",
+    "plateau_factor": "plateau",
+    "plateau_patience": "plateau",
+}
 
 
 class Fingerprints(BaseModel):
@@ -131,6 +139,9 @@ def applicable(settings: Settings) -> dict[str, Any]:
         "prefer": by_probe,
         "windows": by_probe,
         "probe_batch_size": by_probe,
+        **{name: settings.lr_schedule == schedule for name, schedule in _OF_SCHEDULES.items()},
+        "min_lr": settings.lr_schedule != "constant",
+        "ema_warmup": bool(settings.ema),
         "init": bool(settings.init),
         "pretrained": not settings.init,
         "root": bool(settings.root),

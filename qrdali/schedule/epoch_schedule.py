@@ -91,7 +91,9 @@ class ScheduleRule:
         if self.max_epochs < 1:
             raise InputError(f"{self.max_epochs} epochs train nothing: use 1 or more")
         if self.decay_epochs is not None and (self.decay_epochs < 0 or self.patience is None):
-            raise InputError(f"{self.decay_epochs} epochs of decay need patience that ends the run before them")
+            raise InputError(
+                f"{self.decay_epochs} epochs of decay need patience that ends the run before them"
+            )
 
     @property
     def has_rounds(self) -> bool:
@@ -112,14 +114,15 @@ class ScheduleRule:
 
     def decay_after(self, epochs: int) -> int:
         """Returns the epochs of decay that follow when patience ends the run after so many `epochs`."""
-        return max(0, min(self._whole_decay(epochs), self.max_epochs - epochs))
+        return max(0, min(self.whole_decay(epochs), self.max_epochs - epochs))
 
     def last_end_before_decay(self) -> int:
         """Returns the latest epoch at which patience may end the run so that the whole decay follows."""
         bound = self.max_epochs
-        return next((n for n in range(bound, 0, -1) if n + self._whole_decay(n) <= bound), 0)
+        return next((n for n in range(bound, 0, -1) if n + self.whole_decay(n) <= bound), 0)
 
-    def _whole_decay(self, epochs: int) -> int:
+    def whole_decay(self, epochs: int) -> int:
+        """Returns the epochs that a decay after so many `epochs` is meant to have, room for them or not."""
         if self.decay_epochs is None:
             return 0
         return self.decay_epochs or max(1, round(epochs / 5))

@@ -11,6 +11,7 @@ from torch import nn
 
 from qrdali.interfaces import Batch, RunContext
 from qrdali.system.device import autocast_for
+from qrdali.training.learning_rate import plan_rate, rate_schedule
 from qrdali.training.optimizer import create_optimizer
 from qrdali.training.run_spec import RunSpec
 
@@ -18,13 +19,14 @@ _RANK_SEED = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: seeds of ne
 
 
 class TrainStep:
-    """Holds the network on its device with its optimizer, precision and, with --ema, the average of its
+    """Holds the network on its device with its optimizer, rate, precision and, with --ema, the average of its
     weights.
 
-    model: what is trained. eval_model: what is validated, shown candidates in probes and saved as best/: the
-    average, or `model` itself. Every rank constructs one (collective) and takes every step."""
+    images: of the training split. model: what is trained. eval_model: what is validated, shown candidates in
+    probes and saved as best/: the average, or `model` itself. Every rank constructs one (collective) and
+    takes every step."""
 
-    def __init__(self, spec: RunSpec, context: RunContext) -> None:
+    def __init__(self, spec: RunSpec, images: int, context: RunContext) -> None:
         settings, group = spec.settings, context.group
         self._group, self._device, self._autocast = group, context.device, context.autocast
         self._input_size, self._accumulate = spec.preprocessing.input_size, settings.accumulate
@@ -39,6 +41,7 @@ class TrainStep:
         self.optimizer = create_optimizer(
             self.model, settings.optimizer, settings.lr, settings.weight_decay, context.device
         )
+        self.rate = rate_schedule(self.optimizer, plan_rate(settings, images))
         _, scaled = autocast_for(settings.amp, context.device)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=scaled)
         self._loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
@@ -64,6 +67,7 @@ class TrainStep:
         self.scaler.update()
         if self.ema:
             self.ema.update(self.model)
+        self.rate.after_step()
         return outcome
 
     def broadcast_buffers(self) -> None:

@@ -17,7 +17,6 @@ from qrdali.files.changes import describe_changes
 from qrdali.files.json_objects import read_object
 from qrdali.runs import folder as run_folder
 from qrdali.runs import settings as run_settings
-from qrdali.runs.settings import Settings
 from qrdali.system.device import resolve_device
 from qrdali.workflows.train import CHANGEABLE_SETTINGS
 
@@ -66,7 +65,7 @@ def _changed_settings(run: PlannedRun, folder: Path) -> list[str]:
         }
     ).model_dump()
     before = {
-        **{key: field.default for key, field in Settings.model_fields.items()},
+        **run_settings.default_settings(),
         **run_settings.read_toml(folder / "config.toml"),
     }
     matched = ("max_epochs",) if settings.match else ()  # follows from the steps of the other run

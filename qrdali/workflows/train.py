@@ -30,6 +30,7 @@ from qrdali.system.deterministic import deterministic, require_deterministic_mod
 from qrdali.system.device import resolve_device
 from qrdali.system.energy import reset_peak_memory
 from qrdali.system.environment import environment
+from qrdali.training.learning_rate import note_on_rate
 from qrdali.training.run_spec import RunSpec, Split, Splits
 from qrdali.training.save_interval import SaveInterval
 from qrdali.training.tracked_sets import TrackedSet, TrackedSets, index_sets, indexed_sets
@@ -100,8 +101,9 @@ def _train(settings: Settings, run: Path, resume: bool, control: JobControl) -> 
             write_settings(run / "config.toml", prepared.spec.settings)
             group.record_started(str(run.absolute()))
         listener.line(_describe(prepared, engine, context))
-        if dead := _dead_levels(prepared.spec):
-            listener.line(dead)
+        for note in (_dead_levels(prepared.spec), note_on_rate(prepared.spec.settings)):
+            if note:
+                listener.line(note)
         reset_peak_memory(context.device)
         try:
             Trainer(prepared.spec, splits, context).train(resume)

@@ -163,7 +163,7 @@ def complete_settings(
                 "max_epochs": -(-taken // steps_per_epoch),
             }
         )
-        check_settings(settings)
+    check_settings(settings)
     return settings, pre
 
 

@@ -239,7 +239,12 @@ def test_refused(pattern: str, patience: int, epochs: int) -> None:
         (ScheduleRule("CR", 1, 300, 1, 2), [0.5, 0.9, 0.5, 0.9, 0.1, 0.1], "CRCRCC", "over 2 epochs"),
         # 20% of the epochs so far: 1 of 4, 2 of 8.
         (ScheduleRule("C", 3, 300, 1, 0), [0.4, 0.4, 0.4, 0.4, 0.4], "CCCCC", "over 1 epoch"),
-        (ScheduleRule("C", 3, 300, 1, 0), [0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5, 0, 0], "C" * 10, "over 2 e"),
+        (
+            ScheduleRule("C", 3, 300, 1, 0),
+            [0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5, 0, 0],
+            "C" * 10,
+            "over 2 e",
+        ),
         # Only what --max-epochs leaves; nothing of it; and patience that never ends the run.
         (ScheduleRule("C", 1, 4, 1, 3), [0.4, 0.4, 0.4, 0.4], "CCCC", "over 2 epochs"),
         (ScheduleRule("C", 1, 2, 1, 3), [0.4, 0.4], "CC", "patience: 1 epoch did not exceed"),
