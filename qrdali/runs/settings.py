@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from qrdali.errors import InputError, printable
 from qrdali.files.atomic import write_whole
@@ -145,6 +145,15 @@ def validate_settings(values: dict[str, Any]) -> Settings:
             if near := difflib.get_close_matches(key, Settings.model_fields, 3, 0.5):
                 message += f"; near it: {', '.join(near)}"
         raise InputError(f"{key} = {value!r:.80}: {message}") from None
+
+
+def plain_options(values: Any) -> dict[str, Any]:
+    """Returns keywords as `Options` has them. Raises ValueError for others."""
+    try:
+        return TypeAdapter(Options).validate_python(values)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"][:1]))
+        raise ValueError(f"options that cannot be: {printable(place)[:80]}") from None
 
 
 def default_settings() -> dict[str, Any]:

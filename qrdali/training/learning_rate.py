@@ -157,7 +157,7 @@ class RateSchedule:
 
         Raises KeyError, TypeError or ValueError for what it did not give."""
         if self._constant:
-            self.steps = _count(saved["steps"])
+            self.steps = count_of(saved["steps"])
             self._set_rate()
 
     def _set_rate(self) -> None:
@@ -237,7 +237,7 @@ class Plateau(RateSchedule):
         for key, value in taken.items():
             if not _is_like(value, own[key]):
                 raise TypeError(f"{key} of plateau is {value!r:.40}")
-        self.steps = _count(saved["steps"])
+        self.steps = count_of(saved["steps"])
         self._plateau.load_state_dict(taken)
         if self.steps < self.plan.warmup:
             super()._set_rate()
@@ -267,8 +267,8 @@ class WarmupStableDecay(RateSchedule):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         start = saved["decay_start"]
-        self._start = None if start is None else _count(start)
-        self._decay_steps, self._decay = _count(saved["decay_steps"]), None
+        self._start = None if start is None else count_of(start)
+        self._decay_steps, self._decay = count_of(saved["decay_steps"]), None
         if self._start is not None and not self._decay_steps:
             raise ValueError("a decay of 0 steps")
         super().load_state_dict(saved)
@@ -288,7 +288,8 @@ class WarmupStableDecay(RateSchedule):
         self._decay.step_update(self.steps - self._start)
 
 
-def _count(value: Any) -> int:
+def count_of(value: Any) -> int:
+    """Returns a number of steps that a checkpoint holds. Raises ValueError for anything else."""
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"{value!r:.40} is no number of steps")
     return value

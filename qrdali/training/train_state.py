@@ -21,6 +21,7 @@ from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import DEFINITIONS
 from qrdali.schedule.epoch_schedule import ScheduleState
 from qrdali.training.epoch_totals import EpochSums, RunTotals, StageInfo
+from qrdali.training.learning_rate import count_of
 from qrdali.training.optimizer import load_optimizer
 from qrdali.training.optimizer_step import TrainStep
 from qrdali.training.progress import TrainProgress
@@ -65,7 +66,8 @@ class TrainStateStore:
             train_step.optimizer,
             train_step.scaler,
         )
-        self._rate = train_step.rate
+        self._train_step, self._rate = train_step, train_step.rate
+        self._counts_ema = spec.settings.ema_warmup
         self._run, self._batch_size = spec.run, spec.settings.batch_size
         self._images, self._index = len(index), index
         self._device, self._group, self._energy = context.device, context.group, context.energy
@@ -100,6 +102,8 @@ class TrainStateStore:
         }
         if rate := self._rate.state_dict():
             data["rate"] = rate
+        if self._counts_ema:
+            data["ema_steps"] = self._train_step.ema_steps
         if sums is not None:
             loss, correct, images = (sum(column) for column in zip(*sums_by_rank, strict=True))
             data["epoch"] = {
@@ -213,6 +217,8 @@ class TrainStateStore:
             load_optimizer(self._optimizer, checkpoint.unflatten(optimizer, state["optimizer"]))
             if state["scaler"]:
                 self._scaler.load_state_dict(state["scaler"])
+            if self._counts_ema:
+                self._train_step.ema_steps = count_of(state["ema_steps"])
         except _MALFORMED as error:
             raise _unfit(folder, error) from None
 

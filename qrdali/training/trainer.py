@@ -252,7 +252,10 @@ class Trainer:
 
     def _best_model(self, epoch: int, accuracy: float) -> run_folder.BestModel:
         spec = self.spec
-        return run_folder.BestModel(spec.settings.model, spec.classes, spec.preprocessing, epoch, accuracy)
+        settings, pre = spec.settings, spec.preprocessing
+        return run_folder.BestModel(
+            settings.model, spec.classes, pre, epoch, accuracy, dict(settings.model_options)
+        )
 
     @property
     def _val_rows(self) -> Path:

@@ -56,17 +56,20 @@ def _changed_settings(run: PlannedRun, folder: Path) -> list[str]:
     """Returns how a run that was begun differs from what would be trained now."""
     if not (folder / "config.toml").exists():
         return []
-    settings = run.settings
+    settings, recorded = run.settings, run_settings.read_toml(folder / "config.toml")
+    inherited = recorded.get("model_options") if settings.init else {}
+    inherited = inherited if isinstance(inherited, dict) else {}
     # What `qrdali train` fills in, so that like is compared with like.
     now = settings.model_copy(
         update={
             "lr": settings.lr or models.learning_rate(settings.model),
             "input_size": settings.input_size or models.preprocessing(settings.model).input_size,
+            "model_options": {**inherited, **settings.model_options},
         }
     ).model_dump()
     before = {
         **run_settings.default_settings(),
-        **run_settings.read_toml(folder / "config.toml"),
+        **recorded,
     }
     matched = ("max_epochs",) if settings.match else ()  # follows from the steps of the other run
     at_begin = ("definitions", "epochs_before")  # what a run gets when it begins

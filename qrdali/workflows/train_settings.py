@@ -140,11 +140,12 @@ def complete_settings(
     images: of the training split. start: as `start_of` gives it. Raises InputError for settings that do not
     go together.
     """
-    name, pre = _network_of(settings, dataset, start)
+    name, pre, options = _network_of(settings, dataset, start)
     sets = {name: storage.absolute(folder) for name, folder in settings.track_sets.items()}
     settings = settings.model_copy(
         update={
             "model": name,
+            "model_options": options,
             "lr": settings.lr or models.learning_rate(name),
             "input_size": pre.input_size,
             "fit": pre.fit,
@@ -167,15 +168,19 @@ def complete_settings(
     return settings, pre
 
 
-def _network_of(settings: Settings, dataset: Dataset, run: Path | None) -> tuple[str, Preprocessing]:
-    """Returns the network's name and preprocessing, those of `run`'s best/ where they are not given."""
+def _network_of(
+    settings: Settings, dataset: Dataset, run: Path | None
+) -> tuple[str, Preprocessing, dict[str, Any]]:
+    """Returns the network's name, preprocessing and options, those of `run`'s best/ where they are not
+    given."""
     if run is None:
         pre = models.preprocessing(settings.model, settings.input_size or None, settings.fit)
-        return settings.model, pre
+        return settings.model, pre, settings.model_options
     start = run_folder.describe_best(run)
     dataset.require_classes(start.classes, f"the run {run}")
     if "model" in settings.model_fields_set and settings.model != start.model:
         raise InputError(f"--model is {settings.model}, but {run} trained {start.model}: leave --model out")
     fit = settings.fit if "fit" in settings.model_fields_set else start.preprocessing.fit
     input_size = settings.input_size or start.preprocessing.input_size
-    return start.model, models.preprocessing(start.model, input_size, fit)
+    options = {**start.model_options, **settings.model_options}
+    return start.model, models.preprocessing(start.model, input_size, fit), options

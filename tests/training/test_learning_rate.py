@@ -66,16 +66,29 @@ def test_cosine_with_warm_up_and_a_least_rate(tmp_path: Path) -> None:
 
 def test_cosine_goes_on_by_the_runs_steps_after_a_restore(tmp_path: Path, accuracies: Prescribe) -> None:
     accuracies(0.1, *[0.5, 0.4] * 4)
-    found, lines = trained(
-        tmp_path,
+    listener = Recorder()
+    trainer = trainer_of(
+        tmp_path / "run",
+        listener,
         method="linear",
         reduction="color",
         sequence="paired-rounds",
+        patience=1,
         max_epochs=8,
         lr_schedule="cosine",
     )
-    assert sum("back to epoch" in line for line in lines) == 4
-    assert found == pytest.approx(cosine(*(i / 8 for i in range(9))))
+    train, first_rates = trainer.epochs.train, list[float]()
+
+    def noting(*arguments: Any) -> Any:
+        first_rates.append(trainer.train_step.rate.rate / LR)
+        return train(*arguments)
+
+    trainer.epochs.train = noting  # type: ignore[method-assign]
+    trainer.train(False)
+    assert sum("back to epoch" in line for line in listener.lines) == 4
+    expected = cosine(*(i / 8 for i in range(9)))
+    assert rates(tmp_path / "run") == pytest.approx(expected)
+    assert first_rates == pytest.approx(expected[:-1])  # of an epoch after a restore too
 
 
 def test_stage_begins_anew_with_each_round_and_stays_at_the_least_rate(
@@ -135,6 +148,23 @@ def test_plateau_goes_by_units_and_not_below_the_least_rate(tmp_path: Path, accu
         min_lr=LR / 20,
     )
     assert found == pytest.approx([1, 1, 1, 1, 1, 0.1, 0.1, 0.05, 0.05])
+
+
+def test_a_unit_within_the_warm_up_of_plateau_brings_its_steps_back(
+    tmp_path: Path, accuracies: Prescribe
+) -> None:
+    accuracies(0.1, 0.5, 0.4, 0.6, 0.7, 0.6)
+    found, lines = trained(
+        tmp_path,
+        method="linear",
+        reduction="color",
+        sequence="paired-rounds",
+        max_epochs=5,
+        lr_schedule="plateau",
+        warmup_epochs=3,
+    )
+    assert any("back to epoch 1" in line for line in lines)
+    assert found == pytest.approx([0, 1 / 3, 2 / 3, 2 / 3, 1, 1])
 
 
 def test_the_default_patience_of_plateau_is_one_less_and_a_line_says_what_that_does() -> None:

@@ -1,0 +1,92 @@
+"""Parts of a network: which are not trained, have rates of their own, or are computed twice."""
+
+from __future__ import annotations
+
+from timm.models import group_parameters
+from timm.optim import auto_group_layers
+from torch import nn
+
+from qrdali.errors import InputError
+from qrdali.runs.settings import Settings
+
+
+def prepare_network(model: nn.Module, settings: Settings) -> None:
+    """Freezes parts of `model`, on any device, and sets gradient checkpointing, as the settings say.
+
+    Raises InputError for a network that does not have what they ask for.
+    """
+    if settings.freeze:
+        _freeze(model, settings)
+    if settings.layer_decay < 1 and layers(model) < 2:
+        raise InputError(
+            f"--layer-decay {settings.layer_decay:g}: timm does not know the layers of {settings.model}, so "
+            "that all would have one rate; leave it out, or take a network of timm"
+        )
+    if settings.grad_checkpointing:
+        _checkpoint_gradients(model, settings.model)
+
+
+def layers(model: nn.Module) -> int:
+    """Returns into how many layers timm divides `model` for rates of their own."""
+    if hasattr(model, "group_matcher"):
+        return len(group_parameters(model, model.group_matcher(coarse=False)))
+    return len(set(auto_group_layers(model).values()))
+
+
+def _freeze(model: nn.Module, settings: Settings) -> None:
+    if settings.freeze == "head":
+        trained = _classifier_parameters(model)
+        if not trained:
+            raise InputError(f"--freeze head: {settings.model} has no classifier that could be trained alone")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        return
+    if not hasattr(model, "group_matcher"):
+        raise InputError(
+            f"--freeze {settings.freeze}: timm does not know the stages of {settings.model}; use --freeze "
+            "head, or a network of timm"
+        )
+    stages = group_parameters(model, model.group_matcher(coarse=True))
+    count = int(settings.freeze)
+    if count >= len(stages):
+        raise InputError(
+            f"--freeze {count} leaves nothing to train: {settings.model} has {len(stages)} stages, the stem "
+            "and the classifier among them"
+        )
+    frozen = {name for stage in range(count) for name in stages[stage]}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
+def _classifier_parameters(model: nn.Module) -> set[str]:
+    """Returns the names of the parameters of the last layer, or layers, which give the logits."""
+    if hasattr(model, "get_classifier"):
+        found = model.get_classifier()
+        heads = list(found) if isinstance(found, (tuple, list)) else [found]
+    else:
+        linear = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+        heads = linear[-1:]  # as `models.create` replaces it
+    ids = {id(parameter) for head in heads for parameter in head.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
+
+
+def fixed_norms(model: nn.Module) -> list[nn.Module]:
+    """Returns the batch norms of the parts that are not trained, whose statistics must not change either."""
+    found = []
+    for name, module in model.named_modules():
+        if getattr(module, "running_mean", None) is None:
+            continue
+        owner, place = module, name
+        while place and not any(True for _ in owner.parameters()):  # without weights of its own
+            place = place.rpartition(".")[0]
+            owner = model.get_submodule(place)
+        if not any(parameter.requires_grad for parameter in owner.parameters()):
+            found.append(module)
+    return found
+
+
+def _checkpoint_gradients(model: nn.Module, name: str) -> None:
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, TypeError):
+        raise InputError(f"--grad-checkpointing: {name} has none; leave it out") from None
