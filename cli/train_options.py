@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -18,7 +18,7 @@ def _share(context: click.Context, option: click.Parameter, text: str | None) ->
         raise click.BadParameter(f"{text!r} is not a share: give 0.001 or 0.1%") from None
 
 
-def _all(command: F, options: list[Callable[[F], F]]) -> F:
+def _all(command: F, options: Sequence[Callable[[Any], Any]]) -> F:
     """Adds options to a command in the order in which its help lists them."""
     for option in reversed(options):
         command = option(command)
