@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.models import group_parameters
 from timm.optim import auto_group_layers
 from torch import nn
@@ -28,9 +30,15 @@ def prepare_network(model: nn.Module, settings: Settings) -> None:
 
 def layers(model: nn.Module) -> int:
     """Returns into how many layers timm divides `model` for rates of their own."""
-    if hasattr(model, "group_matcher"):
-        return len(group_parameters(model, model.group_matcher(coarse=False)))
+    if matcher := _matcher(model, coarse=False):
+        return len(group_parameters(model, matcher))
     return len(set(auto_group_layers(model).values()))
+
+
+def _matcher(model: nn.Module, coarse: bool) -> Any:
+    """Returns by what timm divides `model` into layers or, `coarse`, into stages; None if it does not."""
+    matcher: Any = getattr(model, "group_matcher", None)
+    return matcher(coarse=coarse) if matcher else None
 
 
 def _freeze(model: nn.Module, settings: Settings) -> None:
@@ -41,12 +49,13 @@ def _freeze(model: nn.Module, settings: Settings) -> None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
         return
-    if not hasattr(model, "group_matcher"):
+    matcher = _matcher(model, coarse=True)
+    if not matcher:
         raise InputError(
             f"--freeze {settings.freeze}: timm does not know the stages of {settings.model}; use --freeze "
             "head, or a network of timm"
         )
-    stages = group_parameters(model, model.group_matcher(coarse=True))
+    stages = group_parameters(model, matcher)
     count = int(settings.freeze)
     if count >= len(stages):
         raise InputError(
@@ -60,8 +69,9 @@ def _freeze(model: nn.Module, settings: Settings) -> None:
 
 def _classifier_parameters(model: nn.Module) -> set[str]:
     """Returns the names of the parameters of the last layer, or layers, which give the logits."""
-    if hasattr(model, "get_classifier"):
-        found = model.get_classifier()
+    classifier: Any = getattr(model, "get_classifier", None)
+    if classifier:
+        found = classifier()
         heads = list(found) if isinstance(found, (tuple, list)) else [found]
     else:
         linear = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
