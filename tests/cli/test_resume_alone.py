@@ -141,7 +141,7 @@ def test_a_network_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyP
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return images, images
 
-    monkeypatch.setattr(models, "create", lambda name, classes: Pair())
+    monkeypatch.setattr(models, "create", lambda name, classes, **named: Pair())
     with pytest.raises(InputError, match="answers in training with tuple instead of 4 logits"):
         models.require_logits("pair", 4, 32)
 
