@@ -22,8 +22,10 @@ def out_of_memory(train_step: TrainStep, batch: Batch | None, settings: Settings
     what = f"the GPU's memory does not suffice for a step of --batch-size {settings.batch_size}"
     if settings.accumulate > 1:
         what += f" in --accumulate {settings.accumulate} parts"
-    parts = _fitting_parts(train_step, batch, settings.accumulate, ranks) if batch is not None else None
-    if batch is None or parts is None:
+    if batch is None:
+        return RunError(f"{what}, although this process has none of its images: choose another --model")
+    parts = _fitting_parts(train_step, batch, settings.accumulate, ranks)
+    if parts is None:
         return RunError(f"{what}, nor for one image at a time: use a smaller --input-size or another --model")
     smaller = max(1, len(batch.labels) // parts) * ranks
     size = f"--batch-size {smaller}" + (" without --accumulate" if settings.accumulate > 1 else "")
