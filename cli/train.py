@@ -166,8 +166,9 @@ def _values(method: str, config: str | None, options: dict[str, Any]) -> dict[st
     given."""
     from qrdali.errors import InputError, printable
     from qrdali.runs import settings as run_settings
+    from qrdali.runs.automatic import without_automatic
 
-    values = run_settings.read_toml(Path(config)) if config else {}
+    values = without_automatic(run_settings.read_toml(Path(config))) if config else {}
     if values.get("method", method) != method:
         raise InputError(
             f"{config} is for `train {printable(values['method'])[:40]}`, this is `train {method}`: "

@@ -189,8 +189,16 @@ def _running(command: F) -> F:
     options = [
         click.option("--save-every", help="Save within an epoch: N steps, or Nm minutes."),
         click.option("--seed", type=int, help="[default: 0]"),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]"),
-        click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), help="[default: auto]"),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            help="[default: auto, or where the run of --resume was trained]",
+        ),
+        click.option(
+            "--amp",
+            type=click.Choice(["auto", "bf16", "fp16", "off"]),
+            help="[default: auto, or that of the run of --resume]",
+        ),
         click.option(
             "--compile",
             is_flag=True,

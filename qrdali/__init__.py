@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from qrdali.data.index import Dataset
     from qrdali.errors import InputError, RunError
     from qrdali.workflows.images import entropy, quotient, read, reduce
-    from qrdali.workflows.jobs import build_mepi, compare, evaluate, index, reproduce, train, write_report
+    from qrdali.workflows.jobs import (
+        build_mepi,
+        compare,
+        evaluate,
+        index,
+        predict,
+        reproduce,
+        train,
+        write_report,
+    )
     from qrdali.workflows.loader import Loader
     from qrdali.workflows.run import Run
     from qrdali.workflows.schedule import Schedule
@@ -31,6 +40,7 @@ _MODULES = {
     "entropy": "qrdali.workflows.images",
     "evaluate": "qrdali.workflows.jobs",
     "index": "qrdali.workflows.jobs",
+    "predict": "qrdali.workflows.jobs",
     "quotient": "qrdali.workflows.images",
     "read": "qrdali.workflows.images",
     "reduce": "qrdali.workflows.images",
@@ -52,6 +62,7 @@ __all__ = [
     "entropy",
     "evaluate",
     "index",
+    "predict",
     "quotient",
     "read",
     "reduce",

@@ -105,7 +105,10 @@ class MepiSet:
             mepis._require_room_for(new)
         # A run may have moved: its weights tell whether it is the same.
         ignored = {"run", "definitions", CONTINUED_UNDER}
-        if changes := describe_changes(_with_defaults(read_object(file)), options, ignored):
+        before = _with_defaults(read_object(file))
+        if before.get("amp") == "auto":  # older versions did not note what it chose: on a GPU one of two
+            before["amp"] = "off" if before.get("device") == "cpu" else options.get("amp")
+        if changes := describe_changes(before, options, ignored):
             raise InputError(
                 f"{printable(folder)} was begun with other options: {'; '.join(changes)[:600]}. Give the "
                 "same, or another --out"

@@ -15,6 +15,8 @@ from qrdali.report.read import Run
 from qrdali.runs.configuration import distinguishing, label_of, names_of, on_gpu
 from qrdali.runs.settings import Settings
 
+# Settings that say how a run was made, not what it is.
+_OF_MACHINE = frozenset({"device", "threads", "probe_batch_size", "automatic"})
 # Settings that stand in a configuration's name already, or in its group's.
 _NAMED = frozenset({"model", "method", "reduction", "sequence"})
 
@@ -95,16 +97,23 @@ class Group:
             and candidate.settings.seed == run.settings.seed
             and candidate is not run
         ]
-        settings = run.settings.model_dump()
+        settings = _comparable(run)
 
         def likeness(candidate: Run) -> tuple[bool, bool, int]:
             return (
                 candidate.definitions == run.definitions,
                 candidate.chain.init == run.chain.init,
-                sum(settings[key] == value for key, value in candidate.settings.model_dump().items()),
+                sum(settings[key] == value for key, value in _comparable(candidate).items()),
             )
 
         return max(baselines, key=likeness, default=None)
+
+
+def _comparable(run: Run) -> dict[str, Any]:
+    """Returns the settings in which two runs may agree, without those of the machine."""
+    values = run.settings.model_dump()
+    values["amp"] = distinguishing(run.settings, on_gpu=on_gpu(run.start.environment))["amp"]
+    return {name: value for name, value in values.items() if name not in _OF_MACHINE}
 
 
 def is_baseline(settings: Settings) -> bool:

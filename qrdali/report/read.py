@@ -14,7 +14,14 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qrdali.errors import InputError, RunError, printable
-from qrdali.evaluation.prediction_rows import definitions_of, read_metadata, read_rows
+from qrdali.evaluation.prediction_rows import (
+    definitions_of,
+    has_true_class,
+    negative_log_likelihood,
+    read_metadata,
+    read_rows,
+    top5_accuracy,
+)
 from qrdali.files.json_objects import read_object
 from qrdali.mepi.folder import SEARCHED
 from qrdali.runs import configuration
@@ -74,13 +81,16 @@ class SetRows:
 
     digest: of sample numbers, labels and paths; rows with the same digest are of the same images. content:
     the same with the fingerprint of the evaluated index instead of the paths, "" where it was not recorded.
-    definitions: the number of those that the rows were made under.
+    definitions: the number of those that the rows were made under. top5_accuracy, negative_log_likelihood:
+    None where the rows hold neither rank nor probability of the true class, as those of version 0.1.
     """
 
     correct: npt.NDArray[np.bool_]
     digest: str
     content: str = ""
     definitions: int = 1
+    top5_accuracy: float | None = None
+    negative_log_likelihood: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -246,6 +256,8 @@ def _read_sets(folder: Path, epoch: int, warn: Warn) -> tuple[dict[str, SetRows]
             digest.hexdigest(),
             content.hexdigest() if fingerprint else "",
             definitions_of(metadata),
+            top5_accuracy(rows["rank"]) if has_true_class(rows) else None,
+            negative_log_likelihood(rows["true_probability"]) if has_true_class(rows) else None,
         )
     return sets, validated_on
 

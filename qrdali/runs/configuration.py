@@ -40,6 +40,7 @@ _ASIDE = frozenset(
         "compile",
         "definitions",
         "epochs_before",
+        "automatic",
     }
 )
 # Settings that only one schedule of the learning rate has.
@@ -117,7 +118,7 @@ def applicable(settings: Settings) -> dict[str, Any]:
     sham = settings.reduction == "none"
     matched = bool(settings.match_steps)
     patient = settings.method != "shared" and not matched
-    by_probe = settings.method == "adaptive" and settings.feedback == "probe" and not sham
+    by_probe = probes(settings)
     applies = {
         "epochs": settings.method == "shared",
         "max_epochs": patient,
@@ -144,6 +145,7 @@ def applicable(settings: Settings) -> dict[str, Any]:
         "ema_warmup": bool(settings.ema),
         "init": bool(settings.init),
         "pretrained": not settings.init,
+        "amp": settings.device != "cpu" or settings.amp not in ("auto", "off"),  # a CPU has none unless asked
         "root": bool(settings.root),
         "track_sets": bool(settings.track_sets),
         "track_reduced": bool(settings.track_reduced),
@@ -151,17 +153,28 @@ def applicable(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in settings.model_dump().items() if applies.get(name, True)}
 
 
+def probes(settings: Settings) -> bool:
+    """Returns whether the levels of a run come from probes."""
+    return settings.method == "adaptive" and settings.feedback == "probe" and settings.reduction != "none"
+
+
 def distinguishing(settings: Settings, *, on_gpu: bool | None = None) -> dict[str, Any]:
     """Returns the settings that make a run another experiment than one with others, but for its chain.
 
-    on_gpu: where it was trained, None if that is not known. On a CPU --amp auto is off.
+    on_gpu: where it was trained, None if that is not known. What --amp auto chose is "auto" on a GPU, which
+    older runs recorded, and "off" on a CPU.
     """
-    values = {name: value for name, value in applicable(settings).items() if name not in _ASIDE}
+    values = {name: value for name, value in applicable(settings).items() if name not in {*_ASIDE, "amp"}}
     if settings.match_steps and not settings.match:
         values["match_steps"] = settings.match_steps  # no chain stands for it
-    if on_gpu is False and values["amp"] == "auto":
-        values["amp"] = "off"
+    amp = _amp_as_asked(settings, on_gpu)
+    values["amp"] = "auto" if on_gpu and amp == "bf16" else amp
     return values
+
+
+def _amp_as_asked(settings: Settings, on_gpu: bool | None) -> str:
+    amp = "auto" if "amp" in settings.automatic else settings.amp
+    return "off" if on_gpu is False and amp == "auto" else amp
 
 
 def on_gpu(environment: object) -> bool | None:
@@ -224,7 +237,9 @@ class _Reader:
         settings, first = read_settings(folder), next(run_folder.metrics_rows(folder), {})
         recorded = first.get("chain")
         chain = self.chain(settings) if recorded is None else Chain.model_validate(recorded)
-        values = distinguishing(settings, on_gpu=on_gpu(first.get("environment")))
+        gpu = on_gpu(first.get("environment"))
+        # Digests that are recorded tell --amp bf16 from an auto that chose it.
+        values = distinguishing(settings, on_gpu=gpu) | {"amp": _amp_as_asked(settings, gpu)}
         defaults = default_settings()
         parts = {
             # A setting that a later version adds does not change what was trained without it.

@@ -42,7 +42,7 @@ class EpochLog:
             "stage": 1,
             "quality": dict.fromkeys(DIMENSIONS, 1.0),
             "val_accuracy": accuracy,
-            "val_loss": start.mean_loss,
+            "val_loss": start.negative_log_likelihood,
             "lr": rate,
             "time": utc_time(),
         }

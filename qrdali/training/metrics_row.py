@@ -59,7 +59,7 @@ def metrics_row(result: EpochResult, totals: RunTotals, quarantined: int) -> dic
         "train_loss": float(sums.loss) / sums.images,
         "train_accuracy": int(sums.correct) / sums.images,
         "val_accuracy": result.rows.accuracy,
-        "val_loss": result.rows.mean_loss,
+        "val_loss": result.rows.negative_log_likelihood,
         "time": utc_time(),
         "seconds": round(sums.seconds, 3),
         "images_per_second": round(result.images_per_second, 1),

@@ -29,7 +29,7 @@ from qrdali.reduction.png_entropy import encoder_name
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import DEFINITIONS
 from qrdali.system.deterministic import deterministic
-from qrdali.system.device import probe_batch_size
+from qrdali.system.device import probe_batch_size, resolve_amp
 from qrdali.workflows import mepi_sheet
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 
@@ -107,7 +107,7 @@ def build_mepi(
             "batch_size": batch_size,
             "search_batch_size": at_once,
             "device": context.device.type,
-            "amp": amp,
+            "amp": resolve_amp(amp, context.device),
             "encoder": encoder_name(),
             "definitions": DEFINITIONS,
         }

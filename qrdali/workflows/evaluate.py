@@ -17,7 +17,7 @@ from qrdali.data.scan import Reading, index_folder
 from qrdali.data.set_names import check_set_name
 from qrdali.errors import InputError, Interrupted, printable
 from qrdali.evaluation.class_map import ClassMap, MapRule, read_class_map
-from qrdali.evaluation.predict import predict, top1
+from qrdali.evaluation.predict import predict
 from qrdali.evaluation.prediction_rows import DEFINITIONS, PredictionRows, write_rows
 from qrdali.interfaces import JobControl
 from qrdali.pipelines.engine import engine_of
@@ -88,10 +88,11 @@ def evaluate(
     this quality in each reduction. class_map: a TSV file of run class and data class, by the rule "argmax" or
     "sum". root: where the images of `data` are now, or OLD=NEW.
 
-    Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy", "unreadable",
-    "rows"}, with "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they apply. Raises
-    InputError for what cannot be evaluated, RunError for a damaged run or images that are gone, and
-    Interrupted once `control.stop` returns a signal. Collective.
+    Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy",
+    "top5_accuracy", "negative_log_likelihood" (None for a network of NaN), "unreadable", "rows"}, with
+    "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they apply. Raises InputError for
+    what cannot be evaluated, RunError for a damaged run or images that are gone, and Interrupted once
+    `control.stop` returns a signal. Collective.
     """
     scale, sets, folder = scale_of(step, tail), sets or {}, Path(run)
 
@@ -156,7 +157,6 @@ class Evaluator:
             self.group.require_equal(f"the weights of {run}", digest)
         self.class_map = options.class_map
         self.classes = self.class_map.classes if self.class_map else self.trained.classes
-        self.decide = self.class_map.decide if self.class_map else top1
         self.context = open_context(options.device, options.amp, control)
         self.model: nn.Module = model.to(self.context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.engine = engine_of(self.context.device, options.threads, self.group)
@@ -231,7 +231,9 @@ class Evaluator:
 
         listener.begin(f"evaluate {name}", len(index))
         try:
-            return predict(self.model, source, plan, self.context, on_batch=on_batch, decide=self.decide)
+            return predict(
+                self.model, source, plan, self.context, on_batch=on_batch, class_map=self.class_map
+            )
         finally:
             listener.end()
 
@@ -265,6 +267,8 @@ class Evaluator:
             "images": len(rows.labels),
             "correct": int((rows.labels == rows.predictions).sum()),
             "accuracy": rows.accuracy,
+            "top5_accuracy": rows.top5_accuracy,
+            "negative_log_likelihood": rows.negative_log_likelihood,
             "unreadable": unreadable,
             "rows": str(file),
         }

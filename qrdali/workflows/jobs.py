@@ -15,6 +15,7 @@ from qrdali.workflows.run import Run
 
 if TYPE_CHECKING:
     from qrdali.workflows.compare import Comparison
+    from qrdali.workflows.predict import ImagePredictions
     from qrdali.workflows.report import WrittenReport
     from qrdali.workflows.reproduce import MatrixResult
 
@@ -156,8 +157,9 @@ def evaluate(
     root: where the images of `data` are now, if they moved: NEW or OLD=NEW.
     progress: True shows bars; or a listener.
 
-    Returns one result for the split, then one per set: {"set", "images", "correct", "accuracy", "unreadable",
-    "rows"} and what was asked for besides; `Run.rows(name)` has the rows. Raises InputError for what cannot
+    Returns one result for the split, then one per set: {"set", "images", "correct", "accuracy",
+    "top5_accuracy", "negative_log_likelihood", "unreadable", "rows"} and what was asked for besides;
+    `Run.rows(name)` has the rows. Raises InputError for what cannot
     be evaluated, RunError for a damaged run or images that are gone.
 
     Example:
@@ -186,6 +188,55 @@ def evaluate(
         amp=amp,
         threads=threads,
         root=root or moved,
+        control=JobControl(listener_for(progress)),
+    )
+
+
+def predict(
+    run: Run | PathLike,
+    images: PathLike | Sequence[PathLike],
+    *,
+    top: int = 5,
+    out: PathLike | None = None,
+    batch_size: int = 32,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto",
+    threads: int | None = None,
+    progress: bool | ProgressListener = False,
+) -> ImagePredictions:
+    """Classifies your own images with best/ of a run, which sees them as in `evaluate`.
+
+    run: an object or a folder.
+    images: a file or a folder (with all folders below it), on the disk or s3:// or gs://, or several of them.
+    top: classes per image, the most probable first; at most as many as there are.
+    out: a Parquet file for the rows.
+    batch_size, device, amp, threads: as in `train`.
+    progress: True shows bars; or a listener.
+
+    The result has rows, a pyarrow table with a row per image in the order given (path; prediction, class,
+    name and confidence of the most probable class; top, its likes for each of the `top`), and unreadable, by
+    path why an image is not among them. Raises InputError for a place that does not exist or holds no image,
+    RunError for a damaged run or if no image can be read.
+
+    Example:
+        >>> found = qrdali.predict("runs/shared", "photo.jpg", top=2, device="cpu")
+        >>> found.rows["class"][0].as_py() in qrdali.Run("runs/shared").classes, found.unreadable
+        (True, {})
+        >>> [0 < answer["probability"] <= 1 for answer in found.rows["top"][0].as_py()]
+        [True, True]
+    """
+    from qrdali.workflows import predict as workflow
+
+    places = [images] if isinstance(images, str | os.PathLike) else images
+    return workflow.predict(
+        os.fspath(run),
+        [os.fspath(place) for place in places],
+        top=top,
+        out=_text(out),
+        batch_size=batch_size,
+        device=device,
+        amp=amp,
+        threads=threads,
         control=JobControl(listener_for(progress)),
     )
 

@@ -15,10 +15,11 @@ from qrdali.experiment.expand import PlannedRun
 from qrdali.experiment.tasks import Tasks
 from qrdali.files.changes import describe_changes
 from qrdali.files.json_objects import read_object
+from qrdali.runs import automatic
 from qrdali.runs import folder as run_folder
 from qrdali.runs import settings as run_settings
 from qrdali.system.device import resolve_device
-from qrdali.workflows.train import CHANGEABLE_SETTINGS
+from qrdali.workflows.continued_run import CHANGEABLE_SETTINGS
 
 _MOST_SHOWN = 600  # characters of what has changed
 
@@ -56,7 +57,7 @@ def _changed_settings(run: PlannedRun, folder: Path) -> list[str]:
     """Returns how a run that was begun differs from what would be trained now."""
     if not (folder / "config.toml").exists():
         return []
-    settings, recorded = run.settings, run_settings.read_toml(folder / "config.toml")
+    settings, recorded = run.settings, automatic.recorded(folder)
     inherited = recorded.get("model_options") if settings.init else {}
     inherited = inherited if isinstance(inherited, dict) else {}
     # What `qrdali train` fills in, so that like is compared with like.
@@ -71,9 +72,15 @@ def _changed_settings(run: PlannedRun, folder: Path) -> list[str]:
         **run_settings.default_settings(),
         **recorded,
     }
+    # What is left to the machine is taken as it was, and a run may go on on another device.
+    now |= automatic.continued(now, before)
+    known = {key for key, left in automatic.LEFT.items() if before[key] != left}
+    open_keys = {*automatic.LEFT} - ({*known} if not automatic.moves(now["device"], before) else set())
     matched = ("max_epochs",) if settings.match else ()  # follows from the steps of the other run
-    at_begin = ("definitions", "epochs_before")  # what a run gets when it begins
-    return describe_changes(before, now, {*CHANGEABLE_SETTINGS, "match_steps", *at_begin, *matched})
+    at_begin = ("definitions", "epochs_before", "automatic")  # what a run gets when it begins
+    return describe_changes(
+        before, now, {*CHANGEABLE_SETTINGS, *open_keys, "match_steps", *at_begin, *matched}
+    )
 
 
 def _changed_mepi_options(tasks: Tasks, run: PlannedRun) -> list[str]:

@@ -79,7 +79,11 @@ class Run:
 
     @property
     def settings(self) -> Settings:
-        """Returns every setting, defaults included. Raises InputError for a damaged config.toml."""
+        """Returns every setting, defaults included, as it was in effect.
+
+        device, amp, threads and probe_batch_size are what they became where the run was trained, and
+        automatic has the names of those that were left open. Raises InputError for a damaged config.toml.
+        """
         from qrdali.runs.settings import read_toml, validate_settings
 
         return validate_settings(read_toml(self.folder / "config.toml"))
@@ -103,8 +107,9 @@ class Run:
 
         name: "val", "test", or a name given to `qrdali.evaluate(sets=…)`. Columns: sample int64, path
         string, label and prediction int64 (−1: none of the classes), correct bool, confidence float32 (the
-        probability of the prediction). Raises InputError if the set has not been evaluated with these
-        weights, RunError if the file is damaged.
+        probability of the prediction), rank int64 (of the true class, from 1) and true_probability float64;
+        rows that version 0.1 wrote lack the last two. Raises InputError if the set has not been evaluated
+        with these weights, RunError if the file is damaged.
         """
         import pyarrow as pa
 

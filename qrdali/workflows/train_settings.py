@@ -16,9 +16,12 @@ from qrdali.data.index import Dataset
 from qrdali.distributed import ProcessGroup
 from qrdali.errors import InputError, printable
 from qrdali.models import Preprocessing
+from qrdali.runs import automatic
 from qrdali.runs import folder as run_folder
-from qrdali.runs.settings import Settings, validate_settings
+from qrdali.runs.configuration import probes
+from qrdali.runs.settings import MAX_BATCH, Settings, validate_settings
 from qrdali.schedule.methods import check_settings
+from qrdali.system.device import probe_batch_size, resolve_amp
 
 
 def settings_of(method: str, run: Path, values: dict[str, Any], resume: bool) -> Settings:
@@ -28,6 +31,7 @@ def settings_of(method: str, run: Path, values: dict[str, Any], resume: bool) ->
     `validate_settings` refuses.
     """
     recorded = run_folder.begun_with(run) if resume and run_folder.holds_run(run) else {}
+    going_on = automatic.continued(values, automatic.recorded(run)) if recorded else {}
     if recorded.get("method", method) != method:
         begun = printable(recorded["method"])[:40]
         raise InputError(
@@ -39,7 +43,7 @@ def settings_of(method: str, run: Path, values: dict[str, Any], resume: bool) ->
             f"{printable(run)} has not begun: say with --data what it trains on, a data set made by "
             "`qrdali data index`"
         )
-    return validate_settings({**recorded, **values, "method": method})
+    return validate_settings({**recorded, **values, **going_on, "method": method})
 
 
 def require_run_folder(run: Path, begun: bool, resume: bool) -> None:
@@ -166,6 +170,20 @@ def complete_settings(
         )
     check_settings(settings)
     return settings, pre
+
+
+def settings_for(settings: Settings, device: torch.device) -> Settings:
+    """Returns the settings with what `device` decides where they leave it open: amp and the probe's batch."""
+    at_once = settings.probe_batch_size
+    if probes(settings) and not at_once:
+        at_once = min(probe_batch_size(device, settings.batch_size), MAX_BATCH)
+    return settings.model_copy(
+        update={
+            "device": device.type,
+            "amp": resolve_amp(settings.amp, device),
+            "probe_batch_size": at_once,
+        }
+    )
 
 
 def _network_of(
