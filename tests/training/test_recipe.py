@@ -18,11 +18,12 @@ from torch import nn
 from qrdali import models
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, Interrupted, RunError
-from qrdali.interfaces import JobControl
+from qrdali.interfaces import Batch, JobControl
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import Settings, validate_settings
 from qrdali.schedule.methods import check_settings
 from qrdali.training import optimizer_step
+from qrdali.training.memory_trial import out_of_memory
 from qrdali.training.network_parts import fixed_norms, prepare_network
 from qrdali.workflows.train import run_training
 
@@ -396,6 +397,27 @@ def test_a_first_step_that_does_not_fit_says_what_would(
         trainer.train(False)
     assert str(error.value) == f"the GPU's memory does not suffice for a step of {said}"
     assert not (run / "last").exists()  # what the trials have trained is not saved
+
+
+def test_a_rank_tries_alone_and_names_the_batch_of_all(
+    tmp_path: Path, limited: Callable[[int], None]
+) -> None:
+    limited(3)
+    trainer = trainer_of(tmp_path / "run", method="shared", epochs=1, batch_size=8)
+    before = {name: value.clone() for name, value in trainer.train_step.model.state_dict().items()}
+    batch = Batch(torch.randn(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64), torch.arange(4), 0)
+    error = out_of_memory(trainer.train_step, batch, trainer.settings, 2)
+    assert "--batch-size 8: --accumulate 2 fits, as a trial has shown, and so does --batch-size 4" in str(
+        error
+    )
+    # Others may be waiting in DDP for the network itself: a copy was tried.
+    assert all(parameter.grad is None for parameter in trainer.train_step.model.parameters())
+    assert equal(before, dict(trainer.train_step.model.state_dict()))
+    synchronized = trainer.settings.model_copy(update={"sync_batch_norm": True})
+    assert str(out_of_memory(trainer.train_step, batch, synchronized, 2)).endswith(
+        "--batch-size 8: --batch-size 4 fits, as a trial has shown"
+    )
+    assert "has none of its images" in str(out_of_memory(trainer.train_step, None, trainer.settings, 2))
 
 
 def test_later_steps_without_memory_are_not_tried_again(
