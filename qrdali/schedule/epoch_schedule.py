@@ -252,7 +252,7 @@ def update(rule: ScheduleRule, state: ScheduleState, accuracy: float) -> tuple[S
     if is_best_of_run:
         state = replace(state, run_best=accuracy, run_best_epoch=epoch)
     if state.decay_epochs:
-        return _after_decay_epoch(state, epoch), ScheduleEvent(is_best_of_run, False, "")
+        return _after_decay_epoch(rule, state, epoch), ScheduleEvent(is_best_of_run, False, "")
     record, is_best_of_stage = PatienceRecord(state.best, state.best_epoch, state.wait), False
     position = (state.position + 1) % len(pattern)
     # Version 0.1 judged at a unit's end: a unit that it saved behind the last C is still judged there.
@@ -285,13 +285,16 @@ def _after_stage_end(rule: ScheduleRule, state: ScheduleState, reason: str) -> S
     )
 
 
-def _after_decay_epoch(state: ScheduleState, epoch: int) -> ScheduleState:
-    """Returns the state after one more epoch of the decay, the last of which ends the run."""
+def _after_decay_epoch(rule: ScheduleRule, state: ScheduleState, epoch: int) -> ScheduleState:
+    """Returns the state after one more epoch of the decay, the last of which ends the run.
+
+    `max_epochs` has room for the decay, unless the state is not one that `update` has made.
+    """
     done = state.decay_done + 1
     ended = f"the decay of the learning rate over {done} epoch{'s' if done > 1 else ''}"
-    return replace(
-        state, epoch=epoch, decay_done=done, ended=ended if done == state.decay_epochs else state.ended
-    )
+    if done < state.decay_epochs:
+        ended = f"--max-epochs {epoch}" if epoch >= rule.max_epochs else ""
+    return replace(state, epoch=epoch, decay_done=done, ended=ended)
 
 
 class _Span(NamedTuple):

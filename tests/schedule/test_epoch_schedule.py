@@ -317,3 +317,11 @@ def test_a_decay_needs_patience_and_its_state_is_checked() -> None:
         ScheduleState.from_dict({**data, "decay_epochs": 1, "decay_done": 2})
     without = {key: value for key, value in data.items() if not key.startswith("decay")}
     assert ScheduleState.from_dict(without) == start(0.0)  # as saved before there was one
+
+
+def test_a_decay_that_was_never_planned_ends_with_the_run() -> None:
+    rule = ScheduleRule("C", 1, 3, 1, 1)
+    forged = ScheduleState.from_dict(
+        {**start(0.0).as_dict(), "begun": True, "epoch": 2, "decay_epochs": 10**18}
+    )
+    assert update(rule, forged, 0.5)[0].ended == "--max-epochs 3"
