@@ -17,6 +17,7 @@ COMMANDS = {
     "preview": "A contact sheet of one image: every reduction at every level.",
     "data": "Make and look at data sets.",
     "train": "Train a classifier by one of the methods.",
+    "adopt": "Make a run of published weights, or of a file of one's own.",
     "runs": "What runs there are: method, network, state, best accuracy.",
     "evaluate": "Accuracy of a run on a split and on folders.",
     "predict": "Classes of your own images by a run.",

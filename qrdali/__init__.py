@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from qrdali.errors import InputError, RunError
     from qrdali.workflows.images import entropy, quotient, read, reduce
     from qrdali.workflows.jobs import (
+        adopt,
         build_mepi,
         compare,
         evaluate,
@@ -35,6 +36,7 @@ _MODULES = {
     "Run": "qrdali.workflows.run",
     "RunError": "qrdali.errors",
     "Schedule": "qrdali.workflows.schedule",
+    "adopt": "qrdali.workflows.jobs",
     "build_mepi": "qrdali.workflows.jobs",
     "compare": "qrdali.workflows.jobs",
     "entropy": "qrdali.workflows.images",
@@ -57,6 +59,7 @@ __all__ = [
     "RunError",
     "Schedule",
     "__version__",
+    "adopt",
     "build_mepi",
     "compare",
     "entropy",

@@ -86,7 +86,7 @@ def data(found: list[Group], slug: str) -> Table:
                     )
                     or "–"
                 ),
-                words(group.runs[0].settings.data),
+                words(group.runs[0].settings.data or "–"),
             )
         )
     return Table(

@@ -16,6 +16,7 @@ from qrdali.files.json_objects import read_object
 from qrdali.runs import checkpoint
 from qrdali.runs import folder as run_folder
 from qrdali.runs import settings as run_settings
+from qrdali.runs.adoption import read_adoption
 from qrdali.runs.settings import Settings, default_settings, read_toml, validate_settings
 
 _REDUCED = frozenset({"fixed", "linear", "adaptive", "random"})
@@ -114,6 +115,8 @@ def read_definitions(folder: Path) -> int:
 
 def applicable(settings: Settings) -> dict[str, Any]:
     """Returns the settings that have an effect with this method, by name."""
+    if settings.method == run_folder.ADOPTED:
+        return {name: getattr(settings, name) for name in ("method", "model", "input_size", "fit")}
     reduced = settings.method in _REDUCED
     sham = settings.reduction == "none"
     matched = bool(settings.match_steps)
@@ -186,7 +189,7 @@ def on_gpu(environment: object) -> bool | None:
 
 def names_of(settings: Settings) -> tuple[str, str, str]:
     """Returns method, reduction and sequence as the slides' tables name them, "–" where there is none."""
-    if settings.method in ("shared", "baseline"):
+    if settings.method in ("shared", "baseline", run_folder.ADOPTED):
         return ("baseline matched" if settings.match_steps else settings.method), "–", "–"
     method = {
         "fixed": f"fixed {settings.quality:g}",
@@ -248,6 +251,8 @@ class _Reader:
             "images": training_images(folder, first),
             "chain": [one and one.digest for one in (chain.init, chain.match)],
         }
+        if adoption := read_adoption(folder):
+            parts["weights"] = adoption.sha256
         return Ancestor(label=label_of(names_of(settings)), digest=_digest(parts))
 
 

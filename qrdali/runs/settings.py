@@ -26,7 +26,8 @@ _MAX_CONFIG_BYTES = 1_000_000
 MAX_BATCH = 1 << 20  # images of a batch: DALI counts the bytes of labels and the like in 32 bits
 MAX_EPOCHS = 1_000_000
 MAX_THREADS = 1024
-Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
+# "adopted" is the method of a run that was not trained here.
+Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random", "adopted"]
 RateScheduleName = Literal["constant", "cosine", "plateau", "stage", "wsd"]
 _Number = bool | int | Annotated[float, Field(allow_inf_nan=False)]
 # Of a keyword of an optimizer or a network: a number, a text, or numbers such as Adam's betas.

@@ -9,6 +9,7 @@ from timm.optim import auto_group_layers
 from torch import nn
 
 from qrdali.errors import InputError
+from qrdali.network_heads import head_names, is_of_head
 from qrdali.runs.settings import Settings
 
 
@@ -43,7 +44,8 @@ def _matcher(model: nn.Module, coarse: bool) -> Any:
 
 def _freeze(model: nn.Module, settings: Settings) -> None:
     if settings.freeze == "head":
-        trained = _classifier_parameters(model)
+        heads = head_names(model)
+        trained = {name for name, _ in model.named_parameters() if is_of_head(name, heads)}
         if not trained:
             raise InputError(f"--freeze head: {settings.model} has no classifier that could be trained alone")
         for name, parameter in model.named_parameters():
@@ -65,19 +67,6 @@ def _freeze(model: nn.Module, settings: Settings) -> None:
     frozen = {name for stage in range(count) for name in stages[stage]}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
-
-
-def _classifier_parameters(model: nn.Module) -> set[str]:
-    """Returns the names of the parameters of the last layer, or layers, which give the logits."""
-    classifier: Any = getattr(model, "get_classifier", None)
-    if classifier:
-        found = classifier()
-        heads = list(found) if isinstance(found, (tuple, list)) else [found]
-    else:
-        linear = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-        heads = linear[-1:]  # as `models.create` replaces it
-    ids = {id(parameter) for head in heads for parameter in head.parameters()}
-    return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
 
 
 def fixed_norms(model: nn.Module) -> list[nn.Module]:

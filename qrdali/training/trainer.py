@@ -253,8 +253,9 @@ class Trainer:
     def _best_model(self, epoch: int, accuracy: float) -> run_folder.BestModel:
         spec = self.spec
         settings, pre = spec.settings, spec.preprocessing
+        options = dict(settings.model_options)
         return run_folder.BestModel(
-            settings.model, spec.classes, pre, epoch, accuracy, dict(settings.model_options)
+            settings.model, spec.classes, pre, epoch, accuracy, spec.readable, options
         )
 
     @property

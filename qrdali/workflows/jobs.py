@@ -124,6 +124,62 @@ def train(
     return Run(run)
 
 
+def adopt(
+    model: str,
+    *,
+    run: PathLike,
+    weights: PathLike | None = None,
+    classes: Dataset | PathLike | None = None,
+    fit: Literal["whole", "center"] = "whole",
+    input_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: Literal["bilinear", "bicubic"] | None = None,
+    progress: bool | ProgressListener = False,
+) -> Run:
+    """Makes a run of a network that was trained elsewhere, which all functions take like any other.
+
+    model: its name in timm or torchvision.
+    run: folder of the run, which must not be there.
+    weights: a .safetensors or .pth file, of which nothing is executed, or "hf_hub:NAME" for a repository of
+        the Hugging Face hub; None for the published weights, which are downloaded.
+    classes: of the outputs, in their order: "imagenet", a data set, or a TSV file of names; None for
+        ImageNet's, by the number of outputs.
+    fit: what of an image the network sees.
+    input_size, mean, std, interpolation: of the preprocessing that the weights were made for; None for the
+        published one.
+    progress: True shows what is done; or a listener.
+
+    Raises InputError for weights that are not the network's and for a list of classes of another length,
+    RunError where published weights cannot be loaded, saying what to do; nothing is left behind then.
+
+    Example:
+        >>> mine = {"weights": "runs/shared/best/model.safetensors", "classes": "data", "input_size": 32}
+        >>> run = qrdali.adopt("test_resnet", run="runs/mine", **mine)
+        >>> run.adopted.source, run.best.val_accuracy, len(run.classes)
+        ('file', None, 4)
+        >>> (result,) = qrdali.evaluate(run, "data", split="val", device="cpu")
+        >>> result["images"]
+        12
+    """
+    from qrdali.runs.adoption import AdoptRequest
+    from qrdali.workflows import adopt as workflow
+
+    folder = classes.folder if isinstance(classes, Dataset) else classes
+    request = AdoptRequest(
+        model,
+        _text(weights) or "",
+        _text(folder) or "",
+        fit,
+        input_size or 0,
+        tuple(map(float, mean or ())),
+        tuple(map(float, std or ())),
+        interpolation or "",
+    )
+    workflow.adopt(request, Path(run), JobControl(listener_for(progress)))
+    return Run(run)
+
+
 def evaluate(
     run: Run | PathLike,
     data: Dataset | PathLike | None = None,
@@ -145,7 +201,8 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Evaluates best/ of a run on a split of a data set and on named folders, and writes a row per image.
 
-    run, data: objects or folders. Without `data` only `sets` are evaluated.
+    run, data: objects or folders. Without `data` only `sets` are evaluated. Either may hold any subset of the
+        run's classes, matched by name.
     split: "train", "val" or "test" of `data`.
     sets: folders of class folders by name, such as {"mine": "folder"}; paths, s3:// or gs://.
     curve: also measure accuracy at every level of `step` in each reduction.

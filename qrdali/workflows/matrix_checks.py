@@ -11,6 +11,7 @@ from qrdali import models
 from qrdali.data.index import Dataset
 from qrdali.data.tree import folder_entries
 from qrdali.errors import InputError, printable
+from qrdali.experiment.adopted import changed_request, require_files
 from qrdali.experiment.expand import PlannedRun
 from qrdali.experiment.tasks import Tasks
 from qrdali.files.changes import describe_changes
@@ -35,7 +36,8 @@ def refuse_changes(tasks: Tasks) -> None:
         )
     for run in tasks.runs.values():
         folder = printable(tasks.folder.run(run.name))
-        if changes := _changed_settings(run, tasks.folder.run(run.name)):
+        changes = _changed_settings(tasks, run) if run.adopt is None else _changed_adoption(tasks, run)
+        if changes:
             raise InputError(
                 f"{folder} was begun with other settings than the file now says: "
                 f"{'; '.join(changes)[:_MOST_SHOWN]}. Say the same, choose another out, or remove that run"
@@ -53,10 +55,19 @@ def refuse_changes(tasks: Tasks) -> None:
             )
 
 
-def _changed_settings(run: PlannedRun, folder: Path) -> list[str]:
+def _changed_adoption(tasks: Tasks, run: PlannedRun) -> list[str]:
+    """Returns how an adopted run differs from what would be adopted now."""
+    assert run.adopt is not None
+    return changed_request(run.adopt, tasks.folder.run(run.name))
+
+
+def _changed_settings(tasks: Tasks, run: PlannedRun) -> list[str]:
     """Returns how a run that was begun differs from what would be trained now."""
+    folder = tasks.folder.run(run.name)
     if not (folder / "config.toml").exists():
         return []
+    if run_folder.is_adopted(folder):
+        return [f"method {run_folder.ADOPTED} → {run.settings.method}"]
     settings, recorded = run.settings, automatic.recorded(folder)
     inherited = recorded.get("model_options") if settings.init else {}
     inherited = inherited if isinstance(inherited, dict) else {}
@@ -64,7 +75,7 @@ def _changed_settings(run: PlannedRun, folder: Path) -> list[str]:
     now = settings.model_copy(
         update={
             "lr": settings.lr or models.learning_rate(settings.model),
-            "input_size": settings.input_size or models.preprocessing(settings.model).input_size,
+            "input_size": settings.input_size or _own_input_size(tasks, run),
             "model_options": {**inherited, **settings.model_options},
         }
     ).model_dump()
@@ -81,6 +92,14 @@ def _changed_settings(run: PlannedRun, folder: Path) -> list[str]:
     return describe_changes(
         before, now, {*CHANGEABLE_SETTINGS, *open_keys, "match_steps", *at_begin, *matched}
     )
+
+
+def _own_input_size(tasks: Tasks, run: PlannedRun) -> int:
+    """Returns the input size of a run that names none: that of the network it starts with."""
+    start = tasks.folder.run(run.needs[0]) if run.needs else None
+    if start is not None and run_folder.is_adopted(start):
+        return run_folder.describe_best(start).preprocessing.input_size
+    return models.preprocessing(run.settings.model).input_size
 
 
 def _changed_mepi_options(tasks: Tasks, run: PlannedRun) -> list[str]:
@@ -110,6 +129,9 @@ def check_inputs(tasks: Tasks) -> None:
         resolve_device(device)
     for network in matrix.network:
         models.preprocessing(network.model, network.input_size or None)
+    for run in tasks.wanted:
+        if run.adopt is not None:
+            require_files(run.adopt, tasks.folder.run(run.name))
     dataset = Dataset.open(tasks.data) if matrix.data.folder else None  # otherwise it is not generated yet
     if dataset is not None:
         searched = [matrix.mepi.split] if matrix.mepi.runs else []

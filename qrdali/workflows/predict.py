@@ -256,7 +256,7 @@ def _no_answers(top: int) -> _Answers:
 def _table(names: list[str], answers: _Answers, trained: BestModel) -> pa.Table:
     """Returns the rows of `ImagePredictions`."""
     classes = pa.array(trained.classes, pa.string())
-    readable = readable_names(trained)
+    readable = trained.readable
     shown = pa.array(readable or [None] * len(classes), pa.string())
 
     def described(numbers: npt.NDArray[np.int64]) -> list[Any]:
@@ -276,9 +276,3 @@ def _table(names: list[str], answers: _Answers, trained: BestModel) -> pa.Table:
         pa.ListArray.from_arrays(offsets, of_top, type=_TOP),
     ]
     return pa.table(columns, schema=SCHEMA)
-
-
-def readable_names(trained: BestModel) -> tuple[str, ...]:
-    """Returns a readable name of each class, () where a run has none."""
-    names: tuple[str, ...] = getattr(trained, "readable", ())
-    return names

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qrdali.models import Preprocessing
+    from qrdali.runs.adoption import Adoption
     from qrdali.runs.folder import BestModel
     from qrdali.runs.settings import Settings
 
 
 class Run:
-    """Reads a run folder, made by `qrdali.train` or `qrdali train`, as it is at that moment.
+    """Reads a run folder, made by `train` or `adopt`, as it is at that moment.
 
     folder: its path. Raises InputError if it is not a run folder. Functions that take a folder take a Run
     too.
@@ -59,8 +60,9 @@ class Run:
 
     @property
     def best(self) -> BestModel:
-        """Returns what best/ records: model (its name), classes, preprocessing, epoch, val_accuracy.
+        """Returns what best/ records: model (a name), classes, preprocessing, epoch, val_accuracy, readable.
 
+        val_accuracy is None of an adopted network; readable holds readable names of the classes, or is ().
         Raises as `model`.
         """
         from qrdali.runs import folder as run_folder
@@ -82,11 +84,23 @@ class Run:
         """Returns every setting, defaults included, as it was in effect.
 
         device, amp, threads and probe_batch_size are what they became where the run was trained, and
-        automatic has the names of those that were left open. Raises InputError for a damaged config.toml.
+        automatic has the names of those that were left open. Of an adopted run, `method` is "adopted" and
+        most have no meaning. Raises InputError for a damaged config.toml.
         """
         from qrdali.runs.settings import read_toml, validate_settings
 
-        return validate_settings(read_toml(self.folder / "config.toml"))
+        recorded = read_toml(self.folder / "config.toml")
+        return validate_settings({key: value for key, value in recorded.items() if key != "adopted"})
+
+    @property
+    def adopted(self) -> Adoption | None:
+        """Returns what the network was adopted from: source, weights, sha256 …; None if it was trained.
+
+        Raises InputError or RunError for a damaged config.toml.
+        """
+        from qrdali.runs.adoption import read_adoption
+
+        return read_adoption(self.folder)
 
     def metrics(self) -> pa.Table:
         """Returns metrics.jsonl as a table: a row per epoch after row 0, the start. What a row lacks is null.

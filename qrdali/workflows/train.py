@@ -43,6 +43,7 @@ from qrdali.workflows.continued_run import (
 )
 from qrdali.workflows.train_settings import (
     complete_settings,
+    load_start,
     require_no_single_image,
     require_run_folder,
     require_shares,
@@ -54,12 +55,14 @@ from qrdali.workflows.train_settings import (
 @dataclass(frozen=True)
 class PreparedRun:
     """Holds all of a run that can be refused before anything is written. The network of `spec` is on the
-    CPU. warning: of the device on which a run continues, or ""."""
+    CPU. warning: of the device on which a run continues, or ""; note: what is said of its start weights, or
+    ""."""
 
     spec: RunSpec
     train: Index
     val: Index
     warning: str = ""
+    note: str = ""
 
 
 def run_training(settings: Settings, run: Path, resume: bool, control: JobControl = NO_CONTROL) -> None:
@@ -109,9 +112,9 @@ def _train(settings: Settings, run: Path, resume: bool, control: JobControl) -> 
             write_settings(run / "config.toml", settings.model_copy(update={"threads": threads}))
             group.record_started(str(run.absolute()))
         listener.line(_describe(prepared, engine, context))
-        for note in (_dead_levels(prepared.spec), note_on_rate(prepared.spec.settings)):
-            if note:
-                listener.line(note)
+        notes = (prepared.note, _dead_levels(prepared.spec), note_on_rate(prepared.spec.settings))
+        for note in filter(None, notes):
+            listener.line(note)
         reset_peak_memory(context.device)
         try:
             Trainer(prepared.spec, splits, context).train(resume)
@@ -153,8 +156,9 @@ def _prepare(
     source = provenance.brief(provenance.read(dataset.folder))
     facts |= {"source": source} if source else {}
     torch.manual_seed(settings.seed)  # start weights are drawn
+    note = ""
     if start is not None:
-        model, _ = run_folder.load_best(start, settings.model_options)
+        model, note = load_start(start, dataset, settings.model_options)
     else:
         model = models.create(
             settings.model,
@@ -169,8 +173,8 @@ def _prepare(
     if settings.deterministic:
         require_deterministic_model(model, pre.input_size, len(dataset.classes), settings.amp, device)
     levels = stage_levels(settings, train.size_chunks)
-    spec = RunSpec(settings, run, model, pre, dataset.classes, facts, levels)
-    return PreparedRun(spec, train, val, describe_device(settings, before))
+    spec = RunSpec(settings, run, model, pre, dataset.classes, facts, levels, dataset.readable)
+    return PreparedRun(spec, train, val, describe_device(settings, before), note)
 
 
 def _require_equal(prepared: PreparedRun | None, group: ProcessGroup) -> None:

@@ -4,6 +4,7 @@ the run's folder."""
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ def settings_of(method: str, run: Path, values: dict[str, Any], resume: bool) ->
     `validate_settings` refuses.
     """
     recorded = run_folder.begun_with(run) if resume and run_folder.holds_run(run) else {}
+    if recorded.get("method") == run_folder.ADOPTED:
+        raise InputError(
+            f"{printable(run)} holds an adopted network, which has no training to continue: start one "
+            f"from it with --init {printable(run)} and another --run"
+        )
     going_on = automatic.continued(values, automatic.recorded(run)) if recorded else {}
     if recorded.get("method", method) != method:
         begun = printable(recorded["method"])[:40]
@@ -195,10 +201,30 @@ def _network_of(
         pre = models.preprocessing(settings.model, settings.input_size or None, settings.fit)
         return settings.model, pre, settings.model_options
     start = run_folder.describe_best(run)
-    dataset.require_classes(start.classes, f"the run {run}")
+    if not run_folder.is_adopted(run):  # of an adopted one of other classes the last layer is replaced
+        dataset.require_classes(start.classes, f"the run {run}")
     if "model" in settings.model_fields_set and settings.model != start.model:
         raise InputError(f"--model is {settings.model}, but {run} trained {start.model}: leave --model out")
     fit = settings.fit if "fit" in settings.model_fields_set else start.preprocessing.fit
     input_size = settings.input_size or start.preprocessing.input_size
-    options = {**start.model_options, **settings.model_options}
-    return start.model, models.preprocessing(start.model, input_size, fit), options
+    pre = models.preprocessing(start.model, input_size, fit)
+    # An adopted network may have been made for others than are published with its name.
+    of_start = start.preprocessing
+    pre = replace(pre, mean=of_start.mean, std=of_start.std, interpolation=of_start.interpolation)
+    return start.model, pre, {**start.model_options, **settings.model_options}
+
+
+def load_start(run: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[nn.Module, str]:
+    """Returns the network that a training starts with, on the CPU, and what is to be said of it, or "".
+
+    It is that of `run`'s best/, made with `options`; of an adopted one of other classes than the data set's
+    with a fresh last layer.
+    """
+    model, start = run_folder.load_best(run, options)
+    if start.classes == dataset.classes:
+        return model, ""
+    model = models.with_new_head(start.model, model.state_dict(), len(dataset.classes), options)
+    return model, (
+        f"{printable(run)} was adopted with {len(start.classes):,} other classes: its last layer is "
+        f"replaced by a fresh one of the data set's {len(dataset.classes):,}"
+    )
