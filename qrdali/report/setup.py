@@ -43,6 +43,7 @@ _UNTOLD = frozenset(
         "track_reduced",
         "track_sets",
         "probe_batch_size",
+        "compile",
         "epochs_before",
         "automatic",
     }
