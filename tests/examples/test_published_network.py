@@ -103,7 +103,7 @@ def test_minimal_images_are_right_for_plain_timm_and_pillow(
 ) -> None:
     """Every reduction, with levels down to one pixel: each file is right for them as it is for us."""
     out = tmp_path / "mepi"
-    summaries = qrdali.build_mepi(run, data, split="test", limit=6, out=out, device="cpu")
+    summaries = qrdali.build_mepi(run, data, split="test", limit=4, out=out, device="cpu")
     rows = pq.read_table(out / "manifest.parquet").to_pylist()
     assert {row["reduction"] for row in rows} == set(SEARCHED)
     for row in rows:
@@ -118,3 +118,15 @@ def test_minimal_images_are_right_for_plain_timm_and_pillow(
         assert summaries[reduction]["lowest_state_share"] == 0
     levels = np.array([row["resolution_level"] for row in rows if row["reduction"] == "resolution"])
     assert (levels >= 20).any()
+
+
+def test_the_example_draws_a_sheet_of_each_reduction(
+    example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example.main(tmp_path, most=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "17 of 20 photographs are classified correctly"
+    assert [line.split()[1] for line in lines[1:]] == [f"{reduction}:" for reduction in SEARCHED]
+    for reduction in SEARCHED:
+        with Image.open(tmp_path / f"{lines[1].split()[0]}-{reduction}.png") as sheet:
+            assert sheet.width == 1920
