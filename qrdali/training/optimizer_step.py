@@ -37,7 +37,12 @@ class TrainStep:
         self.eval_model: nn.Module = self.ema.module if self.ema else self.model
         self._parallel = group.wrap_ddp(self.model, context.device)
         self.optimizer = create_optimizer(
-            self.model, settings.optimizer, settings.lr, settings.weight_decay, context.device
+            self.model,
+            settings.optimizer,
+            settings.lr,
+            settings.weight_decay,
+            context.device,
+            settings.deterministic,
         )
         _, scaled = autocast_for(settings.amp, context.device)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=scaled)
