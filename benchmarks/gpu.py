@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py data gpu-results/data
     python benchmarks/gpu.py loader gpu-results/data --seconds 50
+    python benchmarks/gpu.py hardware gpu-results/data --seconds 20
     python benchmarks/gpu.py train gpu-results/data --model resnet152 --seconds 40
     python benchmarks/gpu.py mepi gpu-results/data --model efficientnet_b3
 
@@ -86,15 +87,18 @@ def data(folder: Path) -> None:
     say(images=len(Dataset.open(folder).index("train")))
 
 
-def loader(folder: Path, seconds: float) -> None:
-    """Measures our loader and its peers."""
+def loader(folder: Path, seconds: float, hardware: bool) -> None:
+    """Measures our loader and its peers, or `hardware`: with and without the GPU's hardware decoder."""
     device, index = resolve_device(DEVICE), Dataset.open(folder).index("train")
     engine = engine_for(device, 1 if DRY else None)
     side, batch = SIZES.side or 224, SIZES.loader_batch
-    works = bench_loader.contenders(index, side, batch, engine)
-    works[bench_loader.DECODE_JPEG] = bench_loader.decode_jpeg_work(
-        index, side, batch, engine.num_dali_threads, device
-    )
+    if hardware:
+        works = bench_loader.with_and_without_hardware(index, side, batch, engine)
+    else:
+        works = bench_loader.contenders(index, side, batch, engine)
+        works[bench_loader.DECODE_JPEG] = bench_loader.decode_jpeg_work(
+            index, side, batch, engine.num_dali_threads, device
+        )
     say(
         images=len(index),
         input_size=side,
@@ -103,7 +107,15 @@ def loader(folder: Path, seconds: float) -> None:
         decode_threads=engine.num_dali_threads,
     )
     timings = measured(works, device, seconds)
-    say(summary=bench_loader.summary({name: bench_rounds.rates(found) for name, found in timings.items()}))
+    rates = {name: bench_rounds.rates(found) for name, found in timings.items()}
+    if not hardware:
+        say(summary=bench_loader.summary(rates))
+        return
+    gain = {
+        name: bench_rounds.ratio(rates[name + bench_loader.HARDWARE], rates[name])
+        for name in ("qrdali full", "plain DALI")
+    }
+    say(summary={name: bench_rounds.spread(values, 1) for name, values in rates.items()} | {"gain": gain})
 
 
 def train(folder: Path, model: str, seconds: float) -> None:
@@ -171,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("data", "loader", "train", "mepi"))
+    parser.add_argument("step", choices=("data", "loader", "hardware", "train", "mepi"))
     parser.add_argument("folder", type=Path, help="of the data set; `data` makes it")
     parser.add_argument("--model", default="squeezenet1_1")
     parser.add_argument("--seconds", type=float, default=60, help="after which no round begins")
@@ -179,8 +191,8 @@ def main() -> None:
     say(step=args.step, dry=DRY, machine=bench_loader.machine())
     if args.step == "data":
         data(args.folder)
-    elif args.step == "loader":
-        loader(args.folder, args.seconds)
+    elif args.step in ("loader", "hardware"):
+        loader(args.folder, args.seconds, args.step == "hardware")
     elif args.step == "train":
         train(args.folder, args.model, args.seconds)
     else:

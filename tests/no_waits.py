@@ -20,8 +20,8 @@ PERMITTED = {
     """,
     "A kernel of its own is queued, for a result of a size that follows from the arguments' sizes.": """
         _log_softmax _softmax add add_ addmm argmax avg_pool2d bernoulli_ bitwise_not cat clamp clone
-        convolution _native_batch_norm_legit cudnn_batch_norm div div_ eq max max_pool2d_with_indices mean mm mul neg
-        nll_loss_forward relu relu_ sigmoid silu_ stack sub_ sum
+        convolution _native_batch_norm_legit cudnn_batch_norm div div_ eq max max_pool2d_with_indices mean
+        mm mul neg nll_loss_forward relu relu_ sigmoid silu_ stack sub_ sum
     """,
     "So it is in backward passes.": """
         _log_softmax_backward_data avg_pool2d_backward convolution_backward max_pool2d_with_indices_backward

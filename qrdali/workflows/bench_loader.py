@@ -32,9 +32,8 @@ from qrdali.workflows.bench_rounds import Done, Rounds, Work, rates, ratio, spre
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Quality .5 of step .25.
 REDUCED = {name: constant_levels(dimensions, 2) for name, dimensions in REDUCTIONS.items() if any(dimensions)}
-DECODE_JPEG, HARDWARE = "torchvision decode_jpeg", "qrdali full, hardware decoder"
-PEERS = ("torchvision, Pillow", "torchvision.io", "plain DALI")
-PEERS_ON_GPU = (DECODE_JPEG, "plain DALI, hardware decoder", HARDWARE)
+DECODE_JPEG, HARDWARE = "torchvision decode_jpeg", ", hardware decoder"
+PEERS = ("torchvision, Pillow", "torchvision.io", "plain DALI", DECODE_JPEG)
 
 
 class _Files(torch.utils.data.Dataset[Any]):
@@ -177,7 +176,6 @@ def _ours(
 def contenders(index: Index, side: int, batch_size: int, engine: Engine) -> dict[str, Work]:
     """Returns an epoch of ours at full quality, of each reduction, and of each peer, by its name.
 
-    On a GPU some come once more with the hardware decoder that some GPUs have, as DALI uses it by default.
     side: of the network's input, in pixels. Raises InputError for images
     that the peers cannot read.
     """
@@ -191,13 +189,23 @@ def contenders(index: Index, side: int, batch_size: int, engine: Engine) -> dict
     works = _ours(index, side, batch_size, engine, levels)
     works["plain DALI"] = _plain_dali(paths, side, batch_size, engine, False)
     works["DALI decode only"] = _plain_dali(paths, side, batch_size, engine, True)
-    if engine.device_id is not None:
-        hardware = replace(engine, decode="hardware")
-        works |= _ours(index, side, batch_size, hardware, {HARDWARE: FULL_QUALITY})
-        works["plain DALI, hardware decoder"] = _plain_dali(paths, side, batch_size, hardware, False)
     workers = engine.num_dali_threads
     works["torchvision, Pillow"] = _torchvision(paths, side, batch_size, workers, True)
     works["torchvision.io"] = _torchvision(paths, side, batch_size, workers, False)
+    return works
+
+
+def with_and_without_hardware(index: Index, side: int, batch_size: int, engine: Engine) -> dict[str, Work]:
+    """Returns epochs of ours and of a plain DALI graph, and the same as DALI decodes by default on a GPU.
+
+    DALI then uses the hardware decoder that some GPUs have. There are reports of crashes in it, so this
+    belongs into a process of its own.
+    """
+    paths = index.paths(np.arange(len(index)))
+    works: dict[str, Work] = {}
+    for words, decoding in (("", engine), (HARDWARE, replace(engine, decode="hardware"))):
+        works |= _ours(index, side, batch_size, decoding, {f"qrdali full{words}": FULL_QUALITY})
+        works[f"plain DALI{words}"] = _plain_dali(paths, side, batch_size, decoding, False)
     return works
 
 
@@ -236,7 +244,7 @@ def measure(
 def summary(rates_of: dict[str, list[float]]) -> dict[str, Any]:
     """Returns the spread of each contender's images per second, and ours by each peer's of the same round."""
     full = rates_of["qrdali full"]
-    peers = [name for name in (*PEERS, *PEERS_ON_GPU) if name in rates_of]
+    peers = [name for name in PEERS if name in rates_of]
     return {
         "images_per_second": {name: spread(values, 1) for name, values in rates_of.items()},
         "speed_ratio": {f"qrdali full / {peer}": ratio(full, rates_of[peer]) for peer in peers},
