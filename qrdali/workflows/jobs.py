@@ -132,6 +132,7 @@ def evaluate(
     curve: bool = False,
     reduced: float | None = None,
     step: float = 0.25,
+    tail: str = "full",
     class_map: PathLike | None = None,
     map_rule: Literal["argmax", "sum"] | None = None,
     batch_size: int = 32,
@@ -147,6 +148,7 @@ def evaluate(
     split: "train", "val" or "test" of `data`.
     sets: folders of class folders by name, such as {"mine": "folder"}; paths, s3:// or gs://.
     curve: also measure accuracy at every level of `step` in each reduction.
+    tail: levels of the curve below the grid of `step`: "full", "none" or their number, such as "3".
     reduced: also evaluate the split at this quality of `step`, in each reduction, such as 0.5.
     class_map: for data of other classes: a TSV file of the run's class, a tab, the data's class.
     map_rule: "argmax" (the default) or "sum".
@@ -176,6 +178,7 @@ def evaluate(
         curve=curve,
         reduced=reduced,
         step=step,
+        tail=tail,
         class_map=_text(class_map),
         map_rule=map_rule,
         batch_size=batch_size,
@@ -215,6 +218,7 @@ def build_mepi(
     split: str = "val",
     reduction: Literal["color", "crop", "resolution", "combination", "all"] = "all",
     step: float = 0.05,
+    tail: str | None = None,
     windows: Literal[5, 9] = 5,
     prefer: Literal["confidence", "entropy"] = "confidence",
     search: Literal["descend", "exhaustive"] = "descend",
@@ -236,6 +240,8 @@ def build_mepi(
     split: "train", "val" or "test".
     reduction: one of the four, or "all" of them.
     step: the grid of qualities, 1/n.
+    tail: levels below the grid: "full", "none" or their number, such as "3"; None for those that the set at
+        `out` was begun with, and all of them in a new set.
     windows: candidate windows of a crop.
     prefer: which correct neighbour is taken: of the highest confidence, or of the fewest PNG bytes.
     search: step by step, or every level ("exhaustive": color and resolution).
@@ -268,6 +274,7 @@ def build_mepi(
         split=split,
         reduction=reduction,
         step=step,
+        tail=tail,
         windows=windows,
         prefer=prefer,
         search=search,

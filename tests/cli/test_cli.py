@@ -314,6 +314,7 @@ def test_a_dry_run_prints_every_epoch_and_touches_nothing(run: Run, tmp_path: Pa
     ("words", "message"),
     [
         (("fixed", "--step", 0.3), "not 1/n"),
+        (("linear", "--step", 1 / 255), "from 2 to 200"),
         (("fixed", "--quality", 0), "quality"),
         (("fixed", "--quality", 1.2), "quality"),
         (("linear", "--sequence", "RCX"), "neither paired-epochs nor paired-rounds"),

@@ -480,6 +480,14 @@ def test_sets_with_other_options_are_not_compared(four: dict[str, Path], tmp_pat
     shown = (tmp_path / "limits" / "report.html").read_text()
     assert "Entropy quotients: all images<" in shown
     assert "Entropy quotients: limit 7<" in shown
+    tails = [
+        fake_runs.mepis(tmp_path / name, four["linear"], {"color": QUOTIENTS}, 10, **options)
+        for name, options in (("old", {}), ("grid", {"tail": "none"}), ("below", {"tail": "full"}))
+    ]
+    report = build(list(four.values()), tails, tmp_path / "tails")
+    assert [row["set"] for row in table(report, "quotients-1")] == ["old", "grid"]
+    assert [row["set"] for row in table(report, "quotients-2")] == ["below"]
+    assert "Entropy quotients: tail full<" in (tmp_path / "tails" / "report.html").read_text()
 
 
 def test_the_gallery_and_a_report_without_the_images(four: dict[str, Path], tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """`import qrdali`: fast, silent, lazy, and complete."""
 
+import inspect
 import subprocess
 import sys
 import time
 
+import click
 import pytest
 
 import qrdali
+from qrdali.cli.main import cli
 
 PUBLIC = {
     "__version__", "InputError", "RunError",
@@ -46,6 +49,17 @@ def test_a_public_name_resolves_to_a_documented_object(name: str) -> None:
     assert value is getattr(qrdali, name)
     assert value.__doc__
     assert "\n" not in value.__doc__.partition("\n\n")[0].strip()  # a summary on one line
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "build-mepi", "report", "reproduce"])
+def test_a_function_takes_every_option_of_its_command(command: str) -> None:
+    function = getattr(qrdali, {"report": "write_report"}.get(command, command.replace("-", "_")))
+    options = cli.get_command(click.Context(cli), command)
+    assert options is not None
+    # Options by another name in Python, and those that are a matter of the terminal alone.
+    renamed = {"name": "set", "mepis": "mepi"}
+    asked = {renamed.get(str(option.name), option.name) for option in options.params}
+    assert asked - {"as_json", "dry_run"} <= set(inspect.signature(function).parameters)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

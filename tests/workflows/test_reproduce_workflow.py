@@ -83,6 +83,16 @@ def test_a_signal_before_a_task_keeps_it_from_beginning(config: Path, tmp_path: 
     assert not (tmp_path / "out" / "runs").exists()
 
 
+def test_a_folder_keeps_the_levels_that_it_was_begun_with(config: Path) -> None:
+    at_once = JobControl(SilentListener(), lambda: signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        workflow.reproduce(config, control=at_once)
+    with config.open("a") as file:
+        file.write('[mepi]\nruns = ["*"]\ntail = "none"\n')
+    with pytest.raises(InputError, match="was begun with mepi.tail = 'full', not 'none': give that"):
+        workflow.reproduce(config, control=at_once)
+
+
 def test_a_signal_in_a_task_that_does_not_look_for_it_stops_the_matrix_after_it(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
