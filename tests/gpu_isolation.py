@@ -1,7 +1,7 @@
 """Runs `pytest -m gpu` in a worker process of pytest-xdist, which is replaced when a test kills it.
 
 Libraries for GPUs have been reported to crash on some cards, and a kernel may never end. Either is then the
-failure of one test, and every other test has its result.
+failure of one test, and every other test has its result. `-n 0` does without, for a debugger.
 """
 
 import pytest
