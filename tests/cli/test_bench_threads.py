@@ -1,4 +1,4 @@
-"""`qrdali bench` has the threads of training unless told otherwise, and its result says what was asked for."""
+"""`qrdali bench` has the threads of training unless told otherwise; its result says what was asked for."""
 
 import json
 from typing import Any
