@@ -16,12 +16,13 @@ PERMITTED = {
     """,
     "It marks a tensor that was made on the host.": "lift_fresh",
     "Memory of a size that the host knows is set aside; what fills it is a kernel that is queued.": """
-        empty empty_like fill_ ones_like zeros zeros_like
+        arange empty empty_like fill_ ones_like zeros zeros_like
     """,
     "A kernel of its own is queued, for a result of a size that follows from the arguments' sizes.": """
         _log_softmax _softmax add add_ addmm argmax avg_pool2d bernoulli_ bitwise_not cat clamp clone
-        convolution _native_batch_norm_legit cudnn_batch_norm div div_ eq max max_pool2d_with_indices mean
-        mm mul neg nll_loss_forward relu relu_ sigmoid silu_ stack sub_ sum
+        constant_pad_nd convolution _native_batch_norm_legit cudnn_batch_norm div div_ eq gt lt max
+        max_pool2d_with_indices maximum mean mm mul ne neg nll_loss_forward relu relu_ sigmoid silu_ stack
+        sub_ sum
     """,
     "So it is in backward passes.": """
         _log_softmax_backward_data avg_pool2d_backward convolution_backward max_pool2d_with_indices_backward
@@ -31,7 +32,7 @@ PERMITTED = {
         _foreach_add_ _foreach_lerp_ _fused_adam_ _fused_adamw_ _fused_sgd_
     """,
     "A kernel picks or fills element by element: what a mask leaves out is not counted.": """
-        gather index_select masked_fill masked_fill_
+        gather index_select masked_fill masked_fill_ where
     """,
     "Integers pick, as many as there are; NoWaits refuses masks, whose values are counted first.": """
         index index_put_

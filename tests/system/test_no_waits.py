@@ -26,7 +26,7 @@ from torch.utils import _foreach_utils
 from qrdali import models
 from qrdali.distributed import SINGLE_PROCESS
 from qrdali.evaluation.class_map import ClassMap
-from qrdali.evaluation.predict import predict, top1
+from qrdali.evaluation.predict import predict
 from qrdali.interfaces import Batch, CandidateBatch, RunContext, SilentListener, never_stop
 from qrdali.mepi.search import Search, SearchLimits, SearchRule
 from qrdali.mepi.search_path import SearchPath
@@ -109,10 +109,10 @@ class Done(Exception):
     pass
 
 
-MAP = ClassMap(("cat", "dog", "owl"), np.array([2, -1]), "argmax")
+MAP = ClassMap(("cat", "dog", "owl"), np.array([2, 2]), "argmax")
 
 
-def evaluation(decide: Any) -> Seen:
+def evaluation(class_map: ClassMap | None) -> Seen:
     done = []
 
     def on_batch(count: int) -> None:
@@ -122,9 +122,10 @@ def evaluation(decide: Any) -> Seen:
 
     plan = EpochPlan(11, 4, FULL_QUALITY)
     with steps() as (model, mode), pytest.raises(Done):
-        predict(model, cast("Any", Source()), plan, context(), on_batch=on_batch, decide=decide)
+        predict(model, cast("Any", Source()), plan, context(), on_batch=on_batch, class_map=class_map)
     assert done == [4, 4, 3]
     assert "convolution" in mode.seen
+    assert ("maximum" in mode.seen) == (class_map is MAP)
     return mode.seen
 
 
@@ -237,9 +238,9 @@ def step_of(name: str) -> str:
 
 
 WORKS: dict[str, Callable[[], Seen]] = {
-    "evaluation": partial(evaluation, top1),
-    "evaluation by a class map": partial(evaluation, MAP.decide),
-    "evaluation by sums": partial(evaluation, ClassMap(MAP.classes, MAP.target, "sum").decide),
+    "evaluation": partial(evaluation, None),
+    "evaluation by a class map": partial(evaluation, MAP),
+    "evaluation by sums": partial(evaluation, ClassMap(MAP.classes, MAP.target, "sum")),
     "probe": partial(batch_of_a_probe, False),
     "probe with candidates that do not exist": partial(batch_of_a_probe, True),
     "search": batch_of_a_search,
