@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         write_report,
     )
     from qrdali.workflows.loader import Loader
+    from qrdali.workflows.minimal import minimal
     from qrdali.workflows.run import Run
     from qrdali.workflows.schedule import Schedule
 
@@ -42,6 +43,7 @@ _MODULES = {
     "entropy": "qrdali.workflows.images",
     "evaluate": "qrdali.workflows.jobs",
     "index": "qrdali.workflows.jobs",
+    "minimal": "qrdali.workflows.minimal",
     "predict": "qrdali.workflows.jobs",
     "quotient": "qrdali.workflows.images",
     "read": "qrdali.workflows.images",
@@ -65,6 +67,7 @@ __all__ = [
     "entropy",
     "evaluate",
     "index",
+    "minimal",
     "predict",
     "quotient",
     "read",

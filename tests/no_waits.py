@@ -22,7 +22,7 @@ PERMITTED = {
         _log_softmax _softmax add add_ addmm argmax avg_pool2d bernoulli_ bitwise_not cat clamp clone
         constant_pad_nd convolution _native_batch_norm_legit cudnn_batch_norm div div_ eq gt lt max
         max_pool2d_with_indices maximum mean mm mul ne neg nll_loss_forward relu relu_ sigmoid silu_ stack
-        sub_ sum
+        linalg_vector_norm mul_ reciprocal sub_ sum
     """,
     "So it is in backward passes.": """
         _log_softmax_backward_data avg_pool2d_backward convolution_backward max_pool2d_with_indices_backward

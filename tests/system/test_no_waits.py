@@ -28,7 +28,7 @@ from qrdali.distributed import SINGLE_PROCESS
 from qrdali.evaluation.class_map import ClassMap
 from qrdali.evaluation.predict import predict
 from qrdali.interfaces import Batch, CandidateBatch, RunContext, SilentListener, never_stop
-from qrdali.mepi.search import Search, SearchLimits, SearchRule
+from qrdali.mepi.search import Search, SearchLimits, SearchRule, judge_own_classes
 from qrdali.mepi.search_path import SearchPath
 from qrdali.models import Preprocessing
 from qrdali.pipelines import image_reducer, loader
@@ -145,16 +145,16 @@ def batch_of_a_probe(some_are_missing: bool) -> Seen:
     return mode.seen
 
 
-def batch_of_a_search() -> Seen:
+def batch_of_a_search(judge: Any) -> Seen:
     reducer = SimpleNamespace(network_inputs=lambda pixels, reduction: images(len(pixels)))
     rule = SearchRule(DescentRule(REDUCTIONS["combination"], QUARTERS))
     with steps() as (model, mode):
-        search = Search(model, cast("Any", reducer), rule, SearchLimits(16, 1 << 20, 1), context())
+        search = Search(model, cast("Any", reducer), rule, SearchLimits(16, 1 << 20, 1), context(), judge)
         paths = [SearchPath(s, s % 2, np.empty((9, 9, 3), np.uint8), (9, 9)) for s in range(5)]
         search._take_in(iter(paths))
-        right, confidence = search._classify(list(search._queue)).answers._copies
-        assert right.shape == confidence.shape == (5,)
-        assert right.device.type == "cpu"
+        answer, confidence, probability = search._classify(list(search._queue)).answers._copies
+        assert answer.shape == confidence.shape == probability.shape == (5,)
+        assert answer.device.type == "cpu"
     assert "cat" in mode.seen  # filled up to the batch size
     return mode.seen
 
@@ -219,7 +219,7 @@ def training_step(name: str, **values: Any) -> Seen:
         for module in (_foreach_utils, torch_optimizer, adam, adamw, sgd):
             if hasattr(module, "_get_fused_kernels_supported_devices"):
                 patch.setattr(module, "_get_fused_kernels_supported_devices", lambda: ["meta"])
-        step = TrainStep(spec, context(META))
+        step = TrainStep(spec, 8, context(META))
         numbers = torch.zeros(4, dtype=torch.int64, device=META)
         batch = Batch(torch.empty(4, 3, TRAIN_SIDE, TRAIN_SIDE, device=META), numbers, numbers, 0)
         with NoWaits() as mode:
@@ -243,12 +243,14 @@ WORKS: dict[str, Callable[[], Seen]] = {
     "evaluation by sums": partial(evaluation, ClassMap(MAP.classes, MAP.target, "sum")),
     "probe": partial(batch_of_a_probe, False),
     "probe with candidates that do not exist": partial(batch_of_a_probe, True),
-    "search": batch_of_a_search,
+    "search": partial(batch_of_a_search, judge_own_classes),
+    "search by a class map": partial(batch_of_a_search, MAP.judge),
+    "search by sums": partial(batch_of_a_search, ClassMap(MAP.classes, MAP.target, "sum").judge),
     "originals of a search": originals_of_a_search,
     "loader": batch_of_a_loader,
     "feedback": feedback_of_a_step,
     "training": partial(training_step, "squeezenet1_1", optimizer="adamw", ema=0.9),
-    "training in parts": partial(training_step, "test_resnet", optimizer="sgd", accumulate=2),
+    "training in parts": partial(training_step, "test_resnet", optimizer="sgd", accumulate=2, clip_grad=1.0),
     "training with smoothed labels": partial(
         training_step, "test_efficientnet", optimizer="adam", label_smoothing=0.1
     ),

@@ -87,7 +87,7 @@ def train_step(folder: Path, device: torch.device, model: nn.Module, amp: str = 
         SilentListener(),
         never_stop,
     )
-    return TrainStep(spec, context)
+    return TrainStep(spec, 64, context)
 
 
 def tiny() -> nn.Module:

@@ -52,9 +52,9 @@ def test_training_says_whether_it_is_deterministic(
 ) -> None:
     asked: list[bool] = []
 
-    def create(*values: Any) -> torch.optim.Optimizer:
+    def create(*values: Any, **options: Any) -> torch.optim.Optimizer:
         asked.append(values[5])
-        return create_optimizer(*values)
+        return create_optimizer(*values, **options)
 
     monkeypatch.setattr(optimizer_step, "create_optimizer", create)
     trainer_of(tmp_path / "run", deterministic=deterministic)
