@@ -2,8 +2,8 @@
 
     python benchmarks/index.py > index.json
 
-Generated JPEGs of 500x375 pixels and about 90 kB: plain ones, the same with EXIF, which Pillow decodes
-too, and progressive ones, of which windows are decoded as well. Whole processes, in turns; minima count.
+Generated JPEGs of 500x375 pixels and about 90 kB: plain ones, the same with EXIF, and progressive ones.
+Whole processes, in turns; minima count.
 """
 
 from __future__ import annotations

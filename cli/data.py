@@ -100,6 +100,10 @@ def index(
               qrdali data index images --out data --val-share 0.05
               qrdali data index s3://bucket/images --out data
     """
+    from qrdali.data.decoder_process import decoder_process
+
+    if not no_verify:
+        decoder_process.start()  # while this process imports the rest and lists the files
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar
     from qrdali.data.build import files_of, index_root

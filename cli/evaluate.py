@@ -55,8 +55,8 @@ import click
 @click.option("--threads", type=click.IntRange(1, 1024), help="Decoding threads.  [default: all it may use]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def evaluate(run: str, sets: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Accuracy of a run on a split and on named folders; one row per image goes into
-    RUN/predictions/NAME.parquet.
+    """Accuracy, top-5 accuracy and negative log-likelihood of a run on a split and on named folders; one row
+    per image goes into RUN/predictions/NAME.parquet.
 
     \b
     Examples: qrdali evaluate --run runs/baseline --data data --split test
@@ -110,7 +110,10 @@ def _show_accuracy(result: dict[str, Any]) -> None:
     notes = f", {result['unreadable']} unreadable" if result["unreadable"] else ""
     if result.get("unmapped"):
         notes += f", {result['unmapped']} of no class of the data"
+    loss = result["negative_log_likelihood"]
     say(
         f"{result['set']}: accuracy {result['accuracy']:.4f} "
-        f"({result['correct']} of {result['images']}{notes}), rows in {result['rows']}"
+        f"({result['correct']} of {result['images']}{notes}), top-5 {result['top5_accuracy']:.4f}, "
+        f"negative log-likelihood {'–' if loss is None else f'{loss:.4f}'}"
     )
+    say(f"  rows in {result['rows']}")

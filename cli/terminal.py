@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,20 @@ def say(text: str) -> None:
     """Prints one line on stderr, control characters replaced."""
     if _prints:
         print(printable(text), file=sys.stderr, flush=True)
+
+
+def width() -> int | None:
+    """Returns the columns of the terminal that stderr is, None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+
+
+def fitted(text: str, columns: int | None = None) -> str:
+    """Returns one line of at most `columns`, by default the terminal's, cut with "…" if it is longer.
+
+    Control characters are replaced. Where there is no terminal, nothing is cut by default.
+    """
+    limit, shown = columns or width(), printable(text)
+    return shown if limit is None or len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def warn(text: str) -> None:

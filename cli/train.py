@@ -109,8 +109,16 @@ def _common(command: F) -> F:
             help="Of several GPUs: statistics of batch norm over all.",
         ),
         click.option("--seed", type=int, help="[default: 0]"),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]"),
-        click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), help="[default: auto]"),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            help="[default: auto, or where the run of --resume was trained]",
+        ),
+        click.option(
+            "--amp",
+            type=click.Choice(["auto", "bf16", "fp16", "off"]),
+            help="[default: auto, or that of the run of --resume]",
+        ),
         click.option(
             "--deterministic/--no-deterministic",
             default=None,
@@ -327,8 +335,9 @@ def _values(method: str, config: str | None, options: dict[str, Any]) -> dict[st
     given."""
     from qrdali.errors import InputError, printable
     from qrdali.runs import settings as run_settings
+    from qrdali.runs.automatic import without_automatic
 
-    values = run_settings.read_toml(Path(config)) if config else {}
+    values = without_automatic(run_settings.read_toml(Path(config))) if config else {}
     if values.get("method", method) != method:
         raise InputError(
             f"{config} is for `train {printable(values['method'])[:40]}`, this is `train {method}`: "

@@ -78,6 +78,7 @@ class BatchDecoder:
             prefetch_queue_depth=1,
             exec_async=False,
             exec_pipelined=False,
+            enable_conditionals=True,
         )
         def graph() -> Any:
             encoded, start, shape = fn.external_source(lambda: self._batch, num_outputs=3, batch=True)

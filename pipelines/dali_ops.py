@@ -7,17 +7,18 @@ images, per sample, and hold neither randomness nor state.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from nvidia.dali import fn, math, types
 from nvidia.dali.pipeline import do_not_convert
 
 from qrdali.pipelines.decode_options import DecodeOptions
-from qrdali.pipelines.graph_inputs import AxisPass, SquareInputs
 from qrdali.pipelines.host_ops import padding_color
 
-if TYPE_CHECKING:  # it imports torch, which the process that checks files does without
+if TYPE_CHECKING:  # they import torch and pyarrow, which the process that checks files does without
     from qrdali.models import Preprocessing
+    from qrdali.pipelines.graph_inputs import AxisPass, SquareInputs
 
 Node = Any  # DALI's DataNode; its stubs stand in the wheel for editors only
 
@@ -29,38 +30,86 @@ INTERPOLATION = {  # by `Preprocessing.interpolation`
     "lanczos": types.INTERP_LANCZOS3,
 }
 _ON_CPU = DecodeOptions()
+_LEAST_DECODED = np.array([1, 2], np.int32)  # height and width
 
 
-@do_not_convert
+class _Region(NamedTuple):
+    """Holds nodes: decoded pixels, where in them the wanted window lies, and whether that has one column."""
+
+    image: Node
+    start: Node
+    shape: Node
+    is_column: Node
+
+
 def read(
     file: Node, start: Node, shape: Node, options: DecodeOptions = _ON_CPU, needs_bytes: bool = False
 ) -> Node:
     """Reads an image file and decodes the window `start`, `shape` of it, int32 [2] in upright pixels.
 
-    file: uint8 [length], the file's name as UTF-8, or if `needs_bytes` its bytes.
+    file: uint8 [length], the file's name as UTF-8, or if `needs_bytes` its bytes. The pipeline must have
+    `enable_conditionals`.
     """
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # the codec's copy of OpenCV prints what DALI raises
-    # Some of FUSE map no files; reading is as fast, and a file that becomes shorter meanwhile is no crash.
-    encoded = file if needs_bytes else fn.io.file.read(file, dont_use_mmap=True)
-    shape = _inside(encoded, start, shape)
     if options.whole:
-        # The decoder takes no window, so this has it wait for the check; nothing is copied.
-        encoded = fn.reshape(encoded, shape=encoded.shape(dtype=types.INT32) + 0 * shape[0:1])
-        image = fn.decoders.image(encoded, device=options.device, output_type=types.RGB, **options.keywords)
-        return cut(image, start, shape)
-    return fn.decoders.image_slice(
+        image = _decode_whole(file, start, shape, options, needs_bytes)
+    else:
+        region = _decode_region(file, start, shape, options, needs_bytes)
+        image = region.image
+        if region.is_column:
+            image = cut(image, region.start, region.shape)
+    return image
+
+
+@do_not_convert
+def _decode_whole(file: Node, start: Node, shape: Node, options: DecodeOptions, needs_bytes: bool) -> Node:
+    encoded = _encoded(file, needs_bytes)
+    _, shape = _inside(encoded, start, shape)
+    # The decoder takes no window, so this has it wait for the check; nothing is copied.
+    encoded = fn.reshape(encoded, shape=encoded.shape(dtype=types.INT32) + 0 * shape[0:1])
+    image = fn.decoders.image(encoded, device=options.device, output_type=types.RGB, **options.keywords)
+    return cut(image, start, shape)
+
+
+@do_not_convert
+def _decode_region(
+    file: Node, start: Node, shape: Node, options: DecodeOptions, needs_bytes: bool
+) -> _Region:
+    """Decodes a window, or two columns where one is wanted and the image has more.
+
+    Of a window of one column at the left border of a JPEG with 4:2:0 (at the right one too, of some widths),
+    libjpeg-turbo repeats the chroma, which it interpolates of every wider window and of the whole.
+    """
+    encoded = _encoded(file, needs_bytes)
+    size, shape = _inside(encoded, start, shape)
+    decoded_shape = math.max(shape, math.min(size, _LEAST_DECODED))
+    decoded_start = math.min(start, size - decoded_shape)
+    image = fn.decoders.image_slice(
         encoded,
-        start=start,
-        shape=shape,
+        start=decoded_start,
+        shape=decoded_shape,
         axis_names="HW",
         device=options.device,
         output_type=types.RGB,
         **options.keywords,
     )
+    return _Region(image, start - decoded_start, shape, shape[1] < _LEAST_DECODED[1])
 
 
-def _inside(encoded: Node, start: Node, shape: Node) -> Node:
-    """Returns `shape`, int32 [2], once it is known that the header can be read and the window lies inside.
+def _encoded(file: Node, needs_bytes: bool) -> Node:
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # the codec's copy of OpenCV prints what DALI raises
+    # Some of FUSE map no files; reading is as fast, and a file that becomes shorter meanwhile is no crash.
+    return file if needs_bytes else fn.io.file.read(file, dont_use_mmap=True)
+
+
+class _Checked(NamedTuple):
+    """Holds nodes, int32 [2] each: an image's upright height and width, and a window's that lies inside."""
+
+    size: Node
+    shape: Node
+
+
+def _inside(encoded: Node, start: Node, shape: Node) -> _Checked:
+    """Returns `shape` once it is known that the header can be read and the window lies inside the image.
 
     DALI's decoders (2.4) find that out themselves, but when they raise for an image in the last part of a
     batch they free what their threads still work on, and now and then the process crashes. The operators here
@@ -70,7 +119,7 @@ def _inside(encoded: Node, start: Node, shape: Node) -> Node:
     has_channels = math.min(size[2], 1)  # no channels: a depth that the decoders do not know
     height = _inside_line(size[0] * has_channels, start[0:1], shape[0:1])
     width = _inside_line(size[1], start[1:2], shape[1:2])
-    return fn.cat(height, width, axis=0)
+    return _Checked(size[0:2], fn.cat(height, width, axis=0))
 
 
 def _inside_line(length: Node, start: Node, extent: Node) -> Node:

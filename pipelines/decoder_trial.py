@@ -90,7 +90,13 @@ def trial_in_child(say: Say, device_id: int | None, whole: bool) -> None:
 
     options = DecodeOptions("cpu" if device_id is None else "mixed", whole)
 
-    @pipeline_def(batch_size=len(files), num_threads=2, device_id=device_id, prefetch_queue_depth=2)
+    @pipeline_def(
+        batch_size=len(files),
+        num_threads=2,
+        device_id=device_id,
+        prefetch_queue_depth=2,
+        enable_conditionals=True,
+    )
     def graph() -> Any:
         path, start, shape = fn.external_source(lambda: (paths, starts, shapes), num_outputs=3, batch=True)
         return ops.read(path, start, shape, options)

@@ -18,7 +18,7 @@ from PIL import Image
 from qrdali.data.decoder_process import Finding
 from qrdali.data.inspect import checked_header, quiet_pillow, reason_of
 from qrdali.data.jpeg_structure import read_jpeg_structure
-from qrdali.data.pillow_pixels import largest_difference, tolerance
+from qrdali.data.pillow_pixels import disagreement, size_disagreement, tolerance
 from qrdali.errors import printable
 from qrdali.pipelines.batch_decoder import BATCH_FILES, BatchDecoder, Pixels, Window
 from qrdali.pipelines.decoder_chatter import Chatter, first_serious
@@ -66,10 +66,7 @@ class _Candidate:
 
 
 def _middle(side: int) -> tuple[int, int]:
-    """Returns where the middle of a side begins, and its length: none of one row or column.
-
-    Of one column at a border, DALI interpolates the chroma otherwise, of images in perfect order too.
-    """
+    """Returns where the middle of a side begins, and its length: at least two, where there are as many."""
     length = max(side // 2 | 1, min(2, side))
     return min(side // 3 | 1, side - length), length
 
@@ -124,7 +121,9 @@ class DecodingCheck:
                 if structure.lacks_scans():
                     return "an incomplete progressive JPEG: scans are missing, and windows of it differ"
                 candidate.needs_windows = not structure.is_plain
-                candidate.is_plain = structure.is_plain and not structure.may_be_turned_or_recoloured
+                candidate.is_plain = structure.is_plain and not structure.may_be_turned_or_recoloured(
+                    width == height
+                )
             return candidate
         except Exception as error:  # Pillow's readers raise many types
             return reason_of(error)
@@ -173,11 +172,8 @@ class DecodingCheck:
                 group[0].refusal = f"Pillow decodes it, the training decoder (DALI) does not: {printed}"
             return
         for candidate, (pixels, shape) in zip(group, decoded, strict=True):
-            if shape[:2] != (candidate.height, candidate.width):
-                candidate.refusal = (
-                    f"decoders disagree about its size: {candidate.width}x{candidate.height} by Pillow, "
-                    f"{shape[1]}x{shape[0]} by the training decoder (DALI)"
-                )
+            if reason := size_disagreement((candidate.width, candidate.height), shape):
+                candidate.refusal = reason
             receive(candidate, pixels.copy() if is_part else pixels)
 
     def _find_damaged(self, group: Sequence[_Candidate]) -> None:
@@ -258,15 +254,9 @@ def _compare(candidate: _Candidate) -> None:
     if candidate.reason or decoded is None or image is None:
         return
     try:
-        difference = largest_difference(image, decoded)
+        candidate.refusal = disagreement(image, decoded, decoded.shape, candidate.tolerance)
     except Exception as error:  # whatever Pillow's conversion to RGB raises
         candidate.refusal_by_pillow = reason_of(error)
-        return
-    if difference > candidate.tolerance:
-        candidate.refusal = (
-            f"decoders disagree: the training decoder's (DALI's) pixels differ by up to {difference} of 255 "
-            "from Pillow's"
-        )
 
 
 def _cause(error: RuntimeError) -> str:

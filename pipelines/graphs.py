@@ -73,7 +73,7 @@ def decode_windows(
 ) -> Any:
     """Returns a pipeline from `DecodeInputs` to the decoded windows, uint8 HWC of their own sizes."""
 
-    @pipeline_def
+    @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         return _read(_receive(source, DECODE), engine, needs_bytes)
 

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from qrdali.data.index import Dataset
     from qrdali.errors import InputError, RunError
     from qrdali.workflows.images import entropy, quotient, read, reduce
-    from qrdali.workflows.jobs import build_mepi, compare, evaluate, index, reproduce, train, write_report
+    from qrdali.workflows.jobs import (
+        adopt,
+        build_mepi,
+        compare,
+        evaluate,
+        index,
+        predict,
+        reproduce,
+        train,
+        write_report,
+    )
     from qrdali.workflows.loader import Loader
     from qrdali.workflows.run import Run
     from qrdali.workflows.schedule import Schedule
@@ -26,11 +36,13 @@ _MODULES = {
     "Run": "qrdali.workflows.run",
     "RunError": "qrdali.errors",
     "Schedule": "qrdali.workflows.schedule",
+    "adopt": "qrdali.workflows.jobs",
     "build_mepi": "qrdali.workflows.jobs",
     "compare": "qrdali.workflows.jobs",
     "entropy": "qrdali.workflows.images",
     "evaluate": "qrdali.workflows.jobs",
     "index": "qrdali.workflows.jobs",
+    "predict": "qrdali.workflows.jobs",
     "quotient": "qrdali.workflows.images",
     "read": "qrdali.workflows.images",
     "reduce": "qrdali.workflows.images",
@@ -47,11 +59,13 @@ __all__ = [
     "RunError",
     "Schedule",
     "__version__",
+    "adopt",
     "build_mepi",
     "compare",
     "entropy",
     "evaluate",
     "index",
+    "predict",
     "quotient",
     "read",
     "reduce",

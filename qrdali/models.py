@@ -13,14 +13,20 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from qrdali.errors import InputError, RunError, printable
+from qrdali.network_heads import (
+    WITH_AUXILIARY_HEADS,
+    drop_auxiliary_heads,
+    head_names,
+    is_of_head,
+    replace_head,
+)
 
 THESIS = ("squeezenet1_1", "resnet152", "efficientnet_b3")
 SMALL = ("resnet10t", "test_resnet")  # few layers, with batch-norm: for demos and tests on a CPU
 FITS = ("whole", "center")
 ONE_VALUE = "more than 1 value per channel"  # in torch's error of batch norm that is given one value
 CROP_MODES = ("center", "squash", "border")  # timm's
-# Of torchvision's googlenet and inception_v3: with these a training forward pass gives a tuple.
-_WITH_HEADS, _AUXILIARY_HEADS = ("googlenet", "inception_v3"), ("aux1", "aux2", "AuxLogits")
+INTERPOLATIONS = ("bilinear", "bicubic")
 
 # Networks without batch-norm. SqueezeNet, for one, ends in a ReLU and dies at the rates that suit networks
 # with batch-norm: it then answers one constant class.
@@ -78,7 +84,7 @@ def _torchvision_names() -> list[str]:
     return names
 
 
-def _find_library(name: str) -> tuple[str, str]:
+def find_library(name: str) -> tuple[str, str]:
     """Returns ("timm" or "torchvision", name without a prefix). Raises InputError for an unknown name.
 
     timm's network is taken where both have one; the prefix `timm/` or `torchvision/` decides otherwise.
@@ -104,7 +110,7 @@ def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
     pretrained: with published weights and a fresh last layer, else with random ones. Raises InputError for an
     unknown name, RunError if published weights cannot be loaded.
     """
-    library, bare = _find_library(name)
+    library, bare = find_library(name)
     try:
         if library == "timm":
             import timm
@@ -116,15 +122,15 @@ def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
         if not pretrained:
             # What published weights ask for, so that `create` makes the same network for weights read back.
             options: dict[str, Any] = {}
-            if bare in _WITH_HEADS:
+            if bare in WITH_AUXILIARY_HEADS:
                 options = {"transform_input": True, "init_weights": True}
             elif bare.startswith("vit_"):  # vit_h_14 is published for 518 px and built for 224
                 options = {"image_size": preprocessing(name).input_size}
             model = torchvision.models.get_model(bare, weights=None, num_classes=classes, **options)
-            _drop_auxiliary_heads(model)
+            drop_auxiliary_heads(model)
             return model
         model = torchvision.models.get_model(bare, weights="DEFAULT")
-        _drop_auxiliary_heads(model)
+        drop_auxiliary_heads(model)
     except InputError:
         raise
     except Exception as error:  # download errors have many types; the message is what matters
@@ -134,31 +140,28 @@ def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
             f"the published weights of {bare} cannot be loaded ({printable(error)[:120]}): connect to the "
             "network once so that they are cached, or train from scratch without --pretrained"
         ) from None
-    _replace_head(model, classes)
+    replace_head(model, classes)
     return model
 
 
-def _drop_auxiliary_heads(model: nn.Module) -> None:
-    """Leaves a network without the heads that only training would use."""
-    for name in _AUXILIARY_HEADS:
-        if isinstance(getattr(model, name, None), nn.Module):
-            setattr(model, name, None)
-            setattr(model, "aux_logits", False)  # noqa: B010  mypy takes attributes of modules for tensors
+def with_new_head(name: str, weights: dict[str, torch.Tensor], classes: int) -> nn.Module:
+    """Returns the network `name` with a fresh last layer of `classes` outputs and the other weights given.
 
-
-def _replace_head(model: nn.Module, classes: int) -> None:
-    """Puts a fresh last layer of `classes` outputs on a torchvision network with 1000."""
-    for name, module in reversed(list(model.named_modules())):
-        if isinstance(module, nn.Linear):
-            head: nn.Module = nn.Linear(module.in_features, classes)
-        elif isinstance(module, nn.Conv2d):  # as SqueezeNet ends
-            head = nn.Conv2d(module.in_channels, classes, module.kernel_size[0])
-        else:
-            continue
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, head)
-        return
-    raise InputError("--pretrained: this network has no last layer to replace; train it from scratch")
+    weights: the state dict of the same network with a last layer of any size. Raises RunError if they are
+    not.
+    """
+    model = create(name, classes)
+    heads = head_names(model)
+    kept = {key: value for key, value in weights.items() if not is_of_head(key, heads)}
+    try:
+        missing, unexpected = model.load_state_dict(kept, strict=False)
+    except RuntimeError as error:
+        raise RunError(f"the weights do not fit {name}: {printable(error)[:160]}") from None
+    if strange := [*unexpected, *(key for key in missing if not is_of_head(key, heads))]:
+        raise RunError(
+            f"{name} has no last layer of its own to replace: {printable(strange[0])} does not fit"
+        )
+    return model
 
 
 def preprocessing(name: str, input_size: int | None = None, fit: str = "whole") -> Preprocessing:
@@ -166,7 +169,7 @@ def preprocessing(name: str, input_size: int | None = None, fit: str = "whole") 
 
     fit: "whole" or "center". Raises InputError for an unknown name, or a size outside 8 … 4096.
     """
-    library, bare = _find_library(name)
+    library, bare = find_library(name)
     if library == "timm":
         from timm.data import resolve_model_data_config
         from timm.models import get_pretrained_cfg
@@ -187,7 +190,7 @@ def preprocessing(name: str, input_size: int | None = None, fit: str = "whole") 
         crop_mode = "center"
     if input_size is not None and not 8 <= input_size <= 4096:
         raise InputError(f"--input-size is {input_size}: choose 8 to 4096 pixels")
-    if interpolation not in ("bilinear", "bicubic"):
+    if interpolation not in INTERPOLATIONS:
         interpolation = "bicubic"
     if fit != "center":
         crop_mode = "center"  # so that runs that show the whole image have one preprocessing
@@ -213,7 +216,7 @@ def describe(name: str, classes: int = 1000, input_size: int | None = None) -> D
     """
     from qrdali.network_costs import cost_of
 
-    library, bare = _find_library(name)
+    library, bare = find_library(name)
     known = cost_of(library, bare) if classes == 1000 else None
     if known is not None and input_size in (None, known.input_size):
         return Description(name, known.parameters, known.gmacs, known.input_size)
@@ -230,7 +233,7 @@ def count(name: str, classes: int = 1000, input_size: int | None = None) -> Desc
     side = input_size or preprocessing(name).input_size
     try:
         # The counter stops at a parameter that is a module's input and wants a gradient (a class token).
-        model = _create_on_meta(name, classes).eval().requires_grad_(False)
+        model = create_on_meta(name, classes).eval().requires_grad_(False)
     except Exception:  # networks fail without data in many ways
         return Description(name, None, None, side)
     gmacs: float | None = None
@@ -257,7 +260,7 @@ class _MetaWeights(TorchFunctionMode):
         return func(*args, **options)
 
 
-def _create_on_meta(name: str, classes: int) -> nn.Module:
+def create_on_meta(name: str, classes: int) -> nn.Module:
     """Returns a network on the meta device, where it has shapes but no values."""
     try:
         with torch.device("meta"):
@@ -276,7 +279,7 @@ def require_logits(name: str, classes: int, input_size: int, model: nn.Module | 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                output = _create_on_meta(name, classes).train()(torch.empty(2, 3, input_size, input_size))
+                output = create_on_meta(name, classes).train()(torch.empty(2, 3, input_size, input_size))
         except Exception:  # networks fail without data in many ways
             if model is None:
                 return

@@ -7,6 +7,7 @@ each file's content; the answer is a JSON list of findings. Empty messages befor
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ _START_SECONDS = 180.0  # a first import from a cold disk takes a minute
 PARENT_GONE_SECONDS = 150
 _KILL_SECONDS = 5.0
 _LAST_LINE_BYTES = 4096
+_PIPE_BYTES = 1 << 20
 _PROGRAM = "qrdali.pipelines.decoding_server"
 
 
@@ -57,6 +59,14 @@ class DecoderProcess:
         self._lock = Lock()
         self._child: _Child | None = None
 
+    def start(self) -> None:
+        """Starts the child without waiting for it, so that its imports overlap the caller's own work.
+
+        What goes wrong is said when it is asked.
+        """
+        with self._lock, suppress(RunError):
+            self._ensure_child()
+
     def check(self, contents: Sequence[bytes], threads: int, max_pixels: int) -> list[Finding]:
         """Returns a finding for each file.
 
@@ -83,13 +93,19 @@ class DecoderProcess:
             return Finding(reason=f"the decoder does not survive it: {failure}")
 
     def _ask(self, contents: Sequence[bytes], threads: int, max_pixels: int) -> list[Finding]:
-        if self._child is None or not self._child.is_mine():
-            self._child = _Child()
+        child = self._ensure_child()
         try:
-            return self._child.ask(contents, threads, max_pixels)
+            return child.ask(contents, threads, max_pixels)
         except BaseException:  # an interrupt too: an answer that nobody reads would be taken for the next one
             self._end()
             raise
+
+    def _ensure_child(self) -> _Child:
+        if self._child is not None and self._child.is_mine() and self._child.has_ended():
+            self._end()
+        if self._child is None or not self._child.is_mine():
+            self._child = _Child()
+        return self._child
 
     def _end(self) -> None:
         if self._child is not None and self._child.is_mine():
@@ -129,24 +145,34 @@ class _Child:
             os.close(their_answers)
         self._requests = Connection(our_requests, readable=False)
         self._answers = Connection(our_answers, writable=False)
-        try:
-            self._next_message(_START_SECONDS)
-        except BaseException as failure:
-            last_line = self._last_line()
-            self.end()
-            if not isinstance(failure, _ChildFailed):
-                raise
-            raise RunError(
-                f"images cannot be decoded here ({last_line or failure}): `qrdali doctor` says more, and "
-                "--no-verify indexes without decoding"
-            ) from None
+        with suppress(OSError):  # what a user may take, by default; else a batch is sent in parts of 64 KiB
+            fcntl.fcntl(our_requests, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        self._is_ready = False
 
     def is_mine(self) -> bool:
         """Returns whether this process has started the child, not one that it was forked from."""
         return self._parent == os.getpid()
 
+    def has_ended(self) -> bool:
+        """Returns whether the child has ended by itself, as one does that is idle for long."""
+        return self._process.poll() == 0
+
+    def _wait_until_ready(self) -> None:
+        """Waits until the child has imported what it needs. Raises RunError if it cannot."""
+        if self._is_ready:
+            return
+        try:
+            self._next_message(_START_SECONDS)
+        except _ChildFailed as failure:
+            raise RunError(
+                f"images cannot be decoded here ({self._last_line() or failure}): `qrdali doctor` says more, "
+                "and --no-verify indexes without decoding"
+            ) from None
+        self._is_ready = True
+
     def ask(self, contents: Sequence[bytes], threads: int, max_pixels: int) -> list[Finding]:
-        """Returns the findings. Raises _ChildFailed if it crashes or hangs."""
+        """Returns the findings. Raises _ChildFailed if it crashes or hangs, RunError if it does not start."""
+        self._wait_until_ready()
         request = {"files": len(contents), "threads": threads, "max_pixels": max_pixels}
         try:
             self._requests.send_bytes(json.dumps(request).encode())

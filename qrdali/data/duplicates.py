@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +10,30 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from qrdali.data.index import FILES_SCHEMA, Dataset, read_batches
+from qrdali.data.index import FILES_SCHEMA, SPLITS, Dataset, Index, read_batches
 from qrdali.data.left_out import short_path
 
 _PAIRS = (("train", "val"), ("train", "test"), ("val", "test"))
 _SHOWN = 3
 
 
-def shared_images(folder: Path) -> list[str]:
+def shared_images(folder: Path, place_of: Callable[[str], Path] | None = None) -> list[str]:
     """Returns a warning for each two splits of a data set that share images; [] where no hashes were kept.
 
-    The hashes of one split at a time are in memory, 32 bytes an image, and of the other those of a record
-    batch.
+    place_of: returns where a file of the data set lies, by its name; in `folder` by default. The hashes of
+    one split at a time are in memory, 32 bytes an image, and of the other those of a record batch.
     """
-    dataset = Dataset.open(folder)
+    classes = len(Dataset.open(folder).classes)
+    place = place_of or folder.joinpath
+    splits = [split for split in SPLITS if place(f"{split}.arrow").exists()]
     warnings = []
     for first, second in _PAIRS:
-        if first in dataset.splits and second in dataset.splits:
-            is_shared = _rows_also_in(_hashes(folder, second), _hashes(folder, first))
+        if first in splits and second in splits:
+            is_shared = _rows_also_in(_hashes(place, second), _hashes(place, first))
             rows = np.flatnonzero(is_shared)
             if len(rows):
-                names = [short_path(path) for path in dataset.rows(second).indexed_paths(rows[:_SHOWN])]
+                index = Index(place(f"{second}.arrow"), classes)
+                names = [short_path(path) for path in index.indexed_paths(rows[:_SHOWN])]
                 more = f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else ""
                 warnings.append(
                     f"{len(rows):,} of {len(is_shared):,} images of {second} are in {first} too, byte for "
@@ -54,9 +57,9 @@ def _rows_also_in(
     return is_found[number]
 
 
-def _hashes(folder: Path, split: str) -> Iterator[npt.NDArray[Any]]:
+def _hashes(place_of: Callable[[str], Path], split: str) -> Iterator[npt.NDArray[Any]]:
     """Yields the hashes of a split's images, "S32" [rows] a record batch; none where they were not kept."""
-    file = folder / f"{split}.files.arrow"
+    file = place_of(f"{split}.files.arrow")
     if not file.exists():
         return
     for batch in read_batches(file, FILES_SCHEMA):

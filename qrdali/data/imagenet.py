@@ -22,7 +22,7 @@ from qrdali.data.imagenet_labels import (
     read_solution,
     synsets_by_id,
 )
-from qrdali.data.index import SPLITS
+from qrdali.data.index import SPLITS, write_classes
 from qrdali.data.left_out import LeftOut
 from qrdali.data.scan import DECODED, Indexer, Progress, Reading, Summary, new_folder, silent
 from qrdali.data.tree import folder_entries, image_files, leave_out_entries
@@ -177,6 +177,9 @@ def build(
                     raise RunError(
                         f"class {synset!r} has no readable image in the official validation set{reason}"
                     )
+        from qrdali.data.class_lists import imagenet_readable  # timm has them, and imports torch
+
+        write_classes(folder, list(imagenet.synsets), imagenet_readable(imagenet.synsets))
         provenance.write(
             folder,
             {

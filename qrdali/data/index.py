@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from qrdali.data import provenance, storage
+from qrdali.data.class_matching import ClassList
 from qrdali.data.class_names import KnownNames
 from qrdali.data.fingerprints import content_fingerprint, file_fingerprint
 from qrdali.data.index_batches import batches, mapped
@@ -50,8 +51,17 @@ class Index:
     Nothing of the file is held in memory: a small one is mapped, a large one read.
     """
 
-    def __init__(self, file: Path, classes: int, relocation: Relocation | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        classes: int,
+        relocation: Relocation | None = None,
+        network_labels: Samples | None = None,
+    ) -> None:
         """Opens an index whose labels are below `classes`; `relocation` says where the images are now.
+
+        network_labels: int64 [classes], what `labels` returns for each label of the file, where a network
+        counts classes otherwise than the data set; None for the labels themselves.
 
         Raises RunError for a file that is not such an index, or has impossible labels or sizes; of more than
         eight million rows `labels` and `sizes` raise it instead.
@@ -59,6 +69,7 @@ class Index:
         self.file = file
         self._classes = classes
         self._relocation = relocation
+        self._network_labels = network_labels
         self._columns = open_columns(file, SCHEMA)
         self._count = len(self._columns)
         if len(self) <= _MAX_CHECKED_ROWS:
@@ -104,7 +115,16 @@ class Index:
         """Returns the labels, int64 [N]."""
         result = self._columns.labels(self._within(samples))
         self._check(result)
-        return result
+        return result if self._network_labels is None else self._network_labels[result]
+
+    @property
+    def classes(self) -> int:
+        """Returns the number of classes of the data set."""
+        return self._classes
+
+    def with_network_labels(self, network_labels: Samples) -> Index:
+        """Returns this index with labels as a network counts its classes. network_labels: int64 [classes]."""
+        return Index(self.file, self._classes, self._relocation, network_labels)
 
     def sizes(self, samples: Samples) -> npt.NDArray[np.int32]:
         """Returns upright (height, width) in pixels, int32 [N, 2]."""
@@ -217,8 +237,8 @@ class Dataset:
     """Opens an indexed data set: the images stay where they are, the index says where and what they are.
 
     folder: of the index. classes: their names in label order. splits: those of train, val and test that it
-    has. relocation: where the images are now, if they moved. `data["train"]` is a split's index; `open` makes
-    a data set of its folder.
+    has. relocation: where the images are now, if they moved. readable: a readable name of each class, or ().
+    `data["train"]` is a split's index; `open` makes a data set of its folder.
 
     Example:
         >>> data = qrdali.Dataset.open("data")
@@ -230,6 +250,7 @@ class Dataset:
     classes: tuple[str, ...]
     splits: tuple[str, ...]
     relocation: Relocation | None = None
+    readable: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, folder: Path | str, root: str | None = None) -> Dataset:
@@ -248,6 +269,7 @@ class Dataset:
             )
             raise InputError(f"{printable(folder)} is not a data set (no classes.tsv); {hint}")
         classes: list[str] = []
+        readable: list[str] = []
         try:
             if listing.stat().st_size > _MAX_CLASSES_BYTES:
                 raise RunError(
@@ -258,21 +280,33 @@ class Dataset:
         except (OSError, ValueError) as error:
             raise RunError(f"{listing} cannot be read: {printable(error)}") from None
         for row in rows[1:]:
-            label, tab, name = row.partition("\t")
-            if not tab or label != str(len(classes)):
+            label, *names = row.split("\t")
+            if not 1 <= len(names) <= 2 or label != str(len(classes)):
                 raise RunError(
-                    f"{listing} line {len(classes) + 2} is {printable(row)!r}, not '{len(classes)}<TAB>name'"
+                    f"{listing} line {len(classes) + 2} is {printable(row)!r}, not '{len(classes)}<TAB>name' "
+                    "or the same with a readable name after another tab"
                 )
-            classes.append(name)
+            classes.append(names[0])
+            readable += names[1:]
         if not classes:
             raise RunError(
                 f"{listing} lists no class but has {printable(rows[0])[:80]!r}: index again"
                 if rows
                 else f"{listing} is empty and lists no class: index again"
             )
+        if readable and len(readable) < len(classes):
+            raise RunError(
+                f"{listing} has a readable name for {len(readable)} of {len(classes)} classes: give all "
+                "or none"
+            )
         splits = tuple(split for split in SPLITS if (folder / f"{split}.arrow").exists())
         relocation = relocation_of(root, provenance.read(folder), folder) if root else None
-        return cls(folder, tuple(classes), splits, relocation)
+        return cls(folder, tuple(classes), splits, relocation, tuple(readable))
+
+    @property
+    def class_list(self) -> ClassList:
+        """Returns the classes with their readable names."""
+        return ClassList(self.classes, self.readable)
 
     def index(self, split: str) -> Index:
         """Returns the index of a split.
@@ -319,7 +353,9 @@ class Dataset:
         )
 
 
-def write_classes(folder: Path, classes: list[str]) -> None:
-    """Writes classes.tsv: label and name."""
-    rows = "".join(f"{label}\t{name}\n" for label, name in enumerate(classes))
-    (folder / "classes.tsv").write_text("label\tname\n" + rows, "utf-8")
+def write_classes(folder: Path, classes: list[str], readable: tuple[str, ...] = ()) -> None:
+    """Writes classes.tsv: label, name and, where there are any, readable names."""
+    columns = [map(str, range(len(classes))), classes, *([readable] if readable else [])]
+    rows = "".join("\t".join(row) + "\n" for row in zip(*columns, strict=True))
+    head = "label\tname\treadable\n" if readable else "label\tname\n"
+    (folder / "classes.tsv").write_text(head + rows, "utf-8")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from qrdali.data import provenance
+from qrdali.data.duplicates import shared_images
 from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Samples, read_batches
 from qrdali.data.inspect import tsv_field
 from qrdali.errors import InputError, RunError, printable
@@ -45,7 +46,7 @@ def cut(
     per_class: int | None,
     seed: int,
     share: float = 0,
-    warn: Callable[[str], None] = silent,
+    warn: Callable[[str], None] | None = None,
 ) -> Cut:
     """Moves `per_class` images of each class from train.arrow to val.arrow, and lists them in minival.tsv.
 
@@ -53,17 +54,25 @@ def cut(
     or after a loss of power, the data set is as it was, or one without validation that the next call
     finishes.
 
-    warn: is called where the file system has no locks. Raises InputError for a data set that
-    has a validation split, RunError for a class with too few images.
+    warn: is called where the file system has no locks, and for images that will be in two splits, byte for
+    byte, before val.arrow has its name: whoever finds the data set whole has been warned. None looks for no
+    such images. Raises InputError for a data set that has a validation split, RunError for a class with too
+    few images.
     """
     _open_without_val(folder)  # before a lock is left in a folder that is not a data set
-    with acquire(folder / _LOCK, lambda who: f"{printable(folder)} is being cut by {who}: wait for it", warn):
+
+    def refusal(who: str) -> str:
+        return f"{printable(folder)} is being cut by {who}: wait for it"
+
+    with acquire(folder / _LOCK, refusal, warn or silent):
         try:
             dataset = _open_without_val(folder)
             resumed = (folder / LIST).exists()
             if not resumed:
                 _prepare(dataset, per_class, seed, share)
                 replace_atomically(_partial(folder, LIST), folder / LIST)  # from here on the cut is decided
+            if warn is not None:
+                _warn_of_shared_images(folder, warn)
             _finish(folder)
         finally:
             (folder / _LOCK).unlink(missing_ok=True)
@@ -143,6 +152,20 @@ def _write_partials(dataset: Dataset, per_class: int | None, seed: int, share: f
     for name in (LIST, *_RENAMED):
         if _partial(folder, name).exists():
             sync(_partial(folder, name))
+
+
+def _warn_of_shared_images(folder: Path, warn: Callable[[str], None]) -> None:
+    """Warns of images in two splits of what the data set will be once the cut is finished."""
+
+    def place_of(name: str) -> Path:
+        return _partial(folder, name) if _partial(folder, name).exists() else folder / name
+
+    try:
+        warnings = shared_images(folder, place_of)
+    except RunError as error:  # damaged hashes, of test for instance, do not keep a cut from being finished
+        warnings = [f"images in two splits were not looked for: {error}"]
+    for text in warnings:
+        warn(text)
 
 
 def _finish(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -31,14 +31,38 @@ def tolerance(image: Image.Image, content: bytes) -> int:
     return 0
 
 
-def largest_difference(image: Image.Image, decoded: Pixels) -> int:
-    """Returns the largest difference of any sample, 255 where sizes differ.
+def disagreement(image: Image.Image, decoded: Pixels, shape: Sequence[int], allowed: int) -> str:
+    """Returns how DALI's pixels of an image differ from Pillow's, by more than `allowed` of 255, or "".
 
-    image: loaded, as in the file. decoded: uint8 [H, W, 3], upright RGB.
+    image: loaded, as in the file. decoded: uint8 [H, W, 3], upright RGB. shape: DALI's of the whole image.
     """
     upright = ImageOps.exif_transpose(image)
-    if decoded.shape != (upright.height, upright.width, 3):
-        return 255
+    if reason := size_disagreement(upright.size, shape):
+        return reason
+    difference = _largest_difference(upright, decoded)
+    if difference <= allowed:
+        return ""
+    return (
+        f"decoders disagree: the training decoder's (DALI's) pixels differ by up to {difference} of 255 "
+        "from Pillow's"
+    )
+
+
+def size_disagreement(size: tuple[int, int], shape: Sequence[int]) -> str:
+    """Returns how DALI's size of an image differs from Pillow's, or "".
+
+    size: upright width and height by Pillow. shape: height and width by DALI, and the channels.
+    """
+    width, height = size
+    if tuple(shape[:2]) == (height, width):
+        return ""
+    return (
+        f"decoders disagree about its size: {width}x{height} by Pillow, "
+        f"{shape[1]}x{shape[0]} by the training decoder (DALI)"
+    )
+
+
+def _largest_difference(upright: Image.Image, decoded: Pixels) -> int:
     worst, top = 0, 0
     for band in _rgb_bands(upright):
         ours = decoded[top : top + len(band)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qrdali.data import provenance, storage
-from qrdali.data.class_names import KnownNames
+from qrdali.data.class_matching import ClassList, require_different
 from qrdali.data.duplicates import shared_images
 from qrdali.data.file_check import check_files
 from qrdali.data.index import FILES_SCHEMA, RowWriter, Writer, write_classes
@@ -243,27 +243,29 @@ class Indexer:
 
 def index_folder(
     root: Path | str,
-    classes: tuple[str, ...],
+    classes: tuple[str, ...] | ClassList,
     file: Path,
     reading: Reading = DECODED,
     group: ProcessGroup | None = None,
     whose: str = "the run",
 ) -> list[tuple[str, str]]:
-    """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`.
+    """Indexes ROOT/CLASS/* for any subset of `classes` into the Arrow `file`, labelled as `classes` are.
 
-    Returns (path, reason) of the rejected, and of what is not read: other files and hidden folders.
+    classes: their names, or a ClassList: then a folder may have a class's readable name. Returns (path,
+    reason) of the rejected, and of what is not read: other files and hidden folders.
 
     ROOT is a folder or in a store; rows are in the order of the classes, then of the names. Collective if
     there is a `group`: rank 0 lists the files, each rank inspects a part of them, and each writes a whole
     `file` of its own. Raises InputError for a folder that is not one of the classes, `whose` being whom they
-    belong to, or where nothing can be read.
+    belong to, or is one of two; for two folders of one class; or where nothing can be read.
     """
     from qrdali.distributed import SINGLE_PROCESS  # it imports torch, which indexing a data set does without
 
     group = group or SINGLE_PROCESS
     not_read: list[tuple[str, str]] = []  # of the process that lists the files
     left_out = LeftOut(lambda path, reason: not_read.append((path, reason)))
-    listed = group.run_on_main(lambda: _set_files(root, classes, whose, left_out))
+    known = classes if isinstance(classes, ClassList) else ClassList(classes)
+    listed = group.run_on_main(lambda: _set_files(root, known, whose, left_out))
     files = iter(()) if listed is None else listed
     rejected = []
     writer = Writer(file)
@@ -301,21 +303,16 @@ def index_folder(
 
 
 def _set_files(
-    root: Path | str, classes: tuple[str, ...], whose: str, left_out: LeftOut
+    root: Path | str, classes: ClassList, whose: str, left_out: LeftOut
 ) -> Iterator[tuple[int, str]]:
     """Returns (label, path) of the files below ROOT/CLASS. Raises InputError as `index_folder` does."""
     if not storage.is_remote(str(root)) and not Path(root).is_dir():
         raise InputError(f"{printable(root)} is not a folder: a set holds class folders of images")
     tree = open_tree(str(root))
     found = tree.entries()
-    unknown = sorted(set(found.folders) - set(classes))
-    if unknown:
-        raise InputError(
-            f"{printable(root)} has the folder {printable(unknown[0])!r}, which is not a class of {whose} "
-            f"({len(unknown)} such){KnownNames(classes).difference(unknown[0])}"
-        )
+    labels = _labels_of_folders(root, found.folders, classes, whose)
     # Only names that were listed: a class name of a run, such as "../x", need not be fit for a path.
-    names = [name for name in classes if name in set(found.folders)]
+    names = sorted(labels, key=labels.__getitem__)
     if not names and found.shards:
         raise InputError(
             f"{printable(root)} holds tar shards: a set holds class folders of images; index the shards as "
@@ -325,9 +322,33 @@ def _set_files(
         left_out.add_file(tree.name(name), Where.BESIDE)
     for name in found.hidden:
         left_out.add_closed_folder(tree.name(name), "a hidden folder is no class")
-    labels = {name: label for label, name in enumerate(classes)}
     return (
         (labels[name], path)
         for name, files in zip(names, tree.images((), names, left_out), strict=True)
         for path in files
     )
+
+
+def _labels_of_folders(
+    root: Path | str, folders: Sequence[str], classes: ClassList, whose: str
+) -> dict[str, int]:
+    """Returns the label of each class folder. Raises InputError as `index_folder` does."""
+    where = f"{printable(root)}"
+    labels: dict[str, int] = {}
+    unknown = []
+    for name in sorted(folders):
+        try:
+            label = classes.label_of(name)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        if label is None:
+            unknown.append(name)
+        else:
+            labels[name] = label
+    if unknown:
+        raise InputError(
+            f"{where} has the folder {printable(unknown[0])!r}, which is not a class of {whose} "
+            f"({len(unknown)} such){classes.difference(unknown[0])}"
+        )
+    require_different(ClassList(tuple(labels)), list(labels.values()), classes, where)
+    return labels

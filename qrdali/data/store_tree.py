@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from qrdali.data import object_store
 from qrdali.data.file_names import is_hidden, is_image
 from qrdali.data.left_out import LeftOut, Where
-from qrdali.data.tree import LISTINGS, Entries, Place
+from qrdali.data.tree import LISTINGS, Entries, Place, image_or_none
 from qrdali.errors import InputError, printable
 
 
@@ -77,6 +77,23 @@ class RemoteTree:
             finally:
                 pool.shutdown(cancel_futures=True)
 
+    def images_below(self, left_out: LeftOut, on_closed: Callable[[str, str], None]) -> Iterator[str]:
+        start = len(self.root) - 5 + 1
+        names = (info.path[start:] for info in self._all_below() if info.type.name == "File")
+        hidden: set[str] = set()
+        for *parents, own_name in sorted(name.split("/") for name in names):
+            if not own_name or "" in parents:  # what stands for a folder, or lies in one without a name
+                continue
+            if first := next(filter(is_hidden, parents), None):
+                if first not in hidden:
+                    left_out.pass_over(self.name(first) + "/")
+                hidden.add(first)
+            else:
+                yield from image_or_none(self.name(*parents, own_name), left_out)
+
+    def _all_below(self) -> list[Any]:
+        return self._listed((), recursive=True)
+
     def _class_names(self, place: Place, with_folders: bool) -> list[str]:
         """Returns the names of the objects in a class folder and, `with_folders`, also in those below it."""
         names: list[str] = []
@@ -133,6 +150,9 @@ class GoogleTree(RemoteTree):
             iter(_images_of(self.name(*place, name), sorted(below.get(name, [])), left_out))
             for name in classes
         )
+
+    def _all_below(self) -> list[Any]:
+        return self._list_all(())
 
     def _below(self, place: Place) -> dict[str, list[str]]:
         """Returns the names of the files by folder at a place; those at the place itself under "".

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -77,6 +77,14 @@ class Tree(Protocol):
         """
         ...
 
+    def images_below(self, left_out: LeftOut, on_closed: Callable[[str, str], None]) -> Iterator[str]:
+        """Yields the paths of all images in the root and below it, at any depth, in order.
+
+        Hidden folders and links to folders are passed over; they and other files are counted in `left_out`.
+        on_closed: is called with a folder that cannot be listed, and why.
+        """
+        ...
+
 
 def open_tree(root: str) -> Tree:
     """Returns the tree of a path or URL.
@@ -118,6 +126,36 @@ class LocalTree:
         self, place: Place, classes: Sequence[str], left_out: LeftOut | None = None
     ) -> Iterator[Iterator[str]]:
         return (image_files(self._root.joinpath(*place, name).absolute(), left_out) for name in classes)
+
+    def images_below(self, left_out: LeftOut, on_closed: Callable[[str, str], None]) -> Iterator[str]:
+        return _local_images_below(str(self._root), left_out, on_closed)
+
+
+def _local_images_below(
+    folder: str, left_out: LeftOut, on_closed: Callable[[str, str], None]
+) -> Iterator[str]:
+    pending = [(folder, True)]  # the next one last; no recursion: folders may be nested a thousand deep
+    while pending:
+        path, is_folder = pending.pop()
+        if not is_folder:
+            yield from image_or_none(path, left_out)
+        elif path != folder and (is_hidden(os.path.basename(path)) or os.path.islink(path)):
+            left_out.pass_over(path + "/")  # links may form loops
+        else:
+            try:
+                entries = sorted((entry.path, _is_folder(entry)) for entry in os.scandir(path))
+            except OSError as error:
+                on_closed(path, f"the folder cannot be read: {error.strerror}")
+            else:
+                pending += reversed(entries)
+
+
+def image_or_none(path: str, left_out: LeftOut) -> list[str]:
+    """Returns [path] if its name has an image's ending; otherwise [], and counts it in `left_out`."""
+    if is_image(path.rpartition("/")[2]):
+        return [path]
+    left_out.add_file(path, Where.BELOW)
+    return []
 
 
 def folder_entries(folder: Path) -> Entries:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.functional import pad
 
 from qrdali.errors import InputError, printable
 from qrdali.files import text_lines
@@ -29,7 +30,8 @@ class ClassMap:
     classes: the D names. target: int64 [R], the data class of each of the network's classes, or -1. rule:
     "argmax" maps the network's first choice among all R; one that is not mapped is the prediction -1, which
     is wrong; the confidence is that class's probability. "sum" adds the probabilities of each data class; the
-    largest sum wins and is the confidence.
+    largest sum wins and is the confidence. `probability` says what the rank of the true class is counted
+    among.
     """
 
     classes: tuple[str, ...]
@@ -46,7 +48,7 @@ class ClassMap:
         return share / len(self.classes)
 
     @cached_property
-    def _copies(self) -> dict[torch.device, torch.Tensor]:
+    def _copies(self) -> dict[tuple[torch.device, int], torch.Tensor]:
         return {}
 
     @cached_property
@@ -65,11 +67,71 @@ class ClassMap:
         confidence, prediction = (probability @ self._on(logits.device, self._members)).max(1)
         return prediction, confidence.clamp(max=1.0)  # a sum of all may round to just above
 
+    def probability(self, logits: torch.Tensor) -> torch.Tensor:
+        """Returns the probability of each possible answer, float64 [N, K]: first of the D data classes.
+
+        For "sum" there are no others, and a data class has the sum over its classes of the network. For
+        "argmax" a data class has the probability of the most probable of its classes of the network, so that
+        the first answer is the prediction and its probability the confidence; after the data classes comes
+        each class of the network that is not mapped. logits: [N, R].
+        """
+        probability = logits.double().softmax(1)
+        if self.rule == "sum":
+            members = self._on(logits.device, self._members).double()
+            return (probability @ members).clamp(max=1.0)
+        # Not by scatter_reduce, which deterministic algorithms refuse on a GPU: classes of one answer stand
+        # side by side, and doubling steps bring the largest of them to the first.
+        plan = self._grouping
+        # The last column, of zeros, is for data classes that no class of the network is mapped to.
+        probability = pad(probability, (0, 1)).index_select(1, self._on(logits.device, plan.order))
+        for step in plan.steps:
+            ahead = probability.index_select(1, self._on(logits.device, step))
+            probability = probability.maximum(ahead)
+        return probability.index_select(1, self._on(logits.device, plan.firsts))
+
+    @cached_property
+    def _grouping(self) -> _Grouping:
+        return _grouping(self.target, len(self.classes))
+
     def _on(self, device: torch.device, values: npt.NDArray[Any]) -> torch.Tensor:
-        """Returns the one array of this map's rule on `device`, copied there at the first batch alone."""
-        if device not in self._copies:
-            self._copies[device] = to_device(values, device)
-        return self._copies[device]
+        """Returns one of this map's arrays on `device`, copied there at the first batch alone."""
+        key = device, id(values)
+        if key not in self._copies:
+            self._copies[key] = to_device(values, device)
+        return self._copies[key]
+
+
+@dataclass(frozen=True)
+class _Grouping:
+    """Says how the largest value of each group of columns is found, the last column being a group's own.
+
+    order: int64 [R + 1], puts groups side by side. steps: int64 [R + 1] each; a column takes the larger of
+    its own value and that of the column named. firsts: int64 [K], where each group's largest value is then;
+    of a group without columns, the last one.
+    """
+
+    order: npt.NDArray[np.int64]
+    steps: tuple[npt.NDArray[np.int64], ...]
+    firsts: npt.NDArray[np.int64]
+
+
+def _grouping(target: npt.NDArray[np.int64], classes: int) -> _Grouping:
+    """Returns how columns are grouped by `target`, each unmapped one after the `classes` by itself."""
+    unmapped = target == UNMAPPED
+    count = classes + int(unmapped.sum())
+    groups = np.append(target, count)
+    groups[:-1][unmapped] = np.arange(classes, count)
+    order = np.argsort(groups, kind="stable")
+    ordered, columns = groups[order], np.arange(len(groups))
+    steps, distance = [], 1
+    while distance < np.bincount(groups).max():
+        other = np.minimum(columns + distance, len(columns) - 1)
+        steps.append(np.where(ordered[other] == ordered, other, columns))
+        distance *= 2
+    firsts = np.full(count, len(target))
+    present, where = np.unique(ordered, return_index=True)
+    firsts[present[:-1]] = where[:-1]
+    return _Grouping(order, tuple(steps), firsts)
 
 
 def read_class_map(

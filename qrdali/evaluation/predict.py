@@ -11,17 +11,29 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from qrdali.evaluation.class_map import ClassMap
 from qrdali.evaluation.prediction_rows import PredictionRows
+from qrdali.evaluation.true_class import true_class
 from qrdali.interfaces import BatchSource, RunContext
 from qrdali.schedule.epoch_plan import EpochPlan
 
-Decide = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+_KINDS = (np.int64, np.int64, np.int64, np.float32, np.int64, np.float64)  # of the columns of a batch
 
 
 def top1(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (predictions int64 [N], their probabilities float32 [N]) of logits [N, classes]."""
     confidence, prediction = logits.float().softmax(1).max(1)
     return prediction, confidence
+
+
+def top_answers(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the `count` most probable classes, int64 [N, count], and their probabilities, float32.
+
+    logits: [N, classes]. Equally probable classes follow each other by number, so that the first is that of
+    `top1`.
+    """
+    probability, classes = logits.float().softmax(1).sort(dim=1, descending=True, stable=True)
+    return classes[:, :count], probability[:, :count]
 
 
 def inference_batch_size(batch_size: int, world: int) -> int:
@@ -44,16 +56,16 @@ def predict(
     context: RunContext,
     *,
     on_batch: Callable[[int], None] = _ignore,
-    decide: Decide = top1,
+    class_map: ClassMap | None = None,
 ) -> PredictionRows:
     """Classifies every image of `plan` in evaluation mode and returns a row for each.
 
     The model is left in the mode that it was in.
 
     on_batch: is called after each batch of this process with the images that all processes have done since;
-    what it raises ends the pass on all of them. decide: turns logits into predictions and confidences, as
-    `top1`. Collective: the processes of `context.group` take every world-th batch as it is, and all return
-    all rows, the same as one process alone.
+    what it raises ends the pass on all of them. class_map: for labels of other classes than the network's.
+    Collective: the processes of `context.group` take every world-th batch as it is, and all return all rows,
+    the same as one process alone.
     """
     group = context.group
     shard = replace(plan, rank=group.rank, world_size=group.world_size, whole_batches=True)
@@ -64,12 +76,15 @@ def predict(
         for batch in source.epoch(shard) if shard.rank < shard.batches else ():
             with context.autocast():
                 logits = model(batch.images)
-            columns.append((batch.samples, batch.labels, *decide(logits)))
+            predictions, confidence = class_map.decide(logits) if class_map else top1(logits)
+            probability = class_map.probability(logits) if class_map else logits.double().softmax(1)
+            of_label = true_class(probability, batch.labels, predictions)
+            columns.append((batch.samples, batch.labels, predictions, confidence, *of_label))
             check_other_ranks()
             done = batch.number * plan.batch_size
             on_batch(min(plan.samples, done + group.world_size * plan.batch_size) - done)
         if not columns:
-            return [np.empty(0, kind) for kind in (np.int64, np.int64, np.int64, np.float32)]
+            return [np.empty(0, kind) for kind in _KINDS]
         # Copied to the host once at the end: a copy per batch would wait for the GPU every time.
         return [torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)]
 
@@ -84,6 +99,5 @@ def predict(
     for column in own_columns:
         of_all_ranks = group.all_gather(column)
         columns.append(np.concatenate(of_all_ranks))
-    samples, labels, predictions, confidences = columns
-    order = np.argsort(samples, kind="stable")
-    return PredictionRows(samples[order], labels[order], predictions[order], confidences[order])
+    order = np.argsort(columns[0], kind="stable")
+    return PredictionRows(*(column[order] for column in columns))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,27 +30,43 @@ _ROW: list[tuple[str, str]] = [
     ("correct", "?"),
     ("confidence", "f4"),
 ]
+_OF_TRUE_CLASS: list[tuple[str, str]] = [("rank", "i8"), ("true_probability", "f8")]  # not in older rows
+_LEAST_PROBABILITY = np.finfo(np.float64).tiny
 
 
 @dataclass(frozen=True)
 class PredictionRows:
     """Holds one row per image, in sample order.
 
-    samples, labels, predictions: int64 [N]. confidence: float32 [N] in [0, 1].
+    samples, labels, predictions: int64 [N]. confidence: float32 [N] in [0, 1]. ranks: int64 [N].
+    true_probability: float64 [N] in [0, 1].
 
     confidence: the probability of the prediction. A prediction may be -1, none of the classes (see
-    class_map.py).
+    class_map.py). ranks, true_probability: of the true class among all possible answers, as `true_class`
+    counts them.
     """
 
     samples: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     predictions: npt.NDArray[np.int64]
     confidence: npt.NDArray[np.float32]
+    ranks: npt.NDArray[np.int64]
+    true_probability: npt.NDArray[np.float64]
 
     @property
     def accuracy(self) -> float:
         """Returns the share of images whose prediction is the label, in [0, 1]."""
         return float((self.labels == self.predictions).mean())
+
+    @property
+    def top5_accuracy(self) -> float:
+        """Returns the share of images whose label is among the five most probable answers, in [0, 1]."""
+        return top5_accuracy(self.ranks)
+
+    @property
+    def negative_log_likelihood(self) -> float | None:
+        """Returns the mean of -log of the true class's probability (natural log), None for NaN."""
+        return negative_log_likelihood(self.true_probability)
 
     @property
     def constant_class(self) -> int | None:
@@ -58,10 +75,27 @@ class PredictionRows:
         return int(self.predictions[0]) if same else None
 
 
+def top5_accuracy(ranks: npt.NDArray[np.integer]) -> float:
+    """Returns the share of ranks, counted from 1, that are at most 5."""
+    return float((ranks <= 5).mean())
+
+
+def negative_log_likelihood(probability: npt.NDArray[np.float64]) -> float | None:
+    """Returns the mean of -log of the true classes' probabilities (natural log); None if any is NaN.
+
+    A probability that float64 can no longer tell from 0 counts as 2.2e-308, the least that has full
+    precision: otherwise one image would make every other one's figure infinite.
+    """
+    mean = float(-np.log(np.maximum(probability, _LEAST_PROBABILITY)).mean())
+    return mean if math.isfinite(mean) else None
+
+
 def write_rows(
     file: Path, rows: PredictionRows, index: Index, metadata: dict[str, Any] | None = None
 ) -> None:
-    """Writes the Parquet columns sample, path, label, prediction, correct, confidence; whole or not at all.
+    """Writes the Parquet columns of a set, whole or not at all.
+
+    They are sample, path, label, prediction, correct, confidence, rank and true_probability.
 
     metadata: goes as JSON into the schema's metadata, under "qrdali", with the fingerprint of the images and
     the number of the definitions: the epoch of the weights, and what a class map did.
@@ -74,6 +108,8 @@ def write_rows(
             "prediction": rows.predictions.astype(np.int32),
             "correct": rows.labels == rows.predictions,
             "confidence": rows.confidence,
+            "rank": rows.ranks.astype(np.int32),
+            "true_probability": rows.true_probability,
         }
     )
     whole = {"images": index.fingerprint, "definitions": DEFINITIONS, **(metadata or {})}
@@ -141,7 +177,8 @@ def read_table(file: Path, columns: list[str]) -> pa.Table:
 def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.void]:
     """Returns the rows of a set in sample order, structured [N].
 
-    Fields: sample, path (text), label, prediction, correct, confidence.
+    Fields: sample, path (text), label, prediction, correct, confidence; and rank (from 1) and
+    true_probability, both or neither: rows of version 0.1 have neither.
 
     epoch: the epoch that the rows' weights must be of, where the file names one. A prediction of -1 is none
     of the classes. Raises InputError if there are no rows or they are of another epoch, RunError if the file
@@ -157,9 +194,10 @@ def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.
             f"is of epoch {epoch}: {advice}"
         )
     try:
-        table = read_table(file, [key for key, _ in _ROW])
-        rows = np.zeros(len(table), [(key, dtype) for key, dtype in _ROW])
-        for key, _ in _ROW:
+        fields = _fields(file)
+        table = read_table(file, [key for key, _ in fields])
+        rows = np.zeros(len(table), fields)
+        for key, _ in fields:
             rows[key] = table[key].to_numpy()
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
@@ -169,6 +207,28 @@ def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.
         or not len(rows)
         or rows["label"].min() < 0
         or rows["prediction"].min() < -1
+        or (has_true_class(rows) and not _agrees(rows))
     ):
         raise RunError(f"{printable(file)} contradicts itself: evaluate the run again")
     return rows
+
+
+def has_true_class(rows: npt.NDArray[np.void]) -> bool:
+    """Returns whether rows that were read have the fields rank and true_probability."""
+    return "rank" in (rows.dtype.names or ())
+
+
+def _fields(file: Path) -> list[tuple[str, str]]:
+    """Returns the fields of a file's rows: those of the true class are left out unless both are there."""
+    names = set(pq.read_schema(file).names) if file.is_file() else set()
+    return [*_ROW, *(_OF_TRUE_CLASS if all(key in names for key, _ in _OF_TRUE_CLASS) else [])]
+
+
+def _agrees(rows: npt.NDArray[np.void]) -> bool:
+    """Returns whether the true class is first where the prediction is right, and there alone."""
+    probability = rows["true_probability"]
+    return bool(
+        (rows["rank"] >= 1).all()
+        and np.array_equal(rows["rank"] == 1, rows["correct"])
+        and (np.isnan(probability) | ((probability >= 0) & (probability <= 1))).all()
+    )

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from qrdali.data.shapes import ShapesSpec
 from qrdali.errors import InputError, printable
+from qrdali.experiment.adopted import adopt_request, is_adopting
 from qrdali.reduction.quality import LevelScale, level_of, num_levels_of, tail_levels
 from qrdali.runs import settings as run_settings
 from qrdali.runs.settings import Settings
@@ -76,7 +77,9 @@ class Data(_Table):
 class Network(_Table):
     """Holds a network and what its runs differ in from [train].
 
-    epochs: of the shared run. shared, others: settings of the shared run and of the runs that start from it.
+    epochs: of the shared run. shared, others: settings of the shared run and of the runs that start from it;
+    or `shared` says what is adopted in place of a shared run that is trained: adopt = the model, weights,
+    classes, mean, std and interpolation, as of `qrdali adopt`.
     epoch_seconds: of a training epoch, one number or by "full" and reduction. probe_seconds: of an adaptive
     run's probe of all images before a stage, by reduction. Both are guesses until a run has been measured.
     """
@@ -91,6 +94,11 @@ class Network(_Table):
     others: dict[str, Any] = {}
     epoch_seconds: Seconds | dict[Literal["full", "color", "crop", "resolution", "combination"], Seconds] = {}
     probe_seconds: dict[Reduction, Seconds] = {}
+
+    @property
+    def is_adopted(self) -> bool:
+        """Returns whether the shared run is adopted."""
+        return is_adopting(self.shared)
 
     @property
     def folder(self) -> str:
@@ -280,9 +288,10 @@ def _check_tables(matrix: Matrix) -> None:
     """Raises InputError for a key that is not a run's setting, or that no table of its kind may hold."""
     tables: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {"train": (matrix.train, ())}
     for number, network in enumerate(matrix.network, 1):
-        tables |= {
-            f"network.{number}.{key}": (getattr(network, key), COMMON_KEYS) for key in ("shared", "others")
-        }
+        trained = ("others",) if network.is_adopted else ("shared", "others")
+        tables |= {f"network.{number}.{key}": (getattr(network, key), COMMON_KEYS) for key in trained}
+        if network.is_adopted:
+            _check_adopted(network, number, matrix)
     tables |= {f"runs.{name}": (method.settings(), COMMON_KEYS) for name, method in _methods(matrix)}
     for name, (table, common) in tables.items():
         for key in table:
@@ -293,6 +302,21 @@ def _check_tables(matrix: Matrix) -> None:
                 raise InputError(
                     f"{name}.{key} would differ between the runs of a network: put it in [train]"
                 )
+
+
+def _check_adopted(network: Network, number: int, matrix: Matrix) -> None:
+    """Raises InputError for a shared run that is adopted and cannot be, or that is to be trained too."""
+    if network.epochs is not None:
+        raise InputError(
+            f"network.{number}.epochs = {network.epochs}: the shared run is adopted, not trained: leave "
+            "it out"
+        )
+    try:
+        adopt_request(
+            network.shared, network.model, network.input_size, str(matrix.train.get("fit", "whole"))
+        )
+    except InputError as error:
+        raise InputError(f"network.{number}.{error}") from None
 
 
 def _check_runs(runs: Runs) -> None:

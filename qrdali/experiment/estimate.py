@@ -197,7 +197,7 @@ class Estimate:
 
     def remaining(self, run: PlannedRun) -> Remaining:
         """Returns the epochs and seconds of training still to come; zeros for a finished run."""
-        if self.tasks.folder.ended(run.name):
+        if run.adopt is not None or self.tasks.folder.ended(run.name):
             return Remaining((0, 0), Seconds(0.0, 0.0))
         recorded = rows(self.tasks.folder.run(run.name))
         epochs = sum(row["epoch"] > 0 for row in recorded)

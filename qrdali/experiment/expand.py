@@ -10,8 +10,10 @@ from typing import Any
 
 from qrdali.data import storage
 from qrdali.errors import InputError, printable
+from qrdali.experiment.adopted import adopt_request
 from qrdali.experiment.config import Matrix, Method, Network
 from qrdali.runs import settings as run_settings
+from qrdali.runs.adoption import AdoptRequest
 from qrdali.runs.settings import Settings
 from qrdali.schedule.methods import check_settings
 
@@ -23,13 +25,15 @@ class PlannedRun:
     """Names a run of the matrix, trained or not, and its settings.
 
     name: NETWORK/RUN, or NETWORK/seed-N/RUN where there are several seeds; also its folder below runs/.
-    values: for `validate_settings`. needs: names of the runs that must be finished first.
+    values: for `validate_settings`. needs: names of the runs that must be finished first. adopt: what is
+    adopted in place of training; `values` then say how the run is evaluated.
     """
 
     name: str
     network: str
     values: dict[str, Any]
     needs: tuple[str, ...] = ()
+    adopt: AdoptRequest | None = None
 
     @property
     def settings(self) -> Settings:
@@ -120,13 +124,15 @@ def _network_runs(matrix: Matrix, network: Network, seed: int, data: Path) -> li
         "seed": seed,
     }
     first = {"epochs": network.epochs} if network.epochs is not None else {}
+    shared = {} if network.is_adopted else network.shared
     runs = [
         PlannedRun(
             f"{prefix}shared",
             network.folder,
             _with_absolute_sets(
-                {**common, **first, **wanted.shared.settings(), **network.shared, "method": "shared"}
+                {**common, **first, **wanted.shared.settings(), **shared, "method": "shared"}
             ),
+            adopt=_adopted(matrix, network),
         )
     ]
 
@@ -168,12 +174,19 @@ def _network_runs(matrix: Matrix, network: Network, seed: int, data: Path) -> li
         if model is None:
             raise InputError(
                 f"runs.match = {printable(wanted.match)!r} is no run of {network.folder} that trains after "
-                "shared, such as "
-                f"{runs[-1].name.removeprefix(prefix)}"
+                f"shared, such as {runs[-1].name.removeprefix(prefix)}"
             )
         add("baseline-matched", "baseline", wanted.matched, match=str(folder / model.name))
         runs[-1] = PlannedRun(runs[-1].name, network.folder, runs[-1].values, (runs[0].name, model.name))
     return runs
+
+
+def _adopted(matrix: Matrix, network: Network) -> AdoptRequest | None:
+    """Returns what is adopted in place of a network's shared run, None where that is trained."""
+    if not network.is_adopted:
+        return None
+    fit = str(matrix.train.get("fit", "whole"))
+    return adopt_request(network.shared, network.model, network.input_size, fit)
 
 
 def _with_absolute_sets(values: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from qrdali.files.atomic import write_whole
 from qrdali.files.json_objects import read_object
 from qrdali.files.lock import acquire
 from qrdali.runs import checkpoint
+from qrdali.runs import folder as run_folder
 
 LOCK, DONE, FAILURES = ".lock", "done.json", "failures.json"
 LEVELS = "levels"  # the key of the note on what a folder was begun with
@@ -71,12 +72,16 @@ class ExperimentFolder:
     def ended(self, name: str) -> bool:
         """Returns whether a run is finished.
 
-        One whose last/ cannot be read is not: training says what is wrong with it.
+        One whose last/ cannot be read is not: training says what is wrong with it. An adopted one is finished
+        when it is there.
         """
         try:
+            if run_folder.is_adopted(self.run(name)):
+                run_folder.describe_best(self.run(name))
+                return True
             state = checkpoint.load(self.run(name) / "last")[0].get("schedule")
             return isinstance(state, dict) and bool(state.get("ended"))
-        except RunError:
+        except (InputError, RunError):
             return False
 
     def weights(self, name: str) -> list[int] | None:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from qrdali.data import storage
+from qrdali.data.class_matching import ClassList
 from qrdali.data.index import Dataset, Index
+from qrdali.data.shapes import class_names
 from qrdali.errors import InputError, RunError, printable
-from qrdali.experiment.config import ALL_REDUCTIONS, Matrix
+from qrdali.experiment.adopted import knows_classes
+from qrdali.experiment.config import ALL_REDUCTIONS, Matrix, Shapes
 from qrdali.experiment.expand import PlannedRun, matches, select
 from qrdali.experiment.folder import ExperimentFolder
 from qrdali.files.changes import describe_changes
@@ -24,7 +27,8 @@ SPEC = "shapes.json"  # a file beside generated pictures that says what they are
 
 @dataclass(frozen=True)
 class Task:
-    """Names one thing to do. kind: data, train, evaluate, mepi or report. name: the run's, if it is of one.
+    """Names one thing to do. kind: data, train, adopt, evaluate, mepi or report. name: the run's, if it is of
+    one.
 
     needs: keys of the tasks that must be done before.
     """
@@ -47,7 +51,8 @@ class Tasks:
     """Knows what a call has to do, and what is done.
 
     runs: every run of the matrix by name. wanted: those of this call. all: the tasks in the order in which
-    they are done. data: the data set's folder.
+    they are done. data: the data set's folder. foreign: names of adopted runs that do not know the data's
+    classes: they are neither evaluated nor searched.
     """
 
     def __init__(
@@ -69,14 +74,35 @@ class Tasks:
         select(runs, matrix.report.runs, "report.runs")
         first = () if matrix.data.shapes is None else ("data",)
         self.all = [Task("data")] if first else []
+        self.all += [self.run_task(run.name) for run in self.wanted]
+        self.foreign = [run.name for run in self.wanted if self._is_of_other_classes(run)]
+        evaluated = [run for run in self.wanted if run.name not in self.foreign]
+        self.all += [Task("evaluate", run.name, (*first, self.run_task(run.name).key)) for run in evaluated]
         self.all += [
-            Task("train", run.name, (*first, *(f"train {name}" for name in run.needs))) for run in self.wanted
-        ]
-        self.all += [Task("evaluate", run.name, (f"train {run.name}",)) for run in self.wanted]
-        self.all += [
-            Task("mepi", run.name, (f"train {run.name}",)) for run in self.wanted if self._has_mepi(run.name)
+            Task("mepi", run.name, (*first, self.run_task(run.name).key))
+            for run in evaluated
+            if self._has_mepi(run.name)
         ]
         self.all += [Task("report")] if matrix.report.make else []
+
+    def run_task(self, name: str) -> Task:
+        """Returns the task that makes a run: it is trained, or adopted."""
+        run = self.runs[name]
+        if run.adopt is not None:
+            return Task("adopt", name)
+        first = () if self.matrix.data.shapes is None else ("data",)
+        return Task("train", name, (*first, *(self.run_task(need).key for need in run.needs)))
+
+    def _is_of_other_classes(self, run: PlannedRun) -> bool:
+        """Returns whether a run is an adopted network that does not know the data's classes."""
+        if run.adopt is None:
+            return False
+        try:
+            shapes = self.matrix.data.shapes
+            data = Dataset.open(self.data).class_list if shapes is None else _shape_classes(shapes)
+        except (InputError, RunError, OSError):
+            return False  # whoever uses the data says what is wrong
+        return not knows_classes(run.adopt, self.folder.run(run.name), data)
 
     @property
     def tail(self) -> str:
@@ -125,7 +151,7 @@ class Tasks:
         """Returns whether a task is done by what is on disk now, whatever the notes say."""
         if task.kind == "data":
             return self._has_data()
-        if task.kind == "train":
+        if task.kind in ("train", "adopt"):
             return self.folder.ended(task.name)
         note = self.folder.done.get(task.key)
         if note is None:
@@ -194,7 +220,9 @@ class Tasks:
         changed = [
             name
             for name, digest in now["weights"].items()
-            if not isinstance(weights, dict) or weights.get(name) != digest
+            if (not isinstance(weights, dict) or weights.get(name) != digest)
+            # One that is to be adopted again will be the same, or a later call says that it is not.
+            and (digest or self.runs[name].adopt is None)
         ]
         return f"the weights of {changed[0]}" if changed else ""
 
@@ -290,6 +318,11 @@ class Tasks:
         assert self.matrix.data.shapes is not None
         spec = asdict(self.matrix.data.shapes.spec())
         return {**spec, "size": list(spec["size"])}
+
+
+def _shape_classes(shapes: Shapes) -> ClassList:
+    """Returns the classes of pictures that are generated, as their data set will have them."""
+    return ClassList(tuple(sorted(class_names(shapes.spec().classes))))
 
 
 def _newest(folder: Path) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import stat
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import TextIO
 
 from qrdali.errors import RunError, printable
 
+_LOOKING_SECONDS = 0.05  # longer than `is_held` holds a lock
 _warned_devices: set[int] = set()  # st_dev of the file systems without locks that a warning has named
 
 
@@ -29,7 +32,7 @@ def acquire(file: Path, refusal: Callable[[str], str], warn: Callable[[str], Non
     """
     lock = open(file, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock)
     except OSError as error:
         # SMB answers EACCES where another process holds the lock.
         held = isinstance(error, BlockingIOError | PermissionError) and _can_lock_in(file.parent)
@@ -43,6 +46,36 @@ def acquire(file: Path, refusal: Callable[[str], str], warn: Callable[[str], Non
         os.ftruncate(lock.fileno(), 0)
         os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
     return lock
+
+
+def _lock(lock: TextIO) -> None:
+    """Locks an opened file, waiting a moment where it is locked: `is_held` may be looking at it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(_LOOKING_SECONDS)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_held(file: Path) -> bool:
+    """Returns whether another process holds the lock of `file`; False where that cannot be known.
+
+    The file is neither made nor changed.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for ever
+    except OSError:
+        return False
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return False
+        # Shared: two that look do not take each other for a holder.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(descriptor)  # which unlocks it
+    return False
 
 
 def _holder(lock: TextIO) -> str:

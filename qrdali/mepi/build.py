@@ -210,7 +210,9 @@ class Builder:
             yield SearchPath(sample, self._label(sample), pixels, _size(pixels))
 
     def _label(self, sample: int) -> int:
-        return int(self.mepis.source.index.labels(np.array([sample]))[0])
+        """Returns the label of an image as the network counts its classes."""
+        source = self.mepis.source
+        return source.network_label(int(source.index.labels(np.array([sample]))[0]))
 
     def _resume_from_parents(self, wrong: list[int]) -> Iterator[SearchPath]:
         """Yields paths from the parents of states that were wrong when read back, which are forbidden."""
@@ -320,7 +322,7 @@ class Builder:
         if counts:
             label, count = counts.most_common(1)[0]
             result |= {
-                "near_void_class": self.mepis.source.classes[label],
+                "near_void_class": self.mepis.source.answer(label),
                 "near_void_class_share": count / counts.total(),
             }
         return result

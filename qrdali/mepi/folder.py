@@ -60,12 +60,30 @@ SCHEMA = pa.schema(_FIELDS)
 class MepiSource:
     """Names what a set's numbers refer to.
 
-    Samples are those of `index`, labels those of `classes`, levels those of `scale`.
+    Samples are those of `index`, labels those of `classes`, levels those of `scale`. network_classes: the
+    names of the classes that the network answers, and network_labels: int64 [classes], which of them each of
+    `classes` is; None where the two are the same. shown: names of `classes` that people read, None for
+    themselves.
     """
 
     index: Index
     classes: tuple[str, ...]
     scale: LevelScale
+    network_classes: tuple[str, ...] | None = None
+    network_labels: npt.NDArray[np.int64] | None = None
+    shown: tuple[str, ...] | None = None
+
+    def network_label(self, label: int) -> int:
+        """Returns the label of a class as the network counts them."""
+        return label if self.network_labels is None else int(self.network_labels[label])
+
+    def answer(self, network_label: int) -> str:
+        """Returns the name of a class that the network answers."""
+        return (self.network_classes or self.classes)[network_label]
+
+    def shown_name(self, label: int) -> str:
+        """Returns the name of a class that people read."""
+        return (self.shown or self.classes)[label]
 
 
 @dataclass
@@ -105,7 +123,10 @@ class MepiSet:
             mepis._require_room_for(new)
         # A run may have moved: its weights tell whether it is the same.
         ignored = {"run", "definitions", CONTINUED_UNDER}
-        if changes := describe_changes(_with_defaults(read_object(file)), options, ignored):
+        before = _with_defaults(read_object(file))
+        if before.get("amp") == "auto":  # older versions did not note what it chose: on a GPU one of two
+            before["amp"] = "off" if before.get("device") == "cpu" else options.get("amp")
+        if changes := describe_changes(before, options, ignored):
             raise InputError(
                 f"{printable(folder)} was begun with other options: {'; '.join(changes)[:600]}. Give the "
                 "same, or another --out"

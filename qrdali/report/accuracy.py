@@ -146,17 +146,22 @@ def missing(group: Group) -> list[str]:
     for name in dict.fromkeys((*group.sets, "test")):
         without = [run for run in group.runs if name not in run.sets]
         if without:
+            data = shlex.quote(without[0].settings.data or "DATASET")
             notes.append(
                 f"No rows of {name} for {some_names(without)}: "
                 f"qrdali evaluate --run {shlex.quote(str(without[0].folder))} "
-                f"{evaluate_command_for(name, shlex.quote(without[0].settings.data))}"
+                f"{evaluate_command_for(name, data)}"
             )
         if len({run.sets[name].digest for run in group.runs if name in run.sets}) > 1:
             notes.append(
                 f"The rows of {name} are not of the same images in all runs, and those are not compared: "
                 "evaluate all on the same data."
             )
-    alone = [run for run in group.runs if not is_baseline(run.settings) and group.baseline(run) is None]
+    alone = [
+        run
+        for run in group.runs
+        if not is_baseline(run.settings) and run.adoption is None and group.baseline(run) is None
+    ]
     if alone:
         notes.append(
             f"No baseline of the same seed is here for {some_names(alone)}: nothing to compare with."

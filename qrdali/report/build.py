@@ -14,7 +14,18 @@ from qrdali.files.atomic import replace_atomically
 from qrdali.files.json_objects import read_object
 from qrdali.interfaces import ProgressListener, SilentListener
 from qrdali.reduction.png_entropy import encoder_name
-from qrdali.report import accuracy, gallery, groups, mepi_plots, plots, quotients, resources, setup, thesis
+from qrdali.report import (
+    accuracy,
+    gallery,
+    groups,
+    likelihood,
+    mepi_plots,
+    plots,
+    quotients,
+    resources,
+    setup,
+    thesis,
+)
 from qrdali.report.figures import DARK, Figure
 from qrdali.report.groups import Group
 from qrdali.report.page import Drawn, Gallery, Section, page
@@ -338,6 +349,7 @@ def _results(group: Group, number: str, heading: str) -> list[Part]:
                 accuracy.table(group, f"accuracy-{number}"),
                 accuracy.top(group, "val", f"top-val-{number}"),
                 accuracy.top(group, "test", f"top-test-{number}"),
+                likelihood.table(group, f"likelihood-{number}"),
                 accuracy.comparisons(group, f"comparisons-{number}"),
             ),
             folded=frozenset({f"comparisons-{number}"}),

@@ -15,8 +15,11 @@ from qrdali.report.read import Run
 from qrdali.runs.configuration import distinguishing, label_of, names_of, on_gpu
 from qrdali.runs.settings import Settings
 
+# Settings that say how a run was made, not what it is.
+_OF_MACHINE = frozenset({"device", "threads", "probe_batch_size", "automatic"})
 # Settings that stand in a configuration's name already, or in its group's.
 _NAMED = frozenset({"model", "method", "reduction", "sequence"})
+_MOST_ADOPTED = 12  # runs of which notes say where their weights come from
 
 
 class Trait(NamedTuple):
@@ -95,16 +98,23 @@ class Group:
             and candidate.settings.seed == run.settings.seed
             and candidate is not run
         ]
-        settings = run.settings.model_dump()
+        settings = _comparable(run)
 
         def likeness(candidate: Run) -> tuple[bool, bool, int]:
             return (
                 candidate.definitions == run.definitions,
                 candidate.chain.init == run.chain.init,
-                sum(settings[key] == value for key, value in candidate.settings.model_dump().items()),
+                sum(settings[key] == value for key, value in _comparable(candidate).items()),
             )
 
         return max(baselines, key=likeness, default=None)
+
+
+def _comparable(run: Run) -> dict[str, Any]:
+    """Returns the settings in which two runs may agree, without those of the machine."""
+    values = run.settings.model_dump()
+    values["amp"] = distinguishing(run.settings, on_gpu=on_gpu(run.start.environment))["amp"]
+    return {name: value for name, value in values.items() if name not in _OF_MACHINE}
 
 
 def is_baseline(settings: Settings) -> bool:
@@ -130,7 +140,7 @@ def group(known: list[Run]) -> list[Group]:
             one.trained_on,
         )
         parts.setdefault(key, []).append(one)
-    names = [part[0].run.settings.data.rstrip("/").rpartition("/") for part in parts.values()]
+    names = [_data_of(part[0].run).rstrip("/").rpartition("/") for part in parts.values()]
     plain = {name[2] for name in names}
     # Two data sets may both end in /data: then the folder above tells them apart.
     short = len(plain) == len({(key[0], key[1], key[4]) for key in parts})
@@ -166,6 +176,11 @@ def group(known: list[Run]) -> list[Group]:
     return groups
 
 
+def _data_of(run: Run) -> str:
+    """Returns the folder of the data set that a run was trained on; an adopted one was trained elsewhere."""
+    return run.settings.data if run.adoption is None else "unknown training images"
+
+
 def _network(run: Run) -> str:
     pre = run.trained.preprocessing
     fit = "" if pre.fit == "whole" else f", {pre.fit} ({shown_share(375, 500, pre):.0%} of a 500×375 image)"
@@ -178,7 +193,10 @@ def _notes(part: list[Identified], apart: list[Identified]) -> list[str]:
     apart: the runs that differ in their training images only.
     """
     notes, runs = [], [one.run for one in part]
-    if apart:
+    adopted = [(run, run.adoption) for run in runs if run.adoption is not None]
+    for run, adoption in adopted[:_MOST_ADOPTED]:
+        notes.append(f"{run.name} was adopted from {adoption.text} (SHA-256 {adoption.sha256[:16]}…).")
+    if apart and not adopted:
         notes.append(
             f"{some_names([one.run for one in apart])} were trained on other images: they have a heading of "
             "their own, and are neither averaged nor compared with these."
@@ -263,6 +281,8 @@ def _traits(run: Run) -> tuple[Trait, ...]:
     settings = distinguishing(run.settings, on_gpu=on_gpu(run.start.environment))
     traits = [Trait(f"{name}={value!r}", "") for name, value in settings.items() if name not in _NAMED]
     traits.append(Trait(f"definitions {run.definitions}", ""))
+    if run.adoption is not None:
+        traits.append(Trait("weights", run.adoption.sha256))
     for word, ancestor in (("from", run.chain.init), ("steps of", run.chain.match)):
         if ancestor:
             traits.append(Trait(f"{word} {printable(ancestor.label)}", ancestor.digest))

@@ -42,12 +42,15 @@ def identified(runs: list[Run]) -> list[Identified]:
     for run, images, validated_on in zip(runs, trained, _validated_on(runs), strict=True):
         known = by_folder.get(_folder_of(run), set())
         assumed = next(iter(known)) if len(known) == 1 else _folder_of(run)
-        result.append(Identified(run, images or assumed, validated_on, not images))
+        is_assumed = not images and run.adoption is None
+        result.append(Identified(run, images or assumed, validated_on, is_assumed))
     return _with_comparable_rows(result)
 
 
 def _folder_of(run: Run) -> str:
     """Returns the folder of a run's data set and the number of its training images."""
+    if run.adoption is not None:
+        return "elsewhere"  # nothing is known of what an adopted network was trained on
     return f"{run.settings.data} {(run.start.images or {}).get('train')}"
 
 

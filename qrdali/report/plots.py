@@ -193,7 +193,8 @@ def evolution(group: Group, configuration: Configuration, slug: str) -> Figure:
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
         color = theme.color(configuration.reduction)
-        best = [b.trained.val_accuracy for b in filter(None, map(group.baseline, configuration.runs))]
+        baselines = filter(None, map(group.baseline, configuration.runs))
+        best = [b.trained.val_accuracy for b in baselines if b.trained.val_accuracy is not None]
         if best and not shared:
             axes.axhline(
                 float(np.mean(best)), color=theme.faint, linestyle="--", linewidth=1, label="baseline's best"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qrdali.data.class_matching import first_synonym
 from qrdali.errors import printable
 from qrdali.evaluation.stats import bootstrap_mean, paired
 from qrdali.mepi.folder import SEARCHED
@@ -69,8 +70,12 @@ def class_name(mepis: Mepis, label: int, path: str) -> str:
 
     A shard's folders say nothing about classes.
     """
-    if mepis.run is not None and 0 <= label < len(mepis.run.trained.classes):
-        return mepis.run.trained.classes[label]
+    classes, trained = mepis.classes, mepis.run.trained if mepis.run is not None else None
+    if 0 <= label < len(classes):
+        name = classes[label]
+        if trained is not None and trained.readable and name in trained.classes:
+            return first_synonym(trained.readable[trained.classes.index(name)])
+        return name
     return f"class {label}" if path.startswith("tar+") else PurePath(path).parent.name
 
 

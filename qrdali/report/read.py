@@ -14,11 +14,19 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qrdali.errors import InputError, RunError, printable
-from qrdali.evaluation.prediction_rows import definitions_of, read_metadata, read_rows
+from qrdali.evaluation.prediction_rows import (
+    definitions_of,
+    has_true_class,
+    negative_log_likelihood,
+    read_metadata,
+    read_rows,
+    top5_accuracy,
+)
 from qrdali.files.json_objects import read_object
 from qrdali.mepi.folder import SEARCHED
 from qrdali.runs import configuration
 from qrdali.runs import folder as run_folder
+from qrdali.runs.adoption import Adoption, read_adoption
 from qrdali.runs.configuration import Chain, Fingerprints
 from qrdali.runs.settings import Settings
 
@@ -74,13 +82,16 @@ class SetRows:
 
     digest: of sample numbers, labels and paths; rows with the same digest are of the same images. content:
     the same with the fingerprint of the evaluated index instead of the paths, "" where it was not recorded.
-    definitions: the number of those that the rows were made under.
+    definitions: the number of those that the rows were made under. top5_accuracy, negative_log_likelihood:
+    None where the rows hold neither rank nor probability of the true class, as those of version 0.1.
     """
 
     correct: npt.NDArray[np.bool_]
     digest: str
     content: str = ""
     definitions: int = 1
+    top5_accuracy: float | None = None
+    negative_log_likelihood: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -106,7 +117,8 @@ class Run:
 
     name: what tells it from the report's other runs. sets: by name, val first, of the weights in best/.
     curves: by the set's name. index: the fingerprint of the training images in its checkpoint, "" if there is
-    none. validated_on: a digest of the rows of val, "" without them. chain: the runs it began with.
+    none. validated_on: a digest of the rows of val, "" without them. chain: the runs it began with. adoption:
+    what it was adopted from, None if it was trained.
     """
 
     folder: Path
@@ -120,6 +132,7 @@ class Run:
     validated_on: str
     chain: Chain
     begun_under: int = 1
+    adoption: Adoption | None = None
 
     @property
     def start(self) -> Epoch:
@@ -143,14 +156,13 @@ class Run:
     def accuracy(self) -> dict[str, float]:
         """Returns accuracy by set; val as training measured it where there are no rows.
 
-        Unless training measured it on reduced images (--monitor phase): that is another quantity.
+        Unless training measured it on reduced images (--monitor phase): that is another quantity. An adopted
+        network has what it was evaluated on alone.
         """
         best = next((e.phase for e in self.epochs if e.epoch == self.trained.epoch), "full")
-        watched = (
-            {}
-            if self.settings.monitor == "phase" and best == "reduced"
-            else {"val": self.trained.val_accuracy}
-        )
+        accuracy = self.trained.val_accuracy
+        by_phase = self.settings.monitor == "phase" and best == "reduced"
+        watched = {} if by_phase or accuracy is None else {"val": accuracy}
         return watched | {name: rows.accuracy for name, rows in self.sets.items()}
 
 
@@ -192,7 +204,8 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
     """
     trained = run_folder.describe_best(folder)
     settings, begun_under = configuration.read_settings(folder), configuration.read_definitions(folder)
-    epochs = read_epochs(folder / "metrics.jsonl", warn)
+    adoption = read_adoption(folder)
+    epochs = (_before_training(adoption),) if adoption else read_epochs(folder / "metrics.jsonl", warn)
     sets, validated_on = _read_sets(folder, trained.epoch, warn)
     return Run(
         folder,
@@ -206,7 +219,14 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
         validated_on,
         epochs[0].chain or configuration.chain_of(settings),
         begun_under,
+        adoption,
     )
+
+
+def _before_training(adoption: Adoption) -> Epoch:
+    """Returns the only epoch of an adopted run. Nothing was measured in it: no figure shows its accuracy."""
+    network = Network(parameters=adoption.parameters, gmacs=adoption.gmacs)
+    return Epoch(epoch=0, phase="start", val_accuracy=0.0, network=network)
 
 
 def _read_sets(folder: Path, epoch: int, warn: Warn) -> tuple[dict[str, SetRows], str]:
@@ -246,6 +266,8 @@ def _read_sets(folder: Path, epoch: int, warn: Warn) -> tuple[dict[str, SetRows]
             digest.hexdigest(),
             content.hexdigest() if fingerprint else "",
             definitions_of(metadata),
+            top5_accuracy(rows["rank"]) if has_true_class(rows) else None,
+            negative_log_likelihood(rows["true_probability"]) if has_true_class(rows) else None,
         )
     return sets, validated_on
 

@@ -32,6 +32,14 @@ class Mepis:
     summary: dict[str, dict[str, Any]]
     rows: dict[str, dict[str, npt.NDArray[Any]]]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Returns the names of the classes that labels count, the data set's; () where they are not known."""
+        names = self.options.get("classes")
+        if isinstance(names, list):
+            return tuple(map(str, names))
+        return self.run.trained.classes if self.run is not None else ()
+
     def tried(self, reduction: str) -> int:
         """Returns the images searched for a reduction, unreadable ones left out."""
         row = self.summary[reduction]

@@ -8,6 +8,7 @@ from qrdali.report.read import Run
 from qrdali.report.read_mepis import Mepis
 from qrdali.report.resources import machines
 from qrdali.report.tables import NOTHING, Cell, Table, number, words
+from qrdali.runs.automatic import saved_amp
 from qrdali.runs.configuration import applicable, on_gpu
 from qrdali.runs.settings import Settings
 from qrdali.version import __version__
@@ -43,6 +44,7 @@ _UNTOLD = frozenset(
         "track_sets",
         "probe_batch_size",
         "epochs_before",
+        "automatic",
     }
 )
 
@@ -83,7 +85,7 @@ def data(found: list[Group], slug: str) -> Table:
                     )
                     or "–"
                 ),
-                words(group.runs[0].settings.data),
+                words(group.runs[0].settings.data or "–"),
             )
         )
     return Table(
@@ -105,13 +107,16 @@ def _cell(value: object) -> Cell:
 
 
 def shown_settings(run: Run) -> dict[str, object]:
-    """Returns the settings of a run that had an effect, by name, with the device and the definitions."""
-    values = applicable(run.settings)
+    """Returns the settings of a run that had an effect, by name, with the device and the definitions.
+
+    Of a run that went on on another device both are named.
+    """
     gpu = on_gpu(run.start.environment)
-    if gpu is not None:
-        values["device"] = "cuda" if gpu else "cpu"
-    if gpu is False and values["amp"] in ("auto", "off"):
-        del values["amp"]  # a CPU has no mixed precision unless it is asked for
+    first = run.settings.device if gpu is None else "cuda" if gpu else "cpu"
+    now = first if run.settings.device == "auto" else run.settings.device
+    amp = saved_amp(run.folder) if gpu and run.settings.amp == "auto" else run.settings.amp
+    values = applicable(run.settings.model_copy(update={"device": first, "amp": amp}))
+    values["device"] = first if now == first else f"{first}, then {now}"
     if gpu is False:
         values.pop("sync_batch_norm", None)  # torch has none there
     values["definitions"] = run.definitions
@@ -192,9 +197,16 @@ def searches(sets: list[Mepis], slug: str) -> Table | None:
         (
             words(mepis.name),
             words(mepis.run.name if mepis.run else mepis.options.get("run", "–")),
-            *(NOTHING if mepis.options.get(key) is None else words(mepis.options[key]) for key in keys),
+            *(_option(mepis, key) for key in keys),
             words(next(iter(mepis.summary.values())).get("encoder", "–")),
         )
         for mepis in sets
     )
     return Table(slug, "Settings of every MEPI set", ("set", "run", *keys, "encoder"), rows) if rows else None
+
+
+def _option(mepis: Mepis, key: str) -> Cell:
+    """Returns an option of a set; a CPU has no mixed precision unless it is asked for."""
+    value = mepis.options.get(key)
+    without_amp = key == "amp" and value in ("auto", "off") and mepis.options.get("device") == "cpu"
+    return NOTHING if value is None or without_amp else words(value)

@@ -16,6 +16,7 @@ from qrdali.files.json_objects import read_object
 from qrdali.runs import checkpoint
 from qrdali.runs import folder as run_folder
 from qrdali.runs import settings as run_settings
+from qrdali.runs.adoption import read_adoption
 from qrdali.runs.settings import Settings, default_settings, read_toml, validate_settings
 
 _REDUCED = frozenset({"fixed", "linear", "adaptive", "random"})
@@ -39,6 +40,7 @@ _ASIDE = frozenset(
         "probe_batch_size",
         "definitions",
         "epochs_before",
+        "automatic",
     }
 )
 
@@ -105,11 +107,13 @@ def read_definitions(folder: Path) -> int:
 
 def applicable(settings: Settings) -> dict[str, Any]:
     """Returns the settings that have an effect with this method, by name."""
+    if settings.method == run_folder.ADOPTED:
+        return {name: getattr(settings, name) for name in ("method", "model", "input_size", "fit")}
     reduced = settings.method in _REDUCED
     sham = settings.reduction == "none"
     matched = bool(settings.match_steps)
     patient = settings.method != "shared" and not matched
-    by_probe = settings.method == "adaptive" and settings.feedback == "probe" and not sham
+    by_probe = probes(settings)
     applies = {
         "epochs": settings.method == "shared",
         "max_epochs": patient,
@@ -133,6 +137,7 @@ def applicable(settings: Settings) -> dict[str, Any]:
         "probe_batch_size": by_probe,
         "init": bool(settings.init),
         "pretrained": not settings.init,
+        "amp": settings.device != "cpu" or settings.amp not in ("auto", "off"),  # a CPU has none unless asked
         "root": bool(settings.root),
         "track_sets": bool(settings.track_sets),
         "track_reduced": bool(settings.track_reduced),
@@ -140,17 +145,28 @@ def applicable(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in settings.model_dump().items() if applies.get(name, True)}
 
 
+def probes(settings: Settings) -> bool:
+    """Returns whether the levels of a run come from probes."""
+    return settings.method == "adaptive" and settings.feedback == "probe" and settings.reduction != "none"
+
+
 def distinguishing(settings: Settings, *, on_gpu: bool | None = None) -> dict[str, Any]:
     """Returns the settings that make a run another experiment than one with others, but for its chain.
 
-    on_gpu: where it was trained, None if that is not known. On a CPU --amp auto is off.
+    on_gpu: where it was trained, None if that is not known. What --amp auto chose is "auto" on a GPU, which
+    older runs recorded, and "off" on a CPU.
     """
-    values = {name: value for name, value in applicable(settings).items() if name not in _ASIDE}
+    values = {name: value for name, value in applicable(settings).items() if name not in {*_ASIDE, "amp"}}
     if settings.match_steps and not settings.match:
         values["match_steps"] = settings.match_steps  # no chain stands for it
-    if on_gpu is False and values["amp"] == "auto":
-        values["amp"] = "off"
+    amp = _amp_as_asked(settings, on_gpu)
+    values["amp"] = "auto" if on_gpu and amp == "bf16" else amp
     return values
+
+
+def _amp_as_asked(settings: Settings, on_gpu: bool | None) -> str:
+    amp = "auto" if "amp" in settings.automatic else settings.amp
+    return "off" if on_gpu is False and amp == "auto" else amp
 
 
 def on_gpu(environment: object) -> bool | None:
@@ -162,7 +178,7 @@ def on_gpu(environment: object) -> bool | None:
 
 def names_of(settings: Settings) -> tuple[str, str, str]:
     """Returns method, reduction and sequence as the slides' tables name them, "–" where there is none."""
-    if settings.method in ("shared", "baseline"):
+    if settings.method in ("shared", "baseline", run_folder.ADOPTED):
         return ("baseline matched" if settings.match_steps else settings.method), "–", "–"
     method = {
         "fixed": f"fixed {settings.quality:g}",
@@ -213,7 +229,9 @@ class _Reader:
         settings, first = read_settings(folder), next(run_folder.metrics_rows(folder), {})
         recorded = first.get("chain")
         chain = self.chain(settings) if recorded is None else Chain.model_validate(recorded)
-        values = distinguishing(settings, on_gpu=on_gpu(first.get("environment")))
+        gpu = on_gpu(first.get("environment"))
+        # Digests that are recorded tell --amp bf16 from an auto that chose it.
+        values = distinguishing(settings, on_gpu=gpu) | {"amp": _amp_as_asked(settings, gpu)}
         defaults = default_settings()
         parts = {
             # A setting that a later version adds does not change what was trained without it.
@@ -222,6 +240,8 @@ class _Reader:
             "images": training_images(folder, first),
             "chain": [one and one.digest for one in (chain.init, chain.match)],
         }
+        if adoption := read_adoption(folder):
+            parts["weights"] = adoption.sha256
         return Ancestor(label=label_of(names_of(settings)), digest=_digest(parts))
 
 

@@ -20,21 +20,32 @@ from qrdali.models import CROP_MODES, Preprocessing, create
 from qrdali.runs import checkpoint, settings
 
 LOCK = ".lock"
+ADOPTED = "adopted"  # the method of a run whose weights were not trained here: `qrdali adopt`
 
 
 @dataclass(frozen=True)
 class BestModel:
-    """The description in `best/`: the network, its classes and preprocessing, its epoch and accuracy."""
+    """The description in `best/`: the network, its classes and preprocessing, its epoch and accuracy.
+
+    val_accuracy: None of a network that was adopted. readable: a readable name of each class, or ().
+    """
 
     model: str
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     epoch: int
-    val_accuracy: float
+    val_accuracy: float | None
+    readable: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values for state.json."""
-        return {**asdict(self), "classes": list(self.classes)}
+        values = {**asdict(self), "classes": list(self.classes), "readable": list(self.readable)}
+        return values if self.readable else {key: value for key, value in values.items() if key != "readable"}
+
+    @property
+    def shown_classes(self) -> tuple[str, ...]:
+        """Returns the names of the classes that people read."""
+        return self.readable or self.classes
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], file: Path) -> BestModel:
@@ -51,12 +62,17 @@ class BestModel:
             pre["interpolation"] = str(pre["interpolation"])
             if pre.setdefault("crop_mode", "center") not in CROP_MODES:
                 raise ValueError(f"crop_mode {pre['crop_mode']!r}")
+            classes, readable = (tuple(map(str, data.get(key, ()))) for key in ("classes", "readable"))
+            if not classes or len(readable) not in (0, len(classes)):
+                raise ValueError(f"{len(classes)} classes and {len(readable)} readable names")
+            accuracy = data["val_accuracy"]
             return cls(
                 str(data["model"]),
-                tuple(map(str, data["classes"])),
+                classes,
                 Preprocessing(**pre),
                 int(data["epoch"]),
-                float(data["val_accuracy"]),
+                None if accuracy is None else float(accuracy),
+                readable,
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RunError(
@@ -67,6 +83,14 @@ class BestModel:
 def holds_run(folder: Path) -> bool:
     """Returns whether `folder` is a run folder, by its config.toml."""
     return (folder / "config.toml").exists()
+
+
+def is_adopted(folder: Path) -> bool:
+    """Returns whether the network of a run was adopted instead of trained.
+
+    Raises InputError if its config.toml cannot be read.
+    """
+    return holds_run(folder) and settings.read_toml(folder / "config.toml").get("method") == ADOPTED
 
 
 def begun_with(folder: Path) -> dict[str, Any]:
@@ -142,18 +166,22 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def has_ended(folder: Path) -> bool:
-    """Returns whether a run is finished.
+    """Returns whether a run is finished, as an adopted one always is.
 
     Raises RunError if neither its last/ nor the one before can be read."""
+    if is_adopted(folder):
+        return True
     state = checkpoint.load_newest(folder / "last")[0].get("schedule")
     return isinstance(state, dict) and bool(state.get("ended"))
 
 
 def metrics_rows(folder: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
-    """Yields the rows of metrics.jsonl up to the first that is damaged or cut.
+    """Yields the rows of metrics.jsonl up to the first that is damaged or cut; none of an adopted run.
 
     With `whole`, that one raises ValueError. Raises RunError if the file cannot be read.
     """
+    if not (folder / "metrics.jsonl").exists() and is_adopted(folder):
+        return
     for number, row in enumerate(read_objects(folder / "metrics.jsonl", whole), 1):
         if type(row.get("epoch")) is int:
             yield row

@@ -24,7 +24,9 @@ else:
 DEFINITIONS: Final = 2
 _MAX_CONFIG_BYTES = 1_000_000
 MAX_BATCH = 1 << 20  # images of a batch: DALI counts the bytes of labels and the like in 32 bits
-Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"]
+MAX_THREADS = 1024
+# "adopted" is the method of a run that was not trained here.
+Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random", "adopted"]
 
 
 class Settings(BaseModel):
@@ -83,11 +85,13 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     deterministic: bool = False  # torch's deterministic algorithms, or an error
-    threads: int = Field(0, ge=0, le=1024)  # that decode, per process; 0: as many as it may use
+    threads: int = Field(0, ge=0, le=MAX_THREADS)  # that decode, per process; 0: as many as it may use
     max_bad: float = Field(0.001, ge=0, le=1)  # share of the training images that may turn out unreadable
     # What it was begun with: no options
     definitions: Literal[1, 2] = DEFINITIONS  # of order, windows, views and stages; see docs/definitions.md
     epochs_before: int = Field(0, ge=0, lt=2**31)  # of the runs that --init continues, for random streams
+    # The settings that were left to the machine, which chose what stands in config.toml
+    automatic: tuple[Literal["device", "amp", "threads", "probe_batch_size"], ...] = Field((), max_length=4)
     # What is evaluated after each epoch
     track_reduced: float = Field(0.0, ge=0, lt=1)  # quality of the reduced validation set; 0: none
     track_sets: dict[str, str] = Field(default_factory=dict, max_length=100)  # folders by name

@@ -32,6 +32,8 @@ from qrdali.schedule.live_levels import SizeChunks, live_levels
 
 def check_settings(settings: Settings) -> None:
     """Raises InputError for settings that are right one by one and wrong together."""
+    if settings.method == "adopted":
+        raise InputError("method 'adopted' trains nothing: start a training from an adopted run with --init")
     rule, scale = schedule_rule_of(settings), settings.scale
     if settings.init and settings.pretrained:
         raise InputError("--init and --pretrained both say where the weights come from: give one of them")

@@ -25,14 +25,20 @@ def resolve_device(choice: str) -> torch.device:
     return torch.device("cpu")
 
 
-def autocast_for(amp: str, device: torch.device) -> tuple[Callable[[], AbstractContextManager[object]], bool]:
-    """Returns (context manager for the forward pass, whether gradients need scaling) for --amp.
+def resolve_amp(choice: str, device: torch.device) -> str:
+    """Returns "bf16", "fp16" or "off" for --amp.
 
     "auto" is bf16 on GPUs that compute in it, fp16 on others, and off on CPUs, where both its gain and its
     results depend on the processor.
     """
-    if amp == "auto":
-        amp = "off" if device.type == "cpu" else "bf16" if _has_bf16() else "fp16"
+    if choice != "auto":
+        return choice
+    return "off" if device.type == "cpu" else "bf16" if _has_bf16() else "fp16"
+
+
+def autocast_for(amp: str, device: torch.device) -> tuple[Callable[[], AbstractContextManager[object]], bool]:
+    """Returns (context manager for the forward pass, whether gradients need scaling) for --amp."""
+    amp = resolve_amp(amp, device)
     if amp == "off":
         return nullcontext, False
     dtype = torch.bfloat16 if amp == "bf16" else torch.float16

@@ -22,7 +22,8 @@ class RunSpec:
     """Holds what a run needs besides its data and its surroundings.
 
     settings: complete, with all that --init, --match and the network decide. run: its folder. model: the
-    network with its start weights, on any device. classes: their names, by label. facts: what the first row
+    network with its start weights, on any device. classes: their names, by label; readable: readable names,
+    or (). facts: what the first row
     of metrics.jsonl holds besides accuracies; its "environment" is also written when a run is continued in
     another one. stage_levels: of linear's stages, as `methods.stage_levels` gives them for the
     training images; None where those do not matter."""
@@ -34,6 +35,7 @@ class RunSpec:
     classes: tuple[str, ...]
     facts: dict[str, Any]
     stage_levels: tuple[int, ...] | None = None
+    readable: tuple[str, ...] = ()
 
     @property
     def rule(self) -> ScheduleRule:

@@ -247,7 +247,9 @@ class Trainer:
 
     def _best_model(self, epoch: int, accuracy: float) -> run_folder.BestModel:
         spec = self.spec
-        return run_folder.BestModel(spec.settings.model, spec.classes, spec.preprocessing, epoch, accuracy)
+        return run_folder.BestModel(
+            spec.settings.model, spec.classes, spec.preprocessing, epoch, accuracy, spec.readable
+        )
 
     @property
     def _val_rows(self) -> Path:

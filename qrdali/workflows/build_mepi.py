@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qrdali.data.index import Index
+from qrdali.data.class_matching import first_synonym
+from qrdali.data.index import Dataset, Index, Samples
 from qrdali.data.scan import Reading, index_folder
 from qrdali.distributed import ProcessGroup
 from qrdali.errors import InputError, Interrupted, RunError, printable
@@ -29,7 +30,7 @@ from qrdali.reduction.png_entropy import encoder_name
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import DEFINITIONS
 from qrdali.system.deterministic import deterministic
-from qrdali.system.device import probe_batch_size
+from qrdali.system.device import probe_batch_size, resolve_amp
 from qrdali.workflows import mepi_sheet
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 
@@ -88,7 +89,8 @@ def build_mepi(
     with deterministic(run_folder.is_deterministic(folder), device):
         evaluator = Evaluator(folder, EvaluateOptions(batch_size, device, amp, threads), control)
         trained, context, engine = evaluator.trained, evaluator.context, evaluator.engine
-        index = group.run_on_all(lambda: evaluator.open_split(Path(data), split, root))
+        dataset, network_labels = group.run_on_all(lambda: _open_data(evaluator, Path(data), root))
+        index = group.run_on_all(lambda: dataset.index(split))
         count = min(limit or len(index), len(index))
         samples = [i * len(index) // count for i in range(count)]
         at_once = search_batch_size or probe_batch_size(context.device, 128)
@@ -107,12 +109,16 @@ def build_mepi(
             "batch_size": batch_size,
             "search_batch_size": at_once,
             "device": context.device.type,
-            "amp": amp,
+            "amp": resolve_amp(amp, context.device),
             "encoder": encoder_name(),
             "definitions": DEFINITIONS,
         }
+        if dataset.classes != trained.classes:
+            options["classes"] = list(dataset.classes)
         _require_equal_options(group, options)
-        source = MepiSource(index, trained.classes, scale)
+        answers = _shown_names(trained, np.arange(len(trained.classes))) or trained.classes
+        shown = _shown_names(trained, network_labels)
+        source = MepiSource(index, dataset.classes, scale, answers, network_labels, shown)
         mepis = _open_set(control, Path(out), source, options, None if resume else tuple(rules))
         with closing(mepis):
             reducer = open_image_reducer(index, trained.preprocessing, engine)
@@ -131,6 +137,21 @@ def build_mepi(
             control.listener.line("the run classifies none of these images correctly: there are no MEPIs")
         control.listener.line(f"MEPI set: {out}")
         return summaries
+
+
+def _open_data(evaluator: Evaluator, data: Path, root: str | None) -> tuple[Dataset, Samples]:
+    """Returns a data set, and the network's label of each of its classes."""
+    dataset = Dataset.open(data, root)
+    return dataset, evaluator.labels_of(dataset)
+
+
+def _shown_names(trained: run_folder.BestModel, network_labels: Samples) -> tuple[str, ...] | None:
+    """Returns the names that people read of the classes with these labels: of readable names the first
+    synonym, None where there are none.
+    """
+    if not trained.readable:
+        return None
+    return tuple(first_synonym(trained.readable[label]) for label in network_labels.tolist())
 
 
 def _make_rules(
@@ -298,7 +319,7 @@ def wrong_when_read_back(
             Reading(threads=None if group.is_single else evaluator.engine.threads),
             group,
         )
-        index = Index(file, len(classes))
+        index = Index(file, len(classes), network_labels=mepis.source.network_labels)
         readable = set(index.paths(np.arange(len(index))))
         present = readable.union(path for path, _ in rejected)
         group.run_on_main(lambda: _require_own_files(present, expected, readable))

@@ -86,7 +86,14 @@ def compare(run_a: str | Path, run_b: str | Path, *, set: str = "test") -> Compa
     # The same images may have been mounted elsewhere.
     recorded = metadata[0].get("images")
     by_content = recorded is not None and recorded == metadata[1].get("images")
-    keys = ("sample", "label") if by_content else ("sample", "path", "label")
+    if not by_content and _class_names(folders[0]) != _class_names(folders[1]):
+        # Networks of other classes number labels and order folders otherwise: paths, which hold the class
+        # folder, tell the images apart.
+        first, second = (rows[np.argsort(rows["path"], kind="stable")] for rows in (first, second))
+        keys: tuple[str, ...] = ("path",)
+    else:
+        # The fingerprint covers the labels, which networks of other classes count otherwise.
+        keys = ("sample",) if by_content else ("sample", "path", "label")
     if len(first) != len(second) or any(not np.array_equal(first[key], second[key]) for key in keys):
         common = {*first["path"].tolist()} & {*second["path"].tolist()}
         raise InputError(
@@ -141,6 +148,11 @@ def _notes(folders: tuple[Path, Path], metadata: list[dict[str, Any]]) -> list[s
     if configuration.same_training_images(*folders) is False:
         notes.append("A and B were trained on different images: the difference may come from them")
     return notes
+
+
+def _class_names(run: Path) -> tuple[str, ...]:
+    """Returns the classes of a run; () of a folder of rows alone."""
+    return run_folder.describe_best(run).classes if run_folder.holds_run(run) else ()
 
 
 def _best_epoch(run: Path) -> int | None:

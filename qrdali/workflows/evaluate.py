@@ -8,16 +8,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from qrdali.data import provenance, storage
+from qrdali.data.class_matching import ClassList, match_classes
 from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import Reading, index_folder
 from qrdali.data.set_names import check_set_name
 from qrdali.errors import InputError, Interrupted, printable
 from qrdali.evaluation.class_map import ClassMap, MapRule, read_class_map
-from qrdali.evaluation.predict import predict, top1
+from qrdali.evaluation.predict import predict
 from qrdali.evaluation.prediction_rows import DEFINITIONS, PredictionRows, write_rows
 from qrdali.interfaces import JobControl
 from qrdali.pipelines.engine import engine_of
@@ -88,10 +91,11 @@ def evaluate(
     this quality in each reduction. class_map: a TSV file of run class and data class, by the rule "argmax" or
     "sum". root: where the images of `data` are now, or OLD=NEW.
 
-    Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy", "unreadable",
-    "rows"}, with "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they apply. Raises
-    InputError for what cannot be evaluated, RunError for a damaged run or images that are gone, and
-    Interrupted once `control.stop` returns a signal. Collective.
+    Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy",
+    "top5_accuracy", "negative_log_likelihood" (None for a network of NaN), "unreadable", "rows"}, with
+    "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they apply. Raises InputError for
+    what cannot be evaluated, RunError for a damaged run or images that are gone, and Interrupted once
+    `control.stop` returns a signal. Collective.
     """
     scale, sets, folder = scale_of(step, tail), sets or {}, Path(run)
 
@@ -155,8 +159,13 @@ class Evaluator:
             digest = self.group.run_on_all(lambda: run_folder.weights_digest(run))
             self.group.require_equal(f"the weights of {run}", digest)
         self.class_map = options.class_map
-        self.classes = self.class_map.classes if self.class_map else self.trained.classes
-        self.decide = self.class_map.decide if self.class_map else top1
+        # What the rows' labels and predictions count.
+        self.class_list = (
+            ClassList(self.class_map.classes)
+            if self.class_map
+            else ClassList(self.trained.classes, self.trained.readable)
+        )
+        self.classes = self.class_list.names
         self.context = open_context(options.device, options.amp, control)
         self.model: nn.Module = model.to(self.context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.engine = engine_of(self.context.device, options.threads, self.group)
@@ -164,6 +173,11 @@ class Evaluator:
     def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
         """Evaluates a split, at the reduced quality too if the options have one, and writes the rows."""
         index = self.group.run_on_all(lambda: self.open_split(data, split, root))
+        if index.classes < len(self.classes):
+            self.context.listener.line(
+                f"{printable(data)} holds {index.classes:,} of the run's {len(self.classes):,} classes, "
+                f"matched by name"
+            )
         if not self.group.is_single:
             self.group.require_equal(f"the images of {data}", index.fingerprint)
         result = self._evaluate(split, index, 0)
@@ -178,14 +192,27 @@ class Evaluator:
         return result
 
     def open_split(self, data: Path, split: str, root: str | None = None) -> Index:
-        """Returns a split's index. Raises InputError unless the data set has the classes that are evaluated.
+        """Returns a split's index, labelled as the rows are.
 
-        Not collective.
+        Raises InputError unless the data set's classes are among those that are evaluated. Not collective.
         """
         dataset = Dataset.open(data, root)
+        labels, index = self.labels_of(dataset), dataset.index(split)
+        return index if dataset.classes == self.classes else index.with_network_labels(labels)
+
+    def labels_of(self, dataset: Dataset) -> npt.NDArray[np.int64]:
+        """Returns the label that each class of a data set has in the rows, int64 [classes of the data set].
+
+        They are matched by name. Raises InputError for one that has none; not collective.
+        """
         whose = "the --class-map" if self.class_map else f"the run {self.run}"
-        dataset.require_classes(self.classes, whose)
-        return dataset.index(split)
+
+        def refuse() -> None:
+            if not self.class_list.readable:
+                dataset.require_classes(self.classes, whose)
+
+        where = f"the data set {printable(dataset.folder)}"
+        return match_classes(dataset.class_list, self.class_list, where, whose, refuse)
 
     def folder(self, name: str, folder: Path | str) -> dict[str, Any]:
         """Evaluates a folder of class folders, on the disk or in a store, and writes its rows.
@@ -197,7 +224,7 @@ class Evaluator:
             file = Path(scratch) / "set.arrow"
             rejected = index_folder(
                 folder,
-                self.classes,
+                self.class_list,
                 file,
                 Reading(threads=None if self.group.is_single else self.engine.threads),
                 self.group,
@@ -231,7 +258,9 @@ class Evaluator:
 
         listener.begin(f"evaluate {name}", len(index))
         try:
-            return predict(self.model, source, plan, self.context, on_batch=on_batch, decide=self.decide)
+            return predict(
+                self.model, source, plan, self.context, on_batch=on_batch, class_map=self.class_map
+            )
         finally:
             listener.end()
 
@@ -265,6 +294,8 @@ class Evaluator:
             "images": len(rows.labels),
             "correct": int((rows.labels == rows.predictions).sum()),
             "accuracy": rows.accuracy,
+            "top5_accuracy": rows.top5_accuracy,
+            "negative_log_likelihood": rows.negative_log_likelihood,
             "unreadable": unreadable,
             "rows": str(file),
         }

@@ -15,6 +15,7 @@ from qrdali.workflows.run import Run
 
 if TYPE_CHECKING:
     from qrdali.workflows.compare import Comparison
+    from qrdali.workflows.predict import ImagePredictions
     from qrdali.workflows.report import WrittenReport
     from qrdali.workflows.reproduce import MatrixResult
 
@@ -123,6 +124,62 @@ def train(
     return Run(run)
 
 
+def adopt(
+    model: str,
+    *,
+    run: PathLike,
+    weights: PathLike | None = None,
+    classes: Dataset | PathLike | None = None,
+    fit: Literal["whole", "center"] = "whole",
+    input_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: Literal["bilinear", "bicubic"] | None = None,
+    progress: bool | ProgressListener = False,
+) -> Run:
+    """Makes a run of a network that was trained elsewhere, which all functions take like any other.
+
+    model: its name in timm or torchvision.
+    run: folder of the run, which must not be there.
+    weights: a .safetensors or .pth file, of which nothing is executed, or "hf_hub:NAME" for a repository of
+        the Hugging Face hub; None for the published weights, which are downloaded.
+    classes: of the outputs, in their order: "imagenet", a data set, or a TSV file of names; None for
+        ImageNet's, by the number of outputs.
+    fit: what of an image the network sees.
+    input_size, mean, std, interpolation: of the preprocessing that the weights were made for; None for the
+        published one.
+    progress: True shows what is done; or a listener.
+
+    Raises InputError for weights that are not the network's and for a list of classes of another length,
+    RunError where published weights cannot be loaded, saying what to do; nothing is left behind then.
+
+    Example:
+        >>> mine = {"weights": "runs/shared/best/model.safetensors", "classes": "data", "input_size": 32}
+        >>> run = qrdali.adopt("test_resnet", run="runs/mine", **mine)
+        >>> run.adopted.source, run.best.val_accuracy, len(run.classes)
+        ('file', None, 4)
+        >>> (result,) = qrdali.evaluate(run, "data", split="val", device="cpu")
+        >>> result["images"]
+        12
+    """
+    from qrdali.runs.adoption import AdoptRequest
+    from qrdali.workflows import adopt as workflow
+
+    folder = classes.folder if isinstance(classes, Dataset) else classes
+    request = AdoptRequest(
+        model,
+        _text(weights) or "",
+        _text(folder) or "",
+        fit,
+        input_size or 0,
+        tuple(map(float, mean or ())),
+        tuple(map(float, std or ())),
+        interpolation or "",
+    )
+    workflow.adopt(request, Path(run), JobControl(listener_for(progress)))
+    return Run(run)
+
+
 def evaluate(
     run: Run | PathLike,
     data: Dataset | PathLike | None = None,
@@ -144,7 +201,8 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Evaluates best/ of a run on a split of a data set and on named folders, and writes a row per image.
 
-    run, data: objects or folders. Without `data` only `sets` are evaluated.
+    run, data: objects or folders. Without `data` only `sets` are evaluated. Either may hold any subset of the
+        run's classes, matched by name.
     split: "train", "val" or "test" of `data`.
     sets: folders of class folders by name, such as {"mine": "folder"}; paths, s3:// or gs://.
     curve: also measure accuracy at every level of `step` in each reduction.
@@ -156,8 +214,9 @@ def evaluate(
     root: where the images of `data` are now, if they moved: NEW or OLD=NEW.
     progress: True shows bars; or a listener.
 
-    Returns one result for the split, then one per set: {"set", "images", "correct", "accuracy", "unreadable",
-    "rows"} and what was asked for besides; `Run.rows(name)` has the rows. Raises InputError for what cannot
+    Returns one result for the split, then one per set: {"set", "images", "correct", "accuracy",
+    "top5_accuracy", "negative_log_likelihood", "unreadable", "rows"} and what was asked for besides;
+    `Run.rows(name)` has the rows. Raises InputError for what cannot
     be evaluated, RunError for a damaged run or images that are gone.
 
     Example:
@@ -186,6 +245,55 @@ def evaluate(
         amp=amp,
         threads=threads,
         root=root or moved,
+        control=JobControl(listener_for(progress)),
+    )
+
+
+def predict(
+    run: Run | PathLike,
+    images: PathLike | Sequence[PathLike],
+    *,
+    top: int = 5,
+    out: PathLike | None = None,
+    batch_size: int = 32,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto",
+    threads: int | None = None,
+    progress: bool | ProgressListener = False,
+) -> ImagePredictions:
+    """Classifies your own images with best/ of a run, which sees them as in `evaluate`.
+
+    run: an object or a folder.
+    images: a file or a folder (with all folders below it), on the disk or s3:// or gs://, or several of them.
+    top: classes per image, the most probable first; at most as many as there are.
+    out: a Parquet file for the rows.
+    batch_size, device, amp, threads: as in `train`.
+    progress: True shows bars; or a listener.
+
+    The result has rows, a pyarrow table with a row per image in the order given (path; prediction, class,
+    name and confidence of the most probable class; top, its likes for each of the `top`), and unreadable, by
+    path why an image is not among them. Raises InputError for a place that does not exist or holds no image,
+    RunError for a damaged run or if no image can be read.
+
+    Example:
+        >>> found = qrdali.predict("runs/shared", "photo.jpg", top=2, device="cpu")
+        >>> found.rows["class"][0].as_py() in qrdali.Run("runs/shared").classes, found.unreadable
+        (True, {})
+        >>> [0 < answer["probability"] <= 1 for answer in found.rows["top"][0].as_py()]
+        [True, True]
+    """
+    from qrdali.workflows import predict as workflow
+
+    places = [images] if isinstance(images, str | os.PathLike) else images
+    return workflow.predict(
+        os.fspath(run),
+        [os.fspath(place) for place in places],
+        top=top,
+        out=_text(out),
+        batch_size=batch_size,
+        device=device,
+        amp=amp,
+        threads=threads,
         control=JobControl(listener_for(progress)),
     )
 

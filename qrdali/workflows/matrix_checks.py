@@ -11,15 +11,16 @@ from qrdali import models
 from qrdali.data.index import Dataset
 from qrdali.data.tree import folder_entries
 from qrdali.errors import InputError, printable
+from qrdali.experiment.adopted import changed_request, require_files
 from qrdali.experiment.expand import PlannedRun
 from qrdali.experiment.tasks import Tasks
 from qrdali.files.changes import describe_changes
 from qrdali.files.json_objects import read_object
+from qrdali.runs import automatic
 from qrdali.runs import folder as run_folder
-from qrdali.runs import settings as run_settings
 from qrdali.runs.settings import Settings
 from qrdali.system.device import resolve_device
-from qrdali.workflows.train import CHANGEABLE_SETTINGS
+from qrdali.workflows.continued_run import CHANGEABLE_SETTINGS
 
 _MOST_SHOWN = 600  # characters of what has changed
 
@@ -35,7 +36,8 @@ def refuse_changes(tasks: Tasks) -> None:
         )
     for run in tasks.runs.values():
         folder = printable(tasks.folder.run(run.name))
-        if changes := _changed_settings(run, tasks.folder.run(run.name)):
+        changes = _changed_settings(tasks, run) if run.adopt is None else _changed_adoption(tasks, run)
+        if changes:
             raise InputError(
                 f"{folder} was begun with other settings than the file now says: "
                 f"{'; '.join(changes)[:_MOST_SHOWN]}. Say the same, choose another out, or remove that run"
@@ -53,25 +55,48 @@ def refuse_changes(tasks: Tasks) -> None:
             )
 
 
-def _changed_settings(run: PlannedRun, folder: Path) -> list[str]:
+def _changed_adoption(tasks: Tasks, run: PlannedRun) -> list[str]:
+    """Returns how an adopted run differs from what would be adopted now."""
+    assert run.adopt is not None
+    return changed_request(run.adopt, tasks.folder.run(run.name))
+
+
+def _changed_settings(tasks: Tasks, run: PlannedRun) -> list[str]:
     """Returns how a run that was begun differs from what would be trained now."""
+    folder = tasks.folder.run(run.name)
     if not (folder / "config.toml").exists():
         return []
+    if run_folder.is_adopted(folder):
+        return [f"method {run_folder.ADOPTED} → {run.settings.method}"]
     settings = run.settings
     # What `qrdali train` fills in, so that like is compared with like.
     now = settings.model_copy(
         update={
             "lr": settings.lr or models.learning_rate(settings.model),
-            "input_size": settings.input_size or models.preprocessing(settings.model).input_size,
+            "input_size": settings.input_size or _own_input_size(tasks, run),
         }
     ).model_dump()
     before = {
         **{key: field.default for key, field in Settings.model_fields.items()},
-        **run_settings.read_toml(folder / "config.toml"),
+        **automatic.recorded(folder),
     }
+    # What is left to the machine is taken as it was, and a run may go on on another device.
+    now |= automatic.continued(now, before)
+    known = {key for key, left in automatic.LEFT.items() if before[key] != left}
+    open_keys = {*automatic.LEFT} - ({*known} if not automatic.moves(now["device"], before) else set())
     matched = ("max_epochs",) if settings.match else ()  # follows from the steps of the other run
-    at_begin = ("definitions", "epochs_before")  # what a run gets when it begins
-    return describe_changes(before, now, {*CHANGEABLE_SETTINGS, "match_steps", *at_begin, *matched})
+    at_begin = ("definitions", "epochs_before", "automatic")  # what a run gets when it begins
+    return describe_changes(
+        before, now, {*CHANGEABLE_SETTINGS, *open_keys, "match_steps", *at_begin, *matched}
+    )
+
+
+def _own_input_size(tasks: Tasks, run: PlannedRun) -> int:
+    """Returns the input size of a run that names none: that of the network it starts with."""
+    start = tasks.folder.run(run.needs[0]) if run.needs else None
+    if start is not None and run_folder.is_adopted(start):
+        return run_folder.describe_best(start).preprocessing.input_size
+    return models.preprocessing(run.settings.model).input_size
 
 
 def _changed_mepi_options(tasks: Tasks, run: PlannedRun) -> list[str]:
@@ -101,6 +126,9 @@ def check_inputs(tasks: Tasks) -> None:
         resolve_device(device)
     for network in matrix.network:
         models.preprocessing(network.model, network.input_size or None)
+    for run in tasks.wanted:
+        if run.adopt is not None:
+            require_files(run.adopt, tasks.folder.run(run.name))
     dataset = Dataset.open(tasks.data) if matrix.data.folder else None  # otherwise it is not generated yet
     if dataset is not None:
         searched = [matrix.mepi.split] if matrix.mepi.runs else []

@@ -52,7 +52,7 @@ def draw(mepis: MepiSet, reduction: str, reducer: ImageReducer, out: Path) -> No
             mepi = file.convert("RGB")
         _paste_pair(sheet, (left, top), original, mepi, windows[i])
         captions = (
-            printable(source.classes[int(labels[i])])[:24],
+            printable(source.shown_name(int(labels[i])))[:24],
             f"{rows[i]['mepi'] / rows[i]['full']:.2%}  {mepi.width}x{mepi.height}",
         )
         for x, caption in zip((left, left + _CELL + _GAP), captions, strict=True):

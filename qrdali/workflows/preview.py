@@ -4,7 +4,6 @@ each picture.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +12,10 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from qrdali.data import storage
-from qrdali.data.inspect import MAX_BYTES, read_upright_size
-from qrdali.data.object_store import Unreachable
 from qrdali.errors import InputError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.pipelines import host_ops
-from qrdali.pipelines.diagnose import refused_image
-from qrdali.pipelines.engine import Engine
-from qrdali.pipelines.external_source import decode_inputs
-from qrdali.pipelines.graphs import decode_windows
+from qrdali.pipelines.single_image import NotAnImage, decode_image
 from qrdali.reduction.png_entropy import encoder_name, entropy
 from qrdali.reduction.quality import (
     REDUCTIONS,
@@ -50,21 +44,6 @@ class PreviewSheet:
 
     reductions: tuple[str, ...]
     qualities: int
-
-
-@dataclass(frozen=True)
-class _Original:
-    """Holds an image that can be decoded.
-
-    encoded: the file's content if it lies in a store or a shard, else the bytes of its path. width, height:
-    upright.
-    """
-
-    name: str
-    encoded: bytes
-    is_url: bool
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -98,14 +77,14 @@ def draw_preview(image: str, out: Path, step: float = 0.25) -> PreviewSheet:
     """Writes a PNG of every reduction of `image` at up to eight levels of the grid `step`.
 
     image: a file, or the URL of an object or of a shard's member. Raises InputError for an image, a step or
-    an `out` that cannot be used, RunError for an image that Pillow decodes and DALI does not.
+    an `out` that cannot be used, RunError for an image that Pillow decodes and DALI does not, or otherwise.
     """
     scale = LevelScale(num_levels_of(step))
-    original = _open(image, out)
+    original = _decoded(image, out)
     columns = min(scale.count, MAX_COLUMNS)
     levels = sorted({round(i * (scale.count - 1) / (columns - 1)) for i in range(columns)})
     grid = [[level if moves else 0 for moves in REDUCTIONS[row]] for row in ROWS for level in levels]
-    size = np.array([original.height, original.width], np.int32)
+    size = np.array(original.shape[:2], np.int32)
     reduction = reduction_params(
         np.array(grid, np.uint8), np.tile(size, (len(grid), 1)), np.full((len(grid), 2), 0.5), scale
     )
@@ -116,55 +95,36 @@ def draw_preview(image: str, out: Path, step: float = 0.25) -> PreviewSheet:
     return PreviewSheet(ROWS, len(levels))
 
 
-def _open(image: str, out: Path) -> _Original:
-    """Reads the image's header, verifying what follows it.
-
-    Raises InputError for what cannot be read or written.
-    """
-    is_url = storage.is_url(image)
-    path = image if is_url else str(Path(image).absolute())
-    if not is_url and not Path(path).is_file():
+def _decoded(image: str, out: Path) -> Pixels:
+    """Returns the upright pixels of an image, uint8 [H, W, 3]; raises as `draw_preview` does."""
+    if not storage.is_url(image) and not Path(image).is_file():
         raise InputError(f"{printable(image)} is not a file")
     if out.suffix.lower() != ".png":
         raise InputError(f"--out is {printable(out)}: the sheet is a PNG, end the name in .png")
     if not out.parent.is_dir():
         raise InputError(f"--out is {printable(out)}: {printable(out.parent)} is not a folder")
     try:
-        encoded = path.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{printable(image)} is not UTF-8: rename it") from None
-    try:
-        if is_url:
-            encoded = storage.whole(path, MAX_BYTES)
-        width, height = read_upright_size(io.BytesIO(encoded) if is_url else path, verify=True)
-    except Unreachable:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types
-        raise InputError(f"{printable(image)} cannot be decoded: {printable(error)}") from None
-    return _Original(image, encoded, is_url, width, height)
+        return decode_image(image)
+    except NotAnImage as error:
+        raise InputError(str(error)) from None
 
 
-def _reduced(original: _Original, reduction: ReductionParams) -> list[Pixels]:
-    """Returns the reduced images, uint8 [H, W, 3], in the order of `reduction`; windows are decoded as in
-    training on a CPU.
-    """
-    count = len(reduction.window)
-    emitted = iter([decode_inputs([np.frombuffer(original.encoded, np.uint8)] * count, reduction.window)])
-    try:
-        (decoded,) = decode_windows(lambda: next(emitted), Engine(depth=1), count, original.is_url).run()
-    except (RuntimeError, MemoryError) as error:
-        raise refused_image(original.name, error) from None
+def _reduced(original: Pixels, reduction: ReductionParams) -> list[Pixels]:
+    """Returns the reduced images, uint8 [H, W, 3], in the order of `reduction`."""
     return [
-        host_ops.reduce(np.array(decoded[i]), reduction.size[i], int(reduction.bin_width[i]))
-        for i in range(count)
+        host_ops.reduce(
+            host_ops.cut(original, window[:2], window[2:]), reduction.size[i], int(reduction.bin_width[i])
+        )
+        for i, window in enumerate(reduction.window)
     ]
 
 
 def _draw(
-    original: _Original, pictures: list[Pixels], reduction: ReductionParams, qualities: list[float]
+    original: Pixels, pictures: list[Pixels], reduction: ReductionParams, qualities: list[float]
 ) -> Image.Image:
-    scale = _CELL / max(original.width, original.height)
-    cell = max(1, round(original.width * scale)), max(1, round(original.height * scale))
+    height, width = original.shape[:2]
+    scale = _CELL / max(width, height)
+    cell = max(1, round(width * scale)), max(1, round(height * scale))
     layout = _Layout(len(qualities), scale, cell)
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
     sheet = Image.new("RGB", layout.size, "white")
@@ -173,7 +133,7 @@ def _draw(
         left, _ = layout.corner(0, column)
         pen.text((left + cell[0] / 2, _HEAD / 2), f"quality {quality:.2f}", "black", font, anchor="mm")
     full = entropy(pictures[0])
-    detail_side = max(1, round(min(original.width, original.height) * _DETAIL_SHARE))
+    detail_side = max(1, round(min(width, height) * _DETAIL_SHARE))
     detail_corner = liveliest(pictures[0], detail_side)
     for i, picture in enumerate(pictures):
         row, column = divmod(i, len(qualities))
@@ -188,7 +148,7 @@ def _draw(
             _paste_inset(sheet, part, (left + cell[0], top + cell[1]), round(_INSET_SHARE * min(cell)))
         share = f"{entropy(picture) / full:.1%}"
         pen.text((left + cell[0] / 2, top + cell[1] + _CAPTION / 2), share, "black", small, anchor="mm")
-    legend = f"{original.width}x{original.height}, {full:,} bytes of PNG = 100% ({encoder_name()})"
+    legend = f"{width}x{height}, {full:,} bytes of PNG = 100% ({encoder_name()})"
     pen.text((10, sheet.height - 16), legend, "#555555", small, anchor="lm")
     return sheet
 

@@ -46,7 +46,12 @@ def measure(evaluator: Evaluator, name: str, index: Index, scale: LevelScale) ->
             evaluator.exit_if_signalled(name)
 
         return predict(
-            evaluator.model, source, plan, evaluator.context, on_batch=on_batch, decide=evaluator.decide
+            evaluator.model,
+            source,
+            plan,
+            evaluator.context,
+            on_batch=on_batch,
+            class_map=evaluator.class_map,
         )
 
     levels = {reduction: _curve_levels(index, reduction, scale) for reduction in SEARCHED}

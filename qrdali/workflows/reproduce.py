@@ -204,6 +204,11 @@ def _open(config: str | Path, overrides: _Overrides, listener: ProgressListener)
     dataset = Path(matrix.data.folder) if matrix.data.folder else folder.folder / "data"
     tasks = Tasks(matrix, folder, dataset, expand(matrix, dataset), overrides.only)
     refuse_changes(tasks)
+    for name in tasks.foreign:
+        listener.line(
+            f"{name}: the adopted network does not know the classes of the data; it is not evaluated on "
+            "them, and the runs after it replace its last layer"
+        )
     return tasks
 
 
@@ -331,7 +336,7 @@ def _run_result(tasks: Tasks, name: str, split: str) -> RunResult:
     rows = estimate.rows(tasks.folder.run(name))
     return RunResult(
         name,
-        tasks.state(Task("train", name))[0],
+        tasks.state(tasks.run_task(name))[0],
         val,
         accuracy if isinstance(accuracy, float) else None,
         rows[-1].get("total_seconds", 0) if rows else None,

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qrdali.models import Preprocessing
+    from qrdali.runs.adoption import Adoption
     from qrdali.runs.folder import BestModel
     from qrdali.runs.settings import Settings
 
 
 class Run:
-    """Reads a run folder, made by `qrdali.train` or `qrdali train`, as it is at that moment.
+    """Reads a run folder, made by `train` or `adopt`, as it is at that moment.
 
     folder: its path. Raises InputError if it is not a run folder. Functions that take a folder take a Run
     too.
@@ -59,8 +60,9 @@ class Run:
 
     @property
     def best(self) -> BestModel:
-        """Returns what best/ records: model (its name), classes, preprocessing, epoch, val_accuracy.
+        """Returns what best/ records: model (a name), classes, preprocessing, epoch, val_accuracy, readable.
 
+        val_accuracy is None of an adopted network; readable holds readable names of the classes, or is ().
         Raises as `model`.
         """
         from qrdali.runs import folder as run_folder
@@ -79,10 +81,26 @@ class Run:
 
     @property
     def settings(self) -> Settings:
-        """Returns every setting, defaults included. Raises InputError for a damaged config.toml."""
+        """Returns every setting, defaults included, as it was in effect.
+
+        device, amp, threads and probe_batch_size are what they became where the run was trained, and
+        automatic has the names of those that were left open. Of an adopted run, `method` is "adopted" and
+        most have no meaning. Raises InputError for a damaged config.toml.
+        """
         from qrdali.runs.settings import read_toml, validate_settings
 
-        return validate_settings(read_toml(self.folder / "config.toml"))
+        recorded = read_toml(self.folder / "config.toml")
+        return validate_settings({key: value for key, value in recorded.items() if key != "adopted"})
+
+    @property
+    def adopted(self) -> Adoption | None:
+        """Returns what the network was adopted from: source, weights, sha256 …; None if it was trained.
+
+        Raises InputError or RunError for a damaged config.toml.
+        """
+        from qrdali.runs.adoption import read_adoption
+
+        return read_adoption(self.folder)
 
     def metrics(self) -> pa.Table:
         """Returns metrics.jsonl as a table: a row per epoch after row 0, the start. What a row lacks is null.
@@ -103,8 +121,9 @@ class Run:
 
         name: "val", "test", or a name given to `qrdali.evaluate(sets=…)`. Columns: sample int64, path
         string, label and prediction int64 (−1: none of the classes), correct bool, confidence float32 (the
-        probability of the prediction). Raises InputError if the set has not been evaluated with these
-        weights, RunError if the file is damaged.
+        probability of the prediction), rank int64 (of the true class, from 1) and true_probability float64;
+        rows that version 0.1 wrote lack the last two. Raises InputError if the set has not been evaluated
+        with these weights, RunError if the file is damaged.
         """
         import pyarrow as pa
 

@@ -14,6 +14,7 @@ from qrdali.files.atomic import replace_atomically, write_whole
 from qrdali.interfaces import JobControl
 from qrdali.reduction.quality import scale_of
 from qrdali.system.deterministic import deterministic
+from qrdali.workflows.adopt import adopt
 from qrdali.workflows.build_mepi import build_mepi
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.generated_data import generate_pictures, index_pictures
@@ -33,6 +34,10 @@ def perform(tasks: Tasks, task: Task, control: JobControl) -> dict[str, Any] | N
     if task.kind == "report":
         return _report(tasks, stopping_at_progress(control))
     run = tasks.runs[task.name]
+    if task.kind == "adopt":
+        assert run.adopt is not None
+        adopt(run.adopt, tasks.folder.run(run.name), control)
+        return None
     if task.kind == "train":
         _train(tasks, run, control)
         return None

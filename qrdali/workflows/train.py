@@ -16,15 +16,13 @@ from qrdali.data.index import Dataset, Index
 from qrdali.distributed import ProcessGroup
 from qrdali.errors import InputError, Interrupted, OtherRankFailed, RanksLost
 from qrdali.evaluation.predict import inference_batch_size
-from qrdali.files.changes import describe_changes
 from qrdali.interfaces import NO_CONTROL, JobControl, RunContext
 from qrdali.pipelines.engine import Engine, describe_decoding, engine_of
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import reduced_split_levels
-from qrdali.reduction.quality import num_levels_of
-from qrdali.runs import configuration
+from qrdali.runs import automatic, configuration
 from qrdali.runs import folder as run_folder
-from qrdali.runs.settings import DEFINITIONS, Settings, default_settings, read_settings, write_settings
+from qrdali.runs.settings import MAX_THREADS, Settings, write_settings
 from qrdali.schedule.methods import check_settings, require_live_levels, stage_levels
 from qrdali.system.deterministic import deterministic, require_deterministic_model
 from qrdali.system.device import resolve_device
@@ -35,26 +33,34 @@ from qrdali.training.save_interval import SaveInterval
 from qrdali.training.tracked_sets import TrackedSet, TrackedSets, index_sets, indexed_sets
 from qrdali.training.trainer import Trainer
 from qrdali.workflows.context import open_context
+from qrdali.workflows.continued_run import (
+    begun_with,
+    describe_device,
+    require_its_device,
+    require_same_settings,
+)
 from qrdali.workflows.train_settings import (
     complete_settings,
+    load_start,
     require_no_single_image,
     require_run_folder,
     require_shares,
+    settings_for,
     start_of,
 )
-
-# Settings that may change between a run and its continuation.
-CHANGEABLE_SETTINGS = ("threads", "root", "save_every", "track_sets", "track_reduced", "max_bad")
 
 
 @dataclass(frozen=True)
 class PreparedRun:
     """Holds all of a run that can be refused before anything is written. The network of `spec` is on the
-    CPU."""
+    CPU. warning: of the device on which a run continues, or ""; note: what is said of its start weights, or
+    ""."""
 
     spec: RunSpec
     train: Index
     val: Index
+    warning: str = ""
+    note: str = ""
 
 
 def run_training(settings: Settings, run: Path, resume: bool, control: JobControl = NO_CONTROL) -> None:
@@ -93,13 +99,19 @@ def _train(settings: Settings, run: Path, resume: bool, control: JobControl) -> 
                 f"{run} was begun by another process meanwhile: continue it with --resume, or choose "
                 "another --run"
             )
+        settings = prepared.spec.settings
         context = open_context(settings.device, settings.amp, control)
         engine = engine_of(context.device, settings.threads, group)
         splits = _open_splits(prepared, engine, context)
+        if prepared.warning:
+            listener.warn(prepared.warning)
         if group.is_main:
-            write_settings(run / "config.toml", prepared.spec.settings)
+            threads = min(engine.num_dali_threads, MAX_THREADS)
+            write_settings(run / "config.toml", settings.model_copy(update={"threads": threads}))
             group.record_started(str(run.absolute()))
         listener.line(_describe(prepared, engine, context))
+        if prepared.note:
+            listener.line(prepared.note)
         if dead := _dead_levels(prepared.spec):
             listener.line(dead)
         reset_peak_memory(context.device)
@@ -118,18 +130,23 @@ def _prepare(
     check_settings(settings)
     require_run_folder(run, begun, resume)
     SaveInterval.parse(settings.save_every)
+    before = automatic.recorded(run) if begun else {}
+    if begun:
+        settings = settings.model_copy(update=automatic.continued(settings.model_dump(), before))
     dataset = Dataset.open(Path(settings.data), settings.root)
     train, val = dataset.index("train"), dataset.index("val")
-    device = resolve_device(settings.device)
-    require_shares(settings, len(train), device, group)
     start = start_of(settings, run)
     settings, pre = complete_settings(settings, dataset, len(train), start)
-    settings = settings.model_copy(update=_begun_with(settings, run, begun))
+    settings = settings.model_copy(update=begun_with(settings, run, before))
     require_live_levels(settings, train.size_chunks)
     if begun:
-        _require_same_settings(run, settings)
+        require_same_settings(run, settings, before)
         if (run / "last").exists() and run_folder.has_ended(run):
             return None
+        require_its_device(run, settings, before)
+    device = resolve_device(settings.device)
+    require_shares(settings, len(train), device, group)
+    settings = settings_for(settings, device)
     facts = _facts(settings, len(dataset.classes), device, group)
     facts |= {"images": {"train": len(train), "val": len(val)}}
     facts |= {"fingerprints": {"train": train.fingerprints, "val": val.fingerprints}}
@@ -138,8 +155,9 @@ def _prepare(
     source = provenance.brief(provenance.read(dataset.folder))
     facts |= {"source": source} if source else {}
     torch.manual_seed(settings.seed)  # start weights are drawn
+    note = ""
     if start is not None:
-        model, _ = run_folder.load_best(start)
+        model, note = load_start(start, dataset)
     else:
         model = models.create(settings.model, len(dataset.classes), pretrained=settings.pretrained)
     models.require_size(model, settings.model, pre.input_size)
@@ -148,33 +166,8 @@ def _prepare(
     if settings.deterministic:
         require_deterministic_model(model, pre.input_size, len(dataset.classes), settings.amp, device)
     levels = stage_levels(settings, train.size_chunks)
-    return PreparedRun(RunSpec(settings, run, model, pre, dataset.classes, facts, levels), train, val)
-
-
-def _begun_with(settings: Settings, run: Path, begun: bool) -> dict[str, Any]:
-    """Returns the settings that a run gets when it begins and keeps: definitions and epochs_before."""
-    if begun:
-        recorded = configuration.read_settings(run)
-        return {"definitions": recorded.definitions, "epochs_before": recorded.epochs_before}
-    if settings.definitions != DEFINITIONS:
-        raise InputError(
-            f"definitions = {settings.definitions}: new runs go by definitions {DEFINITIONS}; leave it out"
-        )
-    num_levels_of(settings.step)  # refuses a step that only runs of version 0.1 may have
-    before = run_folder.epochs_trained(Path(settings.init)) if settings.init else 0
-    return {"definitions": DEFINITIONS, "epochs_before": before}
-
-
-def _require_same_settings(run: Path, settings: Settings) -> None:
-    """Raises InputError naming what differs from the settings that the run was begun with, as far as it
-    matters."""
-    # Defaults come first: a run may be older than a setting.
-    before = default_settings() | read_settings(run / "config.toml")
-    now = settings.model_dump()
-    if changed := describe_changes(before, now, CHANGEABLE_SETTINGS):
-        raise InputError(
-            f"{run} was begun with other settings: {'; '.join(changed)}. Give the same, or another --run"
-        )
+    spec = RunSpec(settings, run, model, pre, dataset.classes, facts, levels, dataset.readable)
+    return PreparedRun(spec, train, val, describe_device(settings, before), note)
 
 
 def _require_equal(prepared: PreparedRun | None, group: ProcessGroup) -> None:
@@ -185,10 +178,13 @@ def _require_equal(prepared: PreparedRun | None, group: ProcessGroup) -> None:
     group.require_equal("the states of the run", "finished" if prepared is None else "begun")
     if prepared is None:
         return
-    settings = hashlib.sha256(prepared.spec.settings.model_dump_json().encode()).hexdigest()
+    settings = prepared.spec.settings
+    # Hosts may have different numbers of cores.
+    compared = settings.model_dump_json(exclude={"threads", "automatic"})
     group.require_equal("the training images", prepared.train.fingerprint)
     group.require_equal("the validation images", prepared.val.fingerprint)
-    group.require_equal("the settings", settings)
+    group.require_equal("the devices and their amp", f"{settings.device} {settings.amp}")
+    group.require_equal("the settings", hashlib.sha256(compared.encode()).hexdigest())
 
 
 def _open_splits(prepared: PreparedRun, engine: Engine, context: RunContext) -> Splits:
@@ -221,11 +217,13 @@ def _describe(prepared: PreparedRun, engine: Engine, context: RunContext) -> str
     """Returns a line that says what is trained on what."""
     spec, group = prepared.spec, context.group
     device = "CPU" if context.device.type == "cpu" else torch.cuda.get_device_name(context.device)
+    precision = "" if spec.settings.amp == "off" else f" in {spec.settings.amp}"
     return (
         f"{spec.settings.method} {spec.settings.model} at {spec.preprocessing.input_size} px, "
         f"{len(prepared.train)} "
         f"training and {len(prepared.val)} validation images, {len(spec.classes)} classes, "
-        f"{device if group.is_single else f'{group.world_size} ranks, {device}'}, {describe_decoding(engine)}"
+        f"{device if group.is_single else f'{group.world_size} ranks, {device}'}{precision}, "
+        f"{describe_decoding(engine)}"
     )
 
 

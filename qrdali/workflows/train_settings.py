@@ -4,6 +4,7 @@ the run's folder."""
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from qrdali.data.index import Dataset
 from qrdali.distributed import ProcessGroup
 from qrdali.errors import InputError, printable
 from qrdali.models import Preprocessing
+from qrdali.runs import automatic
 from qrdali.runs import folder as run_folder
-from qrdali.runs.settings import Settings, validate_settings
+from qrdali.runs.configuration import probes
+from qrdali.runs.settings import MAX_BATCH, Settings, validate_settings
 from qrdali.schedule.methods import check_settings
+from qrdali.system.device import probe_batch_size, resolve_amp
 
 
 def settings_of(method: str, run: Path, values: dict[str, Any], resume: bool) -> Settings:
@@ -28,6 +32,12 @@ def settings_of(method: str, run: Path, values: dict[str, Any], resume: bool) ->
     `validate_settings` refuses.
     """
     recorded = run_folder.begun_with(run) if resume and run_folder.holds_run(run) else {}
+    if recorded.get("method") == run_folder.ADOPTED:
+        raise InputError(
+            f"{printable(run)} holds an adopted network, which has no training to continue: start one "
+            f"from it with --init {printable(run)} and another --run"
+        )
+    going_on = automatic.continued(values, automatic.recorded(run)) if recorded else {}
     if recorded.get("method", method) != method:
         begun = printable(recorded["method"])[:40]
         raise InputError(
@@ -39,7 +49,7 @@ def settings_of(method: str, run: Path, values: dict[str, Any], resume: bool) ->
             f"{printable(run)} has not begun: say with --data what it trains on, a data set made by "
             "`qrdali data index`"
         )
-    return validate_settings({**recorded, **values, "method": method})
+    return validate_settings({**recorded, **values, **going_on, "method": method})
 
 
 def require_run_folder(run: Path, begun: bool, resume: bool) -> None:
@@ -167,15 +177,50 @@ def complete_settings(
     return settings, pre
 
 
+def settings_for(settings: Settings, device: torch.device) -> Settings:
+    """Returns the settings with what `device` decides where they leave it open: amp and the probe's batch."""
+    at_once = settings.probe_batch_size
+    if probes(settings) and not at_once:
+        at_once = min(probe_batch_size(device, settings.batch_size), MAX_BATCH)
+    return settings.model_copy(
+        update={
+            "device": device.type,
+            "amp": resolve_amp(settings.amp, device),
+            "probe_batch_size": at_once,
+        }
+    )
+
+
 def _network_of(settings: Settings, dataset: Dataset, run: Path | None) -> tuple[str, Preprocessing]:
     """Returns the network's name and preprocessing, those of `run`'s best/ where they are not given."""
     if run is None:
         pre = models.preprocessing(settings.model, settings.input_size or None, settings.fit)
         return settings.model, pre
     start = run_folder.describe_best(run)
-    dataset.require_classes(start.classes, f"the run {run}")
+    if not run_folder.is_adopted(run):  # of an adopted one of other classes the last layer is replaced
+        dataset.require_classes(start.classes, f"the run {run}")
     if "model" in settings.model_fields_set and settings.model != start.model:
         raise InputError(f"--model is {settings.model}, but {run} trained {start.model}: leave --model out")
     fit = settings.fit if "fit" in settings.model_fields_set else start.preprocessing.fit
     input_size = settings.input_size or start.preprocessing.input_size
-    return start.model, models.preprocessing(start.model, input_size, fit)
+    pre = models.preprocessing(start.model, input_size, fit)
+    # An adopted network may have been made for others than are published with its name.
+    of_start = start.preprocessing
+    pre = replace(pre, mean=of_start.mean, std=of_start.std, interpolation=of_start.interpolation)
+    return start.model, pre
+
+
+def load_start(run: Path, dataset: Dataset) -> tuple[nn.Module, str]:
+    """Returns the network that a training starts with, on the CPU, and what is to be said of it, or "".
+
+    It is that of `run`'s best/; of an adopted one of other classes than the data set's with a fresh last
+    layer.
+    """
+    model, start = run_folder.load_best(run)
+    if start.classes == dataset.classes:
+        return model, ""
+    model = models.with_new_head(start.model, model.state_dict(), len(dataset.classes))
+    return model, (
+        f"{printable(run)} was adopted with {len(start.classes):,} other classes: its last layer is "
+        f"replaced by a fresh one of the data set's {len(dataset.classes):,}"
+    )

@@ -64,6 +64,11 @@ def checked(root: Path, out: Path, found: str, *words: object) -> None:
     assert not paths(out, "train") & paths(out, "val")
     assert len((out / "minival.tsv").read_text().splitlines()) == 7
     assert Dataset.open(out).classes == tuple(sorted(IDS))
+    assert Dataset.open(out).readable == (
+        "tench, Tinca tinca",
+        "English setter",
+        "kit fox, Vulpes macrotis",
+    )
     known = source.read(out)
     assert (known["made_by"], known["minival"]["seed"]) == ("imagenet", 0)
     assert found in known["found"]

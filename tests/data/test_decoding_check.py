@@ -8,6 +8,7 @@ import sys
 import tarfile
 import time
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import crashing_decoder
@@ -155,6 +156,26 @@ def test_a_child_that_has_ended_is_started_again() -> None:
     process.close()
 
 
+def test_a_child_that_was_started_early_may_have_ended_before_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Listing a large tree takes longer than a child waits."""
+    process = DecoderProcess()
+    process.start()
+    child = process._child
+    assert child is not None
+    process.start()
+    assert process._child is child
+    child._requests.close()  # no request will come: it ends as after a long wait
+    assert child._process.wait(60) == 0
+    alone: list[bytes] = []
+    monkeypatch.setattr(process, "_check_alone", lambda content, *_: alone.append(content))
+    assert [found.width for found in process.check([WHOLE, WHOLE], 1, LIMIT)] == [48, 48]
+    assert alone == []
+    assert process._child is not child
+    process.close()
+
+
 def test_where_nothing_can_be_decoded_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(decoder_module, "_PROGRAM", "there_is_no_such_module")
     process = DecoderProcess()
@@ -204,19 +225,104 @@ def test_large_files_come_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_structures_of_jpegs() -> None:
     plain = read_jpeg_structure(WHOLE)
     assert plain.is_plain
-    assert not plain.may_be_turned_or_recoloured
-    assert read_jpeg_structure(malformed_images.accepted()["exif 6.jpg"]).may_be_turned_or_recoloured
-    assert read_jpeg_structure(malformed_images.accepted()["cmyk.jpg"]).may_be_turned_or_recoloured
+    assert not plain.may_be_turned_or_recoloured(is_square=True)
+    assert read_jpeg_structure(malformed_images.accepted()["cmyk.jpg"]).may_be_turned_or_recoloured(False)
     whole = malformed_images.jpeg(progressive=True)
-    assert not read_jpeg_structure(whole).is_plain
+    assert read_jpeg_structure(whole).is_plain
     assert not read_jpeg_structure(whole).lacks_scans()
     assert len(read_jpeg_structure(whole).scans) == 10
     for scans in range(1, 10):
-        assert read_jpeg_structure(disagreeing_images.incomplete_progressive(scans)).lacks_scans()
+        incomplete = read_jpeg_structure(disagreeing_images.incomplete_progressive(scans))
+        assert incomplete.lacks_scans()
+        assert not incomplete.is_plain
     for junk in (b"\0", b"\r\n", b"\xff\xe5\0\0", b"\xff\xd0"):
         assert not read_jpeg_structure(disagreeing_images.between_segments(junk)).is_plain
-    for data in (b"", b"\xff", b"\xff\xd8\xff", WHOLE[:300], b"\xff\xd8\xff\xda\0\2", WHOLE[:-2]):
+        assert not read_jpeg_structure(disagreeing_images.between_scans(junk)).is_plain
+    for data in (b"", b"\xff", b"\xff\xd8\xff", WHOLE[:300], b"\xff\xd8\xff\xda\0\2", WHOLE[:-2], whole[:-2]):
         assert not read_jpeg_structure(data).is_plain
+
+
+def scan_parts(progressive: bytes) -> list[bytes]:
+    """A progressive JPEG's header, its scans with their tables, and its end."""
+    starts = [match.start() for match in re.finditer(rb"\xff[\xc4\xda]", progressive)]
+    firsts = [
+        start for before, start in pairwise([0, *starts]) if progressive[before : before + 2] != b"\xff\xc4"
+    ]
+    bounds = [0, *firsts, len(progressive) - 2, len(progressive)]
+    return [progressive[start:end] for start, end in pairwise(bounds)]
+
+
+def test_scans_in_another_order_are_not_plain() -> None:
+    head, *scans, end = scan_parts(malformed_images.jpeg(progressive=True))
+    assert len(scans) == 10
+    assert read_jpeg_structure(head + b"".join(scans) + end).is_plain
+    for i in range(10):
+        twice, swapped = [*scans[: i + 1], *scans[i:]], [*scans]
+        swapped[i], swapped[i - 1] = swapped[i - 1], swapped[i]
+        assert not read_jpeg_structure(head + b"".join(twice) + end).is_plain
+        assert not read_jpeg_structure(head + b"".join(scans[:i] + scans[i + 1 :]) + end).is_plain
+        if i in (0, 1, 5):  # DC before AC, and both before what refines them; the rest is in any order
+            assert not read_jpeg_structure(head + b"".join(swapped) + end).is_plain
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("value", range(1, 9))
+def test_exif_that_every_reader_understands(order: str, value: int) -> None:
+    entries = ((0x010F, 2, 4, 7), (0x0112, 3, 1, value), (0x0131, 2, 4, 9))
+    data = malformed_images.with_segments(malformed_images.exif(*entries, order=order))
+    structure = read_jpeg_structure(data)
+    assert structure.is_plain
+    assert structure.may_be_turned_or_recoloured(is_square=True) == (value != 1)
+    assert structure.may_be_turned_or_recoloured(is_square=False) == (value in (2, 3, 4))
+    (found,) = decoder_process.check([data], 1, LIMIT)
+    assert (found.reason, found.width) == ("", 48 if value < 5 else 36)
+
+
+ORIENTED = malformed_images.exif((0x0112, 3, 1, 6))
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        (malformed_images.XMP,),
+        (ORIENTED, malformed_images.XMP),
+        (ORIENTED, ORIENTED),
+        (ORIENTED[:-6],),
+        (ORIENTED[:-1],),
+        (b"EXIF\0\0" + ORIENTED[6:],),
+        (ORIENTED.replace(b"II*", b"II+"),),
+        (malformed_images.exif((0x0112, 3, 1, 6), count=200),),
+        (malformed_images.exif((0x0112, 4, 1, 6), order=">"),),
+        (malformed_images.exif((0x0112, 3, 2, 6)),),
+        (malformed_images.exif((0x0112, 3, 1, 0)),),
+        (malformed_images.exif((0x0112, 3, 1, 9)),),
+        (malformed_images.exif((0x0112, 3, 1, 6), (0x0112, 3, 1, 6)),),
+        (ORIENTED + b"\x12\x01\x03\0\1\0\0\0\3\0\0\0",),
+    ],
+)
+def test_exif_and_xmp_that_readers_may_understand_otherwise_are_asked_about(
+    segments: tuple[bytes, ...],
+) -> None:
+    data = malformed_images.with_segments(*segments)
+    assert read_jpeg_structure(data).may_be_turned_or_recoloured(is_square=False)
+
+
+def test_exif_after_the_frame_is_asked_about() -> None:
+    at = disagreeing_images.segments_end(WHOLE, 0xDA)
+    data = WHOLE[:at] + malformed_images.segment(ORIENTED) + WHOLE[at:]
+    assert read_jpeg_structure(data).may_be_turned_or_recoloured(is_square=False)
+
+
+def test_a_turn_that_another_damaged_entry_has_dali_ignore_is_rejected() -> None:
+    """Of a square only the pixels tell: its size is the same without the turn."""
+    for value in range(2, 9):
+        entries = ((0x0112, 3, 1, value), (0x011A, 5, 1, 1 << 24))  # a resolution beyond the end of the block
+        square = malformed_images.saved(malformed_images.photo((40, 40)), "JPEG", quality=90)
+        block = malformed_images.segment(malformed_images.exif(*entries))
+        oblong = malformed_images.with_segments(malformed_images.exif(*entries))
+        for data in (square[:2] + block + square[2:], oblong):
+            (found,) = decoder_process.check([data], 1, LIMIT)
+            assert "DALI" in found.reason
 
 
 def test_mutated_headers() -> None:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from click.testing import CliRunner
 from tiny_data import fill, images, info, jpeg, paths
 
 from qrdali.cli.main import cli
-from qrdali.data import minival
+from qrdali.data import duplicates, minival
 from qrdali.data import provenance as source
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset
@@ -20,6 +22,8 @@ from qrdali.data.verify import changes
 from qrdali.errors import InputError, RunError
 from qrdali.files.lock import acquire
 from qrdali.reduction.counter_rng import shuffled
+
+SEED = 7
 
 
 @pytest.fixture
@@ -141,6 +145,91 @@ def test_minival_killed_at_every_rename_loses_nothing(
         ):
             assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
         assert not list(folder.glob("*.partial"))
+
+
+TWINS = "1 of 6 images of val are in train too, byte for byte: train/cat/copy.JPEG"
+
+
+@pytest.fixture
+def twins(tmp_path: Path) -> Path:
+    """A data set of which a cut moves one of two identical cats."""
+    root = tmp_path / "twins"
+    for number, name in enumerate(("cat", "dog", "owl")):
+        fill(root / "train" / name, 5)
+        for i in range(5):
+            (root / "train" / name / f"{i}.JPEG").write_bytes(jpeg((16 + i, 12), 50 * number))
+    shutil.copy(root / "train/cat/0.JPEG", root / "train/cat/copy.JPEG")
+    build_dataset(root, tmp_path / "of_twins", threads=1, hashed=True)
+    return tmp_path / "of_twins"
+
+
+def warnings_of_a_cut(folder: Path, warn: Callable[[str], None] | None = None) -> list[str]:
+    said: list[str] = []
+    minival.cut(folder, 2, SEED, warn=warn or said.append)
+    return said
+
+
+def test_minival_names_images_that_are_in_both(twins: Path, tmp_path: Path) -> None:
+    build_dataset(tmp_path / "twins", tmp_path / "unhashed", threads=1)
+    assert warnings_of_a_cut(tmp_path / "unhashed") == []
+    done = CliRunner().invoke(cli, ["data", "minival", str(twins), "--per-class", "2", "--seed", str(SEED)])
+    assert (done.exit_code, done.stderr.splitlines()) == (
+        0,
+        [f"warning: {TWINS}", f"train 10, val 6 images in {twins}"],
+    )
+    (tmp_path / "twins/train/cat/copy.JPEG").unlink()
+    build_dataset(tmp_path / "twins", tmp_path / "all_different", threads=1, hashed=True)
+    assert warnings_of_a_cut(tmp_path / "all_different") == []
+
+
+@pytest.mark.parametrize("moment", [*range(12), "hashes", "warned"])
+def test_whoever_finds_a_validation_set_has_been_warned(
+    twins: Path, moment: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before or after every rename, while hashes are compared, or once a warning is given."""
+    said: list[str] = []
+    rename, hashes, count = Path.rename, duplicates._hashes, iter(range(100))
+
+    def dying(old: Path, new: Path) -> Path:
+        if next(count) == moment:
+            raise Killed
+        renamed = rename(old, new)
+        if next(count) == moment:
+            raise Killed
+        return renamed
+
+    def warn(text: str) -> None:
+        said.append(text)
+        if moment == "warned":
+            raise Killed
+
+    def dying_hashes(*args: Any) -> Any:
+        if moment == "hashes":
+            raise Killed
+        return hashes(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying)
+        patch.setattr(duplicates, "_hashes", dying_hashes)
+        with pytest.raises(Killed):
+            warnings_of_a_cut(twins, warn)
+    if moment == 11:  # after the last rename
+        assert Dataset.open(twins).splits == ("train", "val")
+    else:
+        assert Dataset.open(twins).splits == ("train",)
+        said += warnings_of_a_cut(twins)
+    assert set(said) == {TWINS}
+    assert (len(paths(twins, "train")), len(paths(twins, "val"))) == (10, 6)
+    assert not paths(twins, "train") & paths(twins, "val")
+
+
+def test_hashes_of_test_that_are_damaged_do_not_keep_a_cut_from_being_made(twins: Path) -> None:
+    shutil.copy(twins / "train.arrow", twins / "test.arrow")
+    (twins / "test.files.arrow").write_bytes(b"ARROW1")
+    (said,) = warnings_of_a_cut(twins)
+    assert "images in two splits were not looked for" in said
+    assert "test.files.arrow" in said
+    assert Dataset.open(twins).splits == ("train", "val", "test")
 
 
 def test_minival_of_damaged_files(pets: Path) -> None:

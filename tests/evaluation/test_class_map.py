@@ -15,6 +15,7 @@ from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset
 from qrdali.errors import InputError, RunError
+from qrdali.evaluation import predict
 from qrdali.evaluation.class_map import ClassMap, read_class_map
 from qrdali.evaluation.predict import top1
 from qrdali.evaluation.prediction_rows import read_metadata, read_rows
@@ -178,7 +179,9 @@ def evaluated(run: Path, *words: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("rule", ["argmax", "sum"])
-def test_a_run_on_data_of_other_classes(run: Path, two: tuple[Path, Path], table: Path, rule: str) -> None:
+def test_a_run_on_data_of_other_classes(
+    run: Path, two: tuple[Path, Path], table: Path, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, data = two
     found = evaluated(
         run,
@@ -195,7 +198,7 @@ def test_a_run_on_data_of_other_classes(run: Path, two: tuple[Path, Path], table
         "--curve",
     )
     plain, logits = Evaluator(run, EvaluateOptions(device="cpu")), []
-    plain.decide = lambda seen: (logits.append(seen), top1(seen))[1]
+    monkeypatch.setattr(predict, "top1", lambda seen: (logits.append(seen), top1(seen))[1])
     plain.rows("test", Dataset.open(data).index("test"))
     p = torch.cat(logits).softmax(1).numpy()
     target = np.array(

@@ -161,6 +161,8 @@ def test_a_reduced_split_is_the_curves_level_and_can_be_compared(run: Path, data
             "images": 12,
             "correct": int(rows["correct"].sum()),
             "accuracy": rows["correct"].mean(),
+            "top5_accuracy": 1.0,  # of four classes
+            "negative_log_likelihood": pytest.approx(-np.log(rows["true_probability"]).mean()),
             "unreadable": 0,
             "quality": 0.4,
             "rows": str(run / "predictions" / f"val-{reduction}-0.4.parquet"),

@@ -521,6 +521,26 @@ def test_a_set_of_version_0_1_is_marked_where_it_goes_on(run: Path, data: str, t
     assert resume("resolution") == []
 
 
+def test_a_set_notes_the_precision_that_it_was_searched_in(run: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    words = options(run, data, out, step=0.25, limit=4)
+    build_mepi(**words, reduction="color")
+    begun = json.loads((out / "options.json").read_text())
+    assert (begun["device"], begun["amp"]) == ("cpu", "off")
+    # Version 0.1 noted auto, which is off on a CPU.
+    for noted in ("off", "auto"):
+        (out / "options.json").write_text(json.dumps({**begun, "amp": noted}))
+        with pytest.raises(InputError, match="amp off → bf16"):
+            build_mepi(**words, reduction="color", resume=True, amp="bf16")
+        for amp in ("auto", "off"):
+            build_mepi(**words, reduction="color", resume=True, amp=amp)
+    # On a GPU it is whatever auto chooses there now.
+    (out / "options.json").write_text(json.dumps({**begun, "device": "cuda", "amp": "auto"}))
+    source = MepiSource(Dataset.open(Path(data)).index("train"), ("a",), QUARTERS)
+    for amp in ("bf16", "fp16"):
+        MepiSet.open(out, source, {**begun, "device": "cuda", "amp": amp}, None).close()
+
+
 def test_refusals(run: Path, data: str, tmp_path: Path) -> None:
     out = tmp_path / "set"
     build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=4))

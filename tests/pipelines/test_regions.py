@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from malformed_images import HEIGHT, WIDTH, accepted, chunk, exif, photo, saved, segment
 from nvidia.dali import fn, pipeline_def, types
-from PIL import Image
+from PIL import Image, ImageOps
 
 from qrdali.data.inspect import read_upright_size
 from qrdali.pipelines.decode_options import DecodeOptions
@@ -109,6 +109,69 @@ def test_a_window_is_part_of_the_whole(name: str) -> None:
         np.testing.assert_array_equal(part, whole[top : top + h, left : left + w])
     for part, again in zip([whole, *parts], decoded(FILES[name], windows, "whole"), strict=True):
         np.testing.assert_array_equal(part, again)
+
+
+# Luma's samples for each of chroma's, and as what the same bytes are encoded: with as many blocks of luma.
+SAMPLINGS = {
+    "4:4:4": ((1, 1), "4:4:4"),
+    "4:2:2": ((2, 1), "4:2:2"),
+    "4:2:0": ((2, 2), "4:2:0"),
+    "4:1:1": ((4, 1), "4:2:0"),
+    "4:4:0": ((1, 2), "4:2:2"),
+}
+
+
+def sampled(name: str, size: tuple[int, int]) -> bytes:
+    """A JPEG of noise, in which every wrong sample of chroma shows.
+
+    Pillow knows no 4:1:1 and 4:4:0. They are written as 4:2:0 and 4:2:2 of equally many minimum coded units,
+    and their header is changed: the blocks then mean another picture, in perfect order.
+    """
+    (across, down), encoded_as = SAMPLINGS[name]
+    units = -(-size[0] // (8 * across)) * -(-size[1] // (8 * down))
+    (encoded_across, encoded_down), _ = SAMPLINGS[encoded_as]
+    one_row = (8 * encoded_across * units, 8 * encoded_down)
+    width, height = size if encoded_as == name else one_row
+    pixels = np.random.default_rng(units).integers(0, 256, (height, width, 3), np.uint8)
+    data = saved(Image.fromarray(pixels), "JPEG", quality=90, subsampling=encoded_as)
+    frame = data.index(b"\xff\xc0")
+    header = data[frame : frame + 5] + struct.pack(">HHBBB", size[1], size[0], 3, 1, across << 4 | down)
+    return data[:frame] + header + data[frame + 12 :]
+
+
+def at_borders(length: int) -> list[tuple[int, int]]:
+    """Starts and lengths of 1 to 4, and all, at the first and the last pixel, one off them, and between."""
+    return [
+        (start, part)
+        for part in sorted({1, 2, 3, 4, length})
+        for start in sorted({0, 1, length // 2, length - part - 1, length - part})
+        if 0 <= start <= length - part
+    ]
+
+
+@pytest.mark.parametrize("size", [(61, 35), (18, 3), (34, 17), (16, 16), (5, 7), (3, 5), (2, 9), (1, 4)])
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_narrow_windows_at_borders_are_part_of_the_whole(name: str, size: tuple[int, int]) -> None:
+    content = sampled(name, size)
+    with Image.open(io.BytesIO(content)) as opened:
+        whole = np.asarray(opened.convert("RGB"))
+    windows = [(top, left, h, w) for left, w in at_borders(size[0]) for top, h in at_borders(size[1])]
+    for (top, left, h, w), part in zip(windows, decoded(content, windows), strict=True):
+        np.testing.assert_array_equal(
+            part, whole[top : top + h, left : left + w], f"window {(top, left, h, w)}"
+        )
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_narrow_windows_of_turned_images_are_part_of_the_whole(orientation: int) -> None:
+    content = sampled("4:2:0", (18, 35))
+    content = content[:2] + segment(exif((0x0112, 3, 1, orientation))) + content[2:]
+    with Image.open(io.BytesIO(content)) as opened:
+        whole = np.asarray(ImageOps.exif_transpose(opened))
+    height, width = whole.shape[:2]
+    windows = [(top, left, h, w) for left, w in at_borders(width) for top, h in at_borders(height)]
+    for (top, left, h, w), part in zip(windows, decoded(content, windows), strict=True):
+        np.testing.assert_array_equal(part, whole[top : top + h, left : left + w])
 
 
 def test_dali_takes_the_options_for_a_gpu_and_a_cpu_has_their_pixels_anyway() -> None:

@@ -15,7 +15,11 @@ from qrdali.cli.main import cli
 from qrdali.interfaces import SilentListener
 from qrdali.report.build import ReportOptions, contents
 from qrdali.report.read import named, read_run
+from qrdali.report.read_mepis import read_mepis
+from qrdali.report.setup import searches
 from qrdali.report.tables import Table
+from qrdali.runs.configuration import chain_of
+from qrdali.runs.settings import validate_settings
 from qrdali.workflows.compare import compare
 
 VAL = np.arange(20) % 2 == 0
@@ -433,3 +437,116 @@ def test_a_baseline_of_another_start_is_told(tmp_path: Path) -> None:
     assert not any("began with another run" in text for text in found["accuracy-1"].notes)
     pair = next(r for r in rows(found["comparisons-1"]) if r["run"] == "linear")
     assert pair["baseline"] == "same"
+
+
+GPU_RUN: dict[str, Any] = {"environment": {"cpu": "x", "gpu": "H100"}}
+CPU_RUN: dict[str, Any] = {"environment": {"cpu": "x", "gpu": None}}
+LEFT = ["device", "amp", "threads"]
+# How the same run stands in config.toml: as older versions wrote it, and as it was resolved.
+OF_GPU: list[dict[str, Any]] = [
+    {},
+    {"device": "cuda", "amp": "bf16", "threads": 16, "automatic": LEFT},
+    {"device": "cuda", "amp": "fp16", "threads": 8, "automatic": LEFT},
+]
+OF_CPU: list[dict[str, Any]] = [
+    {},
+    {"device": "cpu"},
+    {"device": "cpu", "amp": "off", "threads": 2, "automatic": LEFT},
+    {"device": "cpu", "amp": "off", "threads": 3, "automatic": []},
+]
+
+
+@pytest.mark.parametrize(("extra", "forms"), [(GPU_RUN, OF_GPU), (CPU_RUN, OF_CPU)], ids=["GPU", "CPU"])
+def test_runs_of_before_and_after_settings_were_resolved_are_one(
+    tmp_path: Path, extra: dict[str, Any], forms: list[dict[str, Any]]
+) -> None:
+    folders = [
+        run(tmp_path / f"r{i}", right(30, 30), seed=i, extra=extra, **form) for i, form in enumerate(forms)
+    ]
+    assert seeds(tables(*folders)["accuracy-1"]) == {"baseline": len(forms)}
+    # And so are what they began with.
+    starts = [
+        started(tmp_path, f"s{i}", method="shared", seed=i, extra=extra, **form)
+        for i, form in enumerate(forms)
+    ]
+    others = [run(tmp_path / f"o{i}", right(30, 30), seed=i, **start) for i, start in enumerate(starts)]
+    assert seeds(tables(*others)["accuracy-1"]) == {"baseline": len(forms)}
+
+
+def test_another_precision_is_another_configuration(tmp_path: Path) -> None:
+    gpu = {"device": "cuda", "threads": 8, "automatic": ["threads"]}
+    amps = ("bf16", "fp16", "off")
+    folders = [
+        run(tmp_path / amp, right(30, 30), seed=seed, extra=GPU_RUN, amp=amp, **gpu)
+        for seed, amp in enumerate(amps)
+    ]
+    folders.append(run(tmp_path / "auto", right(30, 30), seed=3, extra=GPU_RUN, **OF_GPU[1]))
+    # bf16 that was asked for is what auto chose.
+    assert sorted(seeds(tables(*folders)["accuracy-1"]).values()) == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("extra", "form", "digest"),
+    [
+        *((GPU_RUN, form, "bc2a6e5eef83") for form in OF_GPU),
+        *((CPU_RUN, form, "2b0f8821595e") for form in OF_CPU),
+        ({}, {}, "bc2a6e5eef83"),
+        (GPU_RUN, {"amp": "bf16"}, "8521026b11d8"),
+        (GPU_RUN, {"amp": "fp16"}, "b23587950d7f"),
+        (GPU_RUN, {"amp": "off"}, "2b0f8821595e"),
+    ],
+)
+def test_digests_that_runs_recorded_stay(
+    tmp_path: Path, extra: dict[str, Any], form: dict[str, Any], digest: str
+) -> None:
+    """As the version before settings were resolved computed them, from the same files."""
+    images = fingerprints("a", "b")
+    start = run(tmp_path / "s", right(30, 30), method="shared", extra={**images, **extra}, **form)
+    init = chain_of(validate_settings({"method": "baseline", "data": "x", "init": str(start)})).init
+    assert init is not None
+    assert init.digest.startswith(digest)
+
+
+def test_the_machine_does_not_choose_the_baseline(tmp_path: Path) -> None:
+    """Of two baselines of a seed the one of the same settings is taken, not the one of the same host."""
+    new = OF_GPU[1]
+    older = run(tmp_path / "older", right(30, 30), extra=GPU_RUN, lr=0.5)
+    other = run(tmp_path / "other", right(30, 30), extra=GPU_RUN, lr=0.1, **new)
+    linear = run(tmp_path / "linear", right(33, 27), method="linear", extra=GPU_RUN, lr=0.5, **new)
+    pair = next(r for r in rows(tables(other, older, linear)["comparisons-1"]) if r["run"] == "linear")
+    assert pair["baseline"] == "older"
+
+
+def test_the_device_and_precision_that_a_run_had_are_shown(tmp_path: Path) -> None:
+    new = shown(run(tmp_path / "new", right(30, 30), extra=GPU_RUN, **OF_GPU[1]))[0]
+    assert (new["device"], new["amp"]) == ("cuda", "bf16")
+    assert not {"threads", "automatic"} & new.keys()
+    cpu = shown(run(tmp_path / "cpu", right(30, 30), extra=CPU_RUN, **OF_CPU[2]))[0]
+    assert cpu["device"] == "cpu"
+    assert "amp" not in cpu
+    moved = shown(run(tmp_path / "moved", right(30, 30), extra=GPU_RUN, **OF_CPU[2]))[0]
+    assert (moved["device"], moved["amp"]) == ("cuda, then cpu", "off")
+    silent = shown(run(tmp_path / "silent", right(30, 30), **OF_CPU[2]))[0]
+    assert silent["device"] == "cpu"
+    assert "amp" not in silent
+
+
+@pytest.mark.parametrize(("scaler", "amp"), [({}, "bf16"), ({"scale": 1024.0}, "fp16")])
+def test_what_auto_was_for_an_older_run_of_a_gpu_is_in_its_checkpoint(
+    tmp_path: Path, scaler: dict[str, Any], amp: str
+) -> None:
+    folder = run(tmp_path / "r", right(30, 30), extra=GPU_RUN)
+    (folder / "last").mkdir()
+    (folder / "last" / "state.json").write_text(json.dumps({"scaler": scaler}))
+    assert shown(folder)[0]["amp"] == amp
+
+
+def test_sets_of_a_cpu_have_no_precision(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", right(30, 30))
+    known, sets = read_run(folder, "run", SilentListener().warn), []
+    for name, device, amp in (("a", "cpu", "auto"), ("b", "cpu", "bf16"), ("c", "cuda", "auto")):
+        made = fake_runs.mepis(tmp_path / name, folder, {"crop": {0: 0.5}}, 4, device=device, amp=amp)
+        sets.append(read_mepis(made, name, [known], {}))
+    table = searches(sets, "mepi-options")
+    assert table is not None
+    assert [row["amp"] for row in rows(table)] == [None, "bf16", "auto"]

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qrdali.distributed import SINGLE_PROCESS
 from qrdali.evaluation.class_map import ClassMap
-from qrdali.evaluation.predict import predict, top1
+from qrdali.evaluation.predict import predict
 from qrdali.interfaces import Batch, CandidateBatch, RunContext, SilentListener, never_stop
 from qrdali.mepi.search import Search, SearchLimits, SearchRule
 from qrdali.mepi.search_path import SearchPath
@@ -52,9 +52,11 @@ QUEUED = {
     "argmax",
     "as_strided",
     "as_strided_",
+    "bitwise_not",
     "cat",
     "clamp",
     "clone",
+    "constant_pad_nd",
     "convolution",
     "copy_",
     "cudnn_batch_norm",
@@ -69,17 +71,21 @@ QUEUED = {
     "flatten",
     "full",
     "gather",
+    "gt",
     "index",
     "index_put_",
     "index_select",
     "isfinite",
     "lift_fresh",
+    "lt",
     "max",
     "max_pool2d_with_indices",
+    "maximum",
     "mean",
     "mm",
     "mul",
     "native_batch_norm",
+    "ne",
     "permute",
     "relu",
     "reshape",
@@ -91,6 +97,7 @@ QUEUED = {
     "transpose",
     "unsqueeze",
     "view",
+    "where",
     "zero_",
     "zeros",
     "zeros_like",
@@ -189,15 +196,15 @@ class Done(Exception):
     pass
 
 
-MAP = ClassMap(("cat", "dog", "owl"), np.array([2, -1]), "argmax")
+MAP = ClassMap(("cat", "dog", "owl"), np.array([2, 2]), "argmax")
 
 
 @pytest.mark.parametrize(
-    "decide",
-    [top1, MAP.decide, ClassMap(MAP.classes, MAP.target, "sum").decide],
+    "class_map",
+    [None, MAP, ClassMap(MAP.classes, MAP.target, "sum")],
     ids=["top1", "argmax", "sum"],
 )
-def test_evaluation(decide: Any) -> None:
+def test_evaluation(class_map: ClassMap | None) -> None:
     done = []
 
     def on_batch(count: int) -> None:
@@ -212,10 +219,11 @@ def test_evaluation(decide: Any) -> None:
             EpochPlan(11, 4, FULL_QUALITY),
             context(),
             on_batch=on_batch,
-            decide=decide,
+            class_map=class_map,
         )
     assert done == [4, 4, 3]
     assert "convolution" in mode.seen
+    assert ("maximum" in mode.seen) == (class_map is MAP)
 
 
 @pytest.mark.parametrize("some_are_missing", [False, True])

@@ -75,7 +75,8 @@ def test_the_unit_that_is_restored_is_that_of_the_epoch_that_judged_it(
 
     def validate(*_: Any) -> Any:
         accuracy = next(given)
-        rows = PredictionRows(np.arange(1), np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1))
+        zeros, ones = np.zeros(1, np.int64), np.ones(1)
+        rows = PredictionRows(np.arange(1), zeros, zeros, ones, ones, ones)
         monkeypatch.setattr(PredictionRows, "accuracy", property(lambda _: accuracy))
         return rows
 

@@ -74,7 +74,8 @@ def test_shared_leaves_a_whole_run(data: Path, shared: Path) -> None:
     state = json.loads((shared / "best" / "state.json").read_text())
     assert (state["epoch"], state["val_accuracy"]) == (best, rows[best]["val_accuracy"])
     table = pq.read_table(shared / "predictions" / "val.parquet")
-    assert table.column_names == ["sample", "path", "label", "prediction", "correct", "confidence"]
+    described = ["sample", "path", "label", "prediction", "correct", "confidence"]
+    assert table.column_names == [*described, "rank", "true_probability"]
     assert sum(table["correct"].to_pylist()) / table.num_rows == rows[best]["val_accuracy"]
     assert read_toml(shared / "config.toml")["lr"] == 1e-3
     result = Evaluator(shared, EvaluateOptions(device="cpu")).split(Path(data), "test")

@@ -1,8 +1,11 @@
 """Single images: the bytes that loaders and MEPI sets have, any quality, and what is refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import disagreeing_images
+import malformed_images
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -13,6 +16,7 @@ from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.reduction.quality import LevelScale, num_levels_of, reduction_params
+from qrdali.workflows.preview import draw_preview
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (48, 64, 3), np.uint8)
@@ -137,6 +141,41 @@ def test_what_cannot_be_reduced_is_refused_with_the_value(
 ) -> None:
     with pytest.raises(qrdali.InputError, match=message):
         qrdali.reduce(image, **options)
+
+
+ALIKE = ("one scan of a progressive.jpg", "half of the scans.jpg")  # only windows of these differ
+
+
+@pytest.mark.parametrize("name", [name for name in disagreeing_images.refused() if name not in ALIKE])
+def test_an_image_that_decoders_read_differently_is_refused(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(disagreeing_images.refused()[name])
+    with pytest.raises(qrdali.RunError, match=re.escape(name)) as raised:
+        qrdali.read(file)
+    assert re.search("DALI|eXIf|orientation", str(raised.value)), raised.value
+    assert "\n" not in str(raised.value)
+    with pytest.raises((qrdali.RunError, qrdali.InputError)) as previewed:
+        draw_preview(str(file), tmp_path / "sheet.png")
+    assert str(previewed.value) == str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", [*disagreeing_images.damaged(), *ALIKE])
+def test_a_damaged_image_that_decoders_read_alike_is_read(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes((disagreeing_images.damaged() | disagreeing_images.refused())[name])
+    with Image.open(file) as opened:
+        assert np.array_equal(qrdali.read(file), np.asarray(opened.convert("RGB")))
+    draw_preview(str(file), tmp_path / "sheet.png")
+
+
+@pytest.mark.parametrize("name", malformed_images.accepted())
+def test_whatever_an_index_accepts_is_read(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(malformed_images.accepted()[name])
+    with Image.open(file) as opened:
+        upright = ImageOps.exif_transpose(opened)
+        assert qrdali.read(file).shape == (upright.height, upright.width, 3)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def test_a_run_has_its_network_and_its_settings(workplace: Path) -> None:
 def test_its_network_makes_the_predictions_of_its_rows(workplace: Path) -> None:
     run, data = qrdali.Run(workplace / "runs" / "shared"), qrdali.Dataset.open(workplace / "data")
     rows = run.rows("val")
-    assert rows.column_names == ["sample", "path", "label", "prediction", "correct", "confidence"]
+    described = ["sample", "path", "label", "prediction", "correct", "confidence"]
+    assert rows.column_names == [*described, "rank", "true_probability"]
     assert rows["path"].to_pylist() == data["val"].paths(np.arange(12))
     loader = qrdali.Loader(data["val"], model="test_resnet", input_size=32, batch_size=8, device="cpu")
     model = run.model()
