@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": "McNemar's test of two runs on the same images.",
     "build-mepi": "Minimal-entropy positive images of a run.",
     "report": "One page with tables and figures on runs and MEPI sets.",
+    "log": "Show finished runs in TensorBoard, W&B, MLflow or Trackio.",
     "reproduce": "The whole experiment matrix of a TOML file, resumable.",
     "bench": "Measure speed.",
 }

@@ -88,6 +88,12 @@ def _common(command: F) -> F:
             type=float,
             help="Also that of the validation split at this quality of --step, in each reduction.",
         ),
+        click.option(
+            "--log",
+            metavar="NAME[,NAME]",
+            help="Also show the run in tensorboard (RUN/tensorboard), wandb, mlflow or trackio: extras to "
+            "install; --resume goes on in the same log.  [default: none]",
+        ),
         click.option("--save-every", help="Save within an epoch: N steps, or Nm minutes."),
         click.option(
             "--accumulate",
