@@ -63,6 +63,8 @@ class TrackioLogger:
 
     def end(self, finished: bool) -> None:
         if self._run is not None:
-            run, self._run = self._run, None
+            import trackio
+
+            self._run = None
             with redirect_stdout(sys.stderr):
-                run.finish()
+                trackio.finish()  # not the run's own: Trackio would finish it again, on stdout, at exit
