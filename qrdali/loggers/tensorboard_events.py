@@ -73,8 +73,9 @@ def _records(events: Iterable[Any]) -> bytes:
 def _first_events(run: LoggedRun) -> list[Any]:
     """Returns the file's version, the mark of a new beginning, the configuration and the charts of stages."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from torch.utils.tensorboard import summary
+    from torch.utils import tensorboard as torch_tensorboard
 
+    summary: Any = torch_tensorboard.summary  # untyped functions
     began = run.epochs[0].time if run.epochs else time.time()
     text = json.dumps(run.config, indent=2, ensure_ascii=False)
     indented = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown's form of code

@@ -12,7 +12,9 @@ from loop_fakes import Recorder, trainer_of
 from qrdali.errors import Interrupted
 from qrdali.loggers import run_log as run_log_module
 from qrdali.loggers.interface import LoggedEpoch, LoggedRun
+from qrdali.loggers.values import sheet_name
 from qrdali.runs import folder as run_folder
+from qrdali.training.preview_sheet import keep_previews
 
 STAGED: dict[str, Any] = {
     "method": "linear",
@@ -121,6 +123,10 @@ def test_a_run_that_is_stopped_again_and_again_has_each_epoch_once(tmp_path: Pat
             trainer.log.close()
     assert stops > 3
     assert raw_steps(run, "val_accuracy") == list(range(len(rows(tmp_path / "whole"))))
+    drawn = sorted((tmp_path / "whole" / "previews").iterdir())
+    assert len(drawn) == len({row["stage"] for row in rows(run)})
+    assert [file.name for file in drawn] == sorted(file.name for file in (run / "previews").iterdir())
+    assert raw_steps(run, "preview") == sorted(int(file.stem.rpartition("-")[2]) for file in drawn)
     whole, stopped = scalars(tmp_path / "whole"), scalars(run)
     timed = ("second", "memory", "energy", "time")
     assert whole.keys() == stopped.keys()
@@ -166,6 +172,25 @@ def test_a_kill_after_the_row_leaves_no_gap_and_no_double(
     trainer_of(run, **values).train(True)
     assert raw_steps(run, "val_accuracy") == list(range(5))
     assert close(scalars(run)["val_accuracy"], [(row["epoch"], row["val_accuracy"]) for row in rows(run)])
+
+
+def test_sheets_of_epochs_that_are_done_again_are_drawn_again(tmp_path: Path) -> None:
+    names = [sheet_name(1, 1), sheet_name(2, 9), sheet_name(3, 17)]
+    for name in (*names, "mine.png"):
+        (tmp_path / "previews").mkdir(exist_ok=True)
+        (tmp_path / "previews" / name).write_bytes(b"")
+    keep_previews(tmp_path, 9)
+    assert sorted(file.name for file in (tmp_path / "previews").iterdir()) == sorted([*names[:2], "mine.png"])
+
+
+def test_a_preview_that_cannot_be_drawn_is_a_warning(tmp_path: Path) -> None:
+    listener, run = Recorder(), tmp_path / "run"
+    run.mkdir()
+    (run / "previews").write_text("a file")
+    trainer_of(run, listener, log="tensorboard", **{**STAGED, "max_epochs": 2}).train(False)
+    (warning,) = listener.warnings
+    assert warning.startswith("stage 1 has no preview: ")
+    assert len(rows(run)) == 3
 
 
 def test_files_of_others_in_the_folder_stay(tmp_path: Path) -> None:
