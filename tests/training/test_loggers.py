@@ -121,6 +121,8 @@ def test_a_run_that_is_stopped_again_and_again_has_each_epoch_once(tmp_path: Pat
         except Interrupted:
             stops += 1
             trainer.log.close()
+            (run / "previews").mkdir(exist_ok=True)
+            (run / "previews" / sheet_name(9, 9999)).write_bytes(b"of an epoch that is done again")
     assert stops > 3
     assert raw_steps(run, "val_accuracy") == list(range(len(rows(tmp_path / "whole"))))
     drawn = sorted((tmp_path / "whole" / "previews").iterdir())
