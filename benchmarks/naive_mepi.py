@@ -91,6 +91,8 @@ class Naive:
     """Searches with a network.
 
     preprocessing: has input_size, mean and std in 0..1, and interpolation "bilinear" or "bicubic".
+    mapped: for labels of other classes, the label of each of the network's classes (-1: none), and the rule,
+    "argmax" or "sum".
     """
 
     def __init__(
@@ -99,10 +101,11 @@ class Naive:
         device: Any,
         preprocessing: Any,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        mapped: tuple[list[int], str] | None = None,
     ) -> None:
         from torchvision import transforms
 
-        self.model, self.device, self.autocast = model, device, autocast
+        self.model, self.device, self.autocast, self.mapped = model, device, autocast, mapped
         side, method = preprocessing.input_size, transforms.InterpolationMode(preprocessing.interpolation)
         normalize = transforms.Normalize(preprocessing.mean, preprocessing.std)
         self.prepare = transforms.Compose(
@@ -113,7 +116,14 @@ class Naive:
         """Returns whether the network is right, and the true class's probability."""
         with torch.inference_mode(), self.autocast():
             p = self.model(self.prepare(image)[None].to(self.device)).float().softmax(1)[0]
-        return int(p.argmax()) == label, float(p[label])
+        if self.mapped is None:
+            return int(p.argmax()) == label, float(p[label])
+        targets, rule = self.mapped
+        own = [float(value) for value, target in zip(p, targets, strict=True) if target == label]
+        if rule == "argmax":
+            return targets[int(p.argmax())] == label, max(own)
+        sums = {t: sum(float(v) for v, u in zip(p, targets, strict=True) if u == t) for t in set(targets)}
+        return all(sums[label] >= sums[other] for other in sums if other >= 0), sums[label]
 
     def search(
         self, path: str, label: int, dimensions: tuple[bool, bool, bool], n: int, tail: int = 0

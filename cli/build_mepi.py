@@ -45,6 +45,17 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
     help="Step by step, or try every level (color and resolution).",
 )
 @click.option(
+    "--class-map",
+    type=click.Path(),
+    metavar="TSV",
+    help="For a run with other classes than the data: lines of its class, a tab, the data's class.",
+)
+@click.option(
+    "--map-rule",
+    type=click.Choice(["argmax", "sum"]),
+    help="The first choice, mapped; or the largest sum of probabilities.  [default: argmax]",
+)
+@click.option(
     "--limit", type=click.IntRange(1), help="Search this many images, spread evenly over the split."
 )
 @click.option(
@@ -78,7 +89,8 @@ def build_mepi(windows: str, as_json: bool, **options: Any) -> None:
     Writes REDUCTION/CLASS/SAMPLE.png, manifest.parquet, summary.json and a contact sheet per reduction.
 
     \b
-    Example: qrdali build-mepi --run runs/baseline --data data --split val --reduction crop --out mepi
+    Examples: qrdali build-mepi --run runs/baseline --data data --split val --reduction crop --out mepi
+              qrdali build-mepi --run runs/r50 --data humanet --class-map map.tsv --map-rule sum --out mepi
     """
     from qrdali.cli.signals import terminal_control
     from qrdali.cli.terminal import emit

@@ -127,8 +127,9 @@ def _finish(process: int, child: int, destination: int) -> None:
 
 def _pass_on_and_exit(source: int, destination: int, write_end: int) -> None:
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)  # a terminal's go to all: this process ends after the other
+        # A terminal's and Slurm's go to all processes: this one ends after the other.
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT"):
+            signal.signal(signal.Signals[name], signal.SIG_IGN)
         for descriptor in (0, 1, write_end):
             with suppress(OSError):
                 os.close(descriptor)

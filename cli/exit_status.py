@@ -1,7 +1,8 @@
 """Turns how a command ended into an exit status, and a failure into one line on stderr.
 
 0: it did what was asked. 1: work failed that was asked for rightly. 2: an option, a name or a value that
-cannot be used. 130 and 143: SIGINT and SIGTERM stopped it (128 + the signal's number), with everything saved.
+cannot be used. 130, 143, 138 and 140: SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 stopped it (128 + the signal's
+number), with everything saved.
 """
 
 from __future__ import annotations

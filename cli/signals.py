@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from qrdali.distributed import ProcessGroup
     from qrdali.interfaces import JobControl
 
+# What asks a job to save and end. Slurm and submitit send SIGUSR1 or SIGUSR2 before a job's time is over.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # Seconds in which torchrun hands a signal on that the whole group of processes has already got.
 _TORCHRUN_REPEATS = 5.0
 
 
 class StopSignal:
-    """Remembers SIGINT or SIGTERM until the work looks; a second one acts as if this were not here.
+    """Remembers a signal of `STOPPING` until the work looks; a second one acts as if this were not here.
 
     Calling it returns the signal's number, or 0. repeats: seconds in which the same signal may come again
     without being a second one."""
@@ -36,9 +38,7 @@ class StopSignal:
         return self.signum
 
     def __enter__(self) -> StopSignal:
-        self._before = {
-            number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._before = {number: signal.signal(number, self._handle) for number in STOPPING}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -54,8 +54,9 @@ class StopSignal:
                 return
         elif now - self._received < self._repeats:
             return
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in STOPPING:
+            is_interrupt = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
         if self._repeats:
             os.kill(os.getpid(), signum)
 
@@ -73,7 +74,7 @@ def exit_on_interrupt() -> Iterator[None]:
 
 @contextmanager
 def terminal_control(group: ProcessGroup | None = None) -> Iterator[JobControl]:
-    """Yields the control of a job that reports to the terminal and that SIGINT and SIGTERM stop.
+    """Yields the control of a job that reports to the terminal and that the signals of `STOPPING` stop.
 
     `Interrupted` within becomes an exit status, as `exit_on_interrupt` does it. group: the processes that
     share the job."""
@@ -87,14 +88,15 @@ def terminal_control(group: ProcessGroup | None = None) -> Iterator[JobControl]:
 
 @contextmanager
 def sigterm_exits() -> Iterator[None]:
-    """Makes SIGTERM end the program by SystemExit(143), so that what is open is closed; a `StopSignal` within
-    comes first."""
+    """Makes SIGTERM, SIGUSR1 and SIGUSR2 end the program by SystemExit(128 + number), so that what is open is
+    closed; a `StopSignal` within comes first."""
 
     def leave(signum: int, _: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in STOPPING if number != signal.SIGINT}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -40,8 +40,8 @@ _CHUNK_PIXELS = 16_000_000
 _MIN_BATCH = 256  # of a pipeline that reduces, which is built anew for more: what a search on a GPU asks for
 
 
-def open_image_reducer(index: Index, preprocessing: Preprocessing, engine: Engine) -> ImageReducer:
-    """Returns an image reducer of one split."""
+def open_image_reducer(index: Index | None, preprocessing: Preprocessing, engine: Engine) -> ImageReducer:
+    """Returns an image reducer of one split, or of no files, only for images in memory."""
     return (HostImageReducer if engine.host_ops else GraphImageReducer)(index, preprocessing, engine)
 
 
@@ -56,9 +56,15 @@ class _Chunk:
 
 
 class _ImageReducer(ABC):
-    def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
-        self._index, self._preprocessing, self._engine = index, preprocessing, engine.for_images(index)
-        self._reader = FileReader(index)
+    def __init__(self, index: Index | None, preprocessing: Preprocessing, engine: Engine) -> None:
+        self._preprocessing = preprocessing
+        self._engine = engine if index is None else engine.for_images(index)
+        self._open_files = None if index is None else FileReader(index)
+
+    @property
+    def _reader(self) -> FileReader:
+        assert self._open_files is not None, "a reducer without an index decodes nothing"
+        return self._open_files
 
     def decode(
         self,
@@ -97,13 +103,13 @@ class _ImageReducer(ABC):
         chunk, pixels = [], 0
         for sample in islice(samples, files):
             chunk.append(sample)
-            pixels += int(self._index.sizes(np.array([sample])).prod())
+            pixels += int(self._reader.index.sizes(np.array([sample])).prod())
             if pixels >= _CHUNK_PIXELS:
                 break
         return chunk
 
     def _to_inputs(self, files: Files, chunk: _Chunk) -> Any:
-        sizes = self._index.sizes(chunk.samples)
+        sizes = self._reader.index.sizes(chunk.samples)
         return decode_inputs(files, np.concatenate([np.zeros_like(sizes), sizes], axis=1))
 
     def _take_images(self, chunk: _Chunk, windows: Any) -> list[tuple[int, Any]]:
@@ -121,12 +127,16 @@ class _ImageReducer(ABC):
 class HostImageReducer(_ImageReducer):
     """Has DALI decode; `host_ops` makes the reduced images in threads."""
 
-    def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
+    def __init__(self, index: Index | None, preprocessing: Preprocessing, engine: Engine) -> None:
         super().__init__(index, preprocessing, engine)
         self._pool = ThreadPoolExecutor(engine.threads, "make")
 
     def _take_image(self, windows: Any, i: int) -> npt.NDArray[np.uint8]:
         return np.array(windows[i])
+
+    def load(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """See `ImageReducer.load`."""
+        return pixels
 
     def network_inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:
         """See `ImageReducer.network_inputs`."""
@@ -159,7 +169,7 @@ class GraphImageReducer(_ImageReducer):
     for the context of the stream that its inputs come on: the default stream has none in a thread of a pool.
     """
 
-    def __init__(self, index: Index, preprocessing: Preprocessing, engine: Engine) -> None:
+    def __init__(self, index: Index | None, preprocessing: Preprocessing, engine: Engine) -> None:
         super().__init__(index, preprocessing, engine)
         # Pipelines with their largest batch, by whether they give the network's inputs or the reduced images.
         self._pipes: dict[bool, tuple[Any, int]] = {}
@@ -187,6 +197,13 @@ class GraphImageReducer(_ImageReducer):
         image = windows[i]
         with self._on_own_stream():
             return self._copy(image, torch.empty(image.shape(), dtype=torch.uint8, device=self._device))
+
+    def load(self, pixels: npt.NDArray[np.uint8]) -> Any:
+        """See `ImageReducer.load`."""
+        if self._engine.device_id is None:
+            return pixels
+        with self._on_own_stream():
+            return torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)
 
     def network_inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:
         """See `ImageReducer.network_inputs`."""

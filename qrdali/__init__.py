@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         write_report,
     )
     from qrdali.workflows.loader import Loader
+    from qrdali.workflows.minimal import minimal
     from qrdali.workflows.run import Run
     from qrdali.workflows.schedule import Schedule
 
@@ -44,6 +45,7 @@ _MODULES = {
     "evaluate": "qrdali.workflows.jobs",
     "index": "qrdali.workflows.jobs",
     "log": "qrdali.workflows.jobs",
+    "minimal": "qrdali.workflows.minimal",
     "predict": "qrdali.workflows.jobs",
     "quotient": "qrdali.workflows.images",
     "read": "qrdali.workflows.images",
@@ -68,6 +70,7 @@ __all__ = [
     "evaluate",
     "index",
     "log",
+    "minimal",
     "predict",
     "quotient",
     "read",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,21 @@ class CandidateBatch:
     reduced_images: list[list[npt.NDArray[np.uint8]]] | None
 
 
+class Judgement(NamedTuple):
+    """Holds what a network answers for N images, on its device.
+
+    answer: int64 [N], the class that it takes each for. confidence: float32 [N], the probability of that
+    class. probability: float32 [N], the probability of the class that the image is of.
+    """
+
+    answer: torch.Tensor
+    confidence: torch.Tensor
+    probability: torch.Tensor
+
+
+Judge = Callable[["torch.Tensor", "torch.Tensor"], Judgement]  # of logits [N, classes] and labels int64 [N]
+
+
 class BatchSource(Protocol):
     """Decodes, reduces and prepares the images of one split: what other rooms know of DALI's loaders."""
 
@@ -107,6 +122,10 @@ class ImageReducer(Protocol):
         read are left out, and `on_unreadable` is called with sample and reason. max_batch: returns how many
         may be taken from `samples` at once, if that is fewer than the reducer would take.
         """
+        ...
+
+    def load(self, pixels: npt.NDArray[np.uint8]) -> Any:
+        """Returns, of an image in host memory, uint8 HWC, what the other methods take."""
         ...
 
     def network_inputs(self, pixels: list[Any], reduction: ReductionParams) -> torch.Tensor:

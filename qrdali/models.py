@@ -20,6 +20,7 @@ from qrdali.network_heads import (
     is_of_head,
     replace_head,
 )
+from qrdali.network_options import ModelOptions, describe_options, require_model_options
 
 THESIS = ("squeezenet1_1", "resnet152", "efficientnet_b3")
 SMALL = ("resnet10t", "test_resnet")  # few layers, with batch-norm: for demos and tests on a CPU
@@ -104,36 +105,48 @@ def find_library(name: str) -> tuple[str, str]:
     )
 
 
-def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
+def create(
+    name: str, classes: int, *, pretrained: bool = False, options: ModelOptions | None = None
+) -> nn.Module:
     """Returns a network that maps float32 [N, 3, S, S] to logits [N, classes].
 
-    pretrained: with published weights and a fresh last layer, else with random ones. Raises InputError for an
-    unknown name, RunError if published weights cannot be loaded.
+    pretrained: with published weights and a fresh last layer, else with random ones. options: more keywords
+    of the network's class. Raises InputError for an unknown name or unknown options, RunError if published
+    weights cannot be loaded.
     """
     library, bare = find_library(name)
+    given = dict(options or {})
+    if given:
+        require_model_options(name, type(create_on_meta(name, classes)), given)
     try:
         if library == "timm":
             import timm
 
-            model: nn.Module = timm.create_model(bare, num_classes=classes, pretrained=pretrained)
+            model: nn.Module = timm.create_model(bare, num_classes=classes, pretrained=pretrained, **given)
             return model
         import torchvision
 
         if not pretrained:
             # What published weights ask for, so that `create` makes the same network for weights read back.
-            options: dict[str, Any] = {}
+            published: dict[str, Any] = {}
             if bare in WITH_AUXILIARY_HEADS:
-                options = {"transform_input": True, "init_weights": True}
+                published = {"transform_input": True, "init_weights": True}
             elif bare.startswith("vit_"):  # vit_h_14 is published for 518 px and built for 224
-                options = {"image_size": preprocessing(name).input_size}
-            model = torchvision.models.get_model(bare, weights=None, num_classes=classes, **options)
+                published = {"image_size": preprocessing(name).input_size}
+            asked = {"num_classes": classes, **published, **given}
+            model = torchvision.models.get_model(bare, weights=None, **asked)
             drop_auxiliary_heads(model)
             return model
-        model = torchvision.models.get_model(bare, weights="DEFAULT")
+        model = torchvision.models.get_model(bare, weights="DEFAULT", **given)
         drop_auxiliary_heads(model)
     except InputError:
         raise
     except Exception as error:  # download errors have many types; the message is what matters
+        if given and not isinstance(error, OSError):
+            raise InputError(
+                f"--model-option {describe_options(given)}: {bare} cannot be built with it "
+                f"({printable(error)[:120]})"
+            ) from None
         if not pretrained:
             raise RunError(f"{bare} cannot be built: {printable(error)}") from None
         raise RunError(
@@ -144,13 +157,15 @@ def create(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
     return model
 
 
-def with_new_head(name: str, weights: dict[str, torch.Tensor], classes: int) -> nn.Module:
+def with_new_head(
+    name: str, weights: dict[str, torch.Tensor], classes: int, options: ModelOptions | None = None
+) -> nn.Module:
     """Returns the network `name` with a fresh last layer of `classes` outputs and the other weights given.
 
     weights: the state dict of the same network with a last layer of any size. Raises RunError if they are
     not.
     """
-    model = create(name, classes)
+    model = create(name, classes, options=options)
     heads = head_names(model)
     kept = {key: value for key, value in weights.items() if not is_of_head(key, heads)}
     try:
@@ -208,8 +223,10 @@ def learning_rate(name: str) -> float:
     return LEARNING_RATE.get(name.rpartition("/")[2], DEFAULT_LEARNING_RATE)
 
 
-def describe(name: str, classes: int = 1000, input_size: int | None = None) -> Description:
-    """Returns size and cost of `name`, at its own input size unless one is given.
+def describe(
+    name: str, classes: int = 1000, input_size: int | None = None, options: ModelOptions | None = None
+) -> Description:
+    """Returns size and cost of `name` with `options`, at its own input size unless one is given.
 
     Read from the table that comes with qrdali where it holds this network of the installed library, else
     counted, which takes about a second. Nothing is downloaded.
@@ -217,23 +234,26 @@ def describe(name: str, classes: int = 1000, input_size: int | None = None) -> D
     from qrdali.network_costs import cost_of
 
     library, bare = find_library(name)
-    known = cost_of(library, bare) if classes == 1000 else None
+    known = cost_of(library, bare) if classes == 1000 and not options else None
     if known is not None and input_size in (None, known.input_size):
         return Description(name, known.parameters, known.gmacs, known.input_size)
-    return count(name, classes, input_size)
+    return count(name, classes, input_size, options)
 
 
-def count(name: str, classes: int = 1000, input_size: int | None = None) -> Description:
-    """Returns size and cost of `name`, counted on torch's meta device: no weights are allocated.
+def count(
+    name: str, classes: int = 1000, input_size: int | None = None, options: ModelOptions | None = None
+) -> Description:
+    """Returns size and cost of `name` with `options`, counted on torch's meta device.
 
-    Some networks cannot be built or run there, because they look at values: they have no figures.
+    No weights are allocated. Some networks cannot be built or run there, because they look at values: they
+    have no figures.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     side = input_size or preprocessing(name).input_size
     try:
         # The counter stops at a parameter that is a module's input and wants a gradient (a class token).
-        model = create_on_meta(name, classes).eval().requires_grad_(False)
+        model = create_on_meta(name, classes, options).eval().requires_grad_(False)
     except Exception:  # networks fail without data in many ways
         return Description(name, None, None, side)
     gmacs: float | None = None
@@ -260,17 +280,23 @@ class _MetaWeights(TorchFunctionMode):
         return func(*args, **options)
 
 
-def create_on_meta(name: str, classes: int) -> nn.Module:
-    """Returns a network on the meta device, where it has shapes but no values."""
+def create_on_meta(name: str, classes: int, options: ModelOptions | None = None) -> nn.Module:
+    """Returns a network on the meta device, where it has shapes but no values. Raises as `create`."""
     try:
         with torch.device("meta"):
-            return create(name, classes)
+            return create(name, classes, options=options)
     except RunError:
         with _MetaWeights():
-            return create(name, classes).to("meta")
+            return create(name, classes, options=options).to("meta")
 
 
-def require_logits(name: str, classes: int, input_size: int, model: nn.Module | None = None) -> None:
+def require_logits(
+    name: str,
+    classes: int,
+    input_size: int,
+    model: nn.Module | None = None,
+    options: ModelOptions | None = None,
+) -> None:
     """Raises InputError if a network in training answers with anything but a tensor of logits.
 
     Tried on torch's meta device, which costs nothing. A network that does not run there is tried on two black
@@ -279,7 +305,8 @@ def require_logits(name: str, classes: int, input_size: int, model: nn.Module | 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                output = create_on_meta(name, classes).train()(torch.empty(2, 3, input_size, input_size))
+                network = create_on_meta(name, classes, options).train()
+                output = network(torch.empty(2, 3, input_size, input_size))
         except Exception:  # networks fail without data in many ways
             if model is None:
                 return

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from qrdali.mepi.folder import SCHEMA
+from qrdali.mepi.manifest import SCHEMA
 from qrdali.models import Preprocessing
 from qrdali.runs import checkpoint
 from qrdali.runs.folder import BestModel

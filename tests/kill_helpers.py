@@ -60,7 +60,7 @@ TOUCHING = {
     "os.truncate",
     "os.link",
 }
-TIMED = ("second", "memory", "energy", "joules", "waited")
+TIMED = ("second", "time", "memory", "energy", "joules", "waited")
 # Of a finished run or matrix what is not compared: locks, the save before the last, hashes of files that hold
 # times, and notes with times of files in them.
 PASSED_OVER = {".lock", "SHA256SUMS", "done.json"}

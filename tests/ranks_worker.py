@@ -1,9 +1,9 @@
 """Runs trainings in one job: `python -m torch.distributed.run … tests/ranks_worker.py ENTRIES.json`.
 
 An entry has settings, run, resume, kill and end: the rank and optimizer step before which that rank dies,
-unless torchrun has begun again, or before which it gets SIGTERM; spoil: the rank and step whose loss becomes
-NaN; switches: torch's of determinism, in every step. Each rank logs its part of every step as RUN.RANK.jsonl
-beside the run's folder.
+unless torchrun has begun again, or before which it gets SIGTERM, or the signal that `signal` says; spoil: the
+rank and step whose loss becomes NaN; switches: torch's of determinism, in every step. Each rank logs its part
+of every step as RUN.RANK.jsonl beside the run's folder.
 """
 
 import json
@@ -36,7 +36,7 @@ def logged(run: Path, ranks: ProcessGroup, entry: dict[str, Any]) -> Iterator[No
         if kill == at and not ranks.restarts:
             os.kill(os.getpid(), signal.SIGKILL)
         if end == at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), entry.get("signal", signal.SIGTERM))
         if spoil == at:
             assert step.batch is not None
             step.batch.images.fill_(float("nan"))

@@ -92,6 +92,17 @@ def training(ground: Ground, now: Path) -> Iterator[Case]:
         "baseline deterministic": ["baseline", *bounded, "--deterministic"],
         "baseline match": ["baseline", "--match", str(ground.run), "--init", str(ground.run)],
     }
+    rates: dict[str, list[str]] = {
+        "cosine": ["--warmup-epochs", "0.5"],
+        "plateau": ["--plateau-patience", "0", "--patience", "2"],
+        "stage": ["--stage-epochs", "2", "--warmup-epochs", "1", "--min-lr", "1e-4"],
+        "wsd": ["--decay-epochs", "1"],
+    }
+    for schedule, words in rates.items():
+        plain[f"linear {schedule}"] = [
+            *("linear", *bounded, "--max-epochs", "6", "--step", "0.5", "--sequence", "paired-rounds"),
+            *("--clip-grad", "1", "--layer-decay", "0.8", "--lr-schedule", schedule, *words),
+        ]
     for sequence in SEQUENCES:
         for reduction in REDUCTIONS:
             asked = (*bounded, "--sequence", sequence, "--reduction", reduction)

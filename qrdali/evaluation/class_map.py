@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,7 @@ from torch.nn.functional import pad
 from qrdali.errors import InputError, printable
 from qrdali.files import text_lines
 from qrdali.files.text_lines import quote
+from qrdali.interfaces import Judgement
 from qrdali.system.device_copies import to_device
 
 MapRule = Literal["argmax", "sum"]
@@ -31,12 +34,24 @@ class ClassMap:
     "argmax" maps the network's first choice among all R; one that is not mapped is the prediction -1, which
     is wrong; the confidence is that class's probability. "sum" adds the probabilities of each data class; the
     largest sum wins and is the confidence. `probability` says what the rank of the true class is counted
-    among.
+    among. run_classes: the names of the R.
     """
 
     classes: tuple[str, ...]
     target: npt.NDArray[np.int64]
     rule: MapRule
+    run_classes: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Returns the SHA-256 of which class maps to which, whatever the file's order and comments."""
+        mapping = [list(self.classes), self.target.tolist(), list(self.run_classes)]
+        return hashlib.sha256(json.dumps(mapping).encode()).hexdigest()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Returns the names of what `judge` answers: the data's classes, then the run's if "argmax"."""
+        return self.classes if self.rule == "sum" else self.classes + self.run_classes
 
     @property
     def chance(self) -> float:
@@ -57,6 +72,12 @@ class ClassMap:
         members: npt.NDArray[np.bool_] = self.target[:, None] == np.arange(len(self.classes))
         return members.astype(np.float32)
 
+    @cached_property
+    def _answer_numbers(self) -> npt.NDArray[np.int64]:
+        """Returns the target of each of the network's classes, and a number of its own for one without."""
+        own = len(self.classes) + np.arange(len(self.target))
+        return np.where(self.target == UNMAPPED, own, self.target)
+
     def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (predictions int64 [N], confidences float32 [N]) of logits [N, R]."""
         probability = logits.float().softmax(1)
@@ -66,6 +87,23 @@ class ClassMap:
         # A product instead of scattered additions, whose order and with it the last bit varies on a GPU.
         confidence, prediction = (probability @ self._on(logits.device, self._members)).max(1)
         return prediction, confidence.clamp(max=1.0)  # a sum of all may round to just above
+
+    def judge(self, logits: torch.Tensor, labels: torch.Tensor) -> Judgement:
+        """Judges images of the data's classes, `labels` int64 [N]; answers are numbers of `answers`.
+
+        An image's probability is that of its data class: for "sum" the sum over the network's classes that
+        map to it, for "argmax" the largest of theirs, which is the confidence where the first choice is one
+        of them.
+        """
+        probability = logits.float().softmax(1)
+        if self.rule == "argmax":
+            confidence, first = probability.max(1)
+            answers = self._on(logits.device, self._answer_numbers)
+            members = answers == labels[:, None]
+            return Judgement(answers[first], confidence, (probability * members).max(1)[0])
+        sums = (probability @ self._on(logits.device, self._members)).clamp(max=1.0)
+        confidence, answer = sums.max(1)
+        return Judgement(answer, confidence, sums.gather(1, labels[:, None])[:, 0])
 
     def probability(self, logits: torch.Tensor) -> torch.Tensor:
         """Returns the probability of each possible answer, float64 [N, K]: first of the D data classes.
@@ -174,7 +212,7 @@ def read_class_map(
     label_of = {name: i for i, name in enumerate(classes)}
     for run_class, data_class in mapping.items():
         target[number_of[run_class]] = label_of[data_class]
-    return ClassMap(classes, target, rule)
+    return ClassMap(classes, target, rule, run_classes)
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str, str]]:

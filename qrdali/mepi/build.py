@@ -341,9 +341,8 @@ class Builder:
             corners = window_offset(sizes, windows, np.array([CENTER] * len(batch))).tolist()
             states = [ReductionState(color, crop, resolution, top, left) for top, left in corners]
             params = params_of_states(states, sizes, descent.scale)
-            with torch.inference_mode(), self.search.autocast():
-                logits = self.search.model(reducer.network_inputs(pixels, params))
-            predictions += zip([sample for sample, _ in batch], logits.argmax(1).tolist(), strict=True)
+            answers = self.search.judge(reducer.network_inputs(pixels, params)).answer.tolist()
+            predictions += zip([sample for sample, _ in batch], answers, strict=True)
         return predictions
 
 

@@ -11,16 +11,16 @@ from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qrdali.data.index import Index, Samples
+from qrdali.data.index import Index
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.files.changes import describe_changes
 from qrdali.files.json_objects import read_object
 from qrdali.files.lock import acquire, silent
 from qrdali.mepi.journal import OUTCOMES, Entry, Journal
+from qrdali.mepi.manifest import WRITTEN_SCHEMA, manifest_rows
 from qrdali.mepi.search_path import params_of_states
 from qrdali.reduction import neighbors
 from qrdali.reduction.levels import CHUNK
@@ -33,27 +33,6 @@ OPTIONS, MANIFEST, SUMMARY = "options.json", "manifest.parquet", "summary.json"
 CONTINUED_UNDER = "continued_under"  # the definitions of the rest of a set, if other than those it began with
 PROGRESS = ".progress"  # the folder of the journals
 LOCK = ".lock"
-
-_FIELDS: list[Any] = [
-    ("sample", pa.int64()),
-    ("path", pa.string()),
-    ("label", pa.int32()),
-    ("reduction", pa.string()),
-    ("step", pa.float64()),
-    ("color_level", pa.int32()),
-    ("crop_level", pa.int32()),
-    ("resolution_level", pa.int32()),
-    ("top", pa.int32()),
-    ("left", pa.int32()),
-    ("height", pa.int32()),
-    ("width", pa.int32()),
-    ("entropy_full", pa.int64()),
-    ("entropy_mepi", pa.int64()),
-    ("quotient", pa.float64()),
-    ("evaluations", pa.int64()),
-    ("confidence", pa.float64()),
-]
-SCHEMA = pa.schema(_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -122,7 +101,7 @@ class MepiSet:
         if new is not None:
             mepis._require_room_for(new)
         # A run may have moved: its weights tell whether it is the same.
-        ignored = {"run", "definitions", CONTINUED_UNDER}
+        ignored = {"run", "class_map_file", "definitions", CONTINUED_UNDER}
         before = _with_defaults(read_object(file))
         if before.get("amp") == "auto":  # older versions did not note what it chose: on a GPU one of two
             before["amp"] = "off" if before.get("device") == "cpu" else options.get("amp")
@@ -187,17 +166,25 @@ class MepiSet:
             )
             if not self._rank:
                 journal.merge_rank_parts()
-            samples = journal.with_mepi()
-            sizes, states = self.source.index.sizes(samples), journal.rows[samples]["state"]
-            window = params_of_states(states, sizes, self.source.scale).window.astype(np.int64)
-            fixed = np.flatnonzero(~np.array(REDUCTIONS[reduction]))
-            if (window[:, :2] + window[:, 2:] > sizes).any() or states[:, fixed].any():
+            if not self._can_be(reduction, journal):
                 raise RunError(
                     f"{printable(journal.file)} holds states that its images cannot have: remove the file to "
                     "search this reduction anew"
                 )
             self._journals[reduction] = journal
         return self._journals[reduction]
+
+    def _can_be(self, reduction: str, journal: Journal) -> bool:
+        """Returns whether a journal's states lie in their images, and its answers are the network's."""
+        samples = journal.with_mepi()
+        rows, sizes = journal.rows[samples], self.source.index.sizes(samples)
+        fixed = np.flatnonzero(~np.array(REDUCTIONS[reduction]))
+        answers = len(self.source.network_classes or self.source.classes)
+        for states in (rows["state"], rows["failed_state"]):
+            window = params_of_states(states, sizes, self.source.scale).window.astype(np.int64)
+            if (window[:, :2] + window[:, 2:] > sizes).any() or states[:, fixed].any():
+                return False
+        return not (rows["failed_answer"] >= answers).any()
 
     def finished(self, reduction: str, samples: Iterable[int]) -> bool:
         """Returns whether the summary has the reduction and nothing of `samples` is missing."""
@@ -283,32 +270,15 @@ class MepiSet:
 
     def _write_manifest(self, reductions: list[str]) -> None:
         def write(partial: Path) -> None:
-            with pq.ParquetWriter(partial, SCHEMA) as writer:
+            with pq.ParquetWriter(partial, WRITTEN_SCHEMA) as writer:
                 for reduction in reductions:
                     samples = self.journal(reduction).with_mepi()
                     for start in range(0, len(samples), CHUNK):
-                        writer.write_table(self._rows(reduction, samples[start : start + CHUNK]))
+                        part = samples[start : start + CHUNK]
+                        rows = self.journal(reduction).rows[part]
+                        writer.write_table(manifest_rows(self.source, reduction, part, rows))
 
         write_whole(self.folder / MANIFEST, write)
-
-    def _rows(self, reduction: str, samples: Samples) -> pa.Table:
-        rows = self.journal(reduction).rows[samples]
-        window = params_of_states(rows["state"], self.source.index.sizes(samples), self.source.scale).window
-        columns = [
-            samples,
-            self.source.index.paths(samples),
-            self.source.index.labels(samples),
-            [reduction] * len(rows),
-            [1 / self.source.scale.grid] * len(rows),
-            *rows["state"][:, :3].T,
-            *window.T,
-            rows["full"],
-            rows["mepi"],
-            rows["mepi"] / rows["full"],
-            rows["evaluations"],
-            rows["confidence"],
-        ]
-        return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
     def at_lowest_state(self, reduction: str) -> npt.NDArray[np.bool_]:
         """Returns of each MEPI whether it is at the lowest state: no level is left that changes anything.

@@ -15,7 +15,7 @@ import numpy as np
 from qrdali.data.index import Samples
 from qrdali.errors import RunError, printable
 from qrdali.files.atomic import sync
-from qrdali.mepi.search_path import FULL_STATE, ReductionState, SearchPath
+from qrdali.mepi.search_path import FULL_STATE, FailedStep, ReductionState, SearchPath
 from qrdali.reduction.quality import LevelScale
 
 READ_BACK = "wrong when read back"
@@ -32,6 +32,10 @@ ROW = np.dtype(
         ("mepi", np.int64),
         ("backtracked", np.bool_),
         ("offset", np.int64),
+        # What is one step further: its state, the answer there, -1 where there is none, and its confidence.
+        ("failed_state", np.int32, 5),
+        ("failed_answer", np.int32),
+        ("failed_confidence", np.float32),
     ]
 )
 
@@ -41,8 +45,8 @@ class Entry:
     """Says what became of one image.
 
     outcome: "mepi", "wrong" (at full quality, or read back from disk) or "unreadable"; `why` holds the reason
-    of the last two. states, confidence, forbidden, evaluations: as of a `SearchPath`. full, mepi: PNG bytes
-    of the original and of the MEPI.
+    of the last two. states, confidence, forbidden, evaluations, failed_step: as of a `SearchPath`; journals
+    begun by earlier versions have no failed step. full, mepi: PNG bytes of the original and of the MEPI.
     """
 
     sample: int
@@ -54,6 +58,7 @@ class Entry:
     full: int = 0
     mepi: int = 0
     why: str = ""
+    failed_step: FailedStep | None = None
 
     @property
     def state(self) -> ReductionState:
@@ -72,6 +77,7 @@ def entry_of_path(path: SearchPath, full: int, mepi: int) -> Entry:
         path.evaluations,
         full,
         mepi,
+        failed_step=path.failed_step,
     )
 
 
@@ -87,10 +93,7 @@ def _from_values(values: dict[str, Any], count: int, scale: LevelScale) -> Entry
     """
 
     def states(key: str) -> tuple[ReductionState, ...]:
-        result = tuple(ReductionState(*map(_to_count, state)) for state in values[key])
-        if any(max(state[:3]) >= scale.count or max(state) >= 1 << 31 for state in result):
-            raise ValueError(f"{key} has states outside the step's levels")
-        return result
+        return tuple(_to_state(state, key, scale) for state in values[key])
 
     entry = Entry(
         _to_count(values["sample"]),
@@ -102,6 +105,7 @@ def _from_values(values: dict[str, Any], count: int, scale: LevelScale) -> Entry
         _to_count(values["full"]),
         _to_count(values["mepi"]),
         str(values["why"]),
+        _to_failed_step(values.get("failed_step"), scale),
     )
     if entry.sample >= count or entry.outcome not in OUTCOMES[1:]:
         raise ValueError(f"sample {entry.sample} of {count}, outcome {printable(entry.outcome)[:20]!r}")
@@ -110,6 +114,23 @@ def _from_values(values: dict[str, Any], count: int, scale: LevelScale) -> Entry
             f"sample {entry.sample} has {len(entry.states)} steps and {len(entry.confidence)} confidences"
         )
     return entry
+
+
+def _to_state(value: Any, key: str, scale: LevelScale) -> ReductionState:
+    state = ReductionState(*map(_to_count, value))
+    if max(state[:3]) >= scale.count or max(state) >= 1 << 31:
+        raise ValueError(f"{key} has states outside the step's levels")
+    return state
+
+
+def _to_failed_step(value: Any, scale: LevelScale) -> FailedStep | None:
+    if value is None:
+        return None
+    state, answer, *shares = value
+    confidence, probability = map(float, shares)
+    if not 0 <= confidence <= 1 or not 0 <= probability <= 1 or _to_count(answer) >= 1 << 31:
+        raise ValueError("failed_step is not an answer with its probabilities")
+    return FailedStep(_to_state(state, "failed_step", scale), answer, confidence, probability)
 
 
 def _to_count(value: Any) -> int:
@@ -144,7 +165,7 @@ def _complete_lines(file: Path, start: int, number: int, read: Callable[[bytes],
 class Journal:
     """Holds one reduction's entries, a line of JSON each, of which the newest of a sample counts.
 
-    rows: `ROW` [images], what the manifest needs of each, so that memory is 62 bytes an image; the rest is
+    rows: `ROW` [images], what the manifest needs of each, so that memory is 90 bytes an image; the rest is
     read from the file again. backtracked: the image was wrong when read back. session: seconds of the current
     session.
 
@@ -212,6 +233,7 @@ class Journal:
         return int((self.rows["outcome"] > 0).sum())
 
     def _add(self, entry: Entry, offset: int) -> None:
+        failed = entry.failed_step
         self.rows[entry.sample] = (
             OUTCOMES.index(entry.outcome),
             entry.state,
@@ -221,6 +243,7 @@ class Journal:
             entry.mepi,
             bool(entry.forbidden) or entry.why == READ_BACK,
             offset,
+            *((failed.state, failed.answer, failed.confidence) if failed else (FULL_STATE, -1, 0.0)),
         )
 
     def entry(self, sample: int) -> Entry:

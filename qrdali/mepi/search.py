@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from qrdali.errors import InputError
-from qrdali.interfaces import ImageReducer, RunContext
-from qrdali.mepi.search_path import FULL_STATE, CandidateAnswers, ReductionState, SearchPath
+from qrdali.interfaces import ImageReducer, Judge, Judgement, RunContext
+from qrdali.mepi.search_path import FULL_STATE, CandidateAnswers, FailedStep, SearchPath, state_of
 from qrdali.reduction import neighbors
 from qrdali.reduction.neighbors import Candidates, DescentRule
 from qrdali.reduction.png_entropy import entropy_within
-from qrdali.reduction.quality import COLOR, RESOLUTION, LevelScale, ReductionParams, bin_width, scaled_size
+from qrdali.reduction.quality import ReductionParams
 from qrdali.system.device_copies import HostCopies, to_device
 
 _NEVER_BEST = 1 << 62  # bytes of a candidate whose encoding was given up
@@ -72,18 +72,27 @@ class _Candidate(NamedTuple):
 
 
 class _InFlight(NamedTuple):
-    """Holds a batch under way. answers: correct bool [N] and confidence float32 [N]; they may not be computed
-    yet."""
+    """Holds a batch under way. answers: the three arrays of a `Judgement`; they may not be computed yet."""
 
     batch: list[_Candidate]
     answers: HostCopies
+
+
+def judge_own_classes(logits: torch.Tensor, labels: torch.Tensor) -> Judgement:
+    """Judges images by the network's own classes: it answers the one of the highest probability.
+
+    logits: [N, classes]. labels: int64 [N].
+    """
+    probability = logits.float().softmax(1)
+    confidence, answer = probability.max(1)
+    return Judgement(answer, confidence, probability.gather(1, labels[:, None])[:, 0])
 
 
 class Search:
     """Searches the images of one reduction.
 
     model: on the reducer's device; it is put into evaluation mode. context: gives the precision of the
-    forward pass.
+    forward pass. judge: says of logits which class they answer.
     """
 
     def __init__(
@@ -93,9 +102,10 @@ class Search:
         rule: SearchRule,
         limits: SearchLimits,
         context: RunContext,
+        judge: Judge = judge_own_classes,
     ) -> None:
         self.model, self.reducer, self.rule = model.eval(), reducer, rule
-        self.limits, self.autocast = limits, context.autocast
+        self.limits, self._autocast, self._judge = limits, context.autocast, judge
         self._pool = ThreadPoolExecutor(limits.threads, "entropy")
         self._queue: deque[_Candidate] = deque()
         self._ended: deque[SearchPath] = deque()
@@ -166,7 +176,7 @@ class Search:
         window = neighbors.window_of(levels, states[:, 3:].astype(np.int32), sizes, descent.scale)
         if self.rule.exhaustive:
             dimension = descent.dimensions.index(True)
-            every = _every_level(levels, window, sizes, dimension, descent.scale)
+            every = neighbors.every_level(levels, window, sizes, dimension, descent.scale)
         else:
             every = neighbors.neighbors_of(
                 levels, window, sizes, descent.dimensions, descent.scale, descent.windows
@@ -180,7 +190,7 @@ class Search:
                 every.bin_width[i][None],
             )
             for column in np.flatnonzero(candidates.exists[0]).tolist() if path.forbidden else ():
-                candidates.exists[0, column] = _state(candidates, column) not in path.forbidden
+                candidates.exists[0, column] = state_of(candidates, column) not in path.forbidden
             self._enqueue(path, candidates)
 
     def _enqueue(self, path: SearchPath, candidates: Candidates) -> None:
@@ -188,48 +198,61 @@ class Search:
         if not columns:
             self._ended.append(path)
             return
-        count = candidates.exists.shape[1]
-        path.answers = CandidateAnswers(candidates, np.zeros(count, np.bool_), np.zeros(count), len(columns))
+        path.answers = CandidateAnswers.pending(candidates)
         # Those under way before those that arrive: images end early, and few are kept at a time.
         (self._queue.extendleft if path.confidence else self._queue.extend)(
             [_Candidate(path, column) for column in reversed(columns)]
         )
 
-    def _classify(self, batch: list[_Candidate]) -> _InFlight:
-        """Starts the forward pass of a batch; its results are not waited for."""
+    def judge(self, images: torch.Tensor, labels: list[int] | None = None, batch_size: int = 0) -> Judgement:
+        """Returns what the network answers for `images`, network inputs; nothing waits for the device.
+
+        labels: the class of each, whose probability is wanted; None for class 0. batch_size: fills the
+        forward pass up to that many images.
+        """
+        count = len(images)
         with torch.inference_mode():
-            images = self.reducer.network_inputs([path.pixels for path, _ in batch], _params(batch))
-            labels = to_device(np.array([path.label for path, _ in batch], np.int64), images.device)
-            if missing := self.limits.batch_size - len(batch):
+            classes = to_device(np.array(labels or [0] * count, np.int64), images.device)
+            if missing := batch_size - count:
                 # Always of one size: libraries choose their arithmetic by it, and a resumed search must end
                 # the same.
-                images = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+                images = torch.cat([images, images[:1].expand(max(missing, 0), *images.shape[1:])])
                 if images.ndim == 4:
                     images = images.contiguous(memory_format=torch.channels_last)
-            with self.autocast():
-                logits = self.model(images)[: len(batch)]
-            confidence = logits.float().softmax(1).gather(1, labels[:, None])[:, 0]
-            return _InFlight(batch, HostCopies(logits.argmax(1) == labels, confidence))
+            with self._autocast():
+                logits = self.model(images)[:count]
+            return self._judge(logits, classes)
+
+    def _classify(self, batch: list[_Candidate]) -> _InFlight:
+        """Starts the forward pass of a batch; its results are not waited for."""
+        images = self.reducer.network_inputs([path.pixels for path, _ in batch], _params(batch))
+        labels = [path.label or 0 for path, _ in batch]
+        return _InFlight(batch, HostCopies(*self.judge(images, labels, self.limits.batch_size)))
 
     def _record_answers(self, classified: _InFlight) -> None:
         """Records a batch's answers and moves on every path that has all of its own."""
         complete, ready = [], []
-        are_correct, confidences = (answers.tolist() for answers in classified.answers.read())
-        answers = zip(classified.batch, are_correct, confidences, strict=True)
-        for (path, column), correct, confidence in answers:
+        columns = (values.tolist() for values in classified.answers.read())
+        for (path, column), *judged in zip(classified.batch, *columns, strict=True):
+            answer, confidence, probability = judged
             pending = _answers(path)
-            pending.correct[column], pending.confidence[column] = correct, confidence
+            pending.answer[column], pending.answer_confidence[column] = answer, confidence
+            pending.correct[column], pending.confidence[column] = answer == path.label, probability
             path.evaluations += 1
             pending.unanswered -= 1
             if pending.unanswered:
                 continue
             if path.confidence:
                 complete.append(path)
-            elif correct:
-                path.confidence.append(confidence)
+                continue
+            if path.label is None:
+                path.label, probability = answer, confidence
+            if answer == path.label:
+                path.confidence.append(probability)
                 ready.append(path)
             else:
                 path.is_correct = False
+                path.failed_step = FailedStep(FULL_STATE, answer, confidence, probability)
                 self._ended.append(path)
         if complete:
             ready += self._advance(complete)
@@ -247,10 +270,11 @@ class Search:
         chosen = neighbors.choose_neighbor(correct, confidence, png_bytes).tolist()
         for path, column in zip(paths, chosen, strict=True):
             answers = _answers(path)
-            if column >= 0 and (state := _state(answers.candidates, column)) != FULL_STATE:
+            if column >= 0 and (state := answers.state(column)) != FULL_STATE:
                 path.states.append(state)
                 path.confidence.append(float(answers.confidence[column]))
             if column < 0 or self.rule.exhaustive:
+                path.failed_step = answers.failed_step(column if self.rule.exhaustive else None)
                 self._ended.append(path)
             else:
                 continuing.append(path)
@@ -295,46 +319,6 @@ def _ends_of_runs(sizes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
             pixels = 0
         pixels += more
     return np.array(ends, np.int64)
-
-
-def _every_level(
-    levels: npt.NDArray[np.uint8],
-    window: npt.NDArray[np.int32],
-    sizes: npt.NDArray[np.int32],
-    dimension: int,
-    scale: LevelScale,
-) -> Candidates:
-    """Returns every level of one dimension (not crop), columns 0 to the last; dead levels do not exist."""
-    count = len(levels)
-    exists = np.zeros((count, scale.count), np.bool_)
-    exists[:, 0] = True
-    reached = np.zeros_like(levels)
-    while True:
-        after = neighbors.next_levels(reached, window, sizes, scale)[:, dimension]
-        rows = np.flatnonzero(after >= 0)
-        if not len(rows):
-            break
-        exists[rows, after[rows]] = True
-        reached[rows, dimension] = after[rows]
-        reached[after < 0, dimension] = scale.count - 1
-    every = np.zeros((count, scale.count, 3), np.uint8)
-    every[:, :, dimension] = np.arange(scale.count)
-    windows = np.repeat(window[:, None], scale.count, axis=1)
-    size = scaled_size(windows.reshape(-1, 4)[:, 2:], every.reshape(-1, 3)[:, RESOLUTION], scale).reshape(
-        count, scale.count, 2
-    )
-    return Candidates(
-        exists,
-        every,
-        windows,
-        size,
-        bin_width(every[..., COLOR].reshape(-1), scale).reshape(count, scale.count),
-    )
-
-
-def _state(candidates: Candidates, column: int) -> ReductionState:
-    levels, window = candidates.levels[0, column], candidates.window[0, column]
-    return ReductionState(*levels.tolist(), *window[:2].tolist())
 
 
 def _params(batch: list[_Candidate]) -> ReductionParams:

@@ -168,6 +168,44 @@ def neighbors_of(
     )
 
 
+def every_level(
+    levels: Bytes,
+    window: Int32,
+    sizes: npt.NDArray[np.integer],
+    dimension: int,
+    scale: LevelScale,
+) -> Candidates:
+    """Returns every level of one dimension (not crop), columns 0 to the last; dead levels do not exist.
+
+    levels: uint8 [N, 3]. window: int32 [N, 4]. sizes: [N, 2] of the originals.
+    """
+    count = len(levels)
+    exists = np.zeros((count, scale.count), np.bool_)
+    exists[:, 0] = True
+    reached = np.zeros_like(levels)
+    while True:
+        after = next_levels(reached, window, sizes, scale)[:, dimension]
+        rows = np.flatnonzero(after >= 0)
+        if not len(rows):
+            break
+        exists[rows, after[rows]] = True
+        reached[rows, dimension] = after[rows]
+        reached[after < 0, dimension] = scale.count - 1
+    every = np.zeros((count, scale.count, 3), np.uint8)
+    every[:, :, dimension] = np.arange(scale.count)
+    windows = np.repeat(window[:, None], scale.count, axis=1)
+    size = scaled_size(windows.reshape(-1, 4)[:, 2:], every.reshape(-1, 3)[:, RESOLUTION], scale).reshape(
+        count, scale.count, 2
+    )
+    return Candidates(
+        exists,
+        every,
+        windows,
+        size,
+        bin_width(every[..., COLOR].reshape(-1), scale).reshape(count, scale.count),
+    )
+
+
 def _no_candidates(count: int) -> Candidates:
     empty = np.empty((count, 0), np.int32)
     return Candidates(

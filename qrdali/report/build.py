@@ -271,8 +271,10 @@ def _gallery(sets: list[Mepis], rows: int) -> Part:
         "gallery",
         "Minimal images",
         (
-            "Original and MEPIs, each in its place and size within the original; under it its share of the "
-            "original's entropy, and its size in pixels.",
+            "The original, framed where its crop (blue) and combination (purple) lie, and its MEPIs, "
+            "enlarged; under each its share of the original's entropy, its size in pixels, and what the "
+            "network answers one step further: of the steps, all wrong, the one at which the class was "
+            "likeliest. Most reduced first; the lowest state, which shows nothing of the object, last.",
         ),
         galleries=tuple(shown for shown in galleries if shown.rows),
     )

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from qrdali.data import storage
 from qrdali.errors import printable
 from qrdali.mepi.folder import SEARCHED
+from qrdali.report.figures import COLORS
 from qrdali.report.quotients import class_name
 from qrdali.report.read_mepis import Mepis
 
-_SIDE = 150  # pixels of the longer side
+_SIDE = 280  # pixels of the longer side, at most; smaller pictures are enlarged by the page, pixel by pixel
+_LOSSLESS_SIDE = 64  # of pictures so small that every pixel is seen
+_LONGEST_NAME = 80  # characters of a class's name under a picture
 _MOST = 1 << 28  # bytes of a file that is opened, and pixels of an image
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Holds a picture and the text under it. uri: a data URI, or "" if the file is not there (any more)."""
+    """Holds a picture and the text under it.
+
+    uri: a data URI, or "" if the file is not there (any more). further: what the network answers one step
+    further, "" where that is not known.
+    """
 
     uri: str
     text: str
+    further: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,61 +48,68 @@ class Row:
     pictures: tuple[Picture, ...]
 
 
+@dataclass(frozen=True)
+class _Image:
+    """Holds what the manifest says of one image: its columns of each reduction in which it has a MEPI."""
+
+    sample: int
+    label: int
+    path: str
+    minimal: dict[str, dict[str, Any]]
+    voids: int
+
+    @property
+    def rank(self) -> tuple[int, int, float, int]:
+        """Orders images: with a MEPI in most reductions, then above the lowest state, then most reduced."""
+        logs = [math.log(max(float(row["quotient"]), 1e-12)) for row in self.minimal.values()]
+        return -len(logs), self.voids, sum(logs) / len(logs), self.sample
+
+
 def rows(mepis: Mepis, most: int) -> list[Row]:
     """Returns up to `most` images, spread over the classes, one of each class before a second.
 
-    Those with a MEPI in every reduction come first.
+    Those with a MEPI in every reduction come first. Of a class the most reduced are taken, by the geometric
+    mean of their quotients; those at the lowest state, which show nothing of their object, are taken last.
+    The rows stand in the same order.
     """
-    first: dict[int, tuple[int, str]] = {}
-    counted: dict[int, int] = {}
-    for columns in mepis.rows.values():
-        for sample, label, path in zip(columns["sample"], columns["label"], columns["path"], strict=True):
-            first.setdefault(int(sample), (int(label), str(path)))
-            counted[int(sample)] = counted.get(int(sample), 0) + 1
-    queue: dict[int, list[int]] = {}
-    for sample in sorted(first, key=lambda s: (-counted[s], s)):
-        queue.setdefault(first[sample][0], []).append(sample)
-    turns = sorted(
-        (turn, label, sample) for label, samples in queue.items() for turn, sample in enumerate(samples)
-    )
+    queue: dict[int, list[_Image]] = {}
+    for image in sorted(_images(mepis), key=lambda image: image.rank):
+        queue.setdefault(image.label, []).append(image)
+    turns = [(turn, image) for images in queue.values() for turn, image in enumerate(images)]
     if len(queue) > most:  # more classes than rows: spread over them
         labels = sorted(queue)
-        turns = [
-            (0, labels[i], queue[labels[i]][0]) for i in np.linspace(0, len(labels) - 1, most).astype(int)
-        ]
-    return [_row(mepis, sample, *first[sample]) for _, _, sample in sorted(turns[:most], key=lambda t: t[1:])]
+        chosen = {labels[i] for i in np.linspace(0, len(labels) - 1, most).astype(int)}
+        turns = [(turn, image) for turn, image in turns if image.label in chosen]
+    turns.sort(key=lambda turn: (turn[0], turn[1].label))
+    shown = sorted((image for _, image in turns[:most]), key=lambda image: image.rank)
+    return [_row(mepis, image) for image in shown]
 
 
-def _row(mepis: Mepis, sample: int, label: int, path: str) -> Row:
-    minimal = {
-        r: {key: column[i] for key, column in mepis.rows[r].items()}
-        for r in SEARCHED
-        if r in mepis.rows
-        for i in np.flatnonzero(mepis.rows[r]["sample"] == sample)[:1]
-    }
-    name = class_name(mepis, label, path)
-    original, size = _original(path)
-    # The window of a color or resolution MEPI is the whole image.
-    original_size = next(
-        (
-            (int(minimal[reduction]["width"]), int(minimal[reduction]["height"]))
-            for reduction in ("color", "resolution")
-            if reduction in minimal
-        ),
-        size,
-    )
-    pictures = [Picture(original, "original")]
+def _images(mepis: Mepis) -> list[_Image]:
+    images: dict[int, _Image] = {}
+    for reduction, columns in mepis.rows.items():
+        # A journal that an earlier version began knows nothing of what is one step further.
+        is_known = bool((columns["next_class"] != "").any())
+        for i, sample in enumerate(columns["sample"].tolist()):
+            image = images.get(sample)
+            if image is None:
+                image = _Image(sample, int(columns["label"][i]), str(columns["path"][i]), {}, 0)
+            minimal = {**image.minimal, reduction: {key: column[i] for key, column in columns.items()}}
+            is_void = is_known and not columns["next_class"][i]
+            images[sample] = replace(image, minimal=minimal, voids=image.voids + is_void)
+    return list(images.values())
+
+
+def _row(mepis: Mepis, image: _Image) -> Row:
+    name = class_name(mepis, image.label, image.path)
+    pictures = [Picture(_original(image), "original")]
     for reduction in SEARCHED:
-        if reduction not in minimal:
-            pictures.append(
-                Picture(
-                    "",
-                    f"{reduction}: no MEPI" if reduction in mepis.summary else f"{reduction}: not searched",
-                )
-            )
+        if reduction not in image.minimal:
+            searched = reduction in mepis.summary
+            pictures.append(Picture("", f"{reduction}: {'no MEPI' if searched else 'not searched'}"))
             continue
-        pictures.append(_minimal(mepis.folder / reduction, name, minimal[reduction], original_size))
-    return Row(printable(name), printable(storage.shown(path)), tuple(pictures))
+        pictures.append(_minimal(mepis.folder / reduction, name, image.minimal[reduction]))
+    return Row(printable(name), printable(storage.shown(image.path)), tuple(pictures))
 
 
 def _open(file: str) -> Image.Image | None:
@@ -118,51 +134,55 @@ def _open(file: str) -> Image.Image | None:
         return None
 
 
-def _original(file: str) -> tuple[str, tuple[int, int] | None]:
-    """Returns the data URI of the original, and its size (width, height); ("", None) if it is not there."""
-    picture = _open(file)
+def _original(image: _Image) -> str:
+    """Returns the data URI of the original with a frame around each window; "" if it is not there."""
+    picture = _open(image.path)
     if picture is None:
-        return "", None
-    return _uri(picture.resize(_cell(picture.size), Image.Resampling.BOX)), picture.size
+        return ""
+    scale = _SIDE / max(picture.size)
+    shown = picture.resize(_cell(picture.size, scale), Image.Resampling.BOX)
+    pen = ImageDraw.Draw(shown)
+    for reduction, row in image.minimal.items():
+        top, left, height, width = (int(row[key]) for key in ("top", "left", "height", "width"))
+        is_within = top + height <= picture.height and left + width <= picture.width
+        if is_within and (width, height) != picture.size:
+            right, bottom = (left + width) * scale + 1, (top + height) * scale + 1
+            # Around the window, so that it hides nothing of it.
+            box = (left * scale - 2, top * scale - 2, max(right, left * scale), max(bottom, top * scale))
+            pen.rectangle(box, outline=COLORS[reduction], width=2)
+    return _uri(shown)
 
 
-def _cell(size: tuple[int, int]) -> tuple[int, int]:
-    scale = _SIDE / max(size)
+def _cell(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _minimal(
-    folder: Path, class_name: str, row: dict[str, Any], original_size: tuple[int, int] | None
-) -> Picture:
-    """Returns the MEPI of a sample in its place within the original.
+def _minimal(folder: Path, class_name: str, row: dict[str, Any]) -> Picture:
+    """Returns the MEPI of a sample, as large as `_SIDE` allows.
 
-    row: its columns of the manifest. original_size: (width, height), None where it is not known. class_name:
-    names the folder that most likely holds the file.
+    row: its columns of the manifest. class_name: names the folder that most likely holds the file.
     """
     reduction, png = str(row["reduction"]), f"{int(row['sample'])}.png"
     share = 100 * float(row["quotient"])
     text = f"{reduction}: {share:.2g}%" if share < 9.95 else f"{reduction}: {share:.0f}%"
+    further = ""
+    if answer := str(row["next_class"]):
+        answer = printable(answer[:_LONGEST_NAME])
+        further = f"one step further: {answer}, {100 * float(row['next_confidence']):.0f}%"
     is_name = class_name not in (".", "..") and "/" not in class_name
     likely = folder / class_name / png if is_name else folder
     file = likely if likely.is_file() else next(iter(sorted(folder.glob(f"*/{png}"))), None)
     picture = _open(str(file)) if file else None
     if picture is None:
-        return Picture("", text)
+        return Picture("", text, further)
     text += f", {picture.width}×{picture.height}"
-    top, left, height, width = (int(row[key]) for key in ("top", "left", "height", "width"))
-    if original_size is None or top + height > original_size[1] or left + width > original_size[0]:
-        original_size, top, left, height, width = (width, height), 0, 0, height, width
-    cell, scale = _cell(original_size), _SIDE / max(original_size)
-    shown = max(1, round(width * scale)), max(1, round(height * scale))
-    # Enlarging repeats pixels, so that a low resolution is seen for what it is; the rest of the original's
-    # place stays empty.
-    method = Image.Resampling.NEAREST if picture.width < shown[0] else Image.Resampling.BOX
-    canvas = Image.new("RGBA", cell, (128, 128, 128, 40))
-    canvas.paste(picture.resize(shown, method), (round(left * scale), round(top * scale)))
-    return Picture(_uri(canvas), text)
+    scale = _SIDE / max(picture.size)
+    if scale < 1:
+        picture = picture.resize(_cell(picture.size, scale), Image.Resampling.BOX)
+    return Picture(_uri(picture), text, further)
 
 
 def _uri(picture: Image.Image) -> str:
     out = io.BytesIO()
-    picture.save(out, "WEBP", quality=88, method=4)
+    picture.save(out, "WEBP", quality=88, method=4, lossless=max(picture.size) <= _LOSSLESS_SIDE)
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

@@ -13,7 +13,8 @@ import pyarrow as pa
 from qrdali.errors import InputError, RunError, printable
 from qrdali.evaluation.prediction_rows import read_table
 from qrdali.files.json_objects import read_object
-from qrdali.mepi.folder import MANIFEST, OPTIONS, SCHEMA, SEARCHED, SUMMARY
+from qrdali.mepi.folder import MANIFEST, OPTIONS, SEARCHED, SUMMARY
+from qrdali.mepi.manifest import SCHEMA, WRITTEN_SCHEMA
 from qrdali.report.read import Run
 
 
@@ -22,7 +23,8 @@ class Mepis:
     """Holds a MEPI set folder.
 
     run: the run of this report whose weights it was made with, if any. rows: the manifest's columns per
-    reduction.
+    reduction; of those on one step further `next_class` (text, "" where nothing is known) and
+    `next_confidence`.
     """
 
     folder: Path
@@ -63,10 +65,12 @@ def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, str
             f"{printable(folder)} has no finished reduction: continue it with `qrdali build-mepi … --resume`"
         )
     try:
-        table = read_table(folder / MANIFEST, SCHEMA.names)
-        if not table.schema.equals(SCHEMA) or any(column.null_count for column in table.columns):
+        table = read_table(folder / MANIFEST, WRITTEN_SCHEMA.names)
+        known_columns = table.schema.equals(SCHEMA) or table.schema.equals(WRITTEN_SCHEMA)
+        if not known_columns or any(table[key].null_count for key in SCHEMA.names):
             raise ValueError(f"{MANIFEST} has other columns, or holes in them")
         columns = {key: table[key].to_numpy(zero_copy_only=False) for key in SCHEMA.names}
+        columns |= _next_columns(table)
         rows = {}
         for reduction in (r for r in SEARCHED if r in summary):
             chosen = columns["reduction"] == reduction
@@ -90,6 +94,19 @@ def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, str
         (run for run in same if str(run.folder.absolute()) == options.get("run")), same[0] if same else None
     )
     return Mepis(folder, name, run, options, {r: summary[r] for r in rows}, rows)
+
+
+def _next_columns(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+    """Returns what the network answers one step further, of a manifest that may not have these columns."""
+    if "next_class" not in table.column_names:
+        return {"next_class": np.full(len(table), ""), "next_confidence": np.zeros(len(table))}
+    names, confidence = (
+        np.where(table[key].is_null().to_numpy(), nothing, table[key].to_numpy(zero_copy_only=False))
+        for key, nothing in (("next_class", ""), ("next_confidence", 0.0))
+    )
+    if not ((confidence >= 0) & (confidence <= 1)).all():
+        raise ValueError("next_confidence outside 0 to 1")
+    return {"next_class": names, "next_confidence": confidence}
 
 
 def _check(row: dict[str, Any], columns: dict[str, npt.NDArray[Any]]) -> None:

@@ -44,6 +44,7 @@ _UNTOLD = frozenset(
         "track_reduced",
         "track_sets",
         "probe_batch_size",
+        "compile",
         "epochs_before",
         "automatic",
     }
@@ -193,7 +194,10 @@ def versions(known: list[Run], slug: str) -> Table | None:
 
 def searches(sets: list[Mepis], slug: str) -> Table | None:
     """Returns the table of settings of MEPI sets; None without sets."""
-    keys = ("split", "step", "tail", "windows", "prefer", "search", "limit", "batch_size", "device", "amp")
+    keys = (
+        *("split", "step", "tail", "windows", "prefer", "search", "limit", "batch_size", "device", "amp"),
+        *(key for key in ("class_map_file", "map_rule") if any(mepis.options.get(key) for mepis in sets)),
+    )
     rows = tuple(
         (
             words(mepis.name),

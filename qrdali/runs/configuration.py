@@ -39,11 +39,19 @@ _ASIDE = frozenset(
         "track_reduced",
         "log",
         "probe_batch_size",
+        "compile",
         "definitions",
         "epochs_before",
         "automatic",
     }
 )
+# Settings that only one schedule of the learning rate has.
+_OF_SCHEDULES = {
+    "stage_epochs": "stage",
+    "decay_epochs": "wsd",
+    "plateau_factor": "plateau",
+    "plateau_patience": "plateau",
+}
 
 
 class Fingerprints(BaseModel):
@@ -136,6 +144,9 @@ def applicable(settings: Settings) -> dict[str, Any]:
         "prefer": by_probe,
         "windows": by_probe,
         "probe_batch_size": by_probe,
+        **{name: settings.lr_schedule == schedule for name, schedule in _OF_SCHEDULES.items()},
+        "min_lr": settings.lr_schedule != "constant",
+        "ema_warmup": bool(settings.ema),
         "init": bool(settings.init),
         "pretrained": not settings.init,
         "amp": settings.device != "cpu" or settings.amp not in ("auto", "off"),  # a CPU has none unless asked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from qrdali.files.atomic import sync_opened, write_whole
 from qrdali.files.hashing import sha256_of
 from qrdali.files.json_objects import read_objects
 from qrdali.files.lock import acquire, silent
-from qrdali.models import CROP_MODES, Preprocessing, create
+from qrdali.models import CROP_MODES, Preprocessing, create, create_on_meta
+from qrdali.network_options import ModelOptions
 from qrdali.runs import checkpoint, settings
 
 LOCK = ".lock"
@@ -28,6 +29,7 @@ class BestModel:
     """The description in `best/`: the network, its classes and preprocessing, its epoch and accuracy.
 
     val_accuracy: None of a network that was adopted. readable: a readable name of each class, or ().
+    model_options: the keywords that the network was made with.
     """
 
     model: str
@@ -36,11 +38,13 @@ class BestModel:
     epoch: int
     val_accuracy: float | None
     readable: tuple[str, ...] = ()
+    model_options: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns plain values for state.json."""
+        """Returns plain values for state.json, without readable names and options where there are none."""
         values = {**asdict(self), "classes": list(self.classes), "readable": list(self.readable)}
-        return values if self.readable else {key: value for key, value in values.items() if key != "readable"}
+        optional = ("readable", "model_options")
+        return {key: value for key, value in values.items() if value or key not in optional}
 
     @property
     def shown_classes(self) -> tuple[str, ...]:
@@ -73,6 +77,7 @@ class BestModel:
                 int(data["epoch"]),
                 None if accuracy is None else float(accuracy),
                 readable,
+                settings.plain_options(data.get("model_options", {})),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RunError(
@@ -130,20 +135,33 @@ def _best(folder: Path, *names: str) -> tuple[BestModel, list[checkpoint.Tensors
     return BestModel.from_dict(state, folder / "best" / "state.json"), tensors
 
 
-def load_best(folder: Path) -> tuple[nn.Module, BestModel]:
+def load_best(folder: Path, options: ModelOptions | None = None) -> tuple[nn.Module, BestModel]:
     """Returns the network of a run's `best/`, on the CPU, and its description.
 
-    Raises as `describe_best`, and RunError for weights of another network.
+    options: keywords for the network in place of its own. Raises as `describe_best`, InputError for options
+    that the network does not have, and RunError for weights of another network.
     """
     trained, (weights,) = _best(folder, "model")
-    model = create(trained.model, len(trained.classes))
+    options = trained.model_options if options is None else options
     try:
+        if options:  # a network that they make too large is found out before it takes memory
+            _require_shapes(create_on_meta(trained.model, len(trained.classes), options), weights)
+        model = create(trained.model, len(trained.classes), options=options)
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(
             f"{printable(folder / 'best')} does not fit {trained.model}: {printable(error)[:160]}"
         ) from None
     return model, trained
+
+
+def _require_shapes(model: nn.Module, weights: checkpoint.Tensors) -> None:
+    """Raises RuntimeError, as torch does, unless `weights` have the names and shapes of the network's."""
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    other = [name for name in sorted({*own, *weights}) if name not in own or name not in weights]
+    other = other or [name for name, shape in own.items() if weights[name].shape != shape]
+    if other:
+        raise RuntimeError(f"its options make another network: {other[0]} differs")
 
 
 def weights_digest(folder: Path) -> str:

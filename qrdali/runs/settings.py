@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from qrdali.errors import InputError, printable
 from qrdali.files.atomic import write_whole
@@ -25,9 +25,17 @@ else:
 DEFINITIONS: Final = 2
 _MAX_CONFIG_BYTES = 1_000_000
 MAX_BATCH = 1 << 20  # images of a batch: DALI counts the bytes of labels and the like in 32 bits
+MAX_EPOCHS = 1_000_000
 MAX_THREADS = 1024
 # "adopted" is the method of a run that was not trained here.
 Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random", "adopted"]
+RateScheduleName = Literal["constant", "cosine", "plateau", "stage", "wsd"]
+_Number = bool | int | Annotated[float, Field(allow_inf_nan=False)]
+# Of a keyword of an optimizer or a network: a number, a text, or numbers such as Adam's betas.
+OptionValue = _Number | Annotated[str, Field(max_length=100)] | Annotated[list[_Number], Field(max_length=16)]
+Options = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")], OptionValue], Field(max_length=50)
+]
 
 
 class Settings(BaseModel):
@@ -71,10 +79,26 @@ class Settings(BaseModel):
     lr: float = Field(0.0, ge=0, allow_inf_nan=False)  # 0: the network's own
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False)
     optimizer: str = "adamw"
+    optimizer_options: Options = Field(default_factory=dict)  # more keywords of its class
+    clip_grad: float = Field(0.0, ge=0, allow_inf_nan=False)  # largest norm of the gradients; 0: any
+    layer_decay: float = Field(1.0, gt=0, le=1)  # factor of the rate from each layer to the one before it
+    # Its learning rate
+    lr_schedule: RateScheduleName = "constant"
+    warmup_epochs: float = Field(0.0, ge=0, le=MAX_EPOCHS, allow_inf_nan=False)  # linear, from rate 0
+    min_lr: float = Field(0.0, ge=0, allow_inf_nan=False)  # of every schedule but constant
+    stage_epochs: int = Field(0, ge=0, le=MAX_EPOCHS)  # of stage: its span; 0: not given
+    decay_epochs: int = Field(0, ge=0, le=MAX_EPOCHS)  # of wsd; 0: 20% of the epochs so far
+    plateau_factor: float = Field(0.1, gt=0, lt=1)  # of plateau: by which the rate is multiplied
+    plateau_patience: int = Field(-1, ge=-1, le=MAX_EPOCHS)  # of plateau; -1: `patience` less 1
     accumulate: int = Field(1, ge=1)  # parts of a batch that are passed one after another
     ema: float = Field(0.0, ge=0, lt=1)  # decay per step of the average of weights that is validated; 0: none
+    ema_warmup: bool = False  # a decay that grows up to `ema`, as timm has it
     sync_batch_norm: bool = False
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    freeze: str = Field("", pattern=r"^(head|[1-9][0-9]{0,3})?$")  # all but the classifier, or N stages
+    model_options: Options = Field(default_factory=dict)  # keywords of the network's class
+    grad_checkpointing: bool = False  # computes activations twice instead of keeping them
+    compile: bool = False  # the training step by torch.compile
     # What the network sees
     input_size: int = Field(0, ge=0, le=4096)  # pixels; 0: the network's own
     fit: Literal["whole", "center"] = "whole"
@@ -116,16 +140,29 @@ def validate_settings(values: dict[str, Any]) -> Settings:
         return Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = printable(".".join(map(str, first["loc"])))
+        place, options = first["loc"], str(first["loc"][0]).endswith("_options")
+        # pydantic names every type that a value may have had.
+        key = printable(".".join(map(str, place[:2] if options else place)))
         value = first["input"]
         if not isinstance(value, bool | int | float):
             value = printable(value)
-        message = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+        message = "give a number, true, false, a text or several numbers" if options else first["msg"]
+        if first["type"] == "value_error":
+            message = str(first["ctx"]["error"])
         if first["type"] == "extra_forbidden":
             message = "there is no such setting"
             if near := difflib.get_close_matches(key, Settings.model_fields, 3, 0.5):
                 message += f"; near it: {', '.join(near)}"
         raise InputError(f"{key} = {value!r:.80}: {message}") from None
+
+
+def plain_options(values: Any) -> dict[str, Any]:
+    """Returns keywords as `Options` has them. Raises ValueError for others."""
+    try:
+        return TypeAdapter(Options).validate_python(values)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"][:1]))
+        raise ValueError(f"options that cannot be: {printable(place)[:80]}") from None
 
 
 def default_settings() -> dict[str, Any]:

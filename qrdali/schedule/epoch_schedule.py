@@ -19,6 +19,11 @@ Accuracies that grow for a while and then do not, with patience 2:
     C               .3 .4 .4 .3             C C C C         2 epochs did not exceed .4 of epoch 2
     RC              .5 .6 .5 .6 .5 .6       R C R C R C     2 repetitions did not exceed .6 of epoch 2
     paired-rounds   .5 .6 .6 .5 .3 .2 .1    R R R R C C C   each round has a patience of its own
+
+A rule with `decay_epochs` has C epochs after that end in which the learning rate falls (--lr-schedule wsd).
+They are not judged by patience, and nothing is restored after them:
+
+    C, 3 of decay   .3 .4 .4 .3 .5 .4 .5    C C C C C C C   back to epoch 2 after epoch 4, then the decay
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from qrdali.errors import InputError
 from qrdali.schedule.patience import (
@@ -62,13 +67,16 @@ class ScheduleRule:
     or a round; None for a set number of epochs. A unit is one repetition of a pattern, or one epoch of a
     round; its last C epoch judges it, and a stage ends only after a whole unit. max_epochs: at least 1,
     bounds the whole run. stages: their number, or None for as many as there
-    are until `begin_stage` reports that nothing moved. Raises InputError for anything else.
+    are until `begin_stage` reports that nothing moved. decay_epochs: C epochs after patience has ended the
+    last stage, as many as `max_epochs` has room for; 0 for 20% of the epochs so far, None for none. Raises
+    InputError for anything else.
     """
 
     sequence: str
     patience: int | None
     max_epochs: int
     stages: int | None = 1
+    decay_epochs: int | None = None
 
     def __post_init__(self) -> None:
         if self.sequence != ROUNDS and (
@@ -82,6 +90,10 @@ class ScheduleRule:
             raise InputError(f"patience {self.patience} ends before the first epoch: use 1 or more")
         if self.max_epochs < 1:
             raise InputError(f"{self.max_epochs} epochs train nothing: use 1 or more")
+        if self.decay_epochs is not None and (self.decay_epochs < 0 or self.patience is None):
+            raise InputError(
+                f"{self.decay_epochs} epochs of decay need patience that ends the run before them"
+            )
 
     @property
     def has_rounds(self) -> bool:
@@ -100,6 +112,21 @@ class ScheduleRule:
             start += 2 if self.sequence[start] != self.sequence[start + 1] else 1
         return start if start <= position else position - 1
 
+    def decay_after(self, epochs: int) -> int:
+        """Returns the epochs of decay that follow when patience ends the run after so many `epochs`."""
+        return max(0, min(self.whole_decay(epochs), self.max_epochs - epochs))
+
+    def last_end_before_decay(self) -> int:
+        """Returns the latest epoch at which patience may end the run so that the whole decay follows."""
+        bound = self.max_epochs
+        return next((n for n in range(bound, 0, -1) if n + self.whole_decay(n) <= bound), 0)
+
+    def whole_decay(self, epochs: int) -> int:
+        """Returns the epochs that a decay after so many `epochs` is meant to have, room for them or not."""
+        if self.decay_epochs is None:
+            return 0
+        return self.decay_epochs or max(1, round(epochs / 5))
+
     def pattern(self, round_: str) -> str:
         """Returns the letters of a unit of patience.
 
@@ -117,7 +144,9 @@ class ScheduleState:
     unit_accuracy: minus infinity, except in states that version 0.1 saved within a unit: the accuracy that
     its end is still to be judged by. best, best_epoch, wait: accuracy of the best unit of the stage or round,
     the epoch that judged it, and the units since; best starts at minus infinity. run_best, run_best_epoch: of
-    the whole run, its start (epoch 0) included. ended: why the run has ended, or empty.
+    the whole run, its start (epoch 0) included. ended: why the run has ended, or empty. decay_epochs,
+    decay_done: epochs of the decay after patience has ended the last stage, 0 before, and those of them that
+    are finished.
     """
 
     run_best: float
@@ -133,6 +162,8 @@ class ScheduleState:
     wait: int = 0
     run_best_epoch: int = 0
     ended: str = ""
+    decay_epochs: int = 0
+    decay_done: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain data for JSON, with minus infinity as null."""
@@ -157,6 +188,8 @@ class ScheduleState:
             state.best_epoch,
             state.wait,
             state.run_best_epoch,
+            state.decay_done,
+            state.decay_epochs - state.decay_done,
         )
         if min(counts) < 0:
             raise ValueError("a count below 0")
@@ -194,7 +227,14 @@ def begin_stage(rule: ScheduleRule, state: ScheduleState, moved: int | None = No
 
 def next_phase(rule: ScheduleRule, state: ScheduleState) -> Phase | None:
     """Returns the phase of the epoch to come, or None when the run has ended."""
-    return None if state.ended else Phase(rule.pattern(state.round)[state.position])
+    if state.ended:
+        return None
+    return Phase.FULL if state.decay_epochs else Phase(rule.pattern(state.round)[state.position])
+
+
+def judges_unit(rule: ScheduleRule, state: ScheduleState) -> bool:
+    """Returns whether the accuracy after the epoch to come judges its unit of patience."""
+    return not state.decay_epochs and state.position == scoring_position(rule.pattern(state.round))
 
 
 def update(rule: ScheduleRule, state: ScheduleState, accuracy: float) -> tuple[ScheduleState, ScheduleEvent]:
@@ -211,11 +251,13 @@ def update(rule: ScheduleRule, state: ScheduleState, accuracy: float) -> tuple[S
     is_best_of_run = accuracy > state.run_best
     if is_best_of_run:
         state = replace(state, run_best=accuracy, run_best_epoch=epoch)
+    if state.decay_epochs:
+        return _after_decay_epoch(rule, state, epoch), ScheduleEvent(is_best_of_run, False, "")
     record, is_best_of_stage = PatienceRecord(state.best, state.best_epoch, state.wait), False
     position = (state.position + 1) % len(pattern)
     # Version 0.1 judged at a unit's end: a unit that it saved behind the last C is still judged there.
     judged_late = state.unit_accuracy if position == 0 else NEVER
-    if state.position == scoring_position(pattern) or judged_late != NEVER:
+    if judges_unit(rule, state) or judged_late != NEVER:
         record = after_unit(record, accuracy if judged_late == NEVER else judged_late, epoch)
         is_best_of_stage = record.wait == 0
         state = replace(state, unit_accuracy=NEVER, **record._asdict())
@@ -234,6 +276,8 @@ def _after_stage_end(rule: ScheduleRule, state: ScheduleState, reason: str) -> S
     """Returns the state after a round's or stage's last epoch: the next round, the next stage, or ended."""
     if rule.has_rounds and state.round == Phase.REDUCED:
         return replace(state, round=Phase.FULL.value, best=NEVER, best_epoch=0, wait=0)
+    if state.final and (decay := rule.decay_after(state.epoch)):
+        return replace(state, decay_epochs=decay)
     if state.final:
         return replace(state, ended=reason)
     return replace(
@@ -241,14 +285,49 @@ def _after_stage_end(rule: ScheduleRule, state: ScheduleState, reason: str) -> S
     )
 
 
+def _after_decay_epoch(rule: ScheduleRule, state: ScheduleState, epoch: int) -> ScheduleState:
+    """Returns the state after one more epoch of the decay, the last of which ends the run.
+
+    `max_epochs` has room for the decay, unless the state is not one that `update` has made.
+    """
+    done = state.decay_done + 1
+    ended = f"the decay of the learning rate over {done} epoch{'s' if done > 1 else ''}"
+    if done < state.decay_epochs:
+        ended = f"--max-epochs {epoch}" if epoch >= rule.max_epochs else ""
+    return replace(state, epoch=epoch, decay_done=done, ended=ended)
+
+
+class _Span(NamedTuple):
+    """Holds the epochs of a stage or round: its stage, the letters of its units, and their number."""
+
+    stage: int
+    pattern: str
+    epochs: int
+
+
 def longest_run(rule: ScheduleRule) -> Iterator[tuple[int, int, Phase]]:
     """Yields (epoch, stage, phase) of the longest run that still visits every round and stage.
 
     In it every unit improves until only as many epochs are left as the later rounds and stages need at the
     least: with paired-rounds, patience 2, at most 30 epochs and 3 stages 15 R and 3 C, then twice 3 R and 3
-    C. A number of stages that is not fixed counts as one.
+    C. A number of stages that is not fixed counts as one. The last epochs are those of `longest_decay`.
     """
-    epoch = 0
+    epoch, spans = 0, _longest_spans(rule)
+    for span in spans:
+        for i in range(span.epochs):
+            epoch += 1
+            yield epoch, span.stage, Phase(span.pattern[i % len(span.pattern)])
+    for number in range(epoch + 1, epoch + 1 + longest_decay(rule)):
+        yield number, spans[-1].stage, Phase.FULL
+
+
+def longest_decay(rule: ScheduleRule) -> int:
+    """Returns the epochs of decay with which `longest_run` ends: 0 where there is no room for any."""
+    return rule.decay_after(sum(span.epochs for span in _longest_spans(rule)))
+
+
+def _longest_spans(rule: ScheduleRule) -> list[_Span]:
+    """Returns the stages and rounds of the longest run, without its decay."""
     parts = [
         (stage, rule.pattern(phase))
         for stage in range(1, (rule.stages or 1) + 1)
@@ -256,10 +335,14 @@ def longest_run(rule: ScheduleRule) -> Iterator[tuple[int, int, Phase]]:
     ]
     # The first unit always improves on minus infinity, then patience runs out.
     least = [len(pattern) * ((rule.patience or 0) + 1) for _, pattern in parts]
+    decays, bound = rule.decay_epochs is not None, rule.last_end_before_decay()
+    spans: list[_Span] = []
+    epoch = 0
     for number, (stage, pattern) in enumerate(parts):
-        room = max(least[number], rule.max_epochs - epoch - sum(least[number + 1 :]))
-        for i in range(room // len(pattern) * len(pattern) if number + 1 < len(parts) else room):
-            if epoch >= rule.max_epochs:
-                return
-            epoch += 1
-            yield epoch, stage, Phase(pattern[i % len(pattern)])
+        room = max(least[number], bound - epoch - sum(least[number + 1 :]))
+        # Only the bound of the run ends a stage within a unit.
+        whole = room // len(pattern) * len(pattern) if decays or number + 1 < len(parts) else room
+        epochs = max(0, min(whole, rule.max_epochs - epoch))
+        spans.append(_Span(stage, pattern, epochs))
+        epoch += epochs
+    return spans

@@ -12,10 +12,8 @@
 
 from __future__ import annotations
 
-import difflib
-
 from qrdali.data.set_names import check_set_name
-from qrdali.errors import InputError, printable
+from qrdali.errors import InputError
 from qrdali.reduction.levels import (
     ConstantLevels,
     Levels,
@@ -28,6 +26,7 @@ from qrdali.reduction.quality import REDUCTIONS, level_of
 from qrdali.runs.settings import Settings
 from qrdali.schedule.epoch_schedule import NAMED_PATTERNS, Phase, ScheduleRule
 from qrdali.schedule.live_levels import SizeChunks, live_levels
+from qrdali.schedule.recipe_checks import check_recipe
 
 
 def check_settings(settings: Settings) -> None:
@@ -37,7 +36,7 @@ def check_settings(settings: Settings) -> None:
     rule, scale = schedule_rule_of(settings), settings.scale
     if settings.init and settings.pretrained:
         raise InputError("--init and --pretrained both say where the weights come from: give one of them")
-    require_known_optimizer(settings.optimizer)
+    check_recipe(settings)
     if scale.tail and settings.method not in ("linear", "adaptive"):
         raise InputError(f"--tail is for linear and adaptive, not {settings.method}: leave it out")
     if settings.method == "fixed":
@@ -70,20 +69,6 @@ def check_settings(settings: Settings) -> None:
             raise InputError(f"--track-reduced: {error}") from None
 
 
-def require_known_optimizer(name: str) -> None:
-    """Raises InputError for an optimizer that timm does not have, with the names that are near."""
-    from timm.optim import get_optimizer_class, list_optimizers
-
-    try:
-        get_optimizer_class(name)
-    except ValueError:
-        near = difflib.get_close_matches(name, list_optimizers(), 3, 0.5)
-        raise InputError(
-            f"no optimizer is called {printable(name)[:80]!r}; {'near it' if near else 'timm has'}: "
-            + ", ".join(near or list_optimizers()[:8])
-        ) from None
-
-
 def schedule_rule_of(settings: Settings, levels: tuple[int, ...] | None = None) -> ScheduleRule:
     """Returns the rule of a run's epochs.
 
@@ -105,7 +90,8 @@ def schedule_rule_of(settings: Settings, levels: tuple[int, ...] | None = None) 
         stages = len(stage_levels(settings) if levels is None else levels)
     elif settings.method == "adaptive":
         stages = None
-    return ScheduleRule(sequence, settings.patience, settings.max_epochs, stages)
+    decay = settings.decay_epochs if settings.lr_schedule == "wsd" else None
+    return ScheduleRule(sequence, settings.patience, settings.max_epochs, stages, decay)
 
 
 def stage_levels(settings: Settings, size_chunks: SizeChunks | None = None) -> tuple[int, ...]:

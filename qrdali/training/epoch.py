@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
+import torch
+
 from qrdali.distributed import LaggedMax
 from qrdali.errors import Interrupted, OtherRankFailed, RunError
 from qrdali.interfaces import Batch, RunContext
@@ -20,6 +22,7 @@ from qrdali.system.device_copies import wait_for_device
 from qrdali.training.epoch_totals import EpochSums, RunTotals
 from qrdali.training.finite_check import FiniteCheck, NotFinite
 from qrdali.training.level_stages import LevelStages
+from qrdali.training.memory_trial import out_of_memory
 from qrdali.training.optimizer_step import TrainStep
 from qrdali.training.progress import TrainProgress
 from qrdali.training.quarantine import Quarantine
@@ -54,6 +57,7 @@ class EpochTrainer:
         self.spec, self.settings, self.split, self.context = spec, spec.settings, split, context
         self.train_step, self.stages, self.quarantine = train_step, stages, quarantine
         self.finite = FiniteCheck()
+        self._fits = False  # whether a step has had enough memory
         self.save_interval = SaveInterval.parse(spec.settings.save_every)
 
     def train(self, progress: TrainProgress, phase: Phase, levels: Levels, save: Save) -> TrainProgress:
@@ -65,7 +69,7 @@ class EpochTrainer:
         sums = progress.epoch or EpochSums.zero(self.context.device)
         progress = replace(progress, epoch=sums)
         plan = self._plan(progress, levels, sums.step)
-        self.train_step.model.train()
+        self.train_step.begin_training()
         self.context.energy.begin(sums.joules)
         if sums.step == plan.batches or self._all_steps_taken(progress.totals):
             return progress  # the run was stopped in this epoch's validation: only that is left to do
@@ -200,7 +204,11 @@ class EpochTrainer:
                 f"can be read for step {step.number + 1}"
             )
         try:
-            outcome = self.train_step.step(step.batch, step.images)
+            outcome, fits = self.train_step.step(step.batch, step.images), True
+        except torch.OutOfMemoryError:
+            if self._fits:  # it is not the size of the batch
+                raise
+            outcome, fits = None, False  # behind this block, where the error keeps no tensors in memory
         except ValueError as error:
             if ONE_VALUE not in str(error):
                 raise
@@ -216,6 +224,10 @@ class EpochTrainer:
                 "--batch-size that "
                 f"does not leave one of {plan.samples} images over for a process or part of a step"
             ) from None
+        if not fits:
+            self.context.listener.end()
+            raise out_of_memory(self.train_step, step.batch, self.settings, self.context.group.world_size)
+        self._fits = True
         if step.batch is None or outcome is None:
             return sums
         loss, right = outcome

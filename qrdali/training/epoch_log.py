@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qrdali.errors import printable
+from qrdali.evaluation.prediction_rows import PredictionRows
 from qrdali.interfaces import RunContext
 from qrdali.loggers.run_log import RunLog, describe_failure
 from qrdali.reduction.levels import Levels
@@ -12,7 +13,14 @@ from qrdali.reduction.quality import DIMENSIONS
 from qrdali.runs import folder as run_folder
 from qrdali.runs.logger_names import split_logger_names
 from qrdali.schedule.epoch_schedule import ScheduleEvent, ScheduleRule, ScheduleState
-from qrdali.training.metrics_row import EpochResult, epoch_summary, run_end_summary, stage_end_summary
+from qrdali.training.metrics_row import (
+    EpochResult,
+    decay_summary,
+    epoch_summary,
+    run_end_summary,
+    stage_end_summary,
+    utc_time,
+)
 from qrdali.training.preview_sheet import draw_preview, keep_previews
 from qrdali.training.run_spec import RunSpec, Split
 from qrdali.training.tracked_sets import tracked_summary
@@ -28,8 +36,11 @@ class EpochLog:
         names = split_logger_names(spec.settings.log) if context.group.is_main else ()
         self._loggers = RunLog(spec.run, names, self._warn_of_logger)
 
-    def begin(self, accuracy: float, tracked: dict[str, Any]) -> None:
-        """Begins the file with the row of the start weights, which holds the run's facts."""
+    def begin(self, start: PredictionRows, rate: float, tracked: dict[str, Any]) -> None:
+        """Begins the file with the row of the start weights, which holds the run's facts.
+
+        start: their predictions of the validation split. rate: the learning rate of the first step."""
+        accuracy = start.accuracy
         if self._context.group.is_main:
             run_folder.keep_metrics(self._spec.run, -1)
         row = {
@@ -38,6 +49,9 @@ class EpochLog:
             "stage": 1,
             "quality": dict.fromkeys(DIMENSIONS, 1.0),
             "val_accuracy": accuracy,
+            "val_loss": start.negative_log_likelihood,
+            "lr": rate,
+            "time": utc_time(),
         }
         self._append(row | tracked | self._spec.facts)
         self._loggers.begin(self._spec.settings)
@@ -77,6 +91,8 @@ class EpochLog:
         listener.line(summary + tracked_summary(result.measured))
         if reason := event.stage_end_reason:
             listener.line(stage_end_summary(self._rule, before, reason, self._spec.settings.restore_best))
+        if decay := decay_summary(self._rule, before, after):
+            listener.line(decay)
         self._warn_of_one_answer(result.rows.constant_class)
 
     def announce_end(self, state: ScheduleState) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class EpochResult:
     number: of the epoch, from 1. phase, stage: its own. sums: of all ranks. scale: the run's levels.
     level_counts: int64 [3, levels], how many training images had each. rows: predictions of the validation
     split. reduced_validation: whether its images were shown reduced. measured: keys of the metrics row for
-    memory, energy and tracked sets."""
+    the learning rate at the epoch's end, memory, energy and tracked sets."""
 
     number: int
     phase: Phase
@@ -58,6 +59,8 @@ def metrics_row(result: EpochResult, totals: RunTotals, quarantined: int) -> dic
         "train_loss": float(sums.loss) / sums.images,
         "train_accuracy": int(sums.correct) / sums.images,
         "val_accuracy": result.rows.accuracy,
+        "val_loss": result.rows.negative_log_likelihood,
+        "time": utc_time(),
         "seconds": round(sums.seconds, 3),
         "images_per_second": round(result.images_per_second, 1),
         "data_wait_seconds": round(sums.data_wait, 3),
@@ -66,6 +69,11 @@ def metrics_row(result: EpochResult, totals: RunTotals, quarantined: int) -> dic
         "total_seconds": round(totals.seconds, 3),
         **result.measured,
     }
+
+
+def utc_time() -> str:
+    """Returns the time as ISO 8601 writes it, in UTC and whole seconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def epoch_summary(result: EpochResult, rule: ScheduleRule, state: ScheduleState, event: ScheduleEvent) -> str:
@@ -90,6 +98,22 @@ def stage_end_summary(rule: ScheduleRule, before: ScheduleState, reason: str, re
     that epoch."""
     ended = f"{before.round} round of stage {before.stage}" if rule.has_rounds else f"stage {before.stage}"
     return f"{ended} ended by {reason}" + (f"; back to epoch {before.best_epoch}" if restored else "")
+
+
+def decay_summary(rule: ScheduleRule, before: ScheduleState, after: ScheduleState) -> str:
+    """Returns the log line announcing that the decay of wsd begins, or that the run has none; else "".
+
+    before, after: the states before and after the epoch that has been announced."""
+    if rule.decay_epochs is None or before.decay_epochs:
+        return ""
+    if after.decay_epochs:
+        plural = "s" if after.decay_epochs > 1 else ""
+        cut = after.decay_epochs < rule.whole_decay(after.epoch)
+        text = f"the learning rate decays over {after.decay_epochs} C epoch{plural}"
+        return f"{text}, as many as --max-epochs {rule.max_epochs} leaves" if cut else text
+    if after.ended:
+        return f"no decay of the learning rate: --max-epochs {rule.max_epochs} ended the run first"
+    return ""
 
 
 def run_end_summary(state: ScheduleState) -> str:

@@ -11,6 +11,9 @@ from torch import nn
 
 from qrdali.interfaces import Batch, RunContext
 from qrdali.system.device import autocast_for
+from qrdali.training.compilation import compile_network
+from qrdali.training.learning_rate import plan_rate, rate_schedule
+from qrdali.training.network_parts import fixed_norms
 from qrdali.training.optimizer import create_optimizer
 from qrdali.training.run_spec import RunSpec
 
@@ -18,13 +21,14 @@ _RANK_SEED = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: seeds of ne
 
 
 class TrainStep:
-    """Holds the network on its device with its optimizer, precision and, with --ema, the average of its
+    """Holds the network on its device with its optimizer, rate, precision and, with --ema, the average of its
     weights.
 
-    model: what is trained. eval_model: what is validated, shown candidates in probes and saved as best/: the
-    average, or `model` itself. Every rank constructs one (collective) and takes every step."""
+    images: of the training split. model: what is trained. eval_model: what is validated, shown candidates in
+    probes and saved as best/: the average, or `model` itself. Every rank constructs one (collective) and
+    takes every step."""
 
-    def __init__(self, spec: RunSpec, context: RunContext) -> None:
+    def __init__(self, spec: RunSpec, images: int, context: RunContext) -> None:
         settings, group = spec.settings, context.group
         self._group, self._device, self._autocast = group, context.device, context.autocast
         self._input_size, self._accumulate = spec.preprocessing.input_size, settings.accumulate
@@ -33,12 +37,25 @@ class TrainStep:
         if settings.sync_batch_norm and not group.is_single:
             # timm's conversion: torch's own drops the activations within timm's layers.
             self.model = convert_sync_batchnorm(self.model)
-        self.ema = ModelEmaV3(self.model, settings.ema) if settings.ema else None
+        self._fixed_norms = fixed_norms(self.model) if settings.freeze else []
+        self.ema = (
+            ModelEmaV3(self.model, settings.ema, use_warmup=settings.ema_warmup) if settings.ema else None
+        )
+        self.ema_steps = 0  # by which the decay of --ema-warmup grows
         self.eval_model: nn.Module = self.ema.module if self.ema else self.model
         self._parallel = group.wrap_ddp(self.model, context.device)
+        self._forward = compile_network(self._parallel, context) if settings.compile else self._parallel
+        self._clip_grad = settings.clip_grad
         self.optimizer = create_optimizer(
-            self.model, settings.optimizer, settings.lr, settings.weight_decay, context.device
+            self.model,
+            settings.optimizer,
+            settings.lr,
+            settings.weight_decay,
+            context.device,
+            layer_decay=settings.layer_decay if settings.layer_decay < 1 else None,
+            **settings.optimizer_options,
         )
+        self.rate = rate_schedule(self.optimizer, plan_rate(settings, images))
         _, scaled = autocast_for(settings.amp, context.device)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=scaled)
         self._loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
@@ -60,11 +77,22 @@ class TrainStep:
             self._dummy_step()
         else:
             outcome = self._forward_backward(batch, len(batch.labels) * self._group.world_size / count)
+        if self._clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema:
-            self.ema.update(self.model)
+            self.ema_steps += 1
+            self.ema.update(self.model, step=self.ema_steps if self.ema.use_warmup else None)
+        self.rate.after_step()
         return outcome
+
+    def begin_training(self) -> None:
+        """Puts the network into training mode, but for batch norms in parts that are not trained."""
+        self.model.train()
+        for module in self._fixed_norms:
+            module.eval()
 
     def broadcast_buffers(self) -> None:
         """Gives every rank rank 0's statistics of batch norm, so that what is validated is what is saved.
@@ -87,7 +115,7 @@ class TrainStep:
             last = i == len(parts) - 1  # gradients are exchanged once
             with nullcontext() if last or self._group.is_single else self._parallel.no_sync():  # type: ignore[operator]
                 with self._group.translate_errors(), self._autocast():
-                    logits = self._parallel(images)
+                    logits = self._forward(images)
                     loss = self._loss(logits, labels)
                 weight = share * len(labels) / count
                 with self._group.translate_errors():
@@ -95,6 +123,12 @@ class TrainStep:
             losses.append(loss.detach() if len(parts) == 1 else loss.detach() * len(labels) / count)
             right.append(logits.detach().argmax(1) == labels)
         return (losses[0], right[0]) if len(parts) == 1 else (torch.stack(losses).sum(), torch.cat(right))
+
+    def trial_pass(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Runs forward and backward of `model`, not wrapped in DDP, to see whether memory suffices."""
+        with self._autocast():
+            loss = self._loss(model(images), labels)
+        self.scaler.scale(loss).backward()
 
     def _dummy_step(self) -> None:
         """Runs a forward and backward pass with zero gradient for a rank whose part of this batch is empty,
@@ -105,4 +139,4 @@ class TrainStep:
             with self._autocast():
                 zero = self._parallel(torch.zeros((1, 3, side, side), device=self._device)).sum() * 0
             self.scaler.scale(zero).backward()
-        self.model.train()
+        self.begin_training()

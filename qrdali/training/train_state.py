@@ -21,6 +21,7 @@ from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import DEFINITIONS
 from qrdali.schedule.epoch_schedule import ScheduleState
 from qrdali.training.epoch_totals import EpochSums, RunTotals, StageInfo
+from qrdali.training.learning_rate import count_of
 from qrdali.training.optimizer import load_optimizer
 from qrdali.training.optimizer_step import TrainStep
 from qrdali.training.progress import TrainProgress
@@ -50,8 +51,8 @@ class RestoredState:
 
 class TrainStateStore:
     """Writes and restores what belongs to `train_step` (model with statistics of batch norm, optimizer,
-    scaler and, with --ema, the average of weights, which is then what `best/` holds), torch's generators and
-    a run's progress.
+    scaler, rate and, with --ema, the average of weights, which is then what `best/` holds), torch's
+    generators and a run's progress.
 
     index: of the training images, without which no run is resumed. Every rank calls `save`, `restore` and
     `read`."""
@@ -65,6 +66,8 @@ class TrainStateStore:
             train_step.optimizer,
             train_step.scaler,
         )
+        self._train_step, self._rate = train_step, train_step.rate
+        self._counts_ema = spec.settings.ema_warmup
         self._run, self._batch_size = spec.run, spec.settings.batch_size
         self._images, self._index = len(index), index
         self._device, self._group, self._energy = context.device, context.group, context.energy
@@ -97,6 +100,10 @@ class TrainStateStore:
             "data": self._index.fingerprint,
             "definitions": progress.definitions,
         }
+        if rate := self._rate.state_dict():
+            data["rate"] = rate
+        if self._counts_ema:
+            data["ema_steps"] = self._train_step.ema_steps
         if sums is not None:
             loss, correct, images = (sum(column) for column in zip(*sums_by_rank, strict=True))
             data["epoch"] = {
@@ -123,10 +130,16 @@ class TrainStateStore:
         )
 
     def restore(self, name: str) -> None:
-        """Takes weights, their average, optimizer and scaler from the folder `name`. Collective."""
+        """Takes weights, their average, optimizer and scaler from the folder `name`. Collective.
+
+        The rate becomes what its schedule says after a restore."""
         self._group.barrier()  # until rank 0 has written it
         state, (optimizer, *weights) = checkpoint.load(self._run / name, "optimizer", *self._networks)
         self._take(self._run / name, state, weights, optimizer)
+        try:
+            self._rate.after_restore(state.get("rate", {}))
+        except _MALFORMED as error:
+            raise _unfit(self._run / name, error) from None
 
     def read(self, check: Callable[[ScheduleState], object]) -> RestoredState:
         """Takes everything from `last/`, or from the save before it if that is damaged. Collective.
@@ -144,6 +157,7 @@ class TrainStateStore:
             )
         self._take(folder, data, weights, optimizer)
         try:
+            self._rate.load_state_dict(data.get("rate", {}))
             self._take_generators(random)
             progress = self._progress_from(data)
             check(progress.schedule)
@@ -203,6 +217,8 @@ class TrainStateStore:
             load_optimizer(self._optimizer, checkpoint.unflatten(optimizer, state["optimizer"]))
             if state["scaler"]:
                 self._scaler.load_state_dict(state["scaler"])
+            if self._counts_ema:
+                self._train_step.ema_steps = count_of(state["ema_steps"])
         except _MALFORMED as error:
             raise _unfit(folder, error) from None
 

@@ -37,7 +37,7 @@ class Trainer:
         self.spec, self.splits, self.context = spec, splits, context
         self.settings, train = spec.settings, splits.train
         self.rule = spec.rule
-        self.train_step = TrainStep(spec, context)
+        self.train_step = TrainStep(spec, len(train.index), context)
         self.quarantine = Quarantine(spec.run, train.index, spec.settings.max_bad, context)
         self.stages = LevelStages(spec, train, self.quarantine, context)
         self.epochs = EpochTrainer(spec, train, self.train_step, self.stages, self.quarantine, context)
@@ -58,9 +58,10 @@ class Trainer:
                 epoch         * one optimizer step per batch, last/ now and then
                 share         * unreadable images, statistics of batch norm and sums, for all ranks
                 validate      * the validation split and the tracked sets
-                decide          the schedule's next state, from the accuracy
+                decide          the schedule's next state and plateau's rate, from the accuracy
                 record        * best/ and unit/ where the epoch was better, a row of metrics.jsonl
-                restore       * weights and optimizer from unit/ where patience has ended a stage or round
+                restore       * weights and optimizer from unit/ where patience has ended a stage or round,
+                                and the rate's next span begins
                 save          * last/
         """
         progress = self._begin(resume)
@@ -77,12 +78,16 @@ class Trainer:
             sums = self._share(progress)
             result = self._validate(progress, sums, phase, levels)
             progress, event = self._decide(progress, result)
+            if epoch_schedule.judges_unit(self.rule, before):
+                self.train_step.rate.after_unit(result.rows.accuracy)
             self._keep_best(progress, result, event)
             self._record(progress, result, first_of_stage=not progress.stage.reported)
             progress = replace(progress, stage=_reported(progress.stage, before, progress.schedule, event))
             progress = self._with_new_definitions(progress)
             if event.stage_end_reason and self.settings.restore_best:
                 self.store.restore("unit")
+            if event.stage_end_reason:
+                self.train_step.rate.begin_span(progress.schedule.decay_epochs)
             self._save_last(progress)
             self.log.announce(result, before, progress.schedule, event)
         self.log.announce_end(progress.schedule)
@@ -104,7 +109,7 @@ class Trainer:
             tracked = self.validator.evaluate_tracked("start", self.train_step.eval_model)
         except Interrupted as interruption:
             self._leave(interruption.signum, saved=False)  # nothing has been done yet
-        self.log.begin(rows.accuracy, tracked)
+        self.log.begin(rows, self.train_step.rate.rate, tracked)
         return TrainProgress(state, totals=RunTotals(forward_images=len(self.splits.val.index)))
 
     def _resume(self) -> TrainProgress:
@@ -194,7 +199,7 @@ class Trainer:
         except Interrupted as interruption:
             self._save_last(progress)
             self._leave(interruption.signum, saved=True)
-        measured = memory | joules | tracked
+        measured = {"lr": self.train_step.rate.rate} | memory | joules | tracked
         reduced = shown is not FULL_QUALITY
         stage = progress.schedule.stage
         return EpochResult(number, phase, stage, sums, self.settings.scale, counts, rows, reduced, measured)
@@ -250,8 +255,10 @@ class Trainer:
 
     def _best_model(self, epoch: int, accuracy: float) -> run_folder.BestModel:
         spec = self.spec
+        settings, pre = spec.settings, spec.preprocessing
+        options = dict(settings.model_options)
         return run_folder.BestModel(
-            spec.settings.model, spec.classes, spec.preprocessing, epoch, accuracy, spec.readable
+            settings.model, spec.classes, pre, epoch, accuracy, spec.readable, options
         )
 
     @property

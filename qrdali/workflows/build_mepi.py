@@ -17,29 +17,22 @@ from qrdali.data.class_matching import first_synonym
 from qrdali.data.index import Dataset, Index, Samples
 from qrdali.data.scan import Reading, index_folder
 from qrdali.distributed import ProcessGroup
-from qrdali.errors import InputError, Interrupted, RunError, printable
-from qrdali.files.json_objects import read_object
+from qrdali.errors import Interrupted, RunError, printable
+from qrdali.evaluation.class_map import MapRule
 from qrdali.interfaces import ImageReducer, JobControl, ProgressListener
 from qrdali.mepi.build import Builder
-from qrdali.mepi.folder import OPTIONS, SEARCHED, MepiSet, MepiSource
-from qrdali.mepi.search import Search, SearchLimits, SearchRule
+from qrdali.mepi.folder import MepiSet, MepiSource
+from qrdali.mepi.search import Search, SearchLimits, SearchRule, judge_own_classes
 from qrdali.pipelines.image_reducer import open_image_reducer
 from qrdali.reduction import quality
-from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.png_entropy import encoder_name
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import DEFINITIONS
 from qrdali.system.deterministic import deterministic
 from qrdali.system.device import probe_batch_size, resolve_amp
 from qrdali.workflows import mepi_sheet
-from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
-
-_CHOICES: dict[str, tuple[object, ...]] = {
-    "reduction": (*SEARCHED, "all"),
-    "windows": (5, 9),
-    "prefer": ("confidence", "entropy"),
-    "search": ("descend", "exhaustive"),
-}
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator, read_map
+from qrdali.workflows.mepi_options import make_rules, recorded_options, tail_of
 
 
 def build_mepi(
@@ -63,6 +56,8 @@ def build_mepi(
     threads: int | None = None,
     resume: bool = False,
     root: str | None = None,
+    class_map: str | Path | None = None,
+    map_rule: MapRule | None = None,
     control: JobControl = JobControl(),
 ) -> dict[str, Any]:
     """Finds a minimal reduced image, still classified correctly, of each image that `best/` gets right.
@@ -74,7 +69,8 @@ def build_mepi(
     correct neighbour is taken. search: step by step, or every level (color and resolution). limit: images
     searched, spread evenly over the split. batch_size: of reading the files back. search_batch_size:
     candidates of a forward pass, None for what suits the device. memory: MiB of decoded originals that are
-    kept. root: where the images of `data` are now, or OLD=NEW.
+    kept. root: where the images of `data` are now, or OLD=NEW. class_map, map_rule: for a run of other
+    classes than the data's, as in `evaluate`; an image is right where its mapped class is.
 
     Returns the summaries by reduction, as in summary.json. Raises InputError or RunError before anything is
     written where it can, and Interrupted once `control.stop` returns a signal: then what is complete is kept
@@ -82,12 +78,14 @@ def build_mepi(
     writes the files of the whole set.
     """
     folder, group = Path(run), control.group
-    recorded = group.run_on_all(lambda: _recorded_options(Path(out)))
-    tail = _tail_of(tail, recorded)
+    recorded = group.run_on_all(lambda: recorded_options(Path(out)))
+    tail = tail_of(tail, recorded)
     scale = quality.scale_of(step, tail, quality.MAX_OLD_GRID if recorded else quality.MAX_GRID)
-    rules = group.run_on_all(lambda: _make_rules(reduction, scale, windows, prefer, search))
+    rules = group.run_on_all(lambda: make_rules(reduction, scale, windows, prefer, search))
     with deterministic(run_folder.is_deterministic(folder), device):
-        evaluator = Evaluator(folder, EvaluateOptions(batch_size, device, amp, threads), control)
+        mapping = group.run_on_all(lambda: read_map(class_map, map_rule, folder, data))
+        evaluate_options = EvaluateOptions(batch_size, device, amp, threads, class_map=mapping)
+        evaluator = Evaluator(folder, evaluate_options, control)
         trained, context, engine = evaluator.trained, evaluator.context, evaluator.engine
         dataset, network_labels = group.run_on_all(lambda: _open_data(evaluator, Path(data), root))
         index = group.run_on_all(lambda: dataset.index(split))
@@ -115,9 +113,18 @@ def build_mepi(
         }
         if dataset.classes != trained.classes:
             options["classes"] = list(dataset.classes)
+        if mapping is not None:
+            options |= {
+                "class_map": mapping.digest,
+                "class_map_file": str(Path(class_map or "").absolute()),
+                "map_rule": mapping.rule,
+            }
         _require_equal_options(group, options)
-        answers = _shown_names(trained, np.arange(len(trained.classes))) or trained.classes
-        shown = _shown_names(trained, network_labels)
+        if mapping is not None:
+            answers, shown = mapping.answers, None
+        else:
+            answers = _shown_names(trained, np.arange(len(trained.classes))) or trained.classes
+            shown = _shown_names(trained, network_labels)
         source = MepiSource(index, dataset.classes, scale, answers, network_labels, shown)
         mepis = _open_set(control, Path(out), source, options, None if resume else tuple(rules))
         with closing(mepis):
@@ -152,44 +159,6 @@ def _shown_names(trained: run_folder.BestModel, network_labels: Samples) -> tupl
     if not trained.readable:
         return None
     return tuple(first_synonym(trained.readable[label]) for label in network_labels.tolist())
-
-
-def _make_rules(
-    reduction: str, scale: quality.LevelScale, windows: int, prefer: str, search: str
-) -> dict[str, SearchRule]:
-    """Returns a rule per reduction to build.
-
-    Raises InputError, naming the option, for a value that is none of its choices.
-    """
-    given = {"reduction": reduction, "windows": windows, "prefer": prefer, "search": search}
-    for option, value in given.items():
-        if value not in _CHOICES[option]:
-            choices = ", ".join(map(str, _CHOICES[option]))
-            raise InputError(f"--{option} is {printable(value)!r}: give one of {choices}")
-    names = SEARCHED if reduction == "all" else (reduction,)
-    dimensions = quality.REDUCTIONS
-    return {
-        name: SearchRule(DescentRule(dimensions[name], scale, windows, prefer), search == "exhaustive")
-        for name in names
-    }
-
-
-def _recorded_options(out: Path) -> dict[str, Any]:
-    """Returns the options that a set in `out` was begun with; {} where there is none."""
-    try:
-        return read_object(out / OPTIONS)
-    except RunError:
-        return {}  # whoever opens the set says what is wrong with it
-
-
-def _tail_of(given: str | None, recorded: dict[str, Any]) -> str:
-    """Returns the tail of a set: as given, or else as it was begun with; sets of version 0.1 had none.
-
-    It is "full", "none" or a number in its shortest form.
-    """
-    tail = given if given is not None else recorded.get("tail", "none") if recorded else "full"
-    levels = quality.tail_levels(str(tail))
-    return {0: "none", quality.MAX_TAIL: "full"}.get(levels, str(levels))
 
 
 def _require_equal_options(group: ProcessGroup, options: dict[str, Any]) -> None:
@@ -259,7 +228,9 @@ class _SetJob:
             if group.is_main and not (self.mepis.folder / f"{name}.png").exists():
                 _draw_sheet(self.mepis, name, self.reducer, listener)
             return
-        search = Search(self.evaluator.model, self.reducer, rule, self.limits, self.context)
+        mapping = self.evaluator.class_map
+        judge = mapping.judge if mapping else judge_own_classes
+        search = Search(self.evaluator.model, self.reducer, rule, self.limits, self.context, judge)
         builder = Builder(
             self.mepis,
             name,

@@ -108,16 +108,10 @@ def evaluate(
             raise InputError("--root is of --data: give that too")
         if reduced is not None and data is None:
             raise InputError("--reduced is of a split: give --data too")
-        if map_rule and class_map is None:
-            raise InputError("--map-rule is of a --class-map: give that too")
 
     control.group.run_on_all(check)
     with deterministic(run_folder.is_deterministic(folder), device):
-        mapping = control.group.run_on_all(
-            lambda: (
-                None if class_map is None else _read_map(Path(class_map), map_rule or "argmax", folder, data)
-            )
-        )
+        mapping = control.group.run_on_all(lambda: read_map(class_map, map_rule, folder, data))
         options = EvaluateOptions(
             batch_size, device, amp, threads, scale if curve else None, reduced, scale.grid, mapping
         )
@@ -128,9 +122,17 @@ def evaluate(
         return results
 
 
-def _read_map(file: Path, rule: MapRule, run: Path, data: str | Path | None) -> ClassMap:
+def read_map(
+    file: str | Path | None, rule: MapRule | None, run: Path, data: str | Path | None
+) -> ClassMap | None:
+    """Returns the map of --class-map `file` by --map-rule, None without a file. Raises InputError."""
+    if file is None:
+        if rule:
+            raise InputError("--map-rule is of a --class-map: give that too")
+        return None
     run_classes = run_folder.describe_best(run).classes
-    return read_class_map(file, run_classes, None if data is None else Dataset.open(Path(data)).classes, rule)
+    data_classes = None if data is None else Dataset.open(Path(data)).classes
+    return read_class_map(Path(file), run_classes, data_classes, rule or "argmax")
 
 
 class Evaluator:

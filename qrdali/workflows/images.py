@@ -78,7 +78,7 @@ def reduce(
     """
     from qrdali.pipelines import host_ops
 
-    _require_image(image, "image")
+    require_image(image, "image")
     qualities = [color, crop, resolution]
     if level is None:
         for name, value in zip(DIMENSIONS, qualities, strict=True):
@@ -110,7 +110,7 @@ def entropy(image: Pixels) -> int:
         >>> qrdali.entropy(qrdali.reduce(image, color=.5)) < qrdali.entropy(image)
         True
     """
-    _require_image(image, "image")
+    require_image(image, "image")
     return png_entropy.entropy(image)
 
 
@@ -124,8 +124,8 @@ def quotient(reduced: Pixels, image: Pixels) -> float:
         >>> qrdali.quotient(image, image)
         1.0
     """
-    _require_image(reduced, "reduced")
-    _require_image(image, "image")
+    require_image(reduced, "reduced")
+    require_image(image, "image")
     return png_entropy.entropy(reduced) / png_entropy.entropy(image)
 
 
@@ -142,7 +142,7 @@ def _checked_levels(level: tuple[int, int, int], scale: LevelScale) -> LevelArra
     return levels[None].astype(np.uint8)
 
 
-def _require_image(image: Pixels, name: str) -> None:
+def require_image(image: Pixels, name: str) -> None:
     """Raises InputError unless `image` is uint8 [H, W, 3] with at least one pixel."""
     if not isinstance(image, np.ndarray):
         raise InputError(f"{name} is a {type(image).__name__}: give a numpy array, uint8 [H, W, 3]")

@@ -340,6 +340,8 @@ def build_mepi(
     threads: int | None = None,
     resume: bool = False,
     root: str | None = None,
+    class_map: PathLike | None = None,
+    map_rule: Literal["argmax", "sum"] | None = None,
     progress: bool | ProgressListener = False,
 ) -> dict[str, Any]:
     """Finds a minimal reduced image, still classified correctly, of each image that a run gets right.
@@ -361,6 +363,8 @@ def build_mepi(
     device, amp, threads: as in `train`.
     resume: continue a set that was begun with the same options.
     root: where the images of `data` are now, if they moved: NEW or OLD=NEW.
+    class_map, map_rule: for a run of other classes than the data's, as in `evaluate`: an image is right where
+        its mapped class is.
     progress: True shows bars; or a listener.
 
     Returns a summary per reduction, as in summary.json: images, mean_quotient (None without a MEPI) and more.
@@ -396,6 +400,8 @@ def build_mepi(
         threads=threads,
         resume=resume,
         root=root or moved,
+        class_map=_text(class_map),
+        map_rule=map_rule,
         control=JobControl(listener_for(progress)),
     )
 

@@ -18,7 +18,7 @@ from qrdali.files.changes import describe_changes
 from qrdali.files.json_objects import read_object
 from qrdali.runs import automatic
 from qrdali.runs import folder as run_folder
-from qrdali.runs.settings import Settings
+from qrdali.runs import settings as run_settings
 from qrdali.system.device import resolve_device
 from qrdali.workflows.continued_run import CHANGEABLE_SETTINGS
 
@@ -68,17 +68,20 @@ def _changed_settings(tasks: Tasks, run: PlannedRun) -> list[str]:
         return []
     if run_folder.is_adopted(folder):
         return [f"method {run_folder.ADOPTED} → {run.settings.method}"]
-    settings = run.settings
+    settings, recorded = run.settings, automatic.recorded(folder)
+    inherited = recorded.get("model_options") if settings.init else {}
+    inherited = inherited if isinstance(inherited, dict) else {}
     # What `qrdali train` fills in, so that like is compared with like.
     now = settings.model_copy(
         update={
             "lr": settings.lr or models.learning_rate(settings.model),
             "input_size": settings.input_size or _own_input_size(tasks, run),
+            "model_options": {**inherited, **settings.model_options},
         }
     ).model_dump()
     before = {
-        **{key: field.default for key, field in Settings.model_fields.items()},
-        **automatic.recorded(folder),
+        **run_settings.default_settings(),
+        **recorded,
     }
     # What is left to the machine is taken as it was, and a run may go on on another device.
     now |= automatic.continued(now, before)

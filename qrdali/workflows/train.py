@@ -29,6 +29,8 @@ from qrdali.system.deterministic import deterministic, require_deterministic_mod
 from qrdali.system.device import resolve_device
 from qrdali.system.energy import reset_peak_memory
 from qrdali.system.environment import environment
+from qrdali.training.learning_rate import note_on_rate
+from qrdali.training.network_parts import prepare_network
 from qrdali.training.run_spec import RunSpec, Split, Splits
 from qrdali.training.save_interval import SaveInterval
 from qrdali.training.tracked_sets import TrackedSet, TrackedSets, index_sets, indexed_sets
@@ -111,10 +113,9 @@ def _train(settings: Settings, run: Path, resume: bool, control: JobControl) -> 
             write_settings(run / "config.toml", settings.model_copy(update={"threads": threads}))
             group.record_started(str(run.absolute()))
         listener.line(_describe(prepared, engine, context))
-        if prepared.note:
-            listener.line(prepared.note)
-        if dead := _dead_levels(prepared.spec):
-            listener.line(dead)
+        notes = (prepared.note, _dead_levels(prepared.spec), note_on_rate(prepared.spec.settings))
+        for note in filter(None, notes):
+            listener.line(note)
         reset_peak_memory(context.device)
         trainer = Trainer(prepared.spec, splits, context)
         try:
@@ -162,11 +163,17 @@ def _prepare(
     torch.manual_seed(settings.seed)  # start weights are drawn
     note = ""
     if start is not None:
-        model, note = load_start(start, dataset)
+        model, note = load_start(start, dataset, settings.model_options)
     else:
-        model = models.create(settings.model, len(dataset.classes), pretrained=settings.pretrained)
+        model = models.create(
+            settings.model,
+            len(dataset.classes),
+            pretrained=settings.pretrained,
+            options=settings.model_options,
+        )
     models.require_size(model, settings.model, pre.input_size)
-    models.require_logits(settings.model, len(dataset.classes), pre.input_size, model)
+    models.require_logits(settings.model, len(dataset.classes), pre.input_size, model, settings.model_options)
+    prepare_network(model, settings)
     require_no_single_image(settings, len(train), model, group)
     if settings.deterministic:
         require_deterministic_model(model, pre.input_size, len(dataset.classes), settings.amp, device)
@@ -251,7 +258,7 @@ def _facts(settings: Settings, classes: int, device: torch.device, group: Proces
         "gmacs": None,
     }
     try:
-        counted = models.describe(settings.model, classes, settings.input_size)
+        counted = models.describe(settings.model, classes, settings.input_size, settings.model_options)
         network |= {"parameters": counted.parameters, "gmacs": counted.gmacs}
     except Exception:
         # Some networks cannot be built on the meta device, in many ways: that is no reason not to train them.

@@ -150,11 +150,12 @@ def complete_settings(
     images: of the training split. start: as `start_of` gives it. Raises InputError for settings that do not
     go together.
     """
-    name, pre = _network_of(settings, dataset, start)
+    name, pre, options = _network_of(settings, dataset, start)
     sets = {name: storage.absolute(folder) for name, folder in settings.track_sets.items()}
     settings = settings.model_copy(
         update={
             "model": name,
+            "model_options": options,
             "lr": settings.lr or models.learning_rate(name),
             "input_size": pre.input_size,
             "fit": pre.fit,
@@ -173,7 +174,7 @@ def complete_settings(
                 "max_epochs": -(-taken // steps_per_epoch),
             }
         )
-        check_settings(settings)
+    check_settings(settings)
     return settings, pre
 
 
@@ -191,11 +192,14 @@ def settings_for(settings: Settings, device: torch.device) -> Settings:
     )
 
 
-def _network_of(settings: Settings, dataset: Dataset, run: Path | None) -> tuple[str, Preprocessing]:
-    """Returns the network's name and preprocessing, those of `run`'s best/ where they are not given."""
+def _network_of(
+    settings: Settings, dataset: Dataset, run: Path | None
+) -> tuple[str, Preprocessing, dict[str, Any]]:
+    """Returns the network's name, preprocessing and options, those of `run`'s best/ where they are not
+    given."""
     if run is None:
         pre = models.preprocessing(settings.model, settings.input_size or None, settings.fit)
-        return settings.model, pre
+        return settings.model, pre, settings.model_options
     start = run_folder.describe_best(run)
     if not run_folder.is_adopted(run):  # of an adopted one of other classes the last layer is replaced
         dataset.require_classes(start.classes, f"the run {run}")
@@ -207,19 +211,19 @@ def _network_of(settings: Settings, dataset: Dataset, run: Path | None) -> tuple
     # An adopted network may have been made for others than are published with its name.
     of_start = start.preprocessing
     pre = replace(pre, mean=of_start.mean, std=of_start.std, interpolation=of_start.interpolation)
-    return start.model, pre
+    return start.model, pre, {**start.model_options, **settings.model_options}
 
 
-def load_start(run: Path, dataset: Dataset) -> tuple[nn.Module, str]:
+def load_start(run: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[nn.Module, str]:
     """Returns the network that a training starts with, on the CPU, and what is to be said of it, or "".
 
-    It is that of `run`'s best/; of an adopted one of other classes than the data set's with a fresh last
-    layer.
+    It is that of `run`'s best/, made with `options`; of an adopted one of other classes than the data set's
+    with a fresh last layer.
     """
-    model, start = run_folder.load_best(run)
+    model, start = run_folder.load_best(run, options)
     if start.classes == dataset.classes:
         return model, ""
-    model = models.with_new_head(start.model, model.state_dict(), len(dataset.classes))
+    model = models.with_new_head(start.model, model.state_dict(), len(dataset.classes), options)
     return model, (
         f"{printable(run)} was adopted with {len(start.classes):,} other classes: its last layer is "
         f"replaced by a fresh one of the data set's {len(dataset.classes):,}"

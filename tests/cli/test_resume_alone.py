@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -140,13 +141,13 @@ def test_a_network_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyP
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return images, images
 
-    monkeypatch.setattr(models, "create", lambda name, classes: Pair())
+    monkeypatch.setattr(models, "create", lambda name, classes, **named: Pair())
     with pytest.raises(InputError, match="answers in training with tuple instead of 4 logits"):
         models.require_logits("pair", 4, 32)
 
 
 def test_networks_that_cannot_be_counted_have_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def create(name: str, classes: int) -> torch.nn.Module:
+    def create(name: str, classes: int, **named: Any) -> torch.nn.Module:
         raise ValueError("no weights without values")
 
     monkeypatch.setattr("qrdali.network_costs.cost_of", lambda library, name: None)

@@ -240,7 +240,7 @@ def test_torchrun_begins_again_and_ends_the_same(
         first, second = (load_file(run / f"{file}.safetensors") for run in runs)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first), file
-    timed = ("second", "memory", "energy")
+    timed = ("second", "time", "memory", "energy")
     one, other = (
         [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in rows(run)]
         for run in runs

@@ -66,6 +66,39 @@ def test_random_logits_against_numpy() -> None:
     )  # without rounding up past it
 
 
+@pytest.mark.parametrize(
+    ("rule", "answers", "confidences", "probabilities"),
+    [
+        ("argmax", [1, 5, 0, 1], [0.35, 0.60, 0.50, 0.80], [0.30, 0.15, 0.50, 0.80]),
+        ("sum", [0, 1, 0, 1], [0.55, 0.25, 0.70, 0.85], [0.55, 0.25, 0.70, 0.85]),
+    ],
+)
+def test_what_a_search_is_told_by_hand(
+    rule: Any, answers: list[int], confidences: list[float], probabilities: list[float]
+) -> None:
+    logits = torch.from_numpy(np.log(np.maximum(PROBABILITIES, 1e-30)) + 7).float()
+    mapping = ClassMap(("a", "b"), TARGET, rule, tuple("vwxyz"))
+    judged = mapping.judge(logits, torch.tensor([0, 1, 0, 1]))
+    assert judged.answer.tolist() == answers
+    np.testing.assert_allclose(judged.confidence.numpy(), confidences, rtol=1e-5)
+    np.testing.assert_allclose(judged.probability.numpy(), probabilities, rtol=1e-5)
+    names = ["b", "y", "a", "b"] if rule == "argmax" else ["a", "b", "a", "b"]
+    assert [mapping.answers[answer] for answer in answers] == names
+    # It says what `decide` says, but for the names of what is not mapped.
+    prediction, confidence = mapping.decide(logits)
+    assert torch.equal(confidence, judged.confidence)
+    assert prediction.tolist() == [answer if answer < 2 else -1 for answer in answers]
+
+
+def test_a_digest_is_of_the_mapping_alone(tmp_path: Path) -> None:
+    digests = []
+    for i, text in enumerate(("a\tx\nb\ty\n", "# a comment\nb\ty\na\tx\n", "a\ty\nb\tx\n")):
+        file = tmp_path / f"{i}.tsv"
+        file.write_text(text)
+        digests.append(read_class_map(file, ("a", "b", "c"), ("x", "y"), "sum").digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_chance_is_that_of_a_uniform_guess() -> None:
     assert ClassMap(("a", "b"), TARGET, "sum").chance == 0.5
     assert ClassMap(("a", "b"), TARGET, "argmax").chance == pytest.approx(

@@ -19,13 +19,19 @@ from qrdali.data.scan import index_folder
 from qrdali.errors import InputError, OutOfMemory
 from qrdali.interfaces import JobControl
 from qrdali.mepi.search import Search, SearchLimits, SearchRule
-from qrdali.mepi.search_path import ReductionState, SearchPath, params_of_states
+from qrdali.mepi.search_path import (
+    CandidateAnswers,
+    FailedStep,
+    ReductionState,
+    SearchPath,
+    params_of_states,
+)
 from qrdali.models import Preprocessing
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.image_reducer import GraphImageReducer, open_image_reducer
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY
-from qrdali.reduction.neighbors import DescentRule
+from qrdali.reduction.neighbors import Candidates, DescentRule
 from qrdali.reduction.png_entropy import entropy, entropy_within
 from qrdali.reduction.quality import MAX_TAIL, QUARTERS, REDUCTIONS, LevelScale, ReductionParams
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -494,3 +500,27 @@ def test_a_gpus_reducer_works_in_the_threads_of_a_pool(
     for a, b, image in zip(images_a, images_b, expected[0], strict=True):
         np.testing.assert_array_equal(a, image)
         np.testing.assert_array_equal(b, image)
+
+
+def test_one_step_further_is_the_nearest_miss() -> None:
+    existing = np.array([[True, True, False, True, True]])
+    candidates = Candidates(
+        existing,
+        np.array([[[k, 0, 0] for k in range(5)]], np.uint8),
+        np.array([[[10 + k, 20 + k, 3, 3] for k in range(5)]], np.int32),
+        np.full((1, 5, 2), 3, np.int32),
+        np.ones((1, 5), np.int32),
+    )
+    answers = CandidateAnswers.pending(candidates)
+    assert answers.unanswered == 4
+    answers.correct[:] = [True, False, False, False, False]
+    answers.confidence[:] = [0.9, 0.1, 0.8, 0.3, np.nan]  # of the true class
+    answers.answer[:] = [7, 1, 2, 3, 4]
+    answers.answer_confidence[:] = [0.9, 0.8, 0.1, 0.6, np.nan]
+    assert answers.failed_step() == FailedStep(ReductionState(3, 0, 0, 13, 23), 3, 0.6, 0.3)
+    # Where the columns are levels, the first wrong one below the chosen level.
+    assert answers.failed_step(0) == FailedStep(ReductionState(1, 0, 0, 11, 21), 1, 0.8, 0.1)
+    assert answers.failed_step(3) == FailedStep(ReductionState(4, 0, 0, 14, 24), 4, 0.0, 0.0)
+    assert answers.failed_step(4) is None
+    answers.correct[:] = True
+    assert answers.failed_step() is None

@@ -23,7 +23,7 @@ from recording_listener import RecordingListener
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset as index_images
 from qrdali.errors import InputError, Interrupted, OutOfMemory, RunError
-from qrdali.interfaces import JobControl, SilentListener
+from qrdali.interfaces import JobControl, Judgement, SilentListener
 from qrdali.mepi import folder as mepi_set
 from qrdali.mepi.folder import MepiSet, MepiSource
 from qrdali.pipelines import host_ops as host
@@ -642,6 +642,31 @@ def test_other_classes_are_refused(run: Path, images: Path, tmp_path: Path) -> N
                 "seconds": 1,
             }
         ).encode(),
+        *(
+            json.dumps(
+                {
+                    "sample": 1,
+                    "outcome": "mepi",
+                    "path": [],
+                    "confidence": [1],
+                    "struck": [],
+                    "evaluations": 1,
+                    "full": 5,
+                    "mepi": 5,
+                    "why": "",
+                    "seconds": 1,
+                    "failed_step": failed_step,
+                }
+            ).encode()
+            for failed_step in (
+                [[0, 0, 9, 0, 0], 1, 0.5, 0.5],
+                [[0, 0, 1, 0, 0], -1, 0.5, 0.5],
+                [[0, 0, 1, 0, 0], 1, 1.5, 0.5],
+                [[0, 0, 1, 0, 0], 1, 0.5, float("nan")],
+                [[0, 0, 1, 0, 0], 1, 0.5],
+                7,
+            )
+        ),
     ],
 )
 def test_a_damaged_journal_is_named(run: Path, data: str, tmp_path: Path, line: bytes) -> None:
@@ -652,6 +677,47 @@ def test_a_damaged_journal_is_named(run: Path, data: str, tmp_path: Path, line: 
         file.write(line + b"\n")
     with pytest.raises(RunError, match=r"color.jsonl line \d+ is damaged"):
         build_mepi(**options(run, data, out, step=0.25, reduction="color", limit=4), resume=True)
+
+
+@pytest.mark.parametrize("failed_step", [[[0, 1, 0, 90, 0], 1, 0.5, 0.5], [[0, 0, 1, 0, 0], 4, 0.5, 0.5]])
+def test_a_failed_step_that_the_image_or_the_network_cannot_have(
+    run: Path, data: str, tmp_path: Path, failed_step: list[Any]
+) -> None:
+    out = tmp_path / "set"
+    build_mepi(**options(run, data, out, step=0.25, reduction="resolution", limit=4))
+    journal = out / ".progress" / "resolution.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    changed = [{**line, "failed_step": failed_step} if line.get("path") else line for line in lines]
+    assert changed != lines
+    journal.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    with pytest.raises(RunError, match="holds states that its images cannot have"):
+        build_mepi(**options(run, data, out, step=0.25, reduction="resolution", limit=4), resume=True)
+
+
+def test_a_journal_without_failed_steps_goes_on(
+    run: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As version 0.1 wrote it."""
+    words = options(run, data, tmp_path / "set", step=0.25, reduction="resolution", tail="full")
+    build_mepi(**words)
+    complete = rows(tmp_path / "set")
+    journal = tmp_path / "set" / ".progress" / "resolution.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines:
+        line.pop("failed_step", None)
+    half = lines[: len(lines) // 2]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in half))
+    (tmp_path / "set" / "summary.json").unlink()
+    build_mepi(**words, resume=True)
+    before = {line["sample"] for line in half if "sample" in line}
+    resumed = rows(tmp_path / "set")
+    names = [name for name in resumed[0] if name.startswith("next_")]
+    assert len(names) == 7
+    for row, whole in zip(resumed, complete, strict=True):
+        known = dict.fromkeys(names) if row["sample"] in before else {name: whole[name] for name in names}
+        assert row == {**whole, **known}
+    assert any(row["next_class"] for row in resumed)
+    assert any(row["sample"] in before for row in resumed)
 
 
 def test_a_full_disk_stops_and_what_is_complete_stays(
@@ -705,7 +771,11 @@ def test_no_correct_image_is_a_result(
     run: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qrdali.data.index.Index.labels", lambda self, samples: np.full(len(samples), 3))
-    monkeypatch.setattr("torch.Tensor.argmax", lambda self, *_: torch.zeros(len(self), dtype=torch.int64))
+
+    def always_0(logits: torch.Tensor, labels: torch.Tensor) -> Judgement:
+        return Judgement(torch.zeros_like(labels), torch.ones(len(labels)), torch.zeros(len(labels)))
+
+    monkeypatch.setattr("qrdali.workflows.build_mepi.judge_own_classes", always_0)
     listener = RecordingListener()
     words = options(run, data, tmp_path / "set", step=0.25, reduction="color", limit=5)
     summary = build_mepi(**words, control=JobControl(listener))

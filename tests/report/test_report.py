@@ -1,5 +1,6 @@
 """`qrdali report`: figures from literals, several data sets and seeds, damage, hostile names."""
 
+import base64
 import csv
 import io
 import json
@@ -11,13 +12,17 @@ from typing import Any
 
 import fake_runs
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from qrdali.cli.main import cli
 from qrdali.errors import InputError, RunError
 from qrdali.evaluation.stats import bootstrap_mean, wilson
 from qrdali.interfaces import SilentListener
+from qrdali.mepi.manifest import NEXT_SCHEMA, WRITTEN_SCHEMA
 from qrdali.models import Preprocessing
 from qrdali.report import groups
 from qrdali.report.build import ReportOptions, build
@@ -510,6 +515,70 @@ def test_the_gallery_and_a_report_without_the_images(four: dict[str, Path], tmp_
     assert table(report, "quotients-1")[0]["mean"] == pytest.approx(0.3)
 
 
+def with_next_step(folder: Path, answers: dict[int, tuple[str, float] | None]) -> None:
+    """Gives a set's manifest the columns on one step further: by sample, the answer and its confidence."""
+    file = folder / "manifest.parquet"
+    lines = pq.read_table(file).to_pylist()
+    for line in lines:
+        answer = answers.get(line["sample"])
+        line |= dict.fromkeys(NEXT_SCHEMA.names) if answer is None else dict.fromkeys(NEXT_SCHEMA.names, 1)
+        line["next_class"], line["next_confidence"] = answer or (None, None)
+    pq.write_table(pa.Table.from_pylist(lines, WRITTEN_SCHEMA), file)
+
+
+def test_the_gallery_shows_the_most_reduced_first_and_one_step_further(
+    four: dict[str, Path], tmp_path: Path
+) -> None:
+    # Samples 0 and 4 are of one class, 1 and 5 of another; 5 is at the lowest state.
+    quotients = {0: 0.5, 4: 0.2, 1: 0.3, 5: 0.01, 2: 0.25}
+    one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": quotients}, 10, tmp_path / "images")
+    answers = {sample: (f"<b>answer {sample}", 0.375) for sample in quotients if sample != 5}
+    with_next_step(one, {**answers, 5: None})
+
+    def shown(rows: int) -> list[str]:
+        build(list(four.values()), [one], tmp_path / "out", ReportOptions(gallery_rows=rows))
+        page = (tmp_path / "out" / "report.html").read_text()
+        return re.findall(r'class="count">(\d)\.png', page[page.index('class="gallery"') :])
+
+    assert shown(3) == ["4", "2", "1"]  # of each class one, though 5 is the most reduced
+    assert shown(5) == ["4", "2", "1", "0", "5"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("one step further: &lt;b&gt;answer 4, 38%") == 1
+    assert page.count('class="further"') == 4
+
+
+def test_tiny_pictures_are_embedded_pixel_by_pixel_and_large_ones_bounded(
+    four: dict[str, Path], tmp_path: Path
+) -> None:
+    one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": {0: 0.5}}, 10, tmp_path / "images")
+    (file,) = one.glob("color/*/0.png")
+    random = np.random.default_rng(0)
+
+    def embedded(height: int, width: int) -> bool | list[int]:
+        """Whether the page holds a picture's own pixels, or else the height and width that it holds."""
+        pixels = random.integers(0, 256, (height, width, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(file)
+        build(list(four.values()), [one], tmp_path / "out")
+        uris = re.findall('data:image/webp;base64,([^"]*)', (tmp_path / "out" / "report.html").read_text())
+        assert len(uris[1]) < 200_000
+        shown = np.array(Image.open(io.BytesIO(base64.b64decode(uris[1]))).convert("RGB"))
+        return np.array_equal(shown, pixels) or list(shown.shape[:2])
+
+    assert embedded(1, 1) is True
+    assert embedded(5, 7) is True
+    assert embedded(900, 1200) == [210, 280]
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, float("nan")])
+def test_a_confidence_one_step_further_that_cannot_be(
+    four: dict[str, Path], tmp_path: Path, value: float
+) -> None:
+    one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
+    with_next_step(one, {0: ("ant", value)})
+    with pytest.raises(RunError, match="next_confidence outside 0 to 1"):
+        build(list(four.values()), [one], tmp_path / "out")
+
+
 def test_damaged_mepi_sets(four: dict[str, Path], tmp_path: Path) -> None:
     one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
     manifest = (one / "manifest.parquet").read_bytes()
@@ -561,9 +630,6 @@ def test_of_equal_weights_the_folder_decides(four: dict[str, Path], tmp_path: Pa
 def test_manifests_that_contradict_themselves(
     four: dict[str, Path], tmp_path: Path, column: str, value: Any
 ) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     one = fake_runs.mepis(tmp_path / "one", four["baseline"], {"color": QUOTIENTS}, 10)
     rows = pq.read_table(one / "manifest.parquet").to_pylist()
     rows[0][column] = value
@@ -587,7 +653,7 @@ def test_shares_in_the_gallery_have_no_exponent(four: dict[str, Path], tmp_path:
     assert re.findall("color: [^,]*%", page) == [
         # in the alternative text and under the picture
         text
-        for share in ("100", "107", "100", "0.12")
+        for share in ("0.12", "100", "100", "107")  # most reduced first
         for text in [f"color: {share}%"] * 2
     ]
 

@@ -10,6 +10,8 @@ from qrdali.schedule.epoch_schedule import (
     ScheduleRule,
     ScheduleState,
     begin_stage,
+    judges_unit,
+    longest_decay,
     longest_run,
     next_phase,
     start,
@@ -226,3 +228,100 @@ def test_the_longest_run_visits_every_stage() -> None:
 def test_refused(pattern: str, patience: int, epochs: int) -> None:
     with pytest.raises(InputError):
         ScheduleRule(pattern, patience, epochs)
+
+
+@pytest.mark.parametrize(
+    ("rule", "accuracies", "letters", "ended"),
+    [
+        # A given number of epochs follows the epoch that ended the last stage, whatever they bring.
+        (ScheduleRule("C", 2, 300, 1, 3), [0.3, 0.4, 0.4, 0.3, 0.5, 0.4, 0.5], "CCCCCCC", "over 3 epochs"),
+        # After an R as well: the decay is of C epochs.
+        (ScheduleRule("CR", 1, 300, 1, 2), [0.5, 0.9, 0.5, 0.9, 0.1, 0.1], "CRCRCC", "over 2 epochs"),
+        # 20% of the epochs so far: 1 of 4, 2 of 8.
+        (ScheduleRule("C", 3, 300, 1, 0), [0.4, 0.4, 0.4, 0.4, 0.4], "CCCCC", "over 1 epoch"),
+        (
+            ScheduleRule("C", 3, 300, 1, 0),
+            [0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5, 0, 0],
+            "C" * 10,
+            "over 2 e",
+        ),
+        # Only what --max-epochs leaves; nothing of it; and patience that never ends the run.
+        (ScheduleRule("C", 1, 4, 1, 3), [0.4, 0.4, 0.4, 0.4], "CCCC", "over 2 epochs"),
+        (ScheduleRule("C", 1, 2, 1, 3), [0.4, 0.4], "CC", "patience: 1 epoch did not exceed"),
+        (ScheduleRule("C", 2, 2, 1, 3), [0.4, 0.4], "CC", "--max-epochs 2"),
+        # Only the last stage and its last round are followed by it.
+        (ScheduleRule("RC", 1, 300, 2, 1), [0.5, 0.5] * 4 + [0.1], "RCRC/RCRCC", "over 1 epoch"),
+        (ScheduleRule("paired-rounds", 1, 300, 2, 1), [0.5] * 9, "RRCC/RRCCC", "over 1 epoch"),
+    ],
+)
+def test_a_decay_follows_the_end_by_patience(
+    rule: ScheduleRule, accuracies: list[float], letters: str, ended: str
+) -> None:
+    seen, state, events = run(rule, accuracies)
+    assert seen == letters
+    assert ended in state.ended
+    assert next_phase(rule, state) is None
+    decay = state.decay_epochs
+    assert state.decay_done == decay
+    assert not any(e.stage_end_reason or e.is_best_of_stage for e in events[len(events) - decay :])
+    if decay:
+        before, last = run(rule, accuracies[:-decay])[1:]
+        assert (before.ended, before.decay_epochs, before.decay_done) == ("", decay, 0)
+        assert last[-1].stage_end_reason.startswith("patience")  # what is restored before the decay
+        assert not run(rule, accuracies[:-1])[1].ended
+
+
+def test_the_best_of_a_decay_is_that_of_the_run() -> None:
+    _, state, events = run(ScheduleRule("C", 1, 300, 1, 2), [0.4, 0.3, 0.6, 0.5])
+    assert (state.run_best, state.run_best_epoch, state.best, state.best_epoch) == (0.6, 3, 0.4, 1)
+    assert [e.is_best_of_run for e in events] == [True, False, True, False]
+
+
+def test_an_adaptive_run_decays_after_the_stage_that_moves_nothing() -> None:
+    rule = ScheduleRule("C", 1, 300, None, 2)
+    letters, state, _ = run(rule, [0.5] * 6, moved=[3, 0])
+    assert (letters, state.stage, state.decay_done) == ("CC/CCCC", 2, 2)
+
+
+def test_the_epochs_that_judge_a_unit() -> None:
+    rule, state, judging = ScheduleRule("CR", 1, 300, 1, 1), start(0.0), []
+    for accuracy in [0.5, 0.5, 0.4, 0.5, 0.5]:
+        state = begin_stage(rule, state) if not state.begun else state
+        judging.append(judges_unit(rule, state))
+        state, _ = update(rule, state, accuracy)
+    assert judging == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("rule", "letters", "decay"),
+    [
+        (ScheduleRule("RC", 3, 20, 1, 5), "RC" * 7 + "C" * 5, 5),
+        (ScheduleRule("C", 3, 12, 1, 0), "C" * 12, 2),
+        (ScheduleRule("paired-rounds", 1, 12, 2, 3), "RRRCC" + "RRCC" + "CCC", 3),
+        (ScheduleRule("paired-rounds", 1, 9, 2, 3), "RRCC" + "RRCC" + "C", 1),  # what is left of three
+        (ScheduleRule("paired-rounds", 1, 7, 2, 3), "RRCC" + "RRC", 0),
+    ],
+)
+def test_the_longest_run_with_a_decay(rule: ScheduleRule, letters: str, decay: int) -> None:
+    rows = list(longest_run(rule))
+    assert [epoch for epoch, _, _ in rows] == list(range(1, len(letters) + 1))
+    assert "".join(letter for _, _, letter in rows) == letters
+    assert longest_decay(rule) == decay
+
+
+def test_a_decay_needs_patience_and_its_state_is_checked() -> None:
+    with pytest.raises(InputError, match="3 epochs of decay need patience"):
+        ScheduleRule("C", None, 10, 1, 3)
+    data = start(0.0).as_dict()
+    with pytest.raises(ValueError, match="a count below 0"):
+        ScheduleState.from_dict({**data, "decay_epochs": 1, "decay_done": 2})
+    without = {key: value for key, value in data.items() if not key.startswith("decay")}
+    assert ScheduleState.from_dict(without) == start(0.0)  # as saved before there was one
+
+
+def test_a_decay_that_was_never_planned_ends_with_the_run() -> None:
+    rule = ScheduleRule("C", 1, 3, 1, 1)
+    forged = ScheduleState.from_dict(
+        {**start(0.0).as_dict(), "begun": True, "epoch": 2, "decay_epochs": 10**18}
+    )
+    assert update(rule, forged, 0.5)[0].ended == "--max-epochs 3"

@@ -18,7 +18,7 @@ from qrdali.distributed import SINGLE_PROCESS
 from qrdali.evaluation.class_map import ClassMap
 from qrdali.evaluation.predict import predict
 from qrdali.interfaces import Batch, CandidateBatch, RunContext, SilentListener, never_stop
-from qrdali.mepi.search import Search, SearchLimits, SearchRule
+from qrdali.mepi.search import Search, SearchLimits, SearchRule, judge_own_classes
 from qrdali.mepi.search_path import SearchPath
 from qrdali.pipelines import loader
 from qrdali.reduction.levels import FULL_QUALITY, PerImageLevels
@@ -242,19 +242,24 @@ def test_a_batch_of_a_probe(some_are_missing: bool) -> None:
     assert ("index_select" in mode.seen) == some_are_missing
 
 
-def test_a_batch_of_a_search() -> None:
+@pytest.mark.parametrize(
+    "judge",
+    [judge_own_classes, MAP.judge, ClassMap(MAP.classes, MAP.target, "sum").judge],
+    ids=["own", "argmax", "sum"],
+)
+def test_a_batch_of_a_search(judge: Any) -> None:
     reducer = SimpleNamespace(network_inputs=lambda pixels, reduction: images(len(pixels)))
     rule, limits = (
         SearchRule(DescentRule(REDUCTIONS["combination"], QUARTERS)),
         SearchLimits(16, 1 << 20, 1),
     )
     with steps() as (model, mode):
-        search = Search(model, cast("Any", reducer), rule, limits, context())
+        search = Search(model, cast("Any", reducer), rule, limits, context(), judge)
         paths = [SearchPath(s, s % 2, np.empty((9, 9, 3), np.uint8), (9, 9)) for s in range(5)]
         search._take_in(iter(paths))
-        right, confidence = search._classify(list(search._queue)).answers._copies
-        assert right.shape == confidence.shape == (5,)
-        assert right.device.type == "cpu"
+        answer, confidence, probability = search._classify(list(search._queue)).answers._copies
+        assert answer.shape == confidence.shape == probability.shape == (5,)
+        assert answer.device.type == "cpu"
     assert "cat" in mode.seen  # filled up to the batch size
 
 

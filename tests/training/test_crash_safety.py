@@ -38,7 +38,7 @@ from qrdali.training.finite_check import FiniteCheck
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.train import run_training
 
-TIMED = ("second", "memory", "energy", "environment")
+TIMED = ("second", "time", "memory", "energy", "environment")
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ def survived(ground: Ground, tmp_path: Path, name: str, seed: str, kills: int | 
         ("train linear paired-epochs crop", "0"),
         ("train shared dropout", "0"),
         ("train baseline deterministic", "0"),
+        ("train linear wsd ema", "0"),
     ],
 )
 def test_train(ground: Ground, tmp_path: Path, name: str, seed: str) -> None:

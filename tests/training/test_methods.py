@@ -79,7 +79,7 @@ def unmeasured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             k: v
             for k, v in row.items()
-            if not any(measured in k for measured in ("second", "memory_mb", "energy"))
+            if not any(measured in k for measured in ("second", "time", "memory_mb", "energy"))
         }
         for row in rows
     ]

@@ -110,7 +110,8 @@ def settings(data: Path, method: str = "shared", **values: object) -> Settings:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if "second" not in k and "memory_mb" not in k} for row in rows]
+    timed = ("second", "time", "memory_mb")
+    return [{k: v for k, v in row.items() if not any(word in k for word in timed)} for row in rows]
 
 
 def quarantined(run: Path) -> list[list[str]]:

@@ -74,7 +74,7 @@ def test_training_is_the_same_and_the_figures_are_those_of_evaluate(
     rows = rows_of(run)
     reduced = [f"val-{r}-0.25" for r in ("color", "crop", "resolution", "combination")]
     assert all(list(row["tracked"]) == ["mine", *reduced] for row in rows)
-    without, timed = rows_of(plain), ("second", "memory", "energy")
+    without, timed = rows_of(plain), ("second", "time", "memory", "energy")
     assert [
         {k: v for k, v in row.items() if k != "tracked" and not any(t in k for t in timed)} for row in rows
     ] == [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in without]
@@ -296,7 +296,7 @@ def test_stopped_in_validation_and_continued(
     assert interruption.value.signum == 15
     run_training(chosen, tmp_path / "run", True)
     assert steps == [3, 0, 3]
-    timed = ("second", "memory", "energy")
+    timed = ("second", "time", "memory", "energy")
     one, other = (
         [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in rows_of(tmp_path / name)]
         for name in ("whole", "run")

@@ -54,7 +54,7 @@ def metrics(run: Path) -> list[dict[str, object]]:
         {
             k: v
             for k, v in row.items()
-            if not any(measured in k for measured in ("second", "memory_mb", "energy"))
+            if not any(measured in k for measured in ("second", "time", "memory_mb", "energy"))
         }
         for row in rows
     ]

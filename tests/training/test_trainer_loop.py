@@ -13,11 +13,10 @@ from safetensors.torch import load_file
 
 from qrdali.distributed import SINGLE_PROCESS
 from qrdali.errors import Interrupted, RunError
-from qrdali.evaluation.prediction_rows import PredictionRows
 from qrdali.training.progress import TrainProgress
 from qrdali.training.trainer import Trainer
 
-TIMED = ("second", "memory", "energy")
+TIMED = ("second", "time", "memory", "energy")
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -32,26 +31,6 @@ def saved(run: Path, name: str) -> dict[str, torch.Tensor]:
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-@pytest.fixture
-def accuracies(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Prescribes the accuracy of each validation: of the start first, the last one for ever."""
-
-    def prescribe(*values: float) -> None:
-        known: list[tuple[PredictionRows, float]] = []
-        remaining = iter(values)
-
-        def accuracy(self: PredictionRows) -> float:
-            for one, value in known:
-                if one is self:
-                    return value
-            known.append((self, next(remaining, values[-1])))
-            return known[-1][1]
-
-        monkeypatch.setattr(PredictionRows, "accuracy", property(accuracy))
-
-    return prescribe
 
 
 def weights_after(trainer: Trainer) -> Iterator[tuple[TrainProgress, dict[str, torch.Tensor]]]:

@@ -14,7 +14,8 @@ from qrdali.cli.main import cli
 PUBLIC = {
     "__version__", "InputError", "RunError",
     "read", "reduce", "entropy", "quotient", "index", "Dataset", "Loader", "Schedule", "train", "Run",
-    "adopt", "evaluate", "predict", "compare", "build_mepi", "write_report", "reproduce", "log",
+    "adopt", "evaluate", "predict", "compare", "build_mepi", "minimal", "write_report", "reproduce",
+    "log",
 }  # fmt: skip
 
 

@@ -1,0 +1,75 @@
+"""`qrdali minimal`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path())
+@click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ classifies.")
+@click.option("--label", metavar="NAME", help="The class.  [default: the network's own answer]")
+@click.option(
+    "--reduction",
+    type=click.Choice(["color", "crop", "resolution", "combination", "all"]),
+    default="combination",
+    show_default=True,
+)
+@click.option("--step", default=0.05, show_default=True, help="Grid of qualities, 1/n.")
+@click.option(
+    "--tail",
+    metavar="full|none|N",
+    default="full",
+    show_default=True,
+    help="Levels below the grid, each of half the quality.",
+)
+@click.option(
+    "--windows",
+    type=click.Choice(["5", "9"]),
+    default="5",
+    show_default=True,
+    help="Candidate windows of a crop.",
+)
+@click.option(
+    "--prefer",
+    type=click.Choice(["confidence", "entropy"]),
+    default="confidence",
+    show_default=True,
+    help="Which correct neighbour is taken.",
+)
+@click.option(
+    "--out", default="minimal", show_default=True, type=click.Path(), help="Folder for the results."
+)
+@click.option(
+    "--search-batch-size",
+    type=click.IntRange(1, 1 << 16),
+    help="Candidates per forward pass.  [default: as build-mepi, 16 on a CPU, 256 on a GPU]",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Decoding and encoding threads.  [default: all it may use]",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def minimal(images: tuple[str, ...], windows: str, as_json: bool, **options: Any) -> None:
+    """The minimal image of photographs: what a network needs to see to still take each for its class.
+
+    For each IMAGE, a file or an s3:// or gs:// URL, writes OUT/NAME-REDUCTION.png, whose bytes are what is
+    counted, and OUT/NAME-REDUCTION-sheet.png: the original, the minimal image, and every step of the way.
+
+    \b
+    Examples: qrdali minimal eagle.jpg --run runs/baseline
+              qrdali minimal *.jpg --run runs/baseline --label eagle --reduction all --out sheets
+    """
+    from qrdali.cli.signals import terminal_control
+    from qrdali.cli.terminal import emit
+    from qrdali.workflows.minimal_files import write_minimal_images
+
+    with terminal_control() as control:
+        rows = write_minimal_images(images, windows=int(windows), control=control, **options)
+        if as_json:
+            emit({"images": rows})
