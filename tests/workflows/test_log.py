@@ -18,8 +18,11 @@ from qrdali.cli.exit_status import run_and_exit
 from qrdali.cli.main import cli
 from qrdali.errors import InputError
 from qrdali.loggers import choice
+from qrdali.runs import automatic
 from qrdali.runs.logger_names import LOGGERS, normalize_logger_names
 from qrdali.runs.settings import read_toml, validate_settings
+from qrdali.workflows.continued_run import require_same_settings
+from qrdali.workflows.train_settings import settings_of
 
 
 def command(*arguments: object) -> Any:
@@ -220,3 +223,14 @@ def test_a_real_run_draws_previews_and_goes_on_with_its_log(tmp_path: Path, work
     qrdali.train("linear", run=again, log="tensorboard", **start, **options)
     for sheet in sheets:
         assert (again / "previews" / sheet.name).read_bytes() == sheet.read_bytes()
+
+
+def test_a_run_that_continues_keeps_its_loggers_unless_told_otherwise(tmp_path: Path) -> None:
+    run = made(tmp_path / "a", log="tensorboard,mlflow")
+    assert read_toml(run / "config.toml")["log"] == "tensorboard,mlflow"
+    assert settings_of("baseline", run, {}, True).log == "tensorboard,mlflow"
+    changed = settings_of("baseline", run, {"log": "none"}, True)
+    assert changed.log == ""
+    require_same_settings(run, changed, automatic.recorded(run))  # a log may change
+    with pytest.raises(InputError, match="seed"):
+        require_same_settings(run, changed.model_copy(update={"seed": 5}), automatic.recorded(run))
