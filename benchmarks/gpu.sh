@@ -1,30 +1,35 @@
 #!/usr/bin/env bash
-# On a GPU host, from the repository's root: what only a GPU can show. Each step has its own limit and log under $OUT.
+# What only a GPU can show, in at most eight minutes; on a GPU host, from the repository's root:
+#
+#     OUT=gpu-results benchmarks/gpu.sh
+#
+# Each step has its own limit of seconds, and its lines of JSON come into $OUT as they are measured, so that a step
+# that is cut off leaves what it had. The tests for a GPU are not among them: `pytest -m gpu` runs those.
+# QRDALI_GPU_DRY=1 runs every step on the CPU with small figures, to show that the script itself has no fault.
 set -u
 out=${OUT:-gpu-results}; mkdir -p "$out"
 python=${PYTHON:-python3}
-[ -e .venv/bin/python ] && python=.venv/bin/python
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv > "$out/gpu.csv" 2>&1
+[ -e .venv/bin/python ] && [ -z "${PYTHON:-}" ] && python=.venv/bin/python
+dry=${QRDALI_GPU_DRY:-0}
+models="squeezenet1_1 efficientnet_b3 resnet152"; mepi_model=efficientnet_b3
+[ "$dry" = 0 ] || { models="test_resnet"; mepi_model=test_resnet; }
+failed=0
 step() {
-  local name=$1 limit=$2; shift 2
-  timeout "$limit" "$@" > "$out/$name" 2> "$out/$name.log"
-  echo "$name: exit $?"
+  local name=$1 limit=$2 begun=$SECONDS status; shift 2
+  [ "$dry" = 0 ] || limit=300
+  timeout --kill-after 5 "$limit" "$@" > "$out/$name" 2> "$out/$name.log"; status=$?
+  case $status in 0) ;; 124|137) failed=1; status="cut off after $limit s" ;; *) failed=1; status="exit $status, see $out/$name.log" ;; esac
+  echo "$name: $status, $((SECONDS - begun)) s"
 }
-step doctor.json 180 "$python" -m qrdali doctor --json
-# What is reported to crash on some GPUs (decoding windows of images) is tried in a child process there.
-step pytest 400 "$python" -m pytest -q -m gpu --ignore tests/training/test_killed.py
-# Two runs with --deterministic, and one that is killed, are the same bit for bit.
-step deterministic 600 "$python" -m pytest -q -m gpu --timeout 300 tests/training/test_killed.py
-step loader-gpu.json 200 "$python" -m qrdali bench loader --json
-# At HumaNet's size: 20 classes, 25,000 pictures, generated once.
-[ -e /tmp/humanet/data/classes.tsv ] || { step generate 400 "$python" -m qrdali data shapes /tmp/humanet/images --train 1250 --val 25 --test 50
-  step index 200 "$python" -m qrdali data index /tmp/humanet/images --out /tmp/humanet/data --no-verify; }
-for model in squeezenet1_1 efficientnet_b3 resnet152; do
-  step "train-$model-gpu.json" "${LIMIT:-400}" "$python" -m qrdali bench train --data /tmp/humanet/data --model "$model" \
-    --images "${IMAGES:-25000}" --rounds 1 --json
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv > "$out/gpu.csv" 2>&1 || echo "nvidia-smi: see $out/gpu.csv"
+step doctor.json 40 "$python" -m qrdali doctor --json
+step data.jsonl 45 "$python" benchmarks/gpu.py data "$out/data"
+step loader.jsonl 70 "$python" benchmarks/gpu.py loader "$out/data" --seconds 48
+# Apart, because there are reports of crashes in it.
+step hardware.jsonl 35 "$python" benchmarks/gpu.py hardware "$out/data" --seconds 15
+for model in $models; do
+  step "train-$model.jsonl" 65 "$python" benchmarks/gpu.py train "$out/data" --model "$model" --seconds 38
 done
-for model in squeezenet1_1 efficientnet_b3 resnet152; do
-  step "mepi-$model-gpu.json" "${LIMIT:-400}" "$python" -m qrdali bench mepi --data /tmp/humanet/data --model "$model" \
-    --images "${MEPI_IMAGES:-500}" --naive-images 4 --json
-done
-exit 0
+step "mepi-$mepi_model.jsonl" 95 "$python" benchmarks/gpu.py mepi "$out/data" --model "$mepi_model"
+echo "results are in $out; $SECONDS s in all"
+exit $failed

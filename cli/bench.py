@@ -20,7 +20,11 @@ _data = click.option(
     "--data", type=click.Path(), help="Data set whose train split is used.  [default: generated JPEGs]"
 )
 _model = click.option("--model", "name", default="squeezenet1_1", show_default=True)
-_threads = click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
+_threads = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="[default: as in training: all cores, at most 16 of DALI for a GPU]",
+)
 _input_size = click.option("--input-size", type=click.IntRange(8, 4096), help="[default: the model's]")
 _batch_size = click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -68,13 +72,13 @@ def loader(
             dataset.index("train"),
             rounds=rounds,
             side=input_size,
-            threads=threads or _cores(),
+            threads=threads,
             batch_size=batch_size,
             listener=listener,
         ),
     )
     result["command"] = (
-        f"qrdali bench loader --rounds {rounds} --threads {result['threads']} --input-size {input_size} "
+        f"qrdali bench loader --rounds {rounds} {_asked(threads)}--input-size {input_size} "
         f"--batch-size {batch_size} --json"
     )
     if as_json:
@@ -129,15 +133,15 @@ def train(
             name=name,
             rounds=rounds,
             side=input_size,
-            threads=threads or _cores(),
+            threads=threads,
             batch_size=batch_size,
             images=images,
             listener=listener,
         ),
     )
     result["command"] = (
-        f"qrdali bench train --model {name} --images {result['images']} --rounds {rounds} --threads "
-        f"{result['threads']} --input-size {result['input_size']} --batch-size {batch_size} --json"
+        f"qrdali bench train --model {name} --images {result['images']} --rounds {rounds} {_asked(threads)}"
+        f"--input-size {result['input_size']} --batch-size {batch_size} --json"
     )
     if as_json:
         emit(result)
@@ -209,7 +213,7 @@ def mepi(
             dataset.index("train"),
             name=name,
             side=input_size,
-            threads=threads or _cores(),
+            threads=threads,
             images=images,
             naive_images=naive_images,
             step=step,
@@ -221,7 +225,7 @@ def mepi(
     result["command"] = (
         f"qrdali bench mepi --model {name} --images {result['images']} --naive-images "
         f"{result['naive_images']} "
-        f"--step {step:g} --tail {tail} --rounds {rounds} --threads {result['threads']} "
+        f"--step {step:g} --tail {tail} --rounds {rounds} {_asked(threads)}"
         f"--input-size {result['input_size']} --json"
     )
     if as_json:
@@ -257,10 +261,9 @@ def _measured(
         return measure(dataset, listener)
 
 
-def _cores() -> int:
-    import os
-
-    return os.cpu_count() or 1
+def _asked(threads: int | None) -> str:
+    """Returns --threads as it was given, with a space after it, or nothing."""
+    return "" if threads is None else f"--threads {threads} "
 
 
 def _show(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -28,22 +28,26 @@ class DecodeOptions:
 
     device: "cpu", or "mixed" for a GPU's decoder, which reads on the host. whole: decodes the whole image and
     slices it, instead of decoding a window. has_large_images: leaves a GPU's buffers as large as DALI has
-    them.
+    them. hardware: leaves a GPU the hardware decoder that it may have and the chroma of nvJPEG, which are
+    DALI's defaults, to measure them.
     """
 
     device: str = "cpu"
     whole: bool = False
     has_large_images: bool = False
+    hardware: bool = False
 
     @property
     def keywords(self) -> dict[str, Any]:
         """Returns DALI's arguments; none on a CPU."""
         if self.device == "cpu":
             return {}
-        # The hardware decoder of some GPUs has other pixels than nvJPEG's, its share depends on the first
-        # batch, and it has been seen to write before the work that is queued on its stream is done.
-        keywords: dict[str, Any] = {"hw_decoder_load": 0.0}
-        if self.whole:  # nvImageCodec 0.9 decodes windows so on the CPU only
+        keywords: dict[str, Any] = {}
+        if not self.hardware:
+            # The hardware decoder of some GPUs has other pixels than nvJPEG's, its share depends on the first
+            # batch, and it has been seen to write before the work that is queued on its stream is done.
+            keywords["hw_decoder_load"] = 0.0
+        if self.whole and not self.hardware:  # nvImageCodec 0.9 decodes windows so on the CPU only
             # The chroma of libjpeg-turbo, hence of Pillow and of CPUs.
             keywords["jpeg_fancy_upsampling"] = True
         if not self.has_large_images:

@@ -25,7 +25,8 @@ class Engine:
     prepares ahead. whole_graph: leaves everything to DALI on a CPU too, as on a GPU, instead of the decoding
     alone. decode: "whole" decodes whole images, "windows" only what is wanted of them; "default" is windows
     on a CPU and whole images on a GPU, where nvJPEG reads the whole file all the same, and nvImageCodec 0.9
-    fails or crashes at windows on some cards: `decoder_trial.run_trial` says whether on this one.
+    fails or crashes at windows on some cards: `decoder_trial.run_trial` says whether on this one. "hardware"
+    is whole images as DALI decodes them by default, for benchmarks alone.
     dali_threads: those of `threads` that DALI has, None for all. has_large_images: as in `DecodeOptions`.
     """
 
@@ -33,7 +34,7 @@ class Engine:
     threads: int = 2
     depth: int = 3
     whole_graph: bool = False
-    decode: Literal["default", "whole", "windows"] = "default"
+    decode: Literal["default", "whole", "windows", "hardware"] = "default"
     dali_threads: int | None = None
     has_large_images: bool = False
 
@@ -53,8 +54,9 @@ class Engine:
         is_gpu = self.device_id is not None
         return DecodeOptions(
             "mixed" if is_gpu else "cpu",
-            is_gpu if self.decode == "default" else self.decode == "whole",
+            is_gpu if self.decode == "default" else self.decode != "windows",
             self.has_large_images,
+            self.decode == "hardware",
         )
 
     def for_images(self, index: Index) -> Engine:

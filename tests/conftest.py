@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from gpu_isolation import pytest_cmdline_main, pytest_collection_modifyitems  # noqa: F401  hooks of pytest
 
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset

@@ -13,18 +13,25 @@ _FUSED = {"sgd", "momentum", "nesterov", "adam", "adamw"}
 
 
 def create_optimizer(
-    model: nn.Module, name: str, lr: float, weight_decay: float, device: torch.device, **options: Any
+    model: nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    device: torch.device,
+    deterministic: bool = False,
+    **options: Any,
 ) -> torch.optim.Optimizer:
     """Returns the optimizer that timm calls `name` for a `model` that is on `device`.
 
     options: more keywords of timm's function, such as `layer_decay`, or of the optimizer's class.
 
     Where torch has a fused one, a GPU gets it: one kernel for many weights, which reads fp16's scale on the
-    device, where others wait for it; with --deterministic too (whether that repeats every bit, the tests of
-    killed runs ask on a GPU). A CPU does not get it: its weights would differ in the last bit from those of
-    earlier versions.
+    device, where others wait for it. With `deterministic` it does not: torch's documentation does not say
+    that the fused ones repeat their bits, and `torch.use_deterministic_algorithms` does not know them. A CPU
+    does not either: its weights would differ in the last bit from those of earlier versions.
     """
-    options |= fused_options(name, device)
+    if not deterministic:
+        options |= fused_options(name, device)
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         model, name, lr=lr, weight_decay=weight_decay, **options
     )

@@ -52,6 +52,7 @@ class TrainStep:
             settings.lr,
             settings.weight_decay,
             context.device,
+            settings.deterministic,
             layer_decay=settings.layer_decay if settings.layer_decay < 1 else None,
             **settings.optimizer_options,
         )

@@ -85,13 +85,15 @@ def measure(
     *,
     name: str,
     side: int | None,
-    threads: int,
+    threads: int | None,
     images: int,
     naive_images: int,
     step: float,
     tail: str,
     rounds: int,
     reductions: tuple[str, ...] = SEARCHED,
+    device: str = "auto",
+    report: Callable[[str, dict[str, Any]], None] = lambda reduction, row: None,
     listener: ProgressListener = SilentListener(),
 ) -> dict[str, Any]:
     """Returns images per second of our search and of the naive one, their ratio and how often their answers
@@ -101,9 +103,11 @@ def measure(
     forward passes alone. The network has random weights and its mean output subtracted; its answers at full
     quality are the labels, so that every image has a MEPI. Rounds alternate between the two, so that the
     machine's drift cancels.
+
+    threads: as in `engine_for`. report: is called with each reduction's row at once.
     """
     naive, scale = naive_module(), quality.scale_of(step, tail)
-    network = _Network(name, side, threads, listener)
+    network = _Network(name, side, threads, device, listener)
     rates: dict[str, Any] = {}
     listener.begin("measure", rounds * 2 * len(reductions), "runs")
     try:
@@ -118,6 +122,7 @@ def measure(
                 if name == "efficientnet_b3":
                     ours = rates[reduction]["images_per_second"]
                     rates[reduction]["over_thesis"] = round(ours / THESIS[reduction], 1)
+                report(reduction, rates[reduction])
     finally:
         listener.end()
     return {
@@ -129,7 +134,7 @@ def measure(
         "images": len(part),
         "naive_images": len(few),
         "rounds": rounds,
-        "threads": threads,
+        "threads": network.engine.threads,
         "candidates_per_pass": network.max_batch,
         "reductions": rates,
     }
@@ -138,10 +143,11 @@ def measure(
 class _Network:
     """Holds a network with random weights, and what it needs to classify."""
 
-    def __init__(self, name: str, side: int | None, threads: int, listener: ProgressListener) -> None:
-        self.context = open_context("auto", "auto", JobControl(listener))
+    def __init__(
+        self, name: str, side: int | None, threads: int | None, device: str, listener: ProgressListener
+    ) -> None:
+        self.context = open_context(device, "auto", JobControl(listener))
         self.preprocessing = models.preprocessing(name, side)
-        self.threads = threads
         self.engine = engine_for(self.context.device, threads)
         self.max_batch = probe_batch_size(self.context.device, 128)
         torch.manual_seed(0)
@@ -263,7 +269,7 @@ class _Duel:
             network.model,
             reducer,
             rule,
-            SearchLimits(network.max_batch, 1 << 30, network.threads),
+            SearchLimits(network.max_batch, 1 << 30, network.engine.threads),
             quiet,
         )
 

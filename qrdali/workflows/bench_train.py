@@ -4,11 +4,10 @@ cancels.
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import nn
 
 from qrdali import models
 from qrdali.data.index import Index
-from qrdali.interfaces import JobControl, ProgressListener, SilentListener
+from qrdali.interfaces import Batch, JobControl, ProgressListener, SilentListener
 from qrdali.pipelines.engine import engine_for
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, Levels, PerImageLevels, constant_levels
@@ -32,8 +31,11 @@ from qrdali.training.optimizer import create_optimizer
 from qrdali.training.probe import ProbeOptions
 from qrdali.training.run_spec import Split
 from qrdali.workflows.bench_loader import machine
+from qrdali.workflows.bench_rounds import Done, Rounds, Timing, Work, rates, ratio, spread, timed
 from qrdali.workflows.context import open_context
 
+ONE_BY_ONE = "probe crop, a decode per candidate"
+_BATCHES_IN_MEMORY = 8
 REDUCED = [name for name, dimensions in REDUCTIONS.items() if any(dimensions)]
 
 # Seconds of the thesis' slides, RTX 3090, HumaNet: an epoch in full and reduced, and one adaptive generation.
@@ -81,7 +83,7 @@ def measure(
     name: str,
     rounds: int,
     side: int | None,
-    threads: int,
+    threads: int | None,
     batch_size: int,
     images: int,
     listener: ProgressListener = SilentListener(),
@@ -89,33 +91,41 @@ def measure(
     """Returns seconds of each kind of epoch and probe over `images` images, as medians over rounds, and
     ratios to the full epoch.
 
-    Kinds: a full epoch, a reduced one (quality .5) per reduction, an online-feedback epoch, a probe per
-    reduction. side: of the network's input in pixels, None: the model's. A ratio is that of the same round.
+    Kinds: a full epoch, the same steps fed from the device's memory, a reduced epoch (quality .5) per
+    reduction, an online-feedback epoch, a probe per reduction. side: of the network's input in pixels, None:
+    the model's. threads: as in `engine_for`. A ratio is that of the same round.
     """
-    part = _Spread(index, min(images, len(index)))
-    network = _Network(part, classes, _Options(name, side, threads, batch_size), listener)
-    seconds = _interleaved(network.kinds(), rounds, listener, network.wait)
-    over_full = {kind: _ratio(taken, seconds["full"]) for kind, taken in seconds.items() if kind != "full"}
-    over_full["online over the same epoch without"] = _ratio(
-        seconds["online combination"], seconds["combination"]
-    )
-    thesis = THESIS.get(name, {})
+    part = Spread(index, min(images, len(index)))
+    network = Network(part, classes, Options(name, side, threads, batch_size), listener)
+    timings = timed(network.kinds(), Rounds(rounds, network.wait, listener=listener))
     return {
         "machine": machine(),
         "model": name,
         "images": len(part),
         "rounds": rounds,
-        "threads": threads,
+        "threads": network.engine.threads,
+        "decode_threads": network.engine.num_dali_threads,
         "input_size": network.preprocessing.input_size,
         "batch_size": batch_size,
-        "seconds": {
-            kind: {
-                "median": round(statistics.median(taken), 2),
-                "min": round(min(taken), 2),
-                "max": round(max(taken), 2),
-            }
-            for kind, taken in seconds.items()
-        },
+        **summary(name, timings),
+    }
+
+
+def summary(name: str, timings: dict[str, list[Timing]]) -> dict[str, Any]:
+    """Returns seconds and ratios of what `Network.kinds` did, beside the thesis' ratios for `name`.
+
+    data_wait: the share of a full epoch in which the host waited for batches.
+    """
+    seconds = {kind: [timing.seconds for timing in found] for kind, found in timings.items()}
+    over_full = {kind: ratio(taken, seconds["full"]) for kind, taken in seconds.items() if kind != "full"}
+    over_full["online over the same epoch without"] = ratio(
+        seconds["online combination"], seconds["combination"]
+    )
+    thesis = THESIS.get(name, {})
+    return {
+        "seconds": {kind: spread(taken, 2) for kind, taken in seconds.items()},
+        "images_per_second": spread(rates(timings["full"]), 1),
+        "data_wait": ratio([timing.data_wait for timing in timings["full"]], seconds["full"]),
         "over_full": over_full,
         "thesis_over_full": {
             kind: round(taken / thesis["full"], 3) for kind, taken in thesis.items() if kind != "full"
@@ -123,48 +133,23 @@ def measure(
     }
 
 
-def _interleaved(
-    kinds: dict[str, Callable[[], None]], rounds: int, listener: ProgressListener, wait: Callable[[], None]
-) -> dict[str, list[float]]:
-    """Returns the seconds of each kind of work in each round; one round before them is not counted.
-
-    wait: returns once the device has done what was queued on it, before the clock is stopped.
-    """
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    listener.begin("measure", (rounds + 1) * len(kinds), "runs")
-    try:
-        for turn in range(rounds + 1):
-            for kind, work in kinds.items():
-                begun = time.perf_counter()
-                work()
-                wait()
-                if turn:  # the first round warms files, pools and the network's kernels
-                    seconds[kind].append(time.perf_counter() - begun)
-                listener.advance(1, lambda kind=kind: kind)  # type: ignore[misc]
-    finally:
-        listener.end()
-    return seconds
-
-
-def _ratio(seconds: list[float], others: list[float]) -> float:
-    """Returns the median over rounds of one kind's seconds by those of another."""
-    return round(statistics.median(a / b for a, b in zip(seconds, others, strict=True)), 3)
-
-
 @dataclass(frozen=True)
-class _Options:
+class Options:
+    """Says what is trained and how. side, threads: as in `measure`. device: the value of --device."""
+
     name: str
     side: int | None
-    threads: int
+    threads: int | None
     batch_size: int
+    device: str = "auto"
 
 
-class _Network:
+class Network:
     """Holds a network in training, and does the epochs and probes that are timed on it."""
 
-    def __init__(self, index: Index, classes: int, options: _Options, listener: ProgressListener) -> None:
+    def __init__(self, index: Index, classes: int, options: Options, listener: ProgressListener) -> None:
         self._index, self._batch_size = index, options.batch_size
-        self._context = open_context("auto", "auto", JobControl(listener))
+        self._context = open_context(options.device, "auto", JobControl(listener))
         self._device, self._autocast = self._context.device, self._context.autocast
         self.preprocessing = models.preprocessing(options.name, options.side)
         torch.manual_seed(0)
@@ -173,13 +158,17 @@ class _Network:
         self._optimizer = create_optimizer(self._model, "adamw", 1e-6, 0.05, self._device)
         _, scaled = autocast_for("auto", self._device)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaled)
-        engine = engine_for(self._device, options.threads)
-        self._loader = open_loader(index, self.preprocessing, options.batch_size, engine)
+        self.engine = engine_for(self._device, options.threads)
+        self._loader = open_loader(index, self.preprocessing, options.batch_size, self.engine)
+        self._in_memory: list[Batch] = []
         self._epochs = count(1)
 
-    def kinds(self) -> dict[str, Callable[[], None]]:
+    def kinds(self) -> dict[str, Work]:
         """Returns what is timed, by its name in the result."""
-        kinds: dict[str, Callable[[], None]] = {"full": lambda: self.train(FULL_QUALITY)}
+        kinds: dict[str, Work] = {
+            "full": lambda: self.train(FULL_QUALITY),
+            "from memory": self.train_from_memory,
+        }
         for reduction in REDUCED:
             levels = constant_levels(REDUCTIONS[reduction], 2)
             kinds[reduction] = lambda levels=levels: self.train(levels)  # type: ignore[misc]
@@ -187,29 +176,46 @@ class _Network:
         kinds["online combination"] = lambda: self.train(combination, feedback=True)
         for reduction in REDUCED:
             kinds[f"probe {reduction}"] = lambda reduction=reduction: self.probe(reduction)  # type: ignore[misc]
-        kinds["probe crop, a decode per candidate"] = self.probe_one_by_one
+        kinds[ONE_BY_ONE] = self.probe_one_by_one
         return kinds
 
-    def train(self, levels: Levels, feedback: bool = False) -> None:
+    def train(self, levels: Levels, feedback: bool = False) -> Done:
         """Trains an epoch.
 
         feedback: each image's correctness is kept and moves its levels at the end, as online feedback does.
         """
-        with cudnn_benchmark(True):  # as training has it
-            self._train(levels, feedback)
+        return self._train(self._loader.epoch(self._plan(levels)), feedback)
+
+    def train_from_memory(self) -> Done:
+        """Trains an epoch's steps on a few batches that lie on the device."""
+        plan = self._plan(FULL_QUALITY)
+        if not self._in_memory:
+            self._in_memory = list(islice(self._loader.epoch(plan), _BATCHES_IN_MEMORY))
+        kept = self._in_memory
+        batches = (_cut(kept[i % len(kept)], plan.count(i)) for i in range(plan.batches))
+        return self._train(batches, False)
 
     def wait(self) -> None:
         """Waits until the device has done what was queued on it."""
         wait_for_device(self._device)
 
-    def _train(self, levels: Levels, feedback: bool) -> None:
+    def _plan(self, levels: Levels) -> EpochPlan:
+        return EpochPlan(
+            len(self._index), self._batch_size, levels, QUARTERS, 0, next(self._epochs), True, "flip"
+        )
+
+    def _train(self, batches: Iterator[Batch], feedback: bool) -> Done:
+        with cudnn_benchmark(self._device.type == "cuda"):  # as training has it
+            return self._steps(batches, feedback)
+
+    def _steps(self, batches: Iterator[Batch], feedback: bool) -> Done:
         self._model.train()
         correct = torch.zeros((), dtype=torch.int64, device=self._device)
         kept = torch.zeros(len(self._index), dtype=torch.uint8, device=self._device)
-        plan = EpochPlan(
-            len(self._index), self._batch_size, levels, QUARTERS, 0, next(self._epochs), True, "flip"
-        )
-        for batch in self._loader.epoch(plan):
+        waited, images, requested = 0.0, 0, time.perf_counter()
+        for batch in batches:
+            waited += time.perf_counter() - requested
+            images += len(batch.labels)
             with self._autocast():
                 logits = self._model(batch.images)
                 loss = nn.functional.cross_entropy(logits, batch.labels)
@@ -221,12 +227,14 @@ class _Network:
             correct += right.sum()
             if feedback:
                 kept[batch.samples] = right.to(torch.uint8)
+            requested = time.perf_counter()
         if feedback:
             rule = DescentRule(REDUCTIONS["combination"], QUARTERS)
             at_full = PerImageLevels.at_full_quality(len(self._index), True, True)
             probe.descend_by_feedback(self._index, at_full, kept.cpu().numpy(), rule, 0)
+        return Done(images, waited)
 
-    def probe(self, reduction: str) -> None:
+    def probe(self, reduction: str) -> Done:
         """Shows every neighbour of every image to the network, as before an adaptive stage."""
         rule = DescentRule(REDUCTIONS[reduction], QUARTERS)
         probe.descend_by_probe(
@@ -237,8 +245,9 @@ class _Network:
             self._context,
             lambda done, candidates: None,
         )
+        return Done(len(self._index))
 
-    def probe_one_by_one(self) -> None:
+    def probe_one_by_one(self) -> Done:
         """Does the crop probe's forward passes with every image decoded once per candidate window."""
         self._model.eval()
         levels = constant_levels(REDUCTIONS["crop"], 1)
@@ -247,9 +256,15 @@ class _Network:
                 for batch in self._loader.epoch(EpochPlan(len(self._index), self._batch_size, levels)):
                     with self._autocast():
                         self._model(batch.images).softmax(1)
+        return Done(len(self._index))
 
 
-class _Spread(Index):
+def _cut(batch: Batch, count: int) -> Batch:
+    """Returns the first `count` images of a batch."""
+    return Batch(batch.images[:count], batch.labels[:count], batch.samples[:count], batch.number)
+
+
+class Spread(Index):
     """Picks some images of an index, spread over its classes."""
 
     def __init__(self, index: Index, count: int) -> None:

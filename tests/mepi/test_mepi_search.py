@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from devices import GPU, GRAPH, ON_GPU
 from nvidia.dali import Pipeline
 from PIL import Image
 from torch import nn
@@ -35,6 +36,7 @@ from qrdali.reduction.neighbors import Candidates, DescentRule
 from qrdali.reduction.png_entropy import entropy, entropy_within
 from qrdali.reduction.quality import MAX_TAIL, QUARTERS, REDUCTIONS, LevelScale, ReductionParams
 from qrdali.schedule.epoch_plan import EpochPlan
+from qrdali.system.device_copies import wait_for_device
 from qrdali.workflows.context import open_context
 
 ANCHORS = {
@@ -455,32 +457,19 @@ def test_a_full_gpu_is_no_files_fault(
     assert not blamed
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpus_reducer_is_close_to_a_cpus(states: tuple[Index, list[int], list[ReductionState]]) -> None:
+LAST_GPU = max(0, torch.cuda.device_count() - 1)
+
+
+@pytest.mark.parametrize(
+    "engine", [GRAPH, GPU, pytest.param(Engine(LAST_GPU, 2, 2), id="last gpu", marks=ON_GPU)]
+)
+def test_a_reducer_works_in_the_threads_of_a_pool(
+    states: tuple[Index, list[int], list[ReductionState]], engine: Engine
+) -> None:
+    """On a GPU such threads have no CUDA context, and GPU 0 as their current device."""
     index, samples, wanted = states
     numbers = params_of_states(wanted, index.sizes(np.array(samples)), LevelScale(20))
-    made = []
-    for engine in (Engine(whole_graph=True), Engine(0, 2, 2)):
-        reducer = open_image_reducer(index, PRE, engine)
-        pixels = dict(reducer.decode(iter(samples), lambda sample, reason: None))
-        own = [pixels[s] for s in samples]
-        made.append((reducer.network_inputs(own, numbers).cpu(), reducer.reduced_images(own, numbers)))
-    (seen_a, a), (seen_b, b) = made
-    assert [x.shape for x in a] == [x.shape for x in b]
-    assert ((seen_a - seen_b).abs() * 255 * 0.226).mean() < 4
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("device_id", sorted({0, max(0, torch.cuda.device_count() - 1)}))
-def test_a_gpus_reducer_works_in_the_threads_of_a_pool(
-    states: tuple[Index, list[int], list[ReductionState]], device_id: int
-) -> None:
-    """Such threads have no CUDA context, and GPU 0 as their current device."""
-    index, samples, wanted = states
-    numbers = params_of_states(wanted, index.sizes(np.array(samples)), 20)
-    reducer = open_image_reducer(index, PRE, Engine(device_id, 2, 2))
+    reducer = open_image_reducer(index, PRE, engine)
     pixels = dict(reducer.decode(iter(samples), lambda sample, reason: None))
     own = [pixels[s] for s in samples]
     gate = Barrier(2)
@@ -489,7 +478,7 @@ def test_a_gpus_reducer_works_in_the_threads_of_a_pool(
         gate.wait()  # two threads, and each makes its first pictures while the other does
         images = reducer.reduced_images(own, numbers)
         shown = reducer.network_inputs(own, numbers)
-        torch.cuda.synchronize(device_id)
+        wait_for_device(shown.device)
         return images, shown.cpu()
 
     with ThreadPoolExecutor(2) as pool:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from devices import DEVICES
 from PIL import Image, ImageOps
 from recording_listener import RecordingListener
 
@@ -1035,17 +1036,18 @@ def test_a_full_gpu_stops_the_search_which_can_be_continued(
     assert len(rows(tmp_path / "set")) > 0
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("prefer", ["confidence", "entropy"])
-def test_a_set_is_built_on_a_gpu(run: Path, data: str, tmp_path: Path, prefer: str) -> None:
+def test_a_set_is_built_on_a_gpu(
+    run: Path, data: str, tmp_path: Path, prefer: str, device: torch.device
+) -> None:
     """Threads of pools encode there what DALI makes of CUDA tensors."""
-    wanted = options(run, data, tmp_path / "set", device="cuda", prefer=prefer, step=0.1)
+    wanted = options(run, data, tmp_path / "set", device=device.type, prefer=prefer, step=0.1)
     build_mepi(**wanted)
     found = rows(tmp_path / "set")
     for reduction in mepi_set.SEARCHED:
         assert sum(row["reduction"] == reduction for row in found) > 8
-        result = Evaluator(run, EvaluateOptions(8, "cuda", "auto", 2)).folder(
-            f"gpu-{prefer}-{reduction}", tmp_path / "set" / reduction
+        result = Evaluator(run, EvaluateOptions(8, device.type, "auto", 2)).folder(
+            f"{device.type}-{prefer}-{reduction}", tmp_path / "set" / reduction
         )
         assert result["accuracy"] == 1

@@ -351,7 +351,8 @@ def test_an_interrupted_epoch_keeps_the_energy_it_has_used(
 def test_bench_names_its_machine_as_before() -> None:
     from qrdali.workflows.bench_loader import machine
 
-    assert list(machine()) == ["cpu", "cores", "gpu", "python", "torch", "dali"]
+    driver = ["driver"] if torch.cuda.is_available() else []
+    assert list(machine()) == ["cpu", "cores", "gpu", "python", "torch", "dali", *driver]
     assert (
         json.loads(CliRunner().invoke(cli, ["models", "test_resnet", "--json"]).stdout)["models"][0][
             "input_size"

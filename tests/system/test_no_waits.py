@@ -1,145 +1,57 @@
 """Nothing within a step waits for the device, and no tensor is on another one: shown on tensors that only say
-that they are on a GPU. Backward passes need a real one and are not covered."""
+that they are on a device.
+
+What is only forward is shown on CUDA tensors. Gradients on such tensors need a driver, so training steps are
+shown on meta tensors: no value can be read off these either.
+"""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from loop_fakes import FakeIndex
+from loop_fakes import CLASSES, FakeIndex
+from no_waits import PERMITTED, QUEUED, NoWaits, Waits
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.optim import adam, adamw, sgd
+from torch.optim import optimizer as torch_optimizer
+from torch.utils import _foreach_utils
 
+from qrdali import models
 from qrdali.distributed import SINGLE_PROCESS
 from qrdali.evaluation.class_map import ClassMap
 from qrdali.evaluation.predict import predict
 from qrdali.interfaces import Batch, CandidateBatch, RunContext, SilentListener, never_stop
 from qrdali.mepi.search import Search, SearchLimits, SearchRule, judge_own_classes
 from qrdali.mepi.search_path import SearchPath
-from qrdali.pipelines import loader
+from qrdali.models import Preprocessing
+from qrdali.pipelines import image_reducer, loader
 from qrdali.reduction.levels import FULL_QUALITY, PerImageLevels
 from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.quality import QUARTERS, REDUCTIONS
+from qrdali.runs.settings import validate_settings
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.device import autocast_for
 from qrdali.system.energy import EnergyMeter
-from qrdali.training import probe
+from qrdali.training import optimizer, probe
 from qrdali.training.epoch_totals import EpochSums
 from qrdali.training.finite_check import FiniteCheck
 from qrdali.training.level_stages import LevelStages
+from qrdali.training.optimizer_step import TrainStep
 from qrdali.training.probe import ProbeOptions
-from qrdali.training.run_spec import Split
+from qrdali.training.run_spec import RunSpec, Split
 
-CUDA = torch.device("cuda", 0)
+CUDA, META, CPU = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
 SIDE = 8
+TRAIN_SIDE = 64
 
-# Operators of which none reads a value on the host. Whatever is not here may wait: look before adding it.
-QUEUED = {
-    "_adaptive_avg_pool2d",
-    "_native_batch_norm_legit_no_training",
-    "_softmax",
-    "_to_copy",
-    "_unsafe_view",
-    "adaptive_avg_pool2d",
-    "add",
-    "addmm",
-    "alias",
-    "arange",
-    "argmax",
-    "as_strided",
-    "as_strided_",
-    "bitwise_not",
-    "cat",
-    "clamp",
-    "clone",
-    "constant_pad_nd",
-    "convolution",
-    "copy_",
-    "cudnn_batch_norm",
-    "detach",
-    "div",
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "eq",
-    "expand",
-    "fill_",
-    "flatten",
-    "full",
-    "gather",
-    "gt",
-    "index",
-    "index_put_",
-    "index_select",
-    "isfinite",
-    "lift_fresh",
-    "lt",
-    "max",
-    "max_pool2d_with_indices",
-    "maximum",
-    "mean",
-    "mm",
-    "mul",
-    "native_batch_norm",
-    "ne",
-    "permute",
-    "relu",
-    "reshape",
-    "select",
-    "slice",
-    "stack",
-    "sum",
-    "t",
-    "transpose",
-    "unsqueeze",
-    "view",
-    "where",
-    "zero_",
-    "zeros",
-    "zeros_like",
-}
-
-
-class Waits(AssertionError):
-    """An operator that may wait for the device."""
-
-
-class NoWaits(TorchDispatchMode):
-    """Refuses whatever may wait: operators that are not in QUEUED, masks, and blocking copies between host
-    and device. seen: the operators that came."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace == "prim":
-            return func(*args, **kwargs)
-        # Inference mode hands on operators that are made of others, among them `to`.
-        if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
-            with self:
-                return func.decompose(*args, **kwargs)
-        name = func._schema.name.removeprefix("aten::")
-        self.seen.add(name)
-        tensors = [value for value in [*args, *kwargs.values()] if isinstance(value, torch.Tensor)]
-        if name not in QUEUED:
-            raise Waits(name)
-        if name in ("index", "index_put_") and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        ):
-            raise Waits(f"{name} by a mask")
-        if name == "_to_copy":
-            devices = {tensors[0].device.type, torch.device(kwargs.get("device") or tensors[0].device).type}
-            if len(devices) > 1 and not kwargs.get("non_blocking"):
-                raise Waits("a blocking copy")
-        if name == "copy_" and len({t.device.type for t in tensors}) > 1 and not (args[2:] or [False])[0]:
-            raise Waits("a blocking copy")
-        return func(*args, **kwargs)
+Seen = set[str]  # operators
 
 
 class Event:
@@ -160,10 +72,12 @@ def steps() -> Iterator[tuple[nn.Module, NoWaits]]:
             yield model, mode
 
 
-@pytest.fixture(autouse=True)
-def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: None)
+@contextmanager
+def without_driver() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "Event", Event)
+        patch.setattr(torch.cuda, "current_stream", lambda device=None: None)
+        yield patch
 
 
 def network() -> nn.Module:
@@ -176,10 +90,9 @@ def images(*shape: int) -> torch.Tensor:
     return torch.empty((*shape, SIDE, SIDE, 3), device=CUDA).movedim(-1, -3)
 
 
-def context() -> RunContext:
-    autocast, _ = autocast_for("bf16", CUDA)
-    cpu = EnergyMeter(torch.device("cpu"))
-    return RunContext(CUDA, autocast, cpu, SINGLE_PROCESS, SilentListener(), never_stop)
+def context(device: torch.device = CUDA) -> RunContext:
+    autocast = autocast_for("bf16", CUDA)[0] if device == CUDA else nullcontext
+    return RunContext(device, autocast, EnergyMeter(CPU), SINGLE_PROCESS, SilentListener(), never_stop)
 
 
 class Source:
@@ -199,12 +112,7 @@ class Done(Exception):
 MAP = ClassMap(("cat", "dog", "owl"), np.array([2, 2]), "argmax")
 
 
-@pytest.mark.parametrize(
-    "class_map",
-    [None, MAP, ClassMap(MAP.classes, MAP.target, "sum")],
-    ids=["top1", "argmax", "sum"],
-)
-def test_evaluation(class_map: ClassMap | None) -> None:
+def evaluation(class_map: ClassMap | None) -> Seen:
     done = []
 
     def on_batch(count: int) -> None:
@@ -212,22 +120,16 @@ def test_evaluation(class_map: ClassMap | None) -> None:
         if len(done) == 3:
             raise Done  # all is read once, after the last batch
 
+    plan = EpochPlan(11, 4, FULL_QUALITY)
     with steps() as (model, mode), pytest.raises(Done):
-        predict(
-            model,
-            cast("Any", Source()),
-            EpochPlan(11, 4, FULL_QUALITY),
-            context(),
-            on_batch=on_batch,
-            class_map=class_map,
-        )
+        predict(model, cast("Any", Source()), plan, context(), on_batch=on_batch, class_map=class_map)
     assert done == [4, 4, 3]
     assert "convolution" in mode.seen
     assert ("maximum" in mode.seen) == (class_map is MAP)
+    return mode.seen
 
 
-@pytest.mark.parametrize("some_are_missing", [False, True])
-def test_a_batch_of_a_probe(some_are_missing: bool) -> None:
+def batch_of_a_probe(some_are_missing: bool) -> Seen:
     index, rule = FakeIndex(6), DescentRule(REDUCTIONS["combination"], QUARTERS)
     options, states = ProbeOptions(rule, 64), PerImageLevels.at_full_quality(6, True, False)
     split = Split(cast("Any", None), cast("Any", index))
@@ -240,49 +142,148 @@ def test_a_batch_of_a_probe(some_are_missing: bool) -> None:
         assert right.shape == confidence.shape == (request.candidates.exists.sum(),)
         assert right.device.type == "cpu"
     assert ("index_select" in mode.seen) == some_are_missing
+    return mode.seen
 
 
-@pytest.mark.parametrize(
-    "judge",
-    [judge_own_classes, MAP.judge, ClassMap(MAP.classes, MAP.target, "sum").judge],
-    ids=["own", "argmax", "sum"],
-)
-def test_a_batch_of_a_search(judge: Any) -> None:
+def batch_of_a_search(judge: Any) -> Seen:
     reducer = SimpleNamespace(network_inputs=lambda pixels, reduction: images(len(pixels)))
-    rule, limits = (
-        SearchRule(DescentRule(REDUCTIONS["combination"], QUARTERS)),
-        SearchLimits(16, 1 << 20, 1),
-    )
+    rule = SearchRule(DescentRule(REDUCTIONS["combination"], QUARTERS))
     with steps() as (model, mode):
-        search = Search(model, cast("Any", reducer), rule, limits, context(), judge)
+        search = Search(model, cast("Any", reducer), rule, SearchLimits(16, 1 << 20, 1), context(), judge)
         paths = [SearchPath(s, s % 2, np.empty((9, 9, 3), np.uint8), (9, 9)) for s in range(5)]
         search._take_in(iter(paths))
         answer, confidence, probability = search._classify(list(search._queue)).answers._copies
         assert answer.shape == confidence.shape == probability.shape == (5,)
         assert answer.device.type == "cpu"
     assert "cat" in mode.seen  # filled up to the batch size
+    return mode.seen
 
 
-def test_labels_and_samples_of_a_loader(monkeypatch: pytest.MonkeyPatch) -> None:
-    output = SimpleNamespace(dtype=SimpleNamespace(name="INT64"), shape=lambda: [4])
-    monkeypatch.setattr(loader, "feed_ndarray", lambda source, target: target.fill_(1))
-    graph = loader.GraphLoader.__new__(loader.GraphLoader)
-    monkeypatch.setattr(graph, "_engine", SimpleNamespace(device_id=0), raising=False)
-    with steps() as (_, mode):
-        assert graph._tensor(SimpleNamespace(as_tensor=lambda: output)).device == CUDA
+def originals_of_a_search() -> Seen:
+    """They are copied from DALI's memory on a stream: without one DALI's copy waits."""
+    window = SimpleNamespace(shape=lambda: [9, 9, 3])
+    with without_driver() as patch, steps() as (_, mode):
+        patch.setattr(torch.cuda, "current_stream", lambda device: "stream")
+        patch.setattr(image_reducer, "feed_ndarray", fed)
+        reducer = image_reducer.GraphImageReducer.__new__(image_reducer.GraphImageReducer)
+        reducer._engine, reducer._stream = cast("Any", SimpleNamespace(device_id=0)), None
+        assert reducer._take_image([window], 0).device == CUDA
+    return mode.seen
+
+
+def fed(source: object, target: torch.Tensor, cuda_stream: object = None) -> None:
+    """What DALI's feed_ndarray does, as far as torch sees it."""
+    if target.is_cuda and cuda_stream is None:
+        raise Waits("a copy without a stream")
+    target.fill_(1)
+
+
+def batch_of_a_loader() -> Seen:
+    numbers = SimpleNamespace(dtype=SimpleNamespace(name="INT64"), shape=lambda: [4])
+
+    class TensorGPU:
+        dtype, shape = SimpleNamespace(name="FLOAT"), staticmethod(lambda: [4, SIDE, SIDE, 3])
+
+    outputs = [SimpleNamespace(as_tensor=lambda tensor=t: tensor) for t in (TensorGPU(), numbers, numbers)]
+    with without_driver() as patch, steps() as (_, mode):
+        patch.setattr(torch.cuda, "current_stream", lambda device: "stream")
+        patch.setattr(loader, "feed_ndarray", fed)
+        graph = loader.GraphLoader.__new__(loader.GraphLoader)
+        graph._engine = cast("Any", SimpleNamespace(device_id=0))
+        (batch,) = graph._batches(iter([(cast("Any", SimpleNamespace(number=0)), tuple(outputs))]))
+        assert batch.images.device == batch.labels.device == batch.samples.device == CUDA
     assert "_to_copy" in mode.seen
+    return mode.seen
 
 
-def test_what_training_adds_up() -> None:
-    with steps():
-        logits, labels = torch.empty(4, 2, device=CUDA), torch.zeros(4, dtype=torch.int64, device=CUDA)
-        loss, right = logits.mean(), logits.argmax(1) == labels
-        sums = EpochSums.zero(CUDA).add(loss, right)
-        assert sums.loss.device == sums.correct.device == CUDA
-        FiniteCheck().record(1, loss, labels)
+def feedback_of_a_step() -> Seen:
+    with steps() as (_, mode):
+        labels = torch.zeros(4, dtype=torch.int64, device=CUDA)
         stages = LevelStages.__new__(LevelStages)
         stages._epoch_feedback = torch.zeros(9, dtype=torch.uint8, device=CUDA)
-        stages.record(labels, right)
+        stages.record(labels, labels == 0)
+    return mode.seen
+
+
+def training_step(name: str, **values: Any) -> Seen:
+    """Forward, backward, the optimizer's step, the average of weights, and what is added up."""
+    settings = validate_settings({"method": "baseline", "data": "", "lr": 0.01, "amp": "off", **values})
+    pre = Preprocessing(TRAIN_SIDE, "whole", 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3)
+    spec = RunSpec(settings, Path(), models.create(name, 2), pre, CLASSES, {})
+    generator = torch.Generator
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng([]):
+        patch.setattr(
+            torch, "Generator", lambda device: generator()
+        )  # timm's, of which there is none for meta
+        patch.setattr(optimizer, "fused_options", lambda name, device: {"fused": True})
+        for module in (_foreach_utils, torch_optimizer, adam, adamw, sgd):
+            if hasattr(module, "_get_fused_kernels_supported_devices"):
+                patch.setattr(module, "_get_fused_kernels_supported_devices", lambda: ["meta"])
+        step = TrainStep(spec, 8, context(META))
+        numbers = torch.zeros(4, dtype=torch.int64, device=META)
+        batch = Batch(torch.empty(4, 3, TRAIN_SIDE, TRAIN_SIDE, device=META), numbers, numbers, 0)
+        with NoWaits() as mode:
+            for number in (1, 2):  # the optimizer makes its state in the first
+                outcome = step.step(batch, 4)
+                assert outcome is not None
+                sums = EpochSums.zero(META).add(*outcome)
+                FiniteCheck().record(number, outcome[0], batch.samples)
+    assert outcome[0].device == outcome[1].device == sums.loss.device == sums.correct.device == META
+    assert {"convolution_backward", "nll_loss_forward", step_of(settings.optimizer)} <= mode.seen
+    return mode.seen
+
+
+def step_of(name: str) -> str:
+    return {"adamw": "_fused_adamw_", "adam": "_fused_adam_", "sgd": "_fused_sgd_"}[name]
+
+
+WORKS: dict[str, Callable[[], Seen]] = {
+    "evaluation": partial(evaluation, None),
+    "evaluation by a class map": partial(evaluation, MAP),
+    "evaluation by sums": partial(evaluation, ClassMap(MAP.classes, MAP.target, "sum")),
+    "probe": partial(batch_of_a_probe, False),
+    "probe with candidates that do not exist": partial(batch_of_a_probe, True),
+    "search": partial(batch_of_a_search, judge_own_classes),
+    "search by a class map": partial(batch_of_a_search, MAP.judge),
+    "search by sums": partial(batch_of_a_search, ClassMap(MAP.classes, MAP.target, "sum").judge),
+    "originals of a search": originals_of_a_search,
+    "loader": batch_of_a_loader,
+    "feedback": feedback_of_a_step,
+    "training": partial(training_step, "squeezenet1_1", optimizer="adamw", ema=0.9),
+    "training in parts": partial(training_step, "test_resnet", optimizer="sgd", accumulate=2, clip_grad=1.0),
+    "training with smoothed labels": partial(
+        training_step, "test_efficientnet", optimizer="adam", label_smoothing=0.1
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, Seen | BaseException]:
+    """Which operators came in each work, or what ended it."""
+
+    def outcome(work: Callable[[], Seen]) -> Seen | BaseException:
+        try:
+            with without_driver():
+                return work()
+        except BaseException as error:
+            return error
+
+    return {name: outcome(work) for name, work in WORKS.items()}
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_nothing_waits(outcomes: dict[str, Seen | BaseException], name: str) -> None:
+    outcome = outcomes[name]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    assert outcome
+
+
+def test_every_permitted_operator_is_used(outcomes: dict[str, Seen | BaseException]) -> None:
+    assert not [name for name, outcome in outcomes.items() if isinstance(outcome, BaseException)]
+    used = set[str]().union(*cast("Any", outcomes.values()))
+    assert used == QUEUED
+    assert len(QUEUED) == sum(len(names.split()) for names in PERMITTED.values())  # each for one reason
 
 
 @pytest.mark.parametrize(
@@ -296,9 +297,21 @@ def test_what_training_adds_up() -> None:
         lambda x: x.nonzero(),
         lambda x: x.masked_select(x > 0),
         lambda x: x.copy_(torch.zeros(3)),
-        lambda x: bool(x.any()),
+        lambda x: bool(x.sum() > 0),
+        lambda x: x.tolist(),
+        lambda x: x.unique(),
+        lambda x: x.index_put_((x > 0,), x),
     ],
 )
 def test_what_waits_is_seen(work: Callable[[torch.Tensor], object]) -> None:
     with steps(), torch.inference_mode(), pytest.raises(Waits):
         work(torch.empty(3, device=CUDA))
+
+
+@pytest.mark.parametrize(
+    "work",
+    [lambda x: x[x > 0], lambda x: x.sum().item(), lambda x: x.to(CPU), lambda x: x.copy_(torch.zeros(3))],
+)
+def test_what_waits_is_seen_on_meta_tensors(work: Callable[[torch.Tensor], object]) -> None:
+    with NoWaits(), pytest.raises((Waits, NotImplementedError)):
+        work(torch.empty(3, device=META, requires_grad=False))

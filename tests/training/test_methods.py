@@ -500,29 +500,3 @@ def test_levels_of_a_plan_keep_their_windows(dataset: Dataset) -> None:
         .window[:, :2]
     )
     assert len({tuple(place) for place in free.tolist()}) > 1
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_candidates_on_the_gpu_are_close_to_the_cpus(dataset: Dataset) -> None:
-    index = dataset.index("train")
-    pre = Preprocessing(32, "whole", 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    every = np.arange(8)
-    sizes, levels = index.sizes(every), np.zeros((8, 3), np.uint8)
-    window = neighbors.window_of(levels, np.zeros((8, 2), np.int32), sizes, QUARTERS)
-    ask = CandidateRequest(
-        every,
-        window,
-        neighbors.neighbors_of(levels, window, sizes, Dimensions(True, True, True), QUARTERS),
-    )
-    dimensions = neighbors.column_dimensions(Dimensions(True, True, True))
-    cpu, gpu = (
-        next(open_loader(index, pre, 8, engine).candidates(iter([ask]), 8, dimensions, True))
-        for engine in (Engine(whole_graph=True), Engine(0, 2, 2))
-    )
-    assert (cpu.images - gpu.images.cpu()).abs().mean() * 255 * 0.226 < 3
-    assert cpu.reduced_images is not None
-    assert gpu.reduced_images is not None
-    assert [[p.shape for p in column] for column in cpu.reduced_images] == [
-        [p.shape for p in column] for column in gpu.reduced_images
-    ]

@@ -1,12 +1,15 @@
 """Fused optimizers: a GPU gets them, a CPU does not, and a state goes from one kind to the other."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from loop_fakes import trainer_of
 from timm.optim import create_optimizer_v2
 from torch import nn
 
+from qrdali.training import optimizer_step
 from qrdali.training.optimizer import create_optimizer, fused_options, load_optimizer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -29,6 +32,33 @@ def test_a_gpu_gets_the_fused_optimizer_of_torch(name: str) -> None:
     optimizer = fused(model, name)
     assert all(group["fused"] for group in optimizer.param_groups)
     stepped(optimizer, model)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_gpu_with_deterministic_algorithms_does_not(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "qrdali.training.optimizer.create_optimizer_v2", lambda *_, **options: asked.append(options)
+    )
+    create_optimizer(nn.Linear(3, 2), "adamw", 0.1, 0.01, CUDA, deterministic)
+    assert ("fused" in asked[0]) == (not deterministic)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_training_says_whether_it_is_deterministic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    asked: list[bool] = []
+
+    def create(*values: Any, **options: Any) -> torch.optim.Optimizer:
+        asked.append(values[5])
+        return create_optimizer(*values, **options)
+
+    monkeypatch.setattr(optimizer_step, "create_optimizer", create)
+    trainer_of(tmp_path / "run", deterministic=deterministic)
+    assert asked == [deterministic]
 
 
 @pytest.mark.parametrize("name", ["lamb", "adagrad", "adamw", "sgd"])
