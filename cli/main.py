@@ -25,6 +25,7 @@ COMMANDS = {
     "build-mepi": "Minimal-entropy positive images of a run.",
     "minimal": "The minimal images of one's own photographs, and the way to them.",
     "report": "One page with tables and figures on runs and MEPI sets.",
+    "log": "Show finished runs in TensorBoard, W&B, MLflow or Trackio.",
     "reproduce": "The whole experiment matrix of a TOML file, resumable.",
     "bench": "Measure speed.",
 }

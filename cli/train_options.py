@@ -187,6 +187,12 @@ def _input(command: F) -> F:
 
 def _running(command: F) -> F:
     options = [
+        click.option(
+            "--log",
+            metavar="NAME[,NAME]",
+            help="Also show the run in tensorboard (RUN/tensorboard), wandb, mlflow or trackio: extras to "
+            "install; --resume goes on in the same log.  [default: none]",
+        ),
         click.option("--save-every", help="Save within an epoch: N steps, or Nm minutes."),
         click.option("--seed", type=int, help="[default: 0]"),
         click.option(

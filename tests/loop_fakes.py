@@ -90,7 +90,14 @@ class FakeSource:
                 raise Unreadable({sample: f"sample {sample} is bad" for sample in bad})
             levels = request.candidates.levels
             images = [pixels(request.samples, levels[:, k]) for k in range(len(columns))]
-            yield CandidateBatch(request, torch.stack(images), None)
+            reduced = [
+                [_picture(size) for size in request.candidates.size[:, k]] for k in range(len(columns))
+            ]
+            yield CandidateBatch(request, torch.stack(images), reduced if with_images else None)
+
+
+def _picture(size: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    return np.full((int(size[0]), int(size[1]), 3), 128, np.uint8)
 
 
 class Recorder(SilentListener):

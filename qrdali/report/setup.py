@@ -39,6 +39,7 @@ _UNTOLD = frozenset(
         "root",
         "threads",
         "save_every",
+        "log",
         "max_bad",
         "track_reduced",
         "track_sets",

@@ -37,6 +37,7 @@ _ASIDE = frozenset(
         "max_bad",
         "track_sets",
         "track_reduced",
+        "log",
         "probe_batch_size",
         "compile",
         "definitions",
@@ -152,6 +153,7 @@ def applicable(settings: Settings) -> dict[str, Any]:
         "root": bool(settings.root),
         "track_sets": bool(settings.track_sets),
         "track_reduced": bool(settings.track_reduced),
+        "log": bool(settings.log),
     }
     return {name: value for name, value in settings.model_dump().items() if applies.get(name, True)}
 

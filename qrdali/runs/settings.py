@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from qrdali.errors import InputError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.files.text_lines import decode_text
 from qrdali.reduction.quality import MAX_OLD_GRID, LevelScale, scale_of
+from qrdali.runs.logger_names import normalize_logger_names
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -119,6 +120,8 @@ class Settings(BaseModel):
     # What is evaluated after each epoch
     track_reduced: float = Field(0.0, ge=0, lt=1)  # quality of the reduced validation set; 0: none
     track_sets: dict[str, str] = Field(default_factory=dict, max_length=100)  # folders by name
+    # Where its figures are shown besides metrics.jsonl: names of loggers, separated by commas
+    log: Annotated[str, BeforeValidator(normalize_logger_names)] = ""
 
     @property
     def scale(self) -> LevelScale:
@@ -144,6 +147,8 @@ def validate_settings(values: dict[str, Any]) -> Settings:
         if not isinstance(value, bool | int | float):
             value = printable(value)
         message = "give a number, true, false, a text or several numbers" if options else first["msg"]
+        if first["type"] == "value_error":
+            message = str(first["ctx"]["error"])
         if first["type"] == "extra_forbidden":
             message = "there is no such setting"
             if near := difflib.get_close_matches(key, Settings.model_fields, 3, 0.5):

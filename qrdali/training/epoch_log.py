@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from qrdali.errors import printable
 from qrdali.evaluation.prediction_rows import PredictionRows
 from qrdali.interfaces import RunContext
+from qrdali.loggers.run_log import RunLog, describe_failure
+from qrdali.reduction.levels import Levels
 from qrdali.reduction.quality import DIMENSIONS
 from qrdali.runs import folder as run_folder
+from qrdali.runs.logger_names import split_logger_names
 from qrdali.schedule.epoch_schedule import ScheduleEvent, ScheduleRule, ScheduleState
 from qrdali.training.metrics_row import (
     EpochResult,
@@ -17,7 +21,8 @@ from qrdali.training.metrics_row import (
     stage_end_summary,
     utc_time,
 )
-from qrdali.training.run_spec import RunSpec
+from qrdali.training.preview_sheet import draw_preview, keep_previews
+from qrdali.training.run_spec import RunSpec, Split
 from qrdali.training.tracked_sets import tracked_summary
 
 
@@ -28,6 +33,8 @@ class EpochLog:
         self._spec, self._rule, self._context = spec, rule, context
         self._changed_environment: dict[str, Any] = {}
         self._constant_class: int | None = None
+        names = split_logger_names(spec.settings.log) if context.group.is_main else ()
+        self._loggers = RunLog(spec.run, names, self._warn_of_logger)
 
     def begin(self, start: PredictionRows, rate: float, tracked: dict[str, Any]) -> None:
         """Begins the file with the row of the start weights, which holds the run's facts.
@@ -47,6 +54,7 @@ class EpochLog:
             "time": utc_time(),
         }
         self._append(row | tracked | self._spec.facts)
+        self._loggers.begin(self._spec.settings)
         self._context.listener.line(f"epoch   0  start weights, val {accuracy:.4f}{tracked_summary(tracked)}")
 
     def resume(self, state: ScheduleState) -> None:
@@ -55,6 +63,8 @@ class EpochLog:
         if not self._context.group.is_main:
             return
         run_folder.keep_metrics(self._spec.run, state.epoch)
+        keep_previews(self._spec.run, state.epoch)
+        self._loggers.begin(self._spec.settings)
         now = self._spec.facts["environment"]
         changed = run_folder.last_recorded(self._spec.run, "environment") != now
         self._changed_environment = {"environment": now} if changed else {}
@@ -66,7 +76,9 @@ class EpochLog:
 
     def record(self, row: dict[str, Any], more: dict[str, Any]) -> None:
         """Appends an epoch's row. more: keys that only some epochs have; they come last."""
-        self._append(row | self._changed_environment | more)
+        whole = row | self._changed_environment | more
+        self._append(whole)
+        self._loggers.epoch(whole)
         self._changed_environment = {}
 
     def announce(
@@ -86,6 +98,28 @@ class EpochLog:
     def announce_end(self, state: ScheduleState) -> None:
         """Reports the end of the run."""
         self._context.listener.line(run_end_summary(state))
+        self._loggers.end(True)
+
+    def close(self) -> None:
+        """Closes what loggers have open, for a run that will be continued."""
+        self._loggers.end(False)
+
+    def preview(self, state: ScheduleState, levels: Levels, split: Split, definitions: int) -> None:
+        """Draws the sheet of a stage before its first R epoch, the one after `state`, if loggers are set.
+
+        levels, definitions: of that epoch. split: of the training images. A failure is a warning."""
+        settings = self._spec.settings
+        if not settings.log or not self._context.group.is_main or settings.reduction == "none":
+            return
+        try:
+            draw_preview(self._spec, state, levels, split, definitions)
+        except Exception as error:  # training does not need it
+            self._context.listener.warn(
+                f"stage {state.stage} has no preview: {printable(error)[:200]}; training goes on"
+            )
+
+    def _warn_of_logger(self, name: str, error: Exception) -> None:
+        self._context.listener.warn(describe_failure(name, error, self._spec.run))
 
     def _warn_of_one_answer(self, constant_class: int | None) -> None:
         """Warns where the network gives one answer for every image, but not in every epoch again."""

@@ -54,6 +54,7 @@ class Trainer:
             begin         * validate the start weights, or restore last/
             until the schedule has ended:
                 stage levels  * at the begin of a stage: one descent step of every image of an adaptive run
+                preview         for loggers: a few images of the stage's first R epoch
                 epoch         * one optimizer step per batch, last/ now and then
                 share         * unreadable images, statistics of batch norm and sums, for all ranks
                 validate      * the validation split and the tracked sets
@@ -71,6 +72,8 @@ class Trainer:
             phase = epoch_schedule.next_phase(self.rule, before)
             assert phase is not None
             levels = self.stages.levels(before, phase)
+            if phase is Phase.REDUCED:
+                self.log.preview(before, levels, self.splits.train, progress.definitions)
             progress = self.epochs.train(progress, phase, levels, self._save_last)
             sums = self._share(progress)
             result = self._validate(progress, sums, phase, levels)

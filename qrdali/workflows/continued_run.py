@@ -19,7 +19,7 @@ from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import DEFINITIONS, Settings, default_settings
 
 # Settings that may change between a run and its continuation.
-CHANGEABLE_SETTINGS = ("threads", "root", "save_every", "track_sets", "track_reduced", "max_bad")
+CHANGEABLE_SETTINGS = ("threads", "root", "save_every", "track_sets", "track_reduced", "max_bad", "log")
 
 
 def begun_with(settings: Settings, run: Path, before: Mapping[str, Any]) -> dict[str, Any]:

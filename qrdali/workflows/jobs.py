@@ -15,6 +15,7 @@ from qrdali.workflows.run import Run
 
 if TYPE_CHECKING:
     from qrdali.workflows.compare import Comparison
+    from qrdali.workflows.log import LoggedTo
     from qrdali.workflows.predict import ImagePredictions
     from qrdali.workflows.report import WrittenReport
     from qrdali.workflows.reproduce import MatrixResult
@@ -447,6 +448,33 @@ def write_report(
         watts=watts,
         control=JobControl(listener_for(progress)),
     )
+
+
+def log(
+    runs: Sequence[Run | PathLike],
+    *,
+    to: str | Sequence[str],
+    progress: bool | ProgressListener = False,
+) -> list[LoggedTo]:
+    """Shows runs in loggers, from what their folders hold; a log that is there is made complete.
+
+    runs: objects or folders, finished or stopped.
+    to: "tensorboard", "wandb", "mlflow" or "trackio"; several in a list or separated by commas.
+    progress: True shows a bar; or a listener.
+
+    Returns for each run: run (its folder), epochs (logged, the start included) and places (where to look, by
+    logger). Raises InputError for a logger that is not installed and for what is not a run, RunError for a
+    run that is being trained and for a log that cannot be written.
+
+    Example:
+        >>> (logged,) = qrdali.log(["runs/shared"], to="tensorboard")
+        >>> logged.epochs, logged.places
+        (3, {'tensorboard': 'runs/shared/tensorboard'})
+    """
+    from qrdali.workflows import log as workflow
+
+    control = JobControl(listener_for(progress))
+    return workflow.log_runs([os.fspath(run) for run in runs], to, control)
 
 
 def reproduce(

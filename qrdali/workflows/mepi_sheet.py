@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from qrdali.errors import printable
@@ -13,6 +12,7 @@ from qrdali.files.atomic import write_whole
 from qrdali.interfaces import ImageReducer
 from qrdali.mepi.folder import MepiSet
 from qrdali.mepi.search_path import FULL_STATE, params_of_states
+from qrdali.reduction.pair_picture import paste_pair
 
 PAIRS, COLUMNS = 24, 4
 _CELL, _GAP, _CAPTION, _TITLE = 150, 10, 18, 34  # pixels
@@ -50,7 +50,7 @@ def draw(mepis: MepiSet, reduction: str, reducer: ImageReducer, out: Path) -> No
         original = Image.fromarray(reducer.reduced_images([pixels], params)[0])
         with Image.open(mepis.png(reduction, sample)) as file:
             mepi = file.convert("RGB")
-        _paste_pair(sheet, (left, top), original, mepi, windows[i])
+        paste_pair(sheet, (left, top), original, mepi, windows[i], (_CELL, _GAP))
         captions = (
             printable(source.shown_name(int(labels[i])))[:24],
             f"{rows[i]['mepi'] / rows[i]['full']:.2%}  {mepi.width}x{mepi.height}",
@@ -58,28 +58,3 @@ def draw(mepis: MepiSet, reduction: str, reducer: ImageReducer, out: Path) -> No
         for x, caption in zip((left, left + _CELL + _GAP), captions, strict=True):
             pen.text((x, top + _CELL + _CAPTION / 2), caption, "black", font, anchor="lm")
     write_whole(out, lambda partial: sheet.save(partial, "PNG", optimize=True))
-
-
-def _paste_pair(
-    sheet: Image.Image,
-    corner: tuple[int, int],
-    original: Image.Image,
-    mepi: Image.Image,
-    window: npt.NDArray[np.int32],
-) -> None:
-    """Pastes an original, and beside it its MEPI where its window lies in the original, both at one scale.
-
-    corner: left and top of the pair. window: top, left, height, width in the original.
-    """
-    left, top = corner
-    scale = _CELL / max(original.height, original.width)
-    cell = max(1, round(original.width * scale)), max(1, round(original.height * scale))
-    right = left + _CELL + _GAP
-    top += (_CELL - cell[1]) // 2
-    sheet.paste(original.resize(cell, Image.Resampling.BOX), (left, top))
-    ImageDraw.Draw(sheet).rectangle((right, top, right + cell[0] - 1, top + cell[1] - 1), "#e4e4e4")
-    y, x, height, width = (value * scale for value in window.tolist())
-    size = max(1, round(width)), max(1, round(height))
-    # Enlarging repeats pixels, so that a low resolution is seen for what it is.
-    method = Image.Resampling.NEAREST if mepi.width < size[0] else Image.Resampling.BOX
-    sheet.paste(mepi.resize(size, method), (right + round(x), top + round(y)))

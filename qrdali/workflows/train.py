@@ -17,6 +17,7 @@ from qrdali.distributed import ProcessGroup
 from qrdali.errors import InputError, Interrupted, OtherRankFailed, RanksLost
 from qrdali.evaluation.predict import inference_batch_size
 from qrdali.interfaces import NO_CONTROL, JobControl, RunContext
+from qrdali.loggers.choice import require_loggers
 from qrdali.pipelines.engine import Engine, describe_decoding, engine_of
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import reduced_split_levels
@@ -116,10 +117,12 @@ def _train(settings: Settings, run: Path, resume: bool, control: JobControl) -> 
         for note in filter(None, notes):
             listener.line(note)
         reset_peak_memory(context.device)
+        trainer = Trainer(prepared.spec, splits, context)
         try:
-            Trainer(prepared.spec, splits, context).train(resume)
+            trainer.train(resume)
         finally:
             listener.end()
+            trainer.log.close()
         group.barrier()  # the lock is given back when no rank writes any more
     listener.line(f"run folder: {run}")
 
@@ -134,6 +137,8 @@ def _prepare(
     before = automatic.recorded(run) if begun else {}
     if begun:
         settings = settings.model_copy(update=automatic.continued(settings.model_dump(), before))
+    else:  # a run that has begun goes on without: metrics.jsonl has it all
+        require_loggers(settings.log, run)
     dataset = Dataset.open(Path(settings.data), settings.root)
     train, val = dataset.index("train"), dataset.index("val")
     start = start_of(settings, run)

@@ -123,6 +123,23 @@ def test_ranks_train_as_one_process(alone: Path, several: dict[int, Path], world
     assert all((run / "predictions" / "val.parquet").exists() for run in (one, ranks))
 
 
+def test_only_rank_0_logs(dataset: Dataset, tmp_path: Path) -> None:
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    (entry,) = entries(tmp_path, dataset.folder, ["random"])
+    entry["settings"] |= {"log": "tensorboard", "max_epochs": 2}
+    done = torchrun(2, [entry], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "warning" not in done.stderr
+    (file,) = (tmp_path / "random" / "tensorboard").iterdir()
+    steps = [
+        event.step
+        for event in loader.EventFileLoader(str(file)).Load()
+        if any(value.tag == "val_accuracy" for value in event.summary.value)
+    ]
+    assert steps == [row["epoch"] for row in rows(tmp_path / "random")]
+    assert [sheet.name for sheet in (tmp_path / "random" / "previews").iterdir()] == ["stage-1-epoch-1.png"]
+
+
 def test_a_dead_rank_ends_the_job_and_one_process_goes_on(
     dataset: Dataset, alone: Path, several: dict[int, Path], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ PUBLIC = {
     "__version__", "InputError", "RunError",
     "read", "reduce", "entropy", "quotient", "index", "Dataset", "Loader", "Schedule", "train", "Run",
     "adopt", "evaluate", "predict", "compare", "build_mepi", "minimal", "write_report", "reproduce",
+    "log",
 }  # fmt: skip
 
 
@@ -51,7 +52,9 @@ def test_a_public_name_resolves_to_a_documented_object(name: str) -> None:
     assert "\n" not in value.__doc__.partition("\n\n")[0].strip()  # a summary on one line
 
 
-@pytest.mark.parametrize("command", ["adopt", "evaluate", "compare", "build-mepi", "report", "reproduce"])
+@pytest.mark.parametrize(
+    "command", ["adopt", "evaluate", "compare", "build-mepi", "report", "reproduce", "log"]
+)
 def test_a_function_takes_every_option_of_its_command(command: str) -> None:
     function = getattr(qrdali, {"report": "write_report"}.get(command, command.replace("-", "_")))
     options = cli.get_command(click.Context(cli), command)

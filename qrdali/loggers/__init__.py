@@ -1,0 +1,1 @@
+"""Shows a run where people look: TensorBoard, Weights & Biases, MLflow, Trackio."""
