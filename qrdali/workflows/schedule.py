@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qrdali.errors import InputError
-from qrdali.reduction.quality import DIMENSIONS, LevelScale, num_levels_of, quality
+from qrdali.reduction.quality import DIMENSIONS, quality, scale_of
 from qrdali.runs.settings import validate_settings
 from qrdali.schedule import epoch_schedule
 from qrdali.schedule.epoch_schedule import Phase, ScheduleEvent, ScheduleState
@@ -51,6 +51,7 @@ class Schedule:
     reduction: "color", "crop", "resolution", "combination" (all three, the default), or "none", the sham
         control.
     step: the grid of qualities, 1/n. Give it to `Loader.epoch` too where it is not 0.25.
+    tail: levels of "linear" below that grid, each of half the quality: "none", "full" or their number.
     quality: of fixed's R epochs, in (0, 1], on that grid.
     patience: units without improvement that end a stage or a round, 1 or more.
     max_epochs: bound of the whole run.
@@ -81,6 +82,7 @@ class Schedule:
         sequence: str | None = None,
         reduction: Literal["color", "crop", "resolution", "combination", "none"] | None = None,
         step: float = 0.25,
+        tail: str = "none",
         quality: float = 0.5,
         patience: int = 3,
         max_epochs: int = 300,
@@ -99,6 +101,7 @@ class Schedule:
             "sequence": sequence,
             "reduction": reduction,
             "step": step,
+            "tail": None if tail == "none" else tail,  # states of earlier schedules do not name it
             "quality": quality,
             "patience": patience,
             "max_epochs": max_epochs,
@@ -111,10 +114,7 @@ class Schedule:
         known = None if sizes is None else np.asarray(sizes, np.int32).reshape(-1, 2)
         chunks = None if known is None else lambda: [known]
         require_live_levels(self._settings, chunks)
-        self._stage_levels, self._scale = (
-            stage_levels(self._settings, chunks),
-            LevelScale(num_levels_of(step)),
-        )
+        self._stage_levels, self._scale = stage_levels(self._settings, chunks), scale_of(step, tail)
         self._rule = schedule_rule_of(self._settings, self._stage_levels)
         self._state = epoch_schedule.start(_require_accuracy(start_accuracy, "start_accuracy"))
         self._due: Epoch | None = None

@@ -67,6 +67,15 @@ def test_linear_goes_one_level_further_in_each_stage(direction: Any, qualities: 
     ]
 
 
+def test_linear_goes_down_the_tail_as_far_as_anything_changes() -> None:
+    options: dict[str, Any] = {"reduction": "crop", "patience": 1, "sizes": [[9, 12]]}
+    to_one_pixel = [1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128]  # 1x2 pixels at 1/64, of 9x12
+    for tail, qualities in (("none", []), ("1", [1 / 8]), ("full", to_one_pixel)):
+        schedule = qrdali.Schedule("linear", tail=tail, **options)
+        reduced = [epoch.quality["crop"] for epoch in schedule if schedule.report(0.1) and epoch.phase == "R"]
+        assert list(dict.fromkeys(reduced)) == [0.75, 0.5, 0.25, *qualities]
+
+
 def test_only_the_dimensions_of_the_reduction_move() -> None:
     epoch = next(qrdali.Schedule("fixed", reduction="color", quality=0.3, step=0.1))
     assert (epoch.number, epoch.phase, epoch.stage) == (1, "R", 1)
