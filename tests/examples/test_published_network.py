@@ -6,6 +6,7 @@ Weights and photographs come with two packages that `make test` installs; the ex
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +56,27 @@ def data(example: Any, tmp_path_factory: pytest.TempPathFactory) -> qrdali.Datas
     return qrdali.index(example.labelled_photographs(folder / "images"), folder / "data")
 
 
+Plain = Callable[[Path], torch.Tensor]
+
+
 @pytest.fixture(scope="module")
-def plain(example: Any, weights: Path) -> Any:
-    """Returns the probabilities that plain timm and Pillow give a file, float32 [1000]."""
-    network = timm.create_model(example.MODEL)
+def network(example: Any, weights: Path) -> torch.nn.Module:
+    network: torch.nn.Module = timm.create_model(example.MODEL)
     network.load_state_dict(load_file(weights))
-    network.eval()
+    return network.eval()
+
+
+def plain_answers(network: torch.nn.Module, fit: str) -> Plain:
+    """Returns what gives a file's probabilities, float32 [1000], by plain timm and Pillow."""
+    options: dict[str, Any] = {"whole": (1.0, "squash"), "center": (0.875, "center")}
+    crop_pct, crop_mode = options[fit]
     transform = create_transform(
         (3, 224, 224),
         interpolation="bicubic",
-        crop_pct=1.0,
-        crop_mode="squash",
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
     )
 
     def probabilities(file: Path) -> torch.Tensor:
@@ -78,13 +87,18 @@ def plain(example: Any, weights: Path) -> Any:
     return probabilities
 
 
+@pytest.fixture(scope="module")
+def plain(network: torch.nn.Module) -> Plain:
+    return plain_answers(network, "whole")
+
+
 def label_of(path: str) -> int:
     """The photographs' names end in their label."""
     return int(Path(path).stem.rsplit("_", 1)[1])
 
 
 def test_every_answer_is_that_of_plain_timm_and_pillow(
-    run: qrdali.Run, data: qrdali.Dataset, plain: Any
+    run: qrdali.Run, data: qrdali.Dataset, plain: Plain
 ) -> None:
     (result,) = qrdali.evaluate(run, data, split="test", device="cpu")
     assert (result["images"], result["correct"]) == (20, 17)
@@ -98,8 +112,39 @@ def test_every_answer_is_that_of_plain_timm_and_pillow(
         assert row["true_probability"] == pytest.approx(float(expected[row["label"]]), abs=0.02)
 
 
+SIZES = [(500, 375), (375, 500), (256, 256), (257, 257), (64, 1000), (1000, 64), (224, 224), (90, 70)]
+
+
+@pytest.mark.parametrize("fit", ["whole", "center"])
+def test_answers_are_the_same_for_pictures_of_any_shape(
+    example: Any, weights: Path, network: torch.nn.Module, data: qrdali.Dataset, tmp_path: Path, fit: Any
+) -> None:
+    """160 pictures, which are stretched, so that many answers are close ones."""
+    originals = data["test"].paths(np.arange(20))
+    for number, file in enumerate(originals):
+        folder = tmp_path / "images" / "test" / Path(file).parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as photo:
+            for size in SIZES:
+                photo.resize(size).save(folder / f"{number}-{size[0]}x{size[1]}.png")
+    stretched = qrdali.index(tmp_path / "images", tmp_path / "data")
+    options: Any = {"weights": weights, "classes": "imagenet", "fit": fit}
+    run = qrdali.adopt(example.MODEL, run=tmp_path / "run", **options)
+    qrdali.evaluate(run, stretched, split="test", device="cpu")
+    answer = plain_answers(network, fit)
+    rows = run.rows("test").to_pylist()
+    assert len(rows) == 160
+    expected = [answer(Path(row["path"])) for row in rows]
+    different = [
+        (row["path"], row["confidence"], float(probability.max()))
+        for row, probability in zip(rows, expected, strict=True)
+        if row["prediction"] != int(probability.argmax())
+    ]
+    assert different == []
+
+
 def test_minimal_images_are_right_for_plain_timm_and_pillow(
-    run: qrdali.Run, data: qrdali.Dataset, plain: Any, tmp_path: Path
+    run: qrdali.Run, data: qrdali.Dataset, plain: Plain, tmp_path: Path
 ) -> None:
     """Every reduction, with levels down to one pixel: each file is right for them as it is for us."""
     out = tmp_path / "mepi"
