@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,30 +53,46 @@ def cut(
 
     With None it is the nearest number to the `share` of each class, at least one image. Killed at any moment,
     or after a loss of power, the data set is as it was, or one without validation that the next call
-    finishes.
+    finishes, or cut: the same call again then changes nothing.
 
     warn: is called where the file system has no locks, and for images that will be in two splits, byte for
     byte, before val.arrow has its name: whoever finds the data set whole has been warned. None looks for no
-    such images. Raises InputError for a data set that has a validation split, RunError for a class with too
-    few images.
+    such images. Raises InputError for a data set that has another validation split, RunError for a class with
+    too few images.
     """
-    _open_without_val(folder)  # before a lock is left in a folder that is not a data set
+    asked = {**({"per_class": per_class} if per_class is not None else {"share": share}), "seed": seed}
+    if not _is_cut(folder, asked):
+        _open_without_val(folder)  # before a lock is left in a folder that is not a data set
 
     def refusal(who: str) -> str:
         return f"{printable(folder)} is being cut by {who}: wait for it"
 
     with acquire(folder / _LOCK, refusal, warn or silent):
         try:
+            if _is_cut(folder, asked):
+                return _counted(folder, resumed=True)
             dataset = _open_without_val(folder)
             resumed = (folder / LIST).exists()
             if not resumed:
-                _prepare(dataset, per_class, seed, share)
+                _prepare(dataset, per_class, asked)
                 replace_atomically(_partial(folder, LIST), folder / LIST)  # from here on the cut is decided
             if warn is not None:
                 _warn_of_shared_images(folder, warn)
             _finish(folder)
         finally:
             (folder / _LOCK).unlink(missing_ok=True)
+    return _counted(folder, resumed)
+
+
+def _is_cut(folder: Path, asked: dict[str, Any]) -> bool:
+    """Returns whether a call with the same options has cut the data set, and may have been killed then."""
+    if "val" not in Dataset.open(folder).splits or not (folder / LIST).exists():
+        return False
+    origin = provenance.read(folder).get("minival")
+    return isinstance(origin, dict) and {key: origin[key] for key in origin if key != "images"} == asked
+
+
+def _counted(folder: Path, resumed: bool) -> Cut:
     dataset = Dataset.open(folder)
     return Cut(len(dataset.index("train")), len(dataset.index("val")), resumed)
 
@@ -119,29 +136,25 @@ def _open_without_val(folder: Path) -> Dataset:
     return dataset
 
 
-def _prepare(dataset: Dataset, per_class: int | None, seed: int, share: float) -> None:
+def _prepare(dataset: Dataset, per_class: int | None, asked: dict[str, Any]) -> None:
     """Writes every new file to the disk, beside the one that it will replace; none is left if that fails."""
     _remove_partials(dataset.folder)  # those of a call that was killed
     try:
-        _write_partials(dataset, per_class, seed, share)
+        _write_partials(dataset, per_class, asked)
     except BaseException:
         _remove_partials(dataset.folder)
         raise
 
 
-def _write_partials(dataset: Dataset, per_class: int | None, seed: int, share: float) -> None:
+def _write_partials(dataset: Dataset, per_class: int | None, asked: dict[str, Any]) -> None:
     folder = dataset.folder
     index = dataset.index("train")
     labels = index.labels(np.arange(len(index)))
-    chosen = choose(labels, dataset.classes, per_class, seed, share)
+    chosen = choose(labels, dataset.classes, per_class, asked["seed"], asked.get("share", 0))
     _divide(folder, "arrow", chosen, SCHEMA)
     if (folder / "train.files.arrow").exists():
         _divide(folder, "files.arrow", chosen, FILES_SCHEMA)
-    origin = {
-        **({"per_class": per_class} if per_class is not None else {"share": share}),
-        "seed": seed,
-        "images": int(chosen.sum()),
-    }
+    origin = {**asked, "images": int(chosen.sum())}
     source = provenance.encode({**provenance.read(folder), "minival": origin})
     _partial(folder, provenance.FILE).write_bytes(source)
     moved = np.flatnonzero(chosen)

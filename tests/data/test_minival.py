@@ -88,6 +88,16 @@ def test_minival_of_many_record_batches(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(changes(Dataset.open(tmp_path / "data"), hashed=True, threads=1)) == []
 
 
+def test_the_same_call_again_changes_nothing(pets: Path) -> None:
+    """As after a kill at the very end, when all is done and nobody has been told."""
+    done = minival.cut(pets, 1, 0)
+    (pets / ".lock").touch()
+    before = {file.name: file.read_bytes() for file in pets.iterdir() if file.name != ".lock"}
+    again = minival.cut(pets, 1, 0)
+    assert (again.train, again.val, again.resumed) == (done.train, done.val, True)
+    assert {file.name: file.read_bytes() for file in pets.iterdir()} == before
+
+
 def test_minival_refuses(pets: Path) -> None:
     before = {file.name: file.read_bytes() for file in pets.iterdir()}
     with pytest.raises(
@@ -96,8 +106,9 @@ def test_minival_refuses(pets: Path) -> None:
         minival.cut(pets, 4, 0)
     assert {file.name: file.read_bytes() for file in pets.iterdir()} == before
     minival.cut(pets, 1, 0)
-    with pytest.raises(InputError, match="has a validation split already"):
-        minival.cut(pets, 1, 0)
+    for other in ({"per_class": 2, "seed": 0}, {"per_class": 1, "seed": 1}):
+        with pytest.raises(InputError, match="has a validation split already"):
+            minival.cut(pets, **other)
     with pytest.raises(InputError, match="is not a data set"):
         minival.cut(pets.parent, 1, 0)
     (pets / "val.arrow").unlink()

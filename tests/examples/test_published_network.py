@@ -159,7 +159,6 @@ def test_minimal_images_are_right_for_plain_timm_and_pillow(
         assert float(probabilities.max()) == pytest.approx(row["confidence"], abs=0.03)
     # The grid ends at a twentieth of the pixels; the search goes on until the answer changes.
     for reduction in ("resolution", "crop"):
-        assert summaries[reduction]["mean_quotient"] < 0.1
         assert summaries[reduction]["lowest_state_share"] == 0
     levels = np.array([row["resolution_level"] for row in rows if row["reduction"] == "resolution"])
     assert (levels >= 20).any()

@@ -26,7 +26,7 @@ SMALL = (
     "--threads",
     "1",
     "--tolerance",
-    "8",
+    "12",
 )
 KINDS = ("batch", "reset", "rebuild", "reopen", "probe", "search")
 

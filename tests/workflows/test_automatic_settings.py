@@ -432,7 +432,8 @@ def test_a_matrix_compares_what_was_chosen(of_cpu: Path, of_gpu: Path, older: bo
 
     def changes(run: Path, **values: Any) -> list[str]:
         given = of_matrix(run, **values).model_dump(exclude={"automatic"})
-        return matrix_checks._changed_settings(PlannedRun("x", "x", given), run)
+        tasks: Any = SimpleNamespace(folder=SimpleNamespace(run=lambda name: run))
+        return matrix_checks._changed_settings(tasks, PlannedRun("x", "x", given))
 
     for run in (of_cpu, of_gpu):
         assert changes(run) == changes(run, threads=3) == changes(run, device="cpu") == []
