@@ -4,6 +4,7 @@
     python benchmarks/gpu.py loader gpu-results/data --seconds 50
     python benchmarks/gpu.py hardware gpu-results/data --seconds 20
     python benchmarks/gpu.py train gpu-results/data --model resnet152 --seconds 40
+    python benchmarks/gpu.py compiled gpu-results/data --model squeezenet1_1 --seconds 25
     python benchmarks/gpu.py mepi gpu-results/data --model efficientnet_b3
 
 The first line says on which machine, the last one is the summary. With QRDALI_GPU_DRY=1 in the environment
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +63,13 @@ class Sizes:
 
 SIZES = Sizes(1, 2, (96, 72), 64, 8, 4, 1, (("", 8),), (2, 1, 0.5)) if DRY else Sizes()
 DEVICE = "cpu" if DRY else "cuda"
+
+
+class StderrListener(SilentListener):
+    """Says on stderr what goes wrong, such as a compiler that is missing; all else is silent."""
+
+    def warn(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
 
 def say(**values: Any) -> None:
@@ -120,18 +129,7 @@ def loader(folder: Path, seconds: float, hardware: bool) -> None:
 
 def train(folder: Path, model: str, seconds: float) -> None:
     """Measures epochs of training, the same steps fed from memory, and probes."""
-    dataset, images = Dataset.open(folder), dict(SIZES.images)
-    part = bench_train.Spread(dataset.index("train"), images.get(model, images[""]))
-    options = bench_train.Options(model, SIZES.side, None, SIZES.train_batch, DEVICE)
-    network = bench_train.Network(part, len(dataset.classes), options, SilentListener())
-    say(
-        model=model,
-        images=len(part),
-        input_size=network.preprocessing.input_size,
-        batch_size=SIZES.train_batch,
-        threads=network.engine.threads,
-        decode_threads=network.engine.num_dali_threads,
-    )
+    network = network_in_training(folder, model)
     begun = time.perf_counter()
     network.train(FULL_QUALITY)  # cuDNN times its algorithms here
     network.wait()
@@ -140,6 +138,36 @@ def train(folder: Path, model: str, seconds: float) -> None:
     del kinds[bench_train.ONE_BY_ONE]  # as long as an epoch, and of no use here
     timings = measured(kinds, resolve_device(DEVICE), seconds)
     say(summary=bench_train.summary(model, timings))
+
+
+def compiled(folder: Path, model: str, seconds: float) -> None:
+    """Measures training steps fed from memory with and without torch.compile, which the first round does."""
+    network = network_in_training(folder, model)
+    works = {
+        "plain": network.train_from_memory,
+        "compiled": lambda: network.train_from_memory(compiled=True),
+    }
+    timings = measured(works, resolve_device(DEVICE), seconds)
+    rates = {name: bench_rounds.rates(found) for name, found in timings.items()}
+    gain = bench_rounds.ratio(rates["compiled"], rates["plain"])
+    say(summary={name: bench_rounds.spread(values, 1) for name, values in rates.items()} | {"gain": gain})
+
+
+def network_in_training(folder: Path, model: str) -> bench_train.Network:
+    """Returns a network on part of the pictures, and says which."""
+    dataset, images = Dataset.open(folder), dict(SIZES.images)
+    part = bench_train.Spread(dataset.index("train"), images.get(model, images[""]))
+    options = bench_train.Options(model, SIZES.side, None, SIZES.train_batch, DEVICE)
+    network = bench_train.Network(part, len(dataset.classes), options, StderrListener())
+    say(
+        model=model,
+        images=len(part),
+        input_size=network.preprocessing.input_size,
+        batch_size=SIZES.train_batch,
+        threads=network.engine.threads,
+        decode_threads=network.engine.num_dali_threads,
+    )
+    return network
 
 
 def mepi(folder: Path, model: str) -> None:
@@ -183,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("data", "loader", "hardware", "train", "mepi"))
+    parser.add_argument("step", choices=("data", "loader", "hardware", "train", "compiled", "mepi"))
     parser.add_argument("folder", type=Path, help="of the data set; `data` makes it")
     parser.add_argument("--model", default="squeezenet1_1")
     parser.add_argument("--seconds", type=float, default=60, help="after which no round begins")
@@ -195,6 +223,8 @@ def main() -> None:
         loader(args.folder, args.seconds, args.step == "hardware")
     elif args.step == "train":
         train(args.folder, args.model, args.seconds)
+    elif args.step == "compiled":
+        compiled(args.folder, args.model, args.seconds)
     else:
         mepi(args.folder, args.model)
 

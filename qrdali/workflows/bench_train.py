@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count, islice
 from typing import Any
 
@@ -27,6 +28,7 @@ from qrdali.system.deterministic import cudnn_benchmark
 from qrdali.system.device import autocast_for, probe_batch_size
 from qrdali.system.device_copies import wait_for_device
 from qrdali.training import probe
+from qrdali.training.compilation import compile_network
 from qrdali.training.optimizer import create_optimizer
 from qrdali.training.probe import ProbeOptions
 from qrdali.training.run_spec import Split
@@ -184,16 +186,23 @@ class Network:
 
         feedback: each image's correctness is kept and moves its levels at the end, as online feedback does.
         """
-        return self._train(self._loader.epoch(self._plan(levels)), feedback)
+        return self._train(self._loader.epoch(self._plan(levels)), feedback, self._model)
 
-    def train_from_memory(self) -> Done:
-        """Trains an epoch's steps on a few batches that lie on the device."""
+    def train_from_memory(self, compiled: bool = False) -> Done:
+        """Trains an epoch's steps on a few batches that lie on the device.
+
+        compiled: by torch.compile, as with --compile; the first call compiles.
+        """
         plan = self._plan(FULL_QUALITY)
         if not self._in_memory:
             self._in_memory = list(islice(self._loader.epoch(plan), _BATCHES_IN_MEMORY))
         kept = self._in_memory
         batches = (_cut(kept[i % len(kept)], plan.count(i)) for i in range(plan.batches))
-        return self._train(batches, False)
+        return self._train(batches, False, self._compiled if compiled else self._model)
+
+    @cached_property
+    def _compiled(self) -> nn.Module:
+        return compile_network(self._model, self._context)
 
     def wait(self) -> None:
         """Waits until the device has done what was queued on it."""
@@ -204,11 +213,11 @@ class Network:
             len(self._index), self._batch_size, levels, QUARTERS, 0, next(self._epochs), True, "flip"
         )
 
-    def _train(self, batches: Iterator[Batch], feedback: bool) -> Done:
+    def _train(self, batches: Iterator[Batch], feedback: bool, forward: nn.Module) -> Done:
         with cudnn_benchmark(self._device.type == "cuda"):  # as training has it
-            return self._steps(batches, feedback)
+            return self._steps(batches, feedback, forward)
 
-    def _steps(self, batches: Iterator[Batch], feedback: bool) -> Done:
+    def _steps(self, batches: Iterator[Batch], feedback: bool, forward: nn.Module) -> Done:
         self._model.train()
         correct = torch.zeros((), dtype=torch.int64, device=self._device)
         kept = torch.zeros(len(self._index), dtype=torch.uint8, device=self._device)
@@ -217,7 +226,7 @@ class Network:
             waited += time.perf_counter() - requested
             images += len(batch.labels)
             with self._autocast():
-                logits = self._model(batch.images)
+                logits = forward(batch.images)
                 loss = nn.functional.cross_entropy(logits, batch.labels)
             self._optimizer.zero_grad(set_to_none=True)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

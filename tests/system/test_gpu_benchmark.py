@@ -18,7 +18,7 @@ from qrdali.workflows.bench_rounds import Done, Rounds, Timing
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
-STEPS = ("data", "loader", "train-test_resnet", "mepi-test_resnet", "hardware")
+STEPS = ("data", "loader", "train-test_resnet", "mepi-test_resnet", "hardware", "compiled")
 
 
 def script(out: Path, python: str) -> "subprocess.CompletedProcess[str]":
@@ -44,7 +44,8 @@ def test_every_step_runs_on_a_cpu(tmp_path: Path) -> None:
     }
     assert all(lines[0]["dry"] and lines[0]["machine"]["torch"] for lines in results.values())
     assert results["data"][-1] == {"images": 32}
-    loader, train, mepi, hardware = (results[step][-1]["summary"] for step in STEPS[1:])
+    loader, train, mepi, hardware, compiled = (results[step][-1]["summary"] for step in STEPS[1:])
+    assert set(compiled) == {"plain", "compiled", "gain"}
     assert set(hardware["gain"]) == {"qrdali full", "plain DALI"}
     assert {"qrdali full / plain DALI", "qrdali full / torchvision decode_jpeg"} <= set(loader["speed_ratio"])
     assert {"from memory", "color", "probe combination"} <= set(train["over_full"])
@@ -72,9 +73,11 @@ def test_all_steps_take_eight_minutes_at_most() -> None:
     models = re.search(r'^models="([^"]+)"', text, re.M)
     assert models is not None
     limits["train-$model.jsonl"] *= len(models[1].split())
-    assert len(limits) == 6
+    assert len(limits) == 7
     assert sum(limits.values()) <= 8 * 60
-    for seconds, limit in re.findall(r"\s(\d+) \S+ \S+ (?:loader|hardware|train) .*--seconds (\d+)", text):
+    for seconds, limit in re.findall(
+        r"\s(\d+) \S+ \S+ (?:loader|hardware|train|compiled) .*--seconds (\d+)", text
+    ):
         assert int(limit) + 20 <= int(seconds)
 
 
