@@ -169,15 +169,20 @@ def test_a_set_goes_on_whatever_ended_it_and_with_any_number_of_ranks(
     """Two ranks of which one is killed, then three that are sent SIGTERM, then one process."""
     out = tmp_path / "set"
     command = words(options(run, dataset, out))
-    first = torchrun(2, command)
-    wait(lambda: found(out, 1) > 2, first)
-    os.kill(workers(first)[1], signal.SIGKILL)
-    begun = time.monotonic()
-    status, _, _ = ended(first)
-    assert status == 1
-    assert time.monotonic() - begun < 20
-    kept = found(out, 0) + found(out, 1)
-    assert kept < 24
+    for _ in range(3):
+        first = torchrun(2, command)
+        wait(lambda: found(out, 1) > 2, first)
+        os.kill(workers(first)[1], signal.SIGKILL)
+        begun = time.monotonic()
+        status, _, _ = ended(first)
+        assert status == 1
+        assert time.monotonic() - begun < 20
+        kept = found(out, 0) + found(out, 1)
+        if kept < 20:
+            break
+        # On a busy machine the other rank is told late: too little is left to stop a second session in.
+        shutil.rmtree(out)
+    assert kept < 20
     second = torchrun(3, [*command, "--resume"])
     journal = out / ".progress" / "combination.jsonl"  # has a line for the beginning of each session
     wait(
