@@ -37,6 +37,16 @@ BATCH = 64
 HEADER = 400  # bytes in which half of the changes are made
 PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 1_000_000  # a mutated size is seldom wanted
+# By EXIF's orientation, what makes an image upright.
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def seeds() -> dict[str, bytes]:
@@ -280,11 +290,20 @@ def reference(data: bytes) -> tuple[npt.NDArray[np.float64], int]:
             file.format == "TIFF" and (16 in file.tag_v2.get(258, ()) or file.mode in ("CMYK", "YCbCr", "P"))
         )
         deep = deep or (file.format == "PPM" and (file.mode == "I" or file.tile[0][0] == "ppm"))
-        image = ImageOps.exif_transpose(file)
+        image = _upright(file)
         if image.mode == "I" or image.mode.startswith("I;16"):
             gray = np.rint(np.asarray(image).astype(np.float64) / 257)
             return np.repeat(gray[..., None], 3, axis=2), 1
         return np.asarray(image.convert("RGB")).astype(np.float64), int(deep)
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    """Returns an image upright by its EXIF, also where Pillow cannot write the other entries anew."""
+    try:
+        return ImageOps.exif_transpose(file)
+    except Exception:  # of many types: what is left of an entry that was damaged
+        method = _TRANSPOSES.get(file.getexif().get(0x0112, 1))
+        return file.copy() if method is None else file.transpose(method)
 
 
 def main() -> None:
