@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from qrdali.cli.search_options import class_map_options, descent_options
+
 REDUCTIONS = ("color", "crop", "resolution", "combination")
 
 
@@ -23,20 +25,7 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
     metavar="full|none|N",
     help="Levels below the grid, each of half the quality.  [default: full, or the set's own]",
 )
-@click.option(
-    "--windows",
-    type=click.Choice(["5", "9"]),
-    default="5",
-    show_default=True,
-    help="Candidate windows of a crop.",
-)
-@click.option(
-    "--prefer",
-    type=click.Choice(["confidence", "entropy"]),
-    default="confidence",
-    show_default=True,
-    help="Which correct neighbour is taken.",
-)
+@descent_options
 @click.option(
     "--search",
     type=click.Choice(["descend", "exhaustive"]),
@@ -44,17 +33,7 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
     show_default=True,
     help="Step by step, or try every level (color and resolution).",
 )
-@click.option(
-    "--class-map",
-    type=click.Path(),
-    metavar="TSV",
-    help="For a run with other classes than the data: lines of its class, a tab, the data's class.",
-)
-@click.option(
-    "--map-rule",
-    type=click.Choice(["argmax", "sum"]),
-    help="The first choice, mapped; or the largest sum of probabilities.  [default: argmax]",
-)
+@class_map_options
 @click.option(
     "--limit", type=click.IntRange(1), help="Search this many images, spread evenly over the split."
 )

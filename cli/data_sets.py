@@ -200,7 +200,7 @@ def minival(dataset: str, per_class: int, seed: int) -> None:
 
     result = cut(Path(dataset), per_class, seed, warn=warn)
     if result.resumed:
-        say("an earlier call was interrupted: its cut is finished, with its --per-class and --seed")
+        say("an earlier call had begun it: its cut is whole now, with its --per-class and --seed")
     say(f"train {result.train}, val {result.val} images in {dataset}")
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from qrdali.cli.search_options import class_map_options
+
 
 @click.command()
 @click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ is evaluated.")
@@ -38,17 +40,7 @@ import click
     show_default=True,
     help="How far --curve goes below the grid, halving the quality: down to one pixel and one value.",
 )
-@click.option(
-    "--class-map",
-    type=click.Path(),
-    metavar="TSV",
-    help="For a run with other classes than the data: lines of its class, a tab, the data's class.",
-)
-@click.option(
-    "--map-rule",
-    type=click.Choice(["argmax", "sum"]),
-    help="The first choice, mapped; or the largest sum of probabilities.  [default: argmax]",
-)
+@class_map_options
 @click.option("--batch-size", type=click.IntRange(1, 1 << 20), default=32, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)

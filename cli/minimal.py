@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from qrdali.cli.search_options import descent_options
+
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path())
@@ -25,20 +27,7 @@ import click
     show_default=True,
     help="Levels below the grid, each of half the quality.",
 )
-@click.option(
-    "--windows",
-    type=click.Choice(["5", "9"]),
-    default="5",
-    show_default=True,
-    help="Candidate windows of a crop.",
-)
-@click.option(
-    "--prefer",
-    type=click.Choice(["confidence", "entropy"]),
-    default="confidence",
-    show_default=True,
-    help="Which correct neighbour is taken.",
-)
+@descent_options
 @click.option(
     "--out", default="minimal", show_default=True, type=click.Path(), help="Folder for the results."
 )

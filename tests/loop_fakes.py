@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qrdali.distributed import SINGLE_PROCESS
-from qrdali.errors import Unreadable
+from qrdali.errors import Interrupted, Unreadable
 from qrdali.interfaces import Batch, CandidateBatch, RunContext, SilentListener, never_stop
 from qrdali.models import Preprocessing
 from qrdali.runs.settings import validate_settings
@@ -150,3 +150,17 @@ def trainer_of(
     autocast, _ = autocast_for("off", CPU)
     context = RunContext(CPU, autocast, EnergyMeter(CPU), SINGLE_PROCESS, listener or Recorder(), stop)
     return Trainer(spec, splits, context)
+
+
+def stopped_again_and_again(run: Path, **values: Any) -> int:
+    """Trains by `trainer_of`, is stopped by a signal at one of the first five chances to look for one, and
+    continues, until the run has ended. Returns how often it was stopped."""
+    for stops in range(100):
+        calls = iter(range(10**6))
+        due = 1 + stops % 5
+        try:
+            trainer_of(run, stop=lambda c=calls, due=due: 15 if next(c) >= due else 0, **values).train(True)
+            return stops
+        except Interrupted:
+            pass
+    raise AssertionError("the run was stopped 100 times")

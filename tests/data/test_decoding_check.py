@@ -314,7 +314,7 @@ def test_exif_after_the_frame_is_asked_about() -> None:
 
 
 def test_a_turn_that_another_damaged_entry_has_dali_ignore_is_rejected() -> None:
-    """Of a square only the pixels tell: its size is the same without the turn."""
+    """A turned square is told by its pixels alone: its size is the same without the turn."""
     for value in range(2, 9):
         entries = ((0x0112, 3, 1, value), (0x011A, 5, 1, 1 << 24))  # a resolution beyond the end of the block
         square = malformed_images.saved(malformed_images.photo((40, 40)), "JPEG", quality=90)

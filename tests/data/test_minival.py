@@ -89,7 +89,7 @@ def test_minival_of_many_record_batches(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_same_call_again_changes_nothing(pets: Path) -> None:
-    """As after a kill at the very end, when all is done and nobody has been told."""
+    """The data set is left as a kill at the very end leaves it, when all is done and nobody was told."""
     done = minival.cut(pets, 1, 0)
     (pets / ".lock").touch()
     before = {file.name: file.read_bytes() for file in pets.iterdir() if file.name != ".lock"}

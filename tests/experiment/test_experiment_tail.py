@@ -34,7 +34,7 @@ def test_a_folder_of_version_0_1_has_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("options", "tail"), [({"tail": "full"}, "full"), ({"step": 0.05}, "none")])
 def test_without_the_note_it_is_that_of_a_mepi_set(tmp_path: Path, options: object, tail: str) -> None:
-    """As when somebody has removed a damaged done.json, as its error advises."""
+    """The folder is as it is after somebody has removed a damaged done.json, as its error advises."""
     (tmp_path / ".lock").touch()
     (tmp_path / "runs").mkdir()
     folder = tmp_path / "mepi" / "squeezenet1_1" / "baseline"

@@ -698,7 +698,7 @@ def test_a_failed_step_that_the_image_or_the_network_cannot_have(
 def test_a_journal_without_failed_steps_goes_on(
     run: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As version 0.1 wrote it."""
+    """The journal is as version 0.1 wrote it."""
     words = options(run, data, tmp_path / "set", step=0.25, reduction="resolution", tail="full")
     build_mepi(**words)
     complete = rows(tmp_path / "set")

@@ -499,7 +499,7 @@ def test_another_precision_is_another_configuration(tmp_path: Path) -> None:
 def test_digests_that_runs_recorded_stay(
     tmp_path: Path, extra: dict[str, Any], form: dict[str, Any], digest: str
 ) -> None:
-    """As the version before settings were resolved computed them, from the same files."""
+    """The digests are those that the version before computed from the same files."""
     images = fingerprints("a", "b")
     start = run(tmp_path / "s", right(30, 30), method="shared", extra={**images, **extra}, **form)
     init = chain_of(validate_settings({"method": "baseline", "data": "x", "init": str(start)})).init
@@ -508,7 +508,7 @@ def test_digests_that_runs_recorded_stay(
 
 
 def test_the_machine_does_not_choose_the_baseline(tmp_path: Path) -> None:
-    """Of two baselines of a seed the one of the same settings is taken, not the one of the same host."""
+    """A run is compared with the baseline of the same settings, not with that of the same host."""
     new = OF_GPU[1]
     older = run(tmp_path / "older", right(30, 30), extra=GPU_RUN, lr=0.5)
     other = run(tmp_path / "other", right(30, 30), extra=GPU_RUN, lr=0.1, **new)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_fakes import Recorder, trainer_of
+from loop_fakes import Recorder, stopped_again_and_again, trainer_of
 from test_trainer_loop import equal, rows, saved
 
 from qrdali.errors import InputError, Interrupted, RunError
@@ -280,18 +280,8 @@ def test_a_run_stopped_again_and_again_ends_as_if_it_never_was(tmp_path: Path, n
         **STOPPED[name],
     }
     trainer_of(tmp_path / "whole", **values).train(False)
-    stops, run = 0, tmp_path / "stopped"
-    for attempt in range(100):
-        calls = iter(range(10**6))
-        trainer = trainer_of(
-            run, stop=lambda calls=calls, due=1 + attempt % 5: 15 if next(calls) >= due else 0, **values
-        )
-        try:
-            trainer.train(True)
-            break
-        except Interrupted:
-            stops += 1
-    assert stops > 4
+    run = tmp_path / "stopped"
+    assert stopped_again_and_again(run, **values) > 4
     assert rows(tmp_path / "whole") == rows(run)
     assert len({row["lr"] for row in rows(run)}) > 1
     for file in ("last/model", "last/optimizer", "last/random", "best/model"):

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from loop_fakes import Recorder, trainer_of
+from loop_fakes import Recorder, stopped_again_and_again, trainer_of
 from safetensors.torch import load_file
 from test_trainer_loop import equal, rows, saved
 from torch import nn
 
 from qrdali import models
 from qrdali.data.index import Dataset
-from qrdali.errors import InputError, Interrupted, RunError
+from qrdali.errors import InputError, RunError
 from qrdali.interfaces import Batch, JobControl
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import Settings, validate_settings
@@ -273,18 +273,8 @@ def test_a_run_with_everything_is_resumed_as_if_never_stopped(tmp_path: Path) ->
         "warmup_epochs": 1,
     }
     trainer_of(tmp_path / "whole", **values).train(False)
-    stops, run = 0, tmp_path / "stopped"
-    for attempt in range(100):
-        calls = iter(range(10**6))
-        trainer = trainer_of(
-            run, stop=lambda calls=calls, due=1 + attempt % 4: 15 if next(calls) >= due else 0, **values
-        )
-        try:
-            trainer.train(True)
-            break
-        except Interrupted:
-            stops += 1
-    assert stops > 4
+    run = tmp_path / "stopped"
+    assert stopped_again_and_again(run, **values) > 4
     assert rows(tmp_path / "whole") == rows(run)
     for file in ("last/model", "last/ema", "last/optimizer", "last/random", "best/model"):
         assert equal(saved(tmp_path / "whole", file), saved(run, file)), file

@@ -1,0 +1,45 @@
+"""Options that several commands on searches and evaluations share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def descent_options(command: F) -> F:
+    """Adds --windows and --prefer: which neighbours a descent step has, and which of them it takes."""
+    prefer = click.option(
+        "--prefer",
+        type=click.Choice(["confidence", "entropy"]),
+        default="confidence",
+        show_default=True,
+        help="Which correct neighbour is taken.",
+    )
+    windows = click.option(
+        "--windows",
+        type=click.Choice(["5", "9"]),
+        default="5",
+        show_default=True,
+        help="Candidate windows of a crop.",
+    )
+    return windows(prefer(command))
+
+
+def class_map_options(command: F) -> F:
+    """Adds --class-map and --map-rule, for a run with other classes than the data."""
+    rule = click.option(
+        "--map-rule",
+        type=click.Choice(["argmax", "sum"]),
+        help="The first choice, mapped; or the largest sum of probabilities.  [default: argmax]",
+    )
+    file = click.option(
+        "--class-map",
+        type=click.Path(),
+        metavar="TSV",
+        help="For a run with other classes than the data: lines of its class, a tab, the data's class.",
+    )
+    return file(rule(command))
