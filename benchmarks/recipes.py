@@ -8,9 +8,9 @@ and crops; the pictures are the same. The runs after `shared` of one seed all be
 that of a constant rate of 1e-3. Runs that are done are skipped, so the same command goes on where it was
 stopped, and adds cells that need options which an older qrdali lacked. One thread computes, another decodes.
 
-The pictures have eight classes, which differ in colour and shape. With the 20 of `qrdali demo`, accuracy stands
-still near one half until a network tells textures apart, which takes it few epochs or many, depending on the
-seed: with three seeds, that would be all that the table shows.
+The pictures have eight classes, which differ in colour and shape. With the 20 of `qrdali demo`, accuracy
+stands still near one half until a network tells textures apart, which takes few epochs or many, depending on
+the seed: with three seeds, that would be all that the table shows.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class Work(NamedTuple):
 def schedules(shared: bool, rate: float) -> dict[str, Values]:
     """Returns the settings of each schedule; all but `constant` have a warm-up and a least rate.
 
-    The cosine of `stage`, whose only stage in a shared run is the whole of it, ends there after three quarters.
-    In runs with patience 2, plateau lowers the rate with the first unit that does not improve.
+    The only stage of a shared run is the whole of it: there the cosine of `stage` ends after three quarters. In
+    runs with patience 2, plateau lowers the rate with the first unit that does not improve.
     """
     warm: Values = {"warmup_epochs": 2.0 if shared else 1.0}
     least: Values = {"min_lr": rate / 100}
