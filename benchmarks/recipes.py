@@ -83,8 +83,8 @@ class Work(NamedTuple):
 def schedules(shared: bool, rate: float) -> dict[str, Values]:
     """Returns the settings of each schedule; all but `constant` have a warm-up and a least rate.
 
-    The only stage of a shared run is the whole of it: there the cosine of `stage` ends after three quarters. In
-    runs with patience 2, plateau lowers the rate with the first unit that does not improve.
+    The only stage of a shared run is the whole of it: there the cosine of `stage` ends after three quarters.
+    In runs with patience 2, plateau lowers the rate with the first unit that does not improve.
     """
     warm: Values = {"warmup_epochs": 2.0 if shared else 1.0}
     least: Values = {"min_lr": rate / 100}

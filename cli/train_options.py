@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from qrdali.runs.recipes import recipe_names
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -231,7 +233,11 @@ def _running(command: F) -> F:
             help="Training images that may turn out unreadable; 0: none.  [default: 0.1%]",
         ),
         click.option(
-            "--config", type=click.Path(), help="TOML file of these options; the command line wins."
+            "--config",
+            type=click.Path(),
+            metavar="FILE|RECIPE",
+            help="TOML file of these options, or one that came with qrdali: "
+            f"{', '.join(recipe_names())}. The command line wins.",
         ),
         click.option(
             "--dry-run", is_flag=True, help="Print the epochs that would run at most; no data is touched."

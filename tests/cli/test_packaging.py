@@ -14,7 +14,7 @@ from qrdali.runs.settings import read_toml
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {"qrdali": ROOT / "qrdali", "qrdali/pipelines": ROOT / "pipelines", "qrdali/cli": ROOT / "cli"}
-CONFIGS = sorted(f"qrdali/configs/{file.name}" for file in (ROOT / "configs").glob("*.toml"))
+CONFIGS = sorted(f"qrdali/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "configs").rglob("*.toml"))
 LINKS = {ROOT / "qrdali" / name for name in ("pipelines", "cli")}  # to the folders at the top
 MODULES = sorted(
     f"{part}/{file.relative_to(folder)}"
@@ -49,7 +49,7 @@ def test_wheel_and_sdist_hold_all_parts(built: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert set(MODULES) <= set(names)
     assert {"qrdali/py.typed", "qrdali/network_costs.tsv", *CONFIGS} <= set(names)
-    assert len(CONFIGS) == 3
+    assert len(CONFIGS) == 8
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
     assert {*MODULES, "qrdali/network_costs.tsv", *CONFIGS} <= inside
