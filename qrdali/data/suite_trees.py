@@ -59,11 +59,6 @@ class FoundSuite:
     parts: tuple[SuitePart, ...]
     notes: tuple[str, ...] = ()
 
-    @property
-    def class_count(self) -> int:
-        """Returns the number of classes that have a folder."""
-        return len({label for part in self.parts for label in part.labels.values()})
-
 
 def listing_digest(files: Iterator[tuple[int, str]], root: Path) -> str:
     """Returns the SHA-256 of the labels, paths below `root`, sizes and times of files.

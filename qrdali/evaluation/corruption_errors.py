@@ -112,9 +112,10 @@ class CorruptionErrors:
 def corruption_errors(
     definition: SuiteDefinition, errors: Mapping[tuple[str, int], float], clean_error: float | None
 ) -> CorruptionErrors:
-    """Returns the corruption errors of a network. errors: shares of wrong answers, by corruption and severity.
+    """Returns the corruption errors of a network.
 
-    clean_error: the share of wrong answers without corruption, None where it is not known.
+    errors: its shares of wrong answers, by corruption and severity. clean_error: the share of wrong answers
+    without corruption, None where it is not known.
     """
     by_corruption: dict[str, dict[int, float]] = {}
     for (corruption, severity), error in sorted(errors.items()):

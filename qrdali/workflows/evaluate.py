@@ -133,12 +133,13 @@ def evaluate(
             batch_size, device, amp, threads, scale if curve else None, reduced, scale.grid, mapping
         )
         evaluator = Evaluator(folder, options, control)
+        of_suites = SuiteEvaluator(evaluator)
+        # All are found before any is evaluated: a wrong folder must not show after hours.
+        found = [of_suites.find(name, suite_root) for name, suite_root in suites.items()]
         results = [] if data is None else [evaluator.split(Path(data), split, root)]
         for name, set_folder in sets.items():
             results.append(evaluator.folder(name, set_folder))
-        for name, suite_root in suites.items():
-            results.append(SuiteEvaluator(evaluator).evaluate(name, suite_root))
-        return results
+        return results + [of_suites.evaluate(suite) for suite in found]
 
 
 def read_map(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,18 +34,22 @@ Files = Callable[[LeftOut | None], Iterator[tuple[int, str]]]
 
 
 @dataclass(frozen=True)
-class _Suite:
-    """Holds a suite on its way through a network.
+class FoundSets:
+    """Holds a suite that was found on the disk, and how a network answers on it.
 
-    root: its folder. target: int64, the network's number of each of the suite's classes; None where files are
-    labelled as the network is. answers: among which classes the network answers.
+    root: its folder. sets: those that have rows of their own, each with what is known of it and its files.
+    target: int64, the network's number of each of the suite's classes; None where files are labelled as the
+    network is. answers: among which classes the network answers. real: the right answers of ReaL. notes:
+    sentences on what the suite lacks.
     """
 
     definition: SuiteDefinition
     root: Path
+    sets: Mapping[str, tuple[SuiteRows, Files]]
     target: npt.NDArray[np.int64] | None
     answers: SuiteAnswers
     real: RealImages | None = None
+    notes: tuple[str, ...] = ()
 
 
 class SuiteEvaluator:
@@ -59,12 +63,10 @@ class SuiteEvaluator:
         self.evaluator, self.group = evaluator, evaluator.group
         self.listener = evaluator.context.listener
 
-    def evaluate(self, name: str, root: str | Path) -> dict[str, Any]:
-        """Evaluates a suite below `root`, writes its rows, and returns its figures.
+    def find(self, name: str, root: str | Path) -> FoundSets:
+        """Returns the sets of a suite below `root`.
 
-        Returns {"suite", "images", "accuracy", …} as `SuiteFigures.to_json` has it, with "root", "notes" and
-        "sets", the result of each set by the name of its rows. Raises InputError where `root` does not hold
-        the suite, or the run lacks its classes.
+        Raises InputError where `root` does not hold the suite, or the run lacks its classes.
         """
         definition = suite_definition(name)
         if self.evaluator.class_map is not None and definition.layout != "minimal images":
@@ -72,31 +74,26 @@ class SuiteEvaluator:
                 f"--class-map does not go with --suite {name}, whose classes are ImageNet's: leave it out, "
                 "or evaluate the suite by itself"
             )
-        sets: dict[str, dict[str, Any]] = {}
-        if definition.layout == "validation images":
-            found, suite = FoundSuite(()), self.group.run_on_all(lambda: self._real(definition, str(root)))
-            assert suite.real is not None
-            images = suite.real.images
-            self._require_equal(root, [suite.real.digest, len(images)])
-            described = SuiteRows(name, right=suite.real.digest, classes=len(definition.classes))
-            sets[name] = self._set(suite, name, described, _files_of(images))
-        else:
-            found = self.group.run_on_all(
-                lambda: find_suite(definition, str(root), self.evaluator.class_list)
-            )
-            suite = self.group.run_on_all(lambda: self._suite(definition, found, Path(root)))
-            self._require_equal(root, [[part.name, dict(part.labels)] for part in found.parts])
-            for part in found.parts:
-                sets[part.name] = self._set(suite, part.name, _described(definition, part), part.files)
+        of_images = definition.layout == "validation images"
+        find = self._validation_images if of_images else self._class_folders
+        found = self.group.run_on_all(lambda: find(definition, str(root)))
+        if not self.group.is_single:
+            self.group.require_equal(f"the folders of {root}", repr(sorted(found.sets)))
+        return found
+
+    def evaluate(self, found: FoundSets) -> dict[str, Any]:
+        """Evaluates the sets of a suite, writes their rows, and returns the figures of the suite.
+
+        Returns {"suite", "images", "accuracy", …} as `SuiteFigures.to_json` has it, with "root", "notes" and
+        "sets", the result of each set by the name of its rows.
+        """
+        name = found.definition.name
+        sets = {part: self._set(found, part) for part in found.sets}
         figures = self.group.run_on_all(lambda: self._figures(list(sets.values())))
-        notes = [*found.notes, *_notes(figures, found, suite, self.evaluator.run)]
+        notes = [*found.notes, *_notes(figures, found, self.evaluator.run)]
         for note in notes:
             self.listener.line(f"{name}: {note}")
-        return figures.to_json() | {"root": str(root), "notes": notes, "sets": sets}
-
-    def _require_equal(self, root: str | Path, value: object) -> None:
-        if not self.group.is_single:
-            self.group.require_equal(f"the images of {root}", repr(value))
+        return figures.to_json() | {"root": str(found.root), "notes": notes, "sets": sets}
 
     def _figures(self, results: Sequence[dict[str, Any]]) -> SuiteFigures:
         """Returns the figures of the sets that were just evaluated, from their rows."""
@@ -108,21 +105,28 @@ class SuiteEvaluator:
             raise RunError(f"the rows of {names[0]} cannot be read back: evaluate the suite again")
         return figures
 
-    def _real(self, definition: SuiteDefinition, root: str) -> _Suite:
+    def _validation_images(self, definition: SuiteDefinition, root: str) -> FoundSets:
         target, answers = self._classes_of(definition)
         real = find_real(definition, root, LeftOut())
-        return _Suite(definition, Path(root), target, answers, real)
+        described = SuiteRows(definition.name, classes=len(definition.classes), right=real.digest)
+        sets = {definition.name: (described, _files_of(real.images))}
+        return FoundSets(definition, Path(root), sets, target, answers, real)
 
-    def _suite(self, definition: SuiteDefinition, found: FoundSuite, root: Path) -> _Suite:
+    def _class_folders(self, definition: SuiteDefinition, root: str) -> FoundSets:
         if definition.classes:
-            return _Suite(definition, root, *self._classes_of(definition))
-        kept = None
-        if len(self.evaluator.classes) > definition.class_count and self.evaluator.class_map is None:
-            # A network of many more classes is asked among those that it shares with the suite.
-            kept = np.array(
-                sorted({label for part in found.parts for label in part.labels.values()}), np.int64
-            )
-        return _Suite(definition, root, None, SuiteAnswers(kept))
+            target, answers = self._classes_of(definition)
+            found = find_suite(definition, root, self.evaluator.class_list)
+        else:
+            target, found = None, find_suite(definition, root, self.evaluator.class_list)
+            answers = SuiteAnswers(self._shared(definition, found))
+        sets = {part.name: (_described(definition, part), part.files) for part in found.parts}
+        return FoundSets(definition, Path(root), sets, target, answers, notes=found.notes)
+
+    def _shared(self, definition: SuiteDefinition, found: FoundSuite) -> npt.NDArray[np.int64] | None:
+        """Returns the classes that a network of more classes than the suite shares with it, else None."""
+        if len(self.evaluator.classes) <= definition.class_count or self.evaluator.class_map is not None:
+            return None
+        return np.array(sorted({label for part in found.parts for label in part.labels.values()}), np.int64)
 
     def _classes_of(self, definition: SuiteDefinition) -> tuple[npt.NDArray[np.int64], SuiteAnswers]:
         """Returns the network's numbers of the suite's classes, and the answers among them.
@@ -137,16 +141,17 @@ class SuiteEvaluator:
             shared = len({*definition.classes} & {*known.names})
             raise InputError(
                 f"--suite {definition.name} is of {definition.class_count:,} classes of ImageNet, of which "
-                f"the run {run} knows {shared:,}: its {len(known):,} classes are {known.describe(0)} and so on. "
-                "Evaluate a network that knows all of them, such as one of `qrdali adopt`"
+                f"the run {run} knows {shared:,}: its {len(known):,} classes are {known.describe(0)} and so "
+                "on. Evaluate a network that knows all of them, such as one of `qrdali adopt`"
             )
 
         classes = ClassList(definition.classes, imagenet_readable(definition.classes))
         target = match_classes(classes, known, definition.title, f"the run {run}", refuse)
         return target, SuiteAnswers(np.sort(target) if len(target) < len(known) else None)
 
-    def _set(self, suite: _Suite, name: str, described: SuiteRows, files: Files) -> dict[str, Any]:
+    def _set(self, suite: FoundSets, name: str) -> dict[str, Any]:
         """Evaluates a set of a suite, or keeps its rows, and returns its result."""
+        described, files = suite.sets[name]
         kept = suite.answers.kept
         described = replace(
             described,
@@ -171,7 +176,7 @@ class SuiteEvaluator:
         names = [[printable(path), printable(reason)] for path, reason in rejected]
         return result | {"kept": False, "unreadable_files": names}
 
-    def _index(self, suite: _Suite, files: Files, file: Path) -> tuple[Index, list[tuple[str, str]]]:
+    def _index(self, suite: FoundSets, files: Files, file: Path) -> tuple[Index, list[tuple[str, str]]]:
         """Returns the index of a set's images with the network's labels, and the files that were left out."""
         not_read: list[tuple[str, str]] = []
         left_out = LeftOut(lambda path, reason: not_read.append((path, reason)))
@@ -187,7 +192,7 @@ class SuiteEvaluator:
         index = Index(file, len(self.evaluator.classes if suite.target is None else suite.target))
         return index if suite.target is None else index.with_network_labels(suite.target), rejected
 
-    def _answers(self, suite: _Suite, index: Index) -> SuiteAnswers | None:
+    def _answers(self, suite: FoundSets, index: Index) -> SuiteAnswers | None:
         """Returns how a set's answers are judged, None where a class map says it."""
         if self.evaluator.class_map is not None:
             return None
@@ -250,7 +255,7 @@ def _files_of(images: tuple[tuple[int, str], ...]) -> Files:
     return files
 
 
-def _notes(figures: SuiteFigures, found: FoundSuite, suite: _Suite, run: Path) -> list[str]:
+def _notes(figures: SuiteFigures, suite: FoundSets, run: Path) -> list[str]:
     """Returns sentences on what was evaluated that a reader of the figures must know."""
     notes = []
     first = next(iter(figures.sets.values()))
@@ -258,9 +263,10 @@ def _notes(figures: SuiteFigures, found: FoundSuite, suite: _Suite, run: Path) -
         notes.append(f"The network answered among {first.rows.answers:,} of its classes.")
     if suite.real is not None and suite.real.skipped:
         notes.append(f"{suite.real.skipped:,} validation images have no right answer and were skipped.")
-    if found.parts and suite.definition.classes and found.class_count < suite.definition.class_count:
+    classes = max(one.rows.classes for one in figures.sets.values())
+    if suite.definition.classes and classes < suite.definition.class_count:
         notes.append(
-            f"{found.class_count:,} of the {suite.definition.class_count:,} classes have a folder: the "
+            f"{classes:,} of the {suite.definition.class_count:,} classes have a folder: the "
             "figures are of these images."
         )
     if figures.images_published is not None and not figures.is_whole:
