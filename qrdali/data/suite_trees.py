@@ -225,11 +225,10 @@ def _corruption_folders(definition: SuiteDefinition, root: Path) -> dict[str, Pa
         folders[name] = folder
 
     for name in folder_entries(root).folders:
-        inner = folder_entries(root / name).folders
         if name in corruptions:
             add(name, root / name)
-        elif corruptions.intersection(inner):
-            for other in inner:
+        elif name in definition.parts:
+            for other in folder_entries(root / name).folders:
                 if other in corruptions:
                     add(other, root / name / other)
                 else:
