@@ -175,7 +175,10 @@ def read_suites(
     for file in sorted((run / "predictions").glob("*.parquet")):
         metadata = read_metadata(run, file.stem)
         described = SuiteRows.from_metadata(metadata)
-        if described is None or (wanted is not None and file.stem not in wanted):
+        if KEY not in metadata or (wanted is not None and file.stem not in wanted):
+            continue
+        if described is None:
+            warn(f"{printable(file)} does not say of which suite it is: left out")
             continue
         if metadata.get("epoch", epoch) != epoch:
             warn(
