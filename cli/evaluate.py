@@ -97,8 +97,6 @@ def _show(results: list[dict[str, Any]], as_json: bool) -> None:
         sets = {result["set"]: result for result in results}
         emit({**(results[0] if results else {}), "sets": sets, **({"suites": suites} if suites else {})})
         return
-    for suite in suites.values():
-        show_suite(suite)
     for result in results:
         _show_accuracy(result)
         for reduced in result.get("reduced", {}).values():
@@ -110,6 +108,8 @@ def _show(results: list[dict[str, Any]], as_json: bool) -> None:
                 say(f"  {reduction:12s} area {curve['area']:.3f}, log {curve['log_area']:.3f}  {text}")
         if "curve" in result:
             say(f"curve: {result['curve']['files']}.png")
+    for suite in suites.values():
+        show_suite(suite)
 
 
 def _show_accuracy(result: dict[str, Any]) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from qrdali.errors import InputError, printable
+from qrdali.reduction.quality import REDUCTIONS
 
 SUITES = ("imagenet-c", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-v2", "real", "human")
+
+
+_SET = re.compile(rf"(?P<suite>imagenet-c)-[a-z_]+-[1-5]|(?P<other>human)-({'|'.join(REDUCTIONS)})", re.ASCII)
 
 
 def require_suite_name(name: str) -> None:
@@ -30,5 +36,11 @@ def parse_suites(texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def suite_of_rows(name: str) -> str | None:
-    """Returns the suite that rows of this name are of, or None: its own, or followed by - and a part's."""
-    return next((suite for suite in SUITES if name == suite or name.startswith(f"{suite}-")), None)
+    """Returns the suite whose rows have this name, its own or that of one of its sets; None if there is none.
+
+    Sets are of a corruption and a severity, or of a reduction.
+    """
+    if name in SUITES:
+        return name
+    match = _SET.fullmatch(name)
+    return match["suite"] or match["other"] if match else None

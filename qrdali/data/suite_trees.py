@@ -204,7 +204,7 @@ def _corruptions(definition: SuiteDefinition, root: Path) -> FoundSuite:
     absent = [name for name in definition.alexnet_error if name not in folders]
     if absent:
         notes.append(
-            f"{len(absent)} of the {len(definition.alexnet_error)} corruptions are not there: "
+            f"Corruptions that are not there ({len(absent)} of {len(definition.alexnet_error)}): "
             f"{', '.join(absent)}. mCE is of all {len(definition.alexnet_error)}."
         )
     return FoundSuite(tuple(parts), tuple(notes))
@@ -281,7 +281,7 @@ def _minimal_images(definition: SuiteDefinition, root: Path, run_classes: ClassL
     notes = []
     if lacking:
         notes.append(
-            f"Left out are the folders of {len(lacking)} classes that the run does not know: "
+            f"Left out are the folders of classes that the run does not know ({len(lacking)}): "
             f"{_some(lacking)}."
         )
     return FoundSuite(tuple(parts), tuple(notes))

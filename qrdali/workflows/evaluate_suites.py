@@ -87,12 +87,14 @@ class SuiteEvaluator:
         Returns {"suite", "images", "accuracy", …} as `SuiteFigures.to_json` has it, with "root", "notes" and
         "sets", the result of each set by the name of its rows.
         """
-        name = found.definition.name
         sets = {part: self._set(found, part) for part in found.sets}
+        if kept := sum(one["kept"] for one in sets.values()):
+            self.listener.line(
+                f"{found.definition.name}: {kept} of {len(sets)} sets have rows of these files and weights, "
+                "which are kept"
+            )
         figures = self.group.run_on_all(lambda: self._figures(list(sets.values())))
         notes = [*found.notes, *_notes(figures, found, self.evaluator.run)]
-        for note in notes:
-            self.listener.line(f"{name}: {note}")
         return figures.to_json() | {"root": str(found.root), "notes": notes, "sets": sets}
 
     def _figures(self, results: Sequence[dict[str, Any]]) -> SuiteFigures:
@@ -163,7 +165,6 @@ class SuiteEvaluator:
         digest = self.group.run_on_main(lambda: listing_digest(files(None), suite.root))
         described = replace(described, files=self.group.broadcast_object(digest or ""))
         if (rows := self._kept_rows(name, described)) is not None:
-            self.listener.line(f"{name}: its rows are of these files and weights, and are kept")
             return self.evaluator.result(name, rows, 0) | {"kept": True, "unreadable_files": []}
         with TemporaryDirectory() as scratch:
             index, rejected = self._index(suite, files, Path(scratch) / "set.arrow")
@@ -262,12 +263,12 @@ def _notes(figures: SuiteFigures, suite: FoundSets, run: Path) -> list[str]:
     if first.rows.restricted:
         notes.append(f"The network answered among {first.rows.answers:,} of its classes.")
     if suite.real is not None and suite.real.skipped:
-        notes.append(f"{suite.real.skipped:,} validation images have no right answer and were skipped.")
+        notes.append(f"Validation images without a right answer, which were skipped: {suite.real.skipped:,}.")
     classes = max(one.rows.classes for one in figures.sets.values())
     if suite.definition.classes and classes < suite.definition.class_count:
         notes.append(
-            f"{classes:,} of the {suite.definition.class_count:,} classes have a folder: the "
-            "figures are of these images."
+            f"Classes that have a folder: {classes:,} of {suite.definition.class_count:,}. The figures are "
+            "of their images."
         )
     if figures.images_published is not None and not figures.is_whole:
         per_set = " in each set" if len(figures.sets) > 1 else ""

@@ -8,9 +8,10 @@ from suite_trees import WNIDS, picture
 
 from qrdali.data.class_matching import ClassList
 from qrdali.data.suite_definitions import suite_definition
-from qrdali.data.suite_names import SUITES
+from qrdali.data.suite_names import SUITES, suite_of_rows
 from qrdali.data.suite_trees import find_suite, listing_digest
 from qrdali.errors import InputError
+from qrdali.evaluation.prediction_rows import evaluate_command_for
 
 NO_CLASSES = ClassList(("a", "b"))
 # The classes' numbers in the authors' evaluation scripts (thousand_k_to_200 and imagenet_r_indices).
@@ -85,6 +86,25 @@ def test_alexnet_errors_are_the_means_of_the_published_ones() -> None:
     for name, published in ALEXNET.items():
         assert errors[name] == pytest.approx(sum(published) / 5, abs=1e-9)
     assert (len(definition.alexnet_error), len(definition.alexnet_error_extra)) == (15, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "suite"),
+    [
+        ("real", "real"),
+        ("real-photos", None),
+        ("imagenet-a", "imagenet-a"),
+        ("imagenet-c-jpeg_compression-5", "imagenet-c"),
+        ("imagenet-c-fog-6", None),
+        ("imagenet-cats", None),
+        ("human-crop", "human"),
+        ("human-beings", None),
+        ("test", None),
+    ],
+)
+def test_which_rows_are_of_a_suite(name: str, suite: str | None) -> None:
+    assert suite_of_rows(name) == suite
+    assert (f"--suite {suite}=ROOT" in evaluate_command_for(name)) == (suite is not None)
 
 
 def test_every_suite_names_its_source_and_its_download() -> None:

@@ -60,7 +60,7 @@ def test_answers_are_restricted_to_the_200_classes(run: Path, tmp_path: Path) ->
     assert by_name["flips"] == pytest.approx(np.e / (np.e + 199))
     assert by_name["wrong"] == pytest.approx(np.e / (np.exp(2) + np.e + 198))
     assert read_metadata(run, "imagenet-a")["suite"]["answers"] == 200
-    assert any("2 of the 200 classes" in note for note in found["notes"])
+    assert any("Classes that have a folder: 2 of 200." in note for note in found["notes"])
     assert any("7,500 images, here are 3" in note for note in found["notes"])
 
 
@@ -142,7 +142,7 @@ def test_corruption_errors_of_some_corruptions(run: Path, tmp_path: Path) -> Non
     assert one["mean_ce"] == pytest.approx((0.564062 + 0.305130) / 2, abs=1e-6)
     assert one["corruptions"]["spatter"]["ce"] == pytest.approx(1 / 0.717512)
     assert one["corruptions"]["spatter"]["extra"] is True
-    assert any("13 of the 15 corruptions are not there" in note for note in one["notes"])
+    assert any("not there (13 of 15): shot_noise, impulse" in note for note in one["notes"])
     assert len(one["sets"]) == 15
     rows = pq.read_table(run / "predictions" / "imagenet-c-gaussian_noise-3.parquet")
     assert rows["label"].to_pylist() == [0, 1, 2, 3]
@@ -228,7 +228,7 @@ def test_several_right_answers(run: Path, tmp_path: Path, place: str) -> None:
     assert rows["prediction"].tolist() == [8, 5, 3, 1, 2]
     assert rows["rank"].tolist() == [1, 2, 1, 2, 1]
     assert rows["true_probability"][1] == pytest.approx(np.e / (np.exp(2) + np.e + 998))
-    assert any("1 validation images have no right answer" in note for note in found["notes"])
+    assert any("which were skipped: 1." in note for note in found["notes"])
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_minimal_images_of_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "human-color": 1,
         "human-crop": 0.5,
     }
-    assert any("1 classes that the run does not know: unicorn" in note for note in found["notes"])
+    assert any("classes that the run does not know (1): unicorn" in note for note in found["notes"])
     assert suite(run, "human", root / "crop")["accuracy"] == 0.5
 
 
@@ -430,3 +430,5 @@ def test_what_is_printed(run: Path, tmp_path: Path) -> None:
     assert "fog CE 30.5%, relative –; wrong at severity 1: 25.0%, 2: 25.0%" in text
     assert "imagenet-a: accuracy 1.0000 (1 of 1), top-5 1.0000, negative log-likelihood 3.3" in text
     assert "imagenet-a.parquet" in text
+    again = CliRunner().invoke(cli, ["evaluate", *options, *words]).stderr
+    assert "imagenet-c: 5 of 5 sets have rows of these files and weights, which are kept" in again
