@@ -68,15 +68,7 @@ class SuiteEvaluator:
 
         Raises InputError where `root` does not hold the suite, or the run lacks its classes.
         """
-        definition = suite_definition(name)
-        if self.evaluator.class_map is not None and definition.layout != "minimal images":
-            raise InputError(
-                f"--class-map does not go with --suite {name}, whose classes are ImageNet's: leave it out, "
-                "or evaluate the suite by itself"
-            )
-        of_images = definition.layout == "validation images"
-        find = self._validation_images if of_images else self._class_folders
-        found = self.group.run_on_all(lambda: find(definition, str(root)))
+        found = self.group.run_on_all(lambda: self._find(suite_definition(name), str(root)))
         if not self.group.is_single:
             self.group.require_equal(f"the folders of {root}", repr(sorted(found.sets)))
         return found
@@ -106,6 +98,16 @@ class SuiteEvaluator:
         if figures is None or len(figures.sets) != len(names):
             raise RunError(f"the rows of {names[0]} cannot be read back: evaluate the suite again")
         return figures
+
+    def _find(self, definition: SuiteDefinition, root: str) -> FoundSets:
+        if self.evaluator.class_map is not None and definition.layout != "minimal images":
+            raise InputError(
+                f"--class-map does not go with --suite {definition.name}, whose classes are ImageNet's: "
+                "leave it out, or evaluate the suite by itself"
+            )
+        if definition.layout == "validation images":
+            return self._validation_images(definition, root)
+        return self._class_folders(definition, root)
 
     def _validation_images(self, definition: SuiteDefinition, root: str) -> FoundSets:
         target, answers = self._classes_of(definition)
