@@ -25,11 +25,13 @@ from qrdali.schedule.methods import check_settings
 from qrdali.system.device import probe_batch_size, resolve_amp
 
 
-def settings_of(method: str, run: Path, values: dict[str, Any], resume: bool) -> Settings:
+def settings_of(
+    method: str, run: Path, values: dict[str, Any], resume: bool, *, needs_data: bool = True
+) -> Settings:
     """Returns the settings of a run: the `values` that are given and, with `resume`, those it was begun with.
 
-    Raises InputError for a run of another method, without a data set for one that has not begun, and for what
-    `validate_settings` refuses.
+    needs_data: whether a run that has not begun must have a data set; if not, `data` may be "". Raises
+    InputError for a run of another method, without a data set, and for what `validate_settings` refuses.
     """
     recorded = run_folder.begun_with(run) if resume and run_folder.holds_run(run) else {}
     if recorded.get("method") == run_folder.ADOPTED:
@@ -45,6 +47,8 @@ def settings_of(method: str, run: Path, values: dict[str, Any], resume: bool) ->
             "--run … --resume`"
         )
     if not recorded and "data" not in values:
+        if not needs_data:
+            return validate_settings({"data": "", **values, "method": method})
         raise InputError(
             f"{printable(run)} has not begun: say with --data what it trains on, a data set made by "
             "`qrdali data index`"
