@@ -149,6 +149,12 @@ def takes(setting: Setting, method: str) -> bool:
     return setting.option is None or method in setting.option.methods or method not in EVERY
 
 
+def has_setting(setting: Setting, method: str, schedule: str) -> bool:
+    """Returns whether a method with a schedule of the learning rate has a setting."""
+    schedules = () if setting.option is None else setting.option.schedules
+    return takes(setting, method) and (not schedules or schedule in schedules)
+
+
 def describe_refusal(setting: Setting, method: str) -> str:
     """Returns the error for a setting that is given to a method that does not have it."""
     *others, last = setting.methods

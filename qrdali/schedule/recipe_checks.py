@@ -9,17 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from qrdali.errors import InputError, printable
-from qrdali.runs.settings import Settings, default_settings
+from qrdali.runs.setting_table import settings_table
+from qrdali.runs.settings import Settings
 from qrdali.schedule.rate_spans import has_set_length, span_epochs
 
-# Which schedules of the rate an option is for.
-_SCHEDULES_OF = {
-    "min_lr": ("cosine", "plateau", "stage", "wsd"),
-    "stage_epochs": ("stage",),
-    "decay_epochs": ("wsd",),
-    "plateau_factor": ("plateau",),
-    "plateau_patience": ("plateau",),
-}
 # Keywords of optimizers that options of their own stand for, or that say how torch computes.
 _OWN_KEYWORDS = frozenset(
     {"params", "lr", "weight_decay", "foreach", "fused", "capturable", "differentiable", "maximize"}
@@ -40,12 +33,12 @@ def check_recipe(settings: Settings) -> None:
 
 
 def _check_rate(settings: Settings) -> None:
-    defaults, schedule = default_settings(), settings.lr_schedule
-    for name, schedules in _SCHEDULES_OF.items():
-        if getattr(settings, name) != defaults[name] and schedule not in schedules:
+    schedule = settings.lr_schedule
+    for setting in settings_table(Settings).values():
+        schedules = setting.option.schedules if setting.option else ()
+        if schedules and schedule not in schedules and getattr(settings, setting.name) != setting.default:
             raise InputError(
-                f"--{name.replace('_', '-')} is for --lr-schedule {_either(schedules)}, not {schedule}: "
-                "leave it out"
+                f"{setting.flag} is for --lr-schedule {_either(schedules)}, not {schedule}: leave it out"
             )
     if schedule == "stage" and not settings.stage_epochs:
         raise InputError(
