@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from qrdali.runs.setting_table import Kind, Setting, near_names, settings_table
 from qrdali.runs.settings import Settings
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,34 +51,37 @@ def train_option(setting: Setting) -> click.Option:
     return click.Option(declarations, **given)
 
 
-def setting_option(
-    name: str, *, settings: type[BaseModel] = Settings, **changed: Any
-) -> Callable[[F], F]:
+def setting_option(name: str, *, default_text: str = "", **changed: Any) -> Callable[[F], F]:
     """Adds the option of a setting to another command than `train`, where it means the same.
 
-    The type, with the range, the choices and the help are the setting's. A value that only stands for "not
-    given", as 0 does of --threads, is refused: the option is left out instead. changed: what `click.option`
-    is given in place of the setting's own, such as default or help.
+    The type with its range, the choices, the default and the help are the setting's. A value that only stands
+    for "not given", as 0 of --threads does, is refused: the option is left out instead. default_text: what
+    help shows as the default of an option that has none. changed: what `click.option` is given in place of
+    the setting's own, such as default or help.
     """
-    setting = settings_table(settings)[name]
+    setting = settings_table(Settings)[name]
     assert setting.option is not None
+    stands_for = _stands_for(setting)
+    default_text = default_text or (stands_for if not {"default", "help"} & changed.keys() else "")
     given: dict[str, Any] = {"help": setting.option.help or setting.help, "type": _ranged_type(setting)}
     if setting.kind is Kind.CHOICE:
         given["callback"] = _choice_of(setting)
     if setting.option.metavar:
         given["metavar"] = setting.option.metavar
-    stands_for_other = setting.option.default is not None and setting.kind is not Kind.CHOICE
-    if "default" not in changed:
-        if stands_for_other:
-            given["help"] += f"  [default: {setting.option.default}]"
-        else:
-            changed["default"] = _shown(setting)
-    given |= {"show_default": changed.get("default") is not None, **changed}
+    default = setting.default
+    given["default"] = None if stands_for else str(default) if setting.kind is Kind.CHOICE else default
+    given |= changed
+    given["show_default"] = given["default"] is not None
+    if default_text:
+        given["help"] += f"  [default: {default_text}]"
     return click.option(setting.flag, setting.name, **given)
 
 
-def _shown(setting: Setting) -> Any:
-    return str(setting.default) if setting.kind is Kind.CHOICE else setting.default
+def _stands_for(setting: Setting) -> str:
+    """Returns what the default of a number stands for, "" where it is what it says."""
+    if setting.option is None or setting.kind not in (Kind.INTEGER, Kind.NUMBER):
+        return ""
+    return setting.option.default or ""
 
 
 def _type(setting: Setting) -> Any:
@@ -97,9 +97,7 @@ def _type(setting: Setting) -> Any:
 def _ranged_type(setting: Setting) -> Any:
     if setting.kind is not Kind.INTEGER:
         return _type(setting)
-    low = setting.low
-    if setting.option is not None and setting.option.default is not None and setting.default == low:
-        low = setting.default + 1
+    low = setting.default + 1 if _stands_for(setting) and setting.default == setting.low else setting.low
     return click.IntRange(low, setting.high, max_open=setting.is_high_open)
 
 

@@ -19,9 +19,9 @@ def train() -> None:
 
     \b
     Example:
-      qrdali train shared   --data data --run runs/shared --model resnet10t --input-size 96 --epochs 20
+      qrdali train shared --data data --run runs/shared --model resnet10t
       qrdali train baseline --data data --run runs/baseline --init runs/shared
-      qrdali train fixed    --data data --run runs/fixed --init runs/shared --reduction crop --quality 0.5
+      qrdali train linear --data data --run runs/linear --init runs/shared
     """
 
 
@@ -30,7 +30,8 @@ def shared(**options: Any) -> None:
     """A set number of full-quality epochs: the common start of all methods.
 
     \b
-    Example: qrdali train shared --data data --run runs/shared --model resnet10t --input-size 96 --epochs 20
+    Example: qrdali train shared --data data --run runs/shared \\
+               --model resnet10t --input-size 96 --epochs 20
     """
     _run("shared", options)
 
@@ -40,7 +41,8 @@ def baseline(**options: Any) -> None:
     """Full-quality epochs until patience ends them.
 
     \b
-    Example: qrdali train baseline --data data --run runs/baseline --init runs/shared
+    Example: qrdali train baseline --data data --run runs/baseline \\
+               --init runs/shared
     """
     _run("baseline", options)
 
@@ -50,7 +52,8 @@ def fixed(**options: Any) -> None:
     """R epochs at one quality among C epochs.
 
     \b
-    Example: qrdali train fixed --data data --run runs/fixed --init runs/shared --reduction crop --quality 0.5
+    Example: qrdali train fixed --data data --run runs/fixed \\
+               --init runs/shared --reduction crop --quality 0.5
     """
     _run("fixed", options)
 
@@ -60,8 +63,8 @@ def linear(**options: Any) -> None:
     """R epochs whose quality falls by one step per stage, the same for every image.
 
     \b
-    Example: qrdali train linear --data data --run runs/linear --init runs/shared \\
-               --reduction crop --sequence paired-rounds
+    Example: qrdali train linear --data data --run runs/linear \\
+               --init runs/shared --reduction crop --sequence paired-rounds
     """
     _run("linear", options)
 
@@ -72,8 +75,8 @@ def adaptive(**options: Any) -> None:
     right.
 
     \b
-    Example: qrdali train adaptive --data data --run runs/adaptive --init runs/shared \\
-               --reduction crop --sequence paired-rounds
+    Example: qrdali train adaptive --data data --run runs/adaptive \\
+               --init runs/shared --reduction crop --sequence paired-rounds
     """
     _run("adaptive", options)
 
@@ -83,8 +86,8 @@ def random(**options: Any) -> None:
     """The control: R epochs whose quality is drawn per image and epoch, which is plain augmentation.
 
     \b
-    Example: qrdali train random --data data --run runs/random --init runs/shared \\
-               --reduction color --low 0.25 --high 1
+    Example: qrdali train random --data data --run runs/random \\
+               --init runs/shared --reduction color --low 0.25 --high 1
     """
     _run("random", options)
 

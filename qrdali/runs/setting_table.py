@@ -14,6 +14,8 @@ from pydantic.fields import FieldInfo
 
 from qrdali.runs.option import EVERY, Option
 
+_MOST_COMPARED = 200  # characters of a name that may be of any length
+
 
 class Kind(Enum):
     """Names the types of settings as a reader of the reference knows them."""
@@ -164,7 +166,7 @@ def describe_refusal(setting: Setting, method: str) -> str:
 
 def near_names(name: str, names: Iterable[str]) -> str:
     """Returns "; near it: a, b" of the names that someone who wrote `name` may have meant, "" for none."""
-    near = difflib.get_close_matches(name, list(names), 3, 0.5)
+    near = difflib.get_close_matches(name[:_MOST_COMPARED], list(names), 3, 0.5)
     return f"; near it: {', '.join(near)}" if near else ""
 
 

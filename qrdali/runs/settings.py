@@ -37,7 +37,6 @@ __all__ = [
     "MAX_BATCH",
     "MAX_THREADS",
     "Settings",
-    "check_values",
     "default_settings",
     "plain_options",
     "read_settings",
@@ -147,14 +146,6 @@ def validate_settings(values: dict[str, Any]) -> Settings:
         return Settings(**values)
     except ValidationError as error:
         raise InputError(_first_mistake(error)) from None
-
-
-def check_values(values: dict[str, Any]) -> None:
-    """Checks settings that are given one by one, without those that a run needs.
-
-    Raises InputError as `validate_settings`.
-    """
-    validate_settings({"method": "shared", "data": "", **values})
 
 
 def _first_mistake(error: ValidationError) -> str:

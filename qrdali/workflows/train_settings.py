@@ -4,6 +4,7 @@ the run's folder."""
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from qrdali.models import Preprocessing
 from qrdali.runs import automatic
 from qrdali.runs import folder as run_folder
 from qrdali.runs.configuration import probes
+from qrdali.runs.setting_table import describe_refusal, settings_table, takes
 from qrdali.runs.settings import MAX_BATCH, Settings, validate_settings
 from qrdali.schedule.methods import check_settings
 from qrdali.system.device import probe_batch_size, resolve_amp
@@ -54,6 +56,16 @@ def settings_of(
             "`qrdali data index`"
         )
     return validate_settings({**recorded, **values, **going_on, "method": method})
+
+
+def require_own_options(method: str, values: Mapping[str, Any]) -> None:
+    """Raises InputError for a setting that is given to a method without it, unless it is the default.
+
+    Of what is said of one run, not of a file, which may hold the settings of several methods.
+    """
+    for name, setting in settings_table(Settings).items():
+        if name in values and values[name] != setting.default and not takes(setting, method):
+            raise InputError(f"{name} = {printable(values[name])[:80]}: {describe_refusal(setting, method)}")
 
 
 def require_run_folder(run: Path, begun: bool, resume: bool) -> None:
