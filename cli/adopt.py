@@ -61,7 +61,8 @@ def adopt(
     \b
     Examples: qrdali adopt resnet50 --run runs/r50
               qrdali adopt torchvision/resnet50 --run runs/r50-tv --fit center
-              qrdali adopt resnet50 --run runs/own --weights own.pth --classes data
+              qrdali adopt resnet50 --run runs/own --weights own.pth \\
+                --classes data
               qrdali adopt tf_efficientnet_lite0 --run runs/lite \\
                 --weights lite.safetensors --mean .5,.5,.5 --std .5,.5,.5
     """

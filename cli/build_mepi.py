@@ -55,8 +55,8 @@ def build_mepi(as_json: bool, **options: Any) -> None:
     \b
     Examples: qrdali build-mepi --run runs/baseline --data data --reduction crop \\
                 --out mepi
-              qrdali build-mepi --run runs/r50 --data humanet --class-map map.tsv \\
-                --map-rule sum --out mepi
+              qrdali build-mepi --run runs/r50 --data humanet \\
+                --class-map map.tsv --map-rule sum --out mepi
     """
     from qrdali.cli.signals import terminal_control
     from qrdali.cli.terminal import emit

@@ -33,7 +33,7 @@ def predict(images: tuple[str, ...], run: str, as_json: bool, **options: Any) ->
 
     \b
     Examples: qrdali predict cat.jpg --run runs/baseline
-              qrdali predict photos s3://bucket/more --run runs/base --out rows.parquet
+              qrdali predict photos s3://bucket/more --run runs/baseline
     """
     from qrdali.cli.terminal import TerminalListener, emit, say
     from qrdali.interfaces import JobControl

@@ -89,9 +89,9 @@ def _type(setting: Setting) -> Any:
         return NearChoice([str(choice) for choice in setting.choices])
     if setting.option is not None and setting.option.is_path:
         return click.Path()
-    # A share is a text until its callback has read the percent sign.
-    is_number = setting.kind in (Kind.INTEGER, Kind.NUMBER) and not (setting.option and setting.option.is_share)
-    return {Kind.INTEGER: int, Kind.NUMBER: float}[setting.kind] if is_number else str
+    if setting.option is not None and setting.option.is_share:
+        return str  # until its callback has read the percent sign
+    return {Kind.INTEGER: int, Kind.NUMBER: float}.get(setting.kind, str)
 
 
 def _ranged_type(setting: Setting) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from qrdali.cli.groups import SuggestingGroup
-from qrdali.cli.train_options import given_settings, method_command, require_run
 from qrdali.cli.train_config import show_config
+from qrdali.cli.train_options import given_settings, method_command, require_run
 from qrdali.cli.train_sequence import show_sequence
 
 

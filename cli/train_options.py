@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
-def _own_options() -> dict[Topic, list[click.Option]]:
-    """Returns the options that are no settings, by the topic at whose end help lists them."""
+def own_options() -> dict[Topic, list[click.Option]]:
+    """Returns the options that are no settings, by the topic that they begin."""
     running = [
         click.Option(
             ["--config"], type=click.Path(), help="TOML file of these options; the command line wins."
@@ -50,10 +50,8 @@ class TrainCommand(click.Command):
     def __init__(
         self, method: str, callback: Callable[..., None], settings: type[BaseModel] = Settings
     ) -> None:
-        table, own = settings_table(settings), _own_options()
-        self._topics = {
-            topic: [*_options(table, topic, method), *own.get(topic, [])] for topic in Topic
-        }
+        table, own = settings_table(settings), own_options()
+        self._topics = {topic: [*own.get(topic, []), *_options(table, topic, method)] for topic in Topic}
         self._method, self._table = method, table
         params: list[click.Parameter] = [option for options in self._topics.values() for option in options]
         super().__init__(method, callback=callback, params=params, help=callback.__doc__)

@@ -171,4 +171,6 @@ def near_names(name: str, names: Iterable[str]) -> str:
 
 
 def _number(value: float) -> str:
+    if isinstance(value, int) and value >= 1 << 20 and value & (value - 1) == 0:
+        return f"2^{value.bit_length() - 1}"
     return f"{value:g}" if isinstance(value, float) else str(value)

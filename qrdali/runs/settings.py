@@ -64,7 +64,7 @@ class RunningSettings(SettingsGroup):
         description="Also show the run in tensorboard (RUN/tensorboard), wandb, mlflow or trackio: extras to "
         "install; --resume goes on in the same log.",
     )
-    save_every: Annotated[str, Option(Topic.RUNNING)] = Field(
+    save_every: Annotated[str, Option(Topic.RUNNING, metavar="N|Nm")] = Field(
         "", description="Save within an epoch: N steps, or Nm minutes."
     )
     seed: Annotated[int, Option(Topic.RUNNING)] = Field(

@@ -70,7 +70,7 @@ def _comment(setting: Setting, method: str) -> list[str]:
     text, limits = setting.help, setting.describe_range()
     if limits and setting.option is not None:
         text += f" One of {limits}." if setting.choices else f" {limits[0].upper()}{limits[1:]}."
-    if default := _default(setting, method):
+    if default := describe_toml_default(setting, method):
         text += f" Default: {default}."
     return textwrap.wrap(
         text,
@@ -82,7 +82,7 @@ def _comment(setting: Setting, method: str) -> list[str]:
     )
 
 
-def _default(setting: Setting, method: str) -> str:
+def describe_toml_default(setting: Setting, method: str) -> str:
     """Returns the default as the file has it, and what it stands for in parentheses."""
     if setting.option is None or not setting.is_scalar or setting.default in (None, ""):
         return setting.describe_default()
