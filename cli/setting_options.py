@@ -97,8 +97,10 @@ def _type(setting: Setting) -> Any:
 def _ranged_type(setting: Setting) -> Any:
     if setting.kind is not Kind.INTEGER:
         return _type(setting)
-    low = setting.default + 1 if _stands_for(setting) and setting.default == setting.low else setting.low
-    return click.IntRange(low, setting.high, max_open=setting.is_high_open)
+    low, high = (None if bound is None else int(bound) for bound in (setting.low, setting.high))
+    if _stands_for(setting) and setting.default == low:
+        low = int(setting.default) + 1
+    return click.IntRange(low, high, max_open=setting.is_high_open)
 
 
 def _choice_of(setting: Setting) -> Callable[[click.Context, click.Parameter, Any], Any]:

@@ -71,7 +71,8 @@ class TrainCommand(click.Command):
             if records:
                 with formatter.section(topic.value):
                     formatter.write_dl(records)
-        if (record := self.get_help_option(ctx)) and (shown := record.get_help_record(ctx)):
+        help = self.get_help_option(ctx)
+        if help is not None and (shown := help.get_help_record(ctx)):
             with formatter.section("Help"):
                 formatter.write_dl([shown])
 

@@ -3,13 +3,12 @@ together."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable
 from typing import Any
 
 from qrdali.errors import InputError, printable
-from qrdali.runs.setting_table import settings_table
+from qrdali.runs.setting_table import near_names, settings_table
 from qrdali.runs.settings import Settings
 from qrdali.schedule.rate_spans import has_set_length, span_epochs
 
@@ -70,11 +69,8 @@ def require_optimizer(name: str, options: dict[str, Any]) -> None:
     try:
         optimizer = get_optimizer_class(name, bind_defaults=False)
     except ValueError:
-        near = difflib.get_close_matches(name, list_optimizers(), 3, 0.5)
-        raise InputError(
-            f"no optimizer is called {printable(name)[:80]!r}; {'near it' if near else 'timm has'}: "
-            + ", ".join(near or list_optimizers()[:8])
-        ) from None
+        near = near_names(name, list_optimizers()) or f"; timm has: {', '.join(list_optimizers()[:8])}"
+        raise InputError(f"no optimizer is called {printable(name)[:80]!r}{near}") from None
     if options:
         keywords = set(inspect.signature(optimizer).parameters) - _OWN_KEYWORDS
         require_keywords(options, keywords, "--optimizer-option", f"optimizer {name}")
@@ -87,11 +83,8 @@ def require_keywords(options: Iterable[str], known: Iterable[str], option: str, 
     for key in options:
         if key in names:
             continue
-        near = difflib.get_close_matches(key, names, 3, 0.5)
-        raise InputError(
-            f"{option} {printable(key)[:80]}: {owner} has no such option; "
-            + (f"near it: {', '.join(near)}" if near else f"it has {', '.join(names) or 'none'}")
-        )
+        near = near_names(key, names) or f"; it has {', '.join(names) or 'none'}"
+        raise InputError(f"{option} {printable(key)[:80]}: {owner} has no such option{near}")
 
 
 def _require_values(name: str, options: dict[str, Any]) -> None:
