@@ -55,6 +55,19 @@ def refuse_changes(tasks: Tasks) -> None:
             )
 
 
+def compared_settings(tasks: Tasks) -> dict[str, Any]:
+    """Returns what all workers of a matrix must agree on while they work, as plain data.
+
+    Folders are left out, which hosts may have in other places; the images count in place of theirs.
+    """
+    values = tasks.matrix.model_dump(mode="json", exclude={"out": True, "data": {"folder"}})
+    values["train"] = {key: value for key, value in values["train"].items() if key not in ("threads", "root")}
+    if tasks.matrix.data.folder:
+        used = dict.fromkeys(["train", "val", *tasks.matrix.evaluate.splits])
+        values["images"] = {split: tasks.fingerprint(split) for split in used}
+    return values
+
+
 def _changed_adoption(tasks: Tasks, run: PlannedRun) -> list[str]:
     """Returns how an adopted run differs from what would be adopted now."""
     assert run.adopt is not None

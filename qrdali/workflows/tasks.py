@@ -72,7 +72,7 @@ def _train(tasks: Tasks, run: PlannedRun, control: JobControl) -> None:
     folder = tasks.folder.run(run.name)
     if not (folder / "config.toml").exists():
         # Before it trains: whatever is replaced from here on makes the run one of other origins.
-        tasks.folder.note(f"from {run.name}", tasks.origin(run))
+        tasks.folder.begins(run.name, tasks.origin(run))
     run_training(run.settings, folder, True, control)
 
 
