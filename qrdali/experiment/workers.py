@@ -103,7 +103,7 @@ class Workers:
 
     def read(self, number: int) -> Worker | None:
         """Returns what a worker's file says; None while it cannot be read."""
-        return _parsed(number, self._content(number))
+        return _parsed(number, self._content(number) or b"")
 
     def all(self) -> Iterator[Worker]:
         """Yields the workers that have not said that they have ended."""
@@ -115,10 +115,15 @@ class Workers:
                     yield worker
 
     def is_gone(self, number: int) -> bool:
-        """Returns whether a worker is known to be gone: at once, or after it was silent at every look."""
+        """Returns whether a worker is known to be gone: at once, or after it was silent at every look.
+
+        A file is removed only when its worker is gone.
+        """
         if number in self._ended:
             return True
         content = self._content(number)
+        if content is None:
+            return True
         worker = _parsed(number, content)
         if worker is not None and (worker.ended or self.is_alive(worker) is False):
             if worker.ended:
@@ -137,10 +142,13 @@ class Workers:
             return None
         return is_held(file)
 
-    def _content(self, number: int) -> bytes:
+    def _content(self, number: int) -> bytes | None:
+        """Returns what is in a worker's file, nothing where it cannot be read; None if there is no file."""
         try:
             with open(self.file(number), "rb", opener=_without_waiting) as file:
                 return file.read(_MOST_BYTES)
+        except FileNotFoundError:
+            return None
         except OSError:
             return b""
 
@@ -247,6 +255,8 @@ class Presence:
 
     def _write(self, word: str) -> None:
         """Counts up in place: that takes no new space on a disk."""
+        if not os.fstat(self._descriptor).st_nlink:
+            raise OSError("somebody has removed the file: others take this worker for gone")
         os.pwrite(self._descriptor, self._line(word), self._offset)
         sync_opened(self._descriptor)
         self._written = time.monotonic()
