@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from qrdali.experiment.estimate import Estimate, Seconds
+from qrdali.experiment.estimate import Estimate
 from qrdali.experiment.tasks import Task, Tasks
 
 _UNKNOWN_EPOCH = 1.0  # seconds: without any measured or stated time, epochs are counted
 
 
-def task_seconds(tasks: Tasks, estimate: Estimate) -> dict[str, float]:
-    """Returns how long each task still takes at most, in seconds, by key; 0 for what is done.
+def task_seconds(tasks: Tasks, estimate: Estimate, *, longest: bool = True) -> dict[str, float]:
+    """Returns how long each task still takes, in seconds, by key: at most, or at least; 0 for what is done.
 
     Where a network's times are not known, an epoch of it is taken to be as long as the mean of the others',
     and an evaluation or a MEPI set as one of its epochs at most.
@@ -20,17 +20,18 @@ def task_seconds(tasks: Tasks, estimate: Estimate) -> dict[str, float]:
         if "full" in (pace := estimate.pace(network.folder)).epoch
     ]
     epoch = sum(known) / len(known) if known else _UNKNOWN_EPOCH
-    return {task.key: _seconds(tasks, task, estimate, epoch) for task in tasks.all}
+    return {task.key: _seconds(tasks, task, estimate, epoch, int(longest)) for task in tasks.all}
 
 
-def _seconds(tasks: Tasks, task: Task, estimate: Estimate, epoch: float) -> float:
+def _seconds(tasks: Tasks, task: Task, estimate: Estimate, epoch: float, bound: int) -> float:
+    """Returns a task's time. bound: 0 for the least, 1 for the most."""
     if task.kind == "train":
         remaining = estimate.remaining(tasks.runs[task.name])
-        high = remaining.seconds.high
-        return remaining.epochs[1] * epoch if high is None else high
-    if task.kind in ("evaluate", "mepi"):
-        high = Seconds(*estimate.like(task)).high
-        return epoch if high is None else high
+        seconds = remaining.seconds[bound]
+        return remaining.epochs[bound] * epoch if seconds is None else seconds
+    if task.kind in ("evaluate", "mepi") and not tasks.done(task):
+        seconds = estimate.like(task)[bound]
+        return epoch if seconds is None else seconds
     return 0.0
 
 

@@ -8,126 +8,35 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qrdali.errors import InputError, RunError, printable
-from qrdali.experiment import estimate
 from qrdali.experiment.config import read
-from qrdali.experiment.estimate import Estimate, Remaining, Seconds
+from qrdali.experiment.estimate import Estimate, Seconds
 from qrdali.experiment.expand import expand
 from qrdali.experiment.folder import ExperimentFolder
-from qrdali.experiment.tasks import Task, Tasks
+from qrdali.experiment.tasks import Tasks
 from qrdali.experiment.workers import Presence, require_room
-from qrdali.interfaces import JobControl, ProgressListener
-from qrdali.runs import folder as run_folder
+from qrdali.interfaces import JobControl, ProgressListener, SilentListener
 from qrdali.system.deterministic import cublas_workspace
 from qrdali.workflows.matrix_checks import check_inputs, compared_settings, refuse_changes
+from qrdali.workflows.matrix_launch import LaunchedMatrix, WorkerPlan, WorkersView, run_workers
+from qrdali.workflows.matrix_plan import Plan, PlannedTask
+from qrdali.workflows.matrix_result import MatrixResult, TasksFailed, result_of
+from qrdali.workflows.matrix_status import MatrixStatus, status_of, time_left
 from qrdali.workflows.matrix_worker import MatrixWorker
 from qrdali.workflows.stop_requests import raise_if_stopped
 
-
-@dataclass(frozen=True)
-class PlannedTask:
-    """Describes a task of a matrix before it is done.
-
-    state: "done", "failed", "begun" or "waiting"; why: the reason, or what it waits for. remaining: of a
-    training run. seconds: of an evaluation or a MEPI set, as others of the same network took.
-    """
-
-    kind: str
-    name: str
-    state: str
-    why: str
-    remaining: Remaining | None = None
-    seconds: Seconds | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns the task's entry in the list of `--dry-run --json`."""
-        entry: dict[str, Any] = {"kind": self.kind, "name": self.name, "state": self.state, "why": self.why}
-        if self.remaining is not None:
-            entry |= {"epochs": self.remaining.epochs, "seconds": self.remaining.seconds}
-        elif self.seconds is not None:
-            entry["seconds"] = self.seconds
-        return entry
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Holds what a call would do.
-
-    out: the matrix' folder. sources: where the times of each network come from, in words.
-    """
-
-    out: Path
-    tasks: tuple[PlannedTask, ...]
-    sources: dict[str, str]
-
-    @property
-    def training(self) -> Seconds:
-        """Returns the time that all runs still take on one machine, without validation; None where a run's is
-        unknown.
-        """
-        times = [task.remaining.seconds for task in self.tasks if task.remaining is not None]
-        low, high = [time.low for time in times], [time.high for time in times]
-        return Seconds(_sum_if_known(low), _sum_if_known(high))
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns the list of `--dry-run --json`."""
-        total = self.training
-        unknown = total.low is None or total.high is None
-        return {
-            "out": str(self.out),
-            "tasks": [task.as_json() for task in self.tasks],
-            "seconds": None if unknown else list(total),
-            "source": self.sources,
-        }
-
-
-def _sum_if_known(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Holds a run of the matrix as it is now; None for what is not there yet.
-
-    val: accuracy of its best weights by training. accuracy: on the first split that is evaluated. seconds: of
-    training and probes.
-    """
-
-    name: str
-    state: str
-    val: float | None
-    accuracy: float | None
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class MatrixResult:
-    """Holds what a call has left.
-
-    tasks: how many there are. split: on which `RunResult.accuracy` was measured. failed: reasons by task.
-    waiting: by task, the task that it waits for. page: of the report, if there is one.
-    """
-
-    tasks: int
-    split: str
-    runs: tuple[RunResult, ...]
-    failed: dict[str, str]
-    waiting: dict[str, str]
-    page: Path | None
-
-
-class TasksFailed(RunError):
-    """Says that tasks of a matrix failed; the others are done, and `result` has both."""
-
-    def __init__(self, result: MatrixResult) -> None:
-        behind = f" and {len(result.waiting)} wait for them" if result.waiting else ""
-        super().__init__(
-            f"{len(result.failed)} of {result.tasks} tasks failed{behind}: the same command tries them again"
-        )
-        self.result = result
+__all__ = [
+    "MatrixResult",
+    "MatrixStatus",
+    "Plan",
+    "PlannedTask",
+    "TasksFailed",
+    "plan",
+    "reproduce",
+    "reproduce_in_workers",
+    "status",
+]
 
 
 @dataclass(frozen=True)
@@ -171,6 +80,25 @@ def plan(
     return Plan(tasks.folder.folder, tuple(planned), times.sources())
 
 
+def status(
+    config: str | Path,
+    *,
+    only: Sequence[str] = (),
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    root: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    control: JobControl = JobControl(),
+) -> MatrixStatus:
+    """Returns how far a matrix is, beside the workers that do it; nothing is written.
+
+    Options as of `reproduce`.
+    """
+    tasks = _open(config, _Options(only, out, data, root, device, threads), control.listener)
+    return status_of(tasks, control.listener.line)
+
+
 def reproduce(
     config: str | Path,
     *,
@@ -200,6 +128,55 @@ def reproduce(
     with cublas_workspace(next((name for name in devices if name != "cpu"), "cpu")):
         check_inputs(tasks)
         return _execute(tasks, options, control)
+
+
+def reproduce_in_workers(
+    config: str | Path,
+    plans: Sequence[WorkerPlan],
+    view: WorkersView,
+    *,
+    only: Sequence[str] = (),
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    root: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    retries: int = 1,
+    control: JobControl = JobControl(),
+) -> MatrixResult:
+    """Does as `reproduce`, by several processes on this host: one for each of `plans`.
+
+    view: is called with what they print. Raises RunError if all of them have died.
+    """
+    options = _Options(only, out, data, root, device, threads, retries)
+    tasks = _open(config, options, control.listener)
+    check_inputs(tasks)
+    notes = [tasks.folder.task(task.key) / "done.json" for task in tasks.all]
+    view.begin(
+        LaunchedMatrix(
+            tasks.folder.folder,
+            tuple(task.key for task in tasks.all),
+            lambda: sum(note.exists() for note in notes),
+            lambda: time_left(tasks, len(plans)),
+        )
+    )
+    words = [str(config), *(word for pattern in only for word in ("--only", pattern))]
+    given = {"out": out, "data": data, "root": root, "device": device, "retries": retries}
+    words += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    try:
+        run_workers(plans, words, view, control.stop)
+    finally:
+        view.end()
+    tasks = _open(config, options, SilentListener())
+    blocked = {task.key: tasks.blocked(task) for task in tasks.all if not tasks.done(task)}
+    result = result_of(tasks, {key: need for key, need in blocked.items() if need})
+    if result.failed:
+        raise TasksFailed(result)
+    if blocked:
+        raise RunError(
+            f"{len(blocked)} tasks are left, among them {next(iter(blocked))}: the same command goes on"
+        )
+    return result
 
 
 def _open(config: str | Path, options: _Options, listener: ProgressListener) -> Tasks:
@@ -243,13 +220,16 @@ def _execute(tasks: Tasks, options: _Options, control: JobControl) -> MatrixResu
     listener = control.listener
     with tasks.folder.lock(listener.warn):
         tasks.folder.begin(tasks.tail)
+        if all(map(tasks.done, tasks.all)):
+            listener.line(f"{len(tasks.all)} tasks in {tasks.folder.folder}, all of them done already")
+            return result_of(tasks, {})
         with Presence(tasks.folder.folder, compared_settings(tasks)) as presence:
             require_room(presence, _Waiting(control))
             worker = MatrixWorker(tasks, presence, options.retries, control)
             done_already = f", {worker.done} of them done already" if worker.done else ""
             listener.line(f"{len(tasks.all)} tasks in {tasks.folder.folder}{done_already}")
             waiting = worker.work()
-        result = _result(tasks, waiting)
+        result = result_of(tasks, waiting)
     if result.failed or result.waiting:
         raise TasksFailed(result)
     return result
@@ -267,41 +247,3 @@ class _Waiting:
             self._control.listener.line(text)
         time.sleep(1.0)
         raise_if_stopped(self._control.stop)
-
-
-def _result(tasks: Tasks, waiting: dict[str, str]) -> MatrixResult:
-    split = tasks.matrix.evaluate.splits[0]
-    failures = tasks.folder.failures
-    failed = {
-        task.key: failures[task.key].get("reason", "")
-        for task in tasks.all
-        if task.key in failures and not tasks.done(task)
-    }
-    page = tasks.folder.report / "report.html"
-    return MatrixResult(
-        len(tasks.all),
-        split,
-        tuple(_run_result(tasks, run.name, split) for run in tasks.wanted),
-        failed,
-        waiting,
-        page if page.exists() else None,
-    )
-
-
-def _run_result(tasks: Tasks, name: str, split: str) -> RunResult:
-    accuracies = None
-    if tasks.done(Task("evaluate", name)):
-        accuracies = tasks.folder.done[f"evaluate {name}"].get("accuracy")
-    accuracy = accuracies.get(split) if isinstance(accuracies, dict) else None
-    try:
-        val = run_folder.describe_best(tasks.folder.run(name)).val_accuracy
-    except (RunError, ValueError):
-        val = None
-    rows = estimate.rows(tasks.folder.run(name))
-    return RunResult(
-        name,
-        tasks.state(tasks.run_task(name))[0],
-        val,
-        accuracy if isinstance(accuracy, float) else None,
-        rows[-1].get("total_seconds", 0) if rows else None,
-    )
