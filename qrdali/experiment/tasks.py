@@ -268,6 +268,13 @@ class Tasks:
         """Returns the fingerprint of a split's images, "" where there are none."""
         return self._fingerprint(split, None)
 
+    def fingerprints(self, *splits: str) -> dict[str, dict[str, str]]:
+        """Returns the fingerprints of splits' images, in both forms, by split; without those that are not
+        there.
+        """
+        there = [split for split in splits if self._fingerprint(split, None)]
+        return {split: self._indexes[split].fingerprints for split in there}
+
     def _fingerprint(self, split: str, noted: object) -> str:
         try:
             if split not in self._indexes:

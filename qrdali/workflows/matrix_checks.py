@@ -19,6 +19,7 @@ from qrdali.files.json_objects import read_object
 from qrdali.runs import automatic
 from qrdali.runs import folder as run_folder
 from qrdali.runs import settings as run_settings
+from qrdali.runs.moved import moved_paths
 from qrdali.system.device import resolve_device
 from qrdali.workflows.continued_run import CHANGEABLE_SETTINGS
 
@@ -102,8 +103,11 @@ def _changed_settings(tasks: Tasks, run: PlannedRun) -> list[str]:
     open_keys = {*automatic.LEFT} - ({*known} if not automatic.moves(now["device"], before) else set())
     matched = ("max_epochs",) if settings.match else ()  # follows from the steps of the other run
     at_begin = ("definitions", "epochs_before", "automatic")  # what a run gets when it begins
+    moved: set[str] = set()
+    if any(before.get(key) != now[key] for key in ("data", "init", "match")):
+        moved = moved_paths(folder, settings, before, tasks.fingerprints("train", "val"))
     return describe_changes(
-        before, now, {*CHANGEABLE_SETTINGS, *open_keys, "match_steps", *at_begin, *matched}
+        before, now, {*CHANGEABLE_SETTINGS, *open_keys, "match_steps", *at_begin, *matched, *moved}
     )
 
 

@@ -14,7 +14,8 @@ import pytest
 from kill_helpers import contents
 from matrix_helpers import begun, joined, start, written
 
-from qrdali.errors import InputError
+from qrdali.data.scan import build_dataset
+from qrdali.errors import InputError, Interrupted
 from qrdali.experiment import folder as folder_file
 from qrdali.experiment.claims import Claims
 from qrdali.experiment.workers import Presence, Workers
@@ -347,3 +348,61 @@ def test_status_says_who_does_what_and_writes_nothing(
     after = workflow.status(config)
     assert (after.count("done"), after.workers) == (6, ())
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == kept
+
+
+def test_data_and_folder_under_another_mount_are_no_changed_settings(images: Path, tmp_path: Path) -> None:
+    """The same images, indexed elsewhere; and the matrix' own folder has moved too."""
+    place, other = tmp_path / "mount", tmp_path / "elsewhere"
+    place.mkdir()
+    shutil.copytree(images, place / "images")
+    build_dataset(place / "images", place / "data")
+
+    def config(folder: Path, **changes: Any) -> Path:
+        return written(
+            tmp_path,
+            folder / "out",
+            data={"folder": str(folder / "data")},
+            network=[{"model": "test_resnet", "input_size": 32, "epochs": 1}],
+            runs={"methods": ["baseline"]},
+            mepi={},
+            **changes,
+        )
+
+    at_once = JobControl(stop=lambda: signal.SIGTERM if stopped() else 0)
+    metrics = place / "out" / "runs" / "test_resnet" / "baseline" / "metrics.jsonl"
+
+    def stopped() -> bool:
+        return metrics.exists() and metrics.read_text().count("\n") >= 2
+
+    with pytest.raises(Interrupted):
+        workflow.reproduce(config(place), control=at_once)
+    place.rename(other)
+    shutil.rmtree(other / "data")
+    build_dataset(other / "images", other / "data")
+    moved = config(other)
+    assert [task.state for task in workflow.plan(moved).tasks][:2] == ["done", "begun"]
+    assert not workflow.reproduce(moved).failed
+    # Other images of the same names, and other settings, are refused as ever.
+    shutil.rmtree(other / "data")
+    picture = next((other / "images" / "train").rglob("*.jpg"))
+    picture.unlink()
+    build_dataset(other / "images", other / "data")
+    other.rename(place)
+    with pytest.raises(InputError, match=r"data .* → |training images changed"):
+        workflow.plan(config(place))
+
+
+def test_images_that_have_moved_are_found_below_the_root(images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "before")
+    build_dataset(tmp_path / "before", tmp_path / "data")
+    (tmp_path / "before").rename(tmp_path / "now")
+    config = written(
+        tmp_path,
+        tmp_path / "out",
+        data={"folder": str(tmp_path / "data")},
+        network=[{"model": "test_resnet", "input_size": 32, "epochs": 1}],
+        runs={"methods": []},
+        mepi={"runs": ["shared"], "limit": 2, "step": 0.25, "reductions": ["color"]},
+        report={"make": False},
+    )
+    assert not workflow.reproduce(config, root=str(tmp_path / "now")).failed
