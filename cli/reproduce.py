@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from qrdali.workflows.matrix_launch import WorkerPlan
     from qrdali.workflows.reproduce import MatrixResult, MatrixStatus, Plan, PlannedTask
 
 
@@ -78,14 +79,13 @@ def reproduce(
     from qrdali.errors import InputError
     from qrdali.interfaces import JobControl
     from qrdali.workflows import reproduce as workflow
+    from qrdali.workflows.matrix_launch import plans_for
 
     looks = dry_run or show_status
     if as_json and not looks:
         raise InputError("--json is for --dry-run and --status")
     if dry_run and show_status:
         raise InputError("--dry-run and --status: give one of them")
-    if workers is not None and gpus is not None:
-        raise InputError("--workers and --gpus: give one of them")
     if looks:
         del options["retries"]
         look = workflow.plan if dry_run else workflow.status
@@ -96,10 +96,10 @@ def reproduce(
             _list(seen)
         else:
             _show_status(seen)
-    elif workers is None and gpus is None:
-        _work(options)
+    elif plans := plans_for(workers, gpus, options["threads"]):
+        _launch(options, plans)
     else:
-        _launch(options, workers, gpus)
+        _work(options)
 
 
 def _work(options: dict[str, Any]) -> None:
@@ -122,18 +122,12 @@ def _work(options: dict[str, Any]) -> None:
         _show_end(result)
 
 
-def _launch(options: dict[str, Any], workers: int | None, gpus: str | None) -> None:
+def _launch(options: dict[str, Any], plans: list[WorkerPlan]) -> None:
     """Starts workers on this host and shows them until the matrix is done."""
     from qrdali.cli.signals import terminal_control
     from qrdali.cli.worker_view import view_for
-    from qrdali.workflows import matrix_launch
     from qrdali.workflows import reproduce as workflow
 
-    if gpus is None:
-        assert workers is not None
-        plans = matrix_launch.cpu_workers(workers, options["threads"])
-    else:
-        plans = matrix_launch.gpu_workers(gpus, matrix_launch.visible_gpus(), options["threads"])
     with terminal_control() as control:
         try:
             result = workflow.reproduce_in_workers(

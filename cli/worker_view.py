@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from qrdali.cli.terminal import fitted, say, warn
+from qrdali.cli.terminal import TerminalListener, fitted, say
 from qrdali.errors import printable
 
 if TYPE_CHECKING:
@@ -15,26 +15,11 @@ if TYPE_CHECKING:
 
     from rich.live import Live
 
-    from qrdali.workflows.matrix_launch import LaunchedMatrix, WorkerPlan
+    from qrdali.workflows.matrix_launch import LaunchedMatrix, WorkerPlan, WorkersView
     from qrdali.workflows.matrix_status import WorkerStatus
 
 _LOOK_SECONDS = 1.0  # between looks at what workers do
 _WHOLE_SECONDS = 30.0  # between looks at the time that is left, which reads every run
-
-
-class PlainLines:
-    """Prints what workers say, each line after its worker's name. Implements `WorkersView`."""
-
-    def begin(self, matrix: LaunchedMatrix) -> None: ...
-
-    def line(self, name: str, text: str) -> None:
-        say(f"[{name}] {text}")
-
-    def ended(self, name: str, how: str) -> None:
-        warn(f"{name} {how}: its task goes back, and the others go on")
-
-    def tick(self) -> None: ...
-    def end(self) -> None: ...
 
 
 class LiveLines:
@@ -95,9 +80,11 @@ class LiveLines:
         return {worker.name: worker for worker in own if worker.host == printable(platform.node())}
 
 
-def view_for(plans: Sequence[WorkerPlan]) -> PlainLines | LiveLines:
+def view_for(plans: Sequence[WorkerPlan]) -> WorkersView:
     """Returns the view of these workers that standard error can show."""
-    return LiveLines(plans) if sys.stderr.isatty() else PlainLines()
+    from qrdali.workflows.matrix_launch import ListenerView
+
+    return LiveLines(plans) if sys.stderr.isatty() else ListenerView(TerminalListener())
 
 
 def worker_line(name: str, worker: WorkerStatus | None, how: str = "") -> str:

@@ -19,6 +19,7 @@ from typing import IO, Protocol
 from qrdali.errors import InputError, Interrupted, RunError, printable
 from qrdali.experiment.estimate import Seconds
 from qrdali.experiment.workers import NAME_VARIABLE, PARENT_VARIABLE
+from qrdali.interfaces import ProgressListener
 from qrdali.system import machine
 
 _POLL_SECONDS = 0.2
@@ -58,6 +59,36 @@ class WorkersView(Protocol):
     def ended(self, name: str, how: str) -> None: ...
     def tick(self) -> None: ...
     def end(self) -> None: ...
+
+
+class ListenerView:
+    """Hands what workers print to a listener, each line after its worker's name. Implements `WorkersView`."""
+
+    def __init__(self, listener: ProgressListener) -> None:
+        self._listener = listener
+
+    def begin(self, matrix: LaunchedMatrix) -> None: ...
+
+    def line(self, name: str, text: str) -> None:
+        self._listener.line(f"[{name}] {text}")
+
+    def ended(self, name: str, how: str) -> None:
+        self._listener.warn(f"{name} {how}: its task goes back, and the others go on")
+
+    def tick(self) -> None: ...
+    def end(self) -> None: ...
+
+
+def plans_for(workers: int | None, gpus: str | None, threads: int | None) -> list[WorkerPlan]:
+    """Returns the plans of `workers` that share the processors, or of one for each of `gpus`.
+
+    None of them where neither is given. Raises InputError for both, and as `cpu_workers` and `gpu_workers` do.
+    """
+    if workers is not None and gpus is not None:
+        raise InputError("--workers and --gpus: give one of them")
+    if gpus is not None:
+        return gpu_workers(gpus, visible_gpus(), threads)
+    return [] if workers is None else cpu_workers(workers, threads)
 
 
 def cpu_workers(count: int, threads: int | None) -> list[WorkerPlan]:
