@@ -82,7 +82,8 @@ class ListenerView:
 def plans_for(workers: int | None, gpus: str | None, threads: int | None) -> list[WorkerPlan]:
     """Returns the plans of `workers` that share the processors, or of one for each of `gpus`.
 
-    None of them where neither is given. Raises InputError for both, and as `cpu_workers` and `gpu_workers` do.
+    None of them where neither is given. Raises InputError for both, and as `cpu_workers` and `gpu_workers`
+    do.
     """
     if workers is not None and gpus is not None:
         raise InputError("--workers and --gpus: give one of them")
