@@ -19,7 +19,7 @@ from qrdali.errors import RunError, printable
 from qrdali.experiment.workers import SILENT_SECONDS, Presence, Workers
 from qrdali.files.atomic import sync_opened
 
-_NAME = re.compile(r"claim-(\d{6,12})")
+_NAME = re.compile(r"claim-(\d{6,12})", re.ASCII)
 # In this form "held" can be overwritten by "free" in place, which a full disk permits too.
 _PREFIX = '{"state": "'
 _MOST_BYTES = 4096

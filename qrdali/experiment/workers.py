@@ -1,6 +1,6 @@
 """The workers of a matrix: each has a file in OUT/workers that says who it is, and gives signs of life.
 
-Workers are numbered in the order in which they began: `workers/000007.json` is created by exactly one
+Workers are numbered in the order in which they began: `workers/000007.worker` is created by exactly one
 process, whose lock (flock) is on it for as long as it lives, and which counts its second line up every few
 seconds.
 Another one is gone if it says so, if its lock is free where this machine can tell, or if its count has not
@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ BEAT_SECONDS = 3.0  # between signs of life
 SILENT_SECONDS = 120.0
 _MOST_PER_LOOK = 10.0  # seconds that one look adds to a silence: who was stopped itself has not watched
 _MOST_BYTES = 1 << 20
+_NAME = re.compile(r"(\d{6,12})\.worker", re.ASCII)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NAME_VARIABLE = "QRDALI_WORKER"  # of the environment: what a worker is called
 PARENT_VARIABLE = "QRDALI_WORKER_PARENT"  # the process whose end ends the worker
@@ -96,10 +98,10 @@ class Workers:
             names = os.listdir(self.folder)
         except FileNotFoundError:
             return []
-        return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
+        return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
     def file(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.json"
+        return self.folder / f"{number:06d}.worker"
 
     def read(self, number: int) -> Worker | None:
         """Returns what a worker's file says; None while it cannot be read."""

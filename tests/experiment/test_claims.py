@@ -183,9 +183,9 @@ def test_a_claim_without_content_is_free_after_it_was_watched(
 @pytest.mark.parametrize("content", [b"", b"[", b"{}", b'{"host": 1}\nbeats x\n', b"\x00" * 100, b"[" * 9999])
 def test_files_that_are_none_of_ours_are_read_over(content: bytes, tmp_path: Path, no_beats: None) -> None:
     (tmp_path / "workers").mkdir()
-    (tmp_path / "workers" / "000003.json").write_bytes(content)
-    (tmp_path / "workers" / "x.json").write_bytes(content)
-    os.mkfifo(tmp_path / "workers" / "000001.json")
+    (tmp_path / "workers" / "000003.worker").write_bytes(content)
+    (tmp_path / "workers" / "x.worker").write_bytes(content)
+    os.mkfifo(tmp_path / "workers" / "000001.worker")
     with Presence(tmp_path, MATRIX) as presence:
         assert presence.number == 4
         assert [worker.number for worker in presence.workers.all()] == [4]
