@@ -48,7 +48,7 @@ def same_as_serial(ground: Path) -> None:
     """Asserts that `now` holds what both serial calls hold, where they agree, and nothing else."""
     first, second, now = (whole_contents(ground / name) for name in ("serial", "again", "now"))
     assert first.keys() == second.keys() == now.keys()
-    # The table of networks holds seconds, which two calls may share by chance.
+    # The table of networks holds peak memory, which two calls may share by chance.
     agreeing = {name for name in first if first[name] == second[name] and "/networks." not in name}
     assert len(agreeing) > 0.9 * len(first), sorted(first.keys() - agreeing)
     assert any(name.endswith("last/model.safetensors") for name in agreeing)
