@@ -186,7 +186,7 @@ class _Child:
 
     def __init__(self, plan: WorkerPlan, words: Sequence[str], shown: WorkersView) -> None:
         self.plan, self._shown = plan, shown
-        self._reported = False
+        self._reported, self._sent = False, 0
         environment = {
             **os.environ,
             NAME_VARIABLE: plan.name,
@@ -222,7 +222,8 @@ class _Child:
         if not self._reported:
             self._reported = True
             self._reader.join(5.0)
-            if not self.came_to_its_end:
+            was_stopped = self._sent and self._process.returncode in (-self._sent, 128 + self._sent)
+            if not self.came_to_its_end and not was_stopped:
                 self._shown.ended(self.plan.name, self.how)
         return False
 
@@ -243,6 +244,7 @@ class _Child:
 
     def send(self, signum: int) -> None:
         if self._process.poll() is None:
+            self._sent = signum
             self._process.send_signal(signum)
 
     def kill(self) -> None:

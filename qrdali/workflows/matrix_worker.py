@@ -26,6 +26,7 @@ from qrdali.interfaces import JobControl
 from qrdali.workflows.task_control import TaskListener, controlled, open_log, stop_of
 from qrdali.workflows.tasks import perform
 
+REPORT = "report"
 POLL_SECONDS = 2.0  # between looks at what others have done
 _WAITING_SECONDS = 60.0  # between lines that say what is waited for
 _AGAIN_SECONDS = 30.0  # before a folder that another process works in is tried again
@@ -43,7 +44,8 @@ class MatrixWorker:
         self._control = JobControl(control.listener, stop_of(control, presence), control.group)
         self._claims = Claims(presence)
         self._by_key = {task.key: task for task in tasks.all}
-        self._done = {task.key for task in tasks.all if tasks.done(task)}
+        # Whether the report is done is seen when nothing else is left: what it is made of changes until then.
+        self._done = {task.key for task in tasks.all if task.kind != REPORT and tasks.done(task)}
         self._before = {task.key: len(tasks.folder.attempts(task.key)) for task in tasks.all}
         estimate = Estimate(tasks)
         self._order = in_order(tasks, chains(tasks, task_seconds(tasks, estimate)))
@@ -53,8 +55,9 @@ class MatrixWorker:
 
     @property
     def done(self) -> int:
-        """Returns how many tasks are known to be done."""
-        return len(self._done)
+        """Returns how many tasks are done now."""
+        report = self._by_key.get(REPORT)
+        return len(self._done) + (report is not None and self._tasks.done(report))
 
     def work(self) -> dict[str, str]:
         """Does tasks until none is left; returns, by task, the one that it waits for and that has failed.
@@ -64,6 +67,9 @@ class MatrixWorker:
         while True:
             self._look()
             open_tasks = [task for task in self._order if not self._is_settled(task)]
+            if [task.kind for task in open_tasks] == [REPORT] and self._tasks.done(open_tasks[0]):
+                self._done.add(REPORT)
+                continue
             if not open_tasks:
                 return self._waiting()
             if not self._do_one(open_tasks):
@@ -73,7 +79,7 @@ class MatrixWorker:
         """Reads what others have noted since the last look."""
         for task in self._tasks.all:
             changed = task.key not in self._done and self._tasks.folder.refresh(task.key)
-            if changed and self._tasks.done(task):
+            if changed and task.kind != REPORT and self._tasks.done(task):
                 self._done.add(task.key)
 
     def _has_failed(self, task: Task) -> bool:
@@ -101,7 +107,7 @@ class MatrixWorker:
         return {key: need for key, need in needs.items() if need}
 
     def _is_ready(self, task: Task, open_tasks: list[Task]) -> bool:
-        if task.kind == "report":  # of whatever is there once nothing more is to come
+        if task.kind == REPORT:  # of whatever is there once nothing more is to come
             return len(open_tasks) == 1
         return all(need in self._done for need in task.needs)
 

@@ -163,8 +163,10 @@ def test_a_signal_reaches_every_worker_once_and_all_may_save(
     def stop() -> int:
         return number if len([*tmp_path.glob("ready-*")]) == 2 else 0
 
+    view = View()
     with pytest.raises(Interrupted) as stopped:
-        run_workers(TWO, [], View(), stop)
+        run_workers(TWO, [], view, stop)
+    assert view.ends == []  # nobody died
     assert stopped.value.signum == number
     assert len([*tmp_path.glob("saved-*")]) == 2
 
