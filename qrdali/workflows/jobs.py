@@ -188,6 +188,7 @@ def evaluate(
     *,
     split: str = "test",
     sets: Mapping[str, PathLike] | None = None,
+    suites: Mapping[str, PathLike] | None = None,
     curve: bool = False,
     reduced: float | None = None,
     step: float = 0.25,
@@ -203,10 +204,12 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Evaluates best/ of a run on a split of a data set and on named folders, and writes a row per image.
 
-    run, data: objects or folders. Without `data` only `sets` are evaluated. Either may hold any subset of the
-        run's classes, matched by name.
+    run, data: objects or folders. Without `data` only `sets` and `suites` are evaluated. `data` and a set may
+        hold any subset of the run's classes, matched by name.
     split: "train", "val" or "test" of `data`.
     sets: folders of class folders by name, such as {"mine": "folder"}; paths, s3:// or gs://.
+    suites: folders of published suites, such as {"imagenet-a": "/data/imagenet-a"}: imagenet-c, imagenet-a,
+        imagenet-r, imagenet-sketch, imagenet-v2, real and human.
     curve: also measure accuracy at every level of `step` in each reduction.
     tail: levels of the curve below the grid of `step`: "full", "none" or their number, such as "3".
     reduced: also evaluate the split at this quality of `step`, in each reduction, such as 0.5.
@@ -218,7 +221,8 @@ def evaluate(
 
     Returns one result for the split, then one per set: {"set", "images", "correct", "accuracy",
     "top5_accuracy", "negative_log_likelihood", "unreadable", "rows"} and what was asked for besides;
-    `Run.rows(name)` has the rows. Raises InputError for what cannot
+    `Run.rows(name)` has the rows. Last comes one per suite: {"suite", "images", "accuracy", …, "sets"}, for
+    "imagenet-c" with "mce", "relative_mce" and "corruptions". Raises InputError for what cannot
     be evaluated, RunError for a damaged run or images that are gone.
 
     Example:
@@ -236,6 +240,7 @@ def evaluate(
         folder,
         split=split,
         sets={name: os.fspath(place) for name, place in (sets or {}).items()},
+        suites={name: os.fspath(place) for name, place in (suites or {}).items()},
         curve=curve,
         reduced=reduced,
         step=step,
