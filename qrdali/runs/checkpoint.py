@@ -226,7 +226,7 @@ def flatten(optimizer_state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
     """Divides an optimizer's state_dict into tensors and the rest as plain data.
 
     Tensors are named PARAMETER.NAME; those of a group of parameters, such as the step of timm's LAMB,
-    group-NUMBER.NAME.
+    group-NUMBER.NAME. Types of tensors are left out: an optimizer has its own.
     """
     tensors: Tensors = {}
     plain: dict[str, dict[str, Any]] = {}
@@ -240,7 +240,8 @@ def flatten(optimizer_state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
     for number, group in enumerate(optimizer_state["param_groups"]):
         own = {name: value for name, value in group.items() if isinstance(value, torch.Tensor)}
         tensors |= {f"{_GROUP}{number}.{name}": value for name, value in own.items()}
-        groups.append({name: value for name, value in group.items() if name not in own})
+        left_out = (torch.Tensor, torch.dtype)
+        groups.append({name: value for name, value in group.items() if not isinstance(value, left_out)})
     return tensors, {"param_groups": groups, "plain": plain}
 
 

@@ -3,27 +3,24 @@ together."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable
 from typing import Any
 
 from qrdali.errors import InputError, printable
-from qrdali.runs.settings import Settings, default_settings
+from qrdali.runs.setting_table import near_names, settings_table
+from qrdali.runs.settings import Settings
 from qrdali.schedule.rate_spans import has_set_length, span_epochs
 
-# Which schedules of the rate an option is for.
-_SCHEDULES_OF = {
-    "min_lr": ("cosine", "plateau", "stage", "wsd"),
-    "stage_epochs": ("stage",),
-    "decay_epochs": ("wsd",),
-    "plateau_factor": ("plateau",),
-    "plateau_patience": ("plateau",),
-}
 # Keywords of optimizers that options of their own stand for, or that say how torch computes.
 _OWN_KEYWORDS = frozenset(
     {"params", "lr", "weight_decay", "foreach", "fused", "capturable", "differentiable", "maximize"}
 )
+# By the beginnings of their names, optimizers of timm that a run cannot have.
+_UNUSABLE = {
+    "adahessian": "needs gradients of gradients, which training does not compute",
+    "kron": "draws random numbers of its own, so a run that was stopped could not continue exactly",
+}
 
 
 def check_recipe(settings: Settings) -> None:
@@ -40,12 +37,12 @@ def check_recipe(settings: Settings) -> None:
 
 
 def _check_rate(settings: Settings) -> None:
-    defaults, schedule = default_settings(), settings.lr_schedule
-    for name, schedules in _SCHEDULES_OF.items():
-        if getattr(settings, name) != defaults[name] and schedule not in schedules:
+    schedule = settings.lr_schedule
+    for setting in settings_table(Settings).values():
+        schedules = setting.option.schedules if setting.option else ()
+        if schedules and schedule not in schedules and getattr(settings, setting.name) != setting.default:
             raise InputError(
-                f"--{name.replace('_', '-')} is for --lr-schedule {_either(schedules)}, not {schedule}: "
-                "leave it out"
+                f"{setting.flag} is for --lr-schedule {_either(schedules)}, not {schedule}: leave it out"
             )
     if schedule == "stage" and not settings.stage_epochs:
         raise InputError(
@@ -71,17 +68,19 @@ def _either(names: tuple[str, ...]) -> str:
 
 
 def require_optimizer(name: str, options: dict[str, Any]) -> None:
-    """Raises InputError for an optimizer that timm does not have, or keywords that it does not take."""
+    """Raises InputError for an optimizer that timm or a run cannot have, or keywords that it lacks."""
     from timm.optim import get_optimizer_class, list_optimizers
 
     try:
         optimizer = get_optimizer_class(name, bind_defaults=False)
+    except AssertionError as error:  # what a package or a GPU is missing for
+        raise InputError(f"optimizer {name} does not work here: {printable(error)[:120]}") from None
     except ValueError:
-        near = difflib.get_close_matches(name, list_optimizers(), 3, 0.5)
-        raise InputError(
-            f"no optimizer is called {printable(name)[:80]!r}; {'near it' if near else 'timm has'}: "
-            + ", ".join(near or list_optimizers()[:8])
-        ) from None
+        near = near_names(name, list_optimizers()) or f"; timm has: {', '.join(list_optimizers()[:8])}"
+        raise InputError(f"no optimizer is called {printable(name)[:80]!r}{near}") from None
+    for beginning, reason in _UNUSABLE.items():
+        if name.startswith(beginning):
+            raise InputError(f"optimizer {name} {reason}: choose another")
     if options:
         keywords = set(inspect.signature(optimizer).parameters) - _OWN_KEYWORDS
         require_keywords(options, keywords, "--optimizer-option", f"optimizer {name}")
@@ -94,11 +93,8 @@ def require_keywords(options: Iterable[str], known: Iterable[str], option: str, 
     for key in options:
         if key in names:
             continue
-        near = difflib.get_close_matches(key, names, 3, 0.5)
-        raise InputError(
-            f"{option} {printable(key)[:80]}: {owner} has no such option; "
-            + (f"near it: {', '.join(near)}" if near else f"it has {', '.join(names) or 'none'}")
-        )
+        near = near_names(key, names) or f"; it has {', '.join(names) or 'none'}"
+        raise InputError(f"{option} {printable(key)[:80]}: {owner} has no such option{near}")
 
 
 def _require_values(name: str, options: dict[str, Any]) -> None:

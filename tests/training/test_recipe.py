@@ -181,6 +181,19 @@ def test_a_constant_rate_has_its_layers_scaled_too(tmp_path: Path, train: Callab
         train("b", layer_decay=0.5, model="squeezenet1_1")
 
 
+def test_optimizers_that_a_run_cannot_have_are_refused_in_one_line(train: Callable[..., Path]) -> None:
+    refused = {
+        "adahessian": "optimizer adahessian needs gradients of gradients",
+        "kronw": "optimizer kronw draws random numbers of its own",
+    }
+    if not torch.cuda.is_available():
+        refused["bnbadam"] = "optimizer bnbadam does not work here: CUDA required"
+    for name, said in refused.items():
+        with pytest.raises(InputError, match=said) as error:
+            train("a", optimizer=name)
+        assert "\n" not in str(error.value)
+
+
 # --freeze
 
 
