@@ -261,6 +261,33 @@ def table(cells_of: dict[str, Values]) -> str:
     return "\n".join(lines)
 
 
+def page(cells_of: dict[str, Values]) -> str:
+    """Returns the table as docs/recipes.md has it, with the figures that tests/test_documented_figures.py
+    checks.
+    """
+    keys = ("test", "test_cropped")
+    marks = [
+        f"{cell[key][part]:.3f} = cells > {name} > {key} > {part}"
+        for name, cell in cells_of.items()
+        for key in keys
+        for part in ("mean", "sd")
+    ]
+    lines = [
+        f"| {name} | {' | '.join(_shown(cell[key], 3) for key in keys)} |" for name, cell in cells_of.items()
+    ]
+    return "\n".join(
+        [
+            "| run | test | test, cropped to .5 |",
+            "|---|---|---|",
+            *lines,
+            "",
+            "<!-- figures of benchmarks/results/recipes-demo-cpu.json",
+            *marks,
+            "-->",
+        ]
+    )
+
+
 def _shown(figure: dict[str, float], digits: int) -> str:
     return f"{figure['mean']:.{digits}f} ± {figure['sd']:.{digits}f}"
 
@@ -277,11 +304,19 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", default="", help="regular expression of cells")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after this time")
+    parser.add_argument("--page", action="store_true", help="only print the tables of docs/recipes.md")
     return parser.parse_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
     args = options(words)
+    if args.page:
+        every = summary(read_rows(args.work))
+        for beginning in ("shared", "linear", ""):
+            chosen = {name: cell for name, cell in every.items() if name.startswith(beginning)}
+            every = {name: cell for name, cell in every.items() if name not in chosen}
+            print(page(chosen), end="\n\n")
+        return 0
     torch.set_num_threads(1)
     begun, work = time.monotonic(), Work(args.work, args.work / "data")
     if not (work.data / "classes.tsv").exists():
