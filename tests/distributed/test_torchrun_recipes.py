@@ -71,7 +71,7 @@ def entry(folder: Path, data: Path, name: str, **more: Any) -> dict[str, Any]:
 
 def test_two_ranks_end_as_if_never_killed_or_stopped(dataset: Dataset, tmp_path: Path) -> None:
     whole, again = tmp_path / "whole", tmp_path / "again"
-    # torchrun begins again after a rank is killed in the first run of `again`, and after signals in the others.
+    # torchrun begins again after a rank is killed in the first run of `again`, and after each signal.
     what = [
         entry(whole, dataset.folder, "start"),
         *(entry(whole, dataset.folder, name) for name in RUNS),
