@@ -47,8 +47,8 @@ from qrdali.cli.search_options import class_map_options
 @click.option("--threads", type=click.IntRange(1, 1024), help="Decoding threads.  [default: all it may use]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def evaluate(run: str, sets: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Accuracy, top-5 accuracy and negative log-likelihood of a run on a split and on named folders; one row
-    per image goes into RUN/predictions/NAME.parquet.
+    """Accuracy, top-5 accuracy, negative log-likelihood and expected calibration error of a run on a split and
+    on named folders; one row per image goes into RUN/predictions/NAME.parquet.
 
     \b
     Examples: qrdali evaluate --run runs/baseline --data data --split test
@@ -102,10 +102,11 @@ def _show_accuracy(result: dict[str, Any]) -> None:
     notes = f", {result['unreadable']} unreadable" if result["unreadable"] else ""
     if result.get("unmapped"):
         notes += f", {result['unmapped']} of no class of the data"
-    loss = result["negative_log_likelihood"]
+    loss, calibration = result["negative_log_likelihood"], result["expected_calibration_error"]
     say(
         f"{result['set']}: accuracy {result['accuracy']:.4f} "
         f"({result['correct']} of {result['images']}{notes}), top-5 {result['top5_accuracy']:.4f}, "
-        f"negative log-likelihood {'–' if loss is None else f'{loss:.4f}'}"
+        f"negative log-likelihood {'–' if loss is None else f'{loss:.4f}'}, "
+        f"calibration error {'–' if calibration is None else f'{calibration:.4f}'}"
     )
     say(f"  rows in {result['rows']}")
