@@ -47,8 +47,8 @@ from qrdali.cli.search_options import class_map_options
 @click.option("--threads", type=click.IntRange(1, 1024), help="Decoding threads.  [default: all it may use]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def evaluate(run: str, sets: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Accuracy, top-5 accuracy, negative log-likelihood and expected calibration error of a run on a split and
-    on named folders; one row per image goes into RUN/predictions/NAME.parquet.
+    """Accuracy, top-5 accuracy, negative log-likelihood and expected calibration error of a run on a split
+    and on named folders; one row per image goes into RUN/predictions/NAME.parquet.
 
     \b
     Examples: qrdali evaluate --run runs/baseline --data data --split test

@@ -1,7 +1,7 @@
 """Says whether two classifiers err on the same images more often than chance would have it: Cohen's kappa.
 
-Source: Geirhos, Meding & Wichmann, Beyond accuracy: quantifying trial-by-trial behaviour of CNNs and humans by
-measuring error consistency, NeurIPS 2020; Cohen, Educ. Psychol. Meas. 20, 1960.
+Source: Geirhos, Meding & Wichmann, Beyond accuracy: quantifying trial-by-trial behaviour of CNNs and humans
+by measuring error consistency, NeurIPS 2020; Cohen, Educ. Psychol. Meas. 20, 1960.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class ErrorConsistency:
 
     images: that both answered. observed: the share of images that both have right or both have wrong.
     expected: that share if two classifiers of their accuracies erred independently of each other. kappa:
-    (observed - expected) / (1 - expected), 1 where they err on the same images, 0 where they agree as often as
-    chance has it, negative where less often; None where `expected` is 1, because both have everything right or
-    both have everything wrong.
+    (observed - expected) / (1 - expected), 1 where they err on the same images, 0 where they agree as often
+    as chance has it, negative where less often; None where `expected` is 1, because both have everything
+    right or both have everything wrong.
     """
 
     images: int
@@ -30,7 +30,8 @@ class ErrorConsistency:
 
 
 def error_consistency(both: int, first: int, second: int, neither: int) -> ErrorConsistency:
-    """Compares two classifiers by how many images both, only the first, only the second and neither has right.
+    """Compares two classifiers by how many images both, only the first, only the second and neither has
+    right.
 
     Raises ValueError where there is no image.
     """
@@ -47,7 +48,8 @@ def error_consistency(both: int, first: int, second: int, neither: int) -> Error
 
 
 def pairwise_right(correct: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Returns of bool [R, N] how many of the N images each two of R classifiers both have right, int64 [R, R].
+    """Returns of bool [R, N] how many of the N images each two of R classifiers both have right, int64 [R,
+    R].
 
     The diagonal says how many each has right.
     """

@@ -36,8 +36,8 @@ class Comparison:
 
     a: images that both have right, b: only the first, c: only the second, d: neither. statistic = (b - c)² /
     (b + c), p_value by chi-square with one degree of freedom, exact_p_value by the binomial; stars: *** p <
-    .001, ** p < .01, * p < .05. consistency: whether they err on the same images, by Cohen's kappa. notes: what
-    a reader must know of the two runs, a sentence each.
+    .001, ** p < .01, * p < .05. consistency: whether they err on the same images, by Cohen's kappa. notes:
+    what a reader must know of the two runs, a sentence each.
     """
 
     a: int

@@ -94,8 +94,8 @@ def evaluate(
     Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy",
     "top5_accuracy", "negative_log_likelihood", "expected_calibration_error" (both None for a network of NaN),
     "unreadable", "rows"}, with "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they
-    apply; no figure is rounded. Raises InputError for what cannot be evaluated, RunError for a damaged run or images that are gone, and Interrupted once
-    `control.stop` returns a signal. Collective.
+    apply; no figure is rounded. Raises InputError for what cannot be evaluated, RunError for a damaged run or
+    images that are gone, and Interrupted once `control.stop` returns a signal. Collective.
     """
     scale, sets, folder = scale_of(step, tail), sets or {}, Path(run)
 

@@ -217,7 +217,8 @@ def evaluate(
 
     Returns one result for the split, then one per set: {"set", "images", "correct", "accuracy",
     "top5_accuracy", "negative_log_likelihood", "expected_calibration_error", "unreadable", "rows"} and what
-    was asked for besides; `Run.rows(name)` has the rows. Raises InputError for what cannot be evaluated, RunError for a damaged run or images that are gone.
+    was asked for besides; `Run.rows(name)` has the rows. Raises InputError for what cannot be evaluated,
+    RunError for a damaged run or images that are gone.
 
     Example:
         >>> (result,) = qrdali.evaluate("runs/shared", "data", split="val", device="cpu")
@@ -304,9 +305,9 @@ def compare(run_a: Run | PathLike, run_b: Run | PathLike, *, set: str = "test") 
     set: "val", "test" or a name given to `evaluate`.
 
     The result has a, b, c, d: images that both have right, only the first, only the second, neither;
-    statistic, p_value, exact_p_value, stars, images; consistency with kappa, observed and expected; runs, each with accuracy and wilson_95, the interval of
-    it; and notes, such as that the two were trained on different images. Raises InputError where a run has no
-    rows of the set, or rows of other images.
+    statistic, p_value, exact_p_value, stars, images; consistency with kappa, observed and expected; runs,
+    each with accuracy and wilson_95, the interval of it; and notes, such as that the two were trained on
+    different images. Raises InputError where a run has no rows of the set, or rows of other images.
 
     Example:
         >>> result = qrdali.compare("runs/shared", "runs/shared", set="val")
