@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from qrdali.report.accuracy import digits, percent
 from qrdali.report.groups import Configuration, Group, is_baseline
-from qrdali.report.read import Run, SetRows
+from qrdali.report.read import Run
+from qrdali.report.set_rows import SetRows
 from qrdali.report.tables import NOTHING, Cell, Table, number, words
 
 _FEW_CLASSES = 5

@@ -1,4 +1,4 @@
-"""McNemar's test and error consistency of two runs on the same images, from the rows that `evaluate` wrote."""
+"""McNemar's test and error consistency of two runs on the same images, from the rows of `evaluate`."""
 
 from __future__ import annotations
 
