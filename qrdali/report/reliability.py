@@ -70,13 +70,20 @@ def _percent(
     configuration: Configuration, name: str, of: Callable[[Calibration], float], decimals: int
 ) -> Cell:
     """Returns the cell of a figure of calibration in percent, mean ± standard deviation over seeds."""
+    mean, sd = _mean(configuration, name, of)
+    return number(mean, f".{decimals}f", sd)
+
+
+def _mean(
+    configuration: Configuration, name: str, of: Callable[[Calibration], float]
+) -> tuple[float | None, float | None]:
+    """Returns mean and standard deviation over seeds of a figure of calibration, in percent."""
 
     def value(run: Run) -> float | None:
         found = run.sets[name].calibration if name in run.sets else None
         return None if found is None else 100 * of(found)
 
-    mean, sd = configuration.mean(value)
-    return number(mean, f".{decimals}f", sd)
+    return configuration.mean(value)
 
 
 def bins_table(group: Group, slug: str) -> Table | None:
@@ -139,6 +146,7 @@ def diagram(group: Group, name: str, slug: str) -> Figure | None:
     if not shown:
         return None
     lines = [line for line in _bins(group, name) if line[0] in shown]
+    errors = {c.label: _mean(c, name, _error)[0] for c in group.configurations}
 
     def draw(canvas: Canvas, theme: Theme) -> None:
         above, below = canvas.subplots(2, sharex=True, height_ratios=(4, 1))
@@ -153,7 +161,7 @@ def diagram(group: Group, name: str, slug: str) -> Figure | None:
                 linestyle=style,
                 marker="o",
                 markersize=3,
-                label=f"{short_name(label)} (ECE {100 * shown[label].error:.2f}%)",
+                label=f"{short_name(label)} (ECE {errors[label]:.2f}%)",
             )
             share = [count / sum(images) for count in images]
             below.plot(confidence, share, color=color, linestyle=style, marker="o", markersize=2)

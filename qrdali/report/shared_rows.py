@@ -50,7 +50,9 @@ class SharedRows:
         return bounded(self.rows(run).predictions, len(self.classes))
 
     def class_name(self, label: int) -> str:
-        """Returns the name of a class that people read; "none of the classes" for the number after the last."""
+        """Returns the name of a class that people read; "none of the classes" for the number after the
+        last.
+        """
         if label >= len(self.classes):
             return "none of the classes"
         return (self.classes.readable or self.classes.names)[label]

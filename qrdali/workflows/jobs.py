@@ -411,21 +411,20 @@ def write_report(
     *,
     out: PathLike,
     mepi: Sequence[PathLike] = (),
+    humans: PathLike | None = None,
     title: str = "",
     gallery: int = 8,
     usd_per_kwh: float = 0.17,
     watts: float | None = None,
     progress: bool | ProgressListener = False,
 ) -> WrittenReport:
-    """Writes a page on runs: accuracy, significance, evolution, entropy quotients, minimal images and cost.
+    """Writes a page on runs: accuracy, calibration, confusions, entropy quotients, minimal images and cost.
 
-    runs: objects or folders, one or more.
-    out: folder for report.html, tables/ and figures/; a report there is replaced.
-    mepi: folders that `build_mepi` made.
-    title: heading of the page.
-    gallery: images of each MEPI set that are shown.
-    usd_per_kwh: price of electricity.
-    watts: power drawn by runs whose energy could not be measured.
+    runs: objects or folders, one or more. out: folder for report.html, tables/ and figures/; a report there
+    is replaced. mepi: folders that `build_mepi` made. humans: what people answered to the same images: a CSV
+    or Parquet file with the columns path (or file name), person and answer, and optionally set. title:
+    heading of the page. gallery: images of each MEPI set that are shown, and images on which runs disagree.
+    usd_per_kwh: price of electricity. watts: power drawn by runs whose energy could not be measured.
     progress: True shows a bar; or a listener.
 
     The result has page, the path of report.html, and contents, what report.json holds. Raises InputError for
@@ -442,6 +441,7 @@ def write_report(
         [Path(run) for run in runs],
         Path(out),
         mepi=[Path(folder) for folder in mepi],
+        humans=None if humans is None else Path(humans),
         title=title,
         gallery=gallery,
         usd_per_kwh=usd_per_kwh,
