@@ -25,8 +25,8 @@ import click
 @click.option(
     "--humans",
     type=click.Path(),
-    help="What people answered to the same images: CSV or Parquet with the columns path (or file name), person "
-    "and answer, and optionally set.",
+    help="What people answered to the same images: CSV or Parquet with the columns path (or file name), "
+    "person and answer, and optionally set.",
 )
 @click.option("--title", default="", help="Heading of the page.")
 @click.option(

@@ -145,7 +145,7 @@ def _picture(shared: SharedRows, image: int, path: str, picture: Image.Image) ->
 
 
 def _class(shared: SharedRows, label: int) -> str:
-    return printable(shared.class_name(label)[:_LONGEST_NAME])
+    return shared.class_name(label)[:_LONGEST_NAME]
 
 
 def _some(names: list[str]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qrdali.data.class_matching import ClassList
+from qrdali.errors import printable
 from qrdali.report.groups import Configuration, Group, is_baseline, some_names
 from qrdali.report.read import Run
 from qrdali.report.set_rows import SetRows
@@ -50,12 +51,12 @@ class SharedRows:
         return bounded(self.rows(run).predictions, len(self.classes))
 
     def class_name(self, label: int) -> str:
-        """Returns the name of a class that people read; "none of the classes" for the number after the
-        last.
+        """Returns the name of a class that people read, control characters replaced; of any number after the
+        last one "none of the classes".
         """
         if label >= len(self.classes):
             return "none of the classes"
-        return (self.classes.readable or self.classes.names)[label]
+        return printable((self.classes.readable or self.classes.names)[label])
 
     @property
     def notes(self) -> list[str]:
