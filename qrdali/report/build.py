@@ -17,6 +17,7 @@ from qrdali.interfaces import ProgressListener, SilentListener
 from qrdali.reduction.png_entropy import encoder_name
 from qrdali.report import (
     accuracy,
+    best_epochs,
     gallery,
     groups,
     humans,
@@ -357,6 +358,7 @@ def _results(group: Group, number: str, heading: str) -> list[Part]:
                 accuracy.top(group, "val", f"top-val-{number}"),
                 accuracy.top(group, "test", f"top-test-{number}"),
                 likelihood.table(group, f"likelihood-{number}"),
+                best_epochs.table(group, f"best-epochs-{number}"),
                 accuracy.comparisons(group, f"comparisons-{number}"),
             ),
             folded=frozenset({f"comparisons-{number}"}),
