@@ -62,6 +62,6 @@ def calibration(confidence: npt.NDArray[np.floating], correct: npt.NDArray[np.bo
     number = np.searchsorted(bin_edges()[1:-1], values, side="left")
     return Calibration(
         np.bincount(number, minlength=BINS).astype(np.int64),
-        np.bincount(number, weights=values, minlength=BINS),
+        np.bincount(number, weights=values, minlength=BINS).astype(np.float64),
         np.bincount(number[correct], minlength=BINS).astype(np.int64),
     )

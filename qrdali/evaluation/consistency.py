@@ -54,4 +54,5 @@ def pairwise_right(correct: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     The diagonal says how many each has right.
     """
     right = correct.astype(np.float64)  # a product of floats, which is exact below 2^53, takes BLAS
-    return np.rint(right @ right.T).astype(np.int64)
+    counts: npt.NDArray[np.int64] = np.rint(right @ right.T).astype(np.int64)
+    return counts

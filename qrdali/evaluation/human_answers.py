@@ -152,7 +152,7 @@ def _parquet_columns(file: Path) -> dict[str, list[str]]:
             texts = pc.cast(table[names[at]], pa.string())
             if texts.null_count:
                 raise InputError(f"{printable(file)} has rows without a value of {quote(names[at])}")
-            columns[name] = [text.strip() for text in texts.to_pylist()]
+            columns[name] = [str(text).strip() for text in texts.to_pylist()]
         return columns
     except InputError:
         raise

@@ -11,7 +11,7 @@ from qrdali.evaluation.consistency import ErrorConsistency, error_consistency, p
 from qrdali.report.figures import Figure, Points, Theme, short_name
 from qrdali.report.groups import is_baseline
 from qrdali.report.shared_rows import SharedRows
-from qrdali.report.tables import Table, number, words
+from qrdali.report.tables import Cell, Table, number, words
 
 _MOST_PAIRS = 10_000  # rows of the table; beyond, only the pairs with a baseline of the sets that follow
 _MOST_PICTURED = 40  # runs of the figure
@@ -39,7 +39,8 @@ def pairs(shared: SharedRows) -> list[Pair]:
 
 def table(every: list[SharedRows], slug: str) -> Table | None:
     """Returns the table of each two runs on each set; None where no set has rows of two runs."""
-    rows, cut = [], []
+    rows: list[tuple[Cell, ...]] = []
+    cut: list[str] = []
     for shared in every:
         found = pairs(shared)
         if len(rows) + len(found) > _MOST_PAIRS:

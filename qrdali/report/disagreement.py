@@ -69,7 +69,8 @@ def disputed(shared: SharedRows) -> Disputed | None:
 def _different_answers(shared: SharedRows, images: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Returns of each image how many different answers the runs give, int64 [len(images)]."""
     answers = np.sort(np.stack([shared.predictions(run)[images] for run in shared.runs]), axis=0)
-    return 1 + (np.diff(answers, axis=0) != 0).sum(0)
+    different: npt.NDArray[np.int64] = 1 + (np.diff(answers, axis=0) != 0).sum(0)
+    return different
 
 
 def table(found: Disputed, slug: str) -> Table:

@@ -79,7 +79,8 @@ def _summary_rows(one: HumanSet) -> list[tuple[Cell, ...]]:
     fixed = (number(len(persons)), number(sum(map(len, one.right))))
     accuracy = _mean_percent([right.mean() for right in one.right])
     among = [consistency.kappa for _, _, consistency in _among_persons(one)]
-    rows = [(name, words("people among themselves"), *fixed, accuracy, accuracy, _mean_kappa(among))]
+    rows: list[tuple[Cell, ...]] = []
+    rows.append((name, words("people among themselves"), *fixed, accuracy, accuracy, _mean_kappa(among)))
     for run in one.shared.runs:
         correct = one.shared.rows(run).correct
         own = _mean_percent([correct[person.images].mean() for person in persons])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from qrdali.data.class_matching import ClassList
+from qrdali.data.class_matching import ClassList, first_synonym
 from qrdali.errors import printable
 from qrdali.report.groups import Configuration, Group, is_baseline, some_names
 from qrdali.report.read import Run
@@ -53,10 +54,21 @@ class SharedRows:
     def class_name(self, label: int) -> str:
         """Returns the name of a class that people read, control characters replaced; of any number after the
         last one "none of the classes".
+
+        Of a readable name only the first synonym is shown where no other class has the same.
         """
-        if label >= len(self.classes):
-            return "none of the classes"
-        return printable((self.classes.readable or self.classes.names)[label])
+        return self._shown[label] if label < len(self._shown) else "none of the classes"
+
+    @cached_property
+    def _shown(self) -> list[str]:
+        first = [printable(first_synonym(name)) for name in self.classes.readable]
+        counts = Counter(first)
+        if not first:
+            return [printable(name) for name in self.classes.names]
+        return [
+            synonym if counts[synonym] == 1 else printable(f"{synonym} ({name})")
+            for synonym, name in zip(first, self.classes.names, strict=True)
+        ]
 
     @property
     def notes(self) -> list[str]:

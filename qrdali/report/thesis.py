@@ -125,7 +125,7 @@ _ACCURACY: dict[str, dict[str, tuple[float | None, ...]]] = {
 }
 
 
-# The epoch in which the best was found; the baseline's is counted on from the shared run's, which it begins with.
+# The epoch in which the best was found; the baseline's is counted on from that of the shared run.
 _BEST_EPOCH = {
     "EfficientNet-B3 on HumaNet": {"shared": 19, "baseline": 143},
     "ResNet-152 on HumaNet": {"shared": 11, "baseline": 11},
