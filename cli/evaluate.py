@@ -106,7 +106,7 @@ def _show_accuracy(result: dict[str, Any]) -> None:
     say(
         f"{result['set']}: accuracy {result['accuracy']:.4f} "
         f"({result['correct']} of {result['images']}{notes}), top-5 {result['top5_accuracy']:.4f}, "
-        f"negative log-likelihood {'–' if loss is None else f'{loss:.4f}'}, "
-        f"calibration error {'–' if calibration is None else f'{calibration:.4f}'}"
+        f"negative log-likelihood {'–' if loss is None else f'{loss:.4f}'}"
     )
+    say(f"  expected calibration error {'–' if calibration is None else f'{calibration:.4f}'}")
     say(f"  rows in {result['rows']}")
