@@ -24,11 +24,14 @@ _PICTURED_CLASSES = 40  # of a confusion matrix that is drawn
 class Confusions:
     """Holds how often images of a class are taken for another, the most frequent first.
 
-    truth, answer: int64 [P], class numbers as `SharedRows` has them. counts: int64 [runs, P].
+    truth, answer: int64 [P], class numbers as `SharedRows` has them. total: int64 [P], images of all runs
+    together. counts: int64 [runs, min(P, 200)], those of each run, of the first pairs: of all pairs they
+    would take gigabytes where networks that guess take each of a thousand classes for any other.
     """
 
     truth: npt.NDArray[np.int64]
     answer: npt.NDArray[np.int64]
+    total: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
 
 
@@ -47,15 +50,31 @@ def confusions(shared: SharedRows) -> Confusions:
     Of equally frequent pairs the one of the lower label, then of the lower answer, is first.
     """
     span = len(shared.classes) + 1
-    per_run = [confusion_counts(shared, run) for run in shared.runs]
-    every = np.unique(np.concatenate([pairs for pairs, _ in per_run]))
-    wrong = every[every // span != every % span]
-    counts = np.zeros((len(per_run), len(wrong)), np.int64)
-    for row, (pairs, images) in zip(counts, per_run, strict=True):
-        _, at, own = np.intersect1d(wrong, pairs, assume_unique=True, return_indices=True)
+    every, total = _all_runs(shared)
+    wrong = every // span != every % span
+    every, total = every[wrong], total[wrong]
+    order = np.argsort(-total, kind="stable")
+    every, total = every[order], total[order]
+    shown = every[:_MOST_PAIRS]
+    counts = np.zeros((len(shared.runs), len(shown)), np.int64)
+    for row, run in zip(counts, shared.runs, strict=True):
+        pairs, images = confusion_counts(shared, run)
+        _, at, own = np.intersect1d(shown, pairs, assume_unique=True, return_indices=True)
         row[at] = images[own]
-    order = np.argsort(-counts.sum(0), kind="stable")
-    return Confusions(wrong[order] // span, wrong[order] % span, counts[:, order])
+    return Confusions(every // span, every % span, total, counts)
+
+
+def _all_runs(shared: SharedRows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Returns what `confusion_counts` does, of all runs together."""
+    pairs = images = np.zeros(0, np.int64)
+    for run in shared.runs:
+        own, counts = confusion_counts(shared, run)
+        merged, place = np.unique(np.concatenate([pairs, own]), return_inverse=True)
+        sums = np.zeros(len(merged), np.int64)
+        sums[place[: len(pairs)]] = images  # each of both has a pair once
+        sums[place[len(pairs) :]] += counts
+        pairs, images = merged, sums
+    return pairs, images
 
 
 def class_accuracy(shared: SharedRows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
@@ -140,7 +159,7 @@ def _by_configuration(
 def _most_often(shared: SharedRows, found: Confusions, pair: int | None, images: int) -> Cell:
     if pair is None:
         return NOTHING
-    share = found.counts[:, pair].sum() / (images * len(found.counts))
+    share = found.total[pair] / (images * len(found.counts))
     return words(f"{shared.class_name(int(found.answer[pair]))} ({100 * share:.1f}%)")
 
 
@@ -150,7 +169,7 @@ def pairs_table(every: list[tuple[SharedRows, Confusions]], slug: str) -> Table 
     rows: list[tuple[Cell, ...]] = []
     for shared, found in every:
         images = np.bincount(shared.labels, minlength=len(shared.classes) + 1)
-        for pair in range(min(_MOST_PAIRS, len(found.truth))):
+        for pair in range(found.counts.shape[1]):
             truth, answer = int(found.truth[pair]), int(found.answer[pair])
             share = 100 * found.counts[:, pair] / images[truth]
             means = _by_configuration(shared, share[:, None])

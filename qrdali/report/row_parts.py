@@ -100,6 +100,10 @@ def _agreement(
             if row:
                 title = f"Images of {found.shared.name} on which runs disagree most"
                 galleries.append(Gallery(title, (row,), enlarged=False))
+                text.append(
+                    "Under each disputed image: its class and file, which runs are right, and what the "
+                    "others answer."
+                )
     return Part(
         f"agreement-{number}",
         f"Where runs agree and disagree{heading}",

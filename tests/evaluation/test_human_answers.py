@@ -123,6 +123,16 @@ def test_what_is_something_else(tmp_path: Path, content: bytes, message: str) ->
         read_human_answers(tmp_path)
 
 
+def test_the_folders_above_tell_images_apart(tmp_path: Path) -> None:
+    answers = read_human_answers(
+        written(tmp_path, "path,person,answer\nb/x/1.jpg,P,bee\n/far/c/x/1.jpg,P,bee\nx/1.jpg,Q,bee\n")
+    )
+    paths = ["/a/x/1.jpg", "/b/x/1.jpg", "/c/x/1.jpg", "/d/x/2.jpg"]
+    found = match_answers(answers, "test", paths, CLASSES)
+    assert [(person.person, person.images.tolist()) for person in found.persons] == [("P", [1, 2])]
+    assert found.ambiguous == 1
+
+
 def test_many_images_of_one_name_are_ambiguous_at_once(tmp_path: Path) -> None:
     answers = read_human_answers(written(tmp_path, "path,person,answer\n1.jpg,P,bee\nx/1.jpg,P,bee\n"))
     paths = np.array([f"/{i}/x/1.jpg" for i in range(3000)], object)

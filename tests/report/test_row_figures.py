@@ -146,6 +146,12 @@ def test_mapped_rows_have_the_classes_of_the_data(tmp_path: Path) -> None:
     assert [(row["class"], row["images"]) for row in rows] == [("animal", 3), ("plant", 1)]
     assert rows[0]["baseline"] == pytest.approx(200 / 3)
     assert rows[0]["most often taken for"] == "plant (33.3%)"
+    notes = report["tables"]["likelihood-1"]["notes"]
+    assert (
+        "On test-mapped-sum the answers are the data's 2 classes: guessing gives an NLL of 0.693; top-5 is "
+        "100% "
+        "whatever a network says." in notes
+    )
     pairs = [row for row in table(report, "confusions-1") if row["set"] == "test-mapped-sum"]
     assert [(row["class"], row["taken for"]) for row in pairs] == [("animal", "plant")]
 
@@ -177,6 +183,28 @@ def test_rows_that_name_no_class_are_no_disaster(tmp_path: Path, damage: str) ->
         assert table(report, "calibration-1")[0]["ECE"] is None
 
 
+def test_networks_that_guess_have_counts_of_the_first_confusions_alone(tmp_path: Path) -> None:
+    """Of every pair of 60 classes: the table has 200 of them, and each class its most frequent one."""
+    names = tuple(f"c{i:02}" for i in range(60))
+    labels = np.repeat(np.arange(60), 59)
+    runs = []
+    for seed in range(2):
+        made = fake_runs.run(tmp_path / str(seed), [0.1, 0.5], {}, classes=names, seed=seed)
+        answers = (labels + 1 + np.tile(np.arange(59), 60)) % 60
+        answers[:3] = [50 + seed, 50, 7]  # over both runs c50 five times, c07 four, c51 three
+        fake_runs.scored_rows(made, "test", np.eye(60)[answers] * 9.0, labels)
+        runs.append(made)
+    report = build(runs, [], tmp_path / "out")
+    rows = table(report, "confusions-1")
+    assert len(rows) == 200
+    assert [(row["class"], row["taken for"]) for row in rows[:2]] == [("c00", "c50"), ("c00", "c07")]
+    assert [row["mean of the runs"] for row in rows[:3]] == pytest.approx([250 / 59, 200 / 59, 150 / 59])
+    found = {row["class"]: row["most often taken for"] for row in table(report, "classes-1-1")}
+    assert len(found) == 60
+    assert (found["c00"], found["c59"]) == ("c50 (4.2%)", "c00 (1.7%)")
+    assert not any(slug.startswith("confusion-matrix") for slug in report["figures"])
+
+
 def test_rows_of_other_images_are_left_out_with_a_note(tmp_path: Path) -> None:
     same = [run(tmp_path / str(i), logits(i), seed=i) for i in range(2)]
     other = [f"/elsewhere/{i}.jpg" for i in range(IMAGES)]
@@ -194,7 +222,9 @@ def people(tmp_path: Path, lines: list[str]) -> Path:
 
 
 def test_consistency_with_people(tmp_path: Path) -> None:
-    runs = [run(tmp_path / str(i), logits(i), ("test", "test-crop-0.5"), seed=i) for i in range(2)]
+    paths = [f"/data/test/{i}.jpg" for i in range(IMAGES)]
+    both_sets = ("test", "test-crop-0.5")
+    runs = [run(tmp_path / str(i), logits(i), both_sets, seed=i, paths=paths) for i in range(2)]
     rng = np.random.default_rng(5)
     seen = {"P": rng.permutation(IMAGES)[:90], "Q": rng.permutation(IMAGES)[:120]}
     answers = {person: rng.random(IMAGES) < 0.6 for person in seen}
