@@ -61,7 +61,7 @@ def report(
     The runs of several data sets or networks stand under headings of their own.
 
     \b
-    Examples: qrdali report runs/* --mepi mepi/baseline --mepi mepi/linear --out report
+    Examples: qrdali report runs/* --mepi mepi/baseline --out report
               qrdali report runs/* --humans answers.csv --out report
     """
     from qrdali.cli.terminal import TerminalListener, emit, say
