@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qrdali.errors import InputError, RunError, printable
 from qrdali.evaluation.prediction_rows import definitions_of
+from qrdali.evaluation.suite_figures import SuiteFigures, read_suites
 from qrdali.files.json_objects import read_object
 from qrdali.mepi.folder import SEARCHED
 from qrdali.report.set_rows import SetRows, Warn, read_sets
@@ -84,7 +85,8 @@ class Run:
     name: what tells it from the report's other runs. sets: by name, val first, of the weights in best/.
     curves: by the set's name. index: the fingerprint of the training images in its checkpoint, "" if there is
     none. validated_on: a digest of the rows of val, "" without them. chain: the runs it began with. adoption:
-    what it was adopted from, None if it was trained.
+    what it was adopted from, None if it was trained. suites: figures of published suites, whose rows are not
+    among the sets.
     """
 
     folder: Path
@@ -99,6 +101,7 @@ class Run:
     chain: Chain
     begun_under: int = 1
     adoption: Adoption | None = None
+    suites: dict[str, SuiteFigures] = field(default_factory=dict)
 
     @property
     def start(self) -> Epoch:
@@ -186,6 +189,7 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
         epochs[0].chain or configuration.chain_of(settings),
         begun_under,
         adoption,
+        read_suites(folder, trained.epoch, warn),
     )
 
 

@@ -27,6 +27,7 @@ from qrdali.evaluation.prediction_rows import (
     read_table,
     top5_accuracy,
 )
+from qrdali.evaluation.suite_figures import KEY as SUITE
 from qrdali.runs.folder import BestModel
 
 Warn = Callable[[str], None]
@@ -83,6 +84,8 @@ def read_sets(folder: Path, trained: BestModel, warn: Warn) -> tuple[dict[str, S
     sets, validated_on = {}, ""
     for file in files:
         metadata = read_metadata(folder, file.stem)
+        if SUITE in metadata:
+            continue
         try:
             rows = read_rows(folder, file.stem)
         except (InputError, RunError) as error:
