@@ -286,8 +286,9 @@ def reduced(command: F) -> F:
         ),
         click.option(
             "--reduction",
-            type=click.Choice(["color", "crop", "resolution", "combination", "none"]),
-            help="What R epochs reduce; none is the sham control.  [default: combination]",
+            type=click.Choice(TRAINED),
+            help="What R epochs reduce; gray to jpeg are distortions, for fixed, linear and random; none is "
+            "the sham control.  [default: combination]",
         ),
     ):
         command = option(command)

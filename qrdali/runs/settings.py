@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from qrdali.errors import InputError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.files.text_lines import decode_text
+from qrdali.reduction.names import ReductionName
 from qrdali.reduction.quality import MAX_OLD_GRID, LevelScale, scale_of
 from qrdali.runs.logger_names import normalize_logger_names
 
@@ -54,7 +55,7 @@ class Settings(BaseModel):
     init: str = ""  # a run whose best weights this one begins with
     pretrained: bool = False
     # Reductions; of methods with reduced epochs
-    reduction: Literal["color", "crop", "resolution", "combination", "none"] = "none"
+    reduction: ReductionName = "none"
     quality: float = Field(0.5, gt=0, le=1)  # of reduced epochs of method fixed
     step: float = Field(0.25, gt=0, le=0.5)  # between the qualities of two levels
     tail: str = Field("none", max_length=4)  # levels below the grid's: none, full or their number

@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from qrdali.reduction.distortions import BY_NAME
+from qrdali.reduction.distortions.interface import NOMINAL_SIDE
+from qrdali.reduction.levels import Moves
 from qrdali.reduction.quality import (
     CENTER,
     COLOR,
     CROP,
     RESOLUTION,
-    Dimensions,
     LevelScale,
     bin_width,
+    quality,
     reduction_params,
 )
 
@@ -23,26 +26,32 @@ SizeChunks = Callable[[], Iterable[Sizes]]  # gives all images' upright sizes an
 
 
 def live_levels(
-    order: Sequence[int], dimensions: Dimensions, scale: LevelScale, size_chunks: SizeChunks | None
+    order: Sequence[int], moves: Moves, scale: LevelScale, size_chunks: SizeChunks | None
 ) -> tuple[int, ...]:
     """Returns the levels of `order` that change at least one image against the live level before.
 
     The first is compared with full quality. size_chunks: None where the images are not known; then only
-    levels of a reduction of colour alone can be told to be dead.
+    levels of a reduction of colour alone, and of a distortion, can be told to be dead. Levels of a distortion
+    are told apart by their amounts: a blur of a tenth of a pixel is one, though it changes no image.
 
     Of step 0.05 and color, bins are 1, 1, 2, 2, 3, … 111, 128, 128 values wide: levels 1, 3 and 19 are dead.
     """
     live, before = [], 0
     for level in order:
-        if _changes_an_image(before, level, dimensions, scale, size_chunks):
+        if _changes_an_image(before, level, moves, scale, size_chunks):
             live.append(level)
             before = level
     return tuple(live)
 
 
 def _changes_an_image(
-    before: int, after: int, dimensions: Dimensions, scale: LevelScale, size_chunks: SizeChunks | None
+    before: int, after: int, moves: Moves, scale: LevelScale, size_chunks: SizeChunks | None
 ) -> bool:
+    dimensions = moves.dimensions
+    if moves.distortion:
+        qualities = quality(np.array([before, after]), scale)
+        first, second = BY_NAME[moves.distortion].amounts(qualities, NOMINAL_SIDE)
+        return not np.array_equal(first, second) or (before == 0) != (after == 0)
     levels = np.outer((before, after), np.array(dimensions)).astype(np.uint8)
     widths = bin_width(levels[:, COLOR], scale)
     if widths[0] != widths[1]:
