@@ -7,9 +7,7 @@ from typing import Any
 
 import click
 
-from qrdali.cli.search_options import class_map_options, descent_options
-
-REDUCTIONS = ("color", "crop", "resolution", "combination")
+from qrdali.cli.search_options import SearchedReduction, class_map_options, descent_options
 
 
 @click.command("build-mepi")
@@ -18,7 +16,7 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
 @click.option("--root", metavar="[OLD=]NEW", help="Where the images of --data are now, if they moved.")
 @click.option("--out", required=True, type=click.Path(), help="Folder for the MEPIs.")
 @click.option("--split", default="val", show_default=True, help="train, val or test.")
-@click.option("--reduction", type=click.Choice([*REDUCTIONS, "all"]), default="all", show_default=True)
+@click.option("--reduction", type=SearchedReduction(), default="all", show_default=True)
 @click.option("--step", default=0.05, show_default=True, help="Grid of qualities, 1/n.")
 @click.option(
     "--tail",

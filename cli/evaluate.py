@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from qrdali.cli.search_options import class_map_options
+from qrdali.reduction.names import REDUCING
 
 
 @click.command()
@@ -31,6 +32,13 @@ from qrdali.cli.search_options import class_map_options
     help="Also the split at this quality in each reduction, centre crops; such as 0.5.",
 )
 @click.option(
+    "--reduction",
+    "reductions",
+    multiple=True,
+    type=click.Choice(REDUCING),
+    help="A reduction of --curve and --reduced; repeatable.  [default: all]",
+)
+@click.option(
     "--step", default=0.25, show_default=True, help="Grid of qualities of --curve and --reduced, 1/n."
 )
 @click.option(
@@ -46,7 +54,9 @@ from qrdali.cli.search_options import class_map_options
 @click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Decoding threads.  [default: all it may use]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def evaluate(run: str, sets: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def evaluate(
+    run: str, sets: tuple[str, ...], reductions: tuple[str, ...], as_json: bool, **options: Any
+) -> None:
     """Accuracy, top-5 accuracy and negative log-likelihood of a run on a split and on named folders; one row
     per image goes into RUN/predictions/NAME.parquet.
 
@@ -55,6 +65,7 @@ def evaluate(run: str, sets: tuple[str, ...], as_json: bool, **options: Any) -> 
               qrdali evaluate --run runs/baseline --set mepi-crop=mepi/crop
               qrdali evaluate --run runs/baseline --data data --curve --step 0.05
               qrdali evaluate --run runs/baseline --data data --reduced 0.5
+              qrdali evaluate --run runs/baseline --data data --curve --reduction blur --reduction jpeg
               qrdali evaluate --run runs/imagenet --data humanet --class-map map.tsv --map-rule sum
     """
     from qrdali.cli.terminal import TerminalListener
@@ -73,7 +84,10 @@ def evaluate(run: str, sets: tuple[str, ...], as_json: bool, **options: Any) -> 
         job(options["device"]) as group,
     ):
         control = JobControl(TerminalListener(), group=group)
-        _show(workflow.evaluate(run, sets=folders, control=control, **options), as_json)
+        results = workflow.evaluate(
+            run, sets=folders, reductions=reductions or None, control=control, **options
+        )
+        _show(results, as_json)
 
 
 def _show(results: list[dict[str, Any]], as_json: bool) -> None:

@@ -6,19 +6,14 @@ from typing import Any
 
 import click
 
-from qrdali.cli.search_options import descent_options
+from qrdali.cli.search_options import SearchedReduction, descent_options
 
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path())
 @click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ classifies.")
 @click.option("--label", metavar="NAME", help="The class.  [default: the network's own answer]")
-@click.option(
-    "--reduction",
-    type=click.Choice(["color", "crop", "resolution", "combination", "all"]),
-    default="combination",
-    show_default=True,
-)
+@click.option("--reduction", type=SearchedReduction(), default="combination", show_default=True)
 @click.option("--step", default=0.05, show_default=True, help="Grid of qualities, 1/n.")
 @click.option(
     "--tail",

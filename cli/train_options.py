@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from qrdali.reduction.names import TRAINED
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -28,7 +28,8 @@ from qrdali.pipelines.graph_inputs import (
     flatten,
     network_layout,
 )
-from qrdali.reduction.distortions import BY_NAME, Distortion
+from qrdali.reduction.distortions import BY_NAME
+from qrdali.reduction.distortions.interface import Distortion
 
 
 class GraphKind(NamedTuple):
@@ -39,6 +40,9 @@ class GraphKind(NamedTuple):
 
     definitions: int = 2
     distortions: tuple[str, ...] = ()
+
+
+PLAIN = GraphKind()
 
 
 class CandidateOutputs(NamedTuple):
@@ -58,7 +62,7 @@ def network_input(
     batch_size: int,
     preprocessing: Preprocessing,
     needs_bytes: bool = False,
-    kind: GraphKind = GraphKind(),
+    kind: GraphKind = PLAIN,
 ) -> Any:
     """Returns a pipeline from `NetworkInputs` to (images float32 HWC, labels, samples)."""
     distortions = [BY_NAME[name] for name in kind.distortions]

@@ -54,7 +54,7 @@ class _Loader(ABC):
         self._decode = partial(decode_once, self._engine, self._reader.needs_bytes)
         to_inputs = partial(self._to_inputs, preprocessing=preprocessing)
         self._source = ReplaySource(self._reader, to_inputs, self._decode, PreparedBatch.select)
-        self._batch_size, self._kind = batch_size, graphs.GraphKind()
+        self._batch_size, self._kind = batch_size, graphs.PLAIN
         # Neither holds this loader, so that the pipeline and its memory go as soon as the loader does.
         self._pipeline = RestartablePipeline(self._graph(self._source))
 

@@ -15,7 +15,7 @@ would change the runs of the version before.
 | ONLINE | where a step of online feedback crops (`probe`) | 0, sample | one a step |
 | CHOICE | which images a sample of a set holds (`shuffled`) | CRC-32 of a name, position | one |
 | SMALL_ORDER | the shuffle of an epoch of few images (`epoch_plan`) | epoch, sample | one |
-| NOISE | the field of the distortion noise (`distortions`) | 1 in training, else 0; sample | one for 8 values |
+| NOISE | the field of the distortion noise (`distortions`) | 1 in training, else 0; sample | one for 8 |
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _NORMALS_AT_ONCE = 1 << 20  # so that the memory is bounded
 
 
-def philox(
-    key: int, counter: tuple[Words | int, Words | int, int, Words | int]
-) -> tuple[Words, ...]:
+def philox(key: int, counter: tuple[Words | int, Words | int, int, Words | int]) -> tuple[Words, ...]:
     """Returns the four 32-bit words of Philox4x32-10, each as uint64 [N].
 
     key: 64 bits. counter: four 32-bit words. Words of the counter that are arrays are broadcast: one call
@@ -125,7 +123,9 @@ def _normal_quantiles() -> npt.NDArray[np.int16]:
     """Returns the normal quantile of each (k + ½) / 2^16, in units of `NORMAL_UNIT`."""
     from scipy.special import ndtri
 
-    return np.rint(ndtri((np.arange(1 << 16) + 0.5) / (1 << 16)) / NORMAL_UNIT).astype(np.int16)
+    quantiles = ndtri((np.arange(1 << 16) + 0.5) / (1 << 16))
+    units: npt.NDArray[np.int16] = np.rint(quantiles / NORMAL_UNIT).astype(np.int16)
+    return units
 
 
 def shuffled(seed: int, name: str, count: int) -> Samples:

@@ -104,7 +104,8 @@ FULL_QUALITY = ConstantLevels()
 def constant_levels(dimensions: Dimensions, level: int, distortion: str = "") -> ConstantLevels:
     """Returns `level` in the dimensions and the distortion that move, 0 in the others."""
     distorted = ((distortion, level),) if distortion and level else ()
-    return ConstantLevels(*(level if moves else 0 for moves in dimensions), distorted)
+    color, crop, resolution = (level if moves else 0 for moves in dimensions)
+    return ConstantLevels(color, crop, resolution, distorted)
 
 
 def reduced_split_levels(

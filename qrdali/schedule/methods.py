@@ -49,8 +49,8 @@ def check_settings(settings: Settings) -> None:
         raise InputError(f"--tail is for linear and adaptive, not {settings.method}: leave it out")
     if settings.method == "adaptive" and settings.reduction in DISTORTIONS:
         raise InputError(
-            f"--reduction {settings.reduction} {why_not_searched(settings.reduction)}, and adaptive takes the "
-            f"same steps; {settings.reduction} is for fixed, linear and random"
+            f"--reduction {settings.reduction} {why_not_searched(settings.reduction)}, and so does adaptive; "
+            f"{settings.reduction} is for fixed, linear and random"
         )
     if settings.method == "fixed":
         level_of(settings.quality, scale)

@@ -8,8 +8,7 @@ from qrdali.errors import printable
 from qrdali.evaluation.prediction_rows import PredictionRows
 from qrdali.interfaces import RunContext
 from qrdali.loggers.run_log import RunLog, describe_failure
-from qrdali.reduction.levels import Levels
-from qrdali.reduction.levels import quality_names
+from qrdali.reduction.levels import Levels, quality_names
 from qrdali.runs import folder as run_folder
 from qrdali.runs.logger_names import split_logger_names
 from qrdali.schedule.epoch_schedule import ScheduleEvent, ScheduleRule, ScheduleState

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +26,7 @@ from qrdali.interfaces import JobControl
 from qrdali.pipelines.engine import engine_of
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, Levels, reduced_split_levels
+from qrdali.reduction.names import REDUCING, SEARCHED
 from qrdali.reduction.quality import LevelScale, scale_of
 from qrdali.runs import folder as run_folder
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -43,7 +44,7 @@ class EvaluateOptions:
     batch_size: images of a forward pass. device: "auto", "cpu" or "cuda". amp: "auto", "bf16", "fp16" or
     "off". threads: that decode, None for all that the process may use. curve: the levels of an accuracy curve
     over the qualities, None for no curve. reduced: a quality below 1 of the step 1/reduced_grid at which
-    splits are evaluated too, in each reduction. class_map: for data of other classes than the run's.
+    splits are evaluated too. reductions: those of both. class_map: for data of other classes than the run's.
     """
 
     batch_size: int = 32
@@ -54,6 +55,7 @@ class EvaluateOptions:
     reduced: float | None = None
     reduced_grid: int = 4
     class_map: ClassMap | None = None
+    reductions: tuple[str, ...] = SEARCHED
 
     @property
     def reduced_scale(self) -> LevelScale:
@@ -72,6 +74,7 @@ def evaluate(
     sets: Mapping[str, str | Path] | None = None,
     curve: bool = False,
     reduced: float | None = None,
+    reductions: Sequence[str] | None = None,
     step: float = 0.25,
     tail: str = "full",
     class_map: str | Path | None = None,
@@ -88,8 +91,9 @@ def evaluate(
     data: a data set's folder, of which `split` is evaluated. sets: folders of class folders, paths or s3://
     and gs:// URLs, by name. curve: also measures accuracy at every level of `step` and of its `tail` ("full",
     "none" or a number of levels) in each reduction, into RUN/curves/. reduced: also evaluates the split at
-    this quality in each reduction. class_map: a TSV file of run class and data class, by the rule "argmax" or
-    "sum". root: where the images of `data` are now, or OLD=NEW.
+    this quality in each reduction. reductions: those of `curve` and `reduced`; None for all of
+    `names.REDUCING`, distortions included. class_map: a TSV file of run class and data class, by the rule
+    "argmax" or "sum". root: where the images of `data` are now, or OLD=NEW.
 
     Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy",
     "top5_accuracy", "negative_log_likelihood" (None for a network of NaN), "unreadable", "rows"}, with
@@ -98,6 +102,7 @@ def evaluate(
     `control.stop` returns a signal. Collective.
     """
     scale, sets, folder = scale_of(step, tail), sets or {}, Path(run)
+    wanted = tuple(name for name in REDUCING if reductions is None or name in reductions)
 
     def check() -> None:
         for name in sets:
@@ -108,18 +113,31 @@ def evaluate(
             raise InputError("--root is of --data: give that too")
         if reduced is not None and data is None:
             raise InputError("--reduced is of a split: give --data too")
+        _check_reductions(reductions, curve or reduced is not None)
 
     control.group.run_on_all(check)
     with deterministic(run_folder.is_deterministic(folder), device):
         mapping = control.group.run_on_all(lambda: read_map(class_map, map_rule, folder, data))
         options = EvaluateOptions(
-            batch_size, device, amp, threads, scale if curve else None, reduced, scale.grid, mapping
+            batch_size, device, amp, threads, scale if curve else None, reduced, scale.grid, mapping, wanted
         )
         evaluator = Evaluator(folder, options, control)
         results = [] if data is None else [evaluator.split(Path(data), split, root)]
         for name, set_folder in sets.items():
             results.append(evaluator.folder(name, set_folder))
         return results
+
+
+def _check_reductions(reductions: Sequence[str] | None, are_used: bool) -> None:
+    """Raises InputError for reductions that there are not, for none, and where nothing takes them."""
+    if reductions is None:
+        return
+    if not are_used:
+        raise InputError("--reduction is of --curve and --reduced: give one of them too")
+    unknown = [name for name in reductions if name not in REDUCING]
+    if unknown or not reductions:
+        given = printable(unknown[0])[:80] if unknown else "none"
+        raise InputError(f"--reduction is {given!r}: give one or more of {', '.join(REDUCING)}")
 
 
 def read_map(
@@ -155,7 +173,7 @@ class Evaluator:
         if options.reduced is not None:
             quality, scale = options.reduced, options.reduced_scale
             # An impossible quality is refused before a network is loaded for nothing.
-            self.group.run_on_all(lambda: reduced_split_levels("", quality, scale))
+            self.group.run_on_all(lambda: reduced_split_levels("", quality, scale, options.reductions))
         model, self.trained = self.group.run_on_all(lambda: run_folder.load_best(run))
         if not self.group.is_single:
             digest = self.group.run_on_all(lambda: run_folder.weights_digest(run))
@@ -186,7 +204,8 @@ class Evaluator:
         quality = self.options.reduced
         if quality is None:
             return result
-        of_reductions = reduced_split_levels(split, quality, self.options.reduced_scale)
+        options = self.options
+        of_reductions = reduced_split_levels(split, quality, options.reduced_scale, options.reductions)
         result["reduced"] = {}
         for reduction, (name, levels) in of_reductions.items():
             rows = self.rows(name, index, levels=levels)

@@ -95,9 +95,8 @@ def reduce(
     for name, value in (*zip(DIMENSIONS, qualities, strict=True), *distortions.items()):
         if not 0 < value <= 1:
             raise InputError(f"{name} = {value:g} is outside (0, 1]: 1 is the untouched image")
-    if level is not None:
-        if qualities != [1.0, 1.0, 1.0]:
-            raise InputError("level and qualities both say how much is reduced: give one of them")
+    if level is not None and qualities != [1.0, 1.0, 1.0]:
+        raise InputError("level and qualities both say how much is reduced: give one of them")
     if len(anchor) != 2 or not all(0 <= part <= 1 for part in anchor):
         raise InputError(f"anchor = {anchor!r} is not (a_y, a_x) in [0, 1]: (0.5, 0.5) is the centre")
     size, anchors = np.array([image.shape[:2]], np.int32), np.array([anchor], np.float64)
@@ -115,11 +114,14 @@ def reduce(
 def _distorted(image: Pixels, distortions: dict[str, float], seed: int) -> Pixels:
     """Returns an image at qualities by distortion, or the image itself; raises as `reduce` does."""
     from qrdali.reduction.distortions import FieldKeys, distort, distortion_params
+    from qrdali.reduction.distortions.jpeg import MAX_SIDE
 
     if not 0 <= seed < 2**63:
         raise InputError(f"seed is {seed}: choose 0 to 2⁶³ − 1")
     if "noise" in distortions and image.size > MAX_NORMALS:
-        raise InputError(f"an image of {image.size:,} values is too large for noise: {MAX_NORMALS:,} are possible")
+        raise InputError(f"noise has {MAX_NORMALS:,} values at most, the image has {image.size:,}")
+    if "jpeg" in distortions and max(image.shape[:2]) > MAX_SIDE:
+        raise InputError(f"a JPEG has {MAX_SIDE:,} pixels a side at most, the image {max(image.shape[:2]):,}")
     qualities = {name: np.array([value], np.float64) for name, value in distortions.items()}
     keys = FieldKeys(seed, False, np.zeros(1, np.int64))
     return distort(image, distortion_params(qualities, min(image.shape[:2]), keys), 0)

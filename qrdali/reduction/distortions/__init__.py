@@ -49,7 +49,10 @@ class FieldKeys:
 
 @dataclass(frozen=True)
 class DistortionParams:
-    """Holds what one distortion does to N images. applied: bool [N]. amount: [N, …], as `Distortion` has it."""
+    """Holds what one distortion does to N images.
+
+    applied: bool [N]. amount: [N, …], as `Distortion.amounts` gives it.
+    """
 
     name: str
     applied: npt.NDArray[np.bool_]

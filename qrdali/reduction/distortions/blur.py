@@ -34,7 +34,8 @@ class Blur:
         blurred = pixels.astype(np.float32)
         for axis in (0, 1):
             blurred = _blur_axis(blurred, axis, float(amount))
-        return np.floor(blurred + np.float32(0.5)).clip(0, 255).astype(np.uint8)
+        rounded: Pixels = np.floor(blurred + np.float32(0.5)).clip(0, 255).astype(np.uint8)
+        return rounded
 
     def in_graph(self, dali: Any, image: Any, amount: Any, field: Any) -> Any:
         return dali.fn.gaussian_blur(image, sigma=amount)
@@ -57,8 +58,9 @@ def _weights(length: int, sigma: float) -> Values:
     radius = min(math.ceil(3 * sigma), length - 2)
     if radius < 1:
         return np.ones(1)
-    weights = np.exp(-(np.arange(radius + 1) ** 2) / (2 * sigma**2))
-    return weights / (weights[0] + 2 * weights[1:].sum())
+    weights: Values = np.exp(-(np.arange(radius + 1) ** 2) / (2 * sigma**2))
+    weights /= weights[0] + 2 * weights[1:].sum()
+    return weights
 
 
 def _blur_axis(values: npt.NDArray[np.float32], axis: int, sigma: float) -> npt.NDArray[np.float32]:

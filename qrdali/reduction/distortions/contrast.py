@@ -27,7 +27,8 @@ class Contrast:
 
     def on_host(self, pixels: Pixels, amount: Any, field: Field | None) -> Pixels:
         table = CENTER + np.float64(amount) * (np.arange(256) - CENTER)
-        return np.floor(table + 0.5).astype(np.uint8)[pixels]
+        rounded: npt.NDArray[np.uint8] = np.floor(table + 0.5).astype(np.uint8)
+        return rounded[pixels]
 
     def in_graph(self, dali: Any, image: Any, amount: Any, field: Any) -> Any:
         return dali.fn.contrast(image, contrast=amount, contrast_center=CENTER)

@@ -26,11 +26,13 @@ class Gray:
     def amounts(self, qualities: npt.NDArray[np.float64], side: int) -> Amount:
         saturation = np.maximum(qualities, LOWEST_QUALITY)[:, None, None]
         to_luma = np.tile(np.array(LUMA), (3, 1))
-        return (saturation * np.eye(3) + (1 - saturation) * to_luma).astype(np.float32)
+        matrices: Amount = (saturation * np.eye(3) + (1 - saturation) * to_luma).astype(np.float32)
+        return matrices
 
     def on_host(self, pixels: Pixels, amount: Any, field: Field | None) -> Pixels:
         faded = pixels.reshape(-1, 3).astype(np.float32) @ amount.T
-        return np.floor(faded + np.float32(0.5)).astype(np.uint8).reshape(pixels.shape)
+        rounded: Pixels = np.floor(faded + np.float32(0.5)).astype(np.uint8)
+        return rounded.reshape(pixels.shape)
 
     def in_graph(self, dali: Any, image: Any, amount: Any, field: Any) -> Any:
         # Not `fn.saturation`: its matrices have three digits, which puts it up to 1.1 levels off.

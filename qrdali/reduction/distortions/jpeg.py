@@ -15,6 +15,7 @@ import numpy.typing as npt
 from qrdali.reduction.distortions.interface import Amount, Field, Pixels, Values
 from qrdali.reduction.quality import round_half_up
 
+MAX_SIDE = 65_500  # pixels, of libjpeg
 # Tables K.1 and K.2 of Recommendation ITU-T T.81: quantization of luma and chroma at libjpeg's quality 50.
 LUMA_TABLE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
@@ -76,7 +77,8 @@ def transcoded(pixels: Pixels, quality: int, smooth_chroma: bool) -> Values:
         small = small[: -(-height // 2), : -(-width // 2)]
         planes.append(_doubled(_doubled(small, 0, smooth_chroma), 1, smooth_chroma))
     cropped = np.stack([plane[:height, :width] for plane in planes], axis=2)
-    return np.clip((cropped - (0, 128, 128)) @ np.linalg.inv(np.array(TO_YCC)).T, 0, 255)
+    values: Values = np.clip((cropped - (0, 128, 128)) @ np.linalg.inv(np.array(TO_YCC)).T, 0, 255)
+    return values
 
 
 def _quantized(plane: Values, table: tuple[tuple[int, ...], ...], quality: int) -> Values:
@@ -88,8 +90,8 @@ def _quantized(plane: Values, table: tuple[tuple[int, ...], ...], quality: int) 
     height, width = plane.shape
     blocks = np.rint(plane).reshape(height // 8, 8, width // 8, 8).swapaxes(1, 2) - 128
     kept = np.rint(dctn(blocks, axes=(2, 3), norm="ortho") / divisors) * divisors
-    values = np.rint(idctn(kept, axes=(2, 3), norm="ortho") + 128)
-    return np.clip(values.swapaxes(1, 2).reshape(height, width), 0, 255)
+    values: Values = np.rint(idctn(kept, axes=(2, 3), norm="ortho") + 128)
+    return values.swapaxes(1, 2).reshape(height, width).clip(0, 255)
 
 
 def _doubled(plane: Values, axis: int, smooth: bool) -> Values:

@@ -33,7 +33,8 @@ class Noise:
         noisy = field * np.float32(amount * 255 * NORMAL_UNIT)
         noisy += pixels
         noisy += np.float32(0.5)
-        return np.floor(noisy, out=noisy).clip(0, 255).astype(np.uint8)
+        rounded: Pixels = np.floor(noisy, out=noisy).clip(0, 255).astype(np.uint8)
+        return rounded
 
     def in_graph(self, dali: Any, image: Any, amount: Any, field: Any) -> Any:
         return dali.fn.cast(image + field * (amount * (255 * NORMAL_UNIT)), dtype=dali.types.UINT8)
