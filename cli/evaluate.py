@@ -35,8 +35,8 @@ from qrdali.reduction.names import REDUCING
     "--reduction",
     "reductions",
     multiple=True,
-    type=click.Choice(REDUCING),
-    help="A reduction of --curve and --reduced; repeatable.  [default: all]",
+    type=click.Choice([*REDUCING, "all"]),
+    help="A reduction of --curve and --reduced; repeatable.  [default: color, crop, resolution, combination]",
 )
 @click.option(
     "--step", default=0.25, show_default=True, help="Grid of qualities of --curve and --reduced, 1/n."

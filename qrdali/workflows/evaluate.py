@@ -26,7 +26,7 @@ from qrdali.interfaces import JobControl
 from qrdali.pipelines.engine import engine_of
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, Levels, reduced_split_levels
-from qrdali.reduction.names import REDUCING, SEARCHED
+from qrdali.reduction.names import SEARCHED, chosen
 from qrdali.reduction.quality import LevelScale, scale_of
 from qrdali.runs import folder as run_folder
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -91,8 +91,8 @@ def evaluate(
     data: a data set's folder, of which `split` is evaluated. sets: folders of class folders, paths or s3://
     and gs:// URLs, by name. curve: also measures accuracy at every level of `step` and of its `tail` ("full",
     "none" or a number of levels) in each reduction, into RUN/curves/. reduced: also evaluates the split at
-    this quality in each reduction. reductions: those of `curve` and `reduced`; None for all of
-    `names.REDUCING`, distortions included. class_map: a TSV file of run class and data class, by the rule
+    this quality in each reduction. reductions: those of `curve` and `reduced`, as
+    `names.chosen` takes them. class_map: a TSV file of run class and data class, by the rule
     "argmax" or "sum". root: where the images of `data` are now, or OLD=NEW.
 
     Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy",
@@ -102,7 +102,6 @@ def evaluate(
     `control.stop` returns a signal. Collective.
     """
     scale, sets, folder = scale_of(step, tail), sets or {}, Path(run)
-    wanted = tuple(name for name in REDUCING if reductions is None or name in reductions)
 
     def check() -> None:
         for name in sets:
@@ -113,31 +112,29 @@ def evaluate(
             raise InputError("--root is of --data: give that too")
         if reduced is not None and data is None:
             raise InputError("--reduced is of a split: give --data too")
-        _check_reductions(reductions, curve or reduced is not None)
+        if reductions is not None and not curve and reduced is None:
+            raise InputError("--reduction is of --curve and --reduced: give one of them too")
+        chosen(reductions)
 
     control.group.run_on_all(check)
     with deterministic(run_folder.is_deterministic(folder), device):
         mapping = control.group.run_on_all(lambda: read_map(class_map, map_rule, folder, data))
         options = EvaluateOptions(
-            batch_size, device, amp, threads, scale if curve else None, reduced, scale.grid, mapping, wanted
+            batch_size,
+            device,
+            amp,
+            threads,
+            scale if curve else None,
+            reduced,
+            scale.grid,
+            mapping,
+            chosen(reductions),
         )
         evaluator = Evaluator(folder, options, control)
         results = [] if data is None else [evaluator.split(Path(data), split, root)]
         for name, set_folder in sets.items():
             results.append(evaluator.folder(name, set_folder))
         return results
-
-
-def _check_reductions(reductions: Sequence[str] | None, are_used: bool) -> None:
-    """Raises InputError for reductions that there are not, for none, and where nothing takes them."""
-    if reductions is None:
-        return
-    if not are_used:
-        raise InputError("--reduction is of --curve and --reduced: give one of them too")
-    unknown = [name for name in reductions if name not in REDUCING]
-    if unknown or not reductions:
-        given = printable(unknown[0])[:80] if unknown else "none"
-        raise InputError(f"--reduction is {given!r}: give one or more of {', '.join(REDUCING)}")
 
 
 def read_map(

@@ -210,8 +210,8 @@ def evaluate(
     curve: also measure accuracy at every level of `step` in each reduction.
     tail: levels of the curve below the grid of `step`: "full", "none" or their number, such as "3".
     reduced: also evaluate the split at this quality of `step`, in each reduction, such as 0.5.
-    reductions: those of `curve` and `reduced`, such as ["crop", "blur"]. None: "color", "crop", "resolution",
-        "combination" and the distortions "gray", "contrast", "blur", "noise" and "jpeg".
+    reductions: those of `curve` and `reduced`: "color", "crop", "resolution", "combination" (None: these four),
+        and distortions: "gray", "contrast", "blur", "noise", "jpeg"; such as ["crop", "blur"], or ["all"].
     class_map: for data of other classes: a TSV file of the run's class, a tab, the data's class.
     map_rule: "argmax" (the default) or "sum".
     batch_size, device, amp, threads: as in `train`.

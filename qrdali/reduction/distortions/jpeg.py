@@ -91,7 +91,8 @@ def _quantized(plane: Values, table: tuple[tuple[int, ...], ...], quality: int) 
     blocks = np.rint(plane).reshape(height // 8, 8, width // 8, 8).swapaxes(1, 2) - 128
     kept = np.rint(dctn(blocks, axes=(2, 3), norm="ortho") / divisors) * divisors
     values: Values = np.rint(idctn(kept, axes=(2, 3), norm="ortho") + 128)
-    return values.swapaxes(1, 2).reshape(height, width).clip(0, 255)
+    plane = values.swapaxes(1, 2).reshape(height, width)
+    return np.clip(plane, 0, 255, out=plane)
 
 
 def _doubled(plane: Values, axis: int, smooth: bool) -> Values:
