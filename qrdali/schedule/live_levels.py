@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from qrdali.reduction.distortions import BY_NAME
 from qrdali.reduction.distortions.interface import NOMINAL_SIDE
-from qrdali.reduction.levels import Moves
 from qrdali.reduction.quality import (
     CENTER,
     COLOR,
     CROP,
     RESOLUTION,
+    Dimensions,
     LevelScale,
     bin_width,
     quality,
@@ -26,7 +26,11 @@ SizeChunks = Callable[[], Iterable[Sizes]]  # gives all images' upright sizes an
 
 
 def live_levels(
-    order: Sequence[int], moves: Moves, scale: LevelScale, size_chunks: SizeChunks | None
+    order: Sequence[int],
+    dimensions: Dimensions,
+    scale: LevelScale,
+    size_chunks: SizeChunks | None,
+    distortion: str = "",
 ) -> tuple[int, ...]:
     """Returns the levels of `order` that change at least one image against the live level before.
 
@@ -38,20 +42,25 @@ def live_levels(
     """
     live, before = [], 0
     for level in order:
-        if _changes_an_image(before, level, moves, scale, size_chunks):
+        if _amounts_differ(distortion, before, level, scale) or _changes_an_image(
+            before, level, dimensions, scale, size_chunks
+        ):
             live.append(level)
             before = level
     return tuple(live)
 
 
+def _amounts_differ(distortion: str, before: int, after: int, scale: LevelScale) -> bool:
+    """Returns whether a distortion does something else at two levels; level 0 does nothing."""
+    if not distortion:
+        return False
+    first, second = BY_NAME[distortion].amounts(quality(np.array([before, after]), scale), NOMINAL_SIDE)
+    return (before == 0) != (after == 0) or not np.array_equal(first, second)
+
+
 def _changes_an_image(
-    before: int, after: int, moves: Moves, scale: LevelScale, size_chunks: SizeChunks | None
+    before: int, after: int, dimensions: Dimensions, scale: LevelScale, size_chunks: SizeChunks | None
 ) -> bool:
-    dimensions = moves.dimensions
-    if moves.distortion:
-        qualities = quality(np.array([before, after]), scale)
-        first, second = BY_NAME[moves.distortion].amounts(qualities, NOMINAL_SIDE)
-        return not np.array_equal(first, second) or (before == 0) != (after == 0)
     levels = np.outer((before, after), np.array(dimensions)).astype(np.uint8)
     widths = bin_width(levels[:, COLOR], scale)
     if widths[0] != widths[1]:

@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qrdali.data.set_names import check_set_name
 from qrdali.errors import InputError
 from qrdali.reduction.levels import (
@@ -120,7 +122,12 @@ def stage_levels(settings: Settings, size_chunks: SizeChunks | None = None) -> t
     order = every if settings.direction == "down" else every[::-1]
     if settings.reduction == "none" or settings.definitions == 1:
         return tuple(order)
-    return live_levels(order, moves_of(settings.reduction), settings.scale, size_chunks)
+    return _live_levels(settings, order, size_chunks)
+
+
+def _live_levels(settings: Settings, order: Sequence[int], size_chunks: SizeChunks | None) -> tuple[int, ...]:
+    moves = moves_of(settings.reduction)
+    return live_levels(order, moves.dimensions, settings.scale, size_chunks, moves.distortion)
 
 
 def require_live_levels(settings: Settings, size_chunks: SizeChunks | None = None) -> None:
@@ -131,7 +138,7 @@ def require_live_levels(settings: Settings, size_chunks: SizeChunks | None = Non
     """
     if settings.reduction == "none" or settings.definitions == 1 or settings.method in ("shared", "baseline"):
         return
-    moves, scale = moves_of(settings.reduction), settings.scale
+    scale = settings.scale
     first, last, what = 1, scale.count - 1, f"no level of step {settings.step:g} changes any training image"
     if settings.method == "fixed":
         first = last = level_of(settings.quality, scale)
@@ -139,9 +146,9 @@ def require_live_levels(settings: Settings, size_chunks: SizeChunks | None = Non
     elif settings.method == "random":
         first, last = level_of(settings.high, scale), level_of(settings.low, scale)
         what = f"no quality from {settings.low:g} to {settings.high:g} changes any training image"
-    if live_levels(range(first, last + 1), moves, scale, size_chunks):
+    if _live_levels(settings, range(first, last + 1), size_chunks):
         return
-    lower = live_levels(range(1, scale.count), moves, scale, size_chunks)
+    lower = _live_levels(settings, range(1, scale.count), size_chunks)
     remedy = f"use {scale.describe(lower[0])} or less, or " if lower else ""
     raise InputError(f"{what}: {remedy}--reduction none for the sham control")
 

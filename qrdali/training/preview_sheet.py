@@ -93,7 +93,7 @@ def _request(split: Split, samples: npt.NDArray[np.int64], params: ReductionPara
 
 
 def _distorted(batch: CandidateBatch, params: tuple[DistortionParams, ...], side: int) -> CandidateBatch:
-    """Returns a batch whose reduced images are distorted as the squares of `side` pixels that a network sees."""
+    """Returns a batch whose reduced images are squares of `side` pixels, distorted as a network sees them."""
     if not params:
         return batch
     assert batch.reduced_images is not None

@@ -210,7 +210,7 @@ def evaluate(
     curve: also measure accuracy at every level of `step` in each reduction.
     tail: levels of the curve below the grid of `step`: "full", "none" or their number, such as "3".
     reduced: also evaluate the split at this quality of `step`, in each reduction, such as 0.5.
-    reductions: those of `curve` and `reduced`: "color", "crop", "resolution", "combination" (None: these four),
+    reductions: those of `curve` and `reduced`: "color", "crop", "resolution", "combination" (None: all four),
         and distortions: "gray", "contrast", "blur", "noise", "jpeg"; such as ["crop", "blur"], or ["all"].
     class_map: for data of other classes: a TSV file of the run's class, a tab, the data's class.
     map_rule: "argmax" (the default) or "sum".

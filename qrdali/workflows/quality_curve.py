@@ -13,7 +13,7 @@ from qrdali.evaluation.predict import predict
 from qrdali.files.atomic import write_whole
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import levels_of, moves_of
-from qrdali.reduction.names import REDUCING
+from qrdali.reduction.names import DISTORTIONS, SEARCHED
 from qrdali.reduction.quality import LevelScale
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.schedule.live_levels import live_levels
@@ -75,7 +75,8 @@ def _curve_levels(index: Index, reduction: str, scale: LevelScale) -> tuple[int,
     """
     last = scale.grid - 1
     below = range(last, scale.count)
-    live = live_levels(below, moves_of(reduction), scale, index.size_chunks)
+    moves = moves_of(reduction)
+    live = live_levels(below, moves.dimensions, scale, index.size_chunks, moves.distortion)
     return (*range(1, scale.grid), *(level for level in live if level > last))
 
 
@@ -104,7 +105,7 @@ def summary(rows: pa.Table, scale: LevelScale) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     columns = {key: rows[key].to_numpy(zero_copy_only=False) for key in ("reduction", "quality", "correct")}
-    for reduction in REDUCING:
+    for reduction in (*SEARCHED, *DISTORTIONS):
         of_reduction = columns["reduction"] == reduction
         if not of_reduction.any():
             continue
