@@ -47,21 +47,17 @@ def test_reduce_refuses() -> None:
     for wrong in (0.0, 1.5, float("nan"), -1):
         with pytest.raises(qrdali.InputError, match=r"blur = .* is outside \(0, 1\]"):
             qrdali.reduce(image, blur=wrong)
-    with pytest.raises(
-        qrdali.InputError, match="there is no reduction 'sepia': give a quality of color, crop"
-    ):
+    with pytest.raises(qrdali.InputError, match="there is no reduction 'sepia': give a quality of color"):
         qrdali.reduce(image, sepia=0.5)
     with pytest.raises(qrdali.InputError, match="seed is -1"):
         qrdali.reduce(image, noise=0.5, seed=-1)
-    with pytest.raises(
-        qrdali.InputError, match="a JPEG has 65,500 pixels a side at most, the image has 65,501"
-    ):
+    with pytest.raises(qrdali.InputError, match="a JPEG has 65,500 pixels a side at most, the image 65,501"):
         qrdali.reduce(np.zeros((1, 65_501, 3), np.uint8), jpeg=0.5)
     assert qrdali.reduce(image, level=(1, 0, 0), jpeg=0.5).shape == image.shape
 
 
 def test_a_loader_takes_what_a_schedule_yields(dataset: Dataset) -> None:
-    schedule = qrdali.Schedule("linear", reduction="blur", patience=1, max_epochs=8)
+    schedule = qrdali.Schedule("linear", reduction="blur", patience=1, max_epochs=30)
     loader = qrdali.Loader(dataset["val"], input_size=32, batch_size=8, device="cpu", threads=1)
     means: dict[float, float] = {}
     for epoch in schedule:
