@@ -31,18 +31,19 @@ def live_levels(
     scale: LevelScale,
     size_chunks: SizeChunks | None,
     distortion: str = "",
+    side: int = NOMINAL_SIDE,
 ) -> tuple[int, ...]:
     """Returns the levels of `order` that change at least one image against the live level before.
 
     The first is compared with full quality. size_chunks: None where the images are not known; then only
-    levels of a reduction of colour alone, and of a distortion, can be told to be dead. Levels of a distortion
-    are told apart by their amounts: a blur of a tenth of a pixel is one, though it changes no image.
+    levels of a reduction of colour alone, and of a distortion, can be told to be dead. side: of the squares
+    that `distortion` acts on, in pixels.
 
     Of step 0.05 and color, bins are 1, 1, 2, 2, 3, … 111, 128, 128 values wide: levels 1, 3 and 19 are dead.
     """
     live, before = [], 0
     for level in order:
-        if _amounts_differ(distortion, before, level, scale) or _changes_an_image(
+        if _amounts_differ(distortion, (before, level), scale, side) or _changes_an_image(
             before, level, dimensions, scale, size_chunks
         ):
             live.append(level)
@@ -50,12 +51,12 @@ def live_levels(
     return tuple(live)
 
 
-def _amounts_differ(distortion: str, before: int, after: int, scale: LevelScale) -> bool:
-    """Returns whether a distortion does something else at two levels; level 0 does nothing."""
+def _amounts_differ(distortion: str, levels: tuple[int, int], scale: LevelScale, side: int) -> bool:
+    """Returns whether a distortion, "" for none, does something else to squares of `side` at two levels."""
     if not distortion:
         return False
-    first, second = BY_NAME[distortion].amounts(quality(np.array([before, after]), scale), NOMINAL_SIDE)
-    return (before == 0) != (after == 0) or not np.array_equal(first, second)
+    first, second = BY_NAME[distortion].amounts(quality(np.array(levels), scale), side)
+    return not np.array_equal(first, second)
 
 
 def _changes_an_image(

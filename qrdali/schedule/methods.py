@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from qrdali.data.set_names import check_set_name
 from qrdali.errors import InputError
+from qrdali.reduction.distortions.interface import NOMINAL_SIDE
 from qrdali.reduction.levels import (
     ConstantLevels,
     Levels,
@@ -126,8 +127,8 @@ def stage_levels(settings: Settings, size_chunks: SizeChunks | None = None) -> t
 
 
 def _live_levels(settings: Settings, order: Sequence[int], size_chunks: SizeChunks | None) -> tuple[int, ...]:
-    moves = moves_of(settings.reduction)
-    return live_levels(order, moves.dimensions, settings.scale, size_chunks, moves.distortion)
+    moves, side = moves_of(settings.reduction), settings.input_size or NOMINAL_SIDE
+    return live_levels(order, moves.dimensions, settings.scale, size_chunks, moves.distortion, side)
 
 
 def require_live_levels(settings: Settings, size_chunks: SizeChunks | None = None) -> None:

@@ -53,8 +53,8 @@ def measure(evaluator: Evaluator, name: str, index: Index, scale: LevelScale) ->
             class_map=evaluator.class_map,
         )
 
-    reductions = evaluator.options.reductions
-    levels = {reduction: _curve_levels(index, reduction, scale) for reduction in reductions}
+    reductions, side = evaluator.options.reductions, evaluator.trained.preprocessing.input_size
+    levels = {reduction: _curve_levels(index, reduction, scale, side) for reduction in reductions}
     listener.begin(f"curve of {name}", len(index) * (1 + sum(map(len, levels.values()))))
     try:
         tables = []
@@ -69,14 +69,14 @@ def measure(evaluator: Evaluator, name: str, index: Index, scale: LevelScale) ->
         listener.end()
 
 
-def _curve_levels(index: Index, reduction: str, scale: LevelScale) -> tuple[int, ...]:
+def _curve_levels(index: Index, reduction: str, scale: LevelScale, side: int) -> tuple[int, ...]:
     """Returns the levels of a curve below full quality: the grid's, and those of the tail that change an
-    image.
+    image, as a network with inputs of `side` pixels sees it.
     """
     last = scale.grid - 1
     below = range(last, scale.count)
     moves = moves_of(reduction)
-    live = live_levels(below, moves.dimensions, scale, index.size_chunks, moves.distortion)
+    live = live_levels(below, moves.dimensions, scale, index.size_chunks, moves.distortion, side)
     return (*range(1, scale.grid), *(level for level in live if level > last))
 
 

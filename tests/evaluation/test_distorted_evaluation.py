@@ -68,7 +68,7 @@ def test_a_curve_of_all_reductions(run: Path, dataset: Dataset) -> None:
     written = json.loads((run / "curves" / "val.json").read_text())
     assert list(written["curves"]) == list(REDUCING)
     warnings: list[str] = []
-    curve = read_run(run, warnings.append).curves["val"]
+    curve = read_run(run, "run", warnings.append).curves["val"]
     assert list(curve.reductions) == list(REDUCING)
     assert not warnings
     canvas = Canvas()

@@ -233,9 +233,25 @@ def test_every_level_of_a_grid_is_alive(name: str) -> None:
     for n in (4, 20, 200):
         live = live_levels(range(1, n), REDUCTIONS["none"], LevelScale(n), None, name)
         if name == "jpeg" and n == 200:
-            assert len(live) < n - 1  # libjpeg has 100 qualities
+            assert len(live) == 100  # libjpeg has no more qualities
+        elif name == "blur" and n == 200:
+            assert live == tuple(range(2, n))  # q = .995 is σ = .21 pixels
         else:
             assert live == tuple(range(1, n))
+
+
+def test_a_blur_of_a_fraction_of_a_pixel_is_no_level() -> None:
+    """At 32 pixels q = .75 is σ = .247, which changes no value: black beside white, nor anything between."""
+    edge = (
+        np.where(np.indices((32, 32)).sum(axis=0)[..., None] % 2, 255, 0).astype(np.uint8).repeat(3, axis=2)
+    )
+    for image in (edge, rough(32, 32)):
+        assert np.array_equal(distorted("blur", image, 0.75), image)
+        assert not np.array_equal(distorted("blur", image, 0.5), image)
+    assert live_levels(range(1, 4), REDUCTIONS["none"], QUARTERS, None, "blur", 32) == (2, 3)
+    assert live_levels(range(1, 4), REDUCTIONS["none"], QUARTERS, None, "blur", 64) == (1, 2, 3)
+    for name in ("gray", "contrast", "noise", "jpeg"):
+        assert live_levels(range(1, 4), REDUCTIONS["none"], QUARTERS, None, name, 32) == (1, 2, 3)
 
 
 def test_noise_is_normal_and_each_images_own() -> None:

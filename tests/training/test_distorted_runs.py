@@ -135,11 +135,17 @@ def test_stages_are_the_live_levels_of_the_distortion(dataset: Dataset) -> None:
     assert levels[:4] == (1, 2, 4, 6)
     assert len(levels) == 100
     for name in DISTORTIONS:
-        assert stage_levels(settings_of(dataset, "linear", name)) == (1, 2, 3)
-        assert stage_levels(settings_of(dataset, "linear", name, tail="2")) == (1, 2, 3, 4, 5)
-        require_live_levels(settings_of(dataset, "fixed", name, quality=0.75))
+        assert stage_levels(settings_of(dataset, "linear", name, input_size=64)) == (1, 2, 3)
+        tailed = settings_of(dataset, "linear", name, tail="2", input_size=64)
+        assert stage_levels(tailed) == (1, 2, 3, 4, 5)
+        require_live_levels(settings_of(dataset, "fixed", name, quality=0.75, input_size=64))
         with pytest.raises(InputError, match=f"quality 1 of {name} changes no training image"):
             require_live_levels(settings_of(dataset, "fixed", name, quality=1.0))
+    assert stage_levels(settings_of(dataset, "linear", "blur")) == (2, 3)  # of 32 pixels a quarter is no blur
+    with pytest.raises(
+        InputError, match=r"quality 0\.75 of blur changes no training image: use 0\.5 or less"
+    ):
+        require_live_levels(settings_of(dataset, "fixed", "blur", quality=0.75))
 
 
 @pytest.mark.parametrize("name", DISTORTIONS)

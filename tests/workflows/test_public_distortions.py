@@ -58,7 +58,7 @@ def test_reduce_refuses() -> None:
 
 def test_a_loader_takes_what_a_schedule_yields(dataset: Dataset) -> None:
     schedule = qrdali.Schedule("linear", reduction="blur", patience=1, max_epochs=30)
-    loader = qrdali.Loader(dataset["val"], input_size=32, batch_size=8, device="cpu", threads=1)
+    loader = qrdali.Loader(dataset["val"], input_size=64, batch_size=8, device="cpu", threads=1)
     means: dict[float, float] = {}
     for epoch in schedule:
         assert list(epoch.quality) == ["color", "crop", "resolution", "blur"]

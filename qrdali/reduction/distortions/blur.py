@@ -18,17 +18,18 @@ import numpy.typing as npt
 from qrdali.reduction.distortions.interface import LOWEST_QUALITY, Amount, Field, Pixels, Values
 
 UNIT = 3 / 224  # share of the shorter side: σ at quality .5
+LEAST = 0.25  # pixels: no σ up to here changes a value of 8 bits, so that all of them are one
 _MATRIX_LENGTH = 512  # pixels: up to here a product of matrices takes less time than transforms
 
 
 class Blur:
-    """Implements `Distortion`; an amount is σ in pixels, float32. `LOWEST_QUALITY` bounds it to .214·S."""
+    """Implements `Distortion`; an amount is σ in pixels, float32, from `LEAST` up to .214·S."""
 
     has_field = False
 
     def amounts(self, qualities: npt.NDArray[np.float64], side: int) -> Amount:
         kept = np.maximum(qualities, LOWEST_QUALITY)
-        return (side * UNIT * np.sqrt(1 / kept - 1)).astype(np.float32)
+        return np.maximum(LEAST, side * UNIT * np.sqrt(1 / kept - 1)).astype(np.float32)
 
     def on_host(self, pixels: Pixels, amount: Any, field: Field | None) -> Pixels:
         blurred = pixels.astype(np.float32)

@@ -27,7 +27,8 @@ class Distortion(Protocol):
     def amounts(self, qualities: npt.NDArray[np.float64], side: int) -> Amount:
         """Returns what is done at qualities [N] in (0, 1] to images whose shorter side has `side` pixels.
 
-        Its values are what DALI's operator takes; quality 1 is never applied.
+        They are what DALI's operator takes. Quality 1 is never applied; that of two qualities is the same
+        only if they do the same to every image.
         """
         ...
 

@@ -39,12 +39,13 @@ TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -
 
 
 class Jpeg:
-    """Implements `Distortion`; an amount is libjpeg's quality, int32, 1 to 100."""
+    """Implements `Distortion`; an amount is libjpeg's quality, int32, 1 to 100; 0 is no JPEG."""
 
     has_field = False
 
     def amounts(self, qualities: npt.NDArray[np.float64], side: int) -> Amount:
-        return np.maximum(1, round_half_up(100 * qualities)).astype(np.int32)
+        written = np.maximum(1, round_half_up(100 * qualities))
+        return np.where(qualities == 1, 0, written).astype(np.int32)
 
     def on_host(self, pixels: Pixels, amount: Any, field: Field | None) -> Pixels:
         from PIL import Image
