@@ -35,7 +35,7 @@ class Gray:
         return rounded.reshape(pixels.shape)
 
     def in_graph(self, dali: Any, image: Any, amount: Any, field: Any) -> Any:
-        # Not `fn.saturation`: its matrices have three digits, which puts it up to 1.1 levels off.
+        # Not `fn.saturation`: its matrices have three digits, which puts it a level off.
         return dali.fn.coord_transform(image, M=amount, dtype=dali.types.UINT8)
 
     def oracle(self, pixels: Pixels, amount: Any, field: Field | None) -> Values:
