@@ -181,3 +181,22 @@ def test_train_takes_the_names_of_the_table() -> None:
         assert result.exit_code == 0, result.output
         shown = {"none": "full quality (sham)", "combination": "color 0.5, crop 0.5, resolution 0.5"}
         assert shown.get(name, f"{name} 0.5") in result.stdout
+
+
+def test_previews_show_what_the_network_sees(dataset: Dataset, tmp_path: Path) -> None:
+    """The second picture of each pair is distorted, and alike in two runs."""
+    pytest.importorskip("tensorboard")
+    sheets = {}
+    for name, reduction, quality in (
+        ("a", "contrast", 0.25),
+        ("b", "contrast", 0.25),
+        ("c", "contrast", 0.75),
+    ):
+        values = {"max_epochs": 1, "quality": quality, "log": "tensorboard"}
+        run_training(settings_of(dataset, "fixed", reduction, **values), tmp_path / name, False)
+        (sheet,) = (tmp_path / name / "previews").iterdir()
+        sheets[name] = np.asarray(Image.open(sheet).convert("RGB"))
+    assert np.array_equal(sheets["a"], sheets["b"])
+    right = sheets["a"][60:150, 180:300].astype(int)  # of the first pair
+    assert right.std() < 0.5 * sheets["c"][60:150, 180:300].std()
+    assert np.array_equal(sheets["a"][60:150, 15:150], sheets["c"][60:150, 15:150])
