@@ -17,8 +17,9 @@ from qrdali.reduction.names import REDUCING
     "--reduction",
     "reductions",
     multiple=True,
+    metavar="NAME",
     type=click.Choice([*REDUCING, "all"]),
-    help="A row of the sheet; repeatable.  [default: color, crop, resolution, combination]",
+    help=f"A row of the sheet: {', '.join(REDUCING)} or all; repeatable.  [default: the first four]",
 )
 def preview(image: str, out: str, step: float, reductions: tuple[str, ...]) -> None:
     """Draw a contact sheet: a row per reduction, a column per level, the entropy quotient under each picture.
@@ -28,7 +29,7 @@ def preview(image: str, out: str, step: float, reductions: tuple[str, ...]) -> N
 
     \b
     Examples: qrdali preview cat.jpg --out sheet.png
-              qrdali preview cat.jpg --out sheet.png --reduction blur --reduction jpeg
+              qrdali preview cat.jpg --out sheet.png --reduction jpeg
     """
     from qrdali.cli.terminal import say
     from qrdali.workflows.preview import draw_preview
