@@ -26,8 +26,25 @@ COLORS = {
     "combination": "#7e22ce",
     "–": "#525252",
     "none": "#a16207",
+    "gray": "#525252",
+    "contrast": "#b45309",
+    "blur": "#0891b2",
+    "noise": "#be185d",
+    "jpeg": "#4d7c0f",
 }
-MARKERS = {"color": "o", "crop": "s", "resolution": "^", "combination": "D", "–": "*", "none": "X"}
+MARKERS = {
+    "color": "o",
+    "crop": "s",
+    "resolution": "^",
+    "combination": "D",
+    "–": "*",
+    "none": "X",
+    "gray": "v",
+    "contrast": "<",
+    "blur": ">",
+    "noise": "P",
+    "jpeg": "h",
+}
 _BRIGHT = {
     "color": "#fb923c",
     "crop": "#60a5fa",
@@ -35,6 +52,11 @@ _BRIGHT = {
     "combination": "#c084fc",
     "–": "#d4d4d4",
     "none": "#facc15",
+    "gray": "#d4d4d4",
+    "contrast": "#fbbf24",
+    "blur": "#22d3ee",
+    "noise": "#f472b6",
+    "jpeg": "#a3e635",
 }
 _LINES = ("#1d4ed8", "#c2410c", "#047857", "#7e22ce", "#0891b2", "#be185d", "#4d7c0f", "#525252")
 _BRIGHT_LINES = ("#60a5fa", "#fb923c", "#34d399", "#c084fc", "#22d3ee", "#f472b6", "#a3e635", "#d4d4d4")

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from qrdali.errors import printable
-from qrdali.mepi.folder import SEARCHED
+from qrdali.reduction.names import REDUCING
 from qrdali.report.figures import MARKERS, Figure, Points, Theme, legend_below, line_styles, short_name
 from qrdali.report.groups import Configuration, Group, is_baseline
 from qrdali.report.read import Run
@@ -343,7 +343,7 @@ def quality_curve(
         axes = canvas.add_subplot()
         if has_tail:
             axes.set_xscale("log")
-        for reduction in (r for r in SEARCHED if r in curves):
+        for reduction in (r for r in REDUCING if r in curves):
             curve = curves[reduction]
             axes.plot(
                 curve["quality"],

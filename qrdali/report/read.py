@@ -12,7 +12,7 @@ from qrdali.errors import InputError, RunError, printable
 from qrdali.evaluation.prediction_rows import definitions_of
 from qrdali.evaluation.suite_figures import SuiteFigures, read_suites
 from qrdali.files.json_objects import read_object
-from qrdali.mepi.folder import SEARCHED
+from qrdali.reduction.names import REDUCING
 from qrdali.report.set_rows import SetRows, Warn, read_sets
 from qrdali.runs import configuration
 from qrdali.runs import folder as run_folder
@@ -232,7 +232,7 @@ def _checked_curve(reduction: str, row: dict[str, Any]) -> dict[str, Any]:
     in_range = all(0 <= value <= 1 for value in (*quality, *accuracy, area, log_area))
     if not 0 <= tail < len(quality) or min(quality) <= 0:
         raise ValueError("no qualities of a curve")
-    if reduction not in SEARCHED or len(quality) != len(accuracy) or not in_range:
+    if reduction not in REDUCING or len(quality) != len(accuracy) or not in_range:
         raise ValueError("no curve")
     return {"quality": quality, "accuracy": accuracy, "area": area, "log_area": log_area, "tail": tail}
 

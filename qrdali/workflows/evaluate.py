@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +28,7 @@ from qrdali.interfaces import JobControl
 from qrdali.pipelines.engine import engine_of
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, Levels, reduced_split_levels
+from qrdali.reduction.names import SEARCHED, chosen
 from qrdali.reduction.quality import LevelScale, scale_of
 from qrdali.runs import folder as run_folder
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -46,7 +47,7 @@ class EvaluateOptions:
     batch_size: images of a forward pass. device: "auto", "cpu" or "cuda". amp: "auto", "bf16", "fp16" or
     "off". threads: that decode, None for all that the process may use. curve: the levels of an accuracy curve
     over the qualities, None for no curve. reduced: a quality below 1 of the step 1/reduced_grid at which
-    splits are evaluated too, in each reduction. class_map: for data of other classes than the run's.
+    splits are evaluated too. reductions: those of both. class_map: for data of other classes than the run's.
     """
 
     batch_size: int = 32
@@ -57,6 +58,7 @@ class EvaluateOptions:
     reduced: float | None = None
     reduced_grid: int = 4
     class_map: ClassMap | None = None
+    reductions: tuple[str, ...] = SEARCHED
 
     @property
     def reduced_scale(self) -> LevelScale:
@@ -76,6 +78,7 @@ def evaluate(
     suites: Mapping[str, str | Path] | None = None,
     curve: bool = False,
     reduced: float | None = None,
+    reductions: Sequence[str] | None = None,
     step: float = 0.25,
     tail: str = "full",
     class_map: str | Path | None = None,
@@ -94,8 +97,8 @@ def evaluate(
     is evaluated set by set, and sets whose rows are of the same files and weights are kept. curve: also
     measures accuracy at every level of `step` and of its `tail` ("full", "none" or a number of levels) in
     each reduction, into RUN/curves/. reduced: also evaluates the split at this quality in each reduction.
-    class_map: a TSV file of run class and data class, by the rule "argmax" or "sum". root: where the images
-    of `data` are now, or OLD=NEW.
+    reductions: those of `curve` and `reduced`, as `names.chosen` takes them. class_map: a TSV file of run
+    class and data class, by the rule "argmax" or "sum". root: where the images of `data` are now, or OLD=NEW.
 
     Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy",
     "top5_accuracy", "negative_log_likelihood", "expected_calibration_error" (both None for a network of NaN),
@@ -125,12 +128,23 @@ def evaluate(
             raise InputError("--root is of --data: give that too")
         if reduced is not None and data is None:
             raise InputError("--reduced is of a split: give --data too")
+        if reductions is not None and not curve and reduced is None:
+            raise InputError("--reduction is of --curve and --reduced: give one of them too")
+        chosen(reductions)
 
     control.group.run_on_all(check)
     with deterministic(run_folder.is_deterministic(folder), device):
         mapping = control.group.run_on_all(lambda: read_map(class_map, map_rule, folder, data))
         options = EvaluateOptions(
-            batch_size, device, amp, threads, scale if curve else None, reduced, scale.grid, mapping
+            batch_size,
+            device,
+            amp,
+            threads,
+            scale if curve else None,
+            reduced,
+            scale.grid,
+            mapping,
+            chosen(reductions),
         )
         evaluator = Evaluator(folder, options, control)
         if evaluator.answers <= TOP:
@@ -179,7 +193,7 @@ class Evaluator:
         if options.reduced is not None:
             quality, scale = options.reduced, options.reduced_scale
             # An impossible quality is refused before a network is loaded for nothing.
-            self.group.run_on_all(lambda: reduced_split_levels("", quality, scale))
+            self.group.run_on_all(lambda: reduced_split_levels("", quality, scale, options.reductions))
         model, self.trained = self.group.run_on_all(lambda: run_folder.load_best(run))
         if not self.group.is_single:
             digest = self.group.run_on_all(lambda: run_folder.weights_digest(run))
@@ -216,7 +230,8 @@ class Evaluator:
         quality = self.options.reduced
         if quality is None:
             return result
-        of_reductions = reduced_split_levels(split, quality, self.options.reduced_scale)
+        options = self.options
+        of_reductions = reduced_split_levels(split, quality, options.reduced_scale, options.reductions)
         result["reduced"] = {}
         for reduction, (name, levels) in of_reductions.items():
             rows = self.rows(name, index, levels=levels)

@@ -191,6 +191,7 @@ def evaluate(
     suites: Mapping[str, PathLike] | None = None,
     curve: bool = False,
     reduced: float | None = None,
+    reductions: Sequence[str] | None = None,
     step: float = 0.25,
     tail: str = "full",
     class_map: PathLike | None = None,
@@ -213,6 +214,8 @@ def evaluate(
     curve: also measure accuracy at every level of `step` in each reduction.
     tail: levels of the curve below the grid of `step`: "full", "none" or their number, such as "3".
     reduced: also evaluate the split at this quality of `step`, in each reduction, such as 0.5.
+    reductions: those of `curve` and `reduced`: "color", "crop", "resolution", "combination" (None: all four),
+        and distortions: "gray", "contrast", "blur", "noise", "jpeg"; such as ["crop", "blur"], or ["all"].
     class_map: for data of other classes: a TSV file of the run's class, a tab, the data's class.
     map_rule: "argmax" (the default) or "sum".
     batch_size, device, amp, threads: as in `train`.
@@ -243,6 +246,7 @@ def evaluate(
         suites={name: os.fspath(place) for name, place in (suites or {}).items()},
         curve=curve,
         reduced=reduced,
+        reductions=reductions,
         step=step,
         tail=tail,
         class_map=_text(class_map),
