@@ -67,8 +67,8 @@ def evaluate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Accuracy, top-5 accuracy and negative log-likelihood of a run on a split, on named folders and on
-    published suites; one row per image goes into RUN/predictions/NAME.parquet.
+    """Accuracy, top-5 accuracy, negative log-likelihood and expected calibration error of a run on a split,
+    on named folders and on published suites; one row per image goes into RUN/predictions/NAME.parquet.
 
     \b
     Examples: qrdali evaluate --run runs/baseline --data data --split test
@@ -136,10 +136,11 @@ def _show_accuracy(result: dict[str, Any]) -> None:
     notes = f", {result['unreadable']} unreadable" if result["unreadable"] else ""
     if result.get("unmapped"):
         notes += f", {result['unmapped']} of no class of the data"
-    loss = result["negative_log_likelihood"]
+    loss, calibration = result["negative_log_likelihood"], result["expected_calibration_error"]
     say(
         f"{result['set']}: accuracy {result['accuracy']:.4f} "
         f"({result['correct']} of {result['images']}{notes}), top-5 {result['top5_accuracy']:.4f}, "
         f"negative log-likelihood {'–' if loss is None else f'{loss:.4f}'}"
     )
+    say(f"  expected calibration error {'–' if calibration is None else f'{calibration:.4f}'}")
     say(f"  rows in {result['rows']}")

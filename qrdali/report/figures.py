@@ -90,11 +90,19 @@ DARK = Theme("#f5f5f4", "#a8a29e", "#44403c", "#1c1917", _BRIGHT, _BRIGHT_LINES)
 
 
 @dataclass(frozen=True)
+class Points:
+    """Holds what a figure shows as rows of columns, which report.json has with full precision."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[float | str | None, ...], ...]
+
+
+@dataclass(frozen=True)
 class Figure:
     """Describes a figure that can be drawn in any theme.
 
     slug: names its files. alt: what it shows, for those who cannot see it. size: inches. draw: puts it on a
-    canvas in a theme.
+    canvas in a theme. points: the rows that it was drawn from.
     """
 
     slug: str
@@ -102,6 +110,7 @@ class Figure:
     alt: str
     draw: Callable[[Canvas, Theme], None]
     size: tuple[float, float] = (5.0, 3.8)
+    points: Points | None = None
 
     def render(self, kind: str, theme: Theme = LIGHT) -> bytes:
         """Returns the content of a file of `kind`, "svg" or "png"."""

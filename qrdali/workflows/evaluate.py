@@ -22,7 +22,7 @@ from qrdali.data.suite_names import require_suite_name, suite_of_rows
 from qrdali.errors import InputError, Interrupted, printable
 from qrdali.evaluation.class_map import ClassMap, MapRule, read_class_map
 from qrdali.evaluation.predict import predict
-from qrdali.evaluation.prediction_rows import DEFINITIONS, PredictionRows, write_rows
+from qrdali.evaluation.prediction_rows import DEFINITIONS, TOP, PredictionRows, write_rows
 from qrdali.evaluation.suite_answers import SuiteAnswers
 from qrdali.interfaces import JobControl
 from qrdali.pipelines.engine import engine_of
@@ -101,11 +101,11 @@ def evaluate(
     class and data class, by the rule "argmax" or "sum". root: where the images of `data` are now, or OLD=NEW.
 
     Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy",
-    "top5_accuracy", "negative_log_likelihood" (None for a network of NaN), "unreadable", "rows"}, with
-    "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they apply; then one per suite, of
-    which `SuiteEvaluator.evaluate` says more: {"suite", "images", "accuracy", …, "sets"}. Raises InputError
-    for what cannot be evaluated, RunError for a damaged run or images that are gone, and Interrupted once
-    `control.stop` returns a signal. Collective.
+    "top5_accuracy", "negative_log_likelihood", "expected_calibration_error" (both None for a network of NaN),
+    "unreadable", "rows"}, with "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they
+    apply; then one per suite, of which `SuiteEvaluator.evaluate` says more: {"suite", "images", "accuracy",
+    …, "sets"}. No figure is rounded. Raises InputError for what cannot be evaluated, RunError for a damaged
+    run or images that are gone, and Interrupted once `control.stop` returns a signal. Collective.
     """
     scale, sets, suites, folder = scale_of(step, tail), sets or {}, suites or {}, Path(run)
 
@@ -147,6 +147,10 @@ def evaluate(
             chosen(reductions),
         )
         evaluator = Evaluator(folder, options, control)
+        if evaluator.answers <= TOP:
+            evaluator.context.listener.line(
+                f"the network may answer {evaluator.answers} classes: top-5 accuracy is 1 whatever it answers"
+            )
         of_suites = SuiteEvaluator(evaluator)
         # All are found before any is evaluated: a wrong folder must not show after hours.
         found = [of_suites.find(name, suite_root) for name, suite_root in suites.items()]
@@ -205,6 +209,12 @@ class Evaluator:
         self.context = open_context(options.device, options.amp, control)
         self.model: nn.Module = model.to(self.context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.engine = engine_of(self.context.device, options.threads, self.group)
+
+    @property
+    def answers(self) -> int:
+        """Returns how many answers are possible, which ranks are counted among."""
+        unmapped = 0 if self.class_map is None else self.class_map.unmapped
+        return len(self.classes) + unmapped
 
     def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
         """Evaluates a split, at the reduced quality too if the options have one, and writes the rows."""
@@ -354,6 +364,7 @@ class Evaluator:
             "accuracy": rows.accuracy,
             "top5_accuracy": rows.top5_accuracy,
             "negative_log_likelihood": rows.negative_log_likelihood,
+            "expected_calibration_error": rows.expected_calibration_error,
             "unreadable": unreadable,
             "rows": str(self._file_of_rows(name)),
         }
