@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qrdali.cli.setting_options import setting_option
+
 if TYPE_CHECKING:
     from qrdali.workflows.matrix_launch import WorkerPlan
     from qrdali.workflows.reproduce import MatrixResult, MatrixStatus, Plan, PlannedTask
@@ -35,12 +37,8 @@ if TYPE_CHECKING:
     "--data", type=click.Path(), help="Data set made by `qrdali data index` in place of the file's."
 )
 @click.option("--root", metavar="[OLD=]NEW", help="Where the images of the data set are now, if they moved.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="In place of the file's.")
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    help="Decoding threads, of all workers together.  [default: all it may use]",
-)
+@setting_option("device", default=None, help="In place of the file's.")
+@setting_option("threads", help="Decoding threads, of all workers together.  [default: all it may use]")
 @click.option(
     "--retries",
     type=click.IntRange(0, 100),
@@ -73,7 +71,7 @@ def reproduce(
               qrdali reproduce humanet.toml --dry-run
               qrdali reproduce humanet.toml --gpus all
               qrdali reproduce humanet.toml --status
-              qrdali reproduce humanet.toml --only 'efficientnet_b3/*-crop' --only baseline
+              qrdali reproduce humanet.toml --only 'efficientnet_b3/*-crop'
     """
     from qrdali.cli.terminal import TerminalListener, emit
     from qrdali.errors import InputError
