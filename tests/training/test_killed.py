@@ -43,6 +43,7 @@ def survived(ground: Ground, tmp_path: Path, name: str, seed: str, kills: int | 
         ("train linear wsd ema", "0"),
         ("train linear stage ema", "0"),
         ("train shared freeze ema", "0"),
+        ("train random paired-epochs noise", "0"),
     ],
 )
 def test_train(ground: Ground, tmp_path: Path, name: str, seed: str) -> None:
