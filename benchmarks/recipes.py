@@ -245,7 +245,10 @@ def read_rows(work: Path) -> list[Values]:
 
 
 def write(out: Path, rows: list[Values], facts: Values) -> None:
-    """Writes the file of results: a run a line."""
+    """Writes the file of results, a run a line, of the cells of which all seeds are done."""
+    seeds = {row["seed"] for row in rows}
+    done = {(row["cell"], row["seed"]) for row in rows}
+    rows = [row for row in rows if all((row["cell"], seed) in done for seed in seeds)]
     head = json.dumps({**facts, "cells": summary(rows)}, indent=1)
     runs = ",\n  ".join(json.dumps(row) for row in rows)
     out.write_text(f'{head[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n')
@@ -304,14 +307,14 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", default="", help="regular expression of cells")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after this time")
-    parser.add_argument("--page", action="store_true", help="only print the tables of docs/recipes.md")
+    parser.add_argument("--page", action="store_true", help="print --out as docs/recipes.md has it")
     return parser.parse_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
     args = options(words)
     if args.page:
-        every = summary(read_rows(args.work))
+        every = json.loads(args.out.read_text())["cells"]
         for beginning in ("shared", "linear", ""):
             chosen = {name: cell for name, cell in every.items() if name.startswith(beginning)}
             every = {name: cell for name, cell in every.items() if name not in chosen}
