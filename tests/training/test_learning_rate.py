@@ -267,10 +267,10 @@ STOPPED: dict[str, dict[str, Any]] = {
 }
 
 
-# What has a state of its own beside that of the schedule, or changes its groups of parameters.
+# What acts in each step beside the schedule, with a state of its own or without.
 BESIDE: dict[str, dict[str, Any]] = {
     "alone": {},
-    "with all": {"ema": 0.9, "ema_warmup": True, "clip_grad": 0.5, "layer_decay": 0.7},
+    "with all": {"ema": 0.9, "ema_warmup": True, "clip_grad": 0.5},
 }
 
 
