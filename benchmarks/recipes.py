@@ -265,30 +265,29 @@ def table(cells_of: dict[str, Values]) -> str:
 
 
 def page(cells_of: dict[str, Values]) -> str:
-    """Returns the table as docs/recipes.md has it, with the figures that tests/test_documented_figures.py
+    """Returns a table as docs/recipes.md has it, with the figures that tests/test_documented_figures.py
     checks.
     """
-    keys = ("test", "test_cropped")
-    marks = [
-        f"{cell[key][part]:.3f} = cells > {name} > {key} > {part}"
-        for name, cell in cells_of.items()
-        for key in keys
-        for part in ("mean", "sd")
-    ]
-    lines = [
-        f"| {name} | {' | '.join(_shown(cell[key], 3) for key in keys)} |" for name, cell in cells_of.items()
-    ]
-    return "\n".join(
-        [
-            "| run | test | test, cropped to .5 |",
-            "|---|---|---|",
-            *lines,
-            "",
-            "<!-- figures of benchmarks/results/recipes-demo-cpu.json",
-            *marks,
-            "-->",
-        ]
-    )
+    columns = {
+        "test": "test",
+        "test_cropped": "test, cropped to .5",
+        "gain": "gain on test",
+        "epochs": "epochs",
+    }
+    keys = [key for key in columns if all(key in cell for cell in cells_of.values())]
+    lines, marks = [], []
+    for name, cell in cells_of.items():
+        shown = []
+        for key in keys:
+            digits = 0 if key == "epochs" else 3
+            parts = ("mean",) if key == "epochs" else ("mean", "sd")
+            texts = {part: f"{cell[key][part]:.{digits}f}" for part in parts}
+            shown.append(" ± ".join(texts.values()))
+            marks += [f"{text} = cells > {name} > {key} > {part}" for part, text in texts.items()]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    head = [f"| run | {' | '.join(columns[key] for key in keys)} |", "|---" * (len(keys) + 1) + "|"]
+    comment = ["<!-- figures of benchmarks/results/recipes-demo-cpu.json", *marks, "-->"]
+    return "\n".join([*head, *lines, "", *comment])
 
 
 def _shown(figure: dict[str, float], digits: int) -> str:

@@ -68,4 +68,6 @@ def test_figures_worked_by_hand(recipes: ModuleType) -> None:
     assert found[recipes.START]["rise"] == {"mean": 0.15, "sd": 0.2121}
     assert "gain" not in found[recipes.START]
     assert found["linear"]["gain"] == {"mean": 0.15, "sd": 0.0}  # above the start of its own seed
-    assert "| linear | 0.750 ± 0.000 | 0.375 ± 0.000 |" in recipes.page(found)
+    assert "| linear | 0.750 ± 0.000 | 0.375 ± 0.000 | 0.150 ± 0.000 | 19 |" in recipes.page(
+        {"linear": found["linear"]}
+    )
