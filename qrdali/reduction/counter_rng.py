@@ -15,6 +15,10 @@ would change the runs of the version before.
 | ONLINE | where a step of online feedback crops (`probe`) | 0, sample | one a step |
 | CHOICE | which images a sample of a set holds (`shuffled`) | CRC-32 of a name, position | one |
 | SMALL_ORDER | the shuffle of an epoch of few images (`epoch_plan`) | epoch, sample | one |
+| AUTO_AUGMENT | operators, magnitudes and signs (`auto_augment`) | epoch, sample | one each, AugMix 11 |
+| ERASE | whether and where an image is erased (`auto_augment`) | epoch, sample | one and ten attempts |
+| MIX | mixup or CutMix, its share and its box (`mixing`) | epoch, step | one |
+| PARTNER | which images are mixed (`mixing`) | epoch, step and position | one |
 """
 
 from __future__ import annotations
@@ -40,6 +44,10 @@ class Purpose(IntEnum):
     ONLINE = 6
     CHOICE = 7
     SMALL_ORDER = 8
+    AUTO_AUGMENT = 9
+    ERASE = 10
+    MIX = 11
+    PARTNER = 12
 
 
 _LOW = np.uint64(0xFFFFFFFF)

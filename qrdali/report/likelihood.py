@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from qrdali.report.accuracy import digits, percent
-from qrdali.report.groups import Configuration, Group, is_baseline
+from qrdali.report.groups import Configuration, Group
 from qrdali.report.read import Run, SetRows
 from qrdali.report.tables import NOTHING, Cell, Table, number, words
 
@@ -29,7 +29,7 @@ def table(group: Group, slug: str) -> Table | None:
         for configuration in group.configurations:
             if not any(name in run.sets for run in configuration.runs):
                 continue
-            if is_baseline(configuration.runs[0].settings):
+            if configuration.is_baseline:
                 marked.add(len(rows))
             rows.append(
                 (

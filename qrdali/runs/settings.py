@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from qrdali.errors import InputError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.files.text_lines import decode_text
+from qrdali.reduction.auto_augment import parse_policy
 from qrdali.reduction.quality import MAX_OLD_GRID, LevelScale, scale_of
 from qrdali.runs.logger_names import normalize_logger_names
 
@@ -33,9 +34,17 @@ RateScheduleName = Literal["constant", "cosine", "plateau", "stage", "wsd"]
 _Number = bool | int | Annotated[float, Field(allow_inf_nan=False)]
 # Of a keyword of an optimizer or a network: a number, a text, or numbers such as Adam's betas.
 OptionValue = _Number | Annotated[str, Field(max_length=100)] | Annotated[list[_Number], Field(max_length=16)]
+_Beta = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]  # both parameters of a Beta distribution
 Options = Annotated[
     dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")], OptionValue], Field(max_length=50)
 ]
+
+
+def _policy_name(value: Any) -> Any:
+    """Returns the name of an augmentation policy, "" for none. Raises ValueError for others."""
+    if isinstance(value, str) and value:
+        return "" if value == "none" else parse_policy(value).name
+    return value
 
 
 class Settings(BaseModel):
@@ -103,6 +112,10 @@ class Settings(BaseModel):
     input_size: int = Field(0, ge=0, le=4096)  # pixels; 0: the network's own
     fit: Literal["whole", "center"] = "whole"
     augment: Literal["flip", "rrc", "none"] = "flip"
+    auto_augment: Annotated[str, BeforeValidator(_policy_name)] = ""  # rand-mM, trivial or augmix; "": none
+    erase: float = Field(0.0, ge=0, le=1)  # probability that a part of a training image is erased
+    mixup: _Beta = 0.0  # alpha of the shares by which images of a step are mixed; 0: they are not
+    cutmix: _Beta = 0.0  # alpha of the shares that are cut from other images of a step; 0: none
     # How it runs
     restore_best: bool = True  # whether the best weights return when patience ends
     save_every: str = ""  # steps N, or minutes Nm, between checkpoints within an epoch; "": none

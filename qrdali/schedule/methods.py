@@ -58,6 +58,15 @@ def check_settings(settings: Settings) -> None:
         )
     if settings.same_order and rule.has_rounds:
         raise InputError("--same-order is for patterns such as RC: rounds have no pairs of epochs")
+    if (
+        (settings.mixup or settings.cutmix)
+        and settings.method == "adaptive"
+        and settings.feedback == "online"
+    ):
+        raise InputError(
+            f"--{'mixup' if settings.mixup else 'cutmix'} shows the network mixtures of images, from which "
+            "--feedback online cannot tell which one it got right: leave it out, or use --feedback probe"
+        )
     if settings.match_steps and settings.method != "baseline":
         raise InputError(f"--match is for baseline, not {settings.method}")
     for name in settings.track_sets:

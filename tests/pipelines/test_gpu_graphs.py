@@ -106,7 +106,7 @@ GRAPHS: dict[str, tuple[Graph, list[tuple[str, str]], tuple[int, int], str]] = {
         "gpu cpu cpu",
     ),
     "network under the definitions 1": (
-        lambda: graphs.network_input(source, GPU, 4, PRE, False, 1),
+        lambda: graphs.network_input(source, GPU, 4, PRE, variant=graphs.InputVariant(1)),
         FILE + INSIDE + DECODE + REDUCE + SQUARE_1 + NORMALIZE,
         (13, 0),
         "gpu cpu cpu",
