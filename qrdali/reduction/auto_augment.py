@@ -53,7 +53,7 @@ ERASE_AREA = (0.02, 0.33)  # share of the image's area
 ERASE_RATIO = (0.3, 3.3)  # height ÷ width
 ERASE_ATTEMPTS = 10
 
-AUGMIX_ON_GPU = "auto_augment augmix is made on a CPU only: use rand-m9 or trivial on a GPU, or device cpu"
+AUGMIX_ON_GPU = "augmix is made on a CPU only: use rand-m9 or trivial on a GPU, or device cpu"
 
 _RAND = re.compile(r"rand-m([0-9]|[12][0-9]|30)")
 

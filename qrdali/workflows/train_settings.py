@@ -73,7 +73,7 @@ def require_run_folder(run: Path, begun: bool, resume: bool) -> None:
 def require_augmentation(settings: Settings, device: torch.device) -> None:
     """Raises InputError for AugMix on a GPU, whose pixels only the host makes."""
     if settings.auto_augment == "augmix" and device.type != "cpu":
-        raise InputError(f"--{AUGMIX_ON_GPU}")
+        raise InputError(f"--auto-augment {AUGMIX_ON_GPU}")
 
 
 def require_shares(settings: Settings, images: int, device: torch.device, group: ProcessGroup) -> None:
