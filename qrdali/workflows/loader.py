@@ -209,8 +209,8 @@ class Loader:
 def _check_policy(name: str) -> None:
     try:
         if name != "none":
-            parse_policy(name)
-    except (TypeError, ValueError) as error:
+            parse_policy(str(name))
+    except ValueError as error:
         raise InputError(f"auto_augment is {printable(name)[:80]!r}: {error}, or none") from None
 
 
