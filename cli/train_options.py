@@ -169,6 +169,28 @@ def _input(command: F) -> F:
         ),
         click.option("--augment", type=click.Choice(["flip", "rrc", "none"]), help="[default: flip]"),
         click.option(
+            "--auto-augment",
+            metavar="rand-mM|trivial|augmix|none",
+            help="Operators on each training image: RandAugment's two at magnitude M of 0 to 30, such as "
+            "rand-m9, TrivialAugment, or AugMix (on a CPU only).  [default: none]",
+        ),
+        click.option(
+            "--erase", type=float, metavar="P", help="Erase a rectangle of so many images.  [default: 0]"
+        ),
+        click.option(
+            "--mixup",
+            type=float,
+            metavar="A",
+            help="Mix the images of a step in shares drawn from Beta(A, A), such as 0.2.  [default: 0]",
+        ),
+        click.option(
+            "--cutmix",
+            type=float,
+            metavar="A",
+            help="Cut a rectangle of each image from another of the step, such as 1; with --mixup each comes "
+            "in half of the steps.  [default: 0]",
+        ),
+        click.option(
             "--track-set",
             "track_sets",
             multiple=True,

@@ -15,14 +15,17 @@ from qrdali.pipelines import definitions_1
 from qrdali.pipelines.axis_passes import square_inputs
 from qrdali.pipelines.file_reader import Files
 from qrdali.pipelines.graph_inputs import (
+    AugmentInputs,
     CandidateInputs,
     DecodeInputs,
     ImageInputs,
     NetworkInputs,
+    OperatorInputs,
     WindowBounds,
     pixel_reduction,
     window_bounds,
 )
+from qrdali.reduction.auto_augment import ImageAugmentation
 from qrdali.reduction.network_view import View, view
 from qrdali.reduction.quality import CROP, ReductionParams
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -34,7 +37,8 @@ class PreparedBatch:
 
     number: of the batch in its plan. samples, labels: int64 [N]. reduction: what each image is reduced by.
     seen: the part of each reduced image that the network sees. regions_1: that part under the definitions 1,
-    where the plan has those.
+    where the plan has those. augmentation: what is done to the squares that the network sees, None for
+    nothing.
     """
 
     number: int
@@ -43,6 +47,7 @@ class PreparedBatch:
     reduction: ReductionParams
     seen: View
     regions_1: definitions_1.Regions | None = None
+    augmentation: ImageAugmentation | None = None
 
     def select(self, mask: npt.NDArray[np.bool_]) -> PreparedBatch:
         """Returns the batch with only those images where `mask`, bool [N], is true."""
@@ -54,6 +59,7 @@ class PreparedBatch:
             ReductionParams(reduction.window[mask], reduction.size[mask], reduction.bin_width[mask]),
             self.seen.select(mask),
             None if regions is None else regions[mask],
+            None if self.augmentation is None else self.augmentation.select(mask),
         )
 
 
@@ -70,7 +76,10 @@ def prepared_batches(plan: EpochPlan, index: Index, preprocessing: Preprocessing
             regions = None
             if plan.definitions == 1:
                 regions = definitions_1.regions(plan, seen, reduction.size, preprocessing)
-            yield PreparedBatch(number, samples, index.labels(samples), reduction, seen, regions)
+            augmentation = plan.augmentation(samples, preprocessing.input_size)
+            yield PreparedBatch(
+                number, samples, index.labels(samples), reduction, seen, regions, augmentation
+            )
 
 
 def decode_inputs(files: Files, window: npt.NDArray[np.int32]) -> DecodeInputs:
@@ -93,10 +102,22 @@ def network_inputs(files: Files, batch: PreparedBatch, preprocessing: Preprocess
             square=square_inputs(batch.seen, preprocessing) if batch.regions_1 is None else None,
             region=batch.regions_1,
         ),
+        augment=None if batch.augmentation is None else augment_inputs(batch.augmentation),
         flip=batch.seen.flip.astype(np.int32),
         label=batch.labels,
         sample=batch.samples,
     )
+
+
+def augment_inputs(augmentation: ImageAugmentation) -> AugmentInputs:
+    """Returns what `dali_augment` does to the squares of one batch."""
+    operators, draws = None, augmentation.draws
+    if draws is not None:
+        operators = OperatorInputs(
+            draws.operator.astype(np.int32), draws.bin.astype(np.int32), draws.negative.astype(np.int32)
+        )
+    erased = augmentation.erased
+    return AugmentInputs(operators, None if erased is None else window_bounds(erased))
 
 
 def candidate_inputs(

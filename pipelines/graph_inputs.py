@@ -74,6 +74,22 @@ class ImageInputs(NamedTuple):
     region: Float32 | None  # [N, 4] top, left, bottom, right: the same under the definitions 1
 
 
+class OperatorInputs(NamedTuple):
+    """Holds which K operators each square goes through."""
+
+    operator: Int32  # [N, K] numbers of OPERATORS of `reduction.auto_augment`
+    bin: Int32  # [N, K] which of an operator's magnitudes
+    negative: Int32  # [N, K] 1 negates it
+
+
+class AugmentInputs(NamedTuple):
+    """Holds how the squares that a network sees are augmented; a field that is None is not part of the
+    graph."""
+
+    operators: OperatorInputs | None
+    erased: WindowBounds | None  # all 0 for images of which nothing is erased
+
+
 class DecodeInputs(NamedTuple):
     """Feeds `graphs.decode_windows`."""
 
@@ -87,6 +103,7 @@ class NetworkInputs(NamedTuple):
     files: Files  # N times uint8 [length]: the file's name, or its bytes
     window: WindowBounds
     image: ImageInputs
+    augment: AugmentInputs | None
     flip: Int32  # [N] 1 mirrors
     label: Int64  # [N] class
     sample: Int64  # [N] number of the image in its index
@@ -162,8 +179,24 @@ def fill(names: tuple[Any, ...], nodes: Iterator[Any]) -> Any:
 
 DECODE = layout(DecodeInputs)
 SQUARE = layout(SquareInputs)
-NETWORK = layout(NetworkInputs, image=layout(ImageInputs, window=None, square=SQUARE, region=None))
-NETWORK_1 = layout(NetworkInputs, image=layout(ImageInputs, window=None, square=None, region="region"))
+
+
+def network_layout(definitions: int, has_operators: bool = False, erases: bool = False) -> Any:
+    """Returns the layout of `NetworkInputs` under `definitions` 1 or 2, with or without operators and windows
+    that are erased.
+    """
+    image = layout(
+        ImageInputs,
+        window=None,
+        square=SQUARE if definitions > 1 else None,
+        region="region" if definitions == 1 else None,
+    )
+    augment = None
+    if has_operators or erases:
+        augment = AugmentInputs(
+            layout(OperatorInputs) if has_operators else None, layout(WindowBounds) if erases else None
+        )
+    return layout(NetworkInputs, image=image, augment=augment)
 
 
 def candidate_layout(columns: tuple[int, ...]) -> Any:

@@ -14,20 +14,20 @@ from nvidia.dali import fn, pipeline_def
 from nvidia.dali.pipeline import do_not_convert
 
 from qrdali.models import Preprocessing
+from qrdali.pipelines import dali_augment, definitions_1
 from qrdali.pipelines import dali_ops as ops
-from qrdali.pipelines import definitions_1
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.graph_inputs import (
     ANY_WIDTH,
     DECODE,
-    NETWORK,
-    NETWORK_1,
     POWER_OF_TWO,
     candidate_layout,
     decoded_layout,
     fill,
     flatten,
+    network_layout,
 )
+from qrdali.reduction.auto_augment import Policy
 
 
 class CandidateOutputs(NamedTuple):
@@ -41,29 +41,53 @@ class CandidateOutputs(NamedTuple):
     with_images: bool
 
 
+class InputVariant(NamedTuple):
+    """Says what `network_input` does to an image besides reducing it.
+
+    definitions: as in `EpochPlan`. policy: by which the operators were drawn, None for no operators. erases:
+    whether parts of images are erased.
+    """
+
+    definitions: int = 2
+    policy: Policy | None = None
+    erases: bool = False
+
+
+PLAIN = InputVariant()
+
+
 def network_input(
     source: Callable[[], Any],
     engine: Engine,
     batch_size: int,
     preprocessing: Preprocessing,
     needs_bytes: bool = False,
-    definitions: int = 2,
+    variant: InputVariant = PLAIN,
 ) -> Any:
-    """Returns a pipeline from `NetworkInputs` to (images float32 HWC, labels, samples).
-
-    definitions: as in `EpochPlan`.
-    """
+    """Returns a pipeline from `NetworkInputs` to (images float32 HWC, labels, samples)."""
+    definitions, policy, erases = variant
+    names = network_layout(definitions, policy is not None, erases)
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        inputs = _receive(source, NETWORK_1 if definitions == 1 else NETWORK)
+        inputs = _receive(source, names)
         image = _read(inputs, engine, needs_bytes)
         image = _reduce_resolution_and_color(image, inputs.image.reduction)
         if definitions == 1:
             square = definitions_1.square_in_graph(image, inputs.image.region, preprocessing)
         else:
             square = ops.square(image, inputs.image.square, preprocessing)
-        return ops.normalize(square, inputs.flip, preprocessing), inputs.label, inputs.sample
+        if policy is None and not erases:
+            return ops.normalize(square, inputs.flip, preprocessing), inputs.label, inputs.sample
+        # Augmentation comes after the flip, as in torchvision's recipes.
+        square = fn.flip(square, horizontal=inputs.flip)
+        if policy is not None:
+            side = preprocessing.input_size
+            square = dali_augment.auto_augment(square, inputs.augment.operators, policy, side)
+        images = ops.normalize(square, 0, preprocessing)
+        if erases:
+            images = dali_augment.erase(images, inputs.augment.erased)
+        return images, inputs.label, inputs.sample
 
     return _instance(graph, engine, batch_size)
 

@@ -15,9 +15,10 @@ import torch
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from qrdali.data.index import Index
+from qrdali.errors import InputError
 from qrdali.interfaces import Batch, BatchSource, CandidateBatch, CandidateRequest
 from qrdali.models import Preprocessing
-from qrdali.pipelines import definitions_1, graphs
+from qrdali.pipelines import definitions_1, graphs, host_augment
 from qrdali.pipelines import host_ops as host
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.external_source import (
@@ -30,6 +31,7 @@ from qrdali.pipelines.external_source import (
 from qrdali.pipelines.file_reader import FileReader, Files
 from qrdali.pipelines.replay import ReplaySource, RestartablePipeline, run_with_replay
 from qrdali.pipelines.undecodable import decode_once
+from qrdali.reduction.auto_augment import AUGMIX_ON_GPU
 from qrdali.reduction.network_view import view
 from qrdali.reduction.quality import CROP
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -52,7 +54,7 @@ class _Loader(ABC):
         self._decode = partial(decode_once, self._engine, self._reader.needs_bytes)
         to_inputs = partial(self._to_inputs, preprocessing=preprocessing)
         self._source = ReplaySource(self._reader, to_inputs, self._decode, PreparedBatch.select)
-        self._batch_size, self._definitions = batch_size, 2
+        self._batch_size, self._variant = batch_size, graphs.PLAIN
         # Neither holds this loader, so that the pipeline and its memory go as soon as the loader does.
         self._pipeline = RestartablePipeline(self._graph(self._source))
 
@@ -80,12 +82,17 @@ class _Loader(ABC):
         self._settle()
         self._source.stop()
         self._pipeline.drain()
-        if plan.definitions != self._definitions:
-            self._definitions = plan.definitions
+        variant = graphs.InputVariant(plan.definitions, plan.policy, plan.erases)
+        self._require_policy(variant)
+        if variant != self._variant:
+            self._variant = variant
             self._pipeline = RestartablePipeline(self._graph(self._source))
         self._source.start(prepared_batches(plan, self._index, self._preprocessing))
         self._pipeline.start()
         return self._batches(run_with_replay(self._pipeline, self._source, on_unreadable))
+
+    def _require_policy(self, variant: graphs.InputVariant) -> None:  # noqa: B027  most loaders can do all
+        """Raises InputError for a policy whose pixels this loader cannot make."""
 
     def _settle(self) -> None:  # noqa: B027  most loaders leave nothing behind
         """Waits for whatever still reads the graph's outputs."""
@@ -128,8 +135,12 @@ class GraphLoader(_Loader):
             self._batch_size,
             self._preprocessing,
             self._reader.needs_bytes,
-            self._definitions,
+            self._variant,
         )
+
+    def _require_policy(self, variant: graphs.InputVariant) -> None:
+        if variant.policy is not None and variant.policy.kind == "augmix":
+            raise InputError(f"auto_augment {AUGMIX_ON_GPU}")
 
     def _batches(self, outputs: Iterator[tuple[PreparedBatch, Outputs]]) -> Iterator[Batch]:
         for batch, (images, labels, samples) in outputs:
@@ -236,7 +247,7 @@ class HostLoader(_Loader):
         """
         count, side = len(batch.samples), self._preprocessing.input_size
         preprocessing, reduction = self._preprocessing, batch.reduction
-        seen, regions = batch.seen, batch.regions_1
+        seen, regions, augmentation = batch.seen, batch.regions_1, batch.augmentation
         images = torch.empty((count, side, side, 3))
         target = images.numpy()
 
@@ -244,10 +255,17 @@ class HostLoader(_Loader):
             for i in range(first, last):
                 image = host.reduce(_pixels(windows, i), reduction.size[i], int(reduction.bin_width[i]))
                 if regions is None:
-                    host.prepare(image, seen, i, preprocessing, target[i])
+                    square = host.square(image, seen, i, preprocessing)
                 else:
                     square = definitions_1.square(image, regions[i], preprocessing)
-                    host.normalize(square, bool(seen.flip[i]), preprocessing, target[i])
+                flip = bool(seen.flip[i])
+                if augmentation is None:
+                    host.normalize(square, flip, preprocessing, target[i])
+                    continue
+                # Augmentation comes after the flip, as in torchvision's recipes.
+                square = host_augment.augment(host.mirrored(square) if flip else square, augmentation, i)
+                host.normalize(square, False, preprocessing, target[i])
+                host_augment.erase(target[i], augmentation, i)
 
         self._spread(work, count)
         return images
