@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qrdali.cli.setting_options import setting_option
+
 if TYPE_CHECKING:
     from qrdali.workflows.reproduce import MatrixResult, Plan, PlannedTask
 
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 @click.option(
     "--data", type=click.Path(), help="Data set made by `qrdali data index` in place of the file's."
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="In place of the file's.")
-@click.option("--threads", type=click.IntRange(1), help="Decoding threads.  [default: all it may use]")
+@setting_option("device", default=None, help="In place of the file's.")
+@setting_option("threads")
 @click.option(
     "--json", "as_json", is_flag=True, help="With --dry-run: the list as one JSON object on stdout."
 )
@@ -49,7 +51,7 @@ def reproduce(
     \b
     Examples: qrdali reproduce demo.toml
               qrdali reproduce humanet.toml --dry-run
-              qrdali reproduce humanet.toml --only 'efficientnet_b3/*-crop' --only baseline
+              qrdali reproduce humanet.toml --only 'efficientnet_b3/*-crop'
     """
     from qrdali.cli.signals import terminal_control
     from qrdali.cli.terminal import TerminalListener, emit, say

@@ -103,8 +103,8 @@ def train(
         epochs=20, reduction="crop", restore_best=False, track_sets={"mine": "folder"}.
 
     Ctrl-C raises KeyboardInterrupt; `resume` then continues from the last save. Raises InputError for an
-    option that cannot be, or that does not exist, naming those near it; RunError for work that cannot be
-    done.
+    option that cannot be, that is another method's, or that does not exist, naming those near it; RunError
+    for work that cannot be done.
 
     Example:
         >>> small = {"model": "test_resnet", "input_size": 32, "epochs": 1, "device": "cpu"}
@@ -113,13 +113,14 @@ def train(
         (1, True)
     """
     from qrdali.workflows.train import run_training
-    from qrdali.workflows.train_settings import settings_of
+    from qrdali.workflows.train_settings import require_own_options, settings_of
 
     given = {name: _plain(value) for name, value in options.items() if value is not None}
     if data is not None:
         given["data"], root = _folder_and_root(data)
         if root is not None:
             given.setdefault("root", root)
+    require_own_options(method, given)
     settings = settings_of(method, Path(run), given, resume)
     run_training(settings, Path(run), resume, JobControl(listener_for(progress)))
     return Run(run)
