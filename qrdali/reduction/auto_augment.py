@@ -73,7 +73,8 @@ class OperatorDraws(NamedTuple):
 
     def select(self, mask: Bool) -> OperatorDraws:
         """Returns the draws of those images where `mask`, bool [N], is true."""
-        return OperatorDraws(*(None if field is None else field[mask] for field in self))
+        weights = None if self.weights is None else self.weights[mask]
+        return OperatorDraws(self.operator[mask], self.bin[mask], self.negative[mask], weights)
 
 
 @dataclass(frozen=True)
