@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from qrdali.data.index import Index
 from qrdali.data.set_names import RESERVED
+from qrdali.data.suite_names import suite_of_rows
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.files.json_objects import MOST_BYTES
@@ -120,6 +121,8 @@ def write_rows(
 
 def evaluate_command_for(name: str, data: str = "DATASET") -> str:
     """Returns the options of `qrdali evaluate` that make the rows of `name`, for a message."""
+    if suite := suite_of_rows(name):
+        return f"--suite {suite}=ROOT"
     if not RESERVED.fullmatch(name):
         return f"--set {printable(name)}=FOLDER"
     name, mapped, rule = name.partition("-mapped-")
@@ -174,15 +177,18 @@ def read_table(file: Path, columns: list[str]) -> pa.Table:
         return parquet.read(columns=columns)
 
 
-def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.void]:
+def read_rows(
+    run: Path, name: str, epoch: int | None = None, *, with_paths: bool = True
+) -> npt.NDArray[np.void]:
     """Returns the rows of a set in sample order, structured [N].
 
     Fields: sample, path (text), label, prediction, correct, confidence; and rank (from 1) and
     true_probability, both or neither: rows of version 0.1 have neither.
 
-    epoch: the epoch that the rows' weights must be of, where the file names one. A prediction of -1 is none
-    of the classes. Raises InputError if there are no rows or they are of another epoch, RunError if the file
-    is damaged or contradicts itself.
+    epoch: the epoch that the rows' weights must be of, where the file names one. with_paths: False leaves the
+    field path out, which takes most of the memory and time. A prediction of -1 is none of the classes. Raises
+    InputError if there are no rows or they are of another epoch, RunError if the file is damaged or
+    contradicts itself.
     """
     file = run / "predictions" / f"{name}.parquet"
     advice = f"make them with `qrdali evaluate --run {printable(run)} {evaluate_command_for(name)}`"
@@ -194,7 +200,7 @@ def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.
             f"is of epoch {epoch}: {advice}"
         )
     try:
-        fields = _fields(file)
+        fields = [field for field in _fields(file) if with_paths or field[0] != "path"]
         table = read_table(file, [key for key, _ in fields])
         rows = np.zeros(len(table), fields)
         for key, _ in fields:

@@ -24,6 +24,7 @@ from qrdali.report import (
     quotients,
     resources,
     setup,
+    suites,
     thesis,
 )
 from qrdali.report.figures import DARK, Figure
@@ -234,12 +235,27 @@ def contents(runs: list[Run], sets: list[Mepis], options: ReportOptions) -> list
     for i, group in enumerate(by_experiment, 1):
         heading = f": {group.network} on {group.data}" if len(by_experiment) > 1 else ""
         parts += _results(group, f"{i}", heading)
+    parts.append(_suites(by_experiment))
     for i, (difference, comparable) in enumerate(quotients.alike(sets), 1):
         parts.append(_quotients(comparable, f"{i}", f": {difference}" if difference else ""))
     if sets and options.gallery_rows:
         parts.append(_gallery(sets, options.gallery_rows))
     parts += [_resources(by_experiment, sets, options.prices), _setup(by_experiment, runs, sets)]
     return [part for part in parts if any(part.figures) or any(part.tables) or part.galleries]
+
+
+def _suites(by_experiment: list[Group]) -> Part:
+    """Returns the section on published suites, of all networks and data sets together."""
+    return Part(
+        "suites",
+        "Published suites",
+        tables=(
+            suites.table(by_experiment, "suites"),
+            suites.figures(by_experiment, "suite-figures"),
+            suites.corruptions(by_experiment, "corruptions"),
+        ),
+        folded=frozenset({"suite-figures", "corruptions"}),
+    )
 
 
 def _quotients(sets: list[Mepis], number: str, heading: str) -> Part:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,8 @@ from qrdali.evaluation.prediction_rows import (
     read_rows,
     top5_accuracy,
 )
+from qrdali.evaluation.suite_figures import KEY as SUITE
+from qrdali.evaluation.suite_figures import SuiteFigures, read_suites
 from qrdali.files.json_objects import read_object
 from qrdali.mepi.folder import SEARCHED
 from qrdali.runs import configuration
@@ -118,7 +120,8 @@ class Run:
     name: what tells it from the report's other runs. sets: by name, val first, of the weights in best/.
     curves: by the set's name. index: the fingerprint of the training images in its checkpoint, "" if there is
     none. validated_on: a digest of the rows of val, "" without them. chain: the runs it began with. adoption:
-    what it was adopted from, None if it was trained.
+    what it was adopted from, None if it was trained. suites: figures of published suites, whose rows are not
+    among the sets.
     """
 
     folder: Path
@@ -133,6 +136,7 @@ class Run:
     chain: Chain
     begun_under: int = 1
     adoption: Adoption | None = None
+    suites: dict[str, SuiteFigures] = field(default_factory=dict)
 
     @property
     def start(self) -> Epoch:
@@ -220,6 +224,7 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
         epochs[0].chain or configuration.chain_of(settings),
         begun_under,
         adoption,
+        read_suites(folder, trained.epoch, warn),
     )
 
 
@@ -238,6 +243,8 @@ def _read_sets(folder: Path, epoch: int, warn: Warn) -> tuple[dict[str, SetRows]
     sets, validated_on = {}, ""
     for file in files:
         metadata = read_metadata(folder, file.stem)
+        if SUITE in metadata:
+            continue
         try:
             rows = read_rows(folder, file.stem)
         except (InputError, RunError) as error:

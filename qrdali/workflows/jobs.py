@@ -188,6 +188,7 @@ def evaluate(
     *,
     split: str = "test",
     sets: Mapping[str, PathLike] | None = None,
+    suites: Mapping[str, PathLike] | None = None,
     curve: bool = False,
     reduced: float | None = None,
     step: float = 0.25,
@@ -203,10 +204,12 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Evaluates best/ of a run on a split of a data set and on named folders, and writes a row per image.
 
-    run, data: objects or folders. Without `data` only `sets` are evaluated. Either may hold any subset of the
-        run's classes, matched by name.
+    run, data: objects or folders. Without `data` only `sets` and `suites` are evaluated. `data` and a set may
+        hold any subset of the run's classes, matched by name.
     split: "train", "val" or "test" of `data`.
     sets: folders of class folders by name, such as {"mine": "folder"}; paths, s3:// or gs://.
+    suites: folders of published suites, such as {"imagenet-a": "/data/imagenet-a"}: imagenet-c, imagenet-a,
+        imagenet-r, imagenet-sketch, imagenet-v2, real and human.
     curve: also measure accuracy at every level of `step` in each reduction.
     tail: levels of the curve below the grid of `step`: "full", "none" or their number, such as "3".
     reduced: also evaluate the split at this quality of `step`, in each reduction, such as 0.5.
@@ -218,7 +221,8 @@ def evaluate(
 
     Returns one result for the split, then one per set: {"set", "images", "correct", "accuracy",
     "top5_accuracy", "negative_log_likelihood", "unreadable", "rows"} and what was asked for besides;
-    `Run.rows(name)` has the rows. Raises InputError for what cannot
+    `Run.rows(name)` has the rows. Last comes one per suite: {"suite", "images", "accuracy", …, "sets"}, for
+    "imagenet-c" with "mce", "relative_mce" and "corruptions". Raises InputError for what cannot
     be evaluated, RunError for a damaged run or images that are gone.
 
     Example:
@@ -236,6 +240,7 @@ def evaluate(
         folder,
         split=split,
         sets={name: os.fspath(place) for name, place in (sets or {}).items()},
+        suites={name: os.fspath(place) for name, place in (suites or {}).items()},
         curve=curve,
         reduced=reduced,
         step=step,
@@ -484,21 +489,28 @@ def reproduce(
     only: Sequence[str] = (),
     out: PathLike | None = None,
     data: Dataset | PathLike | None = None,
+    root: PathLike | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     threads: int | None = None,
+    retries: int = 1,
+    workers: int | None = None,
+    gpus: str | None = None,
     progress: bool | ProgressListener = False,
 ) -> MatrixResult:
     """Carries out an experiment matrix: its runs, their evaluation, minimal images and the report.
 
     config: a TOML file; humanet.toml, imagenet.toml and demo.toml are part of qrdali.
     only: runs of these names, and those they start from; * and ? as in a shell.
-    out, data, device, threads: in place of the file's own.
+    out, data, root, device, threads: in place of the file's own.
+    retries: how often a task that failed is tried again.
+    workers: so many processes on this host share the tasks.
+    gpus: "all", how many, or which as "0,2,5": one process for each shares the tasks.
     progress: True shows bars; or a listener.
 
-    The same call continues where it was stopped, skips what is done and tries again what failed. The result
-    has tasks (their number), runs (each with name, state, val, accuracy, seconds) and page, the report's
-    path. Raises InputError for a file or an option that cannot be, RunError where tasks failed; the others
-    are done then.
+    Any number of such calls, on any hosts that share the folder, share the tasks. The same call continues
+    where it was stopped, skips what is done and tries again what failed. The result has tasks (their number),
+    runs (each with name, state, val, accuracy, seconds) and page, the report's path. Raises InputError for a
+    file or an option that cannot be, RunError where tasks failed; the others are done then.
 
     Example:
         >>> result = qrdali.reproduce("matrix.toml", only=["shared"], out="matrix", device="cpu")
@@ -506,17 +518,23 @@ def reproduce(
         (['test_resnet/shared'], {})
     """
     from qrdali.workflows import reproduce as workflow
+    from qrdali.workflows.matrix_launch import ListenerView, plans_for
 
-    folder, _ = _folder_and_root(data)
-    return workflow.reproduce(
-        os.fspath(config),
-        only=tuple(only),
-        out=_text(out),
-        data=folder,
-        device=device,
-        threads=threads,
-        control=JobControl(listener_for(progress)),
-    )
+    folder, moved = _folder_and_root(data)
+    listener = listener_for(progress)
+    options: dict[str, Any] = {
+        "only": tuple(only),
+        "out": _text(out),
+        "data": folder,
+        "root": _text(root) or moved,
+        "device": device,
+        "threads": threads,
+        "retries": retries,
+        "control": JobControl(listener),
+    }
+    if plans := plans_for(workers, gpus, threads):
+        return workflow.reproduce_in_workers(os.fspath(config), plans, ListenerView(listener), **options)
+    return workflow.reproduce(os.fspath(config), **options)
 
 
 def _folder_and_root(data: Dataset | PathLike | None) -> tuple[str | None, str | None]:
