@@ -593,3 +593,17 @@ def test_what_all_runs_are_augmented_by_is_the_recipe(tmp_path: Path) -> None:
     ]
     bases = {(row["run"], row["baseline"]) for row in rows(compared) if row["set"] == "test"}
     assert bases == {("base", None), ("more", "base"), ("fixed", "base")}
+
+
+def test_a_run_is_compared_with_the_baseline_that_is_augmented_as_it_is(tmp_path: Path) -> None:
+    extra = fingerprints("a")
+    # The control agrees with the fixed run in more of the other settings.
+    plain = run(tmp_path / "plain", right(40, 20), extra=extra, patience=5, weight_decay=0.1)
+    rand = run(tmp_path / "rand", right(44, 16), extra=extra, auto_augment="rand-m9")
+    what = {"method": "fixed", "reduction": "crop", "sequence": "paired-epochs"}
+    fixed = run(tmp_path / "fixed", right(46, 14), extra=extra, **what)
+    augmented = run(tmp_path / "augmented", right(46, 14), extra=extra, auto_augment="rand-m9", **what)
+    made = tables(plain, rand, fixed, augmented)
+    (compared,) = [t for t in made.values() if t.title == "Comparisons with the baseline"]
+    bases = {row["run"]: row["baseline"] for row in rows(compared) if row["set"] == "test"}
+    assert (bases["fixed"], bases["augmented"]) == ("plain", "rand")
