@@ -9,6 +9,7 @@ import click
 
 from qrdali.cli.search_options import class_map_options, machine_options
 from qrdali.cli.setting_options import setting_option
+from qrdali.reduction.names import REDUCING
 
 
 @click.command()
@@ -39,6 +40,15 @@ from qrdali.cli.setting_options import setting_option
     type=float,
     help="Also the split at this quality in each reduction, centre crops; such as 0.5.",
 )
+@click.option(
+    "--reduction",
+    "reductions",
+    multiple=True,
+    metavar="NAME",
+    type=click.Choice([*REDUCING, "all"]),
+    help=f"A reduction of --curve and --reduced: {', '.join(REDUCING)} or all; repeatable.  "
+    "[default: the first four]",
+)
 @setting_option("step", help="Grid of qualities of --curve and --reduced, 1/n.")
 @setting_option(
     "tail",
@@ -49,9 +59,16 @@ from qrdali.cli.setting_options import setting_option
 @setting_option("batch_size", help="Images per forward pass, of all processes together.")
 @machine_options("Decoding threads.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def evaluate(run: str, sets: tuple[str, ...], suites: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Accuracy, top-5 accuracy and negative log-likelihood of a run on a split, on named folders and on
-    published suites; one row per image goes into RUN/predictions/NAME.parquet.
+def evaluate(
+    run: str,
+    sets: tuple[str, ...],
+    suites: tuple[str, ...],
+    reductions: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Accuracy, top-5 accuracy, negative log-likelihood and expected calibration error of a run on a split,
+    on named folders and on published suites; one row per image goes into RUN/predictions/NAME.parquet.
 
     \b
     Examples: qrdali evaluate --run runs/baseline --data data --split test
@@ -59,6 +76,8 @@ def evaluate(run: str, sets: tuple[str, ...], suites: tuple[str, ...], as_json: 
               qrdali evaluate --run runs/baseline --data data --curve --step 0.05
               qrdali evaluate --run runs/baseline --data data --reduced 0.5
               qrdali evaluate --run runs/r50 --suite imagenet-a=/data/imagenet-a
+              qrdali evaluate --run runs/baseline --data data \\
+                --curve --reduction blur
               qrdali evaluate --run runs/imagenet --data humanet \\
                 --class-map map.tsv --map-rule sum
     """
@@ -79,7 +98,10 @@ def evaluate(run: str, sets: tuple[str, ...], suites: tuple[str, ...], as_json: 
         job(options["device"]) as group,
     ):
         control = JobControl(TerminalListener(), group=group)
-        _show(workflow.evaluate(run, sets=folders, suites=roots, control=control, **options), as_json)
+        results = workflow.evaluate(
+            run, sets=folders, suites=roots, reductions=reductions or None, control=control, **options
+        )
+        _show(results, as_json)
 
 
 def _show(results: list[dict[str, Any]], as_json: bool) -> None:
@@ -114,10 +136,11 @@ def _show_accuracy(result: dict[str, Any]) -> None:
     notes = f", {result['unreadable']} unreadable" if result["unreadable"] else ""
     if result.get("unmapped"):
         notes += f", {result['unmapped']} of no class of the data"
-    loss = result["negative_log_likelihood"]
+    loss, calibration = result["negative_log_likelihood"], result["expected_calibration_error"]
     say(
         f"{result['set']}: accuracy {result['accuracy']:.4f} "
         f"({result['correct']} of {result['images']}{notes}), top-5 {result['top5_accuracy']:.4f}, "
         f"negative log-likelihood {'–' if loss is None else f'{loss:.4f}'}"
     )
+    say(f"  expected calibration error {'–' if calibration is None else f'{calibration:.4f}'}")
     say(f"  rows in {result['rows']}")

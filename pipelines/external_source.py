@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,12 @@ from qrdali.pipelines.graph_inputs import (
     NetworkInputs,
     OperatorInputs,
     WindowBounds,
+    distortion_inputs,
     pixel_reduction,
     window_bounds,
 )
 from qrdali.reduction.auto_augment import ImageAugmentation
+from qrdali.reduction.distortions import DistortionParams
 from qrdali.reduction.network_view import View, view
 from qrdali.reduction.quality import CROP, ReductionParams
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -37,8 +39,8 @@ class PreparedBatch:
 
     number: of the batch in its plan. samples, labels: int64 [N]. reduction: what each image is reduced by.
     seen: the part of each reduced image that the network sees. regions_1: that part under the definitions 1,
-    where the plan has those. augmentation: what is done to the squares that the network sees, None for
-    nothing.
+    where the plan has those. distortions: of that part, in the order in which they are applied. augmentation:
+    what is done to the squares that the network sees, None for nothing.
     """
 
     number: int
@@ -47,26 +49,33 @@ class PreparedBatch:
     reduction: ReductionParams
     seen: View
     regions_1: definitions_1.Regions | None = None
+    distortions: tuple[DistortionParams, ...] = ()
     augmentation: ImageAugmentation | None = None
 
     def select(self, mask: npt.NDArray[np.bool_]) -> PreparedBatch:
         """Returns the batch with only those images where `mask`, bool [N], is true."""
         reduction, regions = self.reduction, self.regions_1
-        return PreparedBatch(
-            self.number,
-            self.samples[mask],
-            self.labels[mask],
-            ReductionParams(reduction.window[mask], reduction.size[mask], reduction.bin_width[mask]),
-            self.seen.select(mask),
-            None if regions is None else regions[mask],
-            None if self.augmentation is None else self.augmentation.select(mask),
+        return replace(
+            self,
+            samples=self.samples[mask],
+            labels=self.labels[mask],
+            reduction=ReductionParams(
+                reduction.window[mask], reduction.size[mask], reduction.bin_width[mask]
+            ),
+            seen=self.seen.select(mask),
+            regions_1=None if regions is None else regions[mask],
+            distortions=tuple(params.select(mask) for params in self.distortions),
+            augmentation=None if self.augmentation is None else self.augmentation.select(mask),
         )
 
 
-def prepared_batches(plan: EpochPlan, index: Index, preprocessing: Preprocessing) -> Iterator[PreparedBatch]:
+def prepared_batches(
+    plan: EpochPlan, index: Index, preprocessing: Preprocessing, distortions: tuple[str, ...] = ()
+) -> Iterator[PreparedBatch]:
     """Yields the batches of `plan` from its first on, each computed when it is asked for.
 
-    Batches without images are left out.
+    Batches without images are left out. distortions: those of the graph, which the plan's are among; the
+    others are not applied.
     """
     for number in range(plan.first_batch, plan.batches):
         samples = plan.batch(number)
@@ -76,10 +85,10 @@ def prepared_batches(plan: EpochPlan, index: Index, preprocessing: Preprocessing
             regions = None
             if plan.definitions == 1:
                 regions = definitions_1.regions(plan, seen, reduction.size, preprocessing)
+            distorted = plan.distortions(samples, preprocessing.input_size, distortions)
             augmentation = plan.augmentation(samples, preprocessing.input_size)
-            yield PreparedBatch(
-                number, samples, index.labels(samples), reduction, seen, regions, augmentation
-            )
+            labels = index.labels(samples)
+            yield PreparedBatch(number, samples, labels, reduction, seen, regions, distorted, augmentation)
 
 
 def decode_inputs(files: Files, window: npt.NDArray[np.int32]) -> DecodeInputs:
@@ -101,6 +110,9 @@ def network_inputs(files: Files, batch: PreparedBatch, preprocessing: Preprocess
             reduction=pixel_reduction(bounds.shape, reduction.size, reduction.bin_width),
             square=square_inputs(batch.seen, preprocessing) if batch.regions_1 is None else None,
             region=batch.regions_1,
+        ),
+        distortions=tuple(
+            distortion_inputs(params, preprocessing.input_size) for params in batch.distortions
         ),
         augment=None if batch.augmentation is None else augment_inputs(batch.augmentation),
         flip=batch.seen.flip.astype(np.int32),

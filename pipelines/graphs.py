@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import nvidia.dali
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.pipeline import do_not_convert
 
@@ -28,6 +29,25 @@ from qrdali.pipelines.graph_inputs import (
     network_layout,
 )
 from qrdali.reduction.auto_augment import Policy
+from qrdali.reduction.distortions import BY_NAME
+from qrdali.reduction.distortions.interface import Distortion
+
+
+class GraphKind(NamedTuple):
+    """Says what `network_input` is built for.
+
+    definitions: as in `EpochPlan`. distortions: the names of those that a batch may have. policy: by which
+    the operators of augmentations were drawn, None for no operators. erases: whether parts of images are
+    erased.
+    """
+
+    definitions: int = 2
+    distortions: tuple[str, ...] = ()
+    policy: Policy | None = None
+    erases: bool = False
+
+
+PLAIN = GraphKind()
 
 
 class CandidateOutputs(NamedTuple):
@@ -41,42 +61,30 @@ class CandidateOutputs(NamedTuple):
     with_images: bool
 
 
-class InputVariant(NamedTuple):
-    """Says what `network_input` does to an image besides reducing it.
-
-    definitions: as in `EpochPlan`. policy: by which the operators were drawn, None for no operators. erases:
-    whether parts of images are erased.
-    """
-
-    definitions: int = 2
-    policy: Policy | None = None
-    erases: bool = False
-
-
-PLAIN = InputVariant()
-
-
 def network_input(
     source: Callable[[], Any],
     engine: Engine,
     batch_size: int,
     preprocessing: Preprocessing,
     needs_bytes: bool = False,
-    variant: InputVariant = PLAIN,
+    kind: GraphKind = PLAIN,
 ) -> Any:
     """Returns a pipeline from `NetworkInputs` to (images float32 HWC, labels, samples)."""
-    definitions, policy, erases = variant
-    names = network_layout(definitions, policy is not None, erases)
+    distortions = [BY_NAME[name] for name in kind.distortions]
+    policy, erases = kind.policy, kind.erases
+    names = network_layout(kind.definitions, kind.distortions, policy is not None, erases)
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         inputs = _receive(source, names)
         image = _read(inputs, engine, needs_bytes)
         image = _reduce_resolution_and_color(image, inputs.image.reduction)
-        if definitions == 1:
+        if kind.definitions == 1:
             square = definitions_1.square_in_graph(image, inputs.image.region, preprocessing)
         else:
             square = ops.square(image, inputs.image.square, preprocessing)
+        for i, distortion in enumerate(distortions):
+            square = _distort(square, distortion, inputs.distortions[i])
         if policy is None and not erases:
             return ops.normalize(square, inputs.flip, preprocessing), inputs.label, inputs.sample
         # Augmentation comes after the flip, as in torchvision's recipes.
@@ -190,6 +198,20 @@ def _reduce_resolution_and_color(image: Any, reduction: Any) -> Any:
     elif reduction.binning == ANY_WIDTH:
         image = ops.color_any(image, reduction.bin_width)
     return image
+
+
+def _distort(image: Any, distortion: Distortion, inputs: Any) -> Any:
+    if inputs.applied:
+        image = _apply(image, distortion, inputs)
+    return image
+
+
+@do_not_convert
+def _apply(image: Any, distortion: Distortion, inputs: Any) -> Any:
+    field = inputs.field
+    if field is not None and image.device == "gpu":
+        field = field.gpu()
+    return distortion.in_graph(nvidia.dali, image, inputs.amount, field)
 
 
 @do_not_convert

@@ -32,6 +32,8 @@ from qrdali.pipelines.file_reader import FileReader, Files
 from qrdali.pipelines.replay import ReplaySource, RestartablePipeline, run_with_replay
 from qrdali.pipelines.undecodable import decode_once
 from qrdali.reduction.auto_augment import AUGMIX_ON_GPU
+from qrdali.reduction.distortions import distort
+from qrdali.reduction.names import DISTORTIONS
 from qrdali.reduction.network_view import view
 from qrdali.reduction.quality import CROP
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -54,7 +56,7 @@ class _Loader(ABC):
         self._decode = partial(decode_once, self._engine, self._reader.needs_bytes)
         to_inputs = partial(self._to_inputs, preprocessing=preprocessing)
         self._source = ReplaySource(self._reader, to_inputs, self._decode, PreparedBatch.select)
-        self._batch_size, self._variant = batch_size, graphs.PLAIN
+        self._batch_size, self._kind = batch_size, graphs.PLAIN
         # Neither holds this loader, so that the pipeline and its memory go as soon as the loader does.
         self._pipeline = RestartablePipeline(self._graph(self._source))
 
@@ -82,16 +84,20 @@ class _Loader(ABC):
         self._settle()
         self._source.stop()
         self._pipeline.drain()
-        variant = graphs.InputVariant(plan.definitions, plan.policy, plan.erases)
-        self._require_policy(variant)
-        if variant != self._variant:
-            self._variant = variant
+        distortions = tuple(name for name in DISTORTIONS if name in plan.levels.distortions)
+        kind = graphs.GraphKind(plan.definitions, distortions, plan.policy, plan.erases)
+        self._require_policy(kind)
+        # A graph with more distortions serves: epochs at full quality between distorted ones need no other.
+        fits = set(kind.distortions) <= set(self._kind.distortions)
+        if kind._replace(distortions=()) != self._kind._replace(distortions=()) or not fits:
+            self._kind = kind
             self._pipeline = RestartablePipeline(self._graph(self._source))
-        self._source.start(prepared_batches(plan, self._index, self._preprocessing))
+        batches = prepared_batches(plan, self._index, self._preprocessing, self._kind.distortions)
+        self._source.start(batches)
         self._pipeline.start()
         return self._batches(run_with_replay(self._pipeline, self._source, on_unreadable))
 
-    def _require_policy(self, variant: graphs.InputVariant) -> None:  # noqa: B027  most loaders can do all
+    def _require_policy(self, kind: graphs.GraphKind) -> None:  # noqa: B027  most loaders can do all
         """Raises InputError for a policy whose pixels this loader cannot make."""
 
     def _settle(self) -> None:  # noqa: B027  most loaders leave nothing behind
@@ -135,11 +141,11 @@ class GraphLoader(_Loader):
             self._batch_size,
             self._preprocessing,
             self._reader.needs_bytes,
-            self._variant,
+            self._kind,
         )
 
-    def _require_policy(self, variant: graphs.InputVariant) -> None:
-        if variant.policy is not None and variant.policy.kind == "augmix":
+    def _require_policy(self, kind: graphs.GraphKind) -> None:
+        if kind.policy is not None and kind.policy.kind == "augmix":
             raise InputError(f"auto_augment {AUGMIX_ON_GPU}")
 
     def _batches(self, outputs: Iterator[tuple[PreparedBatch, Outputs]]) -> Iterator[Batch]:
@@ -258,6 +264,7 @@ class HostLoader(_Loader):
                     square = host.square(image, seen, i, preprocessing)
                 else:
                     square = definitions_1.square(image, regions[i], preprocessing)
+                square = distort(square, batch.distortions, i)
                 flip = bool(seen.flip[i])
                 if augmentation is None:
                     host.normalize(square, flip, preprocessing, target[i])

@@ -17,6 +17,7 @@ from qrdali.data.index import Index
 from qrdali.data.set_names import RESERVED
 from qrdali.data.suite_names import suite_of_rows
 from qrdali.errors import InputError, RunError, printable
+from qrdali.evaluation.calibration import calibration
 from qrdali.files.atomic import write_whole
 from qrdali.files.json_objects import MOST_BYTES
 from qrdali.reduction.quality import MAX_GRID
@@ -32,6 +33,7 @@ _ROW: list[tuple[str, str]] = [
     ("confidence", "f4"),
 ]
 _OF_TRUE_CLASS: list[tuple[str, str]] = [("rank", "i8"), ("true_probability", "f8")]  # not in older rows
+TOP = 5  # answers among which top-5 accuracy wants the label
 _LEAST_PROBABILITY = np.finfo(np.float64).tiny
 
 
@@ -70,6 +72,12 @@ class PredictionRows:
         return negative_log_likelihood(self.true_probability)
 
     @property
+    def expected_calibration_error(self) -> float | None:
+        """Returns the expected calibration error of 15 equal bins, in [0, 1]; None for NaN."""
+        bins = calibration(self.confidence, self.labels == self.predictions)
+        return bins.error if bins else None
+
+    @property
     def constant_class(self) -> int | None:
         """Returns the one class predicted for every image although the labels are of several, or None."""
         same = len(set(self.predictions.tolist())) == 1 and len(set(self.labels.tolist())) > 1
@@ -77,8 +85,8 @@ class PredictionRows:
 
 
 def top5_accuracy(ranks: npt.NDArray[np.integer]) -> float:
-    """Returns the share of ranks, counted from 1, that are at most 5."""
-    return float((ranks <= 5).mean())
+    """Returns the share of ranks, counted from 1, that are at most `TOP`, in [0, 1]."""
+    return float((ranks <= TOP).mean())
 
 
 def negative_log_likelihood(probability: npt.NDArray[np.float64]) -> float | None:

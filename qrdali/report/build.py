@@ -10,29 +10,35 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qrdali.errors import InputError, RunError, printable
+from qrdali.evaluation.human_answers import HumanAnswers, read_human_answers
 from qrdali.files.atomic import replace_atomically
 from qrdali.files.json_objects import read_object
 from qrdali.interfaces import ProgressListener, SilentListener
 from qrdali.reduction.png_entropy import encoder_name
 from qrdali.report import (
     accuracy,
+    best_epochs,
     gallery,
     groups,
+    humans,
     likelihood,
     mepi_plots,
     plots,
     quotients,
     resources,
+    row_parts,
     setup,
     suites,
     thesis,
 )
 from qrdali.report.figures import DARK, Figure
 from qrdali.report.groups import Group
-from qrdali.report.page import Drawn, Gallery, Section, page
-from qrdali.report.read import Run, Warn, named, read_run
+from qrdali.report.page import Drawn, Gallery, page
+from qrdali.report.parts import Part
+from qrdali.report.read import Run, named, read_run
 from qrdali.report.read_mepis import Mepis, read_mepis
 from qrdali.report.resources import Prices
+from qrdali.report.set_rows import Warn
 from qrdali.report.tables import Table
 from qrdali.runs.folder import weights_digest
 from qrdali.version import __version__
@@ -46,35 +52,14 @@ T = TypeVar("T")
 class ReportOptions:
     """Says how a report looks and how far it goes.
 
-    title: heading of the page. prices: of energy. gallery_rows: images of each MEPI set in the gallery.
+    title: heading of the page. prices: of energy. gallery_rows: images of each MEPI set in the gallery, and
+    images on which runs disagree. humans: a file of what people answered, as `read_human_answers` reads it.
     """
 
     title: str = ""
     prices: Prices = field(default_factory=Prices)
     gallery_rows: int = 8
-
-
-@dataclass(frozen=True)
-class Part:
-    """Holds a section before its figures are drawn."""
-
-    slug: str
-    title: str
-    text: tuple[str, ...] = ()
-    figures: tuple[Figure | None, ...] = ()
-    tables: tuple[Table | None, ...] = ()
-    galleries: tuple[Gallery, ...] = ()
-    folded: frozenset[str] = frozenset()
-
-    @property
-    def filled_tables(self) -> tuple[Table, ...]:
-        return tuple(table for table in self.tables if table)
-
-    def drawn(self, figures: tuple[Drawn, ...]) -> Section:
-        """Returns the section with its figures."""
-        return Section(
-            self.slug, self.title, self.text, figures, self.filled_tables, self.galleries, self.folded
-        )
+    humans: Path | None = None
 
 
 def build(
@@ -96,6 +81,7 @@ def build(
     require_report_folder(out)
     if not run_folders:
         raise InputError("no run to report: give at least one run folder")
+    answers = None if options.humans is None else read_human_answers(options.humans)
     runs = _readable(run_folders, lambda folder, name: read_run(folder, name, listener.warn), listener.warn)
     digests = {run.name: weights_digest(run.folder) for run in runs} if mepi_folders else {}
     sets = _readable(
@@ -107,7 +93,10 @@ def build(
                 f"{printable(mepis.folder)} was made with other weights than those of the runs given: "
                 "it is shown by its folder's name"
             )
-    parts = contents(runs, sets, options)
+    parts = contents(runs, sets, options, answers)
+    slugs = [table.slug for part in parts for table in part.filled_tables]
+    if answers and not any(slug.startswith("humans-") for slug in slugs):
+        listener.warn(humans.unmatched(answers))
     title = printable(options.title) or "Training with quality-reduced images"
     # A folder beside `out`, so that a report of before stays until this one is whole.
     partial = out.with_name(f".{out.name}.partial")
@@ -122,7 +111,7 @@ def build(
                 (partial / "tables" / f"{table.slug}.{kind}").write_text(text, "utf-8", newline="")
         sections = [part.drawn(figures[part.slug]) for part in parts]
         (partial / "report.html").write_text(page(title, setup.facts(runs, sets), sections), "utf-8")
-        summary = _summary(title, runs, sets, tables)
+        summary = _summary(title, runs, sets, tables) | {"figures": _points(parts)}
         (partial / MARKER).write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
         _swap(partial, out)
     except BaseException:
@@ -148,6 +137,20 @@ def _summary(title: str, runs: list[Run], sets: list[Mepis], tables: list[Table]
             }
             for table in tables
         },
+    }
+
+
+def _points(parts: list[Part]) -> dict[str, Any]:
+    """Returns of every figure the rows that it was drawn from, by its slug."""
+    return {
+        figure.slug: {
+            "title": figure.title,
+            "columns": list(figure.points.columns),
+            "rows": [list(row) for row in figure.points.rows],
+        }
+        for part in parts
+        for figure in part.figures
+        if figure is not None and figure.points is not None
     }
 
 
@@ -228,13 +231,16 @@ def _draw_one(figure: Figure, folder: Path) -> Drawn:
     return Drawn(figure.slug, printable(figure.title), printable(figure.alt), light, dark)
 
 
-def contents(runs: list[Run], sets: list[Mepis], options: ReportOptions) -> list[Part]:
+def contents(
+    runs: list[Run], sets: list[Mepis], options: ReportOptions, answers: HumanAnswers | None = None
+) -> list[Part]:
     """Returns every section that holds something, those of each data set and network under its heading."""
     by_experiment = groups.group(runs)
     parts = []
     for i, group in enumerate(by_experiment, 1):
         heading = f": {group.network} on {group.data}" if len(by_experiment) > 1 else ""
         parts += _results(group, f"{i}", heading)
+        parts += row_parts.parts(group, f"{i}", heading, options.gallery_rows, answers)
     parts.append(_suites(by_experiment))
     for i, (difference, comparable) in enumerate(quotients.alike(sets), 1):
         parts.append(_quotients(comparable, f"{i}", f": {difference}" if difference else ""))
@@ -368,6 +374,7 @@ def _results(group: Group, number: str, heading: str) -> list[Part]:
                 accuracy.top(group, "val", f"top-val-{number}"),
                 accuracy.top(group, "test", f"top-test-{number}"),
                 likelihood.table(group, f"likelihood-{number}"),
+                best_epochs.table(group, f"best-epochs-{number}"),
                 accuracy.comparisons(group, f"comparisons-{number}"),
             ),
             folded=frozenset({f"comparisons-{number}"}),

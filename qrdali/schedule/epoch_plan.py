@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from qrdali.reduction.auto_augment import ImageAugmentation, Policy, erased_windows, parse_policy
 from qrdali.reduction.counter_rng import Purpose, keys, philox, uniform
+from qrdali.reduction.distortions import DistortionParams, FieldKeys, distortion_params
 from qrdali.reduction.levels import Levels
 from qrdali.reduction.network_view import RRC_ATTEMPTS, View, random_regions, view, whole_regions
 from qrdali.reduction.quality import (
@@ -23,6 +24,7 @@ from qrdali.reduction.quality import (
     LevelScale,
     ReductionParams,
     drawn_offset,
+    quality,
     reduction_params,
 )
 
@@ -170,6 +172,21 @@ class EpochPlan:
         if origins is not None:
             result.window[:, :2] = origins
         return result
+
+    def distortions(
+        self, samples: Samples, side: int, names: tuple[str, ...] = ()
+    ) -> tuple[DistortionParams, ...]:
+        """Returns the distortions of `samples` [N], and of `names` those too that they have not.
+
+        side: of the square that the network sees, in pixels. Noise is keyed by (seed, sample), in training
+        otherwise than in evaluation, where the seed does not matter.
+        """
+        of_plan = self.levels.distortions
+        levels = {name: self.levels.of_distortion(name, samples) for name in of_plan}
+        none = np.zeros(len(samples), np.uint8)
+        qualities = {name: quality(levels.get(name, none), self.scale) for name in {*of_plan, *names}}
+        field_keys = FieldKeys(self.seed if self.training else 0, self.training, samples)
+        return distortion_params(qualities, side, field_keys)
 
     @property
     def policy(self) -> Policy | None:

@@ -126,7 +126,7 @@ class TrainStep:
                     loss = part.loss(self._loss, logits)
                 weight = share * len(part.labels) / count
                 with self._group.translate_errors():
-                    self.scaler.scale(loss if weight == 1 else loss * weight).backward()
+                    self.scaler.scale(loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach() if len(parts) == 1 else loss.detach() * len(part.labels) / count)
             right.append(logits.detach().argmax(1) == part.labels)
         return (losses[0], right[0]) if len(parts) == 1 else (torch.stack(losses).sum(), torch.cat(right))

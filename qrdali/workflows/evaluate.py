@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,12 +22,13 @@ from qrdali.data.suite_names import require_suite_name, suite_of_rows
 from qrdali.errors import InputError, Interrupted, printable
 from qrdali.evaluation.class_map import ClassMap, MapRule, read_class_map
 from qrdali.evaluation.predict import predict
-from qrdali.evaluation.prediction_rows import DEFINITIONS, PredictionRows, write_rows
+from qrdali.evaluation.prediction_rows import DEFINITIONS, TOP, PredictionRows, write_rows
 from qrdali.evaluation.suite_answers import SuiteAnswers
 from qrdali.interfaces import JobControl
 from qrdali.pipelines.engine import engine_of
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, Levels, reduced_split_levels
+from qrdali.reduction.names import SEARCHED, chosen
 from qrdali.reduction.quality import LevelScale, scale_of
 from qrdali.runs import folder as run_folder
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -46,7 +47,7 @@ class EvaluateOptions:
     batch_size: images of a forward pass. device: "auto", "cpu" or "cuda". amp: "auto", "bf16", "fp16" or
     "off". threads: that decode, None for all that the process may use. curve: the levels of an accuracy curve
     over the qualities, None for no curve. reduced: a quality below 1 of the step 1/reduced_grid at which
-    splits are evaluated too, in each reduction. class_map: for data of other classes than the run's.
+    splits are evaluated too. reductions: those of both. class_map: for data of other classes than the run's.
     """
 
     batch_size: int = 32
@@ -57,6 +58,7 @@ class EvaluateOptions:
     reduced: float | None = None
     reduced_grid: int = 4
     class_map: ClassMap | None = None
+    reductions: tuple[str, ...] = SEARCHED
 
     @property
     def reduced_scale(self) -> LevelScale:
@@ -76,6 +78,7 @@ def evaluate(
     suites: Mapping[str, str | Path] | None = None,
     curve: bool = False,
     reduced: float | None = None,
+    reductions: Sequence[str] | None = None,
     step: float = 0.25,
     tail: str = "full",
     class_map: str | Path | None = None,
@@ -94,15 +97,15 @@ def evaluate(
     is evaluated set by set, and sets whose rows are of the same files and weights are kept. curve: also
     measures accuracy at every level of `step` and of its `tail` ("full", "none" or a number of levels) in
     each reduction, into RUN/curves/. reduced: also evaluates the split at this quality in each reduction.
-    class_map: a TSV file of run class and data class, by the rule "argmax" or "sum". root: where the images
-    of `data` are now, or OLD=NEW.
+    reductions: those of `curve` and `reduced`, as `names.chosen` takes them. class_map: a TSV file of run
+    class and data class, by the rule "argmax" or "sum". root: where the images of `data` are now, or OLD=NEW.
 
     Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy",
-    "top5_accuracy", "negative_log_likelihood" (None for a network of NaN), "unreadable", "rows"}, with
-    "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they apply; then one per suite, of
-    which `SuiteEvaluator.evaluate` says more: {"suite", "images", "accuracy", …, "sets"}. Raises InputError
-    for what cannot be evaluated, RunError for a damaged run or images that are gone, and Interrupted once
-    `control.stop` returns a signal. Collective.
+    "top5_accuracy", "negative_log_likelihood", "expected_calibration_error" (both None for a network of NaN),
+    "unreadable", "rows"}, with "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they
+    apply; then one per suite, of which `SuiteEvaluator.evaluate` says more: {"suite", "images", "accuracy",
+    …, "sets"}. No figure is rounded. Raises InputError for what cannot be evaluated, RunError for a damaged
+    run or images that are gone, and Interrupted once `control.stop` returns a signal. Collective.
     """
     scale, sets, suites, folder = scale_of(step, tail), sets or {}, suites or {}, Path(run)
 
@@ -125,14 +128,29 @@ def evaluate(
             raise InputError("--root is of --data: give that too")
         if reduced is not None and data is None:
             raise InputError("--reduced is of a split: give --data too")
+        if reductions is not None and not curve and reduced is None:
+            raise InputError("--reduction is of --curve and --reduced: give one of them too")
+        chosen(reductions)
 
     control.group.run_on_all(check)
     with deterministic(run_folder.is_deterministic(folder), device):
         mapping = control.group.run_on_all(lambda: read_map(class_map, map_rule, folder, data))
         options = EvaluateOptions(
-            batch_size, device, amp, threads, scale if curve else None, reduced, scale.grid, mapping
+            batch_size,
+            device,
+            amp,
+            threads,
+            scale if curve else None,
+            reduced,
+            scale.grid,
+            mapping,
+            chosen(reductions),
         )
         evaluator = Evaluator(folder, options, control)
+        if evaluator.answers <= TOP:
+            evaluator.context.listener.line(
+                f"the network may answer {evaluator.answers} classes: top-5 accuracy is 1 whatever it answers"
+            )
         of_suites = SuiteEvaluator(evaluator)
         # All are found before any is evaluated: a wrong folder must not show after hours.
         found = [of_suites.find(name, suite_root) for name, suite_root in suites.items()]
@@ -175,7 +193,7 @@ class Evaluator:
         if options.reduced is not None:
             quality, scale = options.reduced, options.reduced_scale
             # An impossible quality is refused before a network is loaded for nothing.
-            self.group.run_on_all(lambda: reduced_split_levels("", quality, scale))
+            self.group.run_on_all(lambda: reduced_split_levels("", quality, scale, options.reductions))
         model, self.trained = self.group.run_on_all(lambda: run_folder.load_best(run))
         if not self.group.is_single:
             digest = self.group.run_on_all(lambda: run_folder.weights_digest(run))
@@ -192,6 +210,12 @@ class Evaluator:
         self.model: nn.Module = model.to(self.context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.engine = engine_of(self.context.device, options.threads, self.group)
 
+    @property
+    def answers(self) -> int:
+        """Returns how many answers are possible, which ranks are counted among."""
+        unmapped = 0 if self.class_map is None else self.class_map.unmapped
+        return len(self.classes) + unmapped
+
     def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
         """Evaluates a split, at the reduced quality too if the options have one, and writes the rows."""
         index = self.group.run_on_all(lambda: self.open_split(data, split, root))
@@ -206,7 +230,8 @@ class Evaluator:
         quality = self.options.reduced
         if quality is None:
             return result
-        of_reductions = reduced_split_levels(split, quality, self.options.reduced_scale)
+        options = self.options
+        of_reductions = reduced_split_levels(split, quality, options.reduced_scale, options.reductions)
         result["reduced"] = {}
         for reduction, (name, levels) in of_reductions.items():
             rows = self.rows(name, index, levels=levels)
@@ -339,6 +364,7 @@ class Evaluator:
             "accuracy": rows.accuracy,
             "top5_accuracy": rows.top5_accuracy,
             "negative_log_likelihood": rows.negative_log_likelihood,
+            "expected_calibration_error": rows.expected_calibration_error,
             "unreadable": unreadable,
             "rows": str(self._file_of_rows(name)),
         }

@@ -324,16 +324,16 @@ def test_the_arrays_of_an_augmented_plan_are_as_declared(dataset: Dataset) -> No
         assert (array.dtype, array.shape, array.flags.c_contiguous) == (np.int32, (5, 2), True)
     assert inputs.augment.erased is not None
     check_arrays(inputs.augment.erased, 5)
-    assert len(flatten(inputs)) == len(flatten(network_layout(2, True, True))) == 32
+    assert len(flatten(inputs)) == len(flatten(network_layout(2, (), True, True))) == 32
     assert augment_inputs(ImageAugmentation(None, None, np.zeros((5, 4), np.int32))).operators is None
 
 
 VARIANTS: dict[str, Callable[[], Any]] = {
-    name: lambda variant=variant: graphs.network_input(source, Engine(0, 2, 2), 4, PRE, variant=variant)
-    for name, variant in {
-        "rand": graphs.InputVariant(2, parse_policy("rand-m9"), True),
-        "trivial": graphs.InputVariant(2, parse_policy("trivial"), False),
-        "erase": graphs.InputVariant(2, None, True),
+    name: lambda kind=kind: graphs.network_input(source, Engine(0, 2, 2), 4, PRE, kind=kind)
+    for name, kind in {
+        "rand": graphs.GraphKind(2, (), parse_policy("rand-m9"), True),
+        "trivial": graphs.GraphKind(2, (), parse_policy("trivial")),
+        "erase": graphs.GraphKind(2, (), None, True),
     }.items()
 }
 
