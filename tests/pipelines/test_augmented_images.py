@@ -213,7 +213,11 @@ def values_of(image: torch.Tensor) -> Pixels:
     return result
 
 
-@pytest.mark.parametrize("levels", [FULL_QUALITY, ConstantLevels(1, 1, 1)], ids=["C", "R"])
+@pytest.mark.parametrize(
+    "levels",
+    [FULL_QUALITY, ConstantLevels(1, 1, 1), ConstantLevels(distorted=(("contrast", 2), ("gray", 1)))],
+    ids=["C", "R", "distorted"],
+)
 @pytest.mark.parametrize("name", ["rand-m9", "trivial", "augmix"])
 def test_the_host_augments_the_flipped_square(dataset: Dataset, name: str, levels: ConstantLevels) -> None:
     index = dataset.index("train")
@@ -233,6 +237,20 @@ def test_the_host_augments_the_flipped_square(dataset: Dataset, name: str, level
     assert sum(torch.equal(other[s], seen[s]) for s in seen) < len(seen) // 2
     again = emitted(loader, plan(index, levels=levels))
     assert all(torch.equal(again[s], plain[s]) for s in plain)
+
+
+@pytest.mark.parametrize("name", ["rand-m9", "trivial"])
+def test_a_graph_augments_distorted_images_as_the_host(dataset: Dataset, name: str) -> None:
+    index, levels = dataset.index("train"), ConstantLevels(distorted=(("contrast", 1), ("gray", 1)))
+    host, graph = (
+        emitted(
+            open_loader(index, PRE, 5, Engine(whole_graph=whole)),
+            plan(index, levels=levels, auto_augment=name, erase=0.5),
+        )
+        for whole in (False, True)
+    )
+    means = [np.abs(values_of(host[s]).astype(int) - values_of(graph[s])).mean() for s in host]
+    assert np.median(means) < 1.5
 
 
 @pytest.mark.parametrize("name", ["rand-m9", "trivial"])
