@@ -36,7 +36,7 @@ def test_it_has_the_runs_of_humanet_for_each_seed_and_all_controls() -> None:
             assert {f"{method}-paired-rounds-{reduction}", f"{method}-paired-epochs-{reduction}"} <= {
                 run.name.rpartition("/")[2] for run in runs
             }
-    assert set(matrix.runs.controls) == {"sham", "random", "matched"}
+    assert set(matrix.runs.controls) == {"sham", "random", "matched", "randaugment"}
     assert matrix.evaluate.reduced == 0.5
 
 
