@@ -62,9 +62,9 @@ def reproduce(
     """Carry out an experiment matrix: CONFIG.toml's runs, their evaluation, minimal images and the report.
 
     The same command goes on where it was stopped, skips what is done and tries again what failed. Started
-    several times, on any hosts that share the folder, it shares the tasks among all of them. Three files are
-    part of qrdali: humanet.toml and imagenet.toml, the thesis' matrices, and demo.toml. A PATTERN without a
-    slash names the last part of a run's name.
+    several times, on any hosts that share the folder, it shares the tasks among all of them. Four files are
+    part of qrdali: humanet.toml and imagenet.toml, the thesis' matrices, humanet-study.toml, with seeds and
+    controls, and demo.toml. A PATTERN without a slash names the last part of a run's name.
 
     \b
     Examples: qrdali reproduce demo.toml

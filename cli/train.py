@@ -124,14 +124,16 @@ def _values(method: str, config: str | None, options: dict[str, Any]) -> dict[st
     """Returns the settings in a configuration file and the options, which win. Options that are None are not
     given."""
     from qrdali.errors import InputError, printable
+    from qrdali.runs import recipes
     from qrdali.runs import settings as run_settings
     from qrdali.runs.automatic import without_automatic
 
-    values = without_automatic(run_settings.read_toml(Path(config))) if config else {}
+    values: dict[str, Any] = {}
+    if config is not None:
+        values = without_automatic(run_settings.read_toml(recipes.find_settings_file(config)))
     if values.get("method", method) != method:
         raise InputError(
             f"{config} is for `train {printable(values['method'])[:40]}`, this is `train {method}`: "
             "leave method out, or call the other"
         )
-    values.update(given_settings(options), method=method)
-    return values
+    return recipes.merge(values, {**given_settings(options), "method": method})

@@ -10,6 +10,7 @@ import click
 
 from qrdali.cli.setting_options import train_option
 from qrdali.runs.option import Topic
+from qrdali.runs.recipes import recipe_names
 from qrdali.runs.setting_table import Setting, describe_refusal, settings_table
 from qrdali.runs.settings import Settings
 
@@ -21,7 +22,11 @@ def own_options() -> dict[Topic, list[click.Option]]:
     """Returns the options that are no settings, by the topic that they begin."""
     running = [
         click.Option(
-            ["--config"], type=click.Path(), help="TOML file of these options; the command line wins."
+            ["--config"],
+            type=click.Path(),
+            metavar="FILE|RECIPE",
+            help="TOML file of these options, or one that came with qrdali: "
+            f"{', '.join(recipe_names())}. The command line wins.",
         ),
         click.Option(
             ["--dry-run"],

@@ -103,6 +103,10 @@ def training(ground: Ground, now: Path) -> Iterator[Case]:
             *("linear", *bounded, "--max-epochs", "6", "--step", "0.5", "--sequence", "paired-rounds"),
             *("--clip-grad", "1", "--layer-decay", "0.8", "--lr-schedule", schedule, *words),
         ]
+    plain["shared freeze"] = [
+        *("shared", "--epochs", "3", "--init", str(ground.run), "--freeze", "2", "--layer-decay", "0.8"),
+        *("--clip-grad", "1", "--lr-schedule", "cosine", "--warmup-epochs", "0.5"),
+    ]
     for sequence in SEQUENCES:
         for reduction in REDUCTIONS:
             asked = (*bounded, "--sequence", sequence, "--reduction", reduction)

@@ -28,6 +28,7 @@ from qrdali.files.mapping import can_be_mapped
 Tensors = dict[str, torch.Tensor]
 
 SUMS = "SHA256SUMS"
+_GROUP = "group-"  # begins the names of tensors that belong to a group of an optimizer's parameters
 _MAX_ATTEMPTS = 20  # at reading a folder that is replaced meanwhile
 _MAX_SUMS_BYTES = 1 << 16
 _LINE = re.compile(r"([0-9a-f]{64})  ([a-z]{1,40}\.(?:json|safetensors))")
@@ -222,22 +223,39 @@ def _check(file: Path, sums: dict[str, str]) -> None:
 
 
 def flatten(optimizer_state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-    """Divides an optimizer's state_dict into tensors, by `PARAMETER.NAME`, and the rest as plain data."""
+    """Divides an optimizer's state_dict into tensors and the rest as plain data.
+
+    Tensors are named PARAMETER.NAME; those of a group of parameters, such as the step of timm's LAMB,
+    group-NUMBER.NAME. Types of tensors are left out: an optimizer has its own.
+    """
     tensors: Tensors = {}
     plain: dict[str, dict[str, Any]] = {}
+    groups: list[dict[str, Any]] = []
     for number, values in optimizer_state["state"].items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"{number}.{name}"] = value
             else:
                 plain.setdefault(str(number), {})[name] = value
-    return tensors, {"param_groups": optimizer_state["param_groups"], "plain": plain}
+    for number, group in enumerate(optimizer_state["param_groups"]):
+        own = {name: value for name, value in group.items() if isinstance(value, torch.Tensor)}
+        tensors |= {f"{_GROUP}{number}.{name}": value for name, value in own.items()}
+        left_out = (torch.Tensor, torch.dtype)
+        groups.append({name: value for name, value in group.items() if not isinstance(value, left_out)})
+    return tensors, {"param_groups": groups, "plain": plain}
 
 
 def unflatten(tensors: Tensors, rest: dict[str, Any]) -> dict[str, Any]:
-    """Returns the state_dict that `flatten` divided."""
+    """Returns the state_dict that `flatten` divided.
+
+    Raises an exception of Python's for what it did not give.
+    """
     state: dict[int, dict[str, Any]] = {int(number): dict(values) for number, values in rest["plain"].items()}
+    groups = [dict(group) for group in rest["param_groups"]]
     for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
-    return {"state": state, "param_groups": rest["param_groups"]}
+        owner, _, name = key.partition(".")
+        if owner.startswith(_GROUP):
+            groups[int(owner.removeprefix(_GROUP))][name] = value
+        else:
+            state.setdefault(int(owner), {})[name] = value
+    return {"state": state, "param_groups": groups}

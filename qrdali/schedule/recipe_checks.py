@@ -16,6 +16,11 @@ from qrdali.schedule.rate_spans import has_set_length, span_epochs
 _OWN_KEYWORDS = frozenset(
     {"params", "lr", "weight_decay", "foreach", "fused", "capturable", "differentiable", "maximize"}
 )
+# By the beginnings of their names, optimizers of timm that a run cannot have.
+_UNUSABLE = {
+    "adahessian": "needs gradients of gradients, which training does not compute",
+    "kron": "draws random numbers of its own, so a run that was stopped could not continue exactly",
+}
 
 
 def check_recipe(settings: Settings) -> None:
@@ -63,14 +68,19 @@ def _either(names: tuple[str, ...]) -> str:
 
 
 def require_optimizer(name: str, options: dict[str, Any]) -> None:
-    """Raises InputError for an optimizer that timm does not have, or keywords that it does not take."""
+    """Raises InputError for an optimizer that timm or a run cannot have, or keywords that it lacks."""
     from timm.optim import get_optimizer_class, list_optimizers
 
     try:
         optimizer = get_optimizer_class(name, bind_defaults=False)
+    except AssertionError as error:  # what a package or a GPU is missing for
+        raise InputError(f"optimizer {name} does not work here: {printable(error)[:120]}") from None
     except ValueError:
         near = near_names(name, list_optimizers()) or f"; timm has: {', '.join(list_optimizers()[:8])}"
         raise InputError(f"no optimizer is called {printable(name)[:80]!r}{near}") from None
+    for beginning, reason in _UNUSABLE.items():
+        if name.startswith(beginning):
+            raise InputError(f"optimizer {name} {reason}: choose another")
     if options:
         keywords = set(inspect.signature(optimizer).parameters) - _OWN_KEYWORDS
         require_keywords(options, keywords, "--optimizer-option", f"optimizer {name}")

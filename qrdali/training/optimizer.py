@@ -46,12 +46,13 @@ def fused_options(name: str, device: torch.device) -> dict[str, bool]:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Loads what another optimizer's `state_dict` returned, saved on any device.
 
-    `optimizer` stays fused, or not, as it is: torch would take that from the state.
+    `optimizer` stays fused, or not, as it is, and keeps its types of tensors: torch would take them from the
+    state.
     """
-    own = optimizer.state_dict()["param_groups"]
-    groups = [
-        # What does not fit is left for torch to refuse.
-        saved | {"fused": own[i]["fused"]} if i < len(own) and "fused" in own[i] else saved
-        for i, saved in enumerate(state["param_groups"])
+    kept = [
+        {name: value for name, value in group.items() if name == "fused" or isinstance(value, torch.dtype)}
+        for group in optimizer.state_dict()["param_groups"]
     ]
+    # What does not fit is left for torch to refuse.
+    groups = [saved | (kept[i] if i < len(kept) else {}) for i, saved in enumerate(state["param_groups"])]
     optimizer.load_state_dict({**state, "param_groups": groups})

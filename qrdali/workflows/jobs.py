@@ -503,7 +503,7 @@ def reproduce(
 ) -> MatrixResult:
     """Carries out an experiment matrix: its runs, their evaluation, minimal images and the report.
 
-    config: a TOML file; humanet.toml, imagenet.toml and demo.toml are part of qrdali.
+    config: a TOML file; humanet.toml, humanet-study.toml, imagenet.toml and demo.toml are part of qrdali.
     only: runs of these names, and those they start from; * and ? as in a shell.
     out, data, root, device, threads: in place of the file's own.
     retries: how often a task that failed is tried again.

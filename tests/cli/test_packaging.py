@@ -14,7 +14,7 @@ from qrdali.runs.settings import read_toml
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {"qrdali": ROOT / "qrdali", "qrdali/pipelines": ROOT / "pipelines", "qrdali/cli": ROOT / "cli"}
-CONFIGS = sorted(f"qrdali/configs/{file.name}" for file in (ROOT / "configs").glob("*.toml"))
+CONFIGS = sorted(f"qrdali/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "configs").rglob("*.toml"))
 SUITES = sorted(f"qrdali/data/suites/{file.name}" for file in (ROOT / "qrdali/data/suites").glob("*.toml"))
 LINKS = {ROOT / "qrdali" / name for name in ("pipelines", "cli")}  # to the folders at the top
 MODULES = sorted(
@@ -50,7 +50,7 @@ def test_wheel_and_sdist_hold_all_parts(built: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert set(MODULES) <= set(names)
     assert {"qrdali/py.typed", "qrdali/network_costs.tsv", *CONFIGS, *SUITES} <= set(names)
-    assert (len(CONFIGS), len(SUITES)) == (3, 7)
+    assert (len(CONFIGS), len(SUITES)) == (8, 7)
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
     assert {*MODULES, "qrdali/network_costs.tsv", *CONFIGS, *SUITES} <= inside

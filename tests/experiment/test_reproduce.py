@@ -390,7 +390,10 @@ def test_files_that_came_with_qrdali(call: Call, tmp_path: Path, monkeypatch: py
         assert shown.err.startswith(f"{name} is not here: the one that came with qrdali is used, ")
         assert "# 49 tasks: 49 waiting" in shown.out
     missing = call("elsewhere/demo.toml", "--dry-run")
-    assert (missing.status, "demo.toml, humanet.toml, imagenet.toml came with qrdali" in missing.err) == (
+    assert (
+        missing.status,
+        "demo.toml, humanet-study.toml, humanet.toml, imagenet.toml came with qrdali" in missing.err,
+    ) == (
         2,
         True,
     )

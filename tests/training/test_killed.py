@@ -41,6 +41,8 @@ def survived(ground: Ground, tmp_path: Path, name: str, seed: str, kills: int | 
         ("train shared dropout", "0"),
         ("train baseline deterministic", "0"),
         ("train linear wsd ema", "0"),
+        ("train linear stage ema", "0"),
+        ("train shared freeze ema", "0"),
         ("train random paired-epochs noise", "0"),
     ],
 )

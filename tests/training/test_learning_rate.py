@@ -261,14 +261,24 @@ STOPPED: dict[str, dict[str, Any]] = {
     "warm-up": {"warmup_epochs": 2},
     "cosine": {"lr_schedule": "cosine", "warmup_epochs": 0.5},
     "plateau": {"lr_schedule": "plateau", "plateau_patience": 0, "warmup_epochs": 1},
-    "stage": {"lr_schedule": "stage", "stage_epochs": 2},
-    "wsd": {"lr_schedule": "wsd", "decay_epochs": 2},
+    "stage": {"lr_schedule": "stage", "stage_epochs": 2, "warmup_epochs": 1},
+    "wsd": {"lr_schedule": "wsd", "decay_epochs": 2, "warmup_epochs": 1.5},
     "sgd": {"lr_schedule": "cosine", "optimizer": "sgd", "optimizer_options": {"momentum": 0.5}},
 }
 
 
+# What acts in each step beside the schedule, with a state of its own or without.
+BESIDE: dict[str, dict[str, Any]] = {
+    "alone": {},
+    "with all": {"ema": 0.9, "ema_warmup": True, "clip_grad": 0.5},
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
 @pytest.mark.parametrize("name", STOPPED)
-def test_a_run_stopped_again_and_again_ends_as_if_it_never_was(tmp_path: Path, name: str) -> None:
+def test_a_run_stopped_again_and_again_ends_as_if_it_never_was(
+    tmp_path: Path, name: str, beside: str
+) -> None:
     values: dict[str, Any] = {
         "method": "linear",
         "reduction": "color",
@@ -278,13 +288,15 @@ def test_a_run_stopped_again_and_again_ends_as_if_it_never_was(tmp_path: Path, n
         "max_epochs": 7,
         "save_every": "1",
         **STOPPED[name],
+        **BESIDE[beside],
     }
     trainer_of(tmp_path / "whole", **values).train(False)
     run = tmp_path / "stopped"
     assert stopped_again_and_again(run, **values) > 4
     assert rows(tmp_path / "whole") == rows(run)
     assert len({row["lr"] for row in rows(run)}) > 1
-    for file in ("last/model", "last/optimizer", "last/random", "best/model"):
+    files = ("last/model", "last/optimizer", "last/random", "best/model")
+    for file in (*files, "last/ema") if "ema" in values else files:
         assert equal(saved(tmp_path / "whole", file), saved(run, file)), file
     states = [json.loads((folder / "last/state.json").read_text()) for folder in (tmp_path / "whole", run)]
     assert states[0]["rate"] == states[1]["rate"]

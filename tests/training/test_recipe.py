@@ -17,8 +17,8 @@ from torch import nn
 
 from qrdali import models
 from qrdali.data.index import Dataset
-from qrdali.errors import InputError, RunError
-from qrdali.interfaces import Batch, JobControl
+from qrdali.errors import InputError, Interrupted, RunError
+from qrdali.interfaces import Batch, JobControl, never_stop
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import Settings, validate_settings
 from qrdali.schedule.methods import check_settings
@@ -28,7 +28,14 @@ from qrdali.training.network_parts import fixed_norms, prepare_network
 from qrdali.workflows.train import run_training
 
 
-def trained(dataset: Dataset, run: Path, listener: Recorder | None = None, **values: Any) -> Path:
+def trained(
+    dataset: Dataset,
+    run: Path,
+    listener: Recorder | None = None,
+    stop: Callable[[], int] = never_stop,
+    **values: Any,
+) -> Path:
+    """Trains a run of small images, or continues it."""
     base = {
         "method": "shared",
         "data": str(dataset.folder),
@@ -41,7 +48,7 @@ def trained(dataset: Dataset, run: Path, listener: Recorder | None = None, **val
     }
     if "init" not in values:
         base["model"] = "test_resnet"
-    run_training(validate_settings({**base, **values}), run, False, JobControl(listener or Recorder()))
+    run_training(validate_settings({**base, **values}), run, True, JobControl(listener or Recorder(), stop))
     return run
 
 
@@ -181,6 +188,19 @@ def test_a_constant_rate_has_its_layers_scaled_too(tmp_path: Path, train: Callab
         train("b", layer_decay=0.5, model="squeezenet1_1")
 
 
+def test_optimizers_that_a_run_cannot_have_are_refused_in_one_line(train: Callable[..., Path]) -> None:
+    refused = {
+        "adahessian": "optimizer adahessian needs gradients of gradients",
+        "kronw": "optimizer kronw draws random numbers of its own",
+    }
+    if not torch.cuda.is_available():
+        refused["bnbadam"] = "optimizer bnbadam does not work here: CUDA required"
+    for name, said in refused.items():
+        with pytest.raises(InputError, match=said) as error:
+            train("a", optimizer=name)
+        assert "\n" not in str(error.value)
+
+
 # --freeze
 
 
@@ -229,6 +249,39 @@ def test_batch_norm_without_weights_belongs_to_its_part() -> None:
     for parameter in part.parameters():
         parameter.requires_grad_(False)
     assert fixed_norms(nn.Sequential(part, other)) == [part[1]]
+
+
+@pytest.mark.parametrize(
+    "schedule", [{"lr_schedule": "cosine"}, {"lr_schedule": "wsd", "decay_epochs": 1}], ids=["cosine", "wsd"]
+)
+def test_a_frozen_network_stopped_again_and_again_ends_as_if_it_never_was(
+    dataset: Dataset, tmp_path: Path, start: Path, schedule: dict[str, Any]
+) -> None:
+    values = {
+        "init": str(start),
+        "freeze": "2",
+        "layer_decay": 0.8,
+        "clip_grad": 1.0,
+        "ema": 0.9,
+        "ema_warmup": True,
+        "warmup_epochs": 0.5,
+        "epochs": 2,
+        "save_every": "1",
+        **schedule,
+    }
+    whole = trained(dataset, tmp_path / "whole", **values)
+    run, stops = tmp_path / "stopped", 0
+    while True:
+        calls, due = iter(range(10**6)), 3 + stops % 2
+        try:
+            trained(dataset, run, None, lambda c=calls, due=due: 15 if next(c) >= due else 0, **values)
+            break
+        except Interrupted:
+            stops += 1
+    assert stops > 1
+    assert rows(whole) == rows(run)
+    for name in ("last/model", "last/ema", "last/optimizer", "last/random", "best/model"):
+        assert equal(saved(whole, name), saved(run, name)), name
 
 
 # --ema-warmup
