@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import replace_atomically
@@ -27,18 +26,20 @@ from qrdali.report import (
     thesis,
 )
 from qrdali.report.figures import DARK, Figure
+from qrdali.report.findings import section as findings_section
+from qrdali.report.findings.finding import Finding, markdown
+from qrdali.report.findings.finding import table as findings_table
 from qrdali.report.groups import Group
+from qrdali.report.inputs import read_inputs
 from qrdali.report.page import Drawn, Gallery, Section, page
-from qrdali.report.read import Run, Warn, named, read_run
-from qrdali.report.read_mepis import Mepis, read_mepis
+from qrdali.report.read import Run
+from qrdali.report.read_mepis import Mepis
 from qrdali.report.resources import Prices
 from qrdali.report.tables import Table
-from qrdali.runs.folder import weights_digest
 from qrdali.version import __version__
 
 MARKER = "report.json"
-_CONTENT = ("report.html", MARKER, "tables", "figures")
-T = TypeVar("T")
+_CONTENT = ("report.html", MARKER, "findings.md", "tables", "figures")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Part:
     tables: tuple[Table | None, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     folded: frozenset[str] = frozenset()
+    findings: tuple[Finding, ...] = ()
 
     @property
     def filled_tables(self) -> tuple[Table, ...]:
@@ -72,7 +74,14 @@ class Part:
     def drawn(self, figures: tuple[Drawn, ...]) -> Section:
         """Returns the section with its figures."""
         return Section(
-            self.slug, self.title, self.text, figures, self.filled_tables, self.galleries, self.folded
+            self.slug,
+            self.title,
+            self.text,
+            figures,
+            self.filled_tables,
+            self.galleries,
+            self.folded,
+            self.findings,
         )
 
 
@@ -83,8 +92,8 @@ def build(
     options: ReportOptions = ReportOptions(),
     listener: ProgressListener = SilentListener(),
 ) -> dict[str, Any]:
-    """Writes report.html, tables/ (csv, md, tex), figures/ (svg, png) and report.json into `out`; returns
-    what report.json holds.
+    """Writes report.html, findings.md, tables/ (csv, md, tex), figures/ (svg, png) and report.json into
+    `out`; returns what report.json holds.
 
     Nothing but the folders' own files is read, the gallery's originals where they still are, and of runs that
     did not record what they began with that run's. Raises
@@ -93,19 +102,7 @@ def build(
     """
     out = out.resolve()
     require_report_folder(out)
-    if not run_folders:
-        raise InputError("no run to report: give at least one run folder")
-    runs = _readable(run_folders, lambda folder, name: read_run(folder, name, listener.warn), listener.warn)
-    digests = {run.name: weights_digest(run.folder) for run in runs} if mepi_folders else {}
-    sets = _readable(
-        mepi_folders, lambda folder, name: read_mepis(folder, name, runs, digests), listener.warn
-    )
-    for mepis in sets:
-        if mepis.run is None:
-            listener.warn(
-                f"{printable(mepis.folder)} was made with other weights than those of the runs given: "
-                "it is shown by its folder's name"
-            )
+    runs, sets = read_inputs(run_folders, mepi_folders, listener)
     parts = contents(runs, sets, options)
     title = printable(options.title) or "Training with quality-reduced images"
     # A folder beside `out`, so that a report of before stays until this one is whole.
@@ -121,7 +118,11 @@ def build(
                 (partial / "tables" / f"{table.slug}.{kind}").write_text(text, "utf-8", newline="")
         sections = [part.drawn(figures[part.slug]) for part in parts]
         (partial / "report.html").write_text(page(title, setup.facts(runs, sets), sections), "utf-8")
-        summary = _summary(title, runs, sets, tables)
+        found = [finding for part in parts for finding in part.findings]
+        titles = {table.slug: table.title for table in tables}
+        text = markdown(title, findings_section.RULES, found, titles)
+        (partial / "findings.md").write_text(text, "utf-8")
+        summary = _summary(title, runs, sets, tables) | {"findings": [one.to_json() for one in found]}
         (partial / MARKER).write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
         _swap(partial, out)
     except BaseException:
@@ -148,24 +149,6 @@ def _summary(title: str, runs: list[Run], sets: list[Mepis], tables: list[Table]
             for table in tables
         },
     }
-
-
-def _readable(folders: list[Path], read: Callable[[Path, str], T], warn: Warn) -> list[T]:
-    """Returns what can be read; the rest is left out with a warning, unless nothing remains.
-
-    Raises InputError for a folder of another kind, RunError where all are damaged.
-    """
-    readable: list[T] = []
-    damage: RunError | None = None
-    for folder, name in zip(folders, named(folders), strict=True):
-        try:
-            readable.append(read(folder, name))
-        except RunError as error:
-            damage = error
-            warn(f"{error}: left out of the report")
-    if damage is not None and not readable:
-        raise damage
-    return readable
 
 
 def require_report_folder(out: Path) -> None:
@@ -230,7 +213,7 @@ def _draw_one(figure: Figure, folder: Path) -> Drawn:
 def contents(runs: list[Run], sets: list[Mepis], options: ReportOptions) -> list[Part]:
     """Returns every section that holds something, those of each data set and network under its heading."""
     by_experiment = groups.group(runs)
-    parts = []
+    parts: list[Part] = []
     for i, group in enumerate(by_experiment, 1):
         heading = f": {group.network} on {group.data}" if len(by_experiment) > 1 else ""
         parts += _results(group, f"{i}", heading)
@@ -239,7 +222,23 @@ def contents(runs: list[Run], sets: list[Mepis], options: ReportOptions) -> list
     if sets and options.gallery_rows:
         parts.append(_gallery(sets, options.gallery_rows))
     parts += [_resources(by_experiment, sets, options.prices), _setup(by_experiment, runs, sets)]
-    return [part for part in parts if any(part.figures) or any(part.tables) or part.galleries]
+    parts = [part for part in parts if any(part.figures) or any(part.tables) or part.galleries]
+    return [_findings(by_experiment, sets, parts), *parts]
+
+
+def _findings(by_experiment: list[Group], sets: list[Mepis], others: list[Part]) -> Part:
+    """Returns the first section. others: those whose tables its findings may link to."""
+    found = findings_section.findings(by_experiment, sets)
+    tables = (*found.tables, findings_table(list(found.findings), "findings"))
+    slugs = {table.slug for table in (*tables, *(t for part in others for t in part.filled_tables)) if table}
+    return Part(
+        "findings",
+        "Findings",
+        findings_section.RULES,
+        tables=tables,
+        folded=frozenset(table.slug for table in tables if table),
+        findings=findings_section.linked(found.findings, slugs),
+    )
 
 
 def _quotients(sets: list[Mepis], number: str, heading: str) -> Part:
