@@ -63,7 +63,7 @@ def run(
     pre = Preprocessing(32, "whole", 0.9, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     checkpoint.save(
         folder / "best",
-        BestModel("test_resnet", classes, pre, best, accuracies[best]).as_dict(),
+        BestModel(str(settings.get("model", "test_resnet")), classes, pre, best, accuracies[best]).as_dict(),
         model={"w": torch.tensor([float(sum(map(ord, str(folder))))])},
     )
     lines = []

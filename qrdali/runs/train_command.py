@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qrdali.runs.configuration import applicable
-from qrdali.runs.settings import Settings, default_settings
+from qrdali.runs.settings import Settings, validate_settings
 
 # Settings that are no options, that only watch, or that each machine chooses for itself.
 _LEFT_OUT = frozenset(
@@ -37,7 +37,8 @@ def train_command(settings: Settings, run: Path) -> str:
 
     Options with their default values, and those without an effect, are left out.
     """
-    defaults = default_settings()
+    # Those of the method: the methods with reduced epochs have a reduction and a sequence by default.
+    defaults = validate_settings({"method": settings.method, "data": settings.data}).model_dump()
     words = ["qrdali", "train", settings.method, "--data", settings.data or "DATASET", "--run", str(run)]
     for name, value in applicable(settings).items():
         chosen_by_machine = name in settings.automatic

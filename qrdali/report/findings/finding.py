@@ -12,7 +12,7 @@ from qrdali.report.tables import Table, number, words
 
 SEEN, NOT_SEEN, UNKNOWN = "seen here", "not seen here", "cannot be said with these runs"
 ONE_SEED = "seen in one seed"
-DESCRIBED = "described"
+DESCRIBED = "measured"
 _MOST_NAMES = 6
 _MOST_COMMANDS = 200
 
@@ -51,7 +51,7 @@ class Finding:
     def kind(self) -> str:
         """Returns a word for the verdict, a class of the page's style."""
         return {SEEN: "seen", ONE_SEED: "seen", NOT_SEEN: "unseen", UNKNOWN: "unknown"}.get(
-            self.verdict, "described"
+            self.verdict, "measured"
         )
 
     def to_json(self) -> dict[str, Any]:

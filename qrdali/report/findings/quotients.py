@@ -152,7 +152,7 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
     if more:
         text += f" Shown to need a larger one: {names([_one(test) for test in more])}."
     if others:
-        text += f" Of {others} no difference is shown, which does not mean that there is none."
+        text += f" For {others} of them no difference is shown, which does not mean that there is none."
     alone = sorted(test.result.detectable() for test in tests)
     low, high = f"{alone[0]:.4f}", f"{alone[-1]:.4f}"
     text += (
