@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import floor, log2, sqrt
 
 import numpy as np
@@ -204,6 +205,14 @@ def smallest_of_two_means(seeds: int, deviation: float, alpha: float = ALPHA, po
     return deviation * _smallest_effect(2 * seeds - 2, sqrt(2 / seeds), alpha, power)
 
 
+@cache
+def _quadrature() -> tuple[Floats, Floats]:
+    """Returns nodes and weights of Gauss and Legendre's quadrature on (0, 1)."""
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    return (nodes + 1) / 2, weights / 2
+
+
+@cache
 def _smallest_effect(freedom: int, standard_error: float, alpha: float, power: float) -> float:
     """Returns the smallest effect, in standard deviations, that a t-test finds. standard_error: in them.
 
@@ -211,12 +220,12 @@ def _smallest_effect(freedom: int, standard_error: float, alpha: float, power: f
     far out, where the bounds of corrected tests of few seeds lie.
     """
     bound = float(t.ppf(1 - alpha / 2, freedom))
-    nodes, weights = np.polynomial.legendre.leggauss(400)
-    estimates = np.sqrt(chi2.ppf((nodes + 1) / 2, freedom) / freedom) * bound
+    nodes, weights = _quadrature()
+    estimates = np.sqrt(chi2.ppf(nodes, freedom) / freedom) * bound
 
     def missing(shift: float) -> float:
         found = norm.sf(estimates - shift) + norm.cdf(-estimates - shift)
-        return float(np.sum(found * weights) / 2) - power
+        return float(np.sum(found * weights)) - power
 
     high = 1.0
     while missing(high) < 0:

@@ -19,7 +19,6 @@ from qrdali.report.findings.finding import (
     names,
     p_is,
     points,
-    seeds_text,
 )
 from qrdali.report.findings.opponents import CONTROLS, baseline_settings, command_of, methods, opponent
 from qrdali.report.groups import Group, is_baseline
@@ -87,7 +86,7 @@ def _one(test: AccuracyTest, shown: int) -> str:
     also = f"; they also differ in {', '.join(test.also)}" if test.also else ""
     return (
         f"{test.configuration.label} by {points(test.result.difference, shown)} "
-        f"({p_is(test.holm)} after Holm, {seeds_text(test.result.seeds)}{also})"
+        f"({p_is(test.holm)} after Holm, {test.seeds}{also})"
     )
 
 

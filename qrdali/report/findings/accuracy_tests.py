@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from qrdali.data.set_names import RESERVED
 from qrdali.evaluation.seeded_differences import ALPHA, SeededDifference, accuracy_difference
 from qrdali.evaluation.stats import holm
+from qrdali.report.findings.finding import seeds_text
 from qrdali.report.findings.opponents import OPPONENTS, also_different, methods, opponent
 from qrdali.report.groups import Configuration, Group
 from qrdali.report.read import Run
@@ -20,7 +21,8 @@ class AccuracyTest:
 
     against: "baseline" or a control's name. accuracy, of_opponent: means over the seeds compared. holm: the p
     value after Holm's correction over the family. family: its number of tests. also: in what else the runs
-    differ.
+    differ. same_start: whether all seeds begin with the same run, so that the test over seeds says nothing of
+    other starts.
     """
 
     configuration: Configuration
@@ -32,6 +34,13 @@ class AccuracyTest:
     also: tuple[str, ...] = ()
     holm: float = 1.0
     family: int = 1
+    same_start: bool = False
+
+    @property
+    def seeds(self) -> str:
+        """Returns the number of seeds in words, and whether they share their start."""
+        shared = " that begin with the same run" if self.same_start else ""
+        return f"{seeds_text(self.result.seeds)}{shared}"
 
     @property
     def is_shown(self) -> bool:
@@ -100,7 +109,18 @@ def compared_by_seed(
         sum(pair[i].sets[name].accuracy for pair in compared) / len(compared) for i in (0, 1)
     )
     also = dict.fromkeys(what for run, other in compared for what in also_different(run, other, against))
-    return AccuracyTest(configuration, against, name, result, accuracy, other_accuracy, tuple(also))
+    starts = {run.settings.init for run, _ in compared}
+    same_start = len(compared) > 1 and len(starts) == 1 and starts != {""}
+    return AccuracyTest(
+        configuration,
+        against,
+        name,
+        result,
+        accuracy,
+        other_accuracy,
+        tuple(also),
+        same_start=same_start,
+    )
 
 
 def corrected(tests: Iterable[AccuracyTest]) -> list[AccuracyTest]:

@@ -12,7 +12,6 @@ from qrdali.report.findings.finding import (
     Finding,
     p_is,
     points,
-    seeds_text,
 )
 from qrdali.report.findings.networks_apart import is_efficientnet
 from qrdali.report.findings.opponents import methods
@@ -75,22 +74,24 @@ def first(group: Group, about: str, number: str) -> Finding:
         text = (
             f"{where} it has not the highest accuracy of the {len(tests) + 1} compared: {best.against} is at "
             f"{100 * best.of_opponent:.{shown}f}%, it at {100 * best.accuracy:.{shown}f}% "
-            f"({p_is(best.result.p_value)}, {seeds_text(best.result.seeds)})."
+            f"({p_is(best.result.p_value)}, {best.seeds})."
         )
     elif weakest.result.p_value >= ALPHA:
         verdict = NOT_SEEN
         text = (
             f"{where} it has the highest accuracy of the {len(tests) + 1} compared, but is not shown to be "
             f"above {weakest.against} ({points(weakest.result.difference, shown)}, "
-            f"{p_is(weakest.result.p_value)}, {seeds_text(weakest.result.seeds)})."
+            f"{p_is(weakest.result.p_value)}, {weakest.seeds})."
         )
     else:
         verdict = SEEN
         text = (
             f"{where} it is above each of the {len(tests)} others, the least certain being {weakest.against} "
             f"({points(weakest.result.difference, shown)}, {p_is(weakest.result.p_value)}, "
-            f"{seeds_text(weakest.result.seeds)})."
+            f"{weakest.seeds})."
         )
+    if also := dict.fromkeys(what for test in tests for what in test.also):
+        text += f" Some of the runs also differ in {', '.join(also)}."
     if seeds == 1:
         verdict = UNKNOWN if verdict == SEEN else verdict
         text += " One seed: this is of these trained networks; another seed may turn it round."
@@ -138,7 +139,7 @@ def _measured(
     text = (
         f"{what} Here, {group.network} on {group.data}: {test.of_opponent:.2%} and {test.accuracy:.2%}, "
         f"{points(result.difference, 2)} (95% interval {points(low, 2)} to {points(high, 2)}, "
-        f"{p_is(result.p_value)}, {seeds_text(result.seeds)}). The slides' difference lies "
+        f"{p_is(result.p_value)}, {test.seeds}). The slides' difference lies "
         f"{'inside' if inside else 'outside'} this interval."
     )
     if test.also:

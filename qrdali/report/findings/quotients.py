@@ -34,7 +34,8 @@ class QuotientTest:
     """Holds a method's comparison with its baseline by the mean entropy quotient of one reduction.
 
     holm: the p value after Holm's correction over the family. family: its number of tests. of_baseline: the
-    baseline's mean quotient on the images compared. also: in what else the runs differ.
+    baseline's mean quotient on the images compared. also: in what else the runs differ. at_lowest: the
+    largest share of a set's minimal images that are at the lowest state, in 0 to 1.
     """
 
     configuration: Configuration
@@ -42,6 +43,7 @@ class QuotientTest:
     result: SeededDifference
     of_baseline: float
     also: tuple[str, ...]
+    at_lowest: float
     holm: float = 1.0
     family: int = 1
 
@@ -95,7 +97,7 @@ def _pairs(group: Group, configuration: Configuration, by_run: dict[str, Mepis])
 
 
 def _test(configuration: Configuration, reduction: str, pairs: list[_Pair]) -> list[QuotientTest]:
-    measured, bases, also = [], [], dict[str, None]()
+    measured, bases, also, at_lowest = [], [], dict[str, None](), [0.0]
     for run, base, mepis, of_base in pairs:
         if reduction not in mepis.rows or reduction not in of_base.rows:
             continue
@@ -105,11 +107,15 @@ def _test(configuration: Configuration, reduction: str, pairs: list[_Pair]) -> l
         samples, differences, base_mean = found
         measured.append((samples, differences))
         bases.append(base_mean)
+        shares = (one.summary[reduction].get("lowest_state_share") for one in (mepis, of_base))
+        at_lowest += [share for share in shares if isinstance(share, float)]
         also |= dict.fromkeys(also_different(run, base, "baseline"))
     if not measured:
         return []
     result = measured_difference(measured)
-    return [QuotientTest(configuration, reduction, result, float(np.mean(bases)), tuple(also))]
+    return [
+        QuotientTest(configuration, reduction, result, float(np.mean(bases)), tuple(also), max(at_lowest))
+    ]
 
 
 def findings(
@@ -160,6 +166,12 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
         f"{low if low == high else f'{low} to {high}'} on if it is the only one of its family, which has "
         f"{tests[0].family}."
     )
+    if at_lowest := max(test.at_lowest for test in tests):
+        text += (
+            f" Up to {at_lowest:.0%} of a set's minimal images are at the lowest state, which shows "
+            "nothing of "
+            "the object: their quotients say more of the network's default class than of what it needs."
+        )
     if single:
         text += (
             " One seed: this says that these trained networks differ on images like these, not that the "
@@ -180,6 +192,7 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
                 "p_holm": test.holm,
                 "family": test.family,
                 "detectable": test.result.detectable(),
+                "at_lowest_state": test.at_lowest,
             }
             for test in tests
         ],

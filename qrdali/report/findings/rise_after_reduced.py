@@ -107,7 +107,8 @@ def finding(group: Group, about: str, number: str) -> Finding:
     up = sum(value > 0 for value in every)
     text = (
         f"{CLAIM}: after a full-quality (C) epoch that follows a reduced (R) one, validation accuracy was "
-        f"higher than before it in {up} of {counted(len(every), 'pair')} of {counted(len(found), 'run')}, by "
+        f"higher than with the weights before it in {up} of {counted(len(every), 'pair')} of "
+        f"{counted(len(found), 'run')}, by "
         f"{points(mean)} on average (every run and seed counts alike; {seeds_text(len(per_seed))}"
     )
     text += ")." if p is None else f"; {p_is(p)} by a t-test over seeds)."
