@@ -47,7 +47,7 @@ def report(
     watts: float | None,
     as_json: bool,
 ) -> None:
-    """Write one page on RUNS: accuracy, significance, evolution, entropy quotients, minimal images and cost.
+    """Write one page on RUNS: findings, accuracy, evolution, entropy quotients, minimal images and cost.
 
     Everything is computed from what the folders hold: no data set is read. The runs of several data sets or
     networks stand under headings of their own.

@@ -417,7 +417,7 @@ def write_report(
     watts: float | None = None,
     progress: bool | ProgressListener = False,
 ) -> WrittenReport:
-    """Writes a page on runs: accuracy, significance, evolution, entropy quotients, minimal images and cost.
+    """Writes a page on runs: findings, accuracy, evolution, entropy quotients, minimal images and cost.
 
     runs: objects or folders, one or more.
     out: folder for report.html, tables/ and figures/; a report there is replaced.

@@ -29,8 +29,8 @@ def write_report(
     watts: float | None = None,
     control: JobControl = JobControl(),
 ) -> WrittenReport:
-    """Writes report.html, tables/, figures/ and report.json on run folders and MEPI sets into the folder
-    `out`.
+    """Writes report.html, findings.md, tables/, figures/ and report.json on run folders and MEPI sets into
+    the folder `out`.
 
     A report that is there is replaced once the new one is whole. gallery: images of each MEPI set that are
     shown. usd_per_kwh: price of electricity. watts: power drawn by runs whose energy could not be measured.
