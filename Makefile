@@ -8,7 +8,7 @@ RESOLVE = UV_PYTHON_DOWNLOADS=never .upgrade/bin/uv pip compile pyproject.toml -
 PLATFORM = implementation_name == 'cpython' and platform_machine == 'x86_64'( and platform_python_implementation != 'PyPy')? \
 	and sys_platform == 'linux'
 
-.PHONY: demo test lint types unit browser networks soak constraints upgrade clean
+.PHONY: demo test lint types unit reference browser networks soak constraints upgrade clean
 
 demo: .venv/installed
 	$(BIN)/qrdali demo --out demo
@@ -34,6 +34,10 @@ networks: .venv/installed
 # Goes on where it was stopped; MINUTES=600 ROUNDS=10 for a night. The result is soak.json.
 soak: .venv/installed
 	$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),60) --rounds $(or $(ROUNDS),3) --work soak > soak.json
+
+# The pages of docs/reference, of the settings and the commands; a test holds them to what it writes.
+reference: .venv/installed
+	$(BIN)/python -m qrdali.cli.reference
 
 browser:
 	@tests/browser.sh

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from qrdali.cli.setting_options import setting_option
+
 
 def _channels(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...]:
     """Returns the numbers of R,G,B."""
@@ -28,14 +30,8 @@ def _channels(context: click.Context, option: click.Parameter, text: str | None)
     metavar="imagenet|DATASET|TSV",
     help="The classes of the outputs, in their order.  [default: ImageNet's, by the number of outputs]",
 )
-@click.option(
-    "--fit",
-    type=click.Choice(["whole", "center"]),
-    default="whole",
-    show_default=True,
-    help="The whole image in the square, or the published resize and centre crop.",
-)
-@click.option("--input-size", type=int, help="Side in pixels.  [default: the network's own]")
+@setting_option("fit", default="whole")
+@setting_option("input_size", type=int, default_text="the network's own")
 @click.option("--mean", callback=_channels, metavar="R,G,B", help="In 0 … 1.  [default: the published ones]")
 @click.option("--std", callback=_channels, metavar="R,G,B", help="In 0 … 1.  [default: the published ones]")
 @click.option(
@@ -65,9 +61,10 @@ def adopt(
     \b
     Examples: qrdali adopt resnet50 --run runs/r50
               qrdali adopt torchvision/resnet50 --run runs/r50-tv --fit center
-              qrdali adopt resnet50 --run runs/mine --weights mine.pth --classes data
-              qrdali adopt tf_efficientnet_lite0 --run runs/lite --weights lite.safetensors \\
-                --mean .5,.5,.5 --std .5,.5,.5
+              qrdali adopt resnet50 --run runs/own --weights own.pth \\
+                --classes data
+              qrdali adopt tf_efficientnet_lite0 --run runs/lite \\
+                --weights lite.safetensors --mean .5,.5,.5 --std .5,.5,.5
     """
     from qrdali.cli.terminal import TerminalListener, emit
     from qrdali.interfaces import JobControl

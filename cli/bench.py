@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from qrdali.cli.groups import SuggestingGroup
+from qrdali.cli.setting_options import setting_option
 
 if TYPE_CHECKING:
     from qrdali.data.index import Dataset
@@ -19,14 +20,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 _data = click.option(
     "--data", type=click.Path(), help="Data set whose train split is used.  [default: generated JPEGs]"
 )
-_model = click.option("--model", "name", default="squeezenet1_1", show_default=True)
-_threads = click.option(
-    "--threads",
-    type=click.IntRange(1),
-    help="[default: as in training: all cores, at most 16 of DALI for a GPU]",
-)
+_model = setting_option("model", default="squeezenet1_1")
+_threads = setting_option("threads", default_text="as in training: all cores, at most 16 of DALI for a GPU")
 _input_size = click.option("--input-size", type=click.IntRange(8, 4096), help="[default: the model's]")
-_batch_size = click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+_batch_size = setting_option("batch_size")
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 
 
@@ -108,7 +105,7 @@ def loader(
 @_json
 def train(
     data: str | None,
-    name: str,
+    model: str,
     images: int,
     rounds: int,
     threads: int | None,
@@ -130,7 +127,7 @@ def train(
         lambda dataset, listener: measure(
             dataset.index("train"),
             len(dataset.classes),
-            name=name,
+            name=model,
             rounds=rounds,
             side=input_size,
             threads=threads,
@@ -140,7 +137,7 @@ def train(
         ),
     )
     result["command"] = (
-        f"qrdali bench train --model {name} --images {result['images']} --rounds {rounds} {_asked(threads)}"
+        f"qrdali bench train --model {model} --images {result['images']} --rounds {rounds} {_asked(threads)}"
         f"--input-size {result['input_size']} --batch-size {batch_size} --json"
     )
     if as_json:
@@ -175,17 +172,15 @@ def train(
     show_default=True,
     help="Of them, searched by the naive reference.",
 )
-@click.option("--step", default=0.05, show_default=True, help="Grid of qualities, 1/n.")
-@click.option(
-    "--tail", metavar="full|none|N", default="full", show_default=True, help="Levels below the grid."
-)
+@setting_option("step", default=0.05)
+@setting_option("tail", default="full")
 @_rounds(1)
 @_threads
 @_input_size
 @_json
 def mepi(
     data: str | None,
-    name: str,
+    model: str,
     images: int,
     naive_images: int,
     step: float,
@@ -211,7 +206,7 @@ def mepi(
         -(-images // 16),
         lambda dataset, listener: measure(
             dataset.index("train"),
-            name=name,
+            name=model,
             side=input_size,
             threads=threads,
             images=images,
@@ -223,7 +218,7 @@ def mepi(
         ),
     )
     result["command"] = (
-        f"qrdali bench mepi --model {name} --images {result['images']} --naive-images "
+        f"qrdali bench mepi --model {model} --images {result['images']} --naive-images "
         f"{result['naive_images']} "
         f"--step {step:g} --tail {tail} --rounds {rounds} {_asked(threads)}"
         f"--input-size {result['input_size']} --json"

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from qrdali.cli.search_options import class_map_options, descent_options
+from qrdali.cli.search_options import class_map_options, descent_options, machine_options
+from qrdali.cli.setting_options import setting_option
 
 REDUCTIONS = ("color", "crop", "resolution", "combination")
 
@@ -15,16 +16,12 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
 @click.command("build-mepi")
 @click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ classifies.")
 @click.option("--data", required=True, type=click.Path(), help="Data set made by `qrdali data index`.")
-@click.option("--root", metavar="[OLD=]NEW", help="Where the images of --data are now, if they moved.")
+@setting_option("root", default=None)
 @click.option("--out", required=True, type=click.Path(), help="Folder for the MEPIs.")
 @click.option("--split", default="val", show_default=True, help="train, val or test.")
 @click.option("--reduction", type=click.Choice([*REDUCTIONS, "all"]), default="all", show_default=True)
-@click.option("--step", default=0.05, show_default=True, help="Grid of qualities, 1/n.")
-@click.option(
-    "--tail",
-    metavar="full|none|N",
-    help="Levels below the grid, each of half the quality.  [default: full, or the set's own]",
-)
+@setting_option("step", default=0.05)
+@setting_option("tail", default=None, default_text="full, or the set's own")
 @descent_options
 @click.option(
     "--search",
@@ -37,13 +34,7 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
 @click.option(
     "--limit", type=click.IntRange(1), help="Search this many images, spread evenly over the split."
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1, 1 << 20),
-    default=32,
-    show_default=True,
-    help="As of `evaluate`, for reading back.",
-)
+@setting_option("batch_size", help="As of `evaluate`, for reading back.")
 @click.option(
     "--search-batch-size",
     type=click.IntRange(1, 1 << 16),
@@ -52,24 +43,20 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
 @click.option(
     "--memory", type=click.IntRange(1), default=1024, show_default=True, help="MiB of decoded originals kept."
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    help="Decoding and encoding threads.  [default: all it may use]",
-)
+@machine_options("Decoding and encoding threads.")
 @click.option("--resume", is_flag=True, help="Continue this folder; starts it if it has not begun.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on stdout.")
-def build_mepi(windows: str, as_json: bool, **options: Any) -> None:
+def build_mepi(as_json: bool, **options: Any) -> None:
     """For each image the run classifies correctly, a reduced image that it still gets right, but no step
     further (see --search).
 
     Writes REDUCTION/CLASS/SAMPLE.png, manifest.parquet, summary.json and a contact sheet per reduction.
 
     \b
-    Examples: qrdali build-mepi --run runs/baseline --data data --split val --reduction crop --out mepi
-              qrdali build-mepi --run runs/r50 --data humanet --class-map map.tsv --map-rule sum --out mepi
+    Examples: qrdali build-mepi --run runs/baseline --data data --reduction crop \\
+                --out mepi
+              qrdali build-mepi --run runs/r50 --data humanet \\
+                --class-map map.tsv --map-rule sum --out mepi
     """
     from qrdali.cli.signals import terminal_control
     from qrdali.cli.terminal import emit
@@ -85,6 +72,6 @@ def build_mepi(windows: str, as_json: bool, **options: Any) -> None:
         job(options["device"]) as group,
         terminal_control(group) as control,
     ):
-        summaries = workflow.build_mepi(windows=int(windows), control=control, **options)
+        summaries = workflow.build_mepi(control=control, **options)
         if as_json:
             emit(summaries)

@@ -146,7 +146,7 @@ def humanet(
     """Index HumaNet, a few classes made of IMAGENET's synsets by a mapping, into the data set OUT.
 
     \b
-    Example: qrdali data humanet /data/imagenet --mapping humanet.tsv --out data/humanet
+    Example: qrdali data humanet imagenet --mapping humanet.tsv --out humanet
     """
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar, warn

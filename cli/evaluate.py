@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from qrdali.cli.search_options import class_map_options
+from qrdali.cli.search_options import class_map_options, machine_options
+from qrdali.cli.setting_options import setting_option
 
 
 @click.command()
 @click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ is evaluated.")
 @click.option("--data", type=click.Path(), help="Data set made by `qrdali data index`.")
-@click.option("--root", metavar="[OLD=]NEW", help="Where the images of --data are now, if they moved.")
+@setting_option("root", default=None)
 @click.option("--split", default="test", show_default=True, help="train, val or test of --data.")
 @click.option(
     "--set",
@@ -30,21 +31,15 @@ from qrdali.cli.search_options import class_map_options
     type=float,
     help="Also the split at this quality in each reduction, centre crops; such as 0.5.",
 )
-@click.option(
-    "--step", default=0.25, show_default=True, help="Grid of qualities of --curve and --reduced, 1/n."
-)
-@click.option(
-    "--tail",
-    metavar="full|none|N",
+@setting_option("step", help="Grid of qualities of --curve and --reduced, 1/n.")
+@setting_option(
+    "tail",
     default="full",
-    show_default=True,
     help="How far --curve goes below the grid, halving the quality: down to one pixel and one value.",
 )
 @class_map_options
-@click.option("--batch-size", type=click.IntRange(1, 1 << 20), default=32, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1, 1024), help="Decoding threads.  [default: all it may use]")
+@setting_option("batch_size", help="Images per forward pass, of all processes together.")
+@machine_options("Decoding threads.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def evaluate(run: str, sets: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Accuracy, top-5 accuracy and negative log-likelihood of a run on a split and on named folders; one row
@@ -55,7 +50,8 @@ def evaluate(run: str, sets: tuple[str, ...], as_json: bool, **options: Any) -> 
               qrdali evaluate --run runs/baseline --set mepi-crop=mepi/crop
               qrdali evaluate --run runs/baseline --data data --curve --step 0.05
               qrdali evaluate --run runs/baseline --data data --reduced 0.5
-              qrdali evaluate --run runs/imagenet --data humanet --class-map map.tsv --map-rule sum
+              qrdali evaluate --run runs/imagenet --data humanet \\
+                --class-map map.tsv --map-rule sum
     """
     from qrdali.cli.terminal import TerminalListener
     from qrdali.cli.torchrun import job

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from qrdali.cli.search_options import descent_options
+from qrdali.cli.search_options import descent_options, machine_options
+from qrdali.cli.setting_options import setting_option
 
 
 @click.command()
@@ -19,14 +20,8 @@ from qrdali.cli.search_options import descent_options
     default="combination",
     show_default=True,
 )
-@click.option("--step", default=0.05, show_default=True, help="Grid of qualities, 1/n.")
-@click.option(
-    "--tail",
-    metavar="full|none|N",
-    default="full",
-    show_default=True,
-    help="Levels below the grid, each of half the quality.",
-)
+@setting_option("step", default=0.05)
+@setting_option("tail", default="full")
 @descent_options
 @click.option(
     "--out", default="minimal", show_default=True, type=click.Path(), help="Folder for the results."
@@ -36,15 +31,9 @@ from qrdali.cli.search_options import descent_options
     type=click.IntRange(1, 1 << 16),
     help="Candidates per forward pass.  [default: as build-mepi, 16 on a CPU, 256 on a GPU]",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    help="Decoding and encoding threads.  [default: all it may use]",
-)
+@machine_options("Decoding and encoding threads.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def minimal(images: tuple[str, ...], windows: str, as_json: bool, **options: Any) -> None:
+def minimal(images: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """The minimal image of photographs: what a network needs to see to still take each for its class.
 
     For each IMAGE, a file or an s3:// or gs:// URL, writes OUT/NAME-REDUCTION.png, whose bytes are what is
@@ -52,13 +41,13 @@ def minimal(images: tuple[str, ...], windows: str, as_json: bool, **options: Any
 
     \b
     Examples: qrdali minimal eagle.jpg --run runs/baseline
-              qrdali minimal *.jpg --run runs/baseline --label eagle --reduction all --out sheets
+              qrdali minimal *.jpg --run runs/baseline --label eagle --out sheets
     """
     from qrdali.cli.signals import terminal_control
     from qrdali.cli.terminal import emit
     from qrdali.workflows.minimal_files import write_minimal_images
 
     with terminal_control() as control:
-        rows = write_minimal_images(images, windows=int(windows), control=control, **options)
+        rows = write_minimal_images(images, control=control, **options)
         if as_json:
             emit({"images": rows})

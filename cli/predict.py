@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qrdali.cli.search_options import machine_options
+from qrdali.cli.setting_options import setting_option
+
 if TYPE_CHECKING:
     from qrdali.workflows.predict import ImagePredictions
 
@@ -19,10 +22,8 @@ _SHARE = 8  # characters of a probability
 @click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ answers.")
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes shown per image.")
 @click.option("--out", type=click.Path(), metavar="FILE", help="A Parquet file with a row per image.")
-@click.option("--batch-size", type=click.IntRange(1, 1 << 20), default=32, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1, 1024), help="Decoding threads.  [default: all it may use]")
+@setting_option("batch_size", help="Images per forward pass.")
+@machine_options("Decoding threads.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def predict(images: tuple[str, ...], run: str, as_json: bool, **options: Any) -> None:
     """Classes of your own images by a run, the most probable first.
@@ -32,7 +33,7 @@ def predict(images: tuple[str, ...], run: str, as_json: bool, **options: Any) ->
 
     \b
     Examples: qrdali predict cat.jpg --run runs/baseline
-              qrdali predict photos s3://bucket/more --run runs/baseline --out rows.parquet
+              qrdali predict photos s3://bucket/more --run runs/baseline
     """
     from qrdali.cli.terminal import TerminalListener, emit, say
     from qrdali.interfaces import JobControl

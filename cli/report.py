@@ -53,7 +53,7 @@ def report(
     networks stand under headings of their own.
 
     \b
-    Example: qrdali report runs/* --mepi mepi/baseline --mepi mepi/linear --out report
+    Example: qrdali report runs/* --mepi mepi/baseline --out report
     """
     from qrdali.cli.terminal import TerminalListener, emit, say
     from qrdali.interfaces import JobControl

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from qrdali.cli.setting_options import setting_option
+
 if TYPE_CHECKING:
-    from qrdali.workflows.reproduce import MatrixResult, Plan, PlannedTask
+    from qrdali.workflows.matrix_launch import WorkerPlan
+    from qrdali.workflows.reproduce import MatrixResult, MatrixStatus, Plan, PlannedTask
 
 
 @click.command()
@@ -21,76 +26,152 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="List every task, its state and the time it may take; nothing is touched."
 )
+@click.option(
+    "--status",
+    "show_status",
+    is_flag=True,
+    help="Show what is done, who does what and the time left; nothing is touched.",
+)
 @click.option("--out", type=click.Path(), help="Folder of the matrix in place of the file's.")
 @click.option(
     "--data", type=click.Path(), help="Data set made by `qrdali data index` in place of the file's."
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="In place of the file's.")
-@click.option("--threads", type=click.IntRange(1), help="Decoding threads.  [default: all it may use]")
+@click.option("--root", metavar="[OLD=]NEW", help="Where the images of the data set are now, if they moved.")
+@setting_option("device", default=None, help="In place of the file's.")
+@setting_option("threads", help="Decoding threads, of all workers together.  [default: all it may use]")
 @click.option(
-    "--json", "as_json", is_flag=True, help="With --dry-run: the list as one JSON object on stdout."
+    "--retries",
+    type=click.IntRange(0, 100),
+    default=1,
+    show_default=True,
+    help="How often a task that failed is tried again.",
+)
+@click.option("--workers", type=int, metavar="N", help="Work in N processes that share the processors.")
+@click.option("--gpus", metavar="N|all|0,2,5", help="Work in a process per GPU: N of them, all, or these.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="With --dry-run or --status: one JSON object on stdout."
 )
 def reproduce(
-    config: str,
-    only: tuple[str, ...],
     dry_run: bool,
-    out: str | None,
-    data: str | None,
-    device: str | None,
-    threads: int | None,
+    show_status: bool,
+    workers: int | None,
+    gpus: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Carry out an experiment matrix: CONFIG.toml's runs, their evaluation, minimal images and the report.
 
-    The same command goes on where it was stopped, skips what is done and tries again what failed. Three files
-    are part of qrdali: humanet.toml and imagenet.toml, the thesis' matrices, and demo.toml. A PATTERN without
-    a slash names the last part of a run's name.
+    The same command goes on where it was stopped, skips what is done and tries again what failed. Started
+    several times, on any hosts that share the folder, it shares the tasks among all of them. Three files are
+    part of qrdali: humanet.toml and imagenet.toml, the thesis' matrices, and demo.toml. A PATTERN without a
+    slash names the last part of a run's name.
 
     \b
     Examples: qrdali reproduce demo.toml
               qrdali reproduce humanet.toml --dry-run
-              qrdali reproduce humanet.toml --only 'efficientnet_b3/*-crop' --only baseline
+              qrdali reproduce humanet.toml --gpus all
+              qrdali reproduce humanet.toml --status
+              qrdali reproduce humanet.toml --only 'efficientnet_b3/*-crop'
     """
-    from qrdali.cli.signals import terminal_control
-    from qrdali.cli.terminal import TerminalListener, emit, say
+    from qrdali.cli.terminal import TerminalListener, emit
     from qrdali.errors import InputError
     from qrdali.interfaces import JobControl
     from qrdali.workflows import reproduce as workflow
+    from qrdali.workflows.matrix_launch import plans_for
 
-    if as_json and not dry_run:
-        raise InputError("--json is for --dry-run")
-    if dry_run:
-        plan = workflow.plan(
-            config,
-            only=only,
-            out=out,
-            data=data,
-            device=device,
-            threads=threads,
-            control=JobControl(TerminalListener()),
-        )
+    looks = dry_run or show_status
+    if as_json and not looks:
+        raise InputError("--json is for --dry-run and --status")
+    if dry_run and show_status:
+        raise InputError("--dry-run and --status: give one of them")
+    if looks:
+        del options["retries"]
+        look = workflow.plan if dry_run else workflow.status
+        seen = look(**options, control=JobControl(TerminalListener()))
         if as_json:
-            emit(plan.as_json())
+            emit(seen.as_json())
+        elif isinstance(seen, workflow.Plan):
+            _list(seen)
         else:
-            _list(plan)
-        return
+            _show_status(seen)
+    elif plans := plans_for(workers, gpus, options["threads"]):
+        _launch(options, plans)
+    else:
+        _work(options)
+
+
+def _work(options: dict[str, Any]) -> None:
+    """Works in this process; of several that a launcher started, without printing what all of them see."""
+    from qrdali.cli.signals import terminal_control
+    from qrdali.experiment.workers import PARENT_VARIABLE
+    from qrdali.workflows import matrix_launch
+    from qrdali.workflows import reproduce as workflow
+
+    is_launched = PARENT_VARIABLE in os.environ
     with terminal_control() as control:
         try:
-            result = workflow.reproduce(
-                config,
-                only=only,
-                out=out,
-                data=data,
-                device=device,
-                threads=threads,
-                control=control,
+            result = workflow.reproduce(**options, control=control)
+        except workflow.TasksFailed as failure:
+            if is_launched:
+                sys.exit(matrix_launch.TASKS_FAILED)
+            _show(failure.result)
+            raise
+    if not is_launched:
+        _show_end(result)
+
+
+def _launch(options: dict[str, Any], plans: list[WorkerPlan]) -> None:
+    """Starts workers on this host and shows them until the matrix is done."""
+    from qrdali.cli.signals import terminal_control
+    from qrdali.cli.worker_view import view_for
+    from qrdali.workflows import reproduce as workflow
+
+    with terminal_control() as control:
+        try:
+            result = workflow.reproduce_in_workers(
+                plans=plans, view=view_for(plans), **options, control=control
             )
         except workflow.TasksFailed as failure:
             _show(failure.result)
             raise
+    _show_end(result)
+
+
+def _show_end(result: MatrixResult) -> None:
+    """Prints what a matrix has come to, and the path of its report last."""
+    from qrdali.cli.terminal import say
+
     _show(result)
     if result.page is not None:
         say(str(result.page))
+
+
+def _show_status(status: MatrixStatus) -> None:
+    """Prints every worker, every task that is not done, and counts, on stdout."""
+    from qrdali.cli.worker_view import pass_text
+    from qrdali.experiment.estimate import duration_text, span_text
+
+    for worker in status.workers:
+        called = f"{worker.name}, " if worker.name else ""
+        gpu = f", GPU {worker.gpu}" if worker.gpu else ""
+        since = f" for {duration_text(worker.seconds)}" if worker.seconds is not None else ""
+        doing = f"{worker.task}{since}{pass_text(worker.activity)}" if worker.task else "waits"
+        silent = " (no sign of life just now: it may be gone)" if worker.is_silent else ""
+        click.echo(
+            f"worker {worker.number} ({called}process {worker.pid} on {worker.host}{gpu}): {doing}{silent}"
+        )
+    width = max(len(task.key) for task in status.tasks)
+    for task in status.tasks:
+        if task.state != "done":
+            by = f"by worker {task.worker} " if task.worker is not None else ""
+            click.echo(f"{task.state:8} {task.key:{width}}  {by}{task.why}".rstrip())
+    counts = ", ".join(
+        f"{status.count(state)} {state}" for state in ("done", "running", "ready", "waiting", "failed")
+    )
+    click.echo(f"# {len(status.tasks)} tasks: {counts}")
+    if status.count("done") < len(status.tasks):
+        who = f"{len(status.workers)} workers" if len(status.workers) > 1 else "one worker"
+        click.echo(f"# left: {span_text(status.left)} with {who}")
 
 
 def _show(result: MatrixResult) -> None:

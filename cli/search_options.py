@@ -7,26 +7,24 @@ from typing import Any, TypeVar
 
 import click
 
+from qrdali.cli.setting_options import setting_option
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def descent_options(command: F) -> F:
     """Adds --windows and --prefer: which neighbours a descent step has, and which of them it takes."""
-    prefer = click.option(
-        "--prefer",
-        type=click.Choice(["confidence", "entropy"]),
-        default="confidence",
-        show_default=True,
-        help="Which correct neighbour is taken.",
-    )
-    windows = click.option(
-        "--windows",
-        type=click.Choice(["5", "9"]),
-        default="5",
-        show_default=True,
-        help="Candidate windows of a crop.",
-    )
-    return windows(prefer(command))
+    return setting_option("windows")(setting_option("prefer")(command))
+
+
+def machine_options(threads: str) -> Callable[[F], F]:
+    """Adds --device, --amp and --threads, whose help is `threads`: where a command computes, and how."""
+
+    def add(command: F) -> F:
+        command = setting_option("threads", help=f"{threads}  [default: all it may use]")(command)
+        return setting_option("device", default="auto")(setting_option("amp", default="auto")(command))
+
+    return add
 
 
 def class_map_options(command: F) -> F:

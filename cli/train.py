@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from qrdali.cli.groups import SuggestingGroup
-from qrdali.cli.train_options import common, parse_keywords, patience, reduced
+from qrdali.cli.train_config import show_config
+from qrdali.cli.train_options import given_settings, method_command, require_run
 from qrdali.cli.train_sequence import show_sequence
 
 
@@ -18,136 +19,94 @@ def train() -> None:
 
     \b
     Example:
-      qrdali train shared   --data data --run runs/shared --model resnet10t --input-size 96 --epochs 20
+      qrdali train shared --data data --run runs/shared --model resnet10t
       qrdali train baseline --data data --run runs/baseline --init runs/shared
-      qrdali train fixed    --data data --run runs/fixed --init runs/shared --reduction crop --quality 0.5
+      qrdali train linear --data data --run runs/linear --init runs/shared
     """
 
 
-@train.command()
-@common
-@click.option("--epochs", type=int, help="Number of epochs.  [default: 10]")
+@method_command(train, "shared")
 def shared(**options: Any) -> None:
     """A set number of full-quality epochs: the common start of all methods.
 
     \b
-    Example: qrdali train shared --data data --run runs/shared --model resnet10t --input-size 96 --epochs 20
+    Example: qrdali train shared --data data --run runs/shared \\
+               --model resnet10t --input-size 96 --epochs 20
     """
     _run("shared", options)
 
 
-@train.command()
-@common
-@patience
-@click.option(
-    "--match", type=click.Path(), help="Take as many optimizer steps as this run took, without patience."
-)
+@method_command(train, "baseline")
 def baseline(**options: Any) -> None:
     """Full-quality epochs until patience ends them.
 
     \b
-    Example: qrdali train baseline --data data --run runs/baseline --init runs/shared
+    Example: qrdali train baseline --data data --run runs/baseline \\
+               --init runs/shared
     """
     _run("baseline", options)
 
 
-@train.command()
-@common
-@patience
-@reduced
-@click.option("--quality", type=float, help="Quality of R epochs, a level of --step.  [default: 0.5]")
+@method_command(train, "fixed")
 def fixed(**options: Any) -> None:
     """R epochs at one quality among C epochs.
 
     \b
-    Example: qrdali train fixed --data data --run runs/fixed --init runs/shared --reduction crop --quality 0.5
+    Example: qrdali train fixed --data data --run runs/fixed \\
+               --init runs/shared --reduction crop --quality 0.5
     """
     _run("fixed", options)
 
 
-@train.command()
-@common
-@patience
-@reduced
-@click.option(
-    "--direction",
-    type=click.Choice(["down", "up"]),
-    help="From the first level down, or from the lowest up.  [default: down]",
-)
+@method_command(train, "linear")
 def linear(**options: Any) -> None:
     """R epochs whose quality falls by one step per stage, the same for every image.
 
     \b
-    Example: qrdali train linear --data data --run runs/linear --init runs/shared \\
-               --reduction crop --sequence paired-rounds
+    Example: qrdali train linear --data data --run runs/linear \\
+               --init runs/shared --reduction crop --sequence paired-rounds
     """
     _run("linear", options)
 
 
-@train.command()
-@common
-@patience
-@reduced
-@click.option(
-    "--feedback",
-    type=click.Choice(["probe", "online"]),
-    help="Ask the network about every neighbour, or use its training predictions.  [default: probe]",
-)
-@click.option(
-    "--prefer",
-    type=click.Choice(["confidence", "entropy"]),
-    help="Which correct neighbour is taken.  [default: confidence]",
-)
-@click.option("--windows", type=click.Choice(["5", "9"]), help="Candidate windows of a crop.  [default: 5]")
-@click.option(
-    "--probe-batch-size",
-    type=int,
-    help="Candidates per forward pass of a probe.  [default: 16 on a CPU, twice --batch-size on a GPU]",
-)
+@method_command(train, "adaptive")
 def adaptive(**options: Any) -> None:
     """R epochs in which each image has its own level: one step down per stage where the classifier is still
     right.
 
     \b
-    Example: qrdali train adaptive --data data --run runs/adaptive --init runs/shared \\
-               --reduction crop --sequence paired-rounds
+    Example: qrdali train adaptive --data data --run runs/adaptive \\
+               --init runs/shared --reduction crop --sequence paired-rounds
     """
-    if options["windows"] is not None:
-        options["windows"] = int(options["windows"])
     _run("adaptive", options)
 
 
-@train.command()
-@common
-@patience
-@reduced
-@click.option("--low", type=float, help="Lowest quality, a level of --step.  [default: 0.25]")
-@click.option("--high", type=float, help="Highest quality.  [default: 1]")
+@method_command(train, "random")
 def random(**options: Any) -> None:
     """The control: R epochs whose quality is drawn per image and epoch, which is plain augmentation.
 
     \b
-    Example: qrdali train random --data data --run runs/random --init runs/shared \\
-               --reduction color --low 0.25 --high 1
+    Example: qrdali train random --data data --run runs/random \\
+               --init runs/shared --reduction color --low 0.25 --high 1
     """
     _run("random", options)
 
 
 def _run(method: str, options: dict[str, Any]) -> None:
-    """Translates the options into settings and trains, or prints the sequence of a --dry-run."""
+    """Trains with the settings that the options give, or prints the sequence of a --dry-run."""
     from qrdali.cli.signals import terminal_control
     from qrdali.cli.torchrun import job
-    from qrdali.data.set_names import parse_named_sets
     from qrdali.system.deterministic import deterministic
     from qrdali.workflows import train as workflow
     from qrdali.workflows.train_settings import settings_of
 
-    sets = parse_named_sets(options.pop("track_sets"), "--track-set")
-    run, resume, dry_run = Path(options.pop("run")), options.pop("resume"), options.pop("dry_run")
-    for name in ("optimizer_options", "model_options"):
-        keywords = parse_keywords(options[name], f"--{name[:-1].replace('_', '-')}")
-        options[name] = keywords or None
-    values = _values(method, options.pop("config"), {**options, "track_sets": sets or None})
+    resume, dry_run, print_config = (options.pop(name) for name in ("resume", "dry_run", "print_config"))
+    run, config = options.pop("run"), options.pop("config")
+    values = _values(method, config, options)
+    if print_config:
+        show_config(method, values, run, resume)
+        return
+    run = Path(require_run(run))
     settings = settings_of(method, run, values, resume)
     if dry_run:
         show_sequence(settings)
@@ -174,5 +133,5 @@ def _values(method: str, config: str | None, options: dict[str, Any]) -> dict[st
             f"{config} is for `train {printable(values['method'])[:40]}`, this is `train {method}`: "
             "leave method out, or call the other"
         )
-    values.update({key: value for key, value in options.items() if value is not None}, method=method)
+    values.update(given_settings(options), method=method)
     return values

@@ -13,6 +13,10 @@ class RunError(RuntimeError):
     """Work failed although its options were right (exit status 1). The message is one line."""
 
 
+class InUse(RunError):
+    """Another process works in the folder: the message names it, and what to do."""
+
+
 class OutOfMemory(RunError):
     """The memory of the machine, or of its GPU, does not suffice for DALI. The message says what to lower."""
 

@@ -62,8 +62,9 @@ TOUCHING = {
 }
 TIMED = ("second", "time", "memory", "energy", "joules", "waited")
 # Of a finished run or matrix what is not compared: locks, the save before the last, hashes of files that hold
-# times, and notes with times of files in them.
-PASSED_OVER = {".lock", "SHA256SUMS", "done.json"}
+# times; a matrix' claims, workers and notes, which hold times of files.
+PASSED_OVER = {".lock", "SHA256SUMS"}
+PASSED_OVER_FOLDERS = {"last.old", ".progress", "report", "tasks", "workers"}
 LIMIT = 240.0  # seconds of a child
 
 
@@ -180,15 +181,14 @@ def _watch(begins: Callable[[str], None]) -> None:
     from qrdali.data import file_check
     from qrdali.mepi import folder as mepi_set
     from qrdali.training import epoch as epoch_trainer
-    from qrdali.workflows import evaluate
-    from qrdali.workflows import reproduce as reproduce_workflow
+    from qrdali.workflows import evaluate, matrix_worker
 
     steps, look, append, rows, perform = (
         epoch_trainer.EpochTrainer._steps,
         file_check.read_content,
         mepi_set.Journal.append,
         evaluate.Evaluator.rows,
-        reproduce_workflow.perform,
+        matrix_worker.perform,
     )
 
     def told_steps(self: Any, plan: Any, epoch: int) -> Iterator[Any]:
@@ -222,7 +222,7 @@ def _watch(begins: Callable[[str], None]) -> None:
         told_look,
         told_append,
     )  # type: ignore[method-assign]
-    evaluate.Evaluator.rows, reproduce_workflow.perform = told_rows, told_perform  # type: ignore[method-assign]
+    evaluate.Evaluator.rows, matrix_worker.perform = told_rows, told_perform  # type: ignore[method-assign]
 
 
 def _halve(folder: str, moment: Callable[[bool], None]) -> None:
@@ -253,7 +253,7 @@ def contents(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_dir() or name.name in PASSED_OVER or {"last.old", ".progress", "report"} & set(name.parts):
+        if path.is_dir() or name.name in PASSED_OVER or PASSED_OVER_FOLDERS & set(name.parts):
             continue
         found[str(name)] = sha256(_content(path)).hexdigest()
     return found

@@ -17,8 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from qrdali.data.shapes import ShapesSpec
 from qrdali.errors import InputError, printable
 from qrdali.experiment.adopted import adopt_request, is_adopting
+from qrdali.experiment.config_mistakes import first_mistake
 from qrdali.reduction.quality import LevelScale, level_of, num_levels_of, tail_levels
 from qrdali.runs import settings as run_settings
+from qrdali.runs.setting_table import near_names
 from qrdali.runs.settings import Settings
 
 Reduction = Literal["color", "crop", "resolution", "combination"]
@@ -213,23 +215,12 @@ def read(file: Path, *, out: str | None = None, data: str | None = None) -> Matr
     try:
         matrix = Matrix(**values)
     except (ValidationError, TypeError) as error:
-        raise InputError(f"{printable(file)}: {_first_mistake(error)}") from None
+        raise InputError(f"{printable(file)}: {first_mistake(error, Matrix)}") from None
     try:
         _check(matrix)
     except InputError as error:
         raise InputError(f"{printable(file)}: {error}") from None
     return matrix
-
-
-def _first_mistake(error: ValidationError | TypeError) -> str:
-    if isinstance(error, TypeError):
-        return printable(error)
-    first = error.errors()[0]
-    # People count tables from 1.
-    key = ".".join(f"{part + 1}" if isinstance(part, int) else str(part) for part in first["loc"])
-    if first["type"] == "missing":
-        return f"{printable(key)} is missing"
-    return f"{printable(key)} = {printable(repr(first['input'])):.80}: {first['msg']}"
 
 
 def _check(matrix: Matrix) -> None:
@@ -296,7 +287,8 @@ def _check_tables(matrix: Matrix) -> None:
     for name, (table, common) in tables.items():
         for key in table:
             if key in FIXED_KEYS or key not in Settings.model_fields:
-                why = "is set by the matrix itself" if key in FIXED_KEYS else "is no setting of a run"
+                near = near_names(key, Settings.model_fields)
+                why = "is set by the matrix itself" if key in FIXED_KEYS else f"is no setting of a run{near}"
                 raise InputError(f"{name}.{printable(key)} {why}: leave it out")
             if key in common:
                 raise InputError(

@@ -254,11 +254,12 @@ def span_text(seconds: Seconds) -> str:
     """Returns a span of time for people."""
     if seconds.low is None or seconds.high is None:
         return "time unknown"
-    low, high = _duration_text(seconds.low), _duration_text(seconds.high)
+    low, high = duration_text(seconds.low), duration_text(seconds.high)
     return low if low == high else f"{low} to {high}"
 
 
-def _duration_text(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
+    """Returns seconds for people, in the unit that suits."""
     for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.{1 if seconds < 10 * size else 0}f} {unit}"

@@ -210,7 +210,7 @@ class Tasks:
 
     def replaced(self, run: PlannedRun) -> str:
         """Returns what a run was trained from and has changed since, or ""."""
-        noted = self.folder.done.get(f"from {run.name}")
+        noted = self.folder.origins.get(run.name)
         if noted is None or not (self.folder.run(run.name) / "config.toml").exists():
             return ""
         now = self.origin(run, noted.get("images"))
@@ -264,6 +264,17 @@ class Tasks:
             },
         }
 
+    def fingerprint(self, split: str) -> str:
+        """Returns the fingerprint of a split's images, "" where there are none."""
+        return self._fingerprint(split, None)
+
+    def fingerprints(self, *splits: str) -> dict[str, dict[str, str]]:
+        """Returns the fingerprints of splits' images, in both forms, by split; without those that are not
+        there.
+        """
+        there = [split for split in splits if self._fingerprint(split, None)]
+        return {split: self._indexes[split].fingerprints for split in there}
+
     def _fingerprint(self, split: str, noted: object) -> str:
         try:
             if split not in self._indexes:
@@ -288,9 +299,10 @@ class Tasks:
         if not runs:
             return ""
         keys = [*(f"evaluate {name}" for name in runs), *(f"mepi {name}" for name in mepis)]
-        # The same results are the same report, however long they took.
+        # The same results are the same report, however long they took and whoever made them.
+        left_out = ("seconds", "worker", "failed_before")
         notes = [
-            [key, {name: value for name, value in self.folder.done[key].items() if name != "seconds"}]
+            [key, {name: value for name, value in self.folder.done[key].items() if name not in left_out}]
             for key in keys
         ]
         return hashlib.sha256(json.dumps(notes, sort_keys=True).encode()).hexdigest()

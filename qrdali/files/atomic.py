@@ -7,6 +7,7 @@ content. A file system that has no fsync, or none for folders, decides by itself
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,20 @@ def write_whole(file: Path, data: bytes | Callable[[Path], None]) -> None:
         replace_atomically(partial, file)
     except BaseException:
         partial.unlink(missing_ok=True)  # on a full disk, make room again
+        raise
+
+
+def write_whole_among_writers(file: Path, data: bytes) -> None:
+    """Does as `write_whole` where several processes, on any hosts, may write the same file at once.
+
+    Each has a partial file of its own; the last one's content stays.
+    """
+    partial = file.with_name(f".{file.name}.{secrets.token_hex(8)}.partial")
+    try:
+        partial.write_bytes(data)
+        replace_atomically(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
         raise
 
 

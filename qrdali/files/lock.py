@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from qrdali.errors import RunError, printable
+from qrdali.errors import InUse, printable
 
 _LOOKING_SECONDS = 0.05  # longer than `is_held` holds a lock
 _warned_devices: set[int] = set()  # st_dev of the file systems without locks that a warning has named
@@ -23,23 +23,26 @@ def silent(text: str) -> None:
     """Reports nothing: where no other process can know the folder yet."""
 
 
-def acquire(file: Path, refusal: Callable[[str], str], warn: Callable[[str], None] = silent) -> TextIO:
+def acquire(
+    file: Path, refusal: Callable[[str], str], warn: Callable[[str], None] = silent, *, shared: bool = False
+) -> TextIO:
     """Locks `file` (flock) and returns it; the lock is held until it is closed or the process ends.
 
-    Where the file system has no locks, nothing is held: `warn` is called once per process and file system.
-    Raises RunError if another process holds the lock, with the text that `refusal` makes of the holder's
+    shared: any number of processes may hold it so, and none alone meanwhile. Where the file system has no
+    locks, nothing is held: `warn` is called once per process and file system.
+    Raises InUse if another process holds the lock, with the text that `refusal` makes of the holder's
     name, and OSError if the file cannot be opened.
     """
     lock = open(file, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
     try:
-        _lock(lock)
+        _lock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     except OSError as error:
         # SMB answers EACCES where another process holds the lock.
         held = isinstance(error, BlockingIOError | PermissionError) and _can_lock_in(file.parent)
         if held:
             holder = _holder(lock)
             lock.close()
-            raise RunError(refusal(holder)) from None
+            raise InUse(refusal(holder)) from None
         _warn_once(file, error, warn)
         return lock
     with suppress(OSError):  # a name for messages, no more: a full disk shows in what is written next
@@ -48,13 +51,13 @@ def acquire(file: Path, refusal: Callable[[str], str], warn: Callable[[str], Non
     return lock
 
 
-def _lock(lock: TextIO) -> None:
+def _lock(lock: TextIO, kind: int) -> None:
     """Locks an opened file, waiting a moment where it is locked: `is_held` may be looking at it."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         time.sleep(_LOOKING_SECONDS)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
 
 
 def is_held(file: Path) -> bool:

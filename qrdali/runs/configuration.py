@@ -17,9 +17,10 @@ from qrdali.runs import checkpoint
 from qrdali.runs import folder as run_folder
 from qrdali.runs import settings as run_settings
 from qrdali.runs.adoption import read_adoption
+from qrdali.runs.option import REDUCED
+from qrdali.runs.setting_table import has_setting, settings_table
 from qrdali.runs.settings import Settings, default_settings, read_toml, validate_settings
 
-_REDUCED = frozenset({"fixed", "linear", "adaptive", "random"})
 # Settings that do not make two runs different experiments: seeds, places, what is only watched, and what says
 # the same twice. `Chain` stands for init and match.
 _ASIDE = frozenset(
@@ -45,13 +46,6 @@ _ASIDE = frozenset(
         "automatic",
     }
 )
-# Settings that only one schedule of the learning rate has.
-_OF_SCHEDULES = {
-    "stage_epochs": "stage",
-    "decay_epochs": "wsd",
-    "plateau_factor": "plateau",
-    "plateau_patience": "plateau",
-}
 
 
 class Fingerprints(BaseModel):
@@ -118,34 +112,20 @@ def applicable(settings: Settings) -> dict[str, Any]:
     """Returns the settings that have an effect with this method, by name."""
     if settings.method == run_folder.ADOPTED:
         return {name: getattr(settings, name) for name in ("method", "model", "input_size", "fit")}
-    reduced = settings.method in _REDUCED
+    reduced = settings.method in REDUCED
     sham = settings.reduction == "none"
     matched = bool(settings.match_steps)
-    patient = settings.method != "shared" and not matched
     by_probe = probes(settings)
+    # Where a setting that the method and the schedule have is without effect all the same.
     applies = {
-        "epochs": settings.method == "shared",
-        "max_epochs": patient,
-        "patience": patient,
-        "restore_best": patient,
-        "match": matched,
-        "match_steps": matched,
-        "reduction": reduced,
-        "sequence": reduced,
-        "same_order": reduced and settings.sequence != "paired-rounds",
+        **dict.fromkeys(("max_epochs", "patience", "restore_best"), not matched),
+        **dict.fromkeys(("match", "match_steps"), matched),
+        **dict.fromkeys(("quality", "direction", "low", "high", "feedback"), not sham),
+        **dict.fromkeys(("prefer", "windows", "probe_batch_size"), by_probe),
+        "same_order": settings.sequence != "paired-rounds",
         "monitor": reduced and not sham,
-        "quality": settings.method == "fixed" and not sham,
-        "step": settings.method == "linear" or (reduced and not sham),
+        "step": settings.method == "linear" or not sham,
         "tail": settings.tail != "none",
-        "direction": settings.method == "linear" and not sham,
-        "low": settings.method == "random" and not sham,
-        "high": settings.method == "random" and not sham,
-        "feedback": settings.method == "adaptive" and not sham,
-        "prefer": by_probe,
-        "windows": by_probe,
-        "probe_batch_size": by_probe,
-        **{name: settings.lr_schedule == schedule for name, schedule in _OF_SCHEDULES.items()},
-        "min_lr": settings.lr_schedule != "constant",
         "ema_warmup": bool(settings.ema),
         "init": bool(settings.init),
         "pretrained": not settings.init,
@@ -155,7 +135,11 @@ def applicable(settings: Settings) -> dict[str, Any]:
         "track_reduced": bool(settings.track_reduced),
         "log": bool(settings.log),
     }
-    return {name: value for name, value in settings.model_dump().items() if applies.get(name, True)}
+    return {
+        name: getattr(settings, name)
+        for name, setting in settings_table(Settings).items()
+        if has_setting(setting, settings.method, settings.lr_schedule) and applies.get(name, True)
+    }
 
 
 def probes(settings: Settings) -> bool:

@@ -2,130 +2,133 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from qrdali.errors import InputError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.files.text_lines import decode_text
-from qrdali.reduction.quality import MAX_OLD_GRID, LevelScale, scale_of
 from qrdali.runs.logger_names import normalize_logger_names
+from qrdali.runs.method_settings import (
+    MAX_BATCH,
+    EndSettings,
+    ReductionSettings,
+    SettingsGroup,
+    StartSettings,
+)
+from qrdali.runs.option import Option, Topic
+from qrdali.runs.recipe_settings import InputSettings, Keywords, NetworkSettings, OptimizationSettings
+from qrdali.runs.setting_table import near_names, settings_table
+
+if TYPE_CHECKING:
+    from qrdali.reduction.quality import LevelScale
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+__all__ = [
+    "DEFINITIONS",
+    "MAX_BATCH",
+    "MAX_THREADS",
+    "Settings",
+    "default_settings",
+    "plain_options",
+    "read_settings",
+    "read_toml",
+    "validate_settings",
+    "write_settings",
+]
+
 # The version of the definitions in docs/definitions.md that a run is trained by. 1 was that of version 0.1.
 DEFINITIONS: Final = 2
 _MAX_CONFIG_BYTES = 1_000_000
-MAX_BATCH = 1 << 20  # images of a batch: DALI counts the bytes of labels and the like in 32 bits
-MAX_EPOCHS = 1_000_000
 MAX_THREADS = 1024
-# "adopted" is the method of a run that was not trained here.
-Method = Literal["shared", "baseline", "fixed", "linear", "adaptive", "random", "adopted"]
-RateScheduleName = Literal["constant", "cosine", "plateau", "stage", "wsd"]
-_Number = bool | int | Annotated[float, Field(allow_inf_nan=False)]
-# Of a keyword of an optimizer or a network: a number, a text, or numbers such as Adam's betas.
-OptionValue = _Number | Annotated[str, Field(max_length=100)] | Annotated[list[_Number], Field(max_length=16)]
-Options = Annotated[
-    dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")], OptionValue], Field(max_length=50)
-]
 
 
-class Settings(BaseModel):
+class RunningSettings(SettingsGroup):
+    """Says where and how the training runs."""
+
+    # A name that is not one of a logger is refused.
+    log: Annotated[
+        str,
+        BeforeValidator(normalize_logger_names),
+        Option(Topic.RUNNING, metavar="NAME[,NAME]", default="none"),
+    ] = Field(
+        "",
+        description="Also show the run in tensorboard (RUN/tensorboard), wandb, mlflow or trackio: extras to "
+        "install; --resume goes on in the same log.",
+    )
+    save_every: Annotated[str, Option(Topic.RUNNING, metavar="N|Nm")] = Field(
+        "", description="Save within an epoch: N steps, or Nm minutes."
+    )
+    seed: Annotated[int, Option(Topic.RUNNING)] = Field(
+        0, ge=0, lt=2**63, description="Of everything that is drawn."
+    )
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Option(Topic.RUNNING, default="auto, or where the run of --resume was trained"),
+    ] = Field("auto", description="Where it computes; auto: on a GPU if there is one.")
+    amp: Annotated[
+        Literal["auto", "bf16", "fp16", "off"],
+        Option(Topic.RUNNING, default="auto, or that of the run of --resume"),
+    ] = Field("auto", description="Mixed precision; auto: bf16 or fp16 on a GPU, off on a CPU.")
+    compile: Annotated[bool, Option(Topic.RUNNING)] = Field(
+        False,
+        description="Compile the training step by torch.compile; without a compiler it runs as it is.",
+    )
+    grad_checkpointing: Annotated[bool, Option(Topic.RUNNING)] = Field(
+        False,
+        description="Compute activations again in the backward pass instead of keeping them: less memory.",
+    )
+    deterministic: Annotated[bool, Option(Topic.RUNNING, is_pair=True, default="no")] = Field(
+        False,
+        description="On a GPU the same weights each time, bit for bit, where torch has such algorithms; "
+        "slower.",
+    )
+    threads: Annotated[int, Option(Topic.RUNNING, default="all it may use")] = Field(
+        0, ge=0, le=MAX_THREADS, description="Decoding threads of each process."
+    )
+    max_bad: Annotated[float, Option(Topic.RUNNING, metavar="SHARE", default="0.1%", is_share=True)] = Field(
+        0.001, ge=0, le=1, description="Training images that may turn out unreadable; 0: none."
+    )
+
+
+class Settings(
+    RunningSettings,
+    InputSettings,
+    NetworkSettings,
+    OptimizationSettings,
+    EndSettings,
+    ReductionSettings,
+    StartSettings,
+):
     """All settings of one run, checked at construction; keys and values of its config.toml.
 
-    Paths are text.
+    A field is all that a setting needs: options, help, checks of TOML files and the reference are made of it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    # What is trained, on what
-    method: Method
-    data: str  # the data set's folder
-    root: str = ""  # where the images of `data` are now, if they moved: NEW or OLD=NEW
-    model: str = "squeezenet1_1"
-    init: str = ""  # a run whose best weights this one begins with
-    pretrained: bool = False
-    # Reductions; of methods with reduced epochs
-    reduction: Literal["color", "crop", "resolution", "combination", "none"] = "none"
-    quality: float = Field(0.5, gt=0, le=1)  # of reduced epochs of method fixed
-    step: float = Field(0.25, gt=0, le=0.5)  # between the qualities of two levels
-    tail: str = Field("none", max_length=4)  # levels below the grid's: none, full or their number
-    sequence: str = "C"  # of reduced (R) and full (C) epochs: paired-epochs, paired-rounds or letters
-    same_order: bool = False  # whether the epochs of a round share one order of the images
-    direction: Literal["down", "up"] = "down"  # of the stages of method linear
-    low: float = Field(0.25, gt=0, le=1)  # lowest and highest quality that method random draws
-    high: float = Field(1.0, gt=0, le=1)
-    feedback: Literal["probe", "online"] = "probe"  # what decides the descent of method adaptive
-    prefer: Literal["confidence", "entropy"] = "confidence"  # which correct candidate the descent takes
-    windows: Literal[5, 9] = 5  # candidate positions of a smaller window
-    probe_batch_size: int = Field(0, ge=0, le=MAX_BATCH)  # 0: one that suits the device
-    # When a stage and the run end
-    monitor: Literal["full", "phase"] = "full"  # quality of the validation images
-    patience: int = Field(3, ge=1)
-    epochs: int = Field(10, ge=1)  # of method shared
-    max_epochs: int = Field(300, ge=1)  # of the other methods
-    match: str = ""  # a run whose number of optimizer steps this one takes
-    match_steps: int = Field(0, ge=0)  # that number; 0: no limit
-    # Optimization
-    batch_size: int = Field(32, ge=1, le=MAX_BATCH)  # of all ranks together
-    lr: float = Field(0.0, ge=0, allow_inf_nan=False)  # 0: the network's own
-    weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False)
-    optimizer: str = "adamw"
-    optimizer_options: Options = Field(default_factory=dict)  # more keywords of its class
-    clip_grad: float = Field(0.0, ge=0, allow_inf_nan=False)  # largest norm of the gradients; 0: any
-    layer_decay: float = Field(1.0, gt=0, le=1)  # factor of the rate from each layer to the one before it
-    # Its learning rate
-    lr_schedule: RateScheduleName = "constant"
-    warmup_epochs: float = Field(0.0, ge=0, le=MAX_EPOCHS, allow_inf_nan=False)  # linear, from rate 0
-    min_lr: float = Field(0.0, ge=0, allow_inf_nan=False)  # of every schedule but constant
-    stage_epochs: int = Field(0, ge=0, le=MAX_EPOCHS)  # of stage: its span; 0: not given
-    decay_epochs: int = Field(0, ge=0, le=MAX_EPOCHS)  # of wsd; 0: 20% of the epochs so far
-    plateau_factor: float = Field(0.1, gt=0, lt=1)  # of plateau: by which the rate is multiplied
-    plateau_patience: int = Field(-1, ge=-1, le=MAX_EPOCHS)  # of plateau; -1: `patience` less 1
-    accumulate: int = Field(1, ge=1)  # parts of a batch that are passed one after another
-    ema: float = Field(0.0, ge=0, lt=1)  # decay per step of the average of weights that is validated; 0: none
-    ema_warmup: bool = False  # a decay that grows up to `ema`, as timm has it
-    sync_batch_norm: bool = False
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    freeze: str = Field("", pattern=r"^(head|[1-9][0-9]{0,3})?$")  # all but the classifier, or N stages
-    model_options: Options = Field(default_factory=dict)  # keywords of the network's class
-    grad_checkpointing: bool = False  # computes activations twice instead of keeping them
-    compile: bool = False  # the training step by torch.compile
-    # What the network sees
-    input_size: int = Field(0, ge=0, le=4096)  # pixels; 0: the network's own
-    fit: Literal["whole", "center"] = "whole"
-    augment: Literal["flip", "rrc", "none"] = "flip"
-    # How it runs
-    restore_best: bool = True  # whether the best weights return when patience ends
-    save_every: str = ""  # steps N, or minutes Nm, between checkpoints within an epoch; "": none
-    seed: int = Field(0, ge=0, lt=2**63)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    deterministic: bool = False  # torch's deterministic algorithms, or an error
-    threads: int = Field(0, ge=0, le=MAX_THREADS)  # that decode, per process; 0: as many as it may use
-    max_bad: float = Field(0.001, ge=0, le=1)  # share of the training images that may turn out unreadable
-    # What it was begun with: no options
-    definitions: Literal[1, 2] = DEFINITIONS  # of order, windows, views and stages; see docs/definitions.md
-    epochs_before: int = Field(0, ge=0, lt=2**31)  # of the runs that --init continues, for random streams
-    # The settings that were left to the machine, which chose what stands in config.toml
-    automatic: tuple[Literal["device", "amp", "threads", "probe_batch_size"], ...] = Field((), max_length=4)
-    # What is evaluated after each epoch
-    track_reduced: float = Field(0.0, ge=0, lt=1)  # quality of the reduced validation set; 0: none
-    track_sets: dict[str, str] = Field(default_factory=dict, max_length=100)  # folders by name
-    # Where its figures are shown besides metrics.jsonl: names of loggers, separated by commas
-    log: Annotated[str, BeforeValidator(normalize_logger_names)] = ""
+    # What a run gets when it begins: no options.
+    definitions: Literal[1, 2] = Field(
+        DEFINITIONS, description="Of order, windows, views and stages; see docs/definitions.md."
+    )
+    epochs_before: int = Field(
+        0, ge=0, lt=2**31, description="Epochs of the runs that --init continues, for random streams."
+    )
+    automatic: tuple[Literal["device", "amp", "threads", "probe_batch_size"], ...] = Field(
+        (), max_length=4, description="The settings that were left to the machine, which chose their values."
+    )
 
     @property
     def scale(self) -> LevelScale:
         """Returns the levels that the run has. Raises InputError if `step` or `tail` is none."""
+        from qrdali.reduction.quality import MAX_OLD_GRID, scale_of
+
         return scale_of(self.step, self.tail, MAX_OLD_GRID)
 
 
@@ -134,32 +137,43 @@ def validate_settings(values: dict[str, Any]) -> Settings:
 
     Raises InputError naming the first key that is wrong, its value and the rule.
     """
-    if values.get("method") in ("fixed", "linear", "adaptive", "random"):
-        values = {"reduction": "combination", "sequence": "paired-epochs", **values}
+    method = values.get("method")
+    if isinstance(method, str):
+        table = settings_table(Settings)
+        of_method = {name: setting.default_of(method) for name, setting in table.items()}
+        values = {name: value for name, value in of_method.items() if value != table[name].default} | values
     try:
         return Settings(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place, options = first["loc"], str(first["loc"][0]).endswith("_options")
-        # pydantic names every type that a value may have had.
-        key = printable(".".join(map(str, place[:2] if options else place)))
-        value = first["input"]
-        if not isinstance(value, bool | int | float):
-            value = printable(value)
-        message = "give a number, true, false, a text or several numbers" if options else first["msg"]
-        if first["type"] == "value_error":
-            message = str(first["ctx"]["error"])
-        if first["type"] == "extra_forbidden":
-            message = "there is no such setting"
-            if near := difflib.get_close_matches(key, Settings.model_fields, 3, 0.5):
-                message += f"; near it: {', '.join(near)}"
-        raise InputError(f"{key} = {value!r:.80}: {message}") from None
+        raise InputError(_first_mistake(error)) from None
+
+
+def _first_mistake(error: ValidationError) -> str:
+    """Returns the first key that is wrong, its value and the rule."""
+    first = error.errors()[0]
+    place, keywords = first["loc"], str(first["loc"][0]).endswith("_options")
+    # pydantic names every type that a value may have had.
+    key = printable(".".join(map(str, place[:2] if keywords else place)))
+    value, message = first["input"], first["msg"]
+    if not isinstance(value, bool | int | float):
+        value = printable(value)
+    if first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+    elif first["type"] == "extra_forbidden":
+        message = "there is no such setting" + near_names(key, Settings.model_fields)
+    elif first["type"] == "missing":
+        return f"{key} is missing"
+    elif keywords:
+        message = "give a number, true, false, a text or several numbers"
+    elif first["type"] == "literal_error" and isinstance(value, str):
+        message += near_names(value, map(str, settings_table(Settings)[str(place[0])].choices))
+    return f"{key} = {value!r:.80}: {message}"
 
 
 def plain_options(values: Any) -> dict[str, Any]:
-    """Returns keywords as `Options` has them. Raises ValueError for others."""
+    """Returns keywords as `Keywords` has them. Raises ValueError for others."""
     try:
-        return TypeAdapter(Options).validate_python(values)
+        return TypeAdapter(Keywords).validate_python(values)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"][:1]))
         raise ValueError(f"options that cannot be: {printable(place)[:80]}") from None

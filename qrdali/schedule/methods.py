@@ -23,6 +23,8 @@ from qrdali.reduction.levels import (
 )
 from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.quality import REDUCTIONS, level_of
+from qrdali.runs.option import REDUCED
+from qrdali.runs.setting_table import describe_refusal, settings_table, takes
 from qrdali.runs.settings import Settings
 from qrdali.schedule.epoch_schedule import NAMED_PATTERNS, Phase, ScheduleRule
 from qrdali.schedule.live_levels import SizeChunks, live_levels
@@ -37,8 +39,10 @@ def check_settings(settings: Settings) -> None:
     if settings.init and settings.pretrained:
         raise InputError("--init and --pretrained both say where the weights come from: give one of them")
     check_recipe(settings)
-    if scale.tail and settings.method not in ("linear", "adaptive"):
-        raise InputError(f"--tail is for linear and adaptive, not {settings.method}: leave it out")
+    for name, is_given in (("tail", bool(scale.tail)), ("match", bool(settings.match_steps))):
+        setting = settings_table(Settings)[name]
+        if is_given and not takes(setting, settings.method):
+            raise InputError(describe_refusal(setting, settings.method))
     if settings.method == "fixed":
         level_of(settings.quality, scale)
     if settings.method == "random":
@@ -47,7 +51,7 @@ def check_settings(settings: Settings) -> None:
         level_of(settings.low, scale)
         level_of(settings.high, scale)
     if (
-        settings.method in ("fixed", "linear", "adaptive", "random")
+        settings.method in REDUCED
         and settings.reduction != "none"
         and not rule.has_rounds
         and Phase.REDUCED not in rule.sequence
@@ -58,8 +62,6 @@ def check_settings(settings: Settings) -> None:
         )
     if settings.same_order and rule.has_rounds:
         raise InputError("--same-order is for patterns such as RC: rounds have no pairs of epochs")
-    if settings.match_steps and settings.method != "baseline":
-        raise InputError(f"--match is for baseline, not {settings.method}")
     for name in settings.track_sets:
         check_set_name(name, "--track-set")
     if settings.track_reduced:

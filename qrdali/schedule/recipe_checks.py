@@ -3,23 +3,15 @@ together."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable
 from typing import Any
 
 from qrdali.errors import InputError, printable
-from qrdali.runs.settings import Settings, default_settings
+from qrdali.runs.setting_table import near_names, settings_table
+from qrdali.runs.settings import Settings
 from qrdali.schedule.rate_spans import has_set_length, span_epochs
 
-# Which schedules of the rate an option is for.
-_SCHEDULES_OF = {
-    "min_lr": ("cosine", "plateau", "stage", "wsd"),
-    "stage_epochs": ("stage",),
-    "decay_epochs": ("wsd",),
-    "plateau_factor": ("plateau",),
-    "plateau_patience": ("plateau",),
-}
 # Keywords of optimizers that options of their own stand for, or that say how torch computes.
 _OWN_KEYWORDS = frozenset(
     {"params", "lr", "weight_decay", "foreach", "fused", "capturable", "differentiable", "maximize"}
@@ -40,12 +32,12 @@ def check_recipe(settings: Settings) -> None:
 
 
 def _check_rate(settings: Settings) -> None:
-    defaults, schedule = default_settings(), settings.lr_schedule
-    for name, schedules in _SCHEDULES_OF.items():
-        if getattr(settings, name) != defaults[name] and schedule not in schedules:
+    schedule = settings.lr_schedule
+    for setting in settings_table(Settings).values():
+        schedules = setting.option.schedules if setting.option else ()
+        if schedules and schedule not in schedules and getattr(settings, setting.name) != setting.default:
             raise InputError(
-                f"--{name.replace('_', '-')} is for --lr-schedule {_either(schedules)}, not {schedule}: "
-                "leave it out"
+                f"{setting.flag} is for --lr-schedule {_either(schedules)}, not {schedule}: leave it out"
             )
     if schedule == "stage" and not settings.stage_epochs:
         raise InputError(
@@ -77,11 +69,8 @@ def require_optimizer(name: str, options: dict[str, Any]) -> None:
     try:
         optimizer = get_optimizer_class(name, bind_defaults=False)
     except ValueError:
-        near = difflib.get_close_matches(name, list_optimizers(), 3, 0.5)
-        raise InputError(
-            f"no optimizer is called {printable(name)[:80]!r}; {'near it' if near else 'timm has'}: "
-            + ", ".join(near or list_optimizers()[:8])
-        ) from None
+        near = near_names(name, list_optimizers()) or f"; timm has: {', '.join(list_optimizers()[:8])}"
+        raise InputError(f"no optimizer is called {printable(name)[:80]!r}{near}") from None
     if options:
         keywords = set(inspect.signature(optimizer).parameters) - _OWN_KEYWORDS
         require_keywords(options, keywords, "--optimizer-option", f"optimizer {name}")
@@ -94,11 +83,8 @@ def require_keywords(options: Iterable[str], known: Iterable[str], option: str, 
     for key in options:
         if key in names:
             continue
-        near = difflib.get_close_matches(key, names, 3, 0.5)
-        raise InputError(
-            f"{option} {printable(key)[:80]}: {owner} has no such option; "
-            + (f"near it: {', '.join(near)}" if near else f"it has {', '.join(names) or 'none'}")
-        )
+        near = near_names(key, names) or f"; it has {', '.join(names) or 'none'}"
+        raise InputError(f"{option} {printable(key)[:80]}: {owner} has no such option{near}")
 
 
 def _require_values(name: str, options: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ Everywhere `before` is the run's settings as `automatic.recorded` gives them, em
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,16 @@ def begun_with(settings: Settings, run: Path, before: Mapping[str, Any]) -> dict
     return {"definitions": definitions, "epochs_before": epochs, "automatic": names}
 
 
-def require_same_settings(run: Path, settings: Settings, before: Mapping[str, Any]) -> None:
+def require_same_settings(
+    run: Path, settings: Settings, before: Mapping[str, Any], moved: Collection[str] = ()
+) -> None:
     """Raises InputError naming what differs from the settings that the run was begun with, as far as it
-    matters."""
+    matters. moved: settings that name the same in another place, as `moved_paths` finds them."""
     now = settings.model_dump()
     # Defaults come first: a run may be older than a setting. What was left to the machine agrees with all.
     known = {name: value for name, value in before.items() if value != automatic.LEFT.get(name)}
     left = {name: now[name] for name in automatic.LEFT}
-    ignored = {*CHANGEABLE_SETTINGS, "automatic"}
+    ignored = {*CHANGEABLE_SETTINGS, *moved, "automatic"}
     if automatic.moves(settings.device, before):
         ignored |= {*automatic.LEFT}
     if changed := describe_changes(default_settings() | left | known, now, ignored):

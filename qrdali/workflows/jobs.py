@@ -103,8 +103,8 @@ def train(
         epochs=20, reduction="crop", restore_best=False, track_sets={"mine": "folder"}.
 
     Ctrl-C raises KeyboardInterrupt; `resume` then continues from the last save. Raises InputError for an
-    option that cannot be, or that does not exist, naming those near it; RunError for work that cannot be
-    done.
+    option that cannot be, that is another method's, or that does not exist, naming those near it; RunError
+    for work that cannot be done.
 
     Example:
         >>> small = {"model": "test_resnet", "input_size": 32, "epochs": 1, "device": "cpu"}
@@ -113,13 +113,14 @@ def train(
         (1, True)
     """
     from qrdali.workflows.train import run_training
-    from qrdali.workflows.train_settings import settings_of
+    from qrdali.workflows.train_settings import require_own_options, settings_of
 
     given = {name: _plain(value) for name, value in options.items() if value is not None}
     if data is not None:
         given["data"], root = _folder_and_root(data)
         if root is not None:
             given.setdefault("root", root)
+    require_own_options(method, given)
     settings = settings_of(method, Path(run), given, resume)
     run_training(settings, Path(run), resume, JobControl(listener_for(progress)))
     return Run(run)
@@ -483,21 +484,28 @@ def reproduce(
     only: Sequence[str] = (),
     out: PathLike | None = None,
     data: Dataset | PathLike | None = None,
+    root: PathLike | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     threads: int | None = None,
+    retries: int = 1,
+    workers: int | None = None,
+    gpus: str | None = None,
     progress: bool | ProgressListener = False,
 ) -> MatrixResult:
     """Carries out an experiment matrix: its runs, their evaluation, minimal images and the report.
 
     config: a TOML file; humanet.toml, imagenet.toml and demo.toml are part of qrdali.
     only: runs of these names, and those they start from; * and ? as in a shell.
-    out, data, device, threads: in place of the file's own.
+    out, data, root, device, threads: in place of the file's own.
+    retries: how often a task that failed is tried again.
+    workers: so many processes on this host share the tasks.
+    gpus: "all", how many, or which as "0,2,5": one process for each shares the tasks.
     progress: True shows bars; or a listener.
 
-    The same call continues where it was stopped, skips what is done and tries again what failed. The result
-    has tasks (their number), runs (each with name, state, val, accuracy, seconds) and page, the report's
-    path. Raises InputError for a file or an option that cannot be, RunError where tasks failed; the others
-    are done then.
+    Any number of such calls, on any hosts that share the folder, share the tasks. The same call continues
+    where it was stopped, skips what is done and tries again what failed. The result has tasks (their number),
+    runs (each with name, state, val, accuracy, seconds) and page, the report's path. Raises InputError for a
+    file or an option that cannot be, RunError where tasks failed; the others are done then.
 
     Example:
         >>> result = qrdali.reproduce("matrix.toml", only=["shared"], out="matrix", device="cpu")
@@ -505,17 +513,23 @@ def reproduce(
         (['test_resnet/shared'], {})
     """
     from qrdali.workflows import reproduce as workflow
+    from qrdali.workflows.matrix_launch import ListenerView, plans_for
 
-    folder, _ = _folder_and_root(data)
-    return workflow.reproduce(
-        os.fspath(config),
-        only=tuple(only),
-        out=_text(out),
-        data=folder,
-        device=device,
-        threads=threads,
-        control=JobControl(listener_for(progress)),
-    )
+    folder, moved = _folder_and_root(data)
+    listener = listener_for(progress)
+    options: dict[str, Any] = {
+        "only": tuple(only),
+        "out": _text(out),
+        "data": folder,
+        "root": _text(root) or moved,
+        "device": device,
+        "threads": threads,
+        "retries": retries,
+        "control": JobControl(listener),
+    }
+    if plans := plans_for(workers, gpus, threads):
+        return workflow.reproduce_in_workers(os.fspath(config), plans, ListenerView(listener), **options)
+    return workflow.reproduce(os.fspath(config), **options)
 
 
 def _folder_and_root(data: Dataset | PathLike | None) -> tuple[str | None, str | None]:

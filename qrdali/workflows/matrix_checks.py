@@ -19,6 +19,7 @@ from qrdali.files.json_objects import read_object
 from qrdali.runs import automatic
 from qrdali.runs import folder as run_folder
 from qrdali.runs import settings as run_settings
+from qrdali.runs.moved import moved_paths
 from qrdali.system.device import resolve_device
 from qrdali.workflows.continued_run import CHANGEABLE_SETTINGS
 
@@ -55,6 +56,19 @@ def refuse_changes(tasks: Tasks) -> None:
             )
 
 
+def compared_settings(tasks: Tasks) -> dict[str, Any]:
+    """Returns what all workers of a matrix must agree on while they work, as plain data.
+
+    Folders are left out, which hosts may have in other places; the images count in place of theirs.
+    """
+    values = tasks.matrix.model_dump(mode="json", exclude={"out": True, "data": {"folder"}})
+    values["train"] = {key: value for key, value in values["train"].items() if key not in ("threads", "root")}
+    if tasks.matrix.data.folder:
+        used = dict.fromkeys(["train", "val", *tasks.matrix.evaluate.splits])
+        values["images"] = {split: tasks.fingerprint(split) for split in used}
+    return values
+
+
 def _changed_adoption(tasks: Tasks, run: PlannedRun) -> list[str]:
     """Returns how an adopted run differs from what would be adopted now."""
     assert run.adopt is not None
@@ -89,8 +103,11 @@ def _changed_settings(tasks: Tasks, run: PlannedRun) -> list[str]:
     open_keys = {*automatic.LEFT} - ({*known} if not automatic.moves(now["device"], before) else set())
     matched = ("max_epochs",) if settings.match else ()  # follows from the steps of the other run
     at_begin = ("definitions", "epochs_before", "automatic")  # what a run gets when it begins
+    moved: set[str] = set()
+    if any(before.get(key) != now[key] for key in ("data", "init", "match")):
+        moved = moved_paths(folder, settings, before, tasks.fingerprints("train", "val"))
     return describe_changes(
-        before, now, {*CHANGEABLE_SETTINGS, *open_keys, "match_steps", *at_begin, *matched}
+        before, now, {*CHANGEABLE_SETTINGS, *open_keys, "match_steps", *at_begin, *matched, *moved}
     )
 
 

@@ -72,7 +72,7 @@ def _train(tasks: Tasks, run: PlannedRun, control: JobControl) -> None:
     folder = tasks.folder.run(run.name)
     if not (folder / "config.toml").exists():
         # Before it trains: whatever is replaced from here on makes the run one of other origins.
-        tasks.folder.note(f"from {run.name}", tasks.origin(run))
+        tasks.folder.begins(run.name, tasks.origin(run))
     run_training(run.settings, folder, True, control)
 
 
@@ -88,7 +88,7 @@ def _evaluate(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, f
         wanted.reduced,
     )
     evaluator = Evaluator(tasks.folder.run(run.name), options, control)
-    results = [evaluator.split(tasks.data, split) for split in wanted.splits]
+    results = [evaluator.split(tasks.data, split, settings.root) for split in wanted.splits]
     results += [evaluator.folder(name, folder) for name, folder in wanted.sets.items()]
     accuracies = {
         row["set"]: row["accuracy"]
@@ -108,6 +108,7 @@ def _build_mepis(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str
             tasks.folder.run(run.name),
             tasks.data,
             out=tasks.folder.mepi(run.name),
+            root=settings.root,
             split=wanted.split,
             reduction=reduction,
             step=wanted.step,

@@ -23,6 +23,7 @@ from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import reduced_split_levels
 from qrdali.runs import automatic, configuration
 from qrdali.runs import folder as run_folder
+from qrdali.runs.moved import moved_paths
 from qrdali.runs.settings import MAX_THREADS, Settings, write_settings
 from qrdali.schedule.methods import check_settings, require_live_levels, stage_levels
 from qrdali.system.deterministic import deterministic, require_deterministic_model
@@ -146,7 +147,8 @@ def _prepare(
     settings = settings.model_copy(update=begun_with(settings, run, before))
     require_live_levels(settings, train.size_chunks)
     if begun:
-        require_same_settings(run, settings, before)
+        images = {"train": train.fingerprints, "val": val.fingerprints}
+        require_same_settings(run, settings, before, moved_paths(run, settings, before, images))
         if (run / "last").exists() and run_folder.has_ended(run):
             return None
         require_its_device(run, settings, before)

@@ -4,6 +4,7 @@ the run's folder."""
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,19 @@ from qrdali.models import Preprocessing
 from qrdali.runs import automatic
 from qrdali.runs import folder as run_folder
 from qrdali.runs.configuration import probes
+from qrdali.runs.setting_table import describe_refusal, settings_table, takes
 from qrdali.runs.settings import MAX_BATCH, Settings, validate_settings
 from qrdali.schedule.methods import check_settings
 from qrdali.system.device import probe_batch_size, resolve_amp
 
 
-def settings_of(method: str, run: Path, values: dict[str, Any], resume: bool) -> Settings:
+def settings_of(
+    method: str, run: Path, values: dict[str, Any], resume: bool, *, needs_data: bool = True
+) -> Settings:
     """Returns the settings of a run: the `values` that are given and, with `resume`, those it was begun with.
 
-    Raises InputError for a run of another method, without a data set for one that has not begun, and for what
-    `validate_settings` refuses.
+    needs_data: whether a run that has not begun must have a data set; if not, `data` may be "". Raises
+    InputError for a run of another method, without a data set, and for what `validate_settings` refuses.
     """
     recorded = run_folder.begun_with(run) if resume and run_folder.holds_run(run) else {}
     if recorded.get("method") == run_folder.ADOPTED:
@@ -45,11 +49,23 @@ def settings_of(method: str, run: Path, values: dict[str, Any], resume: bool) ->
             "--run … --resume`"
         )
     if not recorded and "data" not in values:
+        if not needs_data:
+            return validate_settings({"data": "", **values, "method": method})
         raise InputError(
             f"{printable(run)} has not begun: say with --data what it trains on, a data set made by "
             "`qrdali data index`"
         )
     return validate_settings({**recorded, **values, **going_on, "method": method})
+
+
+def require_own_options(method: str, values: Mapping[str, Any]) -> None:
+    """Raises InputError for a setting that is given to a method without it, unless it is the default.
+
+    Of what is said of one run, not of a file, which may hold the settings of several methods.
+    """
+    for name, setting in settings_table(Settings).items():
+        if name in values and values[name] != setting.default and not takes(setting, method):
+            raise InputError(f"{name} = {printable(values[name])[:80]}: {describe_refusal(setting, method)}")
 
 
 def require_run_folder(run: Path, begun: bool, resume: bool) -> None:

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from qrdali.cli.main import cli
-from qrdali.cli.train_options import parse_keywords
+from qrdali.cli.setting_options import parse_keywords
 from qrdali.errors import InputError
 from qrdali.experiment.estimate import least, most
 from qrdali.runs.configuration import distinguishing

@@ -179,6 +179,13 @@ def test_seeds_and_controls(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"surprise": 1}, ["surprise = 1", "Extra inputs"]),
+        ({"evalaute": {}}, ["evalaute = {}", "near it: evaluate"]),
+        ({"mepi": {"prefers": "entropy"}}, ["mepi.prefers = 'entropy'", "near it: prefer"]),
+        ({"data": {"shapes": {"clases": 4}}}, ["data.shapes.clases = 4", "near it: classes"]),
+        ({"network": [{"model": "a", "epoch": 3}]}, ["network.1.epoch = 3", "near it: epochs"]),
+        ({"runs": {"methods": ["linaer"]}}, ["near it: linear"]),
+        ({"train": {"lr_shedule": "wsd"}}, ["train.lr_shedule is no setting of a run; near it: lr_schedule"]),
+        ({"train": {"lr_schedule": "cosin"}}, ["lr_schedule = 'cosin'", "near it: cosine"]),
         ({"network": []}, ["network = []"]),
         ({"network": [{"model": "a"}, {"model": "b", "lr": "fast"}]}, ["network.2.lr = 'fast'"]),
         ({"network": [{}]}, ["network.1.model is missing"]),

@@ -259,9 +259,15 @@ def test_a_failed_run_is_named_and_tried_again(
         "test_resnet/fixed-paired-epochs-crop",
         "qrdali: error: 2 of 7 tasks failed and 2 wait for them: the same command tries them again",
     ]
-    notes = json.loads((tmp_path / "out" / "failures.json").read_text())
-    assert "trace" not in notes["train test_resnet/baseline"]
-    assert "failing" in notes["train test_resnet/fixed-paired-epochs-crop"]["trace"]
+    notes = tmp_path / "out" / "tasks"
+    baseline, fixed = (
+        json.loads((notes / f"train+test_resnet+{name}" / "failed.json").read_text()) for name in NAMES[1:]
+    )
+    assert "trace" not in baseline
+    assert "failing" in fixed["trace"]
+    # Each was tried again once, and every reason is kept.
+    assert [attempt["reason"] for attempt in baseline["attempts"]] == ["the loss is ?nan"] * 2
+    assert "failed: the loss is ?nan" in (notes / "train+test_resnet+baseline" / "log.txt").read_text()
     listed = json.loads(call(config, "--dry-run", "--json").out)["tasks"]
     assert [(task["state"], task["why"]) for task in listed][1:5:3] == [
         ("failed", "the loss is ?nan"),
@@ -270,7 +276,9 @@ def test_a_failed_run_is_named_and_tried_again(
     assert [len(of) for of, _ in reports] == [1]
     monkeypatch.setattr(trainer.Trainer, "train", train)
     assert call(config).status == 0
-    assert json.loads((tmp_path / "out" / "failures.json").read_text()) == {}
+    assert not list(notes.glob("*/failed.json"))
+    done = json.loads((notes / "train+test_resnet+baseline" / "done.json").read_text())
+    assert done["failed_before"] == ["the loss is ?nan"] * 2
     assert [len(of) for of, _ in reports] == [1, 3]
 
 

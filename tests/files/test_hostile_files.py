@@ -25,14 +25,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qrdali.cli.worker_view import worker_line
 from qrdali.data import provenance as source
 from qrdali.data import verify
 from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Index
 from qrdali.errors import InputError, RunError, printable
 from qrdali.evaluation.prediction_rows import read_metadata, read_rows
 from qrdali.experiment import config as matrix
+from qrdali.experiment.claims import read_holder
 from qrdali.experiment.estimate import rows as timed_rows
 from qrdali.experiment.folder import ExperimentFolder
+from qrdali.experiment.workers import Workers
 from qrdali.mepi.folder import MepiSet, MepiSource
 from qrdali.mepi.journal import Entry, Journal
 from qrdali.models import Preprocessing
@@ -45,6 +48,7 @@ from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import read_toml as read_settings
 from qrdali.runs.settings import validate_settings
 from qrdali.schedule import epoch_schedule
+from qrdali.workflows.matrix_status import known_workers
 
 EXAMPLES = int(os.environ.get("QRDALI_FUZZ", "60"))
 PRE = Preprocessing(32, "whole", 0.9, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -152,6 +156,25 @@ def summaries_of(folder: Path) -> object:
     return MepiSet(folder / "mepi", mepi_source_of(folder), io.StringIO()).summaries()
 
 
+def attempts_of(folder: Path) -> object:
+    return [attempt.get("reason") for attempt in ExperimentFolder(folder / "notes").attempts("train a")]
+
+
+def workers_of(folder: Path) -> object:
+    """What cannot be read is read over; here that is an error, as elsewhere."""
+    (worker,) = known_workers(Workers(folder / "notes")) or [None]
+    if worker is None or not worker.task:
+        raise RunError("no worker, or no activity")
+    return worker_line("w", worker)
+
+
+def holder_of(folder: Path) -> object:
+    holder = read_holder(folder / "notes/tasks/train+a")
+    if holder is None or holder.worker is None:
+        raise RunError("no holder")
+    return holder
+
+
 READERS = [
     Reader("run/best/state.json", trained),
     Reader("run/best/model.safetensors", checkpoint_tensors),
@@ -174,6 +197,12 @@ READERS = [
     Reader("mepi/manifest.parquet", mepis_of),
     Reader("notes/done.json", lambda folder: ExperimentFolder(folder / "notes")),
     Reader("notes/failures.json", lambda folder: ExperimentFolder(folder / "notes")),
+    Reader("notes/begun.json", lambda folder: ExperimentFolder(folder / "notes").tail),
+    Reader("notes/tasks/train+a/done.json", lambda folder: ExperimentFolder(folder / "notes")),
+    Reader("notes/tasks/train+a/failed.json", attempts_of),
+    Reader("notes/tasks/train+a/claim-000001", holder_of),
+    Reader("notes/workers/000001.worker", workers_of),
+    Reader("notes/workers/000001.activity", workers_of),
 ]
 
 
@@ -214,6 +243,18 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "notes/.lock").touch()
     (root / "notes/done.json").write_text('{"evaluate a": {"weights": [1, 2], "seconds": 1.5}}')
     (root / "notes/failures.json").write_text('{"train a": {"reason": "disk"}}')
+    (root / "notes/begun.json").write_text('{"tail": "full"}')
+    task, workers = root / "notes/tasks/train+a", root / "notes/workers"
+    task.mkdir(parents=True)
+    workers.mkdir()
+    (task / "done.json").write_text('{"seconds": 1.5, "worker": "w"}')
+    (task / "failed.json").write_text('{"reason": "r", "attempts": [{"reason": "r", "final": false}]}')
+    (task / "claim-000001").write_text('{"state": "held", "worker": 1}\n')
+    (workers / "000001.worker").write_text(
+        '{"host": "h", "pid": 1, "machine": "m", "name": "n", "gpu": "0", "begun": 1.5, "locked": true, '
+        '"matrix": {"seeds": [0]}}\nbeats 00000000000000000007\n'
+    )
+    (workers / "000001.activity").write_text('{"task": "train a", "seconds": 1.5, "done": 3, "rate": 1.5}')
     (root / "matrix.toml").write_text(
         'out = "o"\nseeds = [0]\n[data]\nfolder = "d"\n[[network]]\nmodel = "test_resnet"\nepochs = 2\n'
     )
@@ -440,6 +481,7 @@ HOSTILE = {
     "bomb.json": ("run/best/state.json", BOMB, "cannot be read"),
     "large.json": ("run/best/state.json", LARGE, "larger than the allowed 16 MiB"),
     "bomb.source": ("data/source.json", BOMB, "cannot be read"),
+    "bomb.task": ("notes/tasks/train+a/failed.json", BOMB, "cannot be read.*remove it"),
     "bomb.notes": ("notes/done.json", BOMB, "cannot be read.*remove it"),
     "bomb.summary": ("mepi/summary.json", LARGE, "larger than the allowed 16 MiB"),
     "bomb.metrics": ("run/metrics.jsonl", BOMB, "cut or damaged|no whole line"),

@@ -94,7 +94,9 @@ def test_reproduce(ground: Ground, tmp_path: Path) -> None:
     begun = Counter(line for line in log if line.startswith("task"))
     # A single task begins again, or none: the moment may fall between two tasks.
     assert len(begun) <= sum(begun.values()) <= len(begun) + 1
-    assert json.loads((tmp_path / "case/now/matrix/done.json").read_text())
+    notes = [*(tmp_path / "case/now/matrix/tasks").glob("*/done.json")]
+    assert len(notes) == len(begun)
+    assert all("worker" in json.loads(note.read_text()) for note in notes)
 
 
 def test_a_data_set_is_on_the_disk_before_it_has_its_name(

@@ -12,6 +12,7 @@ from qrdali.data.index import Dataset
 from qrdali.errors import InputError, Interrupted, RunError
 from qrdali.experiment.estimate import Seconds
 from qrdali.interfaces import JobControl, SilentListener
+from qrdali.workflows import matrix_worker
 from qrdali.workflows import reproduce as workflow
 from qrdali.workflows.stop_requests import stopping_at_progress
 
@@ -65,7 +66,7 @@ def test_failed_tasks_are_raised_with_the_result(config: Path, monkeypatch: pyte
     def fail(*_: object) -> None:
         raise RunError("no memory")
 
-    monkeypatch.setattr(workflow, "perform", fail)
+    monkeypatch.setattr(matrix_worker, "perform", fail)
     with pytest.raises(workflow.TasksFailed, match="2 of 5 tasks failed and 3 wait for them") as failure:
         workflow.reproduce(config)
     assert failure.value.result.failed == {
@@ -97,7 +98,7 @@ def test_a_signal_in_a_task_that_does_not_look_for_it_stops_the_matrix_after_it(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signals: list[int] = []
-    monkeypatch.setattr(workflow, "perform", lambda *_: signals.append(signal.SIGINT))
+    monkeypatch.setattr(matrix_worker, "perform", lambda *_: signals.append(signal.SIGINT))
     with pytest.raises(Interrupted, match=r"\[1/5\]"):
         workflow.reproduce(config, control=JobControl(stop=lambda: signals[0] if signals else 0))
     assert len(signals) == 1

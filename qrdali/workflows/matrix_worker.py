@@ -1,0 +1,251 @@
+"""One worker of a matrix: takes tasks whose needs are met, does them and notes it, until none is left.
+
+    until every task is done, or has failed too often, or waits for one that has:
+        read the notes that have changed
+        claim the first open task in order that nobody else has     (experiment/claims.py)
+        if it was not done meanwhile: perform it, write its note      (workflows/tasks.py)
+        give the claim back
+        if nothing could be claimed: wait for the others
+
+Any number of processes on any hosts do this at once in the same folder; none of them is in charge.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+
+from qrdali.errors import InputError, Interrupted, InUse, RunError, printable
+from qrdali.experiment.claims import Claim, ClaimLost, Claims
+from qrdali.experiment.estimate import Estimate
+from qrdali.experiment.order import chains, in_order, task_seconds
+from qrdali.experiment.tasks import Task, Tasks
+from qrdali.experiment.workers import Presence
+from qrdali.interfaces import JobControl
+from qrdali.workflows.task_control import TaskListener, controlled, open_log, stop_of
+from qrdali.workflows.tasks import perform
+
+REPORT = "report"
+POLL_SECONDS = 2.0  # between looks at what others have done
+_WAITING_SECONDS = 60.0  # between lines that say what is waited for
+_AGAIN_SECONDS = 30.0  # before a folder that another process works in is tried again
+
+
+class MatrixWorker:
+    """Does tasks of a matrix together with other workers.
+
+    retries: how often this worker lets a task be tried again after it has failed, by whomever; what failed
+    before this worker began does not count.
+    """
+
+    def __init__(self, tasks: Tasks, presence: Presence, retries: int, control: JobControl) -> None:
+        self._tasks, self._presence, self._retries = tasks, presence, retries
+        self._control = JobControl(control.listener, stop_of(control, presence), control.group)
+        self._claims = Claims(presence)
+        self._by_key = {task.key: task for task in tasks.all}
+        # Whether the report is done is seen when nothing else is left: what it is made of changes until then.
+        self._done = {task.key for task in tasks.all if task.kind != REPORT and tasks.done(task)}
+        self._before = {task.key: len(tasks.folder.attempts(task.key)) for task in tasks.all}
+        estimate = Estimate(tasks)
+        self._order = in_order(tasks, chains(tasks, task_seconds(tasks, estimate)))
+        self._own_failures: set[str] = set()
+        self._in_use: dict[str, float] = {}
+        self._said = time.monotonic() - _WAITING_SECONDS
+
+    @property
+    def done(self) -> int:
+        """Returns how many tasks are done now."""
+        report = self._by_key.get(REPORT)
+        return len(self._done) + (report is not None and self._tasks.done(report))
+
+    def work(self) -> dict[str, str]:
+        """Does tasks until none is left; returns, by task, the one that it waits for and that has failed.
+
+        Raises Interrupted after a signal, and OSError or RunError if nothing can be noted in the folder.
+        """
+        while True:
+            self._look()
+            open_tasks = [task for task in self._order if not self._is_settled(task)]
+            if [task.kind for task in open_tasks] == [REPORT] and self._tasks.done(open_tasks[0]):
+                self._done.add(REPORT)
+                continue
+            if not open_tasks:
+                return self._waiting()
+            if not self._do_one(open_tasks):
+                self._wait(open_tasks)
+
+    def _look(self) -> None:
+        """Reads what others have noted since the last look."""
+        for task in self._tasks.all:
+            changed = task.key not in self._done and self._tasks.folder.refresh(task.key)
+            if changed and task.kind != REPORT and self._tasks.done(task):
+                self._done.add(task.key)
+
+    def _has_failed(self, task: Task) -> bool:
+        """Returns whether a task has failed so often that this worker does not try it."""
+        attempts = self._tasks.folder.attempts(task.key)[self._before[task.key] :]
+        return len(attempts) > self._retries or any(attempt.get("final") is True for attempt in attempts)
+
+    def _is_settled(self, task: Task) -> bool:
+        """Returns whether nothing more comes of a task: it is done, has failed, or waits for one that has.
+
+        What has failed too often for this worker may be tried by another.
+        """
+        if task.key in self._done:
+            return True
+        if self._has_failed(task):
+            return not self._claims.is_held(self._tasks.folder.task(task.key))
+        needs = (self._by_key[need] for need in task.needs if need not in self._done)
+        return any(self._is_settled(need) for need in needs)
+
+    def _waiting(self) -> dict[str, str]:
+        undone = (task for task in self._tasks.all if task.key not in self._done)
+        needs = {
+            task.key: next((need for need in task.needs if need not in self._done), "") for task in undone
+        }
+        return {key: need for key, need in needs.items() if need}
+
+    def _is_ready(self, task: Task, open_tasks: list[Task]) -> bool:
+        if task.kind == REPORT:  # of whatever is there once nothing more is to come
+            return len(open_tasks) == 1
+        return all(need in self._done for need in task.needs)
+
+    def _do_one(self, open_tasks: list[Task]) -> bool:
+        """Does the first task that can be had; returns whether there was one.
+
+        What failed here before is left to the end, so that another worker may take it.
+        """
+        ready = [
+            task for task in open_tasks if self._is_ready(task, open_tasks) and not self._has_failed(task)
+        ]
+        for task in sorted(ready, key=lambda task: task.key in self._own_failures):
+            if time.monotonic() < self._in_use.get(task.key, 0.0):
+                continue
+            claim = self._claims.take(self._tasks.folder.task(task.key))
+            if claim is None:
+                continue
+            try:
+                self._tasks.folder.refresh(task.key)
+                if self._tasks.done(task):  # by another worker, between the last look and the claim
+                    self._done.add(task.key)
+                elif not self._has_failed(task):  # as above
+                    self._attempt_or_stop(task, claim)
+            finally:
+                self._presence.says(dict)
+                claim.release()
+            return True
+        return False
+
+    def _wait(self, open_tasks: list[Task]) -> None:
+        if signum := self._control.stop():
+            raise Interrupted("stopped while others do the tasks that are left", signum)
+        if time.monotonic() - self._said >= _WAITING_SECONDS:
+            self._said = time.monotonic()
+            self._control.listener.line(f"waiting for {_some([task.key for task in open_tasks])}")
+        time.sleep(POLL_SECONDS)
+
+    def _attempt_or_stop(self, task: Task, claim: Claim) -> None:
+        """Does a task; raises Interrupted if a signal comes meanwhile, also where the task itself did not
+        look for it.
+        """
+        number = self._tasks.all.index(task) + 1
+        heading = f"[{number}/{len(self._tasks.all)}] {task.key}"
+        self._control.listener.line(heading)
+        if claim.before is not None:
+            self._control.listener.line(f"{task.key} goes on: {self._who(claim)} is gone")
+        stopped = f"{heading} was stopped: the same command goes on with it"
+        if signum := self._control.stop():
+            raise Interrupted(stopped, signum)
+        try:
+            self._attempt(task, claim)
+        except Interrupted as interruption:
+            self._control.listener.line(str(interruption))
+            raise Interrupted(stopped, interruption.signum) from None
+        except BaseException:  # KeyboardInterrupt, of callers without signal handlers
+            self._control.listener.line(stopped)
+            raise
+        if signum := self._control.stop():
+            raise Interrupted(stopped, signum)
+
+    def _who(self, claim: Claim) -> str:
+        assert claim.before is not None
+        worker = claim.before.worker
+        known = None if worker is None else self._presence.workers.read(worker)
+        return "its worker" if known is None else known.title
+
+    def _attempt(self, task: Task, claim: Claim) -> None:
+        """Does a task and writes down how it ended; an error ends the task, not the matrix."""
+        worker = self._presence.workers.read(self._presence.number)
+        title = "" if worker is None else worker.title
+        log = open_log(
+            self._tasks.folder.task(task.key) / "log.txt",
+            f"{time.strftime('%Y-%m-%d %H:%M:%S')} {task.key}: {title}",
+        )
+        control, listener = controlled(self._control, claim, log)
+        begun = time.monotonic()
+        self._presence.says(lambda: _activity(task, begun, listener))
+        try:
+            self._perform(task, claim, control, title)
+        except ClaimLost as lost:
+            control.listener.warn(f"{task.key}: {lost}")
+        finally:
+            if log is not None:
+                log.close()
+            release_memory()
+
+    def _perform(self, task: Task, claim: Claim, control: JobControl, title: str) -> None:
+        begun = time.monotonic()
+
+        def failed(reason: str, trace: str = "", final: bool = False) -> None:
+            claim.require()
+            self._own_failures.add(task.key)
+            self._tasks.folder.failed(task.key, reason, trace, worker=title, final=final)
+
+        try:
+            note = perform(self._tasks, task, control)
+            claim.require()
+            seconds = {"seconds": round(time.monotonic() - begun, 3), "worker": title}
+            self._tasks.folder.succeeded(task.key, {**seconds, **(note or {})})
+            self._done.add(task.key)
+        except (Interrupted, ClaimLost):
+            raise
+        except InUse as use:
+            self._in_use[task.key] = time.monotonic() + _AGAIN_SECONDS
+            control.listener.warn(f"{task.key} is tried again later: {use}")
+        except InputError as error:
+            failed(str(error), final=True)
+            control.listener.warn(f"{task.key} failed: {printable(error)}")
+        except (RunError, OSError) as error:
+            failed(str(error))
+            control.listener.warn(f"{task.key} failed: {printable(error)}")
+        except Exception as error:  # of a library: the other runs of a day shall not die of it
+            failed(f"{type(error).__name__}: {error}", traceback.format_exc())
+            control.listener.warn(
+                f"{task.key} failed: {type(error).__name__}: {printable(error)[:300]} (failed.json in "
+                f"{self._tasks.folder.task(task.key)} says where)"
+            )
+
+
+def _activity(task: Task, begun: float, listener: TaskListener) -> dict[str, object]:
+    seconds = round(time.monotonic() - begun, 1)
+    return {"task": task.key, "seconds": seconds, **listener.activity()}
+
+
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return printable(", ".join(keys[:3]) + more)
+
+
+def release_memory() -> None:
+    """Gives memory back: the next network needs what this one had, and DALI and torch cannot use each
+    other's.
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        from nvidia.dali import backend
+
+        torch.cuda.empty_cache()
+        backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]

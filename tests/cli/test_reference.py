@@ -1,0 +1,36 @@
+"""docs/reference says what the settings and the commands say, and help fits into 80 columns."""
+
+from pathlib import Path
+
+import pytest
+
+from qrdali.cli.reference import pages
+from qrdali.runs.setting_table import settings_table
+from qrdali.runs.settings import Settings
+
+FOLDER = Path(__file__).parents[2] / "docs" / "reference"
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[str, str]:
+    return pages()
+
+
+@pytest.mark.parametrize("name", ["train.md", "commands.md"])
+def test_the_pages_are_those_that_are_generated(written: dict[str, str], name: str) -> None:
+    assert (FOLDER / name).read_text(encoding="utf-8") == written[name], "run `make reference`"
+    assert {path.name for path in FOLDER.iterdir()} == set(written)
+
+
+def test_every_setting_and_every_command_is_there(written: dict[str, str]) -> None:
+    for name, setting in settings_table(Settings).items():
+        rows = [line for line in written["train.md"].splitlines() if f"| `{name}` |" in line]
+        assert len(rows) == 1, name
+        assert setting.flag in rows[0]
+    for command in ("data index", "train adaptive", "bench mepi", "build-mepi", "log"):
+        assert f"\n## qrdali {command}\n" in written["commands.md"]
+
+
+def test_help_fits_into_80_columns(written: dict[str, str]) -> None:
+    help = written["commands.md"].partition("## qrdali\n")[2]
+    assert [line for line in help.splitlines() if len(line) > 80] == []
