@@ -27,8 +27,8 @@ def noise_floor(runs: tuple[str, ...], mepis: tuple[str, ...], csv: str | None, 
 
     \b
     Example:
-      qrdali noise-floor runs/baseline runs/baseline-seed-1 runs/baseline-seed-2
-      qrdali noise-floor runs/*/baseline --mepi mepi/seed-0 --mepi mepi/seed-1 --csv noise.csv
+      qrdali noise-floor runs/baseline runs/baseline-seed-1
+      qrdali noise-floor runs/*/baseline --mepi mepi/seed-0 --mepi mepi/seed-1
     """
     from qrdali.cli.terminal import TerminalListener, emit, say
     from qrdali.interfaces import JobControl

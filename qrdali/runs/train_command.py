@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from qrdali.runs.configuration import applicable
-from qrdali.runs.settings import Settings, validate_settings
+from qrdali.runs.setting_table import Kind, Setting, settings_table, takes
+from qrdali.runs.settings import Settings
 
-# Settings that are no options, that only watch, or that each machine chooses for itself.
+# Options that stand at fixed places, that only watch, or that each machine chooses for itself.
 _LEFT_OUT = frozenset(
     {
-        "method",
         "data",
-        "match_steps",
-        "definitions",
-        "epochs_before",
-        "automatic",
         "device",
         "threads",
         "probe_batch_size",
@@ -28,36 +24,31 @@ _LEFT_OUT = frozenset(
         "log",
     }
 )
-# Settings of what a control leaves out; its own defaults are meant.
-_OF_REDUCTION = ("sequence", "same_order", "monitor", "tail", "match", "match_steps")
 
 
 def train_command(settings: Settings, run: Path) -> str:
     """Returns the command that trains a run with these settings in the folder `run`, quoted for a shell.
 
-    Options with their default values, and those without an effect, are left out.
+    Options with the method's default values, and those without an effect, are left out.
     """
-    # Those of the method: the methods with reduced epochs have a reduction and a sequence by default.
-    defaults = validate_settings({"method": settings.method, "data": settings.data}).model_dump()
     words = ["qrdali", "train", settings.method, "--data", settings.data or "DATASET", "--run", str(run)]
+    table = settings_table(Settings)
     for name, value in applicable(settings).items():
-        chosen_by_machine = name in settings.automatic
-        if name in _LEFT_OUT or chosen_by_machine or value == defaults.get(name):
+        setting = table[name]
+        if setting.option is None or name in _LEFT_OUT or name in settings.automatic:
             continue
-        words += _option(name, value)
+        if value != setting.default_of(settings.method):
+            words += _option(setting, value)
     return shlex.join(words)
 
 
-def _option(name: str, value: Any) -> list[str]:
+def _option(setting: Setting, value: Any) -> list[str]:
     """Returns the words that give an option of `qrdali train` a value other than its default."""
-    option = f"--{name.replace('_', '-')}"
-    if isinstance(value, bool):
-        return [option if value else f"--no-{option.removeprefix('--')}"]
+    if setting.kind is Kind.FLAG:
+        return [setting.flag]
     if isinstance(value, dict):
-        return [
-            word for key, one in value.items() for word in (option.removesuffix("s"), f"{key}={_text(one)}")
-        ]
-    return [option, _text(value)]
+        return [word for key, one in value.items() for word in (setting.flag, f"{key}={_text(one)}")]
+    return [setting.flag, _text(value)]
 
 
 def _text(value: Any) -> str:
@@ -65,18 +56,16 @@ def _text(value: Any) -> str:
         return ",".join(map(_text, value))
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) else str(value)
 
 
 def with_method(settings: Settings, **changes: Any) -> Settings:
     """Returns the settings of a run of another method that is otherwise trained alike.
 
-    Of a method without reduced epochs what belongs to those is left out.
+    What the method does not have is left at its default.
     """
     method = changes.get("method", settings.method)
-    left_out: dict[str, Any] = {}
-    if method in ("shared", "baseline"):
-        left_out = {name: Settings.model_fields[name].default for name in (*_OF_REDUCTION, "reduction")}
-    elif method not in ("linear", "adaptive"):
-        left_out = {"tail": "none"}
-    return settings.model_copy(update={**left_out, **changes})
+    table = settings_table(Settings)
+    left_out = {name: setting.default for name, setting in table.items() if not takes(setting, method)}
+    without_match = {"match": "", "match_steps": 0}
+    return settings.model_copy(update={**left_out, **without_match, **changes})

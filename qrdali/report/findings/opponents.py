@@ -117,7 +117,7 @@ def baseline_settings(settings: Settings, start: Path | None = None) -> Settings
     not the settings' own.
     """
     begun = {"init": str(start), "pretrained": False} if start else {}
-    return with_method(settings, method="baseline", epochs=Settings.model_fields["epochs"].default, **begun)
+    return with_method(settings, method="baseline", **begun)
 
 
 def _distinguishing(run: Run) -> dict[str, Any]:

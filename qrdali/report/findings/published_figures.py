@@ -171,8 +171,6 @@ def _command(group: Group, method: str, reduction: str) -> tuple[str, ...]:
         method=method,
         reduction=reduction,
         sequence="paired-rounds",
-        match="",
-        match_steps=0,
     )
     if known[0].settings.method == "shared":
         settings = settings.model_copy(update={"init": str(known[0].folder), "pretrained": False})
