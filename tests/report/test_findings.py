@@ -165,6 +165,43 @@ def test_a_method_is_held_against_its_own_controls(tmp_path: Path) -> None:
     assert "above its baseline and all of them: none." in one.text
 
 
+@pytest.mark.parametrize(
+    ("control", "kind"),
+    [
+        ("sham", {**SHAM, "sequence": "paired-epochs"}),
+        ("sham", {**SHAM, "seed": 1}),
+        ("random", {**RANDOM, "reduction": "color"}),
+        ("random", {**RANDOM, "sequence": "paired-epochs"}),
+        ("matched", {"match": "/another/run", "match_steps": 30}),
+        ("matched", {"match": "/another/run", "match_steps": 40}),
+    ],
+)
+def test_what_is_no_control_of_a_run(tmp_path: Path, control: str, kind: dict[str, Any]) -> None:
+    linear = run(tmp_path / "linear", answers(0.7, 1), **LINEAR)
+    found = findings(linear, run(tmp_path / "control", answers(0.6, 2), **kind))
+    assert of(found, "P1", f"No {control} control of the same seed stands beside linear")
+    assert not of(found, "P1", "Controls of the same seed, on")
+
+
+def test_a_control_of_another_start_says_so(tmp_path: Path) -> None:
+    starts = [run(tmp_path / f"start-{lr}", None, method="shared", lr=lr) for lr in (0.1, 0.2)]
+    linear = run(tmp_path / "linear", answers(0.7, 1), init=str(starts[0]), **LINEAR)
+    sham = run(tmp_path / "sham", answers(0.6, 2), init=str(starts[1]), **{**SHAM, "method": "fixed"})
+    (one,) = of(findings(linear, sham), "P1", "Controls of the same seed, on")
+    assert "they also differ in the number of stages, the run they began with" in one.text
+
+
+def test_seeds_of_one_start_say_so(tmp_path: Path) -> None:
+    start = {"init": str(run(tmp_path / "start", None, method="shared"))}
+    folders = []
+    for seed in range(2):
+        folders.append(run(tmp_path / f"b{seed}", answers(0.6, seed), seed=seed, **start))
+        folders.append(run(tmp_path / f"l{seed}", answers(0.7, 9 + seed), seed=seed, **start, **LINEAR))
+    found = findings(*folders)
+    assert of(found, "P1", "2 seeds that begin with the same run)")
+    assert of(found, "noise", "All began with the same run")
+
+
 def dry_run(monkeypatch: pytest.MonkeyPatch, command: str) -> Any:
     """The settings that a command trains with, after it has printed its sequence."""
     words = shlex.split(command)
@@ -220,6 +257,8 @@ def test_shared_runs_alone_have_findings(tmp_path: Path, monkeypatch: pytest.Mon
     shared = run(tmp_path / "shared", answers(0.5, 1), method="shared", epochs=4, lr=0.01)
     parts = _parts([shared], [])
     assert [part.title for part in parts][:2] == ["Findings", "Accuracy"]
+    slugs = {table.slug for part in parts for table in part.filled_tables}
+    assert {one.table for one in parts[0].findings} <= {*slugs, ""}
     found = list(parts[0].findings)
     assert {one.verdict for one in found} == {UNKNOWN}
     assert {one.question for one in found} == {"P1", "P2", "claims", "noise"}
