@@ -137,15 +137,13 @@ _COLUMNS = (
 )
 NOTE = (
     "Runs of one configuration that differ by their seeds. Accuracies in percent, their deviations and "
-    "differences in points; quotients as they are. An A/A pair is two such runs; told apart are those that a "
-    "test of two runs gives p < .05 (accuracy: McNemar's, the exact one below 25 differing images; "
-    "quotients: "
-    "the paired test of the mean), which chance alone does in 5% of independent pairs: a larger share says "
-    "that such a test tells two trainings apart, not two methods. Pairs share runs, so the share is rough. "
-    "Smallest of two runs: half-width of the 95% prediction interval of the difference of two single runs. "
-    "Smallest of means: the true difference of two means of so many runs each that a t-test finds with a "
-    "power "
-    "of 80%. On val the best epoch was chosen."
+    "differences in points; quotients as they are. An A/A pair is two such runs; told apart are those that "
+    "a test of two runs gives p < .05 (accuracy: McNemar's, the exact one below 25 differing images; "
+    "quotients: the paired test of the mean), which chance alone does in 5% of independent pairs: a larger "
+    "share says that such a test tells two trainings apart, not two methods. Pairs share runs, so the "
+    "share is rough. Smallest of two runs: half-width of the 95% prediction interval of the difference of "
+    "two single runs. Smallest of means: the true difference of two means of so many runs each that a "
+    "t-test finds with a power of 80%. On val the best epoch was chosen."
 )
 
 

@@ -83,17 +83,14 @@ def _what_is_missing(groups: Sequence[Any]) -> str:
         data = shlex.quote(run.settings.data or "DATASET")
         return (
             f"the {len(repeated.runs)} runs of {repeated.label} have no rows of the same images: evaluate "
-            "each "
-            f"with `qrdali evaluate --run {shlex.quote(str(run.folder))} --data {data} --split test` and the "
-            "like"
+            f"each with `qrdali evaluate --run {shlex.quote(str(run.folder))} --data {data} --split test` "
+            "and the like"
         )
     run = next((run for one in groups if (run := first_to_repeat(one)) is not None), None)
     if run is None:
         return "a noise floor takes runs that were trained here: adopted networks have no seeds"
     return (
         "a noise floor takes two runs or more that differ by their seeds alone, and here every "
-        "configuration "
-        f"has one: train another seed of {run.name} with `{another_seed(run)}`, evaluate it as {run.name} "
-        "was, "
-        "and give both"
+        f"configuration has one: train another seed of {run.name} with `{another_seed(run)}`, evaluate it "
+        f"as {run.name} was, and give both"
     )

@@ -122,6 +122,20 @@ def test_one_seed_says_so(tmp_path: Path) -> None:
     assert not [finding for finding in found if finding.verdict == SEEN]
 
 
+def test_holm_decides(tmp_path: Path) -> None:
+    """b = 10, c = 22: χ² = 4.5, p = .0339. As one of two comparisons that is .0678, and not shown."""
+    right = np.arange(100) < 50
+    better = right.copy()
+    better[:10], better[60:82] = False, True
+    base, linear = run(tmp_path / "base", right), run(tmp_path / "linear", better, **LINEAR)
+    (one,) = of(findings(base, linear), "P1", "1 of 1 network trained on reduced images is shown")
+    assert one.figures["tests"][0]["p_holm"] == pytest.approx(0.033895, abs=1e-6)
+    fixed = run(tmp_path / "fixed", right, **FIXED)
+    (one,) = of(findings(base, linear, fixed), "P1", "0 of 2 networks trained on reduced images are shown")
+    assert [test["p_holm"] for test in one.figures["tests"]] == [pytest.approx(0.067790, abs=1e-6), 1]
+    assert "The highest is linear paired-rounds crop by +12.0 points (p = 0.068 after Holm" in one.text
+
+
 def test_a_loss_is_said(tmp_path: Path) -> None:
     base, linear = seeds(tmp_path, "baseline", 0.7), seeds(tmp_path, "linear", 0.6, **LINEAR)
     (one,) = of(findings(*base, *linear), "P1", "Shown to be less accurate: linear")

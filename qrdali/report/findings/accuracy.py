@@ -29,6 +29,10 @@ _OF_ONE_SEED = (
     " One seed: this says that these trained networks differ on images like these, not that the methods do; "
     "another seed may turn it round."
 )
+_OF_SOME_ONE_SEED = (
+    " Where there is one seed, this says that the trained networks differ on images like these, not that the "
+    "methods do."
+)
 _MEANING = {
     "sham": "whether the reduction or the scheme of training makes its difference",
     "random": "whether its order of qualities does more than plain augmentation",
@@ -102,9 +106,9 @@ def _detectable(tests: list[AccuracyTest], shown: int) -> str:
         return low if low == high else f"{low} to {high}"
 
     family = tests[0].family
-    corrected = (
-        "" if family == 1 else f"; at .05 ÷ {family}, as the first of {family} corrected, {span(first)}"
-    )
+    corrected = ""
+    if family > 1:
+        corrected = f", and after Holm's correction for {family} comparisons one of about {span(first)}"
     return (
         f"By the spread seen here, a single comparison like these finds in 4 of 5 cases a true difference of "
         f"about {span(alone)} points{corrected}. Smaller ones may be there unseen."
@@ -120,8 +124,7 @@ def _against_baseline(group: Group, about: str, name: str, tests: list[AccuracyT
     verb = "is" if len(gains) == 1 else "are"
     text = (
         f"On {describe_set(group, name)}, {len(gains)} of {counted(len(tests), noun, plural)} {verb} shown "
-        "to "
-        f"be more accurate than the baseline of the same seed"
+        "to be more accurate than the baseline of the same seed"
     )
     text += f": {names([_one(test, shown) for test in gains])}." if gains else "."
     if losses:
@@ -161,10 +164,16 @@ def _against_controls(
         if losses:
             part += f"; less accurate: {names([_one(test, shown) for test in losses])}"
         parts.append(f"{part}.")
+    # A control counts as there if it is there for every seed.
     complete = [
         configuration
         for configuration in methods(group)
-        if len({t.against for t in tests if t.configuration is configuration}) == len(CONTROLS)
+        if sum(
+            test.result.seeds == len(configuration.runs)
+            for test in tests
+            if test.configuration is configuration
+        )
+        == len(CONTROLS)
     ]
     above_all = [
         configuration.label
@@ -179,11 +188,15 @@ def _against_controls(
             f"{names(above_all)}."
         )
     else:
-        text += " No method has all of its controls here, so none is shown to gain by its reductions alone."
+        text += (
+            " No method has all of its controls for every seed here, so none is shown to gain by its "
+            "reductions alone."
+        )
     text += f" {_detectable(tests, shown)}"
     several = any(test.result.seeds > 1 for test in tests if test.is_gain)
-    if any(test.result.seeds == 1 for test in tests):
-        text += _OF_ONE_SEED
+    single = [test.result.seeds == 1 for test in tests]
+    if any(single):
+        text += _OF_ONE_SEED if all(single) else _OF_SOME_ONE_SEED
     gain = any(test.is_gain for test in tests)
     verdict = NOT_SEEN if not gain else SEEN if several else ONE_SEED
     return [Finding("P1", about, verdict, text, _figures(tests), f"finding-tests-{number}")]
@@ -269,16 +282,33 @@ def _nothing_reduced(group: Group, about: str, number: str) -> list[Finding]:
 
 
 def _unevaluated(group: Group, about: str, number: str) -> list[Finding]:
-    """Returns the finding on runs without rows of test."""
+    """Returns the findings on runs without rows of test, or with rows of other images than the baseline's."""
+    apart = [
+        run
+        for c in methods(group)
+        for run in c.runs
+        if (base := opponent(group, run, "baseline")) is not None
+        and {"test"} <= run.sets.keys() & base.sets.keys()
+        and run.sets["test"].digest != base.sets["test"].digest
+    ]
+    found = []
+    if apart:
+        text = (
+            f"The rows of test of {names([run.name for run in apart])} and of the baseline are not of the "
+            "same images: they are not compared. Evaluate all on the same data."
+        )
+        figures = {"runs": [run.name for run in apart]}
+        found.append(Finding("P1", about, UNKNOWN, text, figures, f"accuracy-{number}"))
     without = [run for run in group.runs if "test" not in run.sets]
     if not without:
-        return []
+        return found
     commands = []
     for run in without:
         data = shlex.quote(run.settings.data or "DATASET")
         folder = shlex.quote(str(run.folder))
         commands.append(f"qrdali evaluate --run {folder} {evaluate_command_for('test', data)}")
     return [
+        *found,
         Finding(
             "P1",
             about,
@@ -288,7 +318,7 @@ def _unevaluated(group: Group, about: str, number: str) -> list[Finding]:
             {"runs": [run.name for run in without]},
             f"accuracy-{number}",
             tuple(commands),
-        )
+        ),
     ]
 
 
@@ -313,9 +343,9 @@ def _least_detectable(group: Group, about: str, number: str) -> list[Finding]:
             about,
             UNKNOWN,
             "Nothing is compared here. Whatever is trained, a difference of two networks is significant "
-            "only "
-            f"if at least {least} images tell them apart, all in favour of one: that is {names(shown)}. How "
-            "much it takes beyond that depends on how many images two networks disagree on.",
+            f"only if at least {least} images tell them apart, all in favour of one: that is "
+            f"{names(shown)}. How much it takes beyond that depends on how many images two networks "
+            "disagree on.",
             figures,
             f"accuracy-{number}",
         )

@@ -208,13 +208,10 @@ def table(tests: list[AccuracyTest], slug: str) -> Table | None:
 
 _NOTE = (
     "Accuracies in percent, differences and what is detectable in points; runs are paired by their seed. "
-    "Over "
-    "images: McNemar's test, of several seeds the one for clustered pairs; the exact binomial where fewer "
-    "than "
-    "25 images differ. Over seeds: Student's t-test of the seeds' differences. A difference counts as shown "
-    "where the larger of the two p values is below .05 after Holm's correction; the comparisons with the "
-    "baseline of one network and data set are one family, those with controls another. Detectable: the true "
-    "difference that such a comparison finds with a power of 80%, alone at .05, or as the first of its "
-    "family "
-    "at .05 ÷ its tests; estimated from the spread seen here."
+    "Over images: McNemar's test, of several seeds the one for clustered pairs; the exact binomial where "
+    "fewer than 25 images differ. Over seeds: Student's t-test of the seeds' differences. A difference "
+    "counts as shown where the larger of the two p values is below .05 after Holm's correction; the "
+    "comparisons with the baseline of one network and data set are one family, those with controls "
+    "another. Detectable: the true difference that such a comparison finds with a power of 80%, alone at "
+    ".05, or as the first of its family at .05 ÷ its tests; estimated from the spread seen here."
 )

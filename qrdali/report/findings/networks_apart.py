@@ -126,10 +126,8 @@ def _on_data(about: str, ours: Group, number: str, others: list[Group]) -> Findi
     if lacking:
         text = (
             f"{CLAIM}: not known is the gain of {names(lacking)} on test over the run that its runs on "
-            "reduced "
-            "images began with. That takes such runs, their start among the report's runs, and rows of "
-            "test of "
-            "both."
+            "reduced images began with. That takes such runs, their start among the report's runs, and "
+            "rows of test of both."
         )
         return Finding("claims", about, UNKNOWN, text, figures, table)
     beginning = (

@@ -48,9 +48,8 @@ def finding(about: str, one: Measured) -> Finding:
         )
     text += (
         f"Two single runs of this configuration differ by up to {shown(floor.smallest_of_single_runs)} in "
-        "95% "
-        f"of cases, so that a smaller difference of two single runs may be chance. With {floor.runs} seeds "
-        "each, a t-test of two methods' means finds in 4 of 5 cases a true difference of "
+        f"95% of cases, so that a smaller difference of two single runs may be chance. With {floor.runs} "
+        "seeds each, a t-test of two methods' means finds in 4 of 5 cases a true difference of "
         f"{shown(floor.smallest_of_means)}."
     )
     if one.same_start:

@@ -110,8 +110,8 @@ def gain(groups: list[Group], numbers: list[str]) -> Finding:
     figures: dict[str, object] = {"claim": GAIN, "slides": list(_SLIDES)}
     what = (
         f"{GAIN}: the slides give EfficientNet-B3 on ImageNet's test images {_SLIDES[0]:.2%} as a baseline "
-        "and "
-        f"{_SLIDES[1]:.2%} after linear paired rounds by combination, {points(_SLIDES[1] - _SLIDES[0], 2)}."
+        f"and {_SLIDES[1]:.2%} after linear paired rounds by combination, "
+        f"{points(_SLIDES[1] - _SLIDES[0], 2)}."
     )
     for group, number in zip(groups, numbers, strict=True):
         if not is_efficientnet(group) or len(group.classes) != _IMAGENET_CLASSES:

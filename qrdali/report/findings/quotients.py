@@ -168,9 +168,8 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
     )
     if at_lowest := max(test.at_lowest for test in tests):
         text += (
-            f" Up to {at_lowest:.0%} of a set's minimal images are at the lowest state, which shows "
-            "nothing of "
-            "the object: their quotients say more of the network's default class than of what it needs."
+            f" Up to {at_lowest:.0%} of a set's minimal images are at the lowest state, which shows nothing "
+            "of the object: their quotients say more of the network's default class than of what it needs."
         )
     if single:
         text += (
@@ -287,10 +286,9 @@ def table(tests: list[QuotientTest], slug: str) -> Table | None:
     )
     note = (
         "Differences of the mean entropy quotient from the baseline of the same seed, on the images that "
-        "both "
-        "classify correctly; below 0 less is needed. Over images: Student's t-test of an image's mean "
-        "difference (below 25 images a permutation of its signs). Over seeds: Student's t-test of the seeds' "
-        "differences. A difference counts as shown where the larger of the two p values is below .05 after "
-        "Holm's correction over all methods and reductions of one network and data set."
+        "both classify correctly; below 0 less is needed. Over images: Student's t-test of an image's mean "
+        "difference (below 25 images a permutation of its signs). Over seeds: Student's t-test of the "
+        "seeds' differences. A difference counts as shown where the larger of the two p values is below "
+        ".05 after Holm's correction over all methods and reductions of one network and data set."
     )
     return Table(slug, "The tests behind P2", columns, rows, (note,))

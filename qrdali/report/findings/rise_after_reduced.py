@@ -93,8 +93,7 @@ def finding(group: Group, about: str, number: str) -> Finding:
             about,
             UNKNOWN,
             f"{CLAIM}: no run here has a full-quality (C) epoch right after a reduced (R) one within a "
-            "stage, "
-            "validated on full quality.",
+            "stage, validated on full quality.",
             {"claim": CLAIM},
             f"accuracy-{number}",
         )
@@ -143,8 +142,7 @@ def _sham_text(against: ClusteredDifference) -> str:
     if not against.controls:
         return (
             " Whether the reduction makes the rise, or any further epoch would, cannot be said: no sham "
-            "run of "
-            "the same seed and sequence has such pairs."
+            "run of the same seed and sequence has such pairs."
         )
     shown = against.p_value < ALPHA
     compared = (
