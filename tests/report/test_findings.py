@@ -16,6 +16,7 @@ from scipy.stats import ttest_1samp
 from qrdali.cli.main import cli
 from qrdali.interfaces import SilentListener
 from qrdali.report.build import ReportOptions, build, contents
+from qrdali.report.findings import networks_apart
 from qrdali.report.findings.finding import NOT_SEEN, ONE_SEED, SEEN, UNKNOWN, Finding
 from qrdali.report.inputs import read_inputs
 from qrdali.report.tables import Table
@@ -170,12 +171,12 @@ def test_a_method_is_held_against_its_own_controls(tmp_path: Path) -> None:
     (one,) = of(found, "P1", "Controls of the same seed")
     assert one.verdict == SEEN
     for control in ("sham", "random", "matched"):
-        assert f"1 of 1 is shown to be more accurate than their {control} control: linear" in one.text
+        assert f"1 of 1 is shown to be more accurate than the {control} control: linear" in one.text
     assert "above its baseline and all of them: linear paired-rounds crop." in one.text
     assert not of(found, "P1", "control of the same seed stands beside")
     # A sham that is as good: the reduction is not what makes the gain.
     (one,) = of(findings(*with_controls(tmp_path / "b", 0.7, 0.6)), "P1", "Controls of the same seed")
-    assert "0 of 1 are shown to be more accurate than their sham control." in one.text
+    assert "0 of 1 are shown to be more accurate than the sham control." in one.text
     assert "above its baseline and all of them: none." in one.text
 
 
@@ -299,14 +300,41 @@ def test_several_networks_are_told_apart(tmp_path: Path) -> None:
     (claim,) = of(found, "claims", "EfficientNet moves")
     assert claim.verdict == SEEN
     assert "does not show that they do not" in claim.text
-    # Where the other network gains as much it is not seen.
+    # Where the other network gains too, if less, it is not seen.
     found = findings(
         *[tmp_path / "efficientnet_b3" / f"{name}-{i}" for name in ("shared", "linear") for i in range(3)],
-        *network("squeezenet1_1", 0.2),
+        *network("squeezenet1_1", 0.1),
     )
     (claim,) = of(found, "claims", "EfficientNet moves")
     assert claim.verdict == NOT_SEEN
     assert "But squeezenet1_1 at 32 px gains too." in claim.text
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "verdict"),
+    [
+        ((0.10, 0.11, 0.12), (0.0, 0.01, -0.01), SEEN),
+        ((0.10, 0.11, 0.12), (0.0, 0.2, -0.2), NOT_SEEN),  # the other's gain may be anything
+        ((0.10, -0.11, 0.12), (-0.3, -0.31, -0.32), NOT_SEEN),  # it does not gain itself
+        ((0.10, 0.11, 0.12), (0.05, 0.051, 0.052), NOT_SEEN),  # the other gains too
+        ((-0.10, -0.11, -0.12), (0.0, 0.01, -0.01), NOT_SEEN),
+        ((0.10, 0.11, 0.12), (0.0,), UNKNOWN),
+        ((0.10, 0.10), (0.0, 0.0), UNKNOWN),
+        ((0.10, 0.11, 0.12), (), UNKNOWN),
+    ],
+)
+def test_gains_of_two_networks(
+    tmp_path: Path, own: Any, other: Any, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"efficientnet_b3 at 32 px": own, "resnet152 at 32 px": other}
+    monkeypatch.setattr(
+        networks_apart,
+        "gains",
+        lambda group: networks_apart.Gains(group.network, known[group.network], 0.001),
+    )
+    folders = [run(tmp_path / name, None, model=name) for name in ("efficientnet_b3", "resnet152")]
+    (claim,) = of(findings(*folders), "claims", "EfficientNet moves")
+    assert claim.verdict == verdict
 
 
 def test_one_seed_of_two_networks_cannot_be_compared(tmp_path: Path) -> None:
@@ -325,15 +353,15 @@ def test_one_seed_of_two_networks_cannot_be_compared(tmp_path: Path) -> None:
 
 def test_the_rise_after_a_reduced_epoch(tmp_path: Path) -> None:
     def rising(seed: int, kind: dict[str, Any], up: float, name: str) -> Path:
-        values = [0.5, 0.5, 0.5 + up, 0.4, 0.4 + up + 0.01 * seed]
+        values = [0.5, 0.5, 0.5 + up, 0.4, 0.4 + up + 0.04 * seed]
         return run(tmp_path / f"{name}{seed}", None, accuracies=values, seed=seed, **kind)
 
     reduced = [rising(seed, FIXED, 0.1, "fixed") for seed in range(4)]
     (one,) = of(findings(*reduced), "claims", "C after R rises")
     assert one.verdict == SEEN
-    assert "in 8 of 8 pairs of 4 runs, by +10." in one.text
-    assert one.figures["mean_rise"] == pytest.approx(0.1 + 0.005 * 1.5)
-    assert one.figures["p"] == pytest.approx(ttest_1samp([0.1, 0.105, 0.11, 0.115], 0).pvalue)
+    assert "in 8 of 8 pairs of 4 runs, by +13.0 points" in one.text
+    assert one.figures["mean_rise"] == pytest.approx(0.13)
+    assert one.figures["p"] == pytest.approx(ttest_1samp([0.1, 0.12, 0.14, 0.16], 0).pvalue)
     assert "no sham run of the same seed and sequence" in one.text
     # A sham that rises as much: it is not the reduction.
     shams = [rising(seed, {**FIXED, "reduction": "none"}, 0.1, "sham") for seed in range(4)]
@@ -371,7 +399,8 @@ def test_rounds_begin_with_the_best_of_the_round(tmp_path: Path) -> None:
 
 
 def test_epochs_validated_on_reduced_images_are_no_pairs(tmp_path: Path) -> None:
-    (one,) = of(findings(run(tmp_path / "f", None, monitor="phase", **FIXED)), "claims", "C after R rises")
+    watched = [run(tmp_path / f"f{seed}", None, monitor="phase", seed=seed, **FIXED) for seed in range(2)]
+    (one,) = of(findings(*watched), "claims", "C after R rises: no run here has")
     assert one.verdict == UNKNOWN
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from qrdali.errors import printable
+from qrdali.evaluation.seeded_differences import ALPHA, SeededDifference
 from qrdali.evaluation.stats import p_text
 from qrdali.report.tables import Table, number, words
 
@@ -83,6 +84,25 @@ def counted(count: int, one: str, several: str = "") -> str:
 def points(share: float, digits: int = 1, sign: str = "+") -> str:
     """Returns a difference of shares as percentage points, such as "+1.5 points"."""
     return f"{100 * share:{sign}.{digits}f} points"
+
+
+def detectable_text(
+    results: Sequence[SeededDifference], family: int, span: Callable[[float, float], str]
+) -> str:
+    """Returns what comparisons could have found, alone and corrected as the first of their family.
+
+    span: shows the smallest and the largest of several differences.
+    """
+    alone = [result.detectable() for result in results]
+    text = (
+        "By the spread seen here, a single comparison like these finds in 4 of 5 cases a true difference of "
+        f"about {span(min(alone), max(alone))}"
+    )
+    if family > 1:
+        first = [result.detectable(ALPHA / family) for result in results]
+        text += f", and after Holm's correction for {family} comparisons one of about "
+        text += span(min(first), max(first))
+    return f"{text}. Smaller ones may be there unseen."
 
 
 def seeds_text(seeds: int) -> str:

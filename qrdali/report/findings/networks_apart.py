@@ -32,19 +32,29 @@ _SET = "test"
 @dataclass(frozen=True)
 class Gains:
     """Holds a network's gains: for each seed, the mean over its runs trained on reduced images of the test
-    accuracy less that of the run they began with.
+    accuracy less that of the run they began with. least: the smallest difference that a gain can show.
     """
 
     network: str
     per_seed: tuple[float, ...]
+    least: float
 
     @property
     def mean(self) -> float:
         return float(np.mean(self.per_seed))
 
     @property
+    def p_value(self) -> float | None:
+        """Returns that of the t-test over seeds that the gain is 0; None for one seed."""
+        return seeds_p_value(self.per_seed, self.least)
+
+    @property
+    def is_shown(self) -> bool:
+        return self.p_value is not None and self.p_value < ALPHA and self.mean > 0
+
+    @property
     def text(self) -> str:
-        p = seeds_p_value(self.per_seed)
+        p = self.p_value
         tested = "" if p is None else f", {p_is(p)} by a t-test over seeds"
         return f"{self.network} {points(self.mean)} ({seeds_text(len(self.per_seed))}{tested})"
 
@@ -69,7 +79,8 @@ def gains(group: Group) -> Gains:
         if _SET in run.sets and _SET in start.sets and run.sets[_SET].digest == start.sets[_SET].digest:
             gain = run.sets[_SET].accuracy - start.sets[_SET].accuracy
             by_seed.setdefault(run.settings.seed, []).append(gain)
-    return Gains(group.network, tuple(float(np.mean(values)) for values in by_seed.values()))
+    images = max((len(run.sets[_SET].correct) for run in group.runs if _SET in run.sets), default=1)
+    return Gains(group.network, tuple(float(np.mean(values)) for values in by_seed.values()), 1 / images)
 
 
 def is_efficientnet(group: Group) -> bool:
@@ -149,17 +160,11 @@ def _on_data(about: str, ours: Group, number: str, others: list[Group]) -> Findi
         for one, p in zip(compared, corrected, strict=True)
     ]
     apart = all(p < ALPHA and own.mean > one.mean for one, p in zip(compared, corrected, strict=True))
-    own_p = seeds_p_value(own.per_seed)
-    moves = own_p is not None and own_p < ALPHA and own.mean > 0
-    risen = [
-        one.network
-        for one in compared
-        if (p := seeds_p_value(one.per_seed)) is not None and p < ALPHA and one.mean > 0
-    ]
+    risen = [one.network for one in compared if one.is_shown]
     text = f"{beginning} The EfficientNet's gain differs by {names(parts)}, by Welch's t-test over seeds."
     if risen:
         text += f" But {names(risen)} {'gains' if len(risen) == 1 else 'gain'} too."
     else:
         text += " That the others gain is not shown, which does not show that they do not."
-    verdict = SEEN if apart and moves and not risen else NOT_SEEN
+    verdict = SEEN if apart and own.is_shown and not risen else NOT_SEEN
     return Finding("claims", about, verdict, text, figures, table)

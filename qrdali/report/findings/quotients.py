@@ -17,6 +17,7 @@ from qrdali.report.findings.finding import (
     UNKNOWN,
     Finding,
     counted,
+    detectable_text,
     names,
     p_is,
     seeds_text,
@@ -143,6 +144,11 @@ def _one(test: QuotientTest) -> str:
     )
 
 
+def _span(low: float, high: float) -> str:
+    low_text, high_text = f"{low:.4f}", f"{high:.4f}"
+    return low_text if low_text == high_text else f"{low_text} to {high_text}"
+
+
 def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number: str) -> Finding:
     less = [test for test in tests if test.is_shown and test.result.difference < 0]
     more = [test for test in tests if test.is_shown and test.result.difference > 0]
@@ -159,13 +165,7 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
         text += f" Shown to need a larger one: {names([_one(test) for test in more])}."
     if others:
         text += f" For {others} of them no difference is shown, which does not mean that there is none."
-    alone = sorted(test.result.detectable() for test in tests)
-    low, high = f"{alone[0]:.4f}", f"{alone[-1]:.4f}"
-    text += (
-        " A comparison like these finds a true difference in 4 of 5 cases from about "
-        f"{low if low == high else f'{low} to {high}'} on if it is the only one of its family, which has "
-        f"{tests[0].family}."
-    )
+    text += f" {detectable_text([test.result for test in tests], tests[0].family, _span)}"
     if at_lowest := max(test.at_lowest for test in tests):
         text += (
             f" Up to {at_lowest:.0%} of a set's minimal images are at the lowest state, which shows nothing "
@@ -228,7 +228,8 @@ def _missing(
             "P2",
             about,
             UNKNOWN,
-            f"Entropy quotients are not compared with the baseline{'' if not tests else ' for all'}: {why}.",
+            f"Entropy quotients are not compared with the baseline's{' for all methods' if tests else ''}: "
+            f"{why}.",
             figures,
             f"quotients-{number}" if of_sets else f"accuracy-{number}",
             commands,

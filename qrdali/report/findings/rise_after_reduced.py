@@ -101,7 +101,7 @@ def finding(group: Group, about: str, number: str) -> Finding:
     for one in found:
         by_seed.setdefault(one.run.settings.seed, []).append(one.mean)
     per_seed = [float(np.mean(means)) for means in by_seed.values()]
-    mean, p = float(np.mean(per_seed)), seeds_p_value(per_seed)
+    mean, p = float(np.mean(per_seed)), seeds_p_value(per_seed, _least(found))
     every = [value for one in found for value in one.values]
     up = sum(value > 0 for value in every)
     text = (
@@ -135,6 +135,12 @@ def finding(group: Group, about: str, number: str) -> Finding:
         },
     }
     return Finding("claims", about, verdict, text, figures, f"accuracy-{number}")
+
+
+def _least(found: list[Rises]) -> float:
+    """Returns one image of val as a share, 0 where its number of images is not known."""
+    images = [len(one.run.sets["val"].correct) for one in found if "val" in one.run.sets]
+    return 1 / min(images) if images else 0.0
 
 
 def _sham_text(against: ClusteredDifference) -> str:
