@@ -18,8 +18,11 @@ from qrdali.interfaces import SilentListener
 from qrdali.report.build import ReportOptions, build, contents
 from qrdali.report.findings import networks_apart
 from qrdali.report.findings.finding import NOT_SEEN, ONE_SEED, SEEN, UNKNOWN, Finding
+from qrdali.report.findings.section import linked
 from qrdali.report.inputs import read_inputs
 from qrdali.report.tables import Table
+from qrdali.runs.settings import validate_settings
+from qrdali.runs.train_command import with_method
 
 Answers = "np.ndarray[Any, Any]"
 VAL = np.arange(40) % 2 == 0
@@ -327,11 +330,8 @@ def test_gains_of_two_networks(
     tmp_path: Path, own: Any, other: Any, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {"efficientnet_b3 at 32 px": own, "resnet152 at 32 px": other}
-    monkeypatch.setattr(
-        networks_apart,
-        "gains",
-        lambda group: networks_apart.Gains(group.network, known[group.network], 0.001),
-    )
+    gains = {name: networks_apart.Gains(name, per_seed, 0.001) for name, per_seed in known.items()}
+    monkeypatch.setattr(networks_apart, "gains", lambda group: gains[group.network])
     folders = [run(tmp_path / name, None, model=name) for name in ("efficientnet_b3", "resnet152")]
     (claim,) = of(findings(*folders), "claims", "EfficientNet moves")
     assert claim.verdict == verdict
@@ -406,7 +406,11 @@ def test_epochs_validated_on_reduced_images_are_no_pairs(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("adaptive", "verdict", "words"),
-    [(0.75, SEEN, "above each of the 2 others"), (0.7, NOT_SEEN, ""), (0.6, NOT_SEEN, "not the highest")],
+    [
+        (0.75, SEEN, "above each of the 2 others"),
+        (0.704, NOT_SEEN, "has the highest accuracy of the 3 compared, but is not shown to be above linear"),
+        (0.6, NOT_SEEN, "has not the highest accuracy"),
+    ],
 )
 def test_which_method_is_first(tmp_path: Path, adaptive: float, verdict: str, words: str) -> None:
     folders = [*seeds(tmp_path, "baseline", 0.6), *seeds(tmp_path, "linear", 0.7, **LINEAR)]
@@ -473,6 +477,32 @@ def test_quotients_are_compared_with_the_baseline(tmp_path: Path) -> None:
         words = shlex.split(command)
         assert words[words.index("--run") + 1] == str(made_of)
         assert cli.get_command(None, words[1]) is not None  # type: ignore[arg-type]
+
+
+def test_quotients_are_found_under_their_own_number(tmp_path: Path) -> None:
+    """The parts of MEPI sets are not numbered as the networks are."""
+    first = seeds(tmp_path / "a", "linear", 0.6, 1, **LINEAR)
+    second = seeds(tmp_path / "b", "linear", 0.6, 1, **LINEAR, model="resnet152")
+    part = _parts([*first, *second], minimal(tmp_path, second, 0.2))[0]
+    (one,) = [one for one in of(part.findings, "P2") if one.about.startswith("resnet152")]
+    assert one.table == "quotients-1"
+
+
+def test_a_finding_is_safe_to_show() -> None:
+    one = Finding("P1", "a\x1b[31m", UNKNOWN, "b\x1b[31m\n", {}, "nowhere", ("c\x07", "c\x07"))
+    assert not {"\x1b", "\n", "\x07"} & {*one.about, *one.text, *one.commands[0]}
+    assert len(one.commands) == 1
+    assert linked((one,), {"elsewhere"})[0].table == ""
+    assert linked((one,), {"nowhere"})[0].table == "nowhere"
+
+
+def test_a_run_of_another_method_is_matched_to_nothing() -> None:
+    matched = validate_settings(
+        {"method": "baseline", "data": "d", "match": "r", "match_steps": 9, "patience": 2}
+    )
+    for method in ("linear", "baseline"):
+        other = with_method(matched, method=method)
+        assert (other.match, other.match_steps, other.patience) == ("", 0, 2)
 
 
 def test_chance_has_a_section(tmp_path: Path) -> None:

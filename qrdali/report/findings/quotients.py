@@ -231,10 +231,19 @@ def _missing(
             f"Entropy quotients are not compared with the baseline's{' for all methods' if tests else ''}: "
             f"{why}.",
             figures,
-            f"quotients-{number}" if of_sets else f"accuracy-{number}",
+            _table_of(group, sets) or f"accuracy-{number}",
             commands,
         )
     ]
+
+
+def _table_of(group: Group, sets: list[Mepis]) -> str:
+    """Returns the slug of the table of quotients that has a set of the group, "" without any."""
+    of_group = {run.name for run in group.runs}
+    for i, (_, comparable) in enumerate(alike(sets), 1):
+        if any(mepis.run is not None and mepis.run.name in of_group for mepis in comparable):
+            return f"quotients-{i}"
+    return ""
 
 
 def _command(run: Run) -> str:
