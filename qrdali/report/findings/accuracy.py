@@ -114,7 +114,8 @@ def _against_baseline(group: Group, about: str, name: str, tests: list[AccuracyT
         text += f" Shown to be less accurate: {names([_one(test, shown) for test in losses])}."
     if others:
         best = max(tests, key=lambda test: test.result.difference)
-        text += f" For {others} of them no difference is shown, which does not mean that there is none."
+        some = "all" if others == len(tests) else others
+        text += f" For {some} of them no difference is shown, which does not mean that there is none."
         if not gains:
             text += f" The highest is {_one(best, shown)}."
     text += f" {_detectable(tests, shown)}"

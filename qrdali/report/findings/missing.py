@@ -31,7 +31,7 @@ def missing(group: Group, about: str, any_reduced: bool, number: str) -> list[Fi
                 "P1",
                 about,
                 UNKNOWN,
-                f"No baseline of the same seed stands beside {names([run.name for run in without])}: whether "
+                f"No baseline of the same seed stands beside {_labels(group, without)}: whether "
                 "they gain by training on reduced images cannot be said.",
                 {"runs": [run.name for run in without]},
                 f"accuracy-{number}",
@@ -49,7 +49,7 @@ def missing(group: Group, about: str, any_reduced: bool, number: str) -> list[Fi
                     about,
                     UNKNOWN,
                     f"No {control.name} control of the same seed stands beside "
-                    f"{names([run.name for run in lacking])}: {_MEANING[control.name]} cannot be said.",
+                    f"{_labels(group, lacking)}: {_MEANING[control.name]} cannot be said.",
                     {"control": control.name, "runs": [run.name for run in lacking]},
                     f"accuracy-{number}",
                     _commands(lacking, control.name),
@@ -60,6 +60,15 @@ def missing(group: Group, about: str, any_reduced: bool, number: str) -> list[Fi
     return [*found, *_unevaluated(group, about, number)]
 
 
+def _labels(group: Group, runs: list[Run]) -> str:
+    """Returns the configurations that runs are of, with the number of runs where it is more than one."""
+    of_runs = {run.name for run in runs}
+    counts = {c.label: sum(run.name in of_runs for run in c.runs) for c in group.configurations}
+    return names(
+        [f"{label} ({count} runs)" if count > 1 else label for label, count in counts.items() if count]
+    )
+
+
 def _commands(runs: list[Run], control: str) -> tuple[str, ...]:
     """Returns the commands of missing controls, one for all runs that one control serves."""
     commands: dict[tuple[Any, ...], str] = {}
@@ -68,6 +77,8 @@ def _commands(runs: list[Run], control: str) -> tuple[str, ...]:
         key: tuple[Any, ...] = (run.name,)
         if control == "sham":  # the sham of every reduction is the same
             key = (settings.method, settings.sequence, settings.seed, settings.init)
+        elif control == "random":  # and so is the random control of every method
+            key = (settings.reduction, settings.sequence, settings.seed, settings.init)
         commands.setdefault(key, command_of(run, control))
     return tuple(commands.values())
 

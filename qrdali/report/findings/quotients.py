@@ -164,7 +164,8 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
     if more:
         text += f" Shown to need a larger one: {names([_one(test) for test in more])}."
     if others:
-        text += f" For {others} of them no difference is shown, which does not mean that there is none."
+        some = "all" if others == len(tests) else others
+        text += f" For {some} of them no difference is shown, which does not mean that there is none."
     text += f" {detectable_text([test.result for test in tests], tests[0].family, _span)}"
     if at_lowest := max(test.at_lowest for test in tests):
         text += (
