@@ -7,10 +7,8 @@ from typing import Any
 
 import click
 
-from qrdali.cli.search_options import class_map_options, descent_options, machine_options
+from qrdali.cli.search_options import SearchedReduction, class_map_options, descent_options, machine_options
 from qrdali.cli.setting_options import setting_option
-
-REDUCTIONS = ("color", "crop", "resolution", "combination")
 
 
 @click.command("build-mepi")
@@ -19,7 +17,7 @@ REDUCTIONS = ("color", "crop", "resolution", "combination")
 @setting_option("root", default=None)
 @click.option("--out", required=True, type=click.Path(), help="Folder for the MEPIs.")
 @click.option("--split", default="val", show_default=True, help="train, val or test.")
-@click.option("--reduction", type=click.Choice([*REDUCTIONS, "all"]), default="all", show_default=True)
+@click.option("--reduction", type=SearchedReduction(), default="all", show_default=True)
 @setting_option("step", default=0.05)
 @setting_option("tail", default=None, default_text="full, or the set's own")
 @descent_options

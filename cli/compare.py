@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from qrdali.evaluation.consistency import ErrorConsistency
     from qrdali.workflows.compare import Comparison
 
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def compare(run_a: str, run_b: str, name: str, as_json: bool) -> None:
-    """McNemar's test of two runs on the same images.
+    """McNemar's test of two runs on the same images, and whether they err on the same ones (Cohen's kappa).
 
     \b
     Example: qrdali compare runs/baseline runs/fixed --set test
@@ -35,6 +36,16 @@ def compare(run_a: str, run_b: str, name: str, as_json: bool) -> None:
         emit(comparison.to_json())
     else:
         _show(comparison)
+
+
+def consistency_text(consistency: ErrorConsistency) -> str:
+    """Returns a line on whether two runs err on the same images."""
+    kappa = consistency.kappa
+    shown = "undefined, both are right or both wrong on every image" if kappa is None else f"κ = {kappa:.4f}"
+    return (
+        f"error consistency: {shown} (alike on {100 * consistency.observed:.2f}% of the images, "
+        f"{100 * consistency.expected:.2f}% expected by chance)"
+    )
 
 
 def _show(comparison: Comparison) -> None:
@@ -58,5 +69,6 @@ def _show(comparison: Comparison) -> None:
     p, exact = (p_text(value, 3) for value in (comparison.p_value, comparison.exact_p_value))
     test = f"McNemar: statistic {comparison.statistic:.4f}, p = {p} {comparison.stars}"
     say(f"{test.rstrip()}; exact binomial p = {exact}")
+    say(consistency_text(comparison.consistency))
     for note in comparison.notes:
         say(f"note: {note}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from qrdali.cli.search_options import descent_options, machine_options
+from qrdali.cli.search_options import SearchedReduction, descent_options, machine_options
 from qrdali.cli.setting_options import setting_option
 
 
@@ -14,12 +14,7 @@ from qrdali.cli.setting_options import setting_option
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path())
 @click.option("--run", required=True, type=click.Path(), help="A run folder; its best/ classifies.")
 @click.option("--label", metavar="NAME", help="The class.  [default: the network's own answer]")
-@click.option(
-    "--reduction",
-    type=click.Choice(["color", "crop", "resolution", "combination", "all"]),
-    default="combination",
-    show_default=True,
-)
+@click.option("--reduction", type=SearchedReduction(), default="combination", show_default=True)
 @setting_option("step", default=0.05)
 @setting_option("tail", default="full")
 @descent_options

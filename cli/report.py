@@ -22,13 +22,19 @@ import click
     type=click.Path(),
     help="A folder made by `qrdali build-mepi`; repeatable.",
 )
+@click.option(
+    "--humans",
+    type=click.Path(),
+    help="What people answered to the same images: CSV or Parquet with the columns path (or file name), "
+    "person and answer, and optionally set.",
+)
 @click.option("--title", default="", help="Heading of the page.")
 @click.option(
     "--gallery",
     default=8,
     show_default=True,
     type=click.IntRange(0, 1000),
-    help="Images per MEPI set that are shown.",
+    help="Images per MEPI set that are shown, and images on which runs disagree.",
 )
 @click.option(
     "--usd-per-kwh", default=0.17, show_default=True, type=click.FloatRange(0), help="Price of electricity."
@@ -41,19 +47,22 @@ def report(
     runs: tuple[str, ...],
     out: str,
     mepis: tuple[str, ...],
+    humans: str | None,
     title: str,
     gallery: int,
     usd_per_kwh: float,
     watts: float | None,
     as_json: bool,
 ) -> None:
-    """Write one page on RUNS: findings, accuracy, evolution, entropy quotients, minimal images and cost.
+    """Write one page on RUNS: findings, accuracy, evolution, calibration, confusions, error consistency,
+    entropy quotients, minimal images and cost.
 
-    Everything is computed from what the folders hold: no data set is read. The runs of several data sets or
-    networks stand under headings of their own.
+    Everything is computed from what the folders hold: no data set is read, but for the images that are shown.
+    The runs of several data sets or networks stand under headings of their own.
 
     \b
-    Example: qrdali report runs/* --mepi mepi/baseline --out report
+    Examples: qrdali report runs/* --mepi mepi/baseline --out report
+              qrdali report runs/* --humans answers.csv --out report
     """
     from qrdali.cli.terminal import TerminalListener, emit, say
     from qrdali.interfaces import JobControl
@@ -63,6 +72,7 @@ def report(
         [Path(run) for run in runs],
         Path(out),
         mepi=[Path(folder) for folder in mepis],
+        humans=None if humans is None else Path(humans),
         title=title,
         gallery=gallery,
         usd_per_kwh=usd_per_kwh,

@@ -8,8 +8,21 @@ from typing import Any, TypeVar
 import click
 
 from qrdali.cli.setting_options import setting_option
+from qrdali.reduction.names import DISTORTIONS, SEARCHED, why_not_searched
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SearchedReduction(click.Choice[str]):
+    """Takes the reductions that a search moves, or "all", and says of a distortion why it is none."""
+
+    def __init__(self) -> None:
+        super().__init__([*SEARCHED, "all"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in DISTORTIONS:
+            self.fail(f"{value} {why_not_searched(value)}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def descent_options(command: F) -> F:

@@ -44,9 +44,7 @@ def show_sequence(settings: Settings) -> None:
 
 def _describe_epoch(settings: Settings, epoch: int, stage: int, phase: Phase) -> str:
     """Returns what the images of an epoch look like, in words."""
-    import numpy as np
-
-    from qrdali.reduction.quality import DIMENSIONS, quality
+    from qrdali.reduction.levels import qualities_of
     from qrdali.schedule.epoch_schedule import Phase
     from qrdali.schedule.methods import reduced_levels
 
@@ -56,7 +54,6 @@ def _describe_epoch(settings: Settings, epoch: int, stage: int, phase: Phase) ->
         return f"{settings.reduction}, each image at its own level"
     if settings.method == "random":
         return f"{settings.reduction}, quality {settings.low:g} to {settings.high:g}, drawn per image"
-    levels = reduced_levels(settings, stage, epoch).for_samples(np.zeros(1, np.int64))[0]
-    qualities = zip(DIMENSIONS, quality(levels, settings.scale), strict=True)
-    reduced = ", ".join(f"{dimension} {value:.4g}" for dimension, value in qualities if value < 1)
+    qualities = qualities_of(reduced_levels(settings, stage, epoch), settings.scale)
+    reduced = ", ".join(f"{name} {value:.4g}" for name, value in qualities.items() if value < 1)
     return reduced or "full quality (sham)"

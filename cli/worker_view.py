@@ -29,7 +29,8 @@ class LiveLines:
         self._names = [plan.name for plan in plans]
         self._how: dict[str, str] = {}
         self._looked = self._summed = 0.0
-        self._whole = ""
+        self._left = ""
+        self._seen: set[str] = set()
         self._live: Live | None = None
 
     def begin(self, matrix: LaunchedMatrix) -> None:
@@ -53,12 +54,15 @@ class LiveLines:
         if self._live is None or now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
-        if not self._whole or now - self._summed >= _WHOLE_SECONDS:
+        if not self._summed or now - self._summed >= _WHOLE_SECONDS:
             self._summed = now
-            self._whole = whole_line(self._matrix)
+            self._left = left_text(self._matrix)
         doing = self._doing()
-        lines = [worker_line(name, doing.get(name), self._how.get(name, "")) for name in self._names]
-        self._live.update("\n".join(map(fitted, [*lines, self._whole])), refresh=True)
+        self._seen |= doing.keys()
+        gone = dict.fromkeys(self._seen - doing.keys(), "has ended") | self._how
+        lines = [worker_line(name, doing.get(name), gone.get(name, "")) for name in self._names]
+        whole = f"{self._matrix.done()} of {len(self._matrix.keys)} tasks are done{self._left}"
+        self._live.update("\n".join(map(fitted, [*lines, whole])), refresh=True)
 
     def end(self) -> None:
         if self._live is not None:
@@ -113,10 +117,9 @@ def pass_text(activity: dict[str, Any]) -> str:
     return f", {activity.get('what', '')}: {done:,}{of_total} {unit}, {rate:,.1f} {unit}/s{left}"
 
 
-def whole_line(matrix: LaunchedMatrix) -> str:
-    """Returns how much of the matrix is done and what is left, in a line."""
+def left_text(matrix: LaunchedMatrix) -> str:
+    """Returns the time that a matrix still takes, for the end of a line; "" where it is not known."""
     from qrdali.experiment.estimate import span_text
 
     left = matrix.left()
-    after = "" if left.low is None else f", {span_text(left)} left"
-    return f"{matrix.done()} of {len(matrix.keys)} tasks are done{after}"
+    return "" if left.low is None else f", {span_text(left)} left"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,11 @@ from qrdali.pipelines.graph_inputs import (
     ImageInputs,
     NetworkInputs,
     WindowBounds,
+    distortion_inputs,
     pixel_reduction,
     window_bounds,
 )
+from qrdali.reduction.distortions import DistortionParams
 from qrdali.reduction.network_view import View, view
 from qrdali.reduction.quality import CROP, ReductionParams
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -34,7 +36,7 @@ class PreparedBatch:
 
     number: of the batch in its plan. samples, labels: int64 [N]. reduction: what each image is reduced by.
     seen: the part of each reduced image that the network sees. regions_1: that part under the definitions 1,
-    where the plan has those.
+    where the plan has those. distortions: of that part, in the order in which they are applied.
     """
 
     number: int
@@ -43,24 +45,31 @@ class PreparedBatch:
     reduction: ReductionParams
     seen: View
     regions_1: definitions_1.Regions | None = None
+    distortions: tuple[DistortionParams, ...] = ()
 
     def select(self, mask: npt.NDArray[np.bool_]) -> PreparedBatch:
         """Returns the batch with only those images where `mask`, bool [N], is true."""
         reduction, regions = self.reduction, self.regions_1
-        return PreparedBatch(
-            self.number,
-            self.samples[mask],
-            self.labels[mask],
-            ReductionParams(reduction.window[mask], reduction.size[mask], reduction.bin_width[mask]),
-            self.seen.select(mask),
-            None if regions is None else regions[mask],
+        return replace(
+            self,
+            samples=self.samples[mask],
+            labels=self.labels[mask],
+            reduction=ReductionParams(
+                reduction.window[mask], reduction.size[mask], reduction.bin_width[mask]
+            ),
+            seen=self.seen.select(mask),
+            regions_1=None if regions is None else regions[mask],
+            distortions=tuple(params.select(mask) for params in self.distortions),
         )
 
 
-def prepared_batches(plan: EpochPlan, index: Index, preprocessing: Preprocessing) -> Iterator[PreparedBatch]:
+def prepared_batches(
+    plan: EpochPlan, index: Index, preprocessing: Preprocessing, distortions: tuple[str, ...] = ()
+) -> Iterator[PreparedBatch]:
     """Yields the batches of `plan` from its first on, each computed when it is asked for.
 
-    Batches without images are left out.
+    Batches without images are left out. distortions: those of the graph, which the plan's are among; the
+    others are not applied.
     """
     for number in range(plan.first_batch, plan.batches):
         samples = plan.batch(number)
@@ -70,7 +79,8 @@ def prepared_batches(plan: EpochPlan, index: Index, preprocessing: Preprocessing
             regions = None
             if plan.definitions == 1:
                 regions = definitions_1.regions(plan, seen, reduction.size, preprocessing)
-            yield PreparedBatch(number, samples, index.labels(samples), reduction, seen, regions)
+            distorted = plan.distortions(samples, preprocessing.input_size, distortions)
+            yield PreparedBatch(number, samples, index.labels(samples), reduction, seen, regions, distorted)
 
 
 def decode_inputs(files: Files, window: npt.NDArray[np.int32]) -> DecodeInputs:
@@ -92,6 +102,9 @@ def network_inputs(files: Files, batch: PreparedBatch, preprocessing: Preprocess
             reduction=pixel_reduction(bounds.shape, reduction.size, reduction.bin_width),
             square=square_inputs(batch.seen, preprocessing) if batch.regions_1 is None else None,
             region=batch.regions_1,
+        ),
+        distortions=tuple(
+            distortion_inputs(params, preprocessing.input_size) for params in batch.distortions
         ),
         flip=batch.seen.flip.astype(np.int32),
         label=batch.labels,

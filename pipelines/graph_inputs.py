@@ -8,13 +8,14 @@ the upright image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
 from qrdali.pipelines.file_reader import Files
+from qrdali.reduction.distortions import BY_NAME, DistortionParams
 from qrdali.reduction.quality import CROP
 
 Int32 = npt.NDArray[np.int32]
@@ -74,6 +75,14 @@ class ImageInputs(NamedTuple):
     region: Float32 | None  # [N, 4] top, left, bottom, right: the same under the definitions 1
 
 
+class DistortionInputs(NamedTuple):
+    """Holds what one distortion does to the squares that a network sees."""
+
+    applied: Bool  # [N]
+    amount: npt.NDArray[Any]  # [N, …] as `Distortion.amounts`
+    field: list[npt.NDArray[np.int16]] | None  # N times [S, S, 3], or [1, 1, 3] where it is not applied
+
+
 class DecodeInputs(NamedTuple):
     """Feeds `graphs.decode_windows`."""
 
@@ -87,6 +96,7 @@ class NetworkInputs(NamedTuple):
     files: Files  # N times uint8 [length]: the file's name, or its bytes
     window: WindowBounds
     image: ImageInputs
+    distortions: tuple[DistortionInputs, ...]  # in the order in which they are applied
     flip: Int32  # [N] 1 mirrors
     label: Int64  # [N] class
     sample: Int64  # [N] number of the image in its index
@@ -126,6 +136,15 @@ def pixel_reduction(shape: Int32, size: Int32, bin_width: Int32) -> PixelReducti
     )
 
 
+def distortion_inputs(params: DistortionParams, side: int) -> DistortionInputs:
+    """Returns the inputs of one distortion of squares of `side` pixels."""
+    field = None
+    if BY_NAME[params.name].has_field:
+        drawn = (params.field(i, (side, side, 3)) for i in range(len(params.applied)))
+        field = [one for one in drawn if one is not None]
+    return DistortionInputs(params.applied, params.amount, field)
+
+
 def flatten(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Returns the arrays of a structure in the order of its fields; those that are None are left out."""
     arrays: list[Any] = []
@@ -162,8 +181,17 @@ def fill(names: tuple[Any, ...], nodes: Iterator[Any]) -> Any:
 
 DECODE = layout(DecodeInputs)
 SQUARE = layout(SquareInputs)
-NETWORK = layout(NetworkInputs, image=layout(ImageInputs, window=None, square=SQUARE, region=None))
-NETWORK_1 = layout(NetworkInputs, image=layout(ImageInputs, window=None, square=None, region="region"))
+NETWORK = layout(
+    NetworkInputs, image=layout(ImageInputs, window=None, square=SQUARE, region=None), distortions=()
+)
+NETWORK_1 = NETWORK._replace(image=layout(ImageInputs, window=None, square=None, region="region"))
+
+
+def network_layout(definitions: int, distortions: Sequence[str]) -> Any:
+    """Returns the layout of `NetworkInputs` under definitions 1 or 2, with distortions by name."""
+    base = NETWORK_1 if definitions == 1 else NETWORK
+    fields = ("field" if BY_NAME[name].has_field else None for name in distortions)
+    return base._replace(distortions=tuple(layout(DistortionInputs, field=field) for field in fields))
 
 
 def candidate_layout(columns: tuple[int, ...]) -> Any:

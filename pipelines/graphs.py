@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import nvidia.dali
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.pipeline import do_not_convert
 
@@ -20,14 +21,28 @@ from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.graph_inputs import (
     ANY_WIDTH,
     DECODE,
-    NETWORK,
-    NETWORK_1,
     POWER_OF_TWO,
     candidate_layout,
     decoded_layout,
     fill,
     flatten,
+    network_layout,
 )
+from qrdali.reduction.distortions import BY_NAME
+from qrdali.reduction.distortions.interface import Distortion
+
+
+class GraphKind(NamedTuple):
+    """Says what `network_input` is built for.
+
+    definitions: as in `EpochPlan`. distortions: the names of those that a batch may have.
+    """
+
+    definitions: int = 2
+    distortions: tuple[str, ...] = ()
+
+
+PLAIN = GraphKind()
 
 
 class CandidateOutputs(NamedTuple):
@@ -47,22 +62,22 @@ def network_input(
     batch_size: int,
     preprocessing: Preprocessing,
     needs_bytes: bool = False,
-    definitions: int = 2,
+    kind: GraphKind = PLAIN,
 ) -> Any:
-    """Returns a pipeline from `NetworkInputs` to (images float32 HWC, labels, samples).
-
-    definitions: as in `EpochPlan`.
-    """
+    """Returns a pipeline from `NetworkInputs` to (images float32 HWC, labels, samples)."""
+    distortions = [BY_NAME[name] for name in kind.distortions]
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        inputs = _receive(source, NETWORK_1 if definitions == 1 else NETWORK)
+        inputs = _receive(source, network_layout(kind.definitions, kind.distortions))
         image = _read(inputs, engine, needs_bytes)
         image = _reduce_resolution_and_color(image, inputs.image.reduction)
-        if definitions == 1:
+        if kind.definitions == 1:
             square = definitions_1.square_in_graph(image, inputs.image.region, preprocessing)
         else:
             square = ops.square(image, inputs.image.square, preprocessing)
+        for i, distortion in enumerate(distortions):
+            square = _distort(square, distortion, inputs.distortions[i])
         return ops.normalize(square, inputs.flip, preprocessing), inputs.label, inputs.sample
 
     return _instance(graph, engine, batch_size)
@@ -166,6 +181,20 @@ def _reduce_resolution_and_color(image: Any, reduction: Any) -> Any:
     elif reduction.binning == ANY_WIDTH:
         image = ops.color_any(image, reduction.bin_width)
     return image
+
+
+def _distort(image: Any, distortion: Distortion, inputs: Any) -> Any:
+    if inputs.applied:
+        image = _apply(image, distortion, inputs)
+    return image
+
+
+@do_not_convert
+def _apply(image: Any, distortion: Distortion, inputs: Any) -> Any:
+    field = inputs.field
+    if field is not None and image.device == "gpu":
+        field = field.gpu()
+    return distortion.in_graph(nvidia.dali, image, inputs.amount, field)
 
 
 @do_not_convert

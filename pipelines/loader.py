@@ -30,6 +30,8 @@ from qrdali.pipelines.external_source import (
 from qrdali.pipelines.file_reader import FileReader, Files
 from qrdali.pipelines.replay import ReplaySource, RestartablePipeline, run_with_replay
 from qrdali.pipelines.undecodable import decode_once
+from qrdali.reduction.distortions import distort
+from qrdali.reduction.names import DISTORTIONS
 from qrdali.reduction.network_view import view
 from qrdali.reduction.quality import CROP
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -52,7 +54,7 @@ class _Loader(ABC):
         self._decode = partial(decode_once, self._engine, self._reader.needs_bytes)
         to_inputs = partial(self._to_inputs, preprocessing=preprocessing)
         self._source = ReplaySource(self._reader, to_inputs, self._decode, PreparedBatch.select)
-        self._batch_size, self._definitions = batch_size, 2
+        self._batch_size, self._kind = batch_size, graphs.PLAIN
         # Neither holds this loader, so that the pipeline and its memory go as soon as the loader does.
         self._pipeline = RestartablePipeline(self._graph(self._source))
 
@@ -80,10 +82,15 @@ class _Loader(ABC):
         self._settle()
         self._source.stop()
         self._pipeline.drain()
-        if plan.definitions != self._definitions:
-            self._definitions = plan.definitions
+        distortions = tuple(name for name in DISTORTIONS if name in plan.levels.distortions)
+        kind = graphs.GraphKind(plan.definitions, distortions)
+        # A graph with more distortions serves: epochs at full quality between distorted ones need no other.
+        fits = set(kind.distortions) <= set(self._kind.distortions)
+        if kind.definitions != self._kind.definitions or not fits:
+            self._kind = kind
             self._pipeline = RestartablePipeline(self._graph(self._source))
-        self._source.start(prepared_batches(plan, self._index, self._preprocessing))
+        batches = prepared_batches(plan, self._index, self._preprocessing, self._kind.distortions)
+        self._source.start(batches)
         self._pipeline.start()
         return self._batches(run_with_replay(self._pipeline, self._source, on_unreadable))
 
@@ -128,7 +135,7 @@ class GraphLoader(_Loader):
             self._batch_size,
             self._preprocessing,
             self._reader.needs_bytes,
-            self._definitions,
+            self._kind,
         )
 
     def _batches(self, outputs: Iterator[tuple[PreparedBatch, Outputs]]) -> Iterator[Batch]:
@@ -244,10 +251,11 @@ class HostLoader(_Loader):
             for i in range(first, last):
                 image = host.reduce(_pixels(windows, i), reduction.size[i], int(reduction.bin_width[i]))
                 if regions is None:
-                    host.prepare(image, seen, i, preprocessing, target[i])
+                    square = host.square(image, seen, i, preprocessing)
                 else:
                     square = definitions_1.square(image, regions[i], preprocessing)
-                    host.normalize(square, bool(seen.flip[i]), preprocessing, target[i])
+                square = distort(square, batch.distortions, i)
+                host.normalize(square, bool(seen.flip[i]), preprocessing, target[i])
 
         self._spread(work, count)
         return images

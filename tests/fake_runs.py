@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from qrdali.evaluation.true_class import true_class
 from qrdali.mepi.manifest import SCHEMA
 from qrdali.models import Preprocessing
 from qrdali.runs import checkpoint
@@ -39,6 +40,37 @@ def rows(
     pq.write_table(table, folder / "predictions" / f"{name}.parquet")
 
 
+def scored_rows(
+    folder: Path,
+    name: str,
+    logits: "np.ndarray[Any, Any]",
+    labels: "np.ndarray[Any, Any]",
+    paths: list[str] | None = None,
+    **metadata: Any,
+) -> None:
+    """Rows as evaluation writes them of logits [N, K], with rank and probability of the true class."""
+    probability = torch.from_numpy(logits).double().softmax(1)
+    targets = torch.from_numpy(labels)
+    confidence, prediction = probability.max(1)
+    rank, of_label = true_class(probability, targets, prediction)
+    table = pa.table(
+        {
+            "sample": np.arange(len(labels)),
+            "path": paths or [f"/data/{name}/{i}.jpg" for i in range(len(labels))],
+            "label": labels.astype(np.int32),
+            "prediction": prediction.numpy().astype(np.int32),
+            "correct": prediction.numpy() == labels,
+            "confidence": confidence.float().numpy(),
+            "rank": rank.numpy().astype(np.int32),
+            "true_probability": of_label.numpy(),
+        }
+    )
+    (folder / "predictions").mkdir(parents=True, exist_ok=True)
+    if metadata:
+        table = table.replace_schema_metadata({"qrdali": json.dumps(metadata)})
+    pq.write_table(table, folder / "predictions" / f"{name}.parquet")
+
+
 def run(
     folder: Path,
     accuracies: list[float],
@@ -63,7 +95,7 @@ def run(
     pre = Preprocessing(32, "whole", 0.9, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     checkpoint.save(
         folder / "best",
-        BestModel(str(settings.get("model", "test_resnet")), classes, pre, best, accuracies[best]).as_dict(),
+        BestModel(settings.get("model", "test_resnet"), classes, pre, best, accuracies[best]).as_dict(),
         model={"w": torch.tensor([float(sum(map(ord, str(folder))))])},
     )
     lines = []

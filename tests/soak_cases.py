@@ -109,6 +109,9 @@ def training(ground: Ground, now: Path) -> Iterator[Case]:
             for method in ("fixed", "linear", "adaptive", "random"):
                 plain[f"{method} {sequence} {reduction}"] = [method, *asked]
             plain[f"adaptive online {sequence} {reduction}"] = ["adaptive", *asked, "--feedback", "online"]
+    for method, reduction in (("fixed", "jpeg"), ("linear", "blur"), ("random", "noise")):
+        words = [*bounded, "--sequence", "paired-epochs", "--reduction", reduction]
+        plain[f"{method} paired-epochs {reduction}"] = [method, *words]
     for name, (method, *words) in plain.items():
         for ema in (False, True):
             yield Case(

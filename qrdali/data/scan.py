@@ -259,13 +259,30 @@ def index_folder(
     `file` of its own. Raises InputError for a folder that is not one of the classes, `whose` being whom they
     belong to, or is one of two; for two folders of one class; or where nothing can be read.
     """
-    from qrdali.distributed import SINGLE_PROCESS  # it imports torch, which indexing a data set does without
-
-    group = group or SINGLE_PROCESS
     not_read: list[tuple[str, str]] = []  # of the process that lists the files
     left_out = LeftOut(lambda path, reason: not_read.append((path, reason)))
     known = classes if isinstance(classes, ClassList) else ClassList(classes)
-    listed = group.run_on_main(lambda: _set_files(root, known, whose, left_out))
+    return index_files(root, lambda: _set_files(root, known, whose, left_out), not_read, file, reading, group)
+
+
+def index_files(
+    root: Path | str,
+    list_files: Callable[[], Iterator[tuple[int, str]]],
+    not_read: list[tuple[str, str]],
+    file: Path,
+    reading: Reading = DECODED,
+    group: ProcessGroup | None = None,
+) -> list[tuple[str, str]]:
+    """Indexes the files (label, path) that `list_files` returns into the Arrow `file`, in their order.
+
+    Collective if there is a `group`: `list_files` is called on rank 0 alone, and fills `not_read` there while
+    its files are taken. Returns (path, reason) of the rejected files and of `not_read`. Raises InputError,
+    naming `root`, where nothing can be read, and what `list_files` raises.
+    """
+    from qrdali.distributed import SINGLE_PROCESS  # it imports torch, which indexing a data set does without
+
+    group = group or SINGLE_PROCESS
+    listed = group.run_on_main(list_files)
     files = iter(()) if listed is None else listed
     rejected = []
     writer = Writer(file)

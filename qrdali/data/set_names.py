@@ -6,12 +6,13 @@ import re
 
 from qrdali.data.index import SPLITS
 from qrdali.errors import InputError, printable
-from qrdali.reduction.quality import REDUCTIONS
+from qrdali.reduction.names import TRAINED
 
 _MAPPED = "-mapped-(argmax|sum)"
+MAPPED = re.compile(rf"{_MAPPED}$")  # ends the names of rows whose classes were mapped by this rule
 
 # The names of splits: at full quality, reduced, and mapped to other classes.
-RESERVED = re.compile(rf"({'|'.join(SPLITS)})(-({'|'.join(REDUCTIONS)})-0\.[0-9]{{1,12}})?({_MAPPED})?")
+RESERVED = re.compile(rf"({'|'.join(SPLITS)})(-({'|'.join(TRAINED)})-0\.[0-9]{{1,12}})?({_MAPPED})?")
 
 
 def check_set_name(name: str, option: str) -> None:
@@ -19,7 +20,7 @@ def check_set_name(name: str, option: str) -> None:
     if (
         not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name)
         or RESERVED.fullmatch(name)
-        or re.search(f"{_MAPPED}$", name)
+        or MAPPED.search(name)
     ):
         raise InputError(
             f"{option} has the name {printable(name)!r}: give NAME=FOLDER, NAME of letters, digits, '.', '_' "

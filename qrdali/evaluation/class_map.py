@@ -54,6 +54,11 @@ class ClassMap:
         return self.classes if self.rule == "sum" else self.classes + self.run_classes
 
     @property
+    def unmapped(self) -> int:
+        """Returns how many of the network's classes are an answer of their own, for want of a data class."""
+        return int((self.target == UNMAPPED).sum()) if self.rule == "argmax" else 0
+
+    @property
     def chance(self) -> float:
         """Returns the expected accuracy of a uniform guess on balanced images, in (0, 1].
 

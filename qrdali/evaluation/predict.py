@@ -13,6 +13,7 @@ from torch import nn
 
 from qrdali.evaluation.class_map import ClassMap
 from qrdali.evaluation.prediction_rows import PredictionRows
+from qrdali.evaluation.suite_answers import SuiteAnswers
 from qrdali.evaluation.true_class import true_class
 from qrdali.interfaces import BatchSource, RunContext
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -56,14 +57,15 @@ def predict(
     context: RunContext,
     *,
     on_batch: Callable[[int], None] = _ignore,
-    class_map: ClassMap | None = None,
+    class_map: ClassMap | SuiteAnswers | None = None,
 ) -> PredictionRows:
     """Classifies every image of `plan` in evaluation mode and returns a row for each.
 
     The model is left in the mode that it was in.
 
     on_batch: is called after each batch of this process with the images that all processes have done since;
-    what it raises ends the pass on all of them. class_map: for labels of other classes than the network's.
+    what it raises ends the pass on all of them. class_map: for labels of other classes than the network's, or
+    for a suite that says which of them may be answered and are right.
     Collective: the processes of `context.group` take every world-th batch as it is, and all return all rows,
     the same as one process alone.
     """
@@ -78,8 +80,11 @@ def predict(
                 logits = model(batch.images)
             predictions, confidence = class_map.decide(logits) if class_map else top1(logits)
             probability = class_map.probability(logits) if class_map else logits.double().softmax(1)
-            of_label = true_class(probability, batch.labels, predictions)
-            columns.append((batch.samples, batch.labels, predictions, confidence, *of_label))
+            labels = batch.labels
+            if isinstance(class_map, SuiteAnswers):
+                labels = class_map.labels(batch.samples, labels, predictions, probability)
+            of_label = true_class(probability, labels, predictions)
+            columns.append((batch.samples, labels, predictions, confidence, *of_label))
             check_other_ranks()
             done = batch.number * plan.batch_size
             on_batch(min(plan.samples, done + group.world_size * plan.batch_size) - done)

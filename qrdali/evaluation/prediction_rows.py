@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 
 from qrdali.data.index import Index
 from qrdali.data.set_names import RESERVED
+from qrdali.data.suite_names import suite_of_rows
 from qrdali.errors import InputError, RunError, printable
+from qrdali.evaluation.calibration import calibration
 from qrdali.files.atomic import write_whole
 from qrdali.files.json_objects import MOST_BYTES
 from qrdali.reduction.quality import MAX_GRID
@@ -31,6 +33,7 @@ _ROW: list[tuple[str, str]] = [
     ("confidence", "f4"),
 ]
 _OF_TRUE_CLASS: list[tuple[str, str]] = [("rank", "i8"), ("true_probability", "f8")]  # not in older rows
+TOP = 5  # answers among which top-5 accuracy wants the label
 _LEAST_PROBABILITY = np.finfo(np.float64).tiny
 
 
@@ -69,6 +72,12 @@ class PredictionRows:
         return negative_log_likelihood(self.true_probability)
 
     @property
+    def expected_calibration_error(self) -> float | None:
+        """Returns the expected calibration error of 15 equal bins, in [0, 1]; None for NaN."""
+        bins = calibration(self.confidence, self.labels == self.predictions)
+        return bins.error if bins else None
+
+    @property
     def constant_class(self) -> int | None:
         """Returns the one class predicted for every image although the labels are of several, or None."""
         same = len(set(self.predictions.tolist())) == 1 and len(set(self.labels.tolist())) > 1
@@ -76,8 +85,8 @@ class PredictionRows:
 
 
 def top5_accuracy(ranks: npt.NDArray[np.integer]) -> float:
-    """Returns the share of ranks, counted from 1, that are at most 5."""
-    return float((ranks <= 5).mean())
+    """Returns the share of ranks, counted from 1, that are at most `TOP`, in [0, 1]."""
+    return float((ranks <= TOP).mean())
 
 
 def negative_log_likelihood(probability: npt.NDArray[np.float64]) -> float | None:
@@ -120,6 +129,8 @@ def write_rows(
 
 def evaluate_command_for(name: str, data: str = "DATASET") -> str:
     """Returns the options of `qrdali evaluate` that make the rows of `name`, for a message."""
+    if suite := suite_of_rows(name):
+        return f"--suite {suite}=ROOT"
     if not RESERVED.fullmatch(name):
         return f"--set {printable(name)}=FOLDER"
     name, mapped, rule = name.partition("-mapped-")
@@ -174,15 +185,18 @@ def read_table(file: Path, columns: list[str]) -> pa.Table:
         return parquet.read(columns=columns)
 
 
-def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.void]:
+def read_rows(
+    run: Path, name: str, epoch: int | None = None, *, with_paths: bool = True
+) -> npt.NDArray[np.void]:
     """Returns the rows of a set in sample order, structured [N].
 
     Fields: sample, path (text), label, prediction, correct, confidence; and rank (from 1) and
     true_probability, both or neither: rows of version 0.1 have neither.
 
-    epoch: the epoch that the rows' weights must be of, where the file names one. A prediction of -1 is none
-    of the classes. Raises InputError if there are no rows or they are of another epoch, RunError if the file
-    is damaged or contradicts itself.
+    epoch: the epoch that the rows' weights must be of, where the file names one. with_paths: False leaves the
+    field path out, which takes most of the memory and time. A prediction of -1 is none of the classes. Raises
+    InputError if there are no rows or they are of another epoch, RunError if the file is damaged or
+    contradicts itself.
     """
     file = run / "predictions" / f"{name}.parquet"
     advice = f"make them with `qrdali evaluate --run {printable(run)} {evaluate_command_for(name)}`"
@@ -194,7 +208,7 @@ def read_rows(run: Path, name: str, epoch: int | None = None) -> npt.NDArray[np.
             f"is of epoch {epoch}: {advice}"
         )
     try:
-        fields = _fields(file)
+        fields = [field for field in _fields(file) if with_paths or field[0] != "path"]
         table = read_table(file, [key for key, _ in fields])
         rows = np.zeros(len(table), fields)
         for key, _ in fields:

@@ -22,13 +22,13 @@ from qrdali.files.lock import acquire, silent
 from qrdali.mepi.journal import OUTCOMES, Entry, Journal
 from qrdali.mepi.manifest import WRITTEN_SCHEMA, manifest_rows
 from qrdali.mepi.search_path import params_of_states
-from qrdali.reduction import neighbors
+from qrdali.reduction import names, neighbors
 from qrdali.reduction.levels import CHUNK
 from qrdali.reduction.png_entropy import encoder_name
 from qrdali.reduction.quality import REDUCTIONS, LevelScale
 from qrdali.runs.settings import DEFINITIONS
 
-SEARCHED = ("color", "crop", "resolution", "combination")
+SEARCHED = names.SEARCHED
 OPTIONS, MANIFEST, SUMMARY = "options.json", "manifest.parquet", "summary.json"
 CONTINUED_UNDER = "continued_under"  # the definitions of the rest of a set, if other than those it began with
 PROGRESS = ".progress"  # the folder of the journals

@@ -15,12 +15,15 @@ would change the runs of the version before.
 | ONLINE | where a step of online feedback crops (`probe`) | 0, sample | one a step |
 | CHOICE | which images a sample of a set holds (`shuffled`) | CRC-32 of a name, position | one |
 | SMALL_ORDER | the shuffle of an epoch of few images (`epoch_plan`) | epoch, sample | one |
+| NOISE | the field of the distortion noise (`distortions`) | 1 in training, else 0; sample | one for 8 |
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -40,12 +43,16 @@ class Purpose(IntEnum):
     ONLINE = 6
     CHOICE = 7
     SMALL_ORDER = 8
+    NOISE = 9
 
 
+NORMAL_UNIT = 1 / 4096  # of `normal_field`: int16 has room for ±8, and half the bytes of floats
+MAX_NORMALS = 1 << 27  # of a field: 8 for each of 2^24 draws
 _LOW = np.uint64(0xFFFFFFFF)
+_NORMALS_AT_ONCE = 1 << 20  # so that the memory is bounded
 
 
-def philox(key: int, counter: tuple[Words | int, Words | int, int, int]) -> tuple[Words, ...]:
+def philox(key: int, counter: tuple[Words | int, Words | int, int, Words | int]) -> tuple[Words, ...]:
     """Returns the four 32-bit words of Philox4x32-10, each as uint64 [N].
 
     key: 64 bits. counter: four 32-bit words. Words of the counter that are arrays are broadcast: one call
@@ -88,6 +95,37 @@ def keys(seed: int, epoch: int, count: int, purpose: Purpose) -> Words:
     high, low, _, _ = philox(seed, (samples & _LOW, samples >> np.uint64(32), epoch, purpose))
     result: Words = high << np.uint64(32) | low
     return result
+
+
+def normal_field(seed: int, stream: int, sample: int, shape: tuple[int, ...]) -> npt.NDArray[np.int16]:
+    """Returns independent standard normals of one sample in units of `NORMAL_UNIT`, int16 of `shape`.
+
+    Keyed by (seed, stream, sample). Each is the quantile of 16 bits, (k + ½) / 2^16, so that none is beyond
+    ±4.3. Raises ValueError for more than `MAX_NORMALS`.
+    """
+    count = math.prod(shape)
+    if count > MAX_NORMALS:
+        raise ValueError(f"a field of {count} values: {MAX_NORMALS} are possible")
+    field = np.empty(count, np.int16)
+    quantiles = _normal_quantiles()
+    for start in range(0, count, _NORMALS_AT_ONCE):
+        part = field[start : start + _NORMALS_AT_ONCE]
+        draws = np.arange(start // 8, -(-(start + len(part)) // 8), dtype=np.uint64)
+        last = draws << np.uint64(8) | np.uint64(Purpose.NOISE)
+        words = np.stack(philox(seed, (sample & 0xFFFFFFFF, sample >> 32, stream, last)), axis=1)
+        halves = words.astype("<u4").view("<u2").reshape(-1)
+        part[:] = quantiles[halves[: len(part)]]
+    return field.reshape(shape)
+
+
+@lru_cache(maxsize=1)
+def _normal_quantiles() -> npt.NDArray[np.int16]:
+    """Returns the normal quantile of each (k + ½) / 2^16, in units of `NORMAL_UNIT`."""
+    from scipy.special import ndtri
+
+    quantiles = ndtri((np.arange(1 << 16) + 0.5) / (1 << 16))
+    units: npt.NDArray[np.int16] = np.rint(quantiles / NORMAL_UNIT).astype(np.int16)
+    return units
 
 
 def shuffled(seed: int, name: str, count: int) -> Samples:

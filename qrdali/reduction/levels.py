@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from qrdali.files.array_rows import MAPPED, open_npy
 from qrdali.files.atomic import write_whole
 from qrdali.files.mapping import can_be_mapped
 from qrdali.reduction.counter_rng import Purpose, uniform
+from qrdali.reduction.names import DISTORTIONS, SEARCHED
 from qrdali.reduction.quality import (
     COLOR,
     CROP,
@@ -34,8 +35,17 @@ CHUNK = 65_536  # images read at once where all are gone through
 class Levels(Protocol):
     """Gives the levels of an epoch for sample numbers, int64 [N]."""
 
+    @property
+    def distortions(self) -> tuple[str, ...]:
+        """Returns the distortions that images may have."""
+        ...
+
     def for_samples(self, samples: Samples) -> npt.NDArray[np.uint8]:
         """Returns the levels, uint8 [N, 3] in the columns COLOR, CROP, RESOLUTION."""
+        ...
+
+    def of_distortion(self, name: str, samples: Samples) -> npt.NDArray[np.uint8]:
+        """Returns the levels of one of `distortions`, uint8 [N]."""
         ...
 
     def window_origins(self, samples: Samples) -> npt.NDArray[np.int32] | None:
@@ -46,16 +56,43 @@ class Levels(Protocol):
         ...
 
 
+class Moves(NamedTuple):
+    """Says what a reduction moves: dimensions, or a distortion ("" for none)."""
+
+    dimensions: Dimensions
+    distortion: str
+
+
+def moves_of(reduction: str) -> Moves:
+    """Returns what a reduction of `names.TRAINED` moves."""
+    if reduction in DISTORTIONS:
+        return Moves(REDUCTIONS["none"], reduction)
+    return Moves(REDUCTIONS[reduction], "")
+
+
+def quality_names(reduction: str) -> tuple[str, ...]:
+    """Returns the keys of the qualities of a run: its dimensions, and the distortion that its images have."""
+    return (*DIMENSIONS, reduction) if reduction in DISTORTIONS else DIMENSIONS
+
+
 @dataclass(frozen=True)
 class ConstantLevels:
-    """Gives every image the same levels."""
+    """Gives every image the same levels. distorted: (name, level) of each distortion."""
 
     color: int = 0
     crop: int = 0
     resolution: int = 0
+    distorted: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def distortions(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.distorted)
 
     def for_samples(self, samples: Samples) -> npt.NDArray[np.uint8]:
         return np.tile(np.array([self.color, self.crop, self.resolution], np.uint8), (len(samples), 1))
+
+    def of_distortion(self, name: str, samples: Samples) -> npt.NDArray[np.uint8]:
+        return np.full(len(samples), dict(self.distorted)[name], np.uint8)
 
     def window_origins(self, samples: Samples) -> None:
         return None
@@ -64,12 +101,16 @@ class ConstantLevels:
 FULL_QUALITY = ConstantLevels()
 
 
-def constant_levels(dimensions: Dimensions, level: int) -> ConstantLevels:
-    """Returns `level` in the dimensions that move, 0 in the others."""
-    return ConstantLevels(*(level if moves else 0 for moves in dimensions))
+def constant_levels(dimensions: Dimensions, level: int, distortion: str = "") -> ConstantLevels:
+    """Returns `level` in the dimensions and the distortion that move, 0 in the others."""
+    distorted = ((distortion, level),) if distortion and level else ()
+    color, crop, resolution = (level if moves else 0 for moves in dimensions)
+    return ConstantLevels(color, crop, resolution, distorted)
 
 
-def reduced_split_levels(split: str, q: float, scale: LevelScale) -> dict[str, tuple[str, ConstantLevels]]:
+def reduced_split_levels(
+    split: str, q: float, scale: LevelScale, reductions: Sequence[str] = SEARCHED
+) -> dict[str, tuple[str, ConstantLevels]]:
     """Returns by reduction the name of a split at quality `q`, such as test-crop-0.5, and its levels.
 
     Raises InputError for a quality that is no level, or is 1.
@@ -80,18 +121,32 @@ def reduced_split_levels(split: str, q: float, scale: LevelScale) -> dict[str, t
     return {
         reduction: (
             f"{split}-{reduction}-{scale.quality_of(level):g}",
-            constant_levels(dimensions, level),
+            levels_of(reduction, level),
         )
-        for reduction, dimensions in REDUCTIONS.items()
-        if any(dimensions)
+        for reduction in reductions
     }
+
+
+def levels_of(reduction: str, level: int) -> ConstantLevels:
+    """Returns `level` of a reduction of `names.TRAINED`, the same for every image."""
+    moves = moves_of(reduction)
+    return constant_levels(moves.dimensions, level, moves.distortion)
+
+
+def qualities_of(levels: Levels, scale: LevelScale) -> dict[str, float]:
+    """Returns the qualities of an image by dimension and by distortion, of levels that all images share."""
+    first = np.zeros(1, np.int64)
+    found = dict(zip(DIMENSIONS, levels.for_samples(first)[0], strict=True))
+    found |= {name: levels.of_distortion(name, first)[0] for name in levels.distortions}
+    return {name: scale.quality_of(int(level)) for name, level in found.items()}
 
 
 @dataclass(frozen=True)
 class RandomLevels:
     """Draws one level per image and epoch, evenly from `first` to `last`, both included.
 
-    It is used in every dimension that moves: plain augmentation. Keyed by (seed, epoch, sample).
+    It is used in every dimension that moves, and in the distortion that does: plain augmentation. Keyed by
+    (seed, epoch, sample).
     """
 
     dimensions: Dimensions
@@ -99,13 +154,23 @@ class RandomLevels:
     last: int
     seed: int
     epoch: int
+    distortion: str = ""
+
+    @property
+    def distortions(self) -> tuple[str, ...]:
+        return (self.distortion,) if self.distortion else ()
 
     def for_samples(self, samples: Samples) -> npt.NDArray[np.uint8]:
-        drawn = self.first + np.floor(
-            uniform(self.seed, self.epoch, samples, Purpose.LEVEL)[:, 0] * (self.last - self.first + 1)
-        )
+        drawn = self._drawn(samples)
         levels: npt.NDArray[np.uint8] = (drawn[:, None] * np.array(self.dimensions)).astype(np.uint8)
         return levels
+
+    def of_distortion(self, name: str, samples: Samples) -> npt.NDArray[np.uint8]:
+        return self._drawn(samples).astype(np.uint8)
+
+    def _drawn(self, samples: Samples) -> npt.NDArray[np.float64]:
+        draws = uniform(self.seed, self.epoch, samples, Purpose.LEVEL)[:, 0]
+        return self.first + np.floor(draws * (self.last - self.first + 1))
 
     def window_origins(self, samples: Samples) -> None:
         return None
@@ -119,6 +184,8 @@ class PerImageLevels:
     None. Loaded from a disk the arrays are mapped into memory or, where they are large, read row by row, so
     that 10^8 images take no memory.
     """
+
+    distortions: tuple[str, ...] = ()  # a descent takes no step in them
 
     def __init__(
         self,
@@ -189,6 +256,9 @@ class PerImageLevels:
     def for_samples(self, samples: Samples) -> npt.NDArray[np.uint8]:
         return np.asarray(self.levels[samples])
 
+    def of_distortion(self, name: str, samples: Samples) -> npt.NDArray[np.uint8]:
+        raise ValueError(f"levels per image have no {name}")
+
     def window_origins(self, samples: Samples) -> npt.NDArray[np.int32] | None:
         return None if self._window_origins is None else np.asarray(self._window_origins[samples])
 
@@ -240,14 +310,22 @@ def _open_array(file: Path, dtype: type[Any], shape: tuple[int, ...], bound: int
     return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
-def histogram(levels: Levels, count: int, scale: LevelScale) -> npt.NDArray[np.int64]:
-    """Returns how many of `count` images have each level, int64 [3, levels], a row per dimension."""
-    result = np.zeros((len(DIMENSIONS), scale.count), np.int64)
-    if isinstance(levels, ConstantLevels):
-        result[np.arange(len(DIMENSIONS)), levels.for_samples(np.zeros(1, np.int64))[0]] = count
-        return result
-    for start in range(0, count, CHUNK):
-        part = levels.for_samples(np.arange(start, min(start + CHUNK, count)))
-        for dimension in (COLOR, CROP, RESOLUTION):
-            result[dimension] += np.bincount(part[:, dimension], minlength=scale.count)
-    return result
+def histogram(
+    levels: Levels, count: int, scale: LevelScale, names: Sequence[str] = DIMENSIONS
+) -> npt.NDArray[np.int64]:
+    """Returns how many of `count` images have each level, int64 [names, levels], a row per name.
+
+    names: the dimensions, and distortions after them, as `quality_names` gives them.
+    """
+    result = np.zeros((len(names), scale.count), np.int64)
+    is_constant = isinstance(levels, ConstantLevels)
+    for start in range(0, 1 if is_constant else count, CHUNK):
+        samples = np.arange(start, 1 if is_constant else min(start + CHUNK, count))
+        part = levels.for_samples(samples)
+        columns = [part[:, dimension] for dimension in (COLOR, CROP, RESOLUTION)]
+        for name in names[len(columns) :]:
+            is_distorted = name in levels.distortions
+            columns.append(levels.of_distortion(name, samples) if is_distorted else np.zeros_like(part[:, 0]))
+        for row, column in zip(result, columns, strict=True):
+            row += np.bincount(column, minlength=scale.count)
+    return result * count if is_constant else result

@@ -9,29 +9,35 @@ from pathlib import Path
 from typing import Any
 
 from qrdali.errors import InputError, RunError, printable
+from qrdali.evaluation.human_answers import HumanAnswers, read_human_answers
 from qrdali.files.atomic import replace_atomically
 from qrdali.files.json_objects import read_object
 from qrdali.interfaces import ProgressListener, SilentListener
 from qrdali.reduction.png_entropy import encoder_name
 from qrdali.report import (
     accuracy,
+    best_epochs,
     gallery,
     groups,
+    humans,
     likelihood,
     mepi_plots,
     plots,
     quotients,
     resources,
+    row_parts,
     setup,
+    suites,
     thesis,
 )
 from qrdali.report.figures import DARK, Figure
 from qrdali.report.findings import section as findings_section
-from qrdali.report.findings.finding import Finding, markdown
+from qrdali.report.findings.finding import markdown
 from qrdali.report.findings.finding import table as findings_table
 from qrdali.report.groups import Group
 from qrdali.report.inputs import read_inputs
-from qrdali.report.page import Drawn, Gallery, Section, page
+from qrdali.report.page import Drawn, Gallery, page
+from qrdali.report.parts import Part
 from qrdali.report.read import Run
 from qrdali.report.read_mepis import Mepis
 from qrdali.report.resources import Prices
@@ -46,43 +52,14 @@ _CONTENT = ("report.html", MARKER, "findings.md", "tables", "figures")
 class ReportOptions:
     """Says how a report looks and how far it goes.
 
-    title: heading of the page. prices: of energy. gallery_rows: images of each MEPI set in the gallery.
+    title: heading of the page. prices: of energy. gallery_rows: images of each MEPI set in the gallery, and
+    images on which runs disagree. humans: a file of what people answered, as `read_human_answers` reads it.
     """
 
     title: str = ""
     prices: Prices = field(default_factory=Prices)
     gallery_rows: int = 8
-
-
-@dataclass(frozen=True)
-class Part:
-    """Holds a section before its figures are drawn."""
-
-    slug: str
-    title: str
-    text: tuple[str, ...] = ()
-    figures: tuple[Figure | None, ...] = ()
-    tables: tuple[Table | None, ...] = ()
-    galleries: tuple[Gallery, ...] = ()
-    folded: frozenset[str] = frozenset()
-    findings: tuple[Finding, ...] = ()
-
-    @property
-    def filled_tables(self) -> tuple[Table, ...]:
-        return tuple(table for table in self.tables if table)
-
-    def drawn(self, figures: tuple[Drawn, ...]) -> Section:
-        """Returns the section with its figures."""
-        return Section(
-            self.slug,
-            self.title,
-            self.text,
-            figures,
-            self.filled_tables,
-            self.galleries,
-            self.folded,
-            self.findings,
-        )
+    humans: Path | None = None
 
 
 def build(
@@ -102,8 +79,12 @@ def build(
     """
     out = out.resolve()
     require_report_folder(out)
+    answers = None if options.humans is None else read_human_answers(options.humans)
     runs, sets = read_inputs(run_folders, mepi_folders, listener)
-    parts = contents(runs, sets, options)
+    parts = contents(runs, sets, options, answers)
+    slugs = [table.slug for part in parts for table in part.filled_tables]
+    if answers and not any(slug.startswith("humans-") for slug in slugs):
+        listener.warn(humans.unmatched(answers))
     title = printable(options.title) or "Training with quality-reduced images"
     # A folder beside `out`, so that a report of before stays until this one is whole.
     partial = out.with_name(f".{out.name}.partial")
@@ -122,7 +103,10 @@ def build(
         titles = {table.slug: table.title for table in tables}
         text = markdown(title, findings_section.RULES, found, titles)
         (partial / "findings.md").write_text(text, "utf-8")
-        summary = _summary(title, runs, sets, tables) | {"findings": [one.to_json() for one in found]}
+        summary = _summary(title, runs, sets, tables) | {
+            "figures": _points(parts),
+            "findings": [one.to_json() for one in found],
+        }
         (partial / MARKER).write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
         _swap(partial, out)
     except BaseException:
@@ -148,6 +132,20 @@ def _summary(title: str, runs: list[Run], sets: list[Mepis], tables: list[Table]
             }
             for table in tables
         },
+    }
+
+
+def _points(parts: list[Part]) -> dict[str, Any]:
+    """Returns of every figure the rows that it was drawn from, by its slug."""
+    return {
+        figure.slug: {
+            "title": figure.title,
+            "columns": list(figure.points.columns),
+            "rows": [list(row) for row in figure.points.rows],
+        }
+        for part in parts
+        for figure in part.figures
+        if figure is not None and figure.points is not None
     }
 
 
@@ -210,13 +208,17 @@ def _draw_one(figure: Figure, folder: Path) -> Drawn:
     return Drawn(figure.slug, printable(figure.title), printable(figure.alt), light, dark)
 
 
-def contents(runs: list[Run], sets: list[Mepis], options: ReportOptions) -> list[Part]:
+def contents(
+    runs: list[Run], sets: list[Mepis], options: ReportOptions, answers: HumanAnswers | None = None
+) -> list[Part]:
     """Returns every section that holds something, those of each data set and network under its heading."""
     by_experiment = groups.group(runs)
     parts: list[Part] = []
     for i, group in enumerate(by_experiment, 1):
         heading = f": {group.network} on {group.data}" if len(by_experiment) > 1 else ""
         parts += _results(group, f"{i}", heading)
+        parts += row_parts.parts(group, f"{i}", heading, options.gallery_rows, answers)
+    parts.append(_suites(by_experiment))
     for i, (difference, comparable) in enumerate(quotients.alike(sets), 1):
         parts.append(_quotients(comparable, f"{i}", f": {difference}" if difference else ""))
     if sets and options.gallery_rows:
@@ -238,6 +240,20 @@ def _findings(by_experiment: list[Group], sets: list[Mepis], others: list[Part])
         tables=tables,
         folded=frozenset(table.slug for table in tables if table),
         findings=findings_section.linked(found.findings, slugs),
+    )
+
+
+def _suites(by_experiment: list[Group]) -> Part:
+    """Returns the section on published suites, of all networks and data sets together."""
+    return Part(
+        "suites",
+        "Published suites",
+        tables=(
+            suites.table(by_experiment, "suites"),
+            suites.figures(by_experiment, "suite-figures"),
+            suites.corruptions(by_experiment, "corruptions"),
+        ),
+        folded=frozenset({"suite-figures", "corruptions"}),
     )
 
 
@@ -351,6 +367,7 @@ def _results(group: Group, number: str, heading: str) -> list[Part]:
                 accuracy.top(group, "val", f"top-val-{number}"),
                 accuracy.top(group, "test", f"top-test-{number}"),
                 likelihood.table(group, f"likelihood-{number}"),
+                best_epochs.table(group, f"best-epochs-{number}"),
                 accuracy.comparisons(group, f"comparisons-{number}"),
             ),
             folded=frozenset({f"comparisons-{number}"}),

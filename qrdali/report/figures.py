@@ -26,8 +26,25 @@ COLORS = {
     "combination": "#7e22ce",
     "–": "#525252",
     "none": "#a16207",
+    "gray": "#525252",
+    "contrast": "#b45309",
+    "blur": "#0891b2",
+    "noise": "#be185d",
+    "jpeg": "#4d7c0f",
 }
-MARKERS = {"color": "o", "crop": "s", "resolution": "^", "combination": "D", "–": "*", "none": "X"}
+MARKERS = {
+    "color": "o",
+    "crop": "s",
+    "resolution": "^",
+    "combination": "D",
+    "–": "*",
+    "none": "X",
+    "gray": "v",
+    "contrast": "<",
+    "blur": ">",
+    "noise": "P",
+    "jpeg": "h",
+}
 _BRIGHT = {
     "color": "#fb923c",
     "crop": "#60a5fa",
@@ -35,6 +52,11 @@ _BRIGHT = {
     "combination": "#c084fc",
     "–": "#d4d4d4",
     "none": "#facc15",
+    "gray": "#d4d4d4",
+    "contrast": "#fbbf24",
+    "blur": "#22d3ee",
+    "noise": "#f472b6",
+    "jpeg": "#a3e635",
 }
 _LINES = ("#1d4ed8", "#c2410c", "#047857", "#7e22ce", "#0891b2", "#be185d", "#4d7c0f", "#525252")
 _BRIGHT_LINES = ("#60a5fa", "#fb923c", "#34d399", "#c084fc", "#22d3ee", "#f472b6", "#a3e635", "#d4d4d4")
@@ -68,11 +90,19 @@ DARK = Theme("#f5f5f4", "#a8a29e", "#44403c", "#1c1917", _BRIGHT, _BRIGHT_LINES)
 
 
 @dataclass(frozen=True)
+class Points:
+    """Holds what a figure shows as rows of columns, which report.json has with full precision."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[float | str | None, ...], ...]
+
+
+@dataclass(frozen=True)
 class Figure:
     """Describes a figure that can be drawn in any theme.
 
     slug: names its files. alt: what it shows, for those who cannot see it. size: inches. draw: puts it on a
-    canvas in a theme.
+    canvas in a theme. points: the rows that it was drawn from.
     """
 
     slug: str
@@ -80,6 +110,7 @@ class Figure:
     alt: str
     draw: Callable[[Canvas, Theme], None]
     size: tuple[float, float] = (5.0, 3.8)
+    points: Points | None = None
 
     def render(self, kind: str, theme: Theme = LIGHT) -> bytes:
         """Returns the content of a file of `kind`, "svg" or "png"."""

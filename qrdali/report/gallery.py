@@ -112,7 +112,7 @@ def _row(mepis: Mepis, image: _Image) -> Row:
     return Row(printable(name), printable(storage.shown(image.path)), tuple(pictures))
 
 
-def _open(file: str) -> Image.Image | None:
+def open_picture(file: str) -> Image.Image | None:
     """Opens a picture, upright and RGB; returns None if it is not there, is none, or is too large to be
     shown.
 
@@ -134,9 +134,15 @@ def _open(file: str) -> Image.Image | None:
         return None
 
 
+def thumbnail(picture: Image.Image) -> str:
+    """Returns the data URI of a picture, at most as large as the page shows it."""
+    scale = min(1.0, _SIDE / max(picture.size))
+    return _uri(picture.resize(_cell(picture.size, scale), Image.Resampling.BOX) if scale < 1 else picture)
+
+
 def _original(image: _Image) -> str:
     """Returns the data URI of the original with a frame around each window; "" if it is not there."""
-    picture = _open(image.path)
+    picture = open_picture(image.path)
     if picture is None:
         return ""
     scale = _SIDE / max(picture.size)
@@ -172,7 +178,7 @@ def _minimal(folder: Path, class_name: str, row: dict[str, Any]) -> Picture:
     is_name = class_name not in (".", "..") and "/" not in class_name
     likely = folder / class_name / png if is_name else folder
     file = likely if likely.is_file() else next(iter(sorted(folder.glob(f"*/{png}"))), None)
-    picture = _open(str(file)) if file else None
+    picture = open_picture(str(file)) if file else None
     if picture is None:
         return Picture("", text, further)
     text += f", {picture.width}×{picture.height}"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from qrdali.report.read import Run, SetRows
+from qrdali.report.read import Run
+from qrdali.report.set_rows import SetRows
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from qrdali.data.set_names import MAPPED
 from qrdali.report.accuracy import digits, percent
 from qrdali.report.groups import Configuration, Group, is_baseline
-from qrdali.report.read import Run, SetRows
+from qrdali.report.read import Run
+from qrdali.report.set_rows import SetRows
 from qrdali.report.tables import NOTHING, Cell, Table, number, words
 
 _FEW_CLASSES = 5
@@ -51,7 +53,7 @@ def table(group: Group, slug: str) -> Table | None:
         "Top-5 accuracy and negative log-likelihood",
         columns,
         tuple(rows),
-        tuple(_notes(len(group.classes))),
+        (*_notes(len(group.classes)), *_notes_of_mapped(group)),
         frozenset(marked),
     )
 
@@ -60,6 +62,28 @@ def _notes(classes: int) -> list[str]:
     notes = [_NOTE.format(classes=classes, chance=math.log(classes))]
     if classes <= _FEW_CLASSES:
         notes.append(f"There are {classes} classes: top-5 is 100% whatever a network says.")
+    return notes
+
+
+def _notes_of_mapped(group: Group) -> list[str]:
+    """Returns a note on each set whose rows count classes of the data, not of the networks."""
+    notes = []
+    for name in group.sets:
+        mapped = MAPPED.search(name)
+        classes = next((len(run.sets[name].classes) for run in group.runs if name in run.sets), 0)
+        if not mapped or not classes:
+            continue
+        if mapped[1] == "argmax":
+            notes.append(
+                f"On {name} the answers are the data's {classes} classes and each class of the network that "
+                "maps to none of them."
+            )
+        else:
+            few = "; top-5 is 100% whatever a network says" if classes <= _FEW_CLASSES else ""
+            notes.append(
+                f"On {name} the answers are the data's {classes} classes: guessing gives an NLL of "
+                f"{math.log(classes):.3f}{few}."
+            )
     return notes
 
 

@@ -5,9 +5,10 @@ entropy.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure as Canvas
 
-from qrdali.report.figures import Figure, Theme, legend_below, line_styles, log_axis, short_name
+from qrdali.report.figures import Figure, Points, Theme, legend_below, line_styles, log_axis, short_name
 from qrdali.report.quotients import by_reduction, share_curve, thinned, values
 from qrdali.report.read_mepis import Mepis
 
@@ -63,7 +64,17 @@ def boxes(sets: list[Mepis], reduction: str, slug: str) -> Figure:
         f"Box plots of the entropy quotients of {reduction} for {', '.join(mepis.name for mepis in sets)}.",
         draw,
         (5.0, 1.2 + 0.45 * len(sets)),
+        Points(
+            ("set", "images", "mean", "5%", "25%", "50%", "75%", "95%"),
+            tuple(_box(mepis.name, values(mepis, reduction)) for mepis in sets),
+        ),
     )
+
+
+def _box(name: str, quotients: npt.NDArray[np.float64]) -> tuple[float | str, ...]:
+    """Returns what a box shows of a set: how many quotients, their mean and five percentiles."""
+    percentiles = np.percentile(quotients, (5, 25, 50, 75, 95))
+    return name, len(quotients), float(quotients.mean()), *percentiles.tolist()
 
 
 def share(sets: list[Mepis], reduction: str, slug: str) -> Figure:
@@ -100,4 +111,12 @@ def share(sets: list[Mepis], reduction: str, slug: str) -> Figure:
         f"correctly with at most a quotient of {reduction}.",
         draw,
         (5.0, 3.9),
+        Points(
+            ("set", "quotient at most", "share of images"),
+            tuple(
+                (mepis.name, float(x), float(y))
+                for mepis in sets
+                for x, y in zip(*thinned(share_curve(mepis, reduction)), strict=True)
+            ),
+        ),
     )

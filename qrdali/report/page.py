@@ -39,10 +39,14 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Holds the rows of one MEPI set's gallery."""
+    """Holds the rows of a gallery, such as that of one MEPI set.
+
+    enlarged: whether every pixel is to be seen of pictures that are smaller than their place.
+    """
 
     title: str
     rows: tuple[Row, ...]
+    enlarged: bool = True
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from qrdali.errors import printable
-from qrdali.mepi.folder import SEARCHED
-from qrdali.report.figures import MARKERS, Figure, Theme, legend_below, line_styles, short_name
+from qrdali.reduction.names import REDUCING
+from qrdali.report.figures import MARKERS, Figure, Points, Theme, legend_below, line_styles, short_name
 from qrdali.report.groups import Configuration, Group, is_baseline
 from qrdali.report.read import Run
 
@@ -33,6 +33,12 @@ def reduced_sets(group: Group) -> tuple[str, ...]:
         and all(name in run.sets for run in runs)
         and len({run.sets[name].digest for run in runs}) == 1
     )
+
+
+def _as_rows(x: str, y: str, points: Sequence[tuple[Configuration, Spread, Spread]]) -> Points:
+    """Returns configurations with their two figures as rows. x, y: what these are."""
+    columns = ("configuration", x, f"{x} sd", y, f"{y} sd")
+    return Points(columns, tuple((c.label, *of_x, *of_y) for c, of_x, of_y in points))
 
 
 def _points(axes: Axes, theme: Theme, points: Sequence[tuple[Configuration, Spread, Spread]]) -> None:
@@ -134,6 +140,7 @@ def joint(group: Group, slug: str) -> Figure | None:
         f"{', '.join(names)} up; dotted lines at the baseline.",
         draw,
         (5.0, 4.3),
+        _as_rows("test", "mean of the reduced sets", points),
     )
 
 
@@ -172,6 +179,7 @@ def cost(group: Group, unit: str, slug: str) -> Figure | None:
         f"{unit}, without the shared run's.",
         draw,
         (5.0, 4.3),
+        _as_rows(unit, name, points),
     )
 
 
@@ -239,6 +247,14 @@ def evolution(group: Group, configuration: Configuration, slug: str) -> Figure:
         f"{', stages shaded' if len(configuration.runs) == 1 else ''}.",
         draw,
         (4.6, 3.4),
+        Points(
+            ("run", "epoch", "phase", "stage", "val_accuracy"),
+            tuple(
+                (r.name, e.epoch, e.phase, e.stage, e.val_accuracy)
+                for r in configuration.runs
+                for e in r.epochs
+            ),
+        ),
     )
 
 
@@ -304,6 +320,10 @@ def tracked(group: Group, name: str, slug: str) -> Figure | None:
         f"Accuracy on {name} after each epoch of {which}.",
         draw,
         (5.0, 4.4),
+        Points(
+            ("run", "epoch", "accuracy"),
+            tuple((run.name, e.epoch, e.tracked.get(name)) for run in shown for e in run.epochs),
+        ),
     )
 
 
@@ -323,7 +343,7 @@ def quality_curve(
         axes = canvas.add_subplot()
         if has_tail:
             axes.set_xscale("log")
-        for reduction in (r for r in SEARCHED if r in curves):
+        for reduction in (r for r in REDUCING if r in curves):
             curve = curves[reduction]
             axes.plot(
                 curve["quality"],
@@ -341,4 +361,10 @@ def quality_curve(
         axes.invert_xaxis()
         legend_below(canvas, *axes.get_legend_handles_labels())
 
-    return Figure(slug, title, f"Accuracy at each quality, {title}.", draw)
+    rows = tuple(
+        (reduction, quality, accuracy)
+        for reduction, curve in curves.items()
+        for quality, accuracy in zip(curve["quality"], curve["accuracy"], strict=True)
+    )
+    points = Points(("reduction", "quality", "accuracy"), rows)
+    return Figure(slug, title, f"Accuracy at each quality, {title}.", draw, points=points)

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qrdali.errors import InputError, RunError, printable
-from qrdali.evaluation.prediction_rows import (
-    definitions_of,
-    has_true_class,
-    negative_log_likelihood,
-    read_metadata,
-    read_rows,
-    top5_accuracy,
-)
+from qrdali.evaluation.prediction_rows import definitions_of
+from qrdali.evaluation.suite_figures import SuiteFigures, read_suites
 from qrdali.files.json_objects import read_object
-from qrdali.mepi.folder import SEARCHED
+from qrdali.reduction.names import REDUCING
+from qrdali.report.set_rows import SetRows, Warn, read_sets
 from qrdali.runs import configuration
 from qrdali.runs import folder as run_folder
 from qrdali.runs.adoption import Adoption, read_adoption
 from qrdali.runs.configuration import Chain, Fingerprints
 from qrdali.runs.settings import Settings
 
-Warn = Callable[[str], None]
 _LONGEST = 1 << 20  # bytes of a line
 
 
@@ -77,28 +66,6 @@ class Epoch(BaseModel):
 
 
 @dataclass(frozen=True)
-class SetRows:
-    """Holds predictions on one set.
-
-    digest: of sample numbers, labels and paths; rows with the same digest are of the same images. content:
-    the same with the fingerprint of the evaluated index instead of the paths, "" where it was not recorded.
-    definitions: the number of those that the rows were made under. top5_accuracy, negative_log_likelihood:
-    None where the rows hold neither rank nor probability of the true class, as those of version 0.1.
-    """
-
-    correct: npt.NDArray[np.bool_]
-    digest: str
-    content: str = ""
-    definitions: int = 1
-    top5_accuracy: float | None = None
-    negative_log_likelihood: float | None = None
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.correct.mean())
-
-
-@dataclass(frozen=True)
 class Curve:
     """Holds what `evaluate --curve` measured on a set.
 
@@ -118,7 +85,8 @@ class Run:
     name: what tells it from the report's other runs. sets: by name, val first, of the weights in best/.
     curves: by the set's name. index: the fingerprint of the training images in its checkpoint, "" if there is
     none. validated_on: a digest of the rows of val, "" without them. chain: the runs it began with. adoption:
-    what it was adopted from, None if it was trained.
+    what it was adopted from, None if it was trained. suites: figures of published suites, whose rows are not
+    among the sets.
     """
 
     folder: Path
@@ -133,6 +101,7 @@ class Run:
     chain: Chain
     begun_under: int = 1
     adoption: Adoption | None = None
+    suites: dict[str, SuiteFigures] = field(default_factory=dict)
 
     @property
     def start(self) -> Epoch:
@@ -206,7 +175,7 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
     settings, begun_under = configuration.read_settings(folder), configuration.read_definitions(folder)
     adoption = read_adoption(folder)
     epochs = (_before_training(adoption),) if adoption else read_epochs(folder / "metrics.jsonl", warn)
-    sets, validated_on = _read_sets(folder, trained.epoch, warn)
+    sets, validated_on = read_sets(folder, trained, warn)
     return Run(
         folder,
         name,
@@ -220,6 +189,7 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
         epochs[0].chain or configuration.chain_of(settings),
         begun_under,
         adoption,
+        read_suites(folder, trained.epoch, warn),
     )
 
 
@@ -227,53 +197,6 @@ def _before_training(adoption: Adoption) -> Epoch:
     """Returns the only epoch of an adopted run. Nothing was measured in it: no figure shows its accuracy."""
     network = Network(parameters=adoption.parameters, gmacs=adoption.gmacs)
     return Epoch(epoch=0, phase="start", val_accuracy=0.0, network=network)
-
-
-def _read_sets(folder: Path, epoch: int, warn: Warn) -> tuple[dict[str, SetRows], str]:
-    """Returns the rows of every set of the weights of `epoch`, and a digest of val's images of any epoch.
-
-    Others and damaged ones are left out with a warning.
-    """
-    files = sorted((folder / "predictions").glob("*.parquet"), key=lambda f: (_rank(f.stem), f.stem))
-    sets, validated_on = {}, ""
-    for file in files:
-        metadata = read_metadata(folder, file.stem)
-        try:
-            rows = read_rows(folder, file.stem)
-        except (InputError, RunError) as error:
-            warn(f"{error}: left out")
-            continue
-        digest = hashlib.sha256(rows["sample"].tobytes() + rows["label"].tobytes())
-        fingerprint, content = metadata.get("images"), digest.copy()
-        for path in rows["path"]:
-            digest.update(str(path).encode("utf-8", "surrogatepass") + b"\0")
-        content.update(str(fingerprint).encode("utf-8", "surrogatepass"))
-        mapped = metadata.get("map_rule")
-        if file.stem == "val" and not mapped:
-            validated_on = digest.hexdigest()
-        if metadata.get("epoch", epoch) != epoch:
-            warn(
-                f"{printable(file)} is of epoch {printable(metadata['epoch'])} "
-                f"and best/ of epoch {epoch}: left out"
-            )
-            continue
-        if mapped:
-            classes = json.dumps([metadata.get("classes"), mapped]).encode()
-            digest.update(classes)
-            content.update(classes)
-        sets[printable(file.stem)] = SetRows(
-            rows["correct"].copy(),
-            digest.hexdigest(),
-            content.hexdigest() if fingerprint else "",
-            definitions_of(metadata),
-            top5_accuracy(rows["rank"]) if has_true_class(rows) else None,
-            negative_log_likelihood(rows["true_probability"]) if has_true_class(rows) else None,
-        )
-    return sets, validated_on
-
-
-def _rank(name: str) -> int:
-    return {"val": 0, "test": 1, "train": 3}.get(name, 2)
 
 
 def _read_curves(folder: Path, epoch: int, warn: Warn) -> dict[str, Curve]:
@@ -309,7 +232,7 @@ def _checked_curve(reduction: str, row: dict[str, Any]) -> dict[str, Any]:
     in_range = all(0 <= value <= 1 for value in (*quality, *accuracy, area, log_area))
     if not 0 <= tail < len(quality) or min(quality) <= 0:
         raise ValueError("no qualities of a curve")
-    if reduction not in SEARCHED or len(quality) != len(accuracy) or not in_range:
+    if reduction not in REDUCING or len(quality) != len(accuracy) or not in_range:
         raise ValueError("no curve")
     return {"quality": quality, "accuracy": accuracy, "area": area, "log_area": log_area, "tail": tail}
 

@@ -82,7 +82,8 @@ def probability(p: float | None) -> Cell:
 class Table:
     """Holds a table. slug: names its files. Every row has a cell per column.
 
-    marked: rows that stand out, such as the baseline's.
+    marked: rows that stand out, such as the baseline's. page_rows, page_columns: how many of the first the
+    page shows, columns None for all; the files have all.
     """
 
     slug: str
@@ -91,6 +92,8 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
     marked: frozenset[int] = field(default_factory=frozenset)
+    page_rows: int = _SHOWN
+    page_columns: int | None = None
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.columns) for row in self.rows):
@@ -105,7 +108,12 @@ class Table:
     @property
     def shown(self) -> tuple[tuple[Cell, ...], ...]:
         """Returns the rows that the page has; the files have all."""
-        return self.rows[:_SHOWN]
+        return tuple(row[: self.page_columns] for row in self.rows[: self.page_rows])
+
+    @property
+    def shown_columns(self) -> tuple[str, ...]:
+        """Returns the columns that the page has; the files have all."""
+        return self.columns[: self.page_columns]
 
     def csv(self) -> str:
         """Returns the table as RFC 4180 has it. A column with deviations is followed by one of them.

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qrdali.reduction.names import DISTORTIONS, SEARCHED, ReductionName
 from qrdali.runs.option import PATIENT, REDUCED, Option, Topic
 
 MAX_BATCH: Final = 1 << 20  # images of a batch: DALI counts the bytes of labels and the like in 32 bits
@@ -46,9 +47,13 @@ class ReductionSettings(SettingsGroup):
     """Says what reduced epochs reduce and how far; of the methods that have them."""
 
     reduction: Annotated[
-        Literal["color", "crop", "resolution", "combination", "none"],
-        Option(Topic.REDUCTION, REDUCED, method_default="combination"),
-    ] = Field("none", description="What R epochs reduce; none is the sham control.")
+        ReductionName,
+        Option(Topic.REDUCTION, REDUCED, metavar="NAME", method_default="combination"),
+    ] = Field(
+        "none",
+        description=f"What R epochs reduce: {', '.join(SEARCHED)}; a distortion, not for adaptive: "
+        f"{', '.join(DISTORTIONS)}; or none, the sham control.",
+    )
     tail: Annotated[str, Option(Topic.REDUCTION, ("linear", "adaptive"), metavar="none|full|N")] = Field(
         "none", max_length=4, description="Levels below the grid, each of half the quality."
     )

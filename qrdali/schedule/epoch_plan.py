@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qrdali.reduction.counter_rng import Purpose, keys, philox, uniform
+from qrdali.reduction.distortions import DistortionParams, FieldKeys, distortion_params
 from qrdali.reduction.levels import Levels
 from qrdali.reduction.network_view import RRC_ATTEMPTS, View, random_regions, view, whole_regions
 from qrdali.reduction.quality import (
@@ -22,6 +23,7 @@ from qrdali.reduction.quality import (
     LevelScale,
     ReductionParams,
     drawn_offset,
+    quality,
     reduction_params,
 )
 
@@ -166,6 +168,21 @@ class EpochPlan:
         if origins is not None:
             result.window[:, :2] = origins
         return result
+
+    def distortions(
+        self, samples: Samples, side: int, names: tuple[str, ...] = ()
+    ) -> tuple[DistortionParams, ...]:
+        """Returns the distortions of `samples` [N], and of `names` those too that they have not.
+
+        side: of the square that the network sees, in pixels. Noise is keyed by (seed, sample), in training
+        otherwise than in evaluation, where the seed does not matter.
+        """
+        of_plan = self.levels.distortions
+        levels = {name: self.levels.of_distortion(name, samples) for name in of_plan}
+        none = np.zeros(len(samples), np.uint8)
+        qualities = {name: quality(levels.get(name, none), self.scale) for name in {*of_plan, *names}}
+        field_keys = FieldKeys(self.seed if self.training else 0, self.training, samples)
+        return distortion_params(qualities, side, field_keys)
 
     def view(self, samples: Samples, sizes: npt.NDArray[np.int32], preprocessing: Preprocessing) -> View:
         """Returns the part of each reduced image that the network sees, and whether it is mirrored.

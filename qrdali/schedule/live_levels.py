@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from qrdali.reduction.distortions import BY_NAME
+from qrdali.reduction.distortions.interface import NOMINAL_SIDE
 from qrdali.reduction.quality import (
     CENTER,
     COLOR,
@@ -15,6 +17,7 @@ from qrdali.reduction.quality import (
     Dimensions,
     LevelScale,
     bin_width,
+    quality,
     reduction_params,
 )
 
@@ -23,21 +26,37 @@ SizeChunks = Callable[[], Iterable[Sizes]]  # gives all images' upright sizes an
 
 
 def live_levels(
-    order: Sequence[int], dimensions: Dimensions, scale: LevelScale, size_chunks: SizeChunks | None
+    order: Sequence[int],
+    dimensions: Dimensions,
+    scale: LevelScale,
+    size_chunks: SizeChunks | None,
+    distortion: str = "",
+    side: int = NOMINAL_SIDE,
 ) -> tuple[int, ...]:
     """Returns the levels of `order` that change at least one image against the live level before.
 
     The first is compared with full quality. size_chunks: None where the images are not known; then only
-    levels of a reduction of colour alone can be told to be dead.
+    levels of a reduction of colour alone, and of a distortion, can be told to be dead. side: of the squares
+    that `distortion` acts on, in pixels.
 
     Of step 0.05 and color, bins are 1, 1, 2, 2, 3, … 111, 128, 128 values wide: levels 1, 3 and 19 are dead.
     """
     live, before = [], 0
     for level in order:
-        if _changes_an_image(before, level, dimensions, scale, size_chunks):
+        if _amounts_differ(distortion, (before, level), scale, side) or _changes_an_image(
+            before, level, dimensions, scale, size_chunks
+        ):
             live.append(level)
             before = level
     return tuple(live)
+
+
+def _amounts_differ(distortion: str, levels: tuple[int, int], scale: LevelScale, side: int) -> bool:
+    """Returns whether a distortion, "" for none, does something else to squares of `side` at two levels."""
+    if not distortion:
+        return False
+    first, second = BY_NAME[distortion].amounts(quality(np.array(levels), scale), side)
+    return not np.array_equal(first, second)
 
 
 def _changes_an_image(

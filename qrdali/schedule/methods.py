@@ -12,23 +12,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qrdali.data.set_names import check_set_name
 from qrdali.errors import InputError
+from qrdali.reduction.distortions.interface import NOMINAL_SIDE
 from qrdali.reduction.levels import (
     ConstantLevels,
     Levels,
     RandomLevels,
-    constant_levels,
+    levels_of,
+    moves_of,
     reduced_split_levels,
 )
+from qrdali.reduction.names import DISTORTIONS, SEARCHED, why_not_searched
 from qrdali.reduction.neighbors import DescentRule
-from qrdali.reduction.quality import REDUCTIONS, level_of
+from qrdali.reduction.quality import level_of
 from qrdali.runs.option import REDUCED
 from qrdali.runs.setting_table import describe_refusal, settings_table, takes
 from qrdali.runs.settings import Settings
 from qrdali.schedule.epoch_schedule import NAMED_PATTERNS, Phase, ScheduleRule
 from qrdali.schedule.live_levels import SizeChunks, live_levels
 from qrdali.schedule.recipe_checks import check_recipe
+
+
+def tracked_reductions(settings: Settings) -> tuple[str, ...]:
+    """Returns the reductions of `track_reduced`: those of a search, and the run's own."""
+    own = (settings.reduction,) if settings.reduction in DISTORTIONS else ()
+    return (*SEARCHED, *own)
 
 
 def check_settings(settings: Settings) -> None:
@@ -43,6 +54,11 @@ def check_settings(settings: Settings) -> None:
         setting = settings_table(Settings)[name]
         if is_given and not takes(setting, settings.method):
             raise InputError(describe_refusal(setting, settings.method))
+    if settings.method == "adaptive" and settings.reduction in DISTORTIONS:
+        raise InputError(
+            f"--reduction {settings.reduction} {why_not_searched(settings.reduction)}, and so does adaptive; "
+            f"{settings.reduction} is for fixed, linear and random"
+        )
     if settings.method == "fixed":
         level_of(settings.quality, scale)
     if settings.method == "random":
@@ -109,7 +125,12 @@ def stage_levels(settings: Settings, size_chunks: SizeChunks | None = None) -> t
     order = every if settings.direction == "down" else every[::-1]
     if settings.reduction == "none" or settings.definitions == 1:
         return tuple(order)
-    return live_levels(order, REDUCTIONS[settings.reduction], settings.scale, size_chunks)
+    return _live_levels(settings, order, size_chunks)
+
+
+def _live_levels(settings: Settings, order: Sequence[int], size_chunks: SizeChunks | None) -> tuple[int, ...]:
+    moves, side = moves_of(settings.reduction), settings.input_size or NOMINAL_SIDE
+    return live_levels(order, moves.dimensions, settings.scale, size_chunks, moves.distortion, side)
 
 
 def require_live_levels(settings: Settings, size_chunks: SizeChunks | None = None) -> None:
@@ -120,7 +141,7 @@ def require_live_levels(settings: Settings, size_chunks: SizeChunks | None = Non
     """
     if settings.reduction == "none" or settings.definitions == 1 or settings.method in ("shared", "baseline"):
         return
-    dimensions, scale = REDUCTIONS[settings.reduction], settings.scale
+    scale = settings.scale
     first, last, what = 1, scale.count - 1, f"no level of step {settings.step:g} changes any training image"
     if settings.method == "fixed":
         first = last = level_of(settings.quality, scale)
@@ -128,9 +149,9 @@ def require_live_levels(settings: Settings, size_chunks: SizeChunks | None = Non
     elif settings.method == "random":
         first, last = level_of(settings.high, scale), level_of(settings.low, scale)
         what = f"no quality from {settings.low:g} to {settings.high:g} changes any training image"
-    if live_levels(range(first, last + 1), dimensions, scale, size_chunks):
+    if _live_levels(settings, range(first, last + 1), size_chunks):
         return
-    lower = live_levels(range(1, scale.count), dimensions, scale, size_chunks)
+    lower = _live_levels(settings, range(1, scale.count), size_chunks)
     remedy = f"use {scale.describe(lower[0])} or less, or " if lower else ""
     raise InputError(f"{what}: {remedy}--reduction none for the sham control")
 
@@ -140,22 +161,25 @@ def reduced_levels(settings: Settings, stage: int, epoch: int, levels: tuple[int
 
     epoch: as random streams count it. levels: of linear's stages, as `stage_levels` gives them.
     """
-    dimensions, scale = REDUCTIONS[settings.reduction], settings.scale
+    scale = settings.scale
     if settings.method == "linear":
-        return constant_levels(dimensions, (levels or stage_levels(settings))[stage - 1])
+        return levels_of(settings.reduction, (levels or stage_levels(settings))[stage - 1])
     if settings.method == "random":
+        moves = moves_of(settings.reduction)
         return RandomLevels(
-            dimensions,
+            moves.dimensions,
             level_of(settings.high, scale),
             level_of(settings.low, scale),
             settings.seed,
             epoch,
+            moves.distortion,
         )
     if settings.method == "fixed":
-        return constant_levels(dimensions, level_of(settings.quality, scale))
+        return levels_of(settings.reduction, level_of(settings.quality, scale))
     return ConstantLevels()
 
 
 def descent_rule_of(settings: Settings) -> DescentRule:
     """Returns what may move in a run's descent steps, and how a neighbour is chosen."""
-    return DescentRule(REDUCTIONS[settings.reduction], settings.scale, settings.windows, settings.prefer)
+    dimensions = moves_of(settings.reduction).dimensions
+    return DescentRule(dimensions, settings.scale, settings.windows, settings.prefer)

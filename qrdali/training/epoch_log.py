@@ -8,8 +8,7 @@ from qrdali.errors import printable
 from qrdali.evaluation.prediction_rows import PredictionRows
 from qrdali.interfaces import RunContext
 from qrdali.loggers.run_log import RunLog, describe_failure
-from qrdali.reduction.levels import Levels
-from qrdali.reduction.quality import DIMENSIONS
+from qrdali.reduction.levels import Levels, quality_names
 from qrdali.runs import folder as run_folder
 from qrdali.runs.logger_names import split_logger_names
 from qrdali.schedule.epoch_schedule import ScheduleEvent, ScheduleRule, ScheduleState
@@ -47,7 +46,7 @@ class EpochLog:
             "epoch": 0,
             "phase": "start",
             "stage": 1,
-            "quality": dict.fromkeys(DIMENSIONS, 1.0),
+            "quality": dict.fromkeys(quality_names(self._spec.settings.reduction), 1.0),
             "val_accuracy": accuracy,
             "val_loss": start.negative_log_likelihood,
             "lr": rate,

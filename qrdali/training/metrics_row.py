@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qrdali.evaluation.prediction_rows import PredictionRows
-from qrdali.reduction.quality import DIMENSIONS, LevelScale, quality
+from qrdali.reduction.levels import quality_names
+from qrdali.reduction.quality import LevelScale, quality
 from qrdali.schedule.epoch_schedule import Phase, ScheduleEvent, ScheduleRule, ScheduleState
 from qrdali.training.epoch_totals import EpochSums, RunTotals
 
@@ -20,9 +21,10 @@ class EpochResult:
     """Holds what an epoch brought, before the schedule decides on it.
 
     number: of the epoch, from 1. phase, stage: its own. sums: of all ranks. scale: the run's levels.
-    level_counts: int64 [3, levels], how many training images had each. rows: predictions of the validation
-    split. reduced_validation: whether its images were shown reduced. measured: keys of the metrics row for
-    the learning rate at the epoch's end, memory, energy and tracked sets."""
+    level_counts: int64 [names, levels], how many training images had each, by `quality_names` of the run's
+    reduction. rows: predictions of the validation split. reduced_validation: whether its images were shown
+    reduced. measured: keys of the metrics row for the learning rate at the epoch's end, memory, energy and
+    tracked sets."""
 
     number: int
     phase: Phase
@@ -33,13 +35,14 @@ class EpochResult:
     rows: PredictionRows
     reduced_validation: bool
     measured: dict[str, Any]
+    reduction: str = "none"
 
     @property
     def mean_quality(self) -> dict[str, float]:
-        """Returns the mean quality of the training images by dimension."""
+        """Returns the mean quality of the training images by dimension, and of the run's distortion."""
         images = int(self.level_counts[0].sum())
         means = self.level_counts @ quality(np.arange(self.scale.count), self.scale) / images
-        return dict(zip(DIMENSIONS, means.tolist(), strict=True))
+        return dict(zip(quality_names(self.reduction), means.tolist(), strict=True))
 
     @property
     def images_per_second(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from qrdali.files.atomic import write_whole
 from qrdali.interfaces import CandidateBatch, CandidateRequest
 from qrdali.loggers.run_log import PREVIEWS
 from qrdali.loggers.values import has_sheet, sheet_name, sheets_by_epoch
+from qrdali.reduction.distortions import DistortionParams, distort
 from qrdali.reduction.levels import Levels
 from qrdali.reduction.neighbors import Candidates
 from qrdali.reduction.pair_picture import paste_pair
@@ -57,6 +59,8 @@ def draw_preview(spec: RunSpec, state: ScheduleState, levels: Levels, split: Spl
         except Unreadable as error:
             samples = samples[~np.isin(samples, list(error.reasons))]
             continue
+        distortions = plan.distortions(samples, spec.preprocessing.input_size)
+        batch = _distorted(batch, distortions, spec.preprocessing.input_size)
         sheet = _draw(batch, params, f"stage {state.stage}, epoch {epoch}: {settings.reduction}")
         folder.mkdir(exist_ok=True)
         file = folder / sheet_name(state.stage, epoch)
@@ -86,6 +90,19 @@ def _request(split: Split, samples: npt.NDArray[np.int64], params: ReductionPara
         np.stack([unbinned, params.bin_width], axis=1).astype(np.int32),
     )
     return CandidateRequest(samples, whole, candidates)
+
+
+def _distorted(batch: CandidateBatch, params: tuple[DistortionParams, ...], side: int) -> CandidateBatch:
+    """Returns a batch whose reduced images are squares of `side` pixels, distorted as a network sees them."""
+    if not params:
+        return batch
+    assert batch.reduced_images is not None
+    originals, reduced = batch.reduced_images
+    distorted = []
+    for i, picture in enumerate(reduced):
+        seen = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR))
+        distorted.append(distort(seen, params, i))
+    return replace(batch, reduced_images=[originals, distorted])
 
 
 def _draw(batch: CandidateBatch, params: ReductionParams, title: str) -> Image.Image:

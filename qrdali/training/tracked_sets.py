@@ -20,13 +20,14 @@ from qrdali.evaluation.predict import predict
 from qrdali.files.atomic import replace_atomically
 from qrdali.interfaces import BatchSource, RunContext
 from qrdali.reduction.levels import FULL_QUALITY, Levels
-from qrdali.reduction.quality import QUARTERS, REDUCTIONS, LevelScale
+from qrdali.reduction.names import REDUCING
+from qrdali.reduction.quality import QUARTERS, LevelScale
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import DEFINITIONS
 from qrdali.schedule.epoch_plan import EpochPlan
 
 _REDUCED = re.compile(
-    rf"val-({'|'.join(REDUCTIONS)})-([0-9.e-]+)"
+    rf"val-({'|'.join(REDUCING)})-([0-9.e-]+)"
 )  # no folder has such a name: see check_set_name
 _FEW = 6  # sets that a line on the terminal has room for
 

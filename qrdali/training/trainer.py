@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from qrdali.errors import Interrupted, RunError
 from qrdali.evaluation.prediction_rows import write_rows
 from qrdali.interfaces import RunContext
-from qrdali.reduction.levels import FULL_QUALITY, Levels, histogram
+from qrdali.reduction.levels import FULL_QUALITY, Levels, histogram, quality_names
 from qrdali.reduction.quality import DIMENSIONS
 from qrdali.runs import folder as run_folder
 from qrdali.runs.settings import DEFINITIONS
@@ -188,7 +188,8 @@ class Trainer:
         """Returns what the epoch brought. Collective. After a signal `progress` is saved: only validation is
         repeated."""
         number, model, group = progress.schedule.epoch + 1, self.train_step.eval_model, self.context.group
-        counts = histogram(levels, len(self.splits.train.index), self.settings.scale)
+        names = quality_names(self.settings.reduction)
+        counts = histogram(levels, len(self.splits.train.index), self.settings.scale, names)
         shown = self.stages.validation_levels(levels, counts, phase)
         try:
             rows = self.validator.validate(f"epoch {number} val", model, shown, progress.definitions)
@@ -202,7 +203,8 @@ class Trainer:
         measured = {"lr": self.train_step.rate.rate} | memory | joules | tracked
         reduced = shown is not FULL_QUALITY
         stage = progress.schedule.stage
-        return EpochResult(number, phase, stage, sums, self.settings.scale, counts, rows, reduced, measured)
+        scale, reduction = self.settings.scale, self.settings.reduction
+        return EpochResult(number, phase, stage, sums, scale, counts, rows, reduced, measured, reduction)
 
     def _decide(self, progress: TrainProgress, result: EpochResult) -> tuple[TrainProgress, ScheduleEvent]:
         """Returns the progress after the epoch, and what the schedule has decided."""

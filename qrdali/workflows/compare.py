@@ -1,4 +1,4 @@
-"""McNemar's test of two runs on the same images, from the rows that `evaluate` has written."""
+"""McNemar's test and error consistency of two runs on the same images, from the rows of `evaluate`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qrdali.errors import InputError, printable
+from qrdali.evaluation.consistency import ErrorConsistency, error_consistency
 from qrdali.evaluation.prediction_rows import definitions_of, read_metadata, read_rows
 from qrdali.evaluation.stats import McNemar, mcnemar, wilson
 from qrdali.runs import configuration
@@ -35,7 +36,8 @@ class Comparison:
 
     a: images that both have right, b: only the first, c: only the second, d: neither. statistic = (b - c)² /
     (b + c), p_value by chi-square with one degree of freedom, exact_p_value by the binomial; stars: *** p <
-    .001, ** p < .01, * p < .05. notes: what a reader must know of the two runs, a sentence each.
+    .001, ** p < .01, * p < .05. consistency: whether they err on the same images, by Cohen's kappa. notes:
+    what a reader must know of the two runs, a sentence each.
     """
 
     a: int
@@ -49,6 +51,7 @@ class Comparison:
     set: str
     images: int
     runs: tuple[ComparedRun, ComparedRun]
+    consistency: ErrorConsistency
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +65,9 @@ class Comparison:
             "p_value": self.p_value,
             "exact_p_value": self.exact_p_value,
             "stars": self.stars,
+            "kappa": self.consistency.kappa,
+            "observed_agreement": self.consistency.observed,
+            "expected_agreement": self.consistency.expected,
             "set": self.set,
             "images": self.images,
             "runs": [
@@ -119,6 +125,7 @@ def compare(run_a: str | Path, run_b: str | Path, *, set: str = "test") -> Compa
         set,
         images,
         (one, other),
+        error_consistency(test.a, test.b, test.c, test.d),
         tuple(printable(note) for note in (*_notes(folders, metadata), *_doubts(test))),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,19 +18,23 @@ from qrdali.data.class_matching import ClassList, match_classes
 from qrdali.data.index import Dataset, Index
 from qrdali.data.scan import Reading, index_folder
 from qrdali.data.set_names import check_set_name
+from qrdali.data.suite_names import require_suite_name, suite_of_rows
 from qrdali.errors import InputError, Interrupted, printable
 from qrdali.evaluation.class_map import ClassMap, MapRule, read_class_map
 from qrdali.evaluation.predict import predict
-from qrdali.evaluation.prediction_rows import DEFINITIONS, PredictionRows, write_rows
+from qrdali.evaluation.prediction_rows import DEFINITIONS, TOP, PredictionRows, write_rows
+from qrdali.evaluation.suite_answers import SuiteAnswers
 from qrdali.interfaces import JobControl
 from qrdali.pipelines.engine import engine_of
 from qrdali.pipelines.loader import open_loader
 from qrdali.reduction.levels import FULL_QUALITY, Levels, reduced_split_levels
+from qrdali.reduction.names import SEARCHED, chosen
 from qrdali.reduction.quality import LevelScale, scale_of
 from qrdali.runs import folder as run_folder
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.deterministic import deterministic
 from qrdali.workflows.context import open_context
+from qrdali.workflows.evaluate_suites import SuiteEvaluator
 from qrdali.workflows.quality_curve import write_curve
 
 _NAMED_FILES = 5  # unreadable files that are named one by one; `--json` has all
@@ -43,7 +47,7 @@ class EvaluateOptions:
     batch_size: images of a forward pass. device: "auto", "cpu" or "cuda". amp: "auto", "bf16", "fp16" or
     "off". threads: that decode, None for all that the process may use. curve: the levels of an accuracy curve
     over the qualities, None for no curve. reduced: a quality below 1 of the step 1/reduced_grid at which
-    splits are evaluated too, in each reduction. class_map: for data of other classes than the run's.
+    splits are evaluated too. reductions: those of both. class_map: for data of other classes than the run's.
     """
 
     batch_size: int = 32
@@ -54,6 +58,7 @@ class EvaluateOptions:
     reduced: float | None = None
     reduced_grid: int = 4
     class_map: ClassMap | None = None
+    reductions: tuple[str, ...] = SEARCHED
 
     @property
     def reduced_scale(self) -> LevelScale:
@@ -70,8 +75,10 @@ def evaluate(
     *,
     split: str = "test",
     sets: Mapping[str, str | Path] | None = None,
+    suites: Mapping[str, str | Path] | None = None,
     curve: bool = False,
     reduced: float | None = None,
+    reductions: Sequence[str] | None = None,
     step: float = 0.25,
     tail: str = "full",
     class_map: str | Path | None = None,
@@ -86,40 +93,71 @@ def evaluate(
     """Evaluates `best/` of a run on a split and on named folders; writes RUN/predictions/NAME.parquet.
 
     data: a data set's folder, of which `split` is evaluated. sets: folders of class folders, paths or s3://
-    and gs:// URLs, by name. curve: also measures accuracy at every level of `step` and of its `tail` ("full",
-    "none" or a number of levels) in each reduction, into RUN/curves/. reduced: also evaluates the split at
-    this quality in each reduction. class_map: a TSV file of run class and data class, by the rule "argmax" or
-    "sum". root: where the images of `data` are now, or OLD=NEW.
+    and gs:// URLs, by name. suites: folders of published suites by their names, such as "imagenet-c"; a suite
+    is evaluated set by set, and sets whose rows are of the same files and weights are kept. curve: also
+    measures accuracy at every level of `step` and of its `tail` ("full", "none" or a number of levels) in
+    each reduction, into RUN/curves/. reduced: also evaluates the split at this quality in each reduction.
+    reductions: those of `curve` and `reduced`, as `names.chosen` takes them. class_map: a TSV file of run
+    class and data class, by the rule "argmax" or "sum". root: where the images of `data` are now, or OLD=NEW.
 
     Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy",
-    "top5_accuracy", "negative_log_likelihood" (None for a network of NaN), "unreadable", "rows"}, with
-    "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they apply. Raises InputError for
-    what cannot be evaluated, RunError for a damaged run or images that are gone, and Interrupted once
-    `control.stop` returns a signal. Collective.
+    "top5_accuracy", "negative_log_likelihood", "expected_calibration_error" (both None for a network of NaN),
+    "unreadable", "rows"}, with "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they
+    apply; then one per suite, of which `SuiteEvaluator.evaluate` says more: {"suite", "images", "accuracy",
+    …, "sets"}. No figure is rounded. Raises InputError for what cannot be evaluated, RunError for a damaged
+    run or images that are gone, and Interrupted once `control.stop` returns a signal. Collective.
     """
-    scale, sets, folder = scale_of(step, tail), sets or {}, Path(run)
+    scale, sets, suites, folder = scale_of(step, tail), sets or {}, suites or {}, Path(run)
 
     def check() -> None:
         for name in sets:
             check_set_name(name, "--set")
-        if data is None and not sets:
-            raise InputError("nothing to evaluate: give --data, --set NAME=FOLDER or both")
+        for suite in suites:
+            require_suite_name(suite)
+            if clash := [name for name in sets if suite_of_rows(name) == suite]:
+                raise InputError(
+                    f"--set {clash[0]} would have the name of rows of --suite {suite}: rename it"
+                )
+        if data is None and not sets and not suites:
+            raise InputError(
+                "nothing to evaluate: give --data, --set NAME=FOLDER, --suite NAME=ROOT or several"
+            )
+        if curve and data is None and not sets:
+            raise InputError("--curve is of a split or of a --set: give one of them too")
         if root and data is None:
             raise InputError("--root is of --data: give that too")
         if reduced is not None and data is None:
             raise InputError("--reduced is of a split: give --data too")
+        if reductions is not None and not curve and reduced is None:
+            raise InputError("--reduction is of --curve and --reduced: give one of them too")
+        chosen(reductions)
 
     control.group.run_on_all(check)
     with deterministic(run_folder.is_deterministic(folder), device):
         mapping = control.group.run_on_all(lambda: read_map(class_map, map_rule, folder, data))
         options = EvaluateOptions(
-            batch_size, device, amp, threads, scale if curve else None, reduced, scale.grid, mapping
+            batch_size,
+            device,
+            amp,
+            threads,
+            scale if curve else None,
+            reduced,
+            scale.grid,
+            mapping,
+            chosen(reductions),
         )
         evaluator = Evaluator(folder, options, control)
+        if evaluator.answers <= TOP:
+            evaluator.context.listener.line(
+                f"the network may answer {evaluator.answers} classes: top-5 accuracy is 1 whatever it answers"
+            )
+        of_suites = SuiteEvaluator(evaluator)
+        # All are found before any is evaluated: a wrong folder must not show after hours.
+        found = [of_suites.find(name, suite_root) for name, suite_root in suites.items()]
         results = [] if data is None else [evaluator.split(Path(data), split, root)]
         for name, set_folder in sets.items():
             results.append(evaluator.folder(name, set_folder))
-        return results
+        return results + [of_suites.evaluate(suite) for suite in found]
 
 
 def read_map(
@@ -155,7 +193,7 @@ class Evaluator:
         if options.reduced is not None:
             quality, scale = options.reduced, options.reduced_scale
             # An impossible quality is refused before a network is loaded for nothing.
-            self.group.run_on_all(lambda: reduced_split_levels("", quality, scale))
+            self.group.run_on_all(lambda: reduced_split_levels("", quality, scale, options.reductions))
         model, self.trained = self.group.run_on_all(lambda: run_folder.load_best(run))
         if not self.group.is_single:
             digest = self.group.run_on_all(lambda: run_folder.weights_digest(run))
@@ -172,6 +210,12 @@ class Evaluator:
         self.model: nn.Module = model.to(self.context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.engine = engine_of(self.context.device, options.threads, self.group)
 
+    @property
+    def answers(self) -> int:
+        """Returns how many answers are possible, which ranks are counted among."""
+        unmapped = 0 if self.class_map is None else self.class_map.unmapped
+        return len(self.classes) + unmapped
+
     def split(self, data: Path, split: str, root: str | None = None) -> dict[str, Any]:
         """Evaluates a split, at the reduced quality too if the options have one, and writes the rows."""
         index = self.group.run_on_all(lambda: self.open_split(data, split, root))
@@ -186,11 +230,12 @@ class Evaluator:
         quality = self.options.reduced
         if quality is None:
             return result
-        of_reductions = reduced_split_levels(split, quality, self.options.reduced_scale)
+        options = self.options
+        of_reductions = reduced_split_levels(split, quality, options.reduced_scale, options.reductions)
         result["reduced"] = {}
         for reduction, (name, levels) in of_reductions.items():
             rows = self.rows(name, index, levels=levels)
-            result["reduced"][reduction] = self._write(name, index, rows, 0) | {"quality": quality}
+            result["reduced"][reduction] = self.write(name, index, rows, 0) | {"quality": quality}
         return result
 
     def open_split(self, data: Path, split: str, root: str | None = None) -> Index:
@@ -242,11 +287,17 @@ class Evaluator:
             return self._evaluate(name, index, len(rejected)) | {"unreadable_files": names}
 
     def rows(
-        self, name: str, index: Index, check: Callable[[], None] = lambda: None, levels: Levels | None = None
+        self,
+        name: str,
+        index: Index,
+        check: Callable[[], None] = lambda: None,
+        levels: Levels | None = None,
+        answers: SuiteAnswers | None = None,
     ) -> PredictionRows:
         """Returns a row per image of an index, at `levels` of the options' reduced_scale where given.
 
-        check: is called at every batch and may raise.
+        check: is called at every batch and may raise. answers: what counts as one on a suite, in place of the
+        class map.
         """
         listener, batch_size = self.context.listener, self.options.batch_size
         source = open_loader(index, self.trained.preprocessing, batch_size, self.engine)
@@ -261,7 +312,7 @@ class Evaluator:
         listener.begin(f"evaluate {name}", len(index))
         try:
             return predict(
-                self.model, source, plan, self.context, on_batch=on_batch, class_map=self.class_map
+                self.model, source, plan, self.context, on_batch=on_batch, class_map=answers or self.class_map
             )
         finally:
             listener.end()
@@ -275,31 +326,47 @@ class Evaluator:
             raise Interrupted(f"stopped in the evaluation of {name}: the same command begins it anew", signum)
 
     def _evaluate(self, name: str, index: Index, unreadable: int) -> dict[str, Any]:
-        result = self._write(name, index, self.rows(name, index), unreadable)
+        result = self.write(name, index, self.rows(name, index), unreadable)
         if self.options.curve is not None:
-            result["curve"] = write_curve(self, self._name_of_rows(name), index, self.options.curve)
+            result["curve"] = write_curve(self, self.name_of_rows(name), index, self.options.curve)
         return result
 
-    def _name_of_rows(self, name: str) -> str:
+    def name_of_rows(self, name: str) -> str:
         """Returns the name of a set's rows.
 
         Mapped ones have other labels, and must not replace the run's own.
         """
         return f"{name}-mapped-{self.class_map.rule}" if self.class_map else name
 
-    def _write(self, name: str, index: Index, rows: PredictionRows, unreadable: int) -> dict[str, Any]:
-        name = self._name_of_rows(name)
-        file = self.run / "predictions" / f"{name}.parquet"
-        self.group.run_on_main(lambda: write_rows(file, rows, index, self.metadata))
+    def write(
+        self,
+        name: str,
+        index: Index,
+        rows: PredictionRows,
+        unreadable: int,
+        of_suite: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Writes the rows of a set, and returns its result. of_suite: goes into the rows' metadata."""
+        file = self._file_of_rows(name)
+        metadata = {**self.metadata, **(of_suite or {})}
+        self.group.run_on_main(lambda: write_rows(file, rows, index, metadata))
+        return self.result(name, rows, unreadable)
+
+    def _file_of_rows(self, name: str) -> Path:
+        return self.run / "predictions" / f"{self.name_of_rows(name)}.parquet"
+
+    def result(self, name: str, rows: PredictionRows, unreadable: int) -> dict[str, Any]:
+        """Returns the figures of the rows of a set."""
         result = {
-            "set": name,
+            "set": self.name_of_rows(name),
             "images": len(rows.labels),
             "correct": int((rows.labels == rows.predictions).sum()),
             "accuracy": rows.accuracy,
             "top5_accuracy": rows.top5_accuracy,
             "negative_log_likelihood": rows.negative_log_likelihood,
+            "expected_calibration_error": rows.expected_calibration_error,
             "unreadable": unreadable,
-            "rows": str(file),
+            "rows": str(self._file_of_rows(name)),
         }
         if self.class_map is not None:
             result |= {"map_rule": self.class_map.rule, "unmapped": int((rows.predictions < 0).sum())}

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from qrdali.errors import InputError, printable
 from qrdali.reduction import png_entropy
+from qrdali.reduction.counter_rng import MAX_NORMALS
+from qrdali.reduction.names import DISTORTIONS
 from qrdali.reduction.quality import (
     CENTER,
     DIMENSIONS,
@@ -53,10 +55,13 @@ def reduce(
     level: tuple[int, int, int] | None = None,
     step: float = 0.25,
     anchor: tuple[float, float] = CENTER,
+    seed: int = 0,
+    **distortions: float,
 ) -> Pixels:
     """Returns a reduced image: a window is cut and resized, and its colours are put into bins.
 
-    It has the bytes that `build_mepi` writes and that loaders on a CPU show to a network.
+    It has the bytes that `build_mepi` writes and that loaders on a CPU show to a network. Distortions act on
+    the result; a loader applies them to the square that the network sees instead.
 
     image: uint8 [H, W, 3], which is not changed.
     color, crop, resolution: qualities in (0, 1], the share of bits or pixels that stays; 1 changes nothing.
@@ -64,6 +69,8 @@ def reduce(
         to n + 39 those of its tail, each of half the quality of the one before, as manifests have them.
     step: 1/n, n from 2 to 200.
     anchor: where the window lies, (a_y, a_x) in [0, 1]: (0, 0) is top left, (0.5, 0.5) the centre.
+    distortions: qualities in (0, 1] of gray, contrast, blur, noise and jpeg, applied in this order.
+    seed: of the noise.
 
     The result is uint8 [h, w, 3], h = max(1, round(max(1, round(H·√crop))·√resolution)) and w likewise;
     docs/definitions.md has all formulas. Raises InputError for another dtype, shape or range, and for `level`
@@ -75,18 +82,21 @@ def reduce(
         (26, 34, 3)
         >>> qrdali.reduce(image, level=(0, 2, 0), step=.25).shape
         (51, 68, 3)
+        >>> qrdali.reduce(image, blur=.5).shape
+        (72, 96, 3)
     """
     from qrdali.pipelines import host_ops
 
     require_image(image, "image")
     qualities = [color, crop, resolution]
-    if level is None:
-        for name, value in zip(DIMENSIONS, qualities, strict=True):
-            if not 0 < value <= 1:
-                raise InputError(f"{name} = {value:g} is outside (0, 1]: 1 is the untouched image")
-    else:
-        if qualities != [1.0, 1.0, 1.0]:
-            raise InputError("level and qualities both say how much is reduced: give one of them")
+    if unknown := sorted(set(distortions) - set(DISTORTIONS)):
+        known = ", ".join((*DIMENSIONS, *DISTORTIONS))
+        raise InputError(f"there is no reduction {printable(unknown[0])!r}: give a quality of {known}")
+    for name, value in (*zip(DIMENSIONS, qualities, strict=True), *distortions.items()):
+        if not 0 < value <= 1:
+            raise InputError(f"{name} = {value:g} is outside (0, 1]: 1 is the untouched image")
+    if level is not None and qualities != [1.0, 1.0, 1.0]:
+        raise InputError("level and qualities both say how much is reduced: give one of them")
     if len(anchor) != 2 or not all(0 <= part <= 1 for part in anchor):
         raise InputError(f"anchor = {anchor!r} is not (a_y, a_x) in [0, 1]: (0.5, 0.5) is the centre")
     size, anchors = np.array([image.shape[:2]], np.int32), np.array([anchor], np.float64)
@@ -97,7 +107,24 @@ def reduce(
         params = reduction_params(_checked_levels(level, scale), size, anchors, scale)
     window = host_ops.cut(image, params.window[0, :2], params.window[0, 2:])
     reduced = host_ops.reduce(window, params.size[0], int(params.bin_width[0]))
+    reduced = _distorted(reduced, distortions, seed)
     return reduced.copy() if np.may_share_memory(reduced, image) else reduced
+
+
+def _distorted(image: Pixels, distortions: dict[str, float], seed: int) -> Pixels:
+    """Returns an image at qualities by distortion, or the image itself; raises as `reduce` does."""
+    from qrdali.reduction.distortions import FieldKeys, distort, distortion_params
+    from qrdali.reduction.distortions.jpeg import MAX_SIDE
+
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed}: choose 0 to 2⁶³ − 1")
+    if "noise" in distortions and image.size > MAX_NORMALS:
+        raise InputError(f"noise has {MAX_NORMALS:,} values at most, the image has {image.size:,}")
+    if "jpeg" in distortions and max(image.shape[:2]) > MAX_SIDE:
+        raise InputError(f"a JPEG has {MAX_SIDE:,} pixels a side at most, the image {max(image.shape[:2]):,}")
+    qualities = {name: np.array([value], np.float64) for name, value in distortions.items()}
+    keys = FieldKeys(seed, False, np.zeros(1, np.int64))
+    return distort(image, distortion_params(qualities, min(image.shape[:2]), keys), 0)
 
 
 def entropy(image: Pixels) -> int:

@@ -188,8 +188,10 @@ def evaluate(
     *,
     split: str = "test",
     sets: Mapping[str, PathLike] | None = None,
+    suites: Mapping[str, PathLike] | None = None,
     curve: bool = False,
     reduced: float | None = None,
+    reductions: Sequence[str] | None = None,
     step: float = 0.25,
     tail: str = "full",
     class_map: PathLike | None = None,
@@ -203,13 +205,17 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Evaluates best/ of a run on a split of a data set and on named folders, and writes a row per image.
 
-    run, data: objects or folders. Without `data` only `sets` are evaluated. Either may hold any subset of the
-        run's classes, matched by name.
+    run, data: objects or folders. Without `data` only `sets` and `suites` are evaluated. `data` and a set may
+        hold any subset of the run's classes, matched by name.
     split: "train", "val" or "test" of `data`.
     sets: folders of class folders by name, such as {"mine": "folder"}; paths, s3:// or gs://.
+    suites: folders of published suites, such as {"imagenet-a": "/data/imagenet-a"}: imagenet-c, imagenet-a,
+        imagenet-r, imagenet-sketch, imagenet-v2, real and human.
     curve: also measure accuracy at every level of `step` in each reduction.
     tail: levels of the curve below the grid of `step`: "full", "none" or their number, such as "3".
     reduced: also evaluate the split at this quality of `step`, in each reduction, such as 0.5.
+    reductions: those of `curve` and `reduced`: "color", "crop", "resolution", "combination" (None: all four),
+        and distortions: "gray", "contrast", "blur", "noise", "jpeg"; such as ["crop", "blur"], or ["all"].
     class_map: for data of other classes: a TSV file of the run's class, a tab, the data's class.
     map_rule: "argmax" (the default) or "sum".
     batch_size, device, amp, threads: as in `train`.
@@ -217,9 +223,10 @@ def evaluate(
     progress: True shows bars; or a listener.
 
     Returns one result for the split, then one per set: {"set", "images", "correct", "accuracy",
-    "top5_accuracy", "negative_log_likelihood", "unreadable", "rows"} and what was asked for besides;
-    `Run.rows(name)` has the rows. Raises InputError for what cannot
-    be evaluated, RunError for a damaged run or images that are gone.
+    "top5_accuracy", "negative_log_likelihood", "expected_calibration_error", "unreadable", "rows"} and what
+    was asked for besides; `Run.rows(name)` has the rows. Last comes one per suite: {"suite", "images",
+    "accuracy", …, "sets"}, for "imagenet-c" with "mce", "relative_mce" and "corruptions". Raises InputError
+    for what cannot be evaluated, RunError for a damaged run or images that are gone.
 
     Example:
         >>> (result,) = qrdali.evaluate("runs/shared", "data", split="val", device="cpu")
@@ -236,8 +243,10 @@ def evaluate(
         folder,
         split=split,
         sets={name: os.fspath(place) for name, place in (sets or {}).items()},
+        suites={name: os.fspath(place) for name, place in (suites or {}).items()},
         curve=curve,
         reduced=reduced,
+        reductions=reductions,
         step=step,
         tail=tail,
         class_map=_text(class_map),
@@ -306,9 +315,9 @@ def compare(run_a: Run | PathLike, run_b: Run | PathLike, *, set: str = "test") 
     set: "val", "test" or a name given to `evaluate`.
 
     The result has a, b, c, d: images that both have right, only the first, only the second, neither;
-    statistic, p_value, exact_p_value, stars, images; runs, each with accuracy and wilson_95, the interval of
-    it; and notes, such as that the two were trained on different images. Raises InputError where a run has no
-    rows of the set, or rows of other images.
+    statistic, p_value, exact_p_value, stars, images; consistency with kappa, observed and expected; runs,
+    each with accuracy and wilson_95, the interval of it; and notes, such as that the two were trained on
+    different images. Raises InputError where a run has no rows of the set, or rows of other images.
 
     Example:
         >>> result = qrdali.compare("runs/shared", "runs/shared", set="val")
@@ -412,21 +421,20 @@ def write_report(
     *,
     out: PathLike,
     mepi: Sequence[PathLike] = (),
+    humans: PathLike | None = None,
     title: str = "",
     gallery: int = 8,
     usd_per_kwh: float = 0.17,
     watts: float | None = None,
     progress: bool | ProgressListener = False,
 ) -> WrittenReport:
-    """Writes a page on runs: findings, accuracy, evolution, entropy quotients, minimal images and cost.
+    """Writes a page on runs: findings, accuracy, calibration, entropy quotients, minimal images and cost.
 
-    runs: objects or folders, one or more.
-    out: folder for report.html, tables/ and figures/; a report there is replaced.
-    mepi: folders that `build_mepi` made.
-    title: heading of the page.
-    gallery: images of each MEPI set that are shown.
-    usd_per_kwh: price of electricity.
-    watts: power drawn by runs whose energy could not be measured.
+    runs: objects or folders, one or more. out: folder for report.html, tables/ and figures/; a report there
+    is replaced. mepi: folders that `build_mepi` made. humans: what people answered to the same images: a CSV
+    or Parquet file with the columns path (or file name), person and answer, and optionally set. title:
+    heading of the page. gallery: images of each MEPI set that are shown, and images on which runs disagree.
+    usd_per_kwh: price of electricity. watts: power drawn by runs whose energy could not be measured.
     progress: True shows a bar; or a listener.
 
     The result has page, the path of report.html, and contents, what report.json holds. Raises InputError for
@@ -443,6 +451,7 @@ def write_report(
         [Path(run) for run in runs],
         Path(out),
         mepi=[Path(folder) for folder in mepi],
+        humans=None if humans is None else Path(humans),
         title=title,
         gallery=gallery,
         usd_per_kwh=usd_per_kwh,

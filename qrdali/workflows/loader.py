@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qrdali.data.index import Dataset, Index
-from qrdali.errors import InputError
+from qrdali.errors import InputError, printable
 from qrdali.models import FITS, Preprocessing, preprocessing
 from qrdali.reduction.levels import ConstantLevels, Levels, PerImageLevels
+from qrdali.reduction.names import DISTORTIONS
 from qrdali.reduction.quality import DIMENSIONS, MAX_TAIL, LevelScale, level_of, num_levels_of
 from qrdali.runs.settings import MAX_BATCH
 from qrdali.schedule.epoch_plan import EpochPlan
@@ -128,8 +129,8 @@ class Loader:
 
         number: of the epoch, 0 or more; order, windows and augmentation depend on (seed, number, sample)
             alone.
-        quality: by dimension ("color", "crop", "resolution"), in (0, 1] and on the grid of `step`; a
-            dimension that is not named stays whole.
+        quality: by dimension ("color", "crop", "resolution") and distortion ("gray", "contrast", "blur",
+            "noise", "jpeg"), in (0, 1] and on the grid of `step`; what is not named stays whole.
         levels: instead, each image's own levels, integers [images of the split, 3] (color, crop, resolution),
             each 0 to n − 1; level k has the quality (n − k)/n; levels n to n + 39, the tail, halve the lowest
             quality again and again.
@@ -191,15 +192,19 @@ class Loader:
 
 
 def _constant_levels(quality: Mapping[str, float], scale: LevelScale) -> ConstantLevels:
-    if unknown := sorted(set(quality) - set(DIMENSIONS)):
-        raise InputError(f"quality names {unknown[0]!r}: the dimensions are {', '.join(DIMENSIONS)}")
+    if unknown := sorted(set(quality) - {*DIMENSIONS, *DISTORTIONS}, key=str):
+        raise InputError(
+            f"quality names {printable(unknown[0])!r}: the dimensions are {', '.join(DIMENSIONS)}, the "
+            f"distortions {', '.join(DISTORTIONS)}"
+        )
     found: dict[str, int] = {}
     for dimension, value in quality.items():
         try:
             found[dimension] = level_of(value, scale)
         except InputError as error:
             raise InputError(f"{dimension}: {error}".replace("--step", "step")) from None
-    return ConstantLevels(**found)
+    distorted = tuple((name, found.pop(name)) for name in DISTORTIONS if name in found)
+    return ConstantLevels(**found, distorted=tuple((name, level) for name, level in distorted if level))
 
 
 def _preprocessing(

@@ -10,6 +10,7 @@ from qrdali.files.json_objects import read_object
 from qrdali.mepi.folder import OPTIONS, SEARCHED
 from qrdali.mepi.search import SearchRule
 from qrdali.reduction import quality
+from qrdali.reduction.names import DISTORTIONS, why_not_searched
 from qrdali.reduction.neighbors import DescentRule
 
 _CHOICES: dict[str, tuple[object, ...]] = {
@@ -27,6 +28,8 @@ def make_rules(
 
     Raises InputError, naming the option, for a value that is none of its choices.
     """
+    if reduction in DISTORTIONS:
+        raise InputError(f"--reduction {reduction} {why_not_searched(reduction)}")
     given = {"reduction": reduction, "windows": windows, "prefer": prefer, "search": search}
     for option, value in given.items():
         if value not in _CHOICES[option]:

@@ -18,6 +18,7 @@ from qrdali.mepi.minimal import Way, find_ways
 from qrdali.mepi.search import Search, SearchLimits, SearchRule
 from qrdali.mepi.search_path import FULL_STATE, ReductionState, SearchPath, params_of_states
 from qrdali.pipelines.image_reducer import open_image_reducer
+from qrdali.reduction.names import DISTORTIONS, why_not_searched
 from qrdali.reduction.neighbors import DescentRule
 from qrdali.reduction.quality import DIMENSIONS, REDUCTIONS, LevelScale, scale_of
 from qrdali.system.device import probe_batch_size
@@ -50,6 +51,8 @@ class MinimalOptions:
 
     def rule(self) -> SearchRule:
         """Returns the rule of the search. Raises InputError for a value that is none of its choices."""
+        if self.reduction in DISTORTIONS:
+            raise InputError(f"reduction {self.reduction} {why_not_searched(self.reduction)}")
         choices = {"reduction": SEARCHED, "windows": (5, 9), "prefer": ("confidence", "entropy")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -1,9 +1,12 @@
 """Draws a contact sheet of one image: a row per reduction, a column per level, the entropy quotient under
 each picture.
+
+Distortions act on what a network sees, so their rows show the image at a network's size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +19,22 @@ from qrdali.errors import InputError, printable
 from qrdali.files.atomic import write_whole
 from qrdali.pipelines import host_ops
 from qrdali.pipelines.single_image import NotAnImage, decode_image
+from qrdali.reduction.distortions import FieldKeys, distort, distortion_params
+from qrdali.reduction.distortions.interface import NOMINAL_SIDE
+from qrdali.reduction.levels import moves_of
+from qrdali.reduction.names import DISTORTIONS, chosen
 from qrdali.reduction.png_entropy import encoder_name, entropy
 from qrdali.reduction.quality import (
-    REDUCTIONS,
     RESOLUTION,
     LevelScale,
     ReductionParams,
     num_levels_of,
+    quality,
     reduction_params,
 )
 
 Pixels = npt.NDArray[np.uint8]
 
-ROWS = ("color", "crop", "resolution", "combination")
 MAX_COLUMNS = 8
 # Pixels of the sheet.
 _CELL, _GAP, _CAPTION, _HEAD, _FOOT, _MARGIN = 176, 12, 20, 36, 26, 116
@@ -53,6 +59,7 @@ class _Layout:
     cell: (width, height).
     """
 
+    rows: int
     columns: int
     scale: float
     cell: tuple[int, int]
@@ -63,7 +70,7 @@ class _Layout:
 
     @property
     def size(self) -> tuple[int, int]:
-        height = _HEAD + len(ROWS) * (self.cell[1] + _CAPTION + _GAP) + _FOOT
+        height = _HEAD + self.rows * (self.cell[1] + _CAPTION + _GAP) + _FOOT
         return _MARGIN + self.columns * self._pitch + _GAP, height
 
     def corner(self, row: int, column: int) -> tuple[int, int]:
@@ -73,26 +80,44 @@ class _Layout:
         return left, _HEAD + row * (self.cell[1] + _CAPTION + _GAP)
 
 
-def draw_preview(image: str, out: Path, step: float = 0.25) -> PreviewSheet:
-    """Writes a PNG of every reduction of `image` at up to eight levels of the grid `step`.
+def draw_preview(
+    image: str, out: Path, step: float = 0.25, reductions: Sequence[str] | None = None
+) -> PreviewSheet:
+    """Writes a PNG of reductions of `image` at up to eight levels of the grid `step`.
 
-    image: a file, or the URL of an object or of a shard's member. Raises InputError for an image, a step or
-    an `out` that cannot be used, RunError for an image that Pillow decodes and DALI does not, or otherwise.
+    image: a file, or the URL of an object or of a shard's member. reductions: the rows, as
+    `names.chosen` takes them. Raises InputError for an image, a step, a reduction or an
+    `out` that cannot be used, RunError for an image that Pillow decodes and DALI does not, or otherwise.
     """
     scale = LevelScale(num_levels_of(step))
+    rows = chosen(reductions)
     original = _decoded(image, out)
     columns = min(scale.count, MAX_COLUMNS)
     levels = sorted({round(i * (scale.count - 1) / (columns - 1)) for i in range(columns)})
-    grid = [[level if moves else 0 for moves in REDUCTIONS[row]] for row in ROWS for level in levels]
+    grid = [[level if moves else 0 for moves in moves_of(row).dimensions] for row in rows for level in levels]
     size = np.array(original.shape[:2], np.int32)
     reduction = reduction_params(
         np.array(grid, np.uint8), np.tile(size, (len(grid), 1)), np.full((len(grid), 2), 0.5), scale
     )
     pictures = _reduced(original, reduction)
-    qualities = [scale.quality_of(level) for level in levels]
-    sheet = _draw(original, pictures, reduction, qualities)
+    qualities = quality(np.array(levels), scale)
+    for i, row in enumerate(rows):
+        if row in DISTORTIONS:
+            first = i * len(levels)
+            pictures[first : first + len(levels)] = _distorted(original, row, qualities)
+    sheet = _draw(original, _Grid(rows, qualities.tolist(), pictures, reduction))
     write_whole(out, lambda partial: sheet.save(partial, "PNG", optimize=True))
-    return PreviewSheet(ROWS, len(levels))
+    return PreviewSheet(rows, len(levels))
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Holds the pictures of a sheet, row by row, and what each shows of the image."""
+
+    rows: tuple[str, ...]
+    qualities: list[float]
+    pictures: list[Pixels]
+    reduction: ReductionParams
 
 
 def _decoded(image: str, out: Path) -> Pixels:
@@ -119,34 +144,47 @@ def _reduced(original: Pixels, reduction: ReductionParams) -> list[Pixels]:
     ]
 
 
-def _draw(
-    original: Pixels, pictures: list[Pixels], reduction: ReductionParams, qualities: list[float]
-) -> Image.Image:
+def _distorted(original: Pixels, distortion: str, qualities: npt.NDArray[np.float64]) -> list[Pixels]:
+    """Returns the image at a network's size and at each of `qualities`."""
     height, width = original.shape[:2]
+    share = min(1.0, NOMINAL_SIDE / min(height, width))
+    size = max(1, round(width * share)), max(1, round(height * share))
+    seen = np.asarray(Image.fromarray(original).resize(size, Image.Resampling.BILINEAR))
+    keys = FieldKeys(0, False, np.zeros(len(qualities), np.int64))
+    params = distortion_params({distortion: qualities}, min(seen.shape[:2]), keys)
+    return [distort(seen, params, i) for i in range(len(qualities))]
+
+
+def _draw(original: Pixels, grid: _Grid) -> Image.Image:
+    height, width = original.shape[:2]
+    pictures, reduction, qualities = grid.pictures, grid.reduction, grid.qualities
     scale = _CELL / max(width, height)
     cell = max(1, round(width * scale)), max(1, round(height * scale))
-    layout = _Layout(len(qualities), scale, cell)
+    layout = _Layout(len(grid.rows), len(qualities), scale, cell)
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
     sheet = Image.new("RGB", layout.size, "white")
     pen = ImageDraw.Draw(sheet)
-    for column, quality in enumerate(qualities):
+    for column, shown in enumerate(qualities):
         left, _ = layout.corner(0, column)
-        pen.text((left + cell[0] / 2, _HEAD / 2), f"quality {quality:.2f}", "black", font, anchor="mm")
-    full = entropy(pictures[0])
+        pen.text((left + cell[0] / 2, _HEAD / 2), f"quality {shown:.2f}", "black", font, anchor="mm")
+    full = entropy(original)
     detail_side = max(1, round(min(width, height) * _DETAIL_SHARE))
-    detail_corner = liveliest(pictures[0], detail_side)
+    detail_corner = liveliest(original, detail_side)
+    undistorted = full
     for i, picture in enumerate(pictures):
         row, column = divmod(i, len(qualities))
         left, top = layout.corner(row, column)
         if column == 0:
-            pen.text((_MARGIN - 10, top + cell[1] / 2), ROWS[row], "black", font, anchor="rm")
+            pen.text((_MARGIN - 10, top + cell[1] / 2), grid.rows[row], "black", font, anchor="rm")
+            undistorted = entropy(picture)  # level 0, of distortions at another size
         pen.rectangle((left, top, left + cell[0] - 1, top + cell[1] - 1), "#e4e4e4")
         _paste_in_place(sheet, picture, reduction.window[i] * scale, (left, top))
-        if REDUCTIONS[ROWS[row]][RESOLUTION]:
+        moves = moves_of(grid.rows[row])
+        if moves.dimensions[RESOLUTION] or moves.distortion:
             # A cell has fewer pixels than most levels: a magnified detail shows what the cell cannot.
             part = detail(picture, reduction.window[i], detail_corner, detail_side)
             _paste_inset(sheet, part, (left + cell[0], top + cell[1]), round(_INSET_SHARE * min(cell)))
-        share = f"{entropy(picture) / full:.1%}"
+        share = f"{entropy(picture) / undistorted:.1%}"
         pen.text((left + cell[0] / 2, top + cell[1] + _CAPTION / 2), share, "black", small, anchor="mm")
     legend = f"{width}x{height}, {full:,} bytes of PNG = 100% ({encoder_name()})"
     pen.text((10, sheet.height - 16), legend, "#555555", small, anchor="lm")

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 
 from qrdali.evaluation.predict import predict
 from qrdali.files.atomic import write_whole
-from qrdali.mepi.folder import SEARCHED
 from qrdali.pipelines.loader import open_loader
-from qrdali.reduction.levels import FULL_QUALITY, constant_levels
-from qrdali.reduction.quality import REDUCTIONS, LevelScale
+from qrdali.reduction.levels import levels_of, moves_of
+from qrdali.reduction.names import DISTORTIONS, SEARCHED
+from qrdali.reduction.quality import LevelScale
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.schedule.live_levels import live_levels
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def measure(evaluator: Evaluator, name: str, index: Index, scale: LevelScale) -> pa.Table:
     """Returns a row per image and level of the grid, and of the tail down to the last that changes an image.
 
-    Crops are centred.
+    It does so for each reduction of the evaluator's options. Crops are centred.
 
     Collective.
 
@@ -38,8 +38,7 @@ def measure(evaluator: Evaluator, name: str, index: Index, scale: LevelScale) ->
     source = open_loader(index, evaluator.trained.preprocessing, batch_size, evaluator.engine)
 
     def classify(level: int, reduction: str) -> PredictionRows:
-        levels = constant_levels(REDUCTIONS[reduction], level) if level else FULL_QUALITY
-        plan = EpochPlan(len(index), batch_size, levels, scale)
+        plan = EpochPlan(len(index), batch_size, levels_of(reduction, level), scale)
 
         def on_batch(images: int) -> None:
             listener.advance(images, lambda: reduction)
@@ -54,13 +53,14 @@ def measure(evaluator: Evaluator, name: str, index: Index, scale: LevelScale) ->
             class_map=evaluator.class_map,
         )
 
-    levels = {reduction: _curve_levels(index, reduction, scale) for reduction in SEARCHED}
+    reductions, side = evaluator.options.reductions, evaluator.trained.preprocessing.input_size
+    levels = {reduction: _curve_levels(index, reduction, scale, side) for reduction in reductions}
     listener.begin(f"curve of {name}", len(index) * (1 + sum(map(len, levels.values()))))
     try:
         tables = []
         # Level 0 is the untouched image whatever the reduction: it is classified once for all of them.
-        at_full_quality = classify(0, "color")
-        for reduction in SEARCHED:
+        at_full_quality = classify(0, reductions[0])
+        for reduction in reductions:
             for level in (0, *levels[reduction]):
                 rows = classify(level, reduction) if level else at_full_quality
                 tables.append(_table(rows, reduction, level, scale.quality_of(level)))
@@ -69,13 +69,14 @@ def measure(evaluator: Evaluator, name: str, index: Index, scale: LevelScale) ->
         listener.end()
 
 
-def _curve_levels(index: Index, reduction: str, scale: LevelScale) -> tuple[int, ...]:
+def _curve_levels(index: Index, reduction: str, scale: LevelScale, side: int) -> tuple[int, ...]:
     """Returns the levels of a curve below full quality: the grid's, and those of the tail that change an
-    image.
+    image, as a network with inputs of `side` pixels sees it.
     """
     last = scale.grid - 1
     below = range(last, scale.count)
-    live = live_levels(below, REDUCTIONS[reduction], scale, index.size_chunks)
+    moves = moves_of(reduction)
+    live = live_levels(below, moves.dimensions, scale, index.size_chunks, moves.distortion, side)
     return (*range(1, scale.grid), *(level for level in live if level > last))
 
 
@@ -104,8 +105,10 @@ def summary(rows: pa.Table, scale: LevelScale) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     columns = {key: rows[key].to_numpy(zero_copy_only=False) for key in ("reduction", "quality", "correct")}
-    for reduction in SEARCHED:
+    for reduction in (*SEARCHED, *DISTORTIONS):
         of_reduction = columns["reduction"] == reduction
+        if not of_reduction.any():
+            continue
         quality = np.unique(columns["quality"][of_reduction])
         accuracy = np.array(
             [columns["correct"][of_reduction & (columns["quality"] == q)].mean() for q in quality]

@@ -23,6 +23,7 @@ def write_report(
     out: Path,
     *,
     mepi: Sequence[Path] = (),
+    humans: Path | None = None,
     title: str = "",
     gallery: int = 8,
     usd_per_kwh: float = 0.17,
@@ -33,13 +34,14 @@ def write_report(
     the folder `out`.
 
     A report that is there is replaced once the new one is whole. gallery: images of each MEPI set that are
-    shown. usd_per_kwh: price of electricity. watts: power drawn by runs whose energy could not be measured.
-    Raises InputError for folders that hold nothing to report or an `out` that is something else, RunError for
-    damaged files; nothing is written then.
+    shown, and images on which runs disagree. humans: a CSV or Parquet file of what people answered to images,
+    as `qrdali.evaluation.human_answers` reads it. usd_per_kwh: price of electricity. watts: power drawn by
+    runs whose energy could not be measured. Raises InputError for folders that hold nothing to report or an
+    `out` that is something else, RunError for damaged files; nothing is written then.
     """
     from qrdali.report.build import ReportOptions, build
     from qrdali.report.resources import Prices
 
-    options = ReportOptions(title, Prices(usd_per_kwh, watts), gallery)
+    options = ReportOptions(title, Prices(usd_per_kwh, watts), gallery, humans)
     contents = build(list(runs), list(mepi), out, options, control.listener)
     return WrittenReport(out / "report.html", contents)

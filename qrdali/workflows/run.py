@@ -119,11 +119,11 @@ class Run:
     def rows(self, name: str = "test") -> pa.Table:
         """Returns the predictions for a set that was evaluated with the weights of best/, in sample order.
 
-        name: "val", "test", or a name given to `qrdali.evaluate(sets=…)`. Columns: sample int64, path
-        string, label and prediction int64 (−1: none of the classes), correct bool, confidence float32 (the
-        probability of the prediction), rank int64 (of the true class, from 1) and true_probability float64;
-        rows that version 0.1 wrote lack the last two. Raises InputError if the set has not been evaluated
-        with these weights, RunError if the file is damaged.
+        name: "val", "test", a name given to `qrdali.evaluate(sets=…)`, or that of a suite's rows. Columns:
+        sample int64, path string, label and prediction int64 (−1: none of the classes), correct bool,
+        confidence float32 (the probability of the prediction), rank int64 (of the true class, from 1) and
+        true_probability float64; rows that version 0.1 wrote lack the last two. Raises InputError if the set
+        has not been evaluated with these weights, RunError if the file is damaged.
         """
         import pyarrow as pa
 

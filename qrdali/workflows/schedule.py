@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from qrdali.errors import InputError
-from qrdali.reduction.quality import DIMENSIONS, quality, scale_of
+from qrdali.reduction.levels import qualities_of, quality_names
+from qrdali.reduction.names import ReductionName
+from qrdali.reduction.quality import scale_of
 from qrdali.runs.settings import validate_settings
 from qrdali.schedule import epoch_schedule
 from qrdali.schedule.epoch_schedule import Phase, ScheduleEvent, ScheduleState
@@ -31,8 +33,8 @@ class Epoch:
     """Describes one epoch that is due.
 
     number: from 1. phase: Phase.REDUCED ("R") or Phase.FULL ("C"). stage: from 1, a span in which the
-    reduction does not change. quality: of "color", "crop" and "resolution", in (0, 1], as `Loader.epoch`
-    takes it; all are 1 in a full epoch.
+    reduction does not change. quality: of "color", "crop" and "resolution", and of the schedule's distortion
+    if it has one, in (0, 1], as `Loader.epoch` takes it; all are 1 in a full epoch.
     """
 
     number: int
@@ -48,8 +50,8 @@ class Schedule:
         (reduced epochs at one quality among full ones) or "linear" (quality falls by one step per stage). In
         "adaptive" and "random" each image has its own level: these are `qrdali.train`'s.
     sequence: "paired-epochs" (the default), "paired-rounds" or a pattern of R and C such as "CCCCCCCR".
-    reduction: "color", "crop", "resolution", "combination" (all three, the default), or "none", the sham
-        control.
+    reduction: "color", "crop", "resolution", "combination" (all three, the default); a distortion, "gray",
+        "contrast", "blur", "noise" or "jpeg"; or "none", the sham control.
     step: the grid of qualities, 1/n. Give it to `Loader.epoch` too where it is not 0.25.
     tail: levels of "linear" below that grid, each of half the quality: "none", "full" or their number.
     quality: of fixed's R epochs, in (0, 1], on that grid.
@@ -80,7 +82,7 @@ class Schedule:
         method: Literal["shared", "baseline", "fixed", "linear"],
         *,
         sequence: str | None = None,
-        reduction: Literal["color", "crop", "resolution", "combination", "none"] | None = None,
+        reduction: ReductionName | None = None,
         step: float = 0.25,
         tail: str = "none",
         quality: float = 0.5,
@@ -209,11 +211,11 @@ class Schedule:
         self._state, self._due = restored, None
 
     def _quality(self, phase: Phase, stage: int, number: int) -> dict[str, float]:
+        full = dict.fromkeys(quality_names(self._settings.reduction), 1.0)
         if phase is Phase.FULL:
-            return dict.fromkeys(DIMENSIONS, 1.0)
+            return full
         reduced = reduced_levels(self._settings, stage, number, self._stage_levels)
-        levels = reduced.for_samples(np.zeros(1, np.int64))[0]
-        return dict(zip(DIMENSIONS, quality(levels, self._scale).tolist(), strict=True))
+        return full | qualities_of(reduced, self._scale)
 
 
 def _require_accuracy(value: float, name: str) -> float:

@@ -25,7 +25,7 @@ from qrdali.runs import automatic, configuration
 from qrdali.runs import folder as run_folder
 from qrdali.runs.moved import moved_paths
 from qrdali.runs.settings import MAX_THREADS, Settings, write_settings
-from qrdali.schedule.methods import check_settings, require_live_levels, stage_levels
+from qrdali.schedule.methods import check_settings, require_live_levels, stage_levels, tracked_reductions
 from qrdali.system.deterministic import deterministic, require_deterministic_model
 from qrdali.system.device import resolve_device
 from qrdali.system.energy import reset_peak_memory
@@ -214,7 +214,9 @@ def _open_splits(prepared: PreparedRun, engine: Engine, context: RunContext) -> 
         for name, index in indexes.items()
     ]
     if settings.track_reduced:
-        splits = reduced_split_levels("val", settings.track_reduced, settings.scale)
+        splits = reduced_split_levels(
+            "val", settings.track_reduced, settings.scale, tracked_reductions(settings)
+        )
         tracked += [TrackedSet(name, val.source, len(val.index), levels) for name, levels in splits.values()]
     return Splits(train, val, TrackedSets(tracked, batch_size, settings.scale))
 

@@ -15,6 +15,7 @@ from qrdali.runs.settings import read_toml
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {"qrdali": ROOT / "qrdali", "qrdali/pipelines": ROOT / "pipelines", "qrdali/cli": ROOT / "cli"}
 CONFIGS = sorted(f"qrdali/configs/{file.name}" for file in (ROOT / "configs").glob("*.toml"))
+SUITES = sorted(f"qrdali/data/suites/{file.name}" for file in (ROOT / "qrdali/data/suites").glob("*.toml"))
 LINKS = {ROOT / "qrdali" / name for name in ("pipelines", "cli")}  # to the folders at the top
 MODULES = sorted(
     f"{part}/{file.relative_to(folder)}"
@@ -48,11 +49,11 @@ def test_wheel_and_sdist_hold_all_parts(built: Path) -> None:
     wheel, sdist = next(built.glob("*.whl")), next(built.glob("*.tar.gz"))
     names = zipfile.ZipFile(wheel).namelist()
     assert set(MODULES) <= set(names)
-    assert {"qrdali/py.typed", "qrdali/network_costs.tsv", *CONFIGS} <= set(names)
-    assert len(CONFIGS) == 3
+    assert {"qrdali/py.typed", "qrdali/network_costs.tsv", *CONFIGS, *SUITES} <= set(names)
+    assert (len(CONFIGS), len(SUITES)) == (3, 7)
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert {*MODULES, "qrdali/network_costs.tsv", *CONFIGS} <= inside
+    assert {*MODULES, "qrdali/network_costs.tsv", *CONFIGS, *SUITES} <= inside
     assert not any(part in name for name in [*names, *inside] for part in (".venv", "__pycache__"))
 
 

@@ -84,7 +84,7 @@ def test_every_option_is_there_with_what_it_means() -> None:
     assert {"[optimizer_options]", "[model_options]", "[track_sets]", '# data = ""'} <= set(lines)
     assert "# Grid of qualities, 1/n. More than 0, at most 0.5. Default: 0.25.\nstep = 0.25\n" in text
     assert "One of down | up." in text
-    assert "# What R epochs reduce; none is the sham control. One of" in text
+    assert "combination | gray | contrast | blur | noise | jpeg | none. Default" in text
     own, _, others = text.partition("# === Of other methods")
     assert "\ndirection = " in own
     assert "\nquality = " in others

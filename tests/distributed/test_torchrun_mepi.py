@@ -28,7 +28,7 @@ from qrdali.mepi.journal import Entry, Journal
 from qrdali.reduction.quality import MAX_TAIL, QUARTERS, LevelScale
 from qrdali.runs.settings import validate_settings
 from qrdali.workflows.build_mepi import build_mepi
-from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
+from qrdali.workflows.evaluate import EvaluateOptions, Evaluator, evaluate
 from qrdali.workflows.train import run_training
 
 
@@ -270,6 +270,28 @@ def test_evaluate_gives_the_rows_of_one_process(
         for name in names:
             if not name.endswith(("svg", "png")):  # the run's name is in the picture
                 assert (copy / kind / name).read_bytes() == (run / kind / name).read_bytes(), name
+
+
+def test_a_suite_gives_the_rows_of_one_process(
+    run: Path, dataset: Dataset, plain: Path, tmp_path: Path
+) -> None:
+    root, copy = tmp_path / "human", tmp_path / "run"
+    shutil.copytree(plain / "combination", root / "combination")
+    (root / "combination" / dataset.classes[0] / "broken.png").write_bytes(b"\x89PNG")
+    shutil.copytree(run, copy)
+    words = ["--suite", f"human={root}", "--batch-size", "5", "--device", "cpu", "--threads", "1", "--json"]
+    together = torchrun(2, ["evaluate", "--run", str(copy), *words])
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    (alone,) = evaluate(run, suites={"human": root}, batch_size=5, device="cpu", threads=1)
+    torch.set_num_threads(before)
+    status, printed, said = ended(together)
+    assert status == 0, said
+    expected = json.loads(json.dumps(alone).replace(str(run), str(copy)))
+    assert json.loads(printed)["suites"]["human"] == expected
+    assert alone["accuracy"] == 1  # minimal images are right by definition
+    name = "predictions/human-combination.parquet"
+    assert (copy / name).read_bytes() == (run / name).read_bytes()
 
 
 def test_an_image_that_one_rank_cannot_read_ends_all_with_one_line(

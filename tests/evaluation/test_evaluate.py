@@ -19,6 +19,7 @@ from recording_listener import RecordingListener
 from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError, Interrupted
+from qrdali.evaluation.calibration import calibration
 from qrdali.evaluation.prediction_rows import read_rows
 from qrdali.interfaces import JobControl
 from qrdali.reduction.quality import QUARTERS
@@ -163,6 +164,7 @@ def test_a_reduced_split_is_the_curves_level_and_can_be_compared(run: Path, data
             "accuracy": rows["correct"].mean(),
             "top5_accuracy": 1.0,  # of four classes
             "negative_log_likelihood": pytest.approx(-np.log(rows["true_probability"]).mean()),
+            "expected_calibration_error": calibration(rows["confidence"], rows["correct"]).error,
             "unreadable": 0,
             "quality": 0.4,
             "rows": str(run / "predictions" / f"val-{reduction}-0.4.parquet"),

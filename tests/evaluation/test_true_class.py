@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
+from torchmetrics.functional.classification import binary_calibration_error
 
 from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
@@ -141,10 +142,16 @@ def test_rows_and_json_have_them(run: Path, dataset: Dataset) -> None:
     assert (rows["true_probability"][~right] < rows["confidence"][~right]).all()
     assert found["top5_accuracy"] == np.mean(rows["rank"] <= 5) == found["sets"]["val"]["top5_accuracy"]
     assert found["negative_log_likelihood"] == pytest.approx(-np.log(rows["true_probability"]).mean())
+    theirs = binary_calibration_error(
+        torch.tensor(rows["confidence"].astype(float)), torch.tensor(right.astype(int)), n_bins=15
+    )
+    assert found["expected_calibration_error"] == pytest.approx(theirs.item(), rel=1e-5)  # theirs is float32
     said = evaluated(run, dataset.folder)
+    assert f"expected calibration error {found['expected_calibration_error']:.4f}" in said
+    assert "the network may answer 4 classes: top-5 accuracy is 1 whatever it answers" in said
     assert f"top-5 {found['top5_accuracy']:.4f}" in said
     assert f"negative log-likelihood {found['negative_log_likelihood']:.4f}" in said
-    assert max(map(len, said.splitlines()[:1])) <= 80
+    assert max(len(line) for line in said.splitlines() if "rows in" not in line) <= 80
 
 
 def rewritten(run: Path, copy: Path, **columns: Any) -> Path:

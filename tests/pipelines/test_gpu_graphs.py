@@ -93,6 +93,20 @@ AXIS_PASS = [("Slice", "gpu"), ("Resize", "gpu"), ("_ArithmeticGenericOp", "gpu"
 SQUARE = [*CUT, *AXIS_PASS, *AXIS_PASS, ("Slice", "gpu")]
 SQUARE_1 = [("_TensorSubscript", "cpu"), ("_TensorSubscript", "cpu"), ("Resize", "gpu")]
 NORMALIZE = [("CropMirrorNormalize", "gpu")]
+# Each between the split of the squares, with its number for each, and the merge.
+DISTORTIONS = {
+    "gray": [("CoordTransform", "gpu")],
+    "contrast": [("Contrast", "gpu")],
+    "blur": [("GaussianBlur", "gpu")],
+    "noise": [
+        ("_conditional__Split", "cpu"),  # the field, then copied to the GPU
+        ("_ArithmeticGenericOp", "cpu"),
+        ("_ArithmeticGenericOp", "gpu"),
+        ("_ArithmeticGenericOp", "gpu"),
+        ("Cast", "gpu"),
+    ],
+    "jpeg": [("JpegCompressionDistortion", "gpu")],
+}
 
 Graph = Callable[[], Any]
 # By name: the graph, its operators, its sources on the host and on the GPU, and the devices of its outputs.
@@ -106,7 +120,7 @@ GRAPHS: dict[str, tuple[Graph, list[tuple[str, str]], tuple[int, int], str]] = {
         "gpu cpu cpu",
     ),
     "network under the definitions 1": (
-        lambda: graphs.network_input(source, GPU, 4, PRE, False, 1),
+        lambda: graphs.network_input(source, GPU, 4, PRE, False, graphs.GraphKind(1)),
         FILE + INSIDE + DECODE + REDUCE + SQUARE_1 + NORMALIZE,
         (13, 0),
         "gpu cpu cpu",
@@ -124,6 +138,28 @@ GRAPHS: dict[str, tuple[Graph, list[tuple[str, str]], tuple[int, int], str]] = {
         "gpu",
     ),
     "reduce": (lambda: graphs.reduce_decoded(source, GPU, 4, None, STREAM), CUT + REDUCE, (8, 1), "gpu"),
+}
+
+
+def distorted(name: str) -> Graph:
+    return lambda: graphs.network_input(source, GPU, 4, PRE, False, graphs.GraphKind(2, (name,)))
+
+
+GRAPHS |= {
+    f"network with {name}": (
+        distorted(name),
+        [
+            *(FILE + INSIDE + DECODE + REDUCE + SQUARE),
+            ("_conditional__Split", "gpu"),
+            ("_conditional__Split", "cpu"),
+            *operators,
+            ("_conditional__Merge", "gpu"),
+            *NORMALIZE,
+        ],
+        (30 if name == "noise" else 29, 0),
+        "gpu cpu cpu",
+    )
+    for name, operators in DISTORTIONS.items()
 }
 
 
