@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from qrdali.errors import InputError, RunError, printable
 from qrdali.interfaces import ProgressListener
-from qrdali.report.read import Run, Warn, named, read_run
+from qrdali.report.read import Run, named, read_run
 from qrdali.report.read_mepis import Mepis, read_mepis
+from qrdali.report.set_rows import Warn
 from qrdali.runs.folder import weights_digest
 
 T = TypeVar("T")
