@@ -93,13 +93,15 @@ def build(
         (partial / "tables").mkdir(parents=True)
         (partial / "figures").mkdir()
         figures = _draw(parts, partial / "figures", listener)
+        found = [finding for part in parts for finding in part.findings]
+        # The page has the findings as sentences, the files as a table too.
         tables = [table for part in parts for table in part.filled_tables]
+        tables.append(findings_table(found, "findings"))
         for table in tables:
             for kind, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
                 (partial / "tables" / f"{table.slug}.{kind}").write_text(text, "utf-8", newline="")
         sections = [part.drawn(figures[part.slug]) for part in parts]
         (partial / "report.html").write_text(page(title, setup.facts(runs, sets), sections), "utf-8")
-        found = [finding for part in parts for finding in part.findings]
         titles = {table.slug: table.title for table in tables}
         text = markdown(title, findings_section.RULES, found, titles)
         (partial / "findings.md").write_text(text, "utf-8")
@@ -231,14 +233,13 @@ def contents(
 def _findings(by_experiment: list[Group], sets: list[Mepis], others: list[Part]) -> Part:
     """Returns the first section. others: those whose tables its findings may link to."""
     found = findings_section.findings(by_experiment, sets)
-    tables = (*found.tables, findings_table(list(found.findings), "findings"))
-    slugs = {table.slug for table in (*tables, *(t for part in others for t in part.filled_tables)) if table}
+    slugs = {table.slug for table in (*found.tables, *(t for part in others for t in part.filled_tables))}
     return Part(
         "findings",
         "Findings",
         findings_section.RULES,
-        tables=tables,
-        folded=frozenset(table.slug for table in tables if table),
+        tables=found.tables,
+        folded=frozenset(table.slug for table in found.tables),
         findings=findings_section.linked(found.findings, slugs),
     )
 

@@ -492,6 +492,8 @@ def test_a_finding_is_safe_to_show() -> None:
     one = Finding("P1", "a\x1b[31m", UNKNOWN, "b\x1b[31m\n", {}, "nowhere", ("c\x07", "c\x07"))
     assert not {"\x1b", "\n", "\x07"} & {*one.about, *one.text, *one.commands[0]}
     assert len(one.commands) == 1
+    many = Finding("P1", "", UNKNOWN, "", commands=tuple(f"c {i}" for i in range(203)))
+    assert (len(many.commands), many.commands[-1]) == (201, "# and 3 more")
     assert linked((one,), {"elsewhere"})[0].table == ""
     assert linked((one,), {"nowhere"})[0].table == "nowhere"
 
@@ -551,5 +553,6 @@ def test_the_page_the_files_and_their_links(tmp_path: Path) -> None:
     links = re.findall(r"\]\((tables/[^)]+)\)", text)
     assert links
     assert all((out / link).is_file() for link in links)
+    assert 'id="table-findings"' not in page
     assert (out / "tables" / "findings.csv").read_text().count("\n") == len(found) + 1
     build([*base], [], out)  # a report may be made again in the same folder

@@ -46,7 +46,9 @@ class Finding:
         object.__setattr__(self, "about", printable(self.about))
         object.__setattr__(self, "text", printable(self.text))
         shown = tuple(dict.fromkeys(printable(command) for command in self.commands))
-        object.__setattr__(self, "commands", shown[:_MOST_COMMANDS])
+        if len(shown) > _MOST_COMMANDS:
+            shown = (*shown[:_MOST_COMMANDS], f"# and {len(shown) - _MOST_COMMANDS} more")
+        object.__setattr__(self, "commands", shown)
 
     @property
     def kind(self) -> str:
@@ -116,7 +118,7 @@ def p_is(p: float) -> str:
     return f"p {text[0]} {text[1:]}" if text.startswith("<") else f"p = {text}"
 
 
-def table(found: list[Finding], slug: str) -> Table | None:
+def table(found: list[Finding], slug: str) -> Table:
     """Returns the findings as a table, which the report's files have as csv, Markdown and LaTeX."""
     rows = tuple(
         (
@@ -130,7 +132,7 @@ def table(found: list[Finding], slug: str) -> Table | None:
         for i, finding in enumerate(found, 1)
     )
     columns = ("number", "question", "network and data", "verdict", "finding", "table")
-    return Table(slug, "Findings", columns, rows) if rows else None
+    return Table(slug, "Findings", columns, rows)
 
 
 def markdown(title: str, rules: Sequence[str], found: list[Finding], linked: dict[str, str]) -> str:
