@@ -183,6 +183,31 @@ def test_a_method_is_held_against_its_own_controls(tmp_path: Path) -> None:
     assert "above its baseline and all of them: none." in one.text
 
 
+def test_one_control_serves_every_run_that_it_is_of(tmp_path: Path) -> None:
+    kinds = [LINEAR, ADAPTIVE, {**LINEAR, "reduction": "color"}]
+    found = findings(*[run(tmp_path / f"r{i}", answers(0.6, i), **kind) for i, kind in enumerate(kinds)])
+    # A sham for linear and one for adaptive; a random control for crop and one for color.
+    assert len(of(found, "P1", "No sham control")[0].commands) == 2
+    assert len(of(found, "P1", "No random control")[0].commands) == 2
+    assert len(of(found, "P1", "No matched control")[0].commands) == 3
+
+
+def test_a_control_counts_if_it_is_there_for_every_seed(tmp_path: Path) -> None:
+    folders = with_controls(tmp_path, 0.6, 0.6)
+    shams = [folder for folder in folders if folder.name.startswith("sham")]
+    found = findings(*[folder for folder in folders if folder not in shams[1:]])
+    (one,) = of(found, "P1", "Controls of the same seed")
+    assert "No method has all of its controls for every seed here" in one.text
+    assert "Where there is one seed, this says that the trained networks differ" in one.text
+    assert len(of(found, "P1", "No sham control")[0].commands) == 2
+
+
+def test_rows_of_other_images_are_named(tmp_path: Path) -> None:
+    base = run(tmp_path / "base", answers(0.6, 1, 1000))
+    found = findings(base, run(tmp_path / "linear", answers(0.7, 2), **LINEAR))
+    assert of(found, "P1", "The rows of test of linear and of the baseline are not of the same images")
+
+
 @pytest.mark.parametrize(
     ("control", "kind"),
     [
