@@ -15,15 +15,18 @@ from qrdali.pipelines import definitions_1
 from qrdali.pipelines.axis_passes import square_inputs
 from qrdali.pipelines.file_reader import Files
 from qrdali.pipelines.graph_inputs import (
+    AugmentInputs,
     CandidateInputs,
     DecodeInputs,
     ImageInputs,
     NetworkInputs,
+    OperatorInputs,
     WindowBounds,
     distortion_inputs,
     pixel_reduction,
     window_bounds,
 )
+from qrdali.reduction.auto_augment import ImageAugmentation
 from qrdali.reduction.distortions import DistortionParams
 from qrdali.reduction.network_view import View, view
 from qrdali.reduction.quality import CROP, ReductionParams
@@ -36,7 +39,8 @@ class PreparedBatch:
 
     number: of the batch in its plan. samples, labels: int64 [N]. reduction: what each image is reduced by.
     seen: the part of each reduced image that the network sees. regions_1: that part under the definitions 1,
-    where the plan has those. distortions: of that part, in the order in which they are applied.
+    where the plan has those. distortions: of that part, in the order in which they are applied. augmentation:
+    what is done to the squares that the network sees, None for nothing.
     """
 
     number: int
@@ -46,6 +50,7 @@ class PreparedBatch:
     seen: View
     regions_1: definitions_1.Regions | None = None
     distortions: tuple[DistortionParams, ...] = ()
+    augmentation: ImageAugmentation | None = None
 
     def select(self, mask: npt.NDArray[np.bool_]) -> PreparedBatch:
         """Returns the batch with only those images where `mask`, bool [N], is true."""
@@ -60,6 +65,7 @@ class PreparedBatch:
             seen=self.seen.select(mask),
             regions_1=None if regions is None else regions[mask],
             distortions=tuple(params.select(mask) for params in self.distortions),
+            augmentation=None if self.augmentation is None else self.augmentation.select(mask),
         )
 
 
@@ -80,7 +86,9 @@ def prepared_batches(
             if plan.definitions == 1:
                 regions = definitions_1.regions(plan, seen, reduction.size, preprocessing)
             distorted = plan.distortions(samples, preprocessing.input_size, distortions)
-            yield PreparedBatch(number, samples, index.labels(samples), reduction, seen, regions, distorted)
+            augmentation = plan.augmentation(samples, preprocessing.input_size)
+            labels = index.labels(samples)
+            yield PreparedBatch(number, samples, labels, reduction, seen, regions, distorted, augmentation)
 
 
 def decode_inputs(files: Files, window: npt.NDArray[np.int32]) -> DecodeInputs:
@@ -106,10 +114,22 @@ def network_inputs(files: Files, batch: PreparedBatch, preprocessing: Preprocess
         distortions=tuple(
             distortion_inputs(params, preprocessing.input_size) for params in batch.distortions
         ),
+        augment=None if batch.augmentation is None else augment_inputs(batch.augmentation),
         flip=batch.seen.flip.astype(np.int32),
         label=batch.labels,
         sample=batch.samples,
     )
+
+
+def augment_inputs(augmentation: ImageAugmentation) -> AugmentInputs:
+    """Returns what `dali_augment` does to the squares of one batch."""
+    operators, draws = None, augmentation.draws
+    if draws is not None:
+        operators = OperatorInputs(
+            draws.operator.astype(np.int32), draws.bin.astype(np.int32), draws.negative.astype(np.int32)
+        )
+    erased = augmentation.erased
+    return AugmentInputs(operators, None if erased is None else window_bounds(erased))
 
 
 def candidate_inputs(

@@ -83,6 +83,22 @@ class DistortionInputs(NamedTuple):
     field: list[npt.NDArray[np.int16]] | None  # N times [S, S, 3], or [1, 1, 3] where it is not applied
 
 
+class OperatorInputs(NamedTuple):
+    """Holds which K operators each square goes through."""
+
+    operator: Int32  # [N, K] numbers of OPERATORS of `reduction.auto_augment`
+    bin: Int32  # [N, K] which of an operator's magnitudes
+    negative: Int32  # [N, K] 1 negates it
+
+
+class AugmentInputs(NamedTuple):
+    """Holds how the squares that a network sees are augmented; a field that is None is not part of the
+    graph."""
+
+    operators: OperatorInputs | None
+    erased: WindowBounds | None  # all 0 for images of which nothing is erased
+
+
 class DecodeInputs(NamedTuple):
     """Feeds `graphs.decode_windows`."""
 
@@ -97,6 +113,7 @@ class NetworkInputs(NamedTuple):
     window: WindowBounds
     image: ImageInputs
     distortions: tuple[DistortionInputs, ...]  # in the order in which they are applied
+    augment: AugmentInputs | None
     flip: Int32  # [N] 1 mirrors
     label: Int64  # [N] class
     sample: Int64  # [N] number of the image in its index
@@ -182,16 +199,29 @@ def fill(names: tuple[Any, ...], nodes: Iterator[Any]) -> Any:
 DECODE = layout(DecodeInputs)
 SQUARE = layout(SquareInputs)
 NETWORK = layout(
-    NetworkInputs, image=layout(ImageInputs, window=None, square=SQUARE, region=None), distortions=()
+    NetworkInputs,
+    image=layout(ImageInputs, window=None, square=SQUARE, region=None),
+    distortions=(),
+    augment=None,
 )
 NETWORK_1 = NETWORK._replace(image=layout(ImageInputs, window=None, square=None, region="region"))
 
 
-def network_layout(definitions: int, distortions: Sequence[str]) -> Any:
-    """Returns the layout of `NetworkInputs` under definitions 1 or 2, with distortions by name."""
+def network_layout(
+    definitions: int, distortions: Sequence[str] = (), has_operators: bool = False, erases: bool = False
+) -> Any:
+    """Returns the layout of `NetworkInputs` under definitions 1 or 2, with distortions by name, and with or
+    without operators of augmentations and windows that are erased.
+    """
     base = NETWORK_1 if definitions == 1 else NETWORK
     fields = ("field" if BY_NAME[name].has_field else None for name in distortions)
-    return base._replace(distortions=tuple(layout(DistortionInputs, field=field) for field in fields))
+    augment = None
+    if has_operators or erases:
+        augment = AugmentInputs(
+            layout(OperatorInputs) if has_operators else None, layout(WindowBounds) if erases else None
+        )
+    distorted = tuple(layout(DistortionInputs, field=field) for field in fields)
+    return base._replace(distortions=distorted, augment=augment)
 
 
 def candidate_layout(columns: tuple[int, ...]) -> Any:

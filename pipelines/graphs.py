@@ -15,8 +15,8 @@ from nvidia.dali import fn, pipeline_def
 from nvidia.dali.pipeline import do_not_convert
 
 from qrdali.models import Preprocessing
+from qrdali.pipelines import dali_augment, definitions_1
 from qrdali.pipelines import dali_ops as ops
-from qrdali.pipelines import definitions_1
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.graph_inputs import (
     ANY_WIDTH,
@@ -28,6 +28,7 @@ from qrdali.pipelines.graph_inputs import (
     flatten,
     network_layout,
 )
+from qrdali.reduction.auto_augment import Policy
 from qrdali.reduction.distortions import BY_NAME
 from qrdali.reduction.distortions.interface import Distortion
 
@@ -35,11 +36,15 @@ from qrdali.reduction.distortions.interface import Distortion
 class GraphKind(NamedTuple):
     """Says what `network_input` is built for.
 
-    definitions: as in `EpochPlan`. distortions: the names of those that a batch may have.
+    definitions: as in `EpochPlan`. distortions: the names of those that a batch may have. policy: by which
+    the operators of augmentations were drawn, None for no operators. erases: whether parts of images are
+    erased.
     """
 
     definitions: int = 2
     distortions: tuple[str, ...] = ()
+    policy: Policy | None = None
+    erases: bool = False
 
 
 PLAIN = GraphKind()
@@ -66,10 +71,12 @@ def network_input(
 ) -> Any:
     """Returns a pipeline from `NetworkInputs` to (images float32 HWC, labels, samples)."""
     distortions = [BY_NAME[name] for name in kind.distortions]
+    policy, erases = kind.policy, kind.erases
+    names = network_layout(kind.definitions, kind.distortions, policy is not None, erases)
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        inputs = _receive(source, network_layout(kind.definitions, kind.distortions))
+        inputs = _receive(source, names)
         image = _read(inputs, engine, needs_bytes)
         image = _reduce_resolution_and_color(image, inputs.image.reduction)
         if kind.definitions == 1:
@@ -78,7 +85,17 @@ def network_input(
             square = ops.square(image, inputs.image.square, preprocessing)
         for i, distortion in enumerate(distortions):
             square = _distort(square, distortion, inputs.distortions[i])
-        return ops.normalize(square, inputs.flip, preprocessing), inputs.label, inputs.sample
+        if policy is None and not erases:
+            return ops.normalize(square, inputs.flip, preprocessing), inputs.label, inputs.sample
+        # Augmentation comes after the flip, as in torchvision's recipes.
+        square = fn.flip(square, horizontal=inputs.flip)
+        if policy is not None:
+            side = preprocessing.input_size
+            square = dali_augment.auto_augment(square, inputs.augment.operators, policy, side)
+        images = ops.normalize(square, 0, preprocessing)
+        if erases:
+            images = dali_augment.erase(images, inputs.augment.erased)
+        return images, inputs.label, inputs.sample
 
     return _instance(graph, engine, batch_size)
 

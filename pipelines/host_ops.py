@@ -139,6 +139,11 @@ def _resize_part_of_axis(image: Pixels, axis: int, scale: float, wanted: slice, 
     return np.asarray(resized)
 
 
+def mirrored(pixels: Pixels) -> Pixels:
+    """Returns a square with its columns in the opposite order, in memory of its own."""
+    return np.ascontiguousarray(pixels[:, ::-1])
+
+
 def prepare(
     image: Pixels, seen: View, i: int, preprocessing: Preprocessing, out: npt.NDArray[np.float32]
 ) -> None:

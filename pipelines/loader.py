@@ -15,9 +15,10 @@ import torch
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from qrdali.data.index import Index
+from qrdali.errors import InputError
 from qrdali.interfaces import Batch, BatchSource, CandidateBatch, CandidateRequest
 from qrdali.models import Preprocessing
-from qrdali.pipelines import definitions_1, graphs
+from qrdali.pipelines import definitions_1, graphs, host_augment
 from qrdali.pipelines import host_ops as host
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.external_source import (
@@ -30,6 +31,7 @@ from qrdali.pipelines.external_source import (
 from qrdali.pipelines.file_reader import FileReader, Files
 from qrdali.pipelines.replay import ReplaySource, RestartablePipeline, run_with_replay
 from qrdali.pipelines.undecodable import decode_once
+from qrdali.reduction.auto_augment import AUGMIX_ON_GPU
 from qrdali.reduction.distortions import distort
 from qrdali.reduction.names import DISTORTIONS
 from qrdali.reduction.network_view import view
@@ -83,16 +85,20 @@ class _Loader(ABC):
         self._source.stop()
         self._pipeline.drain()
         distortions = tuple(name for name in DISTORTIONS if name in plan.levels.distortions)
-        kind = graphs.GraphKind(plan.definitions, distortions)
+        kind = graphs.GraphKind(plan.definitions, distortions, plan.policy, plan.erases)
+        self._require_policy(kind)
         # A graph with more distortions serves: epochs at full quality between distorted ones need no other.
         fits = set(kind.distortions) <= set(self._kind.distortions)
-        if kind.definitions != self._kind.definitions or not fits:
+        if kind._replace(distortions=()) != self._kind._replace(distortions=()) or not fits:
             self._kind = kind
             self._pipeline = RestartablePipeline(self._graph(self._source))
         batches = prepared_batches(plan, self._index, self._preprocessing, self._kind.distortions)
         self._source.start(batches)
         self._pipeline.start()
         return self._batches(run_with_replay(self._pipeline, self._source, on_unreadable))
+
+    def _require_policy(self, kind: graphs.GraphKind) -> None:  # noqa: B027  most loaders can do all
+        """Raises InputError for a policy whose pixels this loader cannot make."""
 
     def _settle(self) -> None:  # noqa: B027  most loaders leave nothing behind
         """Waits for whatever still reads the graph's outputs."""
@@ -137,6 +143,10 @@ class GraphLoader(_Loader):
             self._reader.needs_bytes,
             self._kind,
         )
+
+    def _require_policy(self, kind: graphs.GraphKind) -> None:
+        if kind.policy is not None and kind.policy.kind == "augmix":
+            raise InputError(f"auto_augment {AUGMIX_ON_GPU}")
 
     def _batches(self, outputs: Iterator[tuple[PreparedBatch, Outputs]]) -> Iterator[Batch]:
         for batch, (images, labels, samples) in outputs:
@@ -243,7 +253,7 @@ class HostLoader(_Loader):
         """
         count, side = len(batch.samples), self._preprocessing.input_size
         preprocessing, reduction = self._preprocessing, batch.reduction
-        seen, regions = batch.seen, batch.regions_1
+        seen, regions, augmentation = batch.seen, batch.regions_1, batch.augmentation
         images = torch.empty((count, side, side, 3))
         target = images.numpy()
 
@@ -255,7 +265,14 @@ class HostLoader(_Loader):
                 else:
                     square = definitions_1.square(image, regions[i], preprocessing)
                 square = distort(square, batch.distortions, i)
-                host.normalize(square, bool(seen.flip[i]), preprocessing, target[i])
+                flip = bool(seen.flip[i])
+                if augmentation is None:
+                    host.normalize(square, flip, preprocessing, target[i])
+                    continue
+                # Augmentation comes after the flip, as in torchvision's recipes.
+                square = host_augment.augment(host.mirrored(square) if flip else square, augmentation, i)
+                host.normalize(square, False, preprocessing, target[i])
+                host_augment.erase(target[i], augmentation, i)
 
         self._spread(work, count)
         return images

@@ -125,7 +125,9 @@ class Runs(_Table):
     """Says which runs each network has besides `shared`.
 
     match: the run whose optimizer steps the control "matched" takes. only: patterns of the runs that are
-    wanted of all these. fixed and random have paired epochs where their table does not say otherwise.
+    wanted of all these. fixed and random have paired epochs where their table does not say otherwise. The
+    control "randaugment" is the baseline, with the baseline's table, and auto_augment rand-m9 unless its own
+    table has another.
     """
 
     methods: list[Literal["baseline", "fixed", "linear", "adaptive"]] = [
@@ -136,7 +138,7 @@ class Runs(_Table):
     ]
     sequences: list[Sequence] = Field(default=["paired-rounds", "paired-epochs"], min_length=1)
     reductions: list[Reduction] = Field(default=ALL_REDUCTIONS, min_length=1)
-    controls: list[Literal["sham", "random", "matched"]] = []
+    controls: list[Literal["sham", "random", "matched", "randaugment"]] = []
     match: str = ""
     only: list[str] = []
     shared: Method = Method()
@@ -147,6 +149,7 @@ class Runs(_Table):
     sham: Method = Method()
     random: Method = Method()
     matched: Method = Method()
+    randaugment: Method = Method()
 
 
 class Evaluate(_Table):
@@ -312,7 +315,7 @@ def _check_adopted(network: Network, number: int, matrix: Matrix) -> None:
 
 
 def _check_runs(runs: Runs) -> None:
-    for name in ("shared", "baseline", "matched"):
+    for name in ("shared", "baseline", "matched", "randaugment"):
         if getattr(runs, name).sequences:
             raise InputError(f"runs.{name}.sequences: these runs have full-quality epochs only, leave it out")
     if ("matched" in runs.controls) != bool(runs.match):

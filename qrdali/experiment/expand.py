@@ -18,6 +18,7 @@ from qrdali.runs.settings import Settings
 from qrdali.schedule.methods import check_settings
 
 MOST_RUNS, MOST_EPOCHS = 10_000, 100_000
+RANDAUGMENT = "rand-m9"  # of the control "randaugment": RandAugment's usual magnitude
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,15 @@ def _network_runs(matrix: Matrix, network: Network, seed: int, data: Path) -> li
     if "sham" in wanted.controls:
         for sequence in wanted.sham.sequences or wanted.sequences:
             add(f"sham-{sequence}", "fixed", wanted.sham, sequence=sequence, reduction="none")
+    if "randaugment" in wanted.controls:
+        baseline, own = wanted.baseline.settings(), wanted.randaugment.settings()
+        policy = own.get("auto_augment", RANDAUGMENT)
+        if policy in ("", "none", {**common, **baseline, **network.others}.get("auto_augment")):
+            raise InputError(
+                f'runs.controls: "randaugment" with auto_augment = {printable(policy)!r:.80} is the baseline '
+                "itself: give runs.randaugment.auto_augment another policy, or leave the control out"
+            )
+        add("baseline-randaugment", "baseline", Method(**{**baseline, **own}), auto_augment=policy)
     if "matched" in wanted.controls:
         model = next((run for run in runs[1:] if run.name == prefix + wanted.match), None)
         if model is None:

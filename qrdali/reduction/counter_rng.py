@@ -16,6 +16,10 @@ would change the runs of the version before.
 | CHOICE | which images a sample of a set holds (`shuffled`) | CRC-32 of a name, position | one |
 | SMALL_ORDER | the shuffle of an epoch of few images (`epoch_plan`) | epoch, sample | one |
 | NOISE | the field of the distortion noise (`distortions`) | 1 in training, else 0; sample | one for 8 |
+| AUTO_AUGMENT | operators, magnitudes and signs (`auto_augment`) | epoch, sample | one each, AugMix 11 |
+| ERASE | whether and where an image is erased (`auto_augment`) | epoch, sample | one and ten attempts |
+| MIX | mixup or CutMix, its share and its box (`mixing`) | epoch, step | one |
+| PARTNER | which images are mixed (`mixing`) | epoch, step and position | one |
 """
 
 from __future__ import annotations
@@ -44,6 +48,10 @@ class Purpose(IntEnum):
     CHOICE = 7
     SMALL_ORDER = 8
     NOISE = 9
+    AUTO_AUGMENT = 10
+    ERASE = 11
+    MIX = 12
+    PARTNER = 13
 
 
 NORMAL_UNIT = 1 / 4096  # of `normal_field`: int16 has room for ±8, and half the bytes of floats

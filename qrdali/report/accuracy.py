@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qrdali.errors import printable
 from qrdali.evaluation.prediction_rows import evaluate_command_for
 from qrdali.evaluation.stats import FEW_DISCORDANT, McNemar, holm, mcnemar, wilson
-from qrdali.report.groups import Configuration, Group, is_baseline, some_names
+from qrdali.report.groups import Configuration, Group, some_names
 from qrdali.report.read import Run
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
 
@@ -37,7 +37,7 @@ def compare(group: Group, name: str) -> list[Comparison]:
     for run in group.runs:
         base = group.baseline(run)
         if (
-            is_baseline(run.settings)
+            group.is_baseline(run)
             or base is None
             or name not in run.sets
             or name not in base.sets
@@ -105,7 +105,7 @@ def table(group: Group, slug: str) -> Table:
                 _against(configuration, [c for c in comparisons if c.run in configuration.runs]),
             )
         )
-    marked = frozenset(i for i, c in enumerate(group.configurations) if is_baseline(c.runs[0].settings))
+    marked = frozenset(i for i, c in enumerate(group.configurations) if c.is_baseline)
     notes = [
         "Accuracy in percent; several seeds as mean ± standard deviation. Best epoch: of this run by "
         "validation, 0 are its starting weights. Against the baseline: difference on test in points, "
@@ -160,7 +160,7 @@ def missing(group: Group) -> list[str]:
     alone = [
         run
         for run in group.runs
-        if not is_baseline(run.settings) and run.adoption is None and group.baseline(run) is None
+        if not group.is_baseline(run) and run.adoption is None and group.baseline(run) is None
     ]
     if alone:
         notes.append(
@@ -203,7 +203,7 @@ def comparisons(group: Group, slug: str) -> Table | None:
                 continue
             correct = run.sets[name].correct
             low, high = wilson(int(correct.sum()), len(correct))
-            if is_baseline(run.settings):
+            if group.is_baseline(run):
                 marked.add(len(rows))
             cells = [
                 words(name),
@@ -293,7 +293,7 @@ def top(group: Group, by: str, slug: str) -> Table | None:
     ranked.sort(key=lambda c: -(c.mean(lambda run: run.accuracy.get(by))[0] or 0))
     if len(ranked) < 2:
         return None
-    best = ranked[:5] + [c for c in ranked[5:] if is_baseline(c.runs[0].settings)]
+    best = ranked[:5] + [c for c in ranked[5:] if c.is_baseline]
     rows = tuple(
         (
             words(c.method),
@@ -303,7 +303,7 @@ def top(group: Group, by: str, slug: str) -> Table | None:
         )
         for c in best
     )
-    marked = frozenset(i for i, c in enumerate(best) if is_baseline(c.runs[0].settings))
+    marked = frozenset(i for i, c in enumerate(best) if c.is_baseline)
     title = "The best five by validation" if by == "val" else f"The best five by {by} (descriptive)"
     note = (
         ""

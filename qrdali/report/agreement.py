@@ -9,7 +9,6 @@ from matplotlib.figure import Figure as Canvas
 
 from qrdali.evaluation.consistency import ErrorConsistency, error_consistency, pairwise_right
 from qrdali.report.figures import Figure, Points, Theme, short_name
-from qrdali.report.groups import is_baseline
 from qrdali.report.shared_rows import SharedRows
 from qrdali.report.tables import Cell, Table, number, words
 
@@ -44,7 +43,7 @@ def table(every: list[SharedRows], slug: str) -> Table | None:
     for shared in every:
         found = pairs(shared)
         if len(rows) + len(found) > _MOST_PAIRS:
-            baselines = {run.name for run in shared.runs if is_baseline(run.settings)}
+            baselines = {run.name for c in shared.configurations if c.is_baseline for run in c.runs}
             found = [pair for pair in found if baselines & {pair[0], pair[1]}][
                 : max(0, _MOST_PAIRS - len(rows))
             ]

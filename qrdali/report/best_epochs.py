@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qrdali.report import thesis
-from qrdali.report.groups import Configuration, Group, is_baseline
+from qrdali.report.groups import Configuration, Group
 from qrdali.report.read import Run
 from qrdali.report.tables import NOTHING, Cell, Table, number, words
 
@@ -17,7 +17,7 @@ def table(group: Group, slug: str) -> Table | None:
     rows: list[tuple[Cell, ...]] = []
     marked = set()
     for configuration in group.configurations:
-        if is_baseline(configuration.runs[0].settings):
+        if configuration.is_baseline:
             marked.add(len(rows))
         own, own_sd = configuration.mean(lambda run: run.trained.epoch)
         counted, counted_sd = configuration.mean(lambda run: counted_on(group, run))
@@ -55,7 +55,7 @@ def table(group: Group, slug: str) -> Table | None:
 def _slides(group: Group, configuration: Configuration) -> int | None:
     """Returns the slides' epoch of a configuration, of those that they give one for."""
     run = configuration.runs[0]
-    is_named = run.settings.method == "shared" or is_baseline(run.settings)
+    is_named = run.settings.method == "shared" or configuration.is_baseline
     if not is_named:
         return None
     return thesis.best_epoch(run.trained.model, len(group.classes), run.settings.method)

@@ -12,7 +12,7 @@ from qrdali.errors import printable
 from qrdali.reduction.network_view import shown_share
 from qrdali.report.identity import Identified, identified
 from qrdali.report.read import Run
-from qrdali.runs.configuration import distinguishing, label_of, names_of, on_gpu
+from qrdali.runs.configuration import AUGMENTATIONS, distinguishing, label_of, names_of, on_gpu
 from qrdali.runs.settings import Settings
 
 # Settings that say how a run was made, not what it is.
@@ -33,13 +33,15 @@ class Trait(NamedTuple):
 class Configuration:
     """Holds runs that differ by their seeds only.
 
-    method, reduction, sequence: as the slides' tables name them; "–" where there is none.
+    method, reduction, sequence: as the slides' tables name them; "–" where there is none. is_baseline:
+    whether it is what others of its group are compared with.
     """
 
     method: str
     reduction: str
     sequence: str
     runs: tuple[Run, ...]
+    is_baseline: bool = False
 
     @property
     def label(self) -> str:
@@ -87,23 +89,28 @@ class Group:
             )
         )
 
+    def is_baseline(self, run: Run) -> bool:
+        """Returns whether others of the group are compared with `run`, and it with none."""
+        return any(c.is_baseline and any(one is run for one in c.runs) for c in self.configurations)
+
     def baseline(self, run: Run) -> Run | None:
         """Returns the baseline that `run` is compared with: of the same seed, and of several the one of the
-        same definitions and start that agrees in most settings.
+        same definitions, start and augmentations that agrees in most settings.
         """
         baselines = [
             candidate
             for candidate in self.runs
-            if is_baseline(candidate.settings)
+            if is_unmatched_baseline(candidate.settings)
             and candidate.settings.seed == run.settings.seed
             and candidate is not run
         ]
         settings = _comparable(run)
 
-        def likeness(candidate: Run) -> tuple[bool, bool, int]:
+        def likeness(candidate: Run) -> tuple[bool, bool, int, int]:
             return (
                 candidate.definitions == run.definitions,
                 candidate.chain.init == run.chain.init,
+                sum(getattr(candidate.settings, key) == settings[key] for key in AUGMENTATIONS),
                 sum(settings[key] == value for key, value in _comparable(candidate).items()),
             )
 
@@ -117,11 +124,27 @@ def _comparable(run: Run) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _OF_MACHINE}
 
 
-def is_baseline(settings: Settings) -> bool:
-    """Returns whether settings are those of a baseline; one that is matched to another run's steps is a
-    control.
-    """
+def is_unmatched_baseline(settings: Settings) -> bool:
+    """Returns whether settings are those of a baseline that is not matched to another run's steps."""
     return settings.method == "baseline" and not settings.match_steps
+
+
+def augmentations(settings: Settings) -> frozenset[str]:
+    """Returns the names of the augmentations that settings have besides `augment`."""
+    return frozenset(name for name in AUGMENTATIONS if getattr(settings, name))
+
+
+def _baselines(part: list[Run]) -> frozenset[str]:
+    """Returns the names of those runs of a group that the others are compared with.
+
+    A baseline that is matched to another run's steps is a control, and so is one that has an augmentation
+    more than another baseline of the group; where all have it, that is the recipe.
+    """
+    candidates = [run for run in part if is_unmatched_baseline(run.settings)]
+    known = {augmentations(run.settings) for run in candidates}
+    return frozenset(
+        run.name for run in candidates if not any(fewer < augmentations(run.settings) for fewer in known)
+    )
 
 
 def group(known: list[Run]) -> list[Group]:
@@ -246,6 +269,7 @@ def some_names(runs: list[Run]) -> str:
 
 def _configurations(part: list[Run]) -> list[Configuration]:
     keys: dict[tuple[Any, ...], list[Run]] = {}
+    baselines = _baselines(part)
     for run in part:
         keys.setdefault((names_of(run.settings), _traits(run)), []).append(run)
     result = []
@@ -260,10 +284,17 @@ def _configurations(part: list[Run]) -> list[Configuration]:
         # A seed given twice is two runs, not two seeds of one configuration.
         seeds = [run.settings.seed for run in same]
         if len(set(seeds)) == len(seeds) and _matched_alike(same):
-            result.append(Configuration(method + extra, reduction, sequence, tuple(same)))
+            is_baseline = same[0].name in baselines
+            result.append(Configuration(method + extra, reduction, sequence, tuple(same), is_baseline))
         else:
             result += [
-                Configuration(f"{method}{extra} ({printable(run.name)})", reduction, sequence, (run,))
+                Configuration(
+                    f"{method}{extra} ({printable(run.name)})",
+                    reduction,
+                    sequence,
+                    (run,),
+                    run.name in baselines,
+                )
                 for run in same
             ]
     return result

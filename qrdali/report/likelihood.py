@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from qrdali.data.set_names import MAPPED
 from qrdali.report.accuracy import digits, percent
-from qrdali.report.groups import Configuration, Group, is_baseline
+from qrdali.report.groups import Configuration, Group
 from qrdali.report.read import Run
 from qrdali.report.set_rows import SetRows
 from qrdali.report.tables import NOTHING, Cell, Table, number, words
@@ -31,7 +31,7 @@ def table(group: Group, slug: str) -> Table | None:
         for configuration in group.configurations:
             if not any(name in run.sets for run in configuration.runs):
                 continue
-            if is_baseline(configuration.runs[0].settings):
+            if configuration.is_baseline:
                 marked.add(len(rows))
             rows.append(
                 (

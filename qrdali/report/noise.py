@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qrdali.evaluation.noise_floor import NoiseFloor, accuracy_floor, quotient_floor
-from qrdali.report.groups import Configuration, Group, is_baseline
+from qrdali.report.groups import Configuration, Group
 from qrdali.report.quotients import alike, values
 from qrdali.report.read_mepis import Mepis
 from qrdali.report.tables import NOTHING, Table, number, words
@@ -30,7 +30,7 @@ class Measured:
 
     @property
     def is_of_baseline(self) -> bool:
-        return is_baseline(self.configuration.runs[0].settings)
+        return self.configuration.is_baseline
 
     def to_json(self) -> dict[str, Any]:
         """Returns the floor as an object, unrounded; accuracies in 0 to 1."""

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from qrdali.errors import printable
 from qrdali.reduction.names import REDUCING
 from qrdali.report.figures import MARKERS, Figure, Points, Theme, legend_below, line_styles, short_name
-from qrdali.report.groups import Configuration, Group, is_baseline
+from qrdali.report.groups import Configuration, Group
 from qrdali.report.read import Run
 
 _FEW = 16  # points that have room for a word
@@ -51,7 +51,7 @@ def _points(axes: Axes, theme: Theme, points: Sequence[tuple[Configuration, Spre
             color=color,
             marker=_marker(configuration),
             linestyle="none",
-            markersize=12 if is_baseline(configuration.runs[0].settings) else 7,
+            markersize=12 if configuration.is_baseline else 7,
             markerfacecolor=theme.paper if configuration.sequence == "paired-rounds" else color,
         )
         if configuration.reduction != "–" and len(points) <= _FEW:  # not by colour alone
@@ -65,11 +65,15 @@ def _points(axes: Axes, theme: Theme, points: Sequence[tuple[Configuration, Spre
             )
 
 
+# Controls that are baselines, by their markers.
+_CONTROLS = {"d": "baseline matched", "p": "baseline augmented"}
+
+
 def _marker(configuration: Configuration) -> str:
     """Returns the marker of a configuration's method."""
     first = configuration.method.split(" ")[0]
-    if first == "baseline" and not is_baseline(configuration.runs[0].settings):
-        return "d"
+    if first == "baseline" and not configuration.is_baseline:
+        return "d" if configuration.runs[0].settings.match_steps else "p"
     return {
         "shared": "P",
         "baseline": "*",
@@ -83,10 +87,7 @@ def _marker(configuration: Configuration) -> str:
 
 def _keys(canvas: Canvas, theme: Theme, configurations: Sequence[Configuration]) -> None:
     """Adds a legend: markers by method, colours by reduction, open markers for paired rounds."""
-    methods = {
-        "baseline matched" if _marker(c) == "d" else c.method.split(" ")[0]: _marker(c)
-        for c in configurations
-    }
+    methods = {_CONTROLS.get(_marker(c), c.method.split(" ")[0]): _marker(c) for c in configurations}
     reductions = dict.fromkeys(c.reduction for c in configurations if c.reduction != "–")
     handles = [
         Line2D([], [], color=theme.faint, marker=marker, linestyle="none") for marker in methods.values()
@@ -121,7 +122,7 @@ def joint(group: Group, slug: str) -> Figure | None:
 
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
-        base = next((p for p in points if is_baseline(p[0].runs[0].settings)), None)
+        base = next((p for p in points if p[0].is_baseline), None)
         if base:
             axes.axvline(base[1][0], color=theme.faint, linewidth=1, linestyle=":")
             axes.axhline(base[2][0], color=theme.faint, linewidth=1, linestyle=":")
@@ -300,7 +301,7 @@ def tracked(group: Group, name: str, slug: str) -> Figure | None:
         axes = canvas.add_subplot()
         for run, (color, style) in zip(shown, line_styles(theme, len(shown)), strict=True):
             points = [(e.epoch, e.tracked[name]) for e in run.epochs if e.tracked.get(name) is not None]
-            base = is_baseline(run.settings)
+            base = group.is_baseline(run)
             axes.plot(
                 *zip(*points, strict=True),
                 color=theme.faint if base else color,

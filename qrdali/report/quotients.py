@@ -16,7 +16,7 @@ from qrdali.data.class_matching import first_synonym
 from qrdali.errors import printable
 from qrdali.evaluation.stats import bootstrap_mean, paired
 from qrdali.mepi.folder import SEARCHED
-from qrdali.report.groups import is_baseline
+from qrdali.report.groups import augmentations, is_unmatched_baseline
 from qrdali.report.read_mepis import Mepis
 from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
 
@@ -221,12 +221,19 @@ class Pair:
     quotients: tuple[Floats, Floats]
 
 
+def _place_among_pairs(mepis: Mepis) -> tuple[bool, int]:
+    """Returns where a set stands: baselines first, of these those with the fewest augmentations."""
+    if mepis.run is None or not is_unmatched_baseline(mepis.run.settings):
+        return True, 0
+    return False, len(augmentations(mepis.run.settings))
+
+
 def pairs(sets: list[Mepis]) -> tuple[list[Pair], list[str]]:
     """Returns every two of sets that are `alike`, the baseline's first, and notes on those left out.
 
     Where that would be many, each is paired with the baseline's only.
     """
-    ordered = sorted(sets, key=lambda m: not (m.run is not None and is_baseline(m.run.settings)))
+    ordered = sorted(sets, key=_place_among_pairs)
     every, paired_sets, notes = list(combinations(ordered, 2)), [], []
     if len(every) > _MOST_PAIRS:
         every = [(ordered[0], other) for other in ordered[1:]]

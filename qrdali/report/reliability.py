@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from qrdali.evaluation.calibration import BINS, Calibration, bin_edges
 from qrdali.report.accuracy import digits
 from qrdali.report.figures import Figure, Points, Theme, legend_below, line_styles, short_name
-from qrdali.report.groups import Configuration, Group, is_baseline
+from qrdali.report.groups import Configuration, Group
 from qrdali.report.read import Run
 from qrdali.report.tables import Cell, Table, number, words
 
@@ -33,7 +33,7 @@ def table(group: Group, slug: str) -> Table | None:
     marked: set[int] = set()
     for name in group.sets:
         for configuration in (c for c in group.configurations if any(name in run.sets for run in c.runs)):
-            if is_baseline(configuration.runs[0].settings):
+            if configuration.is_baseline:
                 marked.add(len(rows))
             rows.append(
                 (

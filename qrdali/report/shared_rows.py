@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qrdali.data.class_matching import ClassList, first_synonym
 from qrdali.errors import printable
-from qrdali.report.groups import Configuration, Group, is_baseline, some_names
+from qrdali.report.groups import Configuration, Group, some_names
 from qrdali.report.read import Run
 from qrdali.report.set_rows import SetRows
 
@@ -101,7 +101,7 @@ def shared_rows(group: Group) -> list[SharedRows]:
         )
         ordered = sorted(
             (configuration for configuration in chosen if configuration.runs),
-            key=lambda configuration: not is_baseline(configuration.runs[0].settings),
+            key=lambda configuration: not configuration.is_baseline,
         )
         rows = next(iter(alike.values())).sets[name]
         others = tuple(run for run in runs if run.name not in alike)

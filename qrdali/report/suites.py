@@ -9,7 +9,7 @@ from qrdali.data.suite_definitions import suite_definition
 from qrdali.data.suite_names import SUITES
 from qrdali.errors import printable
 from qrdali.evaluation.suite_figures import SuiteFigures
-from qrdali.report.groups import Configuration, Group, is_baseline, some_names
+from qrdali.report.groups import Configuration, Group, some_names
 from qrdali.report.read import Run
 from qrdali.report.tables import Cell, Table, number, words
 
@@ -40,7 +40,7 @@ def table(groups: list[Group], slug: str) -> Table | None:
     rows: list[tuple[Cell, ...]] = []
     marked: set[int] = set()
     for group, configuration in _evaluated(groups):
-        if is_baseline(configuration.runs[0].settings):
+        if configuration.is_baseline:
             marked.add(len(rows))
         cells = [_over_seeds(configuration, column.key, column.of, 1) for column in columns]
         rows.append((*_head(group, configuration, len(groups)), *cells))

@@ -46,6 +46,8 @@ _ASIDE = frozenset(
         "automatic",
     }
 )
+# Settings of augmentations that act besides `augment`, whose default is none.
+AUGMENTATIONS = ("auto_augment", "erase", "mixup", "cutmix")
 
 
 class Fingerprints(BaseModel):
@@ -127,6 +129,7 @@ def applicable(settings: Settings) -> dict[str, Any]:
         "step": settings.method == "linear" or not sham,
         "tail": settings.tail != "none",
         "ema_warmup": bool(settings.ema),
+        **{name: bool(getattr(settings, name)) for name in AUGMENTATIONS},
         "init": bool(settings.init),
         "pretrained": not settings.init,
         "amp": settings.device != "cpu" or settings.amp not in ("auto", "off"),  # a CPU has none unless asked
@@ -174,9 +177,15 @@ def on_gpu(environment: object) -> bool | None:
 
 
 def names_of(settings: Settings) -> tuple[str, str, str]:
-    """Returns method, reduction and sequence as the slides' tables name them, "–" where there is none."""
+    """Returns method, reduction and sequence as the slides' tables name them, "–" where there is none.
+
+    A baseline is named with its policy of augmentation: "baseline rand-m9".
+    """
     if settings.method in ("shared", "baseline", run_folder.ADOPTED):
-        return ("baseline matched" if settings.match_steps else settings.method), "–", "–"
+        words = [settings.method, "matched" if settings.match_steps else ""]
+        if settings.method == "baseline":  # the control "randaugment" of experiments is one
+            words.append(settings.auto_augment)
+        return " ".join(filter(None, words)), "–", "–"
     method = {
         "fixed": f"fixed {settings.quality:g}",
         "linear": f"linear{' up' if settings.direction == 'up' else ''}",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from qrdali.runs.method_settings import MAX_BATCH, SettingsGroup
 from qrdali.runs.option import Option, Topic
@@ -17,6 +17,18 @@ OptionValue = _Number | Annotated[str, Field(max_length=100)] | Annotated[list[_
 Keywords = Annotated[
     dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")], OptionValue], Field(max_length=50)
 ]
+
+
+_MAX_BETA = 1000  # both parameters of a Beta distribution, at most: with these all shares are near 1/2
+
+
+def _policy_name(value: Any) -> Any:
+    """Returns the name of a policy of augmentation, "" for none. Raises ValueError for others."""
+    if not isinstance(value, str) or value in ("", "none"):
+        return "" if value == "none" else value
+    from qrdali.reduction.auto_augment import parse_policy
+
+    return parse_policy(value).name
 
 
 class OptimizationSettings(SettingsGroup):
@@ -133,6 +145,37 @@ class InputSettings(SettingsGroup):
     augment: Annotated[Literal["flip", "rrc", "none"], Option(Topic.INPUT)] = Field(
         "flip",
         description="Mirror half of the images, cut a random resized crop too, or neither.",
+    )
+    # A name that is not one of a policy is refused.
+    auto_augment: Annotated[
+        str,
+        BeforeValidator(_policy_name),
+        Option(Topic.INPUT, metavar="NAME", default="none"),
+    ] = Field(
+        "",
+        description="Operators on each training image: rand-mM, RandAugment's two at magnitude M of 0 to 30, "
+        "such as rand-m9; trivial, TrivialAugment's one; or augmix, AugMix's chains, on a CPU only.",
+    )
+    erase: Annotated[float, Option(Topic.INPUT, metavar="P", default="off")] = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Probability that a rectangle of a training image becomes the mean colour, such as 0.25.",
+    )
+    mixup: Annotated[float, Option(Topic.INPUT, metavar="A", default="off")] = Field(
+        0.0,
+        ge=0,
+        le=_MAX_BETA,
+        allow_inf_nan=False,
+        description="Mix the images of a step in pairs, in shares drawn from Beta(A, A), such as 0.2.",
+    )
+    cutmix: Annotated[float, Option(Topic.INPUT, metavar="A", default="off")] = Field(
+        0.0,
+        ge=0,
+        le=_MAX_BETA,
+        allow_inf_nan=False,
+        description="Cut a rectangle of each image from another one of the step, such as 1; with --mixup "
+        "each comes in half of the steps.",
     )
     track_sets: Annotated[dict[str, str], Option(Topic.INPUT, name="track-set")] = Field(
         default_factory=dict,

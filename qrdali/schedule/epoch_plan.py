@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from qrdali.reduction.auto_augment import ImageAugmentation, Policy, erased_windows, parse_policy
 from qrdali.reduction.counter_rng import Purpose, keys, philox, uniform
 from qrdali.reduction.distortions import DistortionParams, FieldKeys, distortion_params
 from qrdali.reduction.levels import Levels
@@ -84,9 +85,10 @@ class EpochPlan:
     samples: images in the split. batch_size: images of a global batch, all ranks together. levels: which
     level each image has, of those of `scale`.
 
-    training: shuffled by (seed, epoch), with random crop anchors and `augment` ("flip", "rrc" or "none").
-    Otherwise, as by default, the pass is an evaluation: in index order, with centre crops, and neither seed
-    nor epoch matters.
+    training: shuffled by (seed, epoch), with random crop anchors, `augment` ("flip", "rrc" or "none"), the
+    operators of the policy `auto_augment` ("" for none) and, with the probability `erase`, a part erased.
+    Otherwise, as by default, the pass is an evaluation: in index order, with centre crops, nothing augmented,
+    and neither seed nor epoch matters.
 
     rank, world_size: the shard, which is a part of each batch or, with `whole_batches`, every world_size-th
     batch as it is, so that the network sees the same shapes in a world of any size. first_batch: where to
@@ -102,6 +104,8 @@ class EpochPlan:
     epoch: int = 0
     training: bool = False
     augment: str = "none"
+    auto_augment: str = ""
+    erase: float = 0.0
     rank: int = 0
     world_size: int = 1
     whole_batches: bool = False
@@ -183,6 +187,29 @@ class EpochPlan:
         qualities = {name: quality(levels.get(name, none), self.scale) for name in {*of_plan, *names}}
         field_keys = FieldKeys(self.seed if self.training else 0, self.training, samples)
         return distortion_params(qualities, side, field_keys)
+
+    @property
+    def policy(self) -> Policy | None:
+        """Returns the policy by which operators are drawn, None for none."""
+        return parse_policy(self.auto_augment) if self.training and self.auto_augment else None
+
+    @property
+    def erases(self) -> bool:
+        """Returns whether parts of images are erased."""
+        return self.training and self.erase > 0
+
+    def augmentation(self, samples: Samples, side: int) -> ImageAugmentation | None:
+        """Returns what is done to the squares of `side` pixels that the network sees of `samples`; None for
+        nothing.
+        """
+        policy = self.policy
+        if policy is None and not self.erases:
+            return None
+        return ImageAugmentation(
+            policy,
+            policy.draw(self.seed, self.epoch, samples) if policy else None,
+            erased_windows(self.erase, self.seed, self.epoch, samples, side) if self.erases else None,
+        )
 
     def view(self, samples: Samples, sizes: npt.NDArray[np.int32], preprocessing: Preprocessing) -> View:
         """Returns the part of each reduced image that the network sees, and whether it is mirrored.

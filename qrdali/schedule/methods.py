@@ -78,6 +78,15 @@ def check_settings(settings: Settings) -> None:
         )
     if settings.same_order and rule.has_rounds:
         raise InputError("--same-order is for patterns such as RC: rounds have no pairs of epochs")
+    if (
+        (settings.mixup or settings.cutmix)
+        and settings.method == "adaptive"
+        and settings.feedback == "online"
+    ):
+        raise InputError(
+            f"--{'mixup' if settings.mixup else 'cutmix'} shows the network mixtures of images, from which "
+            "--feedback online cannot tell which one it got right: leave it out, or use --feedback probe"
+        )
     for name in settings.track_sets:
         check_set_name(name, "--track-set")
     if settings.track_reduced:

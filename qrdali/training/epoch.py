@@ -14,6 +14,7 @@ from qrdali.errors import Interrupted, OtherRankFailed, RunError
 from qrdali.interfaces import Batch, RunContext
 from qrdali.models import ONE_VALUE
 from qrdali.reduction.levels import Levels
+from qrdali.reduction.mixing import MixRule
 from qrdali.runs import folder as run_folder
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.schedule.epoch_schedule import Phase, ScheduleState
@@ -56,6 +57,8 @@ class EpochTrainer:
     ) -> None:
         self.spec, self.settings, self.split, self.context = spec, spec.settings, split, context
         self.train_step, self.stages, self.quarantine = train_step, stages, quarantine
+        side = spec.preprocessing.input_size
+        self.mixing = MixRule(self.settings.mixup, self.settings.cutmix, self.settings.seed, side)
         self.finite = FiniteCheck()
         self._fits = False  # whether a step has had enough memory
         self.save_interval = SaveInterval.parse(spec.settings.save_every)
@@ -154,6 +157,8 @@ class EpochTrainer:
             epoch=self._stream(progress),
             training=True,
             augment=settings.augment,
+            auto_augment=settings.auto_augment,
+            erase=settings.erase,
             rank=group.rank,
             world_size=group.world_size,
             first_batch=first_batch,
@@ -204,7 +209,10 @@ class EpochTrainer:
                 f"can be read for step {step.number + 1}"
             )
         try:
-            outcome, fits = self.train_step.step(step.batch, step.images), True
+            mix = None
+            if step.batch is not None and self.mixing.mixes:
+                mix = self.mixing.draw(plan.epoch, step.number, len(step.batch.labels))
+            outcome, fits = self.train_step.step(step.batch, step.images, mix), True
         except torch.OutOfMemoryError:
             if self._fits:  # it is not the size of the batch
                 raise

@@ -10,9 +10,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from qrdali.interfaces import Batch, RunContext
+from qrdali.reduction.mixing import Mix
 from qrdali.system.device import autocast_for
 from qrdali.training.compilation import compile_network
 from qrdali.training.learning_rate import plan_rate, rate_schedule
+from qrdali.training.mixed_batch import MixedBatch
 from qrdali.training.network_parts import fixed_norms
 from qrdali.training.optimizer import create_optimizer
 from qrdali.training.run_spec import RunSpec
@@ -66,18 +68,22 @@ class TrainStep:
             self._dummy_step()
             self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, batch: Batch | None, count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def step(
+        self, batch: Batch | None, count: int, mix: Mix | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Takes one optimizer step. Collective.
 
-        batch: this rank's part of the `count` images of all ranks. Returns its mean loss (scalar) and which
-        images are right (bool [N]), or None if this rank has no images in the batch. Raises ValueError where
-        batch norm has one value per channel."""
+        batch: this rank's part of the `count` images of all ranks. mix: how its images are mixed with one
+        another, None for not at all. Returns its mean loss (scalar) and which images are right (bool [N]), of
+        mixed ones those that are taken for the image's own class, or None if this rank has no images in the
+        batch. Raises ValueError where batch norm has one value per channel."""
         self.optimizer.zero_grad(set_to_none=True)
         outcome = None
         if batch is None:
             self._dummy_step()
         else:
-            outcome = self._forward_backward(batch, len(batch.labels) * self._group.world_size / count)
+            share = len(batch.labels) * self._group.world_size / count
+            outcome = self._forward_backward(MixedBatch.of(batch, mix), share)
         if self._clip_grad:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_grad)
@@ -102,7 +108,7 @@ class TrainStep:
         if self.ema:
             self._group.broadcast_buffers(self.eval_model)
 
-    def _forward_backward(self, batch: Batch, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward_backward(self, batch: MixedBatch, share: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs forward and backward of a batch, in --accumulate parts. Returns its mean loss, and which
         images are right.
 
@@ -110,19 +116,19 @@ class TrainStep:
         """
         count = len(batch.labels)
         pieces = min(self._accumulate, count)
-        parts = list(zip(batch.images.tensor_split(pieces), batch.labels.tensor_split(pieces), strict=True))
+        parts = batch.split(pieces)
         losses, right = [], []
-        for i, (images, labels) in enumerate(parts):
+        for i, part in enumerate(parts):
             last = i == len(parts) - 1  # gradients are exchanged once
             with nullcontext() if last or self._group.is_single else self._parallel.no_sync():  # type: ignore[operator]
                 with self._group.translate_errors(), self._autocast():
-                    logits = self._forward(images)
-                    loss = self._loss(logits, labels)
-                weight = share * len(labels) / count
+                    logits = self._forward(part.images)
+                    loss = part.loss(self._loss, logits)
+                weight = share * len(part.labels) / count
                 with self._group.translate_errors():
-                    self.scaler.scale(loss if weight == 1 else loss * weight).backward()
-            losses.append(loss.detach() if len(parts) == 1 else loss.detach() * len(labels) / count)
-            right.append(logits.detach().argmax(1) == labels)
+                    self.scaler.scale(loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach() if len(parts) == 1 else loss.detach() * len(part.labels) / count)
+            right.append(logits.detach().argmax(1) == part.labels)
         return (losses[0], right[0]) if len(parts) == 1 else (torch.stack(losses).sum(), torch.cat(right))
 
     def trial_pass(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from qrdali.data.index import Dataset, Index
 from qrdali.errors import InputError, printable
 from qrdali.models import FITS, Preprocessing, preprocessing
+from qrdali.reduction.auto_augment import parse_policy
 from qrdali.reduction.levels import ConstantLevels, Levels, PerImageLevels
 from qrdali.reduction.names import DISTORTIONS
 from qrdali.reduction.quality import DIMENSIONS, MAX_TAIL, LevelScale, level_of, num_levels_of
@@ -117,6 +118,8 @@ class Loader:
         levels: npt.NDArray[np.integer] | None = None,
         step: float = 0.25,
         augment: Literal["none", "flip", "rrc"] = "none",
+        auto_augment: str = "none",
+        erase: float = 0.0,
         shuffle: bool = True,
         seed: int = 0,
         on_unreadable: Callable[[dict[int, str]], None] | None = None,
@@ -136,6 +139,9 @@ class Loader:
             quality again and again.
         step: the grid of qualities, 1/n.
         augment: "none"; "flip" mirrors half of the images; "rrc" cuts a random resized crop and mirrors.
+        auto_augment: "none"; "rand-m0" to "rand-m30", RandAugment's two operators at that of 31 magnitudes;
+            "trivial", TrivialAugment; "augmix", on a CPU only. They act on the reduced image at input size.
+        erase: the probability, 0 to 1, that a rectangle of an image becomes 0, the mean colour.
         shuffle: False gives the order of the split, centred windows and no augmentation, as for validation.
         seed: of all that is drawn, 0 to 2⁶³ − 1.
         on_unreadable: is called with {sample: reason} of images that cannot be read any more, which are then
@@ -154,8 +160,16 @@ class Loader:
             raise InputError(f"number is {number!r}: the first epoch is 0 or 1")
         if augment not in AUGMENTATIONS:
             raise InputError(f"augment is {augment!r}: choose one of {', '.join(AUGMENTATIONS)}")
-        if augment != "none" and not shuffle:
-            raise InputError(f"augment={augment!r} is for shuffled epochs: leave it out, or shuffle")
+        for name, value, off in (
+            ("augment", augment, "none"),
+            ("auto_augment", auto_augment, "none"),
+            ("erase", erase, 0),
+        ):
+            if value != off and not shuffle:
+                raise InputError(f"{name}={value!r} is for shuffled epochs: leave it out, or shuffle")
+        _check_policy(auto_augment)
+        if not 0 <= erase <= 1:
+            raise InputError(f"erase is {erase!r}: give a probability, 0 to 1")
         if not 0 <= seed < 2**63:
             raise InputError(f"seed is {seed}: choose 0 to 2⁶³ − 1")
         scale = LevelScale(num_levels_of(step), MAX_TAIL)
@@ -168,6 +182,8 @@ class Loader:
             number,
             training=shuffle,
             augment=augment,
+            auto_augment="" if auto_augment == "none" else auto_augment,
+            erase=erase,
             rank=self.rank,
             world_size=self.world_size,
         )
@@ -189,6 +205,14 @@ class Loader:
                 f"{scale.count - 1}"
             )
         return PerImageLevels(array.astype(np.uint8), None, None)
+
+
+def _check_policy(name: str) -> None:
+    try:
+        if name != "none":
+            parse_policy(str(name))
+    except ValueError as error:
+        raise InputError(f"auto_augment is {printable(name)[:80]!r}: {error}, or none") from None
 
 
 def _constant_levels(quality: Mapping[str, float], scale: LevelScale) -> ConstantLevels:

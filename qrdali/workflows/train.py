@@ -46,6 +46,7 @@ from qrdali.workflows.continued_run import (
 from qrdali.workflows.train_settings import (
     complete_settings,
     load_start,
+    require_augmentation,
     require_no_single_image,
     require_run_folder,
     require_shares,
@@ -153,6 +154,7 @@ def _prepare(
             return None
         require_its_device(run, settings, before)
     device = resolve_device(settings.device)
+    require_augmentation(settings, device)
     require_shares(settings, len(train), device, group)
     settings = settings_for(settings, device)
     facts = _facts(settings, len(dataset.classes), device, group)

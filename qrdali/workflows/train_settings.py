@@ -18,6 +18,7 @@ from qrdali.data.index import Dataset
 from qrdali.distributed import ProcessGroup
 from qrdali.errors import InputError, printable
 from qrdali.models import Preprocessing
+from qrdali.reduction.auto_augment import AUGMIX_ON_GPU
 from qrdali.runs import automatic
 from qrdali.runs import folder as run_folder
 from qrdali.runs.configuration import probes
@@ -83,6 +84,12 @@ def require_run_folder(run: Path, begun: bool, resume: bool) -> None:
     others = sorted(name for name in os.listdir(run) if not name.startswith(".") and name not in expected)
     if others:
         raise InputError(f"{run} holds {printable(others[0])!r}, which is no run's: choose another --run")
+
+
+def require_augmentation(settings: Settings, device: torch.device) -> None:
+    """Raises InputError for AugMix on a GPU, whose pixels only the host makes."""
+    if settings.auto_augment == "augmix" and device.type != "cpu":
+        raise InputError(f"--auto-augment {AUGMIX_ON_GPU}")
 
 
 def require_shares(settings: Settings, images: int, device: torch.device, group: ProcessGroup) -> None:

@@ -57,6 +57,10 @@ def test_what_is_no_keyword(texts: tuple[str, ...]) -> None:
         (["--optimizer-option", "beta=1"], "optimizer adamw has no such option; near it: betas"),
         (["--optimizer-option", "betas"], "--optimizer-option is 'betas': give KEYWORD=VALUE"),
         (["--optimizer-option", "a.b=1"], "optimizer_options"),
+        (["--auto-augment", "rand-9"], "auto_augment = 'rand-9': give rand-mM with M from 0 to 30, such as"),
+        (["--erase", "2"], "erase = 2.0: "),
+        (["--mixup", "-1"], "mixup = -1.0: "),
+        (["--cutmix", "inf"], "cutmix = inf: "),
     ],
 )
 def test_refused_in_one_line(words: list[str], said: str) -> None:

@@ -175,9 +175,50 @@ def test_seeds_and_controls(tmp_path: Path) -> None:
     ]
 
 
+def test_the_control_randaugment_is_the_baseline_with_a_policy(tmp_path: Path) -> None:
+    table: dict[str, Any] = {
+        "methods": ["baseline"],
+        "controls": ["randaugment", "matched"],
+        "match": "baseline-randaugment",
+        "baseline": {"patience": 7, "lr": 0.01},
+    }
+    _, baseline, control, matched = runs_of(tmp_path, runs=table, train={"erase": 0.25})
+    assert (control.name, control.needs) == ("test_resnet/baseline-randaugment", ("test_resnet/shared",))
+    assert matched.needs == ("test_resnet/shared", control.name)
+    assert control.settings.auto_augment == "rand-m9"
+    assert control.settings.model_copy(update={"auto_augment": ""}) == baseline.settings
+    assert (control.settings.patience, control.settings.erase) == (7, 0.25)
+    table["randaugment"] = {"auto_augment": "trivial", "patience": 9}
+    network = [{"model": "test_resnet", "others": {"auto_augment": "rand-m5"}}]
+    _, baseline, control, _ = runs_of(tmp_path, runs=table, network=network)
+    assert (baseline.settings.auto_augment, control.settings.auto_augment) == ("rand-m5", "trivial")
+    assert (baseline.settings.patience, control.settings.patience) == (7, 9)
+    assert (most(control.settings), least(control.settings)) == (Work("C" * 300), Work("C" * 10))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"runs": {"controls": ["randaugment"]}, "train": {"auto_augment": "rand-m9"}},
+            ['"randaugment" with auto_augment =', "is the baseline itself"],
+        ),
+        (
+            {"runs": {"controls": ["randaugment"], "randaugment": {"auto_augment": "none"}}},
+            ["is the baseline itself"],
+        ),
+        (
+            {"runs": {"controls": ["randaugment"], "randaugment": {"auto_augment": "rand"}}},
+            ["baseline-randaugment", "auto_augment = 'rand'", "rand-mM"],
+        ),
+        (
+            {"runs": {"controls": ["randaugment"], "randaugment": {"auto_augment": ["x"]}}},
+            ["baseline-randaugment", "auto_augment"],
+        ),
+        (
+            {"runs": {"controls": ["randaugment"], "randaugment": {"sequences": ["RC"]}}},
+            ["runs.randaugment.sequences"],
+        ),
         ({"surprise": 1}, ["surprise = 1", "Extra inputs"]),
         ({"evalaute": {}}, ["evalaute = {}", "near it: evaluate"]),
         ({"mepi": {"prefers": "entropy"}}, ["mepi.prefers = 'entropy'", "near it: prefer"]),

@@ -12,8 +12,6 @@ from qrdali.pipelines import graph_inputs
 from qrdali.pipelines.external_source import candidate_inputs, network_inputs, prepared_batches
 from qrdali.pipelines.graph_inputs import (
     DECODE,
-    NETWORK,
-    NETWORK_1,
     CandidateInputs,
     ImageInputs,
     NetworkInputs,
@@ -23,6 +21,7 @@ from qrdali.pipelines.graph_inputs import (
     decoded_layout,
     fill,
     flatten,
+    network_layout,
 )
 from qrdali.reduction.levels import ConstantLevels
 from qrdali.reduction.neighbors import column_dimensions, neighbors_of
@@ -60,7 +59,7 @@ def test_the_arrays_of_a_plan_are_as_declared(dataset: Dataset) -> None:
     batch = next(prepared_batches(plan, index, PRE))
     inputs = network_inputs(index.path_bytes(batch.samples), batch, PRE)
     check_arrays(inputs, 5)
-    assert len(flatten(inputs)) == len(flatten(NETWORK)) == 27
+    assert len(flatten(inputs)) == len(flatten(network_layout(2))) == 27
     assert inputs.image.reduction.binning.tolist() == [graph_inputs.POWER_OF_TWO] * 5
 
 
@@ -92,7 +91,7 @@ def test_a_graph_gets_back_the_structure_that_was_flattened() -> None:
     assert flatten(DECODE) == ("files", "start", "shape")
     for names in (
         DECODE,
-        NETWORK,
+        network_layout(2),
         decoded_layout(True),
         decoded_layout(False),
         candidate_layout((0, 2, 1, 1)),
@@ -100,7 +99,7 @@ def test_a_graph_gets_back_the_structure_that_was_flattened() -> None:
         flat = flatten(names)
         assert fill(names, iter(flat)) == names
         assert fill(names, iter(range(len(flat)))) != names
-    network = fill(NETWORK, iter(range(27)))
+    network = fill(network_layout(2), iter(range(27)))
     assert isinstance(network, NetworkInputs)
     assert isinstance(network.image, ImageInputs)
     assert isinstance(network.image.reduction, PixelReduction)
@@ -124,4 +123,4 @@ def test_an_epoch_of_definitions_1_has_one_region_for_each_image(dataset: Datase
     assert inputs.image.region is not None
     assert inputs.image.region.shape == (5, 4)
     assert inputs.image.region.dtype == np.float32
-    assert len(flatten(inputs)) == len(flatten(NETWORK_1)) == 13
+    assert len(flatten(inputs)) == len(flatten(network_layout(1))) == 13

@@ -550,3 +550,60 @@ def test_sets_of_a_cpu_have_no_precision(tmp_path: Path) -> None:
     table = searches(sets, "mepi-options")
     assert table is not None
     assert [row["amp"] for row in rows(table)] == [None, "bf16", "auto"]
+
+
+def test_an_augmented_baseline_is_a_control_beside_a_plain_one(tmp_path: Path) -> None:
+    extra = fingerprints("a")
+    plain = run(tmp_path / "baseline", right(40, 20), extra=extra)
+    rand = run(tmp_path / "baseline-randaugment", right(44, 16), extra=extra, auto_augment="rand-m9")
+    fixed = run(
+        tmp_path / "fixed",
+        right(46, 14),
+        extra=extra,
+        method="fixed",
+        reduction="crop",
+        sequence="paired-epochs",
+    )
+    for folders in ((plain, rand, fixed), (fixed, rand, plain)):
+        made = tables(*folders)
+        (table,) = [t for t in made.values() if t.title == "Accuracy"]
+        names = [row["method"] for row in rows(table)]
+        assert sorted(names) == ["baseline", "baseline rand-m9", "fixed 0.5"]
+        assert table.marked == {names.index("baseline")}
+        (compared,) = [t for t in made.values() if t.title == "Comparisons with the baseline"]
+        bases = {(row["run"], row["baseline"]) for row in rows(compared) if row["set"] == "test"}
+        assert bases == {("baseline", None), ("baseline-randaugment", "baseline"), ("fixed", "baseline")}
+
+
+def test_what_all_runs_are_augmented_by_is_the_recipe(tmp_path: Path) -> None:
+    extra, recipe = fingerprints("a"), {"auto_augment": "rand-m7", "mixup": 0.1}
+    base = run(tmp_path / "base", right(40, 20), extra=extra, **recipe)
+    more = run(tmp_path / "more", right(44, 16), extra=extra, **recipe, cutmix=1.0)
+    fixed = run(
+        tmp_path / "fixed",
+        right(46, 14),
+        extra=extra,
+        method="fixed",
+        reduction="crop",
+        sequence="paired-epochs",
+        **recipe,
+    )
+    (compared,) = [
+        t for t in tables(more, fixed, base).values() if t.title == "Comparisons with the baseline"
+    ]
+    bases = {(row["run"], row["baseline"]) for row in rows(compared) if row["set"] == "test"}
+    assert bases == {("base", None), ("more", "base"), ("fixed", "base")}
+
+
+def test_a_run_is_compared_with_the_baseline_that_is_augmented_as_it_is(tmp_path: Path) -> None:
+    extra = fingerprints("a")
+    # The control agrees with the fixed run in more of the other settings.
+    plain = run(tmp_path / "plain", right(40, 20), extra=extra, patience=5, weight_decay=0.1)
+    rand = run(tmp_path / "rand", right(44, 16), extra=extra, auto_augment="rand-m9")
+    what = {"method": "fixed", "reduction": "crop", "sequence": "paired-epochs"}
+    fixed = run(tmp_path / "fixed", right(46, 14), extra=extra, **what)
+    augmented = run(tmp_path / "augmented", right(46, 14), extra=extra, auto_augment="rand-m9", **what)
+    made = tables(plain, rand, fixed, augmented)
+    (compared,) = [t for t in made.values() if t.title == "Comparisons with the baseline"]
+    bases = {row["run"]: row["baseline"] for row in rows(compared) if row["set"] == "test"}
+    assert (bases["fixed"], bases["augmented"]) == ("plain", "rand")

@@ -41,6 +41,19 @@ def test_an_epoch_is_that_of_the_trainer(dataset: Dataset, augment: Any) -> None
     )
 
 
+def test_an_augmented_epoch_is_that_of_the_trainer(dataset: Dataset) -> None:
+    index = dataset["train"]
+    loader = qrdali.Loader(index, model="test_resnet", **OPTIONS)
+    source = open_loader(index, preprocessing("test_resnet", 32), 5, Engine(threads=1))
+    plan = EpochPlan(
+        len(index), 5, FULL_QUALITY, seed=3, epoch=4, training=True, auto_augment="rand-m9", erase=0.5
+    )
+    assert_same_batches(loader.epoch(4, auto_augment="rand-m9", erase=0.5, seed=3), source.epoch(plan))
+    # The epoch after it has nothing of that.
+    plain = EpochPlan(len(index), 5, FULL_QUALITY, seed=3, epoch=5, training=True)
+    assert_same_batches(loader.epoch(5, seed=3), source.epoch(plain))
+
+
 def test_without_shuffling_it_is_the_validation_pass(dataset: Dataset) -> None:
     index = dataset["val"]
     loader = qrdali.Loader(index, **OPTIONS)
@@ -154,6 +167,12 @@ def test_an_option_that_cannot_be_is_refused(dataset: Dataset, options: dict[str
         (0, {"step": 0.3}, "not 1/n"),
         (0, {"augment": "mixup"}, "choose one of none, flip, rrc"),
         (0, {"augment": "flip", "shuffle": False}, "for shuffled epochs"),
+        (0, {"auto_augment": "trivial", "shuffle": False}, "auto_augment='trivial' is for shuffled epochs"),
+        (0, {"erase": 0.5, "shuffle": False}, "erase=0.5 is for shuffled epochs"),
+        (0, {"auto_augment": "rand-m99"}, "auto_augment is 'rand-m99': give rand-mM .*, or augmix, or none"),
+        (0, {"auto_augment": 9}, "auto_augment is '9': "),
+        (0, {"erase": 1.5}, "erase is 1.5: give a probability, 0 to 1"),
+        (0, {"erase": float("nan")}, "erase is nan"),
         (0, {"seed": -1}, "seed is -1"),
     ],
 )

@@ -10,7 +10,7 @@ from qrdali.evaluation.seeded_differences import least_significant
 from qrdali.report.findings.accuracy_tests import tested_sets
 from qrdali.report.findings.finding import UNKNOWN, Finding, names
 from qrdali.report.findings.opponents import CONTROLS, baseline_settings, command_of, methods, opponent
-from qrdali.report.groups import Group, is_baseline
+from qrdali.report.groups import Group
 from qrdali.report.read import Run
 from qrdali.runs.train_command import train_command, with_method
 
@@ -88,7 +88,7 @@ def _nothing_reduced(group: Group, about: str, number: str) -> list[Finding]:
     trained = [run for run in group.runs if run.adoption is None]
     commands: list[str] = []
     if trained:
-        base = next((run for run in trained if is_baseline(run.settings)), None)
+        base = next((run for run in trained if group.is_baseline(run)), None)
         first = base or trained[0]
         start = first.folder if first.settings.method == "shared" else None
         settings = baseline_settings(first.settings, start)

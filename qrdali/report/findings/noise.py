@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qrdali.report.findings.finding import DESCRIBED, UNKNOWN, Finding, counted, names
 from qrdali.report.findings.opponents import methods
-from qrdali.report.groups import Group, is_baseline
+from qrdali.report.groups import Group
 from qrdali.report.noise import Measured
 from qrdali.report.read import Run
 from qrdali.runs.train_command import train_command
@@ -63,7 +63,7 @@ def first_to_repeat(group: Group) -> Run | None:
     """
     trained = [run for run in group.runs if run.adoption is None]
     of_methods = {run.name for c in methods(group) for run in c.runs}
-    trained.sort(key=lambda run: (not is_baseline(run.settings), run.name not in of_methods))
+    trained.sort(key=lambda run: (not group.is_baseline(run), run.name not in of_methods))
     return next(iter(trained), None)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qrdali.report.groups import Configuration, Group, is_baseline
+from qrdali.report.groups import Configuration, Group
 from qrdali.report.read import Run
 from qrdali.runs.configuration import distinguishing, label_of, names_of, on_gpu
 from qrdali.runs.settings import Settings
@@ -148,7 +148,7 @@ def control_of(group: Group, run: Run, control: Control) -> Run | None:
 def opponent(group: Group, run: Run, name: str) -> Run | None:
     """Returns what a run is compared with under a name: "baseline", or that of a control."""
     if name == "baseline":
-        return None if is_baseline(run.settings) else group.baseline(run)
+        return None if group.is_baseline(run) else group.baseline(run)
     return control_of(group, run, next(control for control in CONTROLS if control.name == name))
 
 

@@ -15,7 +15,7 @@ from qrdali.report.findings.finding import (
 )
 from qrdali.report.findings.networks_apart import is_efficientnet
 from qrdali.report.findings.opponents import methods
-from qrdali.report.groups import Configuration, Group, is_baseline
+from qrdali.report.groups import Configuration, Group
 from qrdali.runs.train_command import train_command, with_method
 
 FIRST = "Adaptive paired rounds by crop come first"
@@ -49,11 +49,7 @@ def first(group: Group, about: str, number: str) -> Finding:
             table,
             _command(group, "adaptive", "crop"),
         )
-    others = [
-        c
-        for c in group.configurations
-        if c is not own and (c in methods(group) or is_baseline(c.runs[0].settings))
-    ]
+    others = [c for c in group.configurations if c is not own and (c in methods(group) or c.is_baseline)]
     tests = [test for other in others if (test := _against(own, other))]
     if not tests:
         text = f"{FIRST}: there is no other method or baseline of its seed with rows of the same test images."
@@ -163,7 +159,7 @@ def _measured(
 def _command(group: Group, method: str, reduction: str) -> tuple[str, ...]:
     """Returns the command of a paired-rounds run that is otherwise trained as one of the group's."""
     known = [run for run in group.runs if run.adoption is None]
-    known.sort(key=lambda run: not is_baseline(run.settings))
+    known.sort(key=lambda run: not group.is_baseline(run))
     if not known:
         return ()
     settings = with_method(
