@@ -162,6 +162,7 @@ def with_controls(root: Path, sham: float, others: float) -> list[Path]:
     linear = seeds(root, "linear", 0.7, **LINEAR)
     folders = [*shared, *seeds(root, "baseline", 0.6), *linear]
     folders += [*seeds(root, "sham", sham, **SHAM), *seeds(root, "random", others, **RANDOM)]
+    folders += seeds(root, "augmented", others, auto_augment="rand-m9")
     for seed, matched in enumerate(linear):
         more = {"match": str(matched), "match_steps": 40, "init": str(root / f"shared-{seed}")}
         test = answers(others + 0.004 * (seed - 1), 7000 + seed)
@@ -173,7 +174,7 @@ def test_a_method_is_held_against_its_own_controls(tmp_path: Path) -> None:
     found = findings(*with_controls(tmp_path / "a", 0.6, 0.6))
     (one,) = of(found, "P1", "Controls of the same seed")
     assert one.verdict == SEEN
-    for control in ("sham", "random", "matched"):
+    for control in ("sham", "random", "matched", "randaugment"):
         assert f"1 of 1 is shown to be more accurate than the {control} control: linear" in one.text
     assert "above its baseline and all of them: linear paired-rounds crop." in one.text
     assert not of(found, "P1", "control of the same seed stands beside")
@@ -190,6 +191,15 @@ def test_one_control_serves_every_run_that_it_is_of(tmp_path: Path) -> None:
     assert len(of(found, "P1", "No sham control")[0].commands) == 2
     assert len(of(found, "P1", "No random control")[0].commands) == 2
     assert len(of(found, "P1", "No matched control")[0].commands) == 3
+    assert len(of(found, "P1", "No randaugment control")[0].commands) == 1
+
+
+def test_an_augmented_run_has_no_augmented_control(tmp_path: Path) -> None:
+    policy = {"auto_augment": "rand-m9"}
+    base = run(tmp_path / "base", answers(0.6, 1), **policy)
+    found = findings(base, run(tmp_path / "linear", answers(0.7, 2), **LINEAR, **policy))
+    assert of(found, "P1", "baseline of the same seed: linear")
+    assert not of(found, "P1", "randaugment control")
 
 
 def test_a_control_counts_if_it_is_there_for_every_seed(tmp_path: Path) -> None:
@@ -280,7 +290,7 @@ def test_the_command_of_a_missing_control_makes_it(
     }
     made = run(tmp_path / "it's a run", answers(0.6, 1), **method, **unusual)
     found = findings(made)
-    texts = {control: f"No {control} control" for control in ("sham", "random", "matched")}
+    texts = {control: f"No {control} control" for control in ("sham", "random", "matched", "randaugment")}
     for control, text in {"baseline": "No baseline", **texts}.items():
         (one,) = of(found, "P1", text)
         (command,) = one.commands
@@ -293,6 +303,7 @@ def test_the_command_of_a_missing_control_makes_it(
         assert settings.sequence == (method["sequence"] if reduced else "C")
         assert settings.reduction == (method["reduction"] if control == "random" else "none")
         assert settings.method == {"sham": method["method"], "random": "random"}.get(control, "baseline")
+        assert settings.auto_augment == ("rand-m9" if control == "randaugment" else "")
         assert settings.match == (str(made) if control == "matched" else "")
 
 

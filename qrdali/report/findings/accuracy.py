@@ -157,7 +157,7 @@ def _against_controls(
             for test in tests
             if test.configuration is configuration
         )
-        == len(CONTROLS)
+        == sum(control.applies(configuration.runs[0].settings) for control in CONTROLS)
     ]
     above_all = [
         configuration.label
@@ -168,8 +168,7 @@ def _against_controls(
     text = f"Controls of the same seed, on {describe_set(group, name)}: {' '.join(parts)}"
     if complete:
         text += (
-            f" Of {len(complete)} with all {len(CONTROLS)} controls, above its baseline and all of them: "
-            f"{names(above_all)}."
+            f" Of {len(complete)} with all controls, above its baseline and all of them: {names(above_all)}."
         )
     else:
         text += (

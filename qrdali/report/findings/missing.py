@@ -17,6 +17,7 @@ from qrdali.runs.train_command import train_command, with_method
 _MEANING = {
     "sham": "whether the reduction or the scheme of training makes their difference",
     "random": "whether their order of qualities does more than plain augmentation",
+    "randaugment": "whether they do more than the usual augmentation of full-quality images",
     "matched": "whether they do more than training as long without reductions",
 }
 
@@ -40,7 +41,10 @@ def missing(group: Group, about: str, any_reduced: bool, number: str) -> list[Fi
         )
     for control in CONTROLS:
         lacking = [
-            run for c in methods(group) for run in c.runs if opponent(group, run, control.name) is None
+            run
+            for c in methods(group)
+            for run in c.runs
+            if control.applies(run.settings) and opponent(group, run, control.name) is None
         ]
         if lacking:
             found.append(
@@ -79,6 +83,8 @@ def _commands(runs: list[Run], control: str) -> tuple[str, ...]:
             key = (settings.method, settings.sequence, settings.seed, settings.init)
         elif control == "random":  # and so is the random control of every method
             key = (settings.reduction, settings.sequence, settings.seed, settings.init)
+        elif control == "randaugment":  # it has no reduction
+            key = (settings.seed, settings.init)
         commands.setdefault(key, command_of(run, control))
     return tuple(commands.values())
 

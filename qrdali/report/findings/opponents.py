@@ -5,6 +5,7 @@
 | sham | the same sequence and patience without a reduction | from the scheme of training |
 | random | the same reduction and sequence, qualities drawn per image and epoch | from plain augmentation |
 | matched | a baseline of as many optimizer steps | from training as long |
+| randaugment | a baseline with an automatic augmentation | from the usual augmentation |
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qrdali.report.groups import Configuration, Group
+from qrdali.report.groups import Configuration, Group, is_unmatched_baseline
 from qrdali.report.read import Run
 from qrdali.runs.configuration import distinguishing, label_of, names_of, on_gpu
 from qrdali.runs.settings import Settings
 from qrdali.runs.train_command import train_command, with_method
 
+_RANDAUGMENT = "rand-m9"  # as the control of an experiment has it
 _REDUCED = ("fixed", "linear", "adaptive")
 # Settings in which a run and what it is compared with differ by what they are.
 _MEANT = frozenset(
@@ -66,13 +68,14 @@ class Control:
     """Says which runs are a control of a run, and what one would be trained by.
 
     is_of: whether a run of the same seed is the control. likeness: how well it fits, of several. settings: of
-    the control of a run, whose folder is given.
+    the control of a run, whose folder is given. applies: whether a run of these settings has such a control.
     """
 
     name: str
     is_of: Callable[[Run, Run], bool]
     likeness: Callable[[Run, Run], int]
     settings: Callable[[Settings, Path], Settings]
+    applies: Callable[[Settings], bool] = lambda settings: True
 
 
 def _is_matched(control: Run, run: Run) -> bool:
@@ -109,6 +112,13 @@ CONTROLS: tuple[Control, ...] = (
         lambda control, run: 0,
         lambda settings, run: with_method(settings, method="baseline", match=str(run), match_steps=1),
     ),
+    Control(
+        "randaugment",
+        lambda control, run: is_unmatched_baseline(control.settings) and bool(control.settings.auto_augment),
+        lambda control, run: 0,
+        lambda settings, run: with_method(settings, method="baseline", auto_augment=_RANDAUGMENT),
+        lambda settings: not settings.auto_augment,  # the baseline of an augmented run has the same
+    ),
 )
 
 
@@ -126,6 +136,8 @@ def _distinguishing(run: Run) -> dict[str, Any]:
 
 def control_of(group: Group, run: Run, control: Control) -> Run | None:
     """Returns a run's control: of its seed, and of several the one that is most alike."""
+    if not control.applies(run.settings):
+        return None
     settings = _distinguishing(run)
     candidates = [
         other
@@ -162,7 +174,8 @@ def also_different(run: Run, other: Run, name: str) -> list[str]:
     """
     one, two = _distinguishing(run), _distinguishing(other)
     shared = sorted((one.keys() & two.keys()) - _MEANT)
-    told = [key for key in shared if one[key] != two[key]]
+    meant = {"auto_augment"} if name == "randaugment" else set()
+    told = [key for key in shared if one[key] != two[key] and key not in meant]
     patient = ("patience", "restore_best", "max_epochs")
     told += [key for key in patient if key in one and key in two and one[key] != two[key]]
     if name == "sham" and run.settings.method != other.settings.method:

@@ -25,8 +25,8 @@ RULES = (
     "Baseline: trained on full-quality images only. Method: trained on reduced images in some epochs (R) "
     "and on full-quality ones in the others (C). Controls are trained like a method but for one thing: "
     "sham reduces nothing, random draws each image's quality anew in every epoch, matched is a baseline "
-    "that trains for as many steps. Seeds are repetitions with other random numbers. A point is a "
-    "percentage point.",
+    "that trains for as many steps, randaugment one with an automatic augmentation. Seeds are repetitions "
+    "with other random numbers. A point is a percentage point.",
     "Each sentence is computed from the runs' rows by fixed rules. A difference counts as shown if its p "
     "value is below .05 after Holm's correction over all comparisons of its family; with several seeds "
     "both a test over images and one over seeds must show it. “Not shown” does not mean that there is no "
