@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "Accuracy of a run on a split and on folders.",
     "predict": "Classes of your own images by a run.",
     "compare": "McNemar's test of two runs on the same images.",
+    "noise-floor": "How far runs differ by their seeds alone, and what that hides.",
     "build-mepi": "Minimal-entropy positive images of a run.",
     "minimal": "The minimal images of one's own photographs, and the way to them.",
     "report": "One page with tables and figures on runs and MEPI sets.",

@@ -54,7 +54,7 @@ def report(
     watts: float | None,
     as_json: bool,
 ) -> None:
-    """Write one page on RUNS: accuracy, significance, evolution, calibration, confusions, error consistency,
+    """Write one page on RUNS: findings, accuracy, evolution, calibration, confusions, error consistency,
     entropy quotients, minimal images and cost.
 
     Everything is computed from what the folders hold: no data set is read, but for the images that are shown.

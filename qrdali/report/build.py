@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from qrdali.errors import InputError, RunError, printable
 from qrdali.evaluation.human_answers import HumanAnswers, read_human_answers
@@ -32,20 +31,21 @@ from qrdali.report import (
     thesis,
 )
 from qrdali.report.figures import DARK, Figure
+from qrdali.report.findings import section as findings_section
+from qrdali.report.findings.finding import markdown
+from qrdali.report.findings.finding import table as findings_table
 from qrdali.report.groups import Group
+from qrdali.report.inputs import read_inputs
 from qrdali.report.page import Drawn, Gallery, page
 from qrdali.report.parts import Part
-from qrdali.report.read import Run, named, read_run
-from qrdali.report.read_mepis import Mepis, read_mepis
+from qrdali.report.read import Run
+from qrdali.report.read_mepis import Mepis
 from qrdali.report.resources import Prices
-from qrdali.report.set_rows import Warn
 from qrdali.report.tables import Table
-from qrdali.runs.folder import weights_digest
 from qrdali.version import __version__
 
 MARKER = "report.json"
-_CONTENT = ("report.html", MARKER, "tables", "figures")
-T = TypeVar("T")
+_CONTENT = ("report.html", MARKER, "findings.md", "tables", "figures")
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def build(
     options: ReportOptions = ReportOptions(),
     listener: ProgressListener = SilentListener(),
 ) -> dict[str, Any]:
-    """Writes report.html, tables/ (csv, md, tex), figures/ (svg, png) and report.json into `out`; returns
-    what report.json holds.
+    """Writes report.html, findings.md, tables/ (csv, md, tex), figures/ (svg, png) and report.json into
+    `out`; returns what report.json holds.
 
     Nothing but the folders' own files is read, the gallery's originals where they still are, and of runs that
     did not record what they began with that run's. Raises
@@ -79,20 +79,8 @@ def build(
     """
     out = out.resolve()
     require_report_folder(out)
-    if not run_folders:
-        raise InputError("no run to report: give at least one run folder")
     answers = None if options.humans is None else read_human_answers(options.humans)
-    runs = _readable(run_folders, lambda folder, name: read_run(folder, name, listener.warn), listener.warn)
-    digests = {run.name: weights_digest(run.folder) for run in runs} if mepi_folders else {}
-    sets = _readable(
-        mepi_folders, lambda folder, name: read_mepis(folder, name, runs, digests), listener.warn
-    )
-    for mepis in sets:
-        if mepis.run is None:
-            listener.warn(
-                f"{printable(mepis.folder)} was made with other weights than those of the runs given: "
-                "it is shown by its folder's name"
-            )
+    runs, sets = read_inputs(run_folders, mepi_folders, listener)
     parts = contents(runs, sets, options, answers)
     slugs = [table.slug for part in parts for table in part.filled_tables]
     if answers and not any(slug.startswith("humans-") for slug in slugs):
@@ -105,13 +93,22 @@ def build(
         (partial / "tables").mkdir(parents=True)
         (partial / "figures").mkdir()
         figures = _draw(parts, partial / "figures", listener)
+        found = [finding for part in parts for finding in part.findings]
+        # The page has the findings as sentences, the files as a table too.
         tables = [table for part in parts for table in part.filled_tables]
+        tables.append(findings_table(found, "findings"))
         for table in tables:
             for kind, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
                 (partial / "tables" / f"{table.slug}.{kind}").write_text(text, "utf-8", newline="")
         sections = [part.drawn(figures[part.slug]) for part in parts]
         (partial / "report.html").write_text(page(title, setup.facts(runs, sets), sections), "utf-8")
-        summary = _summary(title, runs, sets, tables) | {"figures": _points(parts)}
+        titles = {table.slug: table.title for table in tables}
+        text = markdown(title, findings_section.RULES, found, titles)
+        (partial / "findings.md").write_text(text, "utf-8")
+        summary = _summary(title, runs, sets, tables) | {
+            "figures": _points(parts),
+            "findings": [one.to_json() for one in found],
+        }
         (partial / MARKER).write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
         _swap(partial, out)
     except BaseException:
@@ -152,24 +149,6 @@ def _points(parts: list[Part]) -> dict[str, Any]:
         for figure in part.figures
         if figure is not None and figure.points is not None
     }
-
-
-def _readable(folders: list[Path], read: Callable[[Path, str], T], warn: Warn) -> list[T]:
-    """Returns what can be read; the rest is left out with a warning, unless nothing remains.
-
-    Raises InputError for a folder of another kind, RunError where all are damaged.
-    """
-    readable: list[T] = []
-    damage: RunError | None = None
-    for folder, name in zip(folders, named(folders), strict=True):
-        try:
-            readable.append(read(folder, name))
-        except RunError as error:
-            damage = error
-            warn(f"{error}: left out of the report")
-    if damage is not None and not readable:
-        raise damage
-    return readable
 
 
 def require_report_folder(out: Path) -> None:
@@ -236,7 +215,7 @@ def contents(
 ) -> list[Part]:
     """Returns every section that holds something, those of each data set and network under its heading."""
     by_experiment = groups.group(runs)
-    parts = []
+    parts: list[Part] = []
     for i, group in enumerate(by_experiment, 1):
         heading = f": {group.network} on {group.data}" if len(by_experiment) > 1 else ""
         parts += _results(group, f"{i}", heading)
@@ -247,7 +226,22 @@ def contents(
     if sets and options.gallery_rows:
         parts.append(_gallery(sets, options.gallery_rows))
     parts += [_resources(by_experiment, sets, options.prices), _setup(by_experiment, runs, sets)]
-    return [part for part in parts if any(part.figures) or any(part.tables) or part.galleries]
+    parts = [part for part in parts if any(part.figures) or any(part.tables) or part.galleries]
+    return [_findings(by_experiment, sets, parts), *parts]
+
+
+def _findings(by_experiment: list[Group], sets: list[Mepis], others: list[Part]) -> Part:
+    """Returns the first section. others: those whose tables its findings may link to."""
+    found = findings_section.findings(by_experiment, sets)
+    slugs = {table.slug for table in (*found.tables, *(t for part in others for t in part.filled_tables))}
+    return Part(
+        "findings",
+        "Findings",
+        findings_section.RULES,
+        tables=found.tables,
+        folded=frozenset(table.slug for table in found.tables),
+        findings=findings_section.linked(found.findings, slugs),
+    )
 
 
 def _suites(by_experiment: list[Group]) -> Part:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from qrdali.report.findings.finding import QUESTIONS, Finding
 from qrdali.report.gallery import Row
 from qrdali.report.tables import Table
 
@@ -50,7 +51,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Section:
-    """Holds a section of the page, shown in this order: text, figures, tables, galleries.
+    """Holds a section of the page, shown in this order: text, findings, figures, tables, galleries.
 
     folded: slugs of tables that are closed until opened.
     """
@@ -62,6 +63,21 @@ class Section:
     tables: tuple[Table, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     folded: frozenset[str] = frozenset()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def by_question(self) -> list[tuple[str, list[Finding]]]:
+        """Returns the findings under the question that each is of."""
+        asked = [
+            (text, [finding for finding in self.findings if finding.question == key])
+            for key, text in QUESTIONS.items()
+        ]
+        return [(text, found) for text, found in asked if found]
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Returns the titles of its tables by slug."""
+        return {table.slug: table.title for table in self.tables}
 
 
 def page(title: str, facts: list[tuple[str, str]], sections: list[Section]) -> str:
@@ -81,7 +97,9 @@ def page(title: str, facts: list[tuple[str, str]], sections: list[Section]) -> s
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
+    titles = {slug: title for section in sections for slug, title in section.titles.items()}
     values: dict[str, Any] = {
+        "titles": titles,
         "title": title,
         "facts": facts,
         "sections": sections,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qrdali.report.figures import Figure
+from qrdali.report.findings.finding import Finding
 from qrdali.report.page import Drawn, Gallery, Section
 from qrdali.report.tables import Table
 
@@ -20,6 +21,7 @@ class Part:
     tables: tuple[Table | None, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     folded: frozenset[str] = frozenset()
+    findings: tuple[Finding, ...] = ()
 
     @property
     def filled_tables(self) -> tuple[Table, ...]:
@@ -28,5 +30,12 @@ class Part:
     def drawn(self, figures: tuple[Drawn, ...]) -> Section:
         """Returns the section with its figures."""
         return Section(
-            self.slug, self.title, self.text, figures, self.filled_tables, self.galleries, self.folded
+            self.slug,
+            self.title,
+            self.text,
+            figures,
+            self.filled_tables,
+            self.galleries,
+            self.folded,
+            self.findings,
         )

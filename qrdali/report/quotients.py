@@ -243,7 +243,7 @@ def pairs(sets: list[Mepis]) -> tuple[list[Pair], list[str]]:
             one, other = first.rows[reduction], second.rows[reduction]
             _, i, j = np.intersect1d(one["sample"], other["sample"], return_indices=True)
             same_paths = bool((one["path"][i] == other["path"][j]).all())
-            if not same_paths and not _have_fingerprint(first):
+            if not same_paths and not have_fingerprint(first):
                 notes.append(
                     f"{first.name} and {second.name} are not compared on {reduction}: "
                     "their images lie elsewhere."
@@ -261,7 +261,7 @@ def pairs(sets: list[Mepis]) -> tuple[list[Pair], list[str]]:
     return paired_sets, [printable(note) for note in notes]
 
 
-def _have_fingerprint(mepis: Mepis) -> bool:
+def have_fingerprint(mepis: Mepis) -> bool:
     """Returns whether the option data of a set is a fingerprint: sets alike in it are of the same images."""
     images = mepis.options.get("data")
     return isinstance(images, str) and len(images) == 64

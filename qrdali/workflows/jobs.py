@@ -428,7 +428,7 @@ def write_report(
     watts: float | None = None,
     progress: bool | ProgressListener = False,
 ) -> WrittenReport:
-    """Writes a page on runs: accuracy, calibration, confusions, entropy quotients, minimal images and cost.
+    """Writes a page on runs: findings, accuracy, calibration, entropy quotients, minimal images and cost.
 
     runs: objects or folders, one or more. out: folder for report.html, tables/ and figures/; a report there
     is replaced. mepi: folders that `build_mepi` made. humans: what people answered to the same images: a CSV

@@ -30,8 +30,8 @@ def write_report(
     watts: float | None = None,
     control: JobControl = JobControl(),
 ) -> WrittenReport:
-    """Writes report.html, tables/, figures/ and report.json on run folders and MEPI sets into the folder
-    `out`.
+    """Writes report.html, findings.md, tables/, figures/ and report.json on run folders and MEPI sets into
+    the folder `out`.
 
     A report that is there is replaced once the new one is whole. gallery: images of each MEPI set that are
     shown, and images on which runs disagree. humans: a CSV or Parquet file of what people answered to images,

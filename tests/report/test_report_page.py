@@ -97,6 +97,8 @@ def opened(browser: webdriver.Chrome, page: Path, width: int, scheme: str) -> No
     for kind in ("browser", "performance"):
         browser.get_log(kind)  # what came before
     browser.get(page.as_uri())
+    # A click scrolls to its place and does not wait for a smooth scroll to end.
+    browser.execute_script("document.documentElement.style.scrollBehavior = 'auto'")
     browser.execute_script("for (const image of document.images) image.loading = 'eager'")
     browser.execute_async_script(
         "Promise.all([...document.images].map(i => i.decode())).then(arguments[0], arguments[0])"
@@ -146,6 +148,23 @@ def column(browser: webdriver.Chrome, table: str, number: int) -> list[str]:
         number,
     )
     return texts
+
+
+@pytest.mark.parametrize("width", [320, 768, 1280])
+def test_findings_come_first_and_their_links_open_what_is_folded(
+    browser: webdriver.Chrome, page: Path, width: int
+) -> None:
+    opened(browser, page, width, "light")
+    assert browser.find_elements(By.CSS_SELECTOR, "h2")[0].text == "Findings"
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    table = browser.find_element(By.ID, "table-finding-tests-1")
+    assert table.get_attribute("open") is None
+    browser.find_element(By.CSS_SELECTOR, '.findings a[href="#table-finding-tests-1"]').click()
+    assert table.get_attribute("open") == "true"
+    # No sentence is cut or runs out of its place.
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('.findings li')].every(e => e.scrollWidth <= e.clientWidth)"
+    )
 
 
 def test_tables_sort(browser: webdriver.Chrome, page: Path) -> None:

@@ -27,3 +27,10 @@ window.addEventListener("beforeprint", () => {
 window.addEventListener("afterprint", () => {
   for (const part of document.querySelectorAll("details[data-opened]")) { part.open = false; delete part.dataset.opened; }
 });
+// A link to a folded table opens it.
+const open = () => {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (target instanceof HTMLDetailsElement) target.open = true;
+};
+window.addEventListener("hashchange", open);
+open();
