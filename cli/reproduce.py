@@ -86,8 +86,11 @@ def reproduce(
         raise InputError("--dry-run and --status: give one of them")
     if looks:
         del options["retries"]
-        look = workflow.plan if dry_run else workflow.status
-        seen = look(**options, control=JobControl(TerminalListener()))
+        control = JobControl(TerminalListener())
+        if dry_run:
+            seen = workflow.plan(**options, workers=workers, gpus=gpus, control=control)
+        else:
+            seen = workflow.status(**options, control=control)
         if as_json:
             emit(seen.as_json())
         elif isinstance(seen, workflow.Plan):
@@ -219,8 +222,28 @@ def _list(plan: Plan) -> None:
         unknown = len(times) - len(low)
         more = f"; {unknown} more take an unknown time until one like them is done" if unknown else ""
         click.echo(f"# evaluation and MEPIs left: {span_text(Seconds(sum(low), sum(high)))}{more}")
+    _list_makespan(plan)
     for network, source in plan.sources.items():
         click.echo(f"# time of {network}: {source}")
+
+
+def _list_makespan(plan: Plan) -> None:
+    """Prints the time until all is done with the workers asked for, and the longest chain."""
+    from qrdali.experiment.estimate import span_text
+
+    makespan, chain = plan.makespan, plan.longest_chain
+    if not chain.keys:
+        return
+    several = [count for count in makespan.gpus if count > 1]
+    with_gpus = f" ({', '.join(map(str, makespan.gpus[:8]))} GPUs each)" if several else ""
+    who = f"{len(makespan.gpus)} workers" if len(makespan.gpus) != 1 else "one worker"
+    share = makespan.idle_share.high
+    idle = f", {share:.0%} of their time idle" if share is not None and len(makespan.gpus) > 1 else ""
+    click.echo(f"# until all is done: {span_text(makespan.seconds)} with {who}{with_gpus}{idle}")
+    click.echo(f"# longest chain: {span_text(chain.seconds)}: {', then '.join(chain.keys)}")
+    if makespan.impossible:
+        more = f" and {len(makespan.impossible) - 1} more" if len(makespan.impossible) > 1 else ""
+        click.echo(f"# no such worker has the GPUs for {makespan.impossible[0]}{more}")
 
 
 def _remaining(task: PlannedTask) -> str:

@@ -18,6 +18,7 @@ from typing import IO, Protocol
 
 from qrdali.errors import InputError, Interrupted, RunError, printable
 from qrdali.experiment.estimate import Seconds
+from qrdali.experiment.makespan import group_sizes
 from qrdali.experiment.workers import NAME_VARIABLE, PARENT_VARIABLE
 from qrdali.interfaces import ProgressListener
 from qrdali.system import machine
@@ -92,6 +93,35 @@ def plans_for(workers: int | None, gpus: str | None, threads: int | None) -> lis
     return [] if workers is None else cpu_workers(workers, threads)
 
 
+def planned_gpus(workers: int | None, gpus: str | None, needed: Sequence[int]) -> list[int]:
+    """Returns how many GPUs each worker has that these options ask for, on a host that has them.
+
+    needed: by each network. Without options it is one worker with as many as any network needs, and so is
+    each of `workers`, which shares processors. Raises InputError as `plans_for`, but not for GPUs that are
+    not here.
+    """
+    if workers is not None and gpus is not None:
+        raise InputError("--workers and --gpus: give one of them")
+    if gpus is None:
+        cpu_workers(1 if workers is None else workers, 1)
+        return [max(needed, default=1)] * (workers or 1)
+    chosen = _chosen(gpus, visible_gpus()) if gpus == "all" else _chosen(gpus, [])
+    if not chosen or len(chosen) > _MOST_WORKERS or len(set(chosen)) < len(chosen):
+        raise InputError(
+            f"--gpus {printable(gpus)[:80]}: give all, a number from 1 to {_MOST_WORKERS}, or some as 0,2,5"
+        )
+    return group_sizes(len(chosen), needed)
+
+
+def _chosen(text: str, visible: Sequence[str]) -> Sequence[int]:
+    """Returns the places of the GPUs that --gpus names, whether they are there or not."""
+    if text == "all":
+        return range(len(visible))
+    if "," in text:
+        return [_number(part, text) for part in text.split(",") if part.strip()]
+    return range(_number(text, text))
+
+
 def cpu_workers(count: int, threads: int | None) -> list[WorkerPlan]:
     """Returns the plans of `count` workers that share the processors.
 
@@ -110,12 +140,7 @@ def gpu_workers(text: str, visible: Sequence[str], threads: int | None) -> list[
     visible: what CUDA calls each GPU that this process may use. threads: as of `cpu_workers`. Raises
     InputError for GPUs that are not there.
     """
-    if text == "all":
-        chosen = list(range(len(visible)))
-    elif "," in text:
-        chosen = [_number(part, text) for part in text.split(",") if part.strip()]
-    else:
-        chosen = list(range(_number(text, text)))
+    chosen = _chosen(text, visible)
     there = {0: "no usable GPU is here", 1: "one GPU is here"}.get(
         len(visible), f"{len(visible)} GPUs are here, 0 to {len(visible) - 1}"
     )

@@ -14,12 +14,13 @@ from qrdali.experiment.config import read
 from qrdali.experiment.estimate import Estimate, Seconds
 from qrdali.experiment.expand import expand
 from qrdali.experiment.folder import ExperimentFolder
+from qrdali.experiment.makespan import longest_chain, makespan_of
 from qrdali.experiment.tasks import Tasks
 from qrdali.experiment.workers import Presence, require_room
 from qrdali.interfaces import JobControl, ProgressListener, SilentListener
 from qrdali.system.deterministic import cublas_workspace
 from qrdali.workflows.matrix_checks import check_inputs, compared_settings, refuse_changes
-from qrdali.workflows.matrix_launch import LaunchedMatrix, WorkerPlan, WorkersView, run_workers
+from qrdali.workflows.matrix_launch import LaunchedMatrix, WorkerPlan, WorkersView, planned_gpus, run_workers
 from qrdali.workflows.matrix_plan import Plan, PlannedTask
 from qrdali.workflows.matrix_result import MatrixResult, TasksFailed, result_of
 from qrdali.workflows.matrix_status import MatrixStatus, status_of, time_left
@@ -61,11 +62,14 @@ def plan(
     root: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    workers: int | None = None,
+    gpus: str | None = None,
     control: JobControl = JobControl(),
 ) -> Plan:
     """Returns every task of a matrix, its state and the time it may take; nothing is written.
 
-    Options as of `reproduce`.
+    workers, gpus: with which the time until all is done is computed, of any host: the GPUs need not be here.
+    The other options are those of `reproduce`. Raises InputError for numbers of workers that cannot be.
     """
     tasks = _open(config, _Options(only, out, data, root, device, threads), control.listener)
     times = Estimate(tasks)
@@ -77,7 +81,14 @@ def plan(
         if task.kind in ("evaluate", "mepi"):
             seconds = Seconds(0.0, 0.0) if state == "done" else times.like(task)
         planned.append(PlannedTask(task.kind, task.name, state, why, remaining, seconds))
-    return Plan(tasks.folder.folder, tuple(planned), times.sources())
+    needed = network_gpus(tasks)
+    return Plan(
+        tasks.folder.folder,
+        tuple(planned),
+        times.sources(),
+        makespan_of(tasks, times, planned_gpus(workers, gpus, needed)),
+        longest_chain(tasks, times),
+    )
 
 
 def status(
@@ -177,6 +188,12 @@ def reproduce_in_workers(
             f"{len(blocked)} tasks are left, among them {next(iter(blocked))}: the same command goes on"
         )
     return result
+
+
+def network_gpus(tasks: Tasks) -> list[int]:
+    """Returns how many GPUs each network of this call needs."""
+    wanted = {run.network for run in tasks.wanted}
+    return [network.gpus for network in tasks.matrix.network if network.folder in wanted]
 
 
 def _open(config: str | Path, options: _Options, listener: ProgressListener) -> Tasks:
