@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,21 @@ if TYPE_CHECKING:
 @click.option("--workers", type=int, metavar="N", help="Work in N processes that share the processors.")
 @click.option("--gpus", metavar="N|all|0,2,5", help="Work in a process per GPU: N of them, all, or these.")
 @click.option(
+    "--commands",
+    "commands_form",
+    is_flag=False,
+    flag_value="json",
+    type=click.Choice(["json", "shell"]),
+    help="List every task with the command that does it, for other schedulers: JSON lines that say what it "
+    "needs, or shell commands that wait for it; nothing is touched.",
+)
+@click.option(
+    "--task", metavar="KEY", help="Do this task alone, such as 'train NETWORK/RUN' (see --commands)."
+)
+@click.option(
+    "--wait", is_flag=True, help="With --task: wait for the tasks that it needs, and for who has it."
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="With --dry-run or --status: one JSON object on stdout."
 )
 def reproduce(
@@ -57,6 +73,9 @@ def reproduce(
     workers: int | None,
     gpus: str | None,
     as_json: bool,
+    commands_form: str | None,
+    task: str | None,
+    wait: bool,
     **options: Any,
 ) -> None:
     """Carry out an experiment matrix: CONFIG.toml's runs, their evaluation, minimal images and the report.
@@ -72,6 +91,7 @@ def reproduce(
               qrdali reproduce humanet.toml --gpus all
               qrdali reproduce humanet.toml --status
               qrdali reproduce humanet.toml --only 'efficientnet_b3/*-crop'
+              qrdali reproduce humanet.toml --task 'train resnet152/shared'
     """
     from qrdali.cli.terminal import TerminalListener, emit
     from qrdali.errors import InputError
@@ -82,9 +102,26 @@ def reproduce(
     looks = dry_run or show_status
     if as_json and not looks:
         raise InputError("--json is for --dry-run and --status")
-    if dry_run and show_status:
-        raise InputError("--dry-run and --status: give one of them")
-    if looks:
+    chosen = {"--dry-run": dry_run, "--status": show_status, "--commands": commands_form, "--task": task}
+    if len(given := [name for name, value in chosen.items() if value]) > 1:
+        raise InputError(f"{' and '.join(given)}: give one of them")
+    if (commands_form or task is not None) and (workers is not None or gpus is not None):
+        raise InputError("--workers and --gpus start workers of their own: leave them out here")
+    if wait and task is None:
+        raise InputError("--wait is for --task KEY")
+    if commands_form:
+        del options["retries"]
+        for command in workflow.commands(**options, control=JobControl(TerminalListener())):
+            if commands_form == "json":
+                click.echo(json.dumps(command.as_json()))
+            elif command.state != "done":
+                click.echo(command.as_shell())
+    elif task is not None:
+        from qrdali.cli.signals import terminal_control
+
+        with terminal_control() as control:
+            workflow.do_task(task=task, wait=wait, **options, control=control)
+    elif looks:
         del options["retries"]
         control = JobControl(TerminalListener())
         if dry_run:

@@ -17,11 +17,12 @@ import time
 import traceback
 
 from qrdali.errors import InputError, Interrupted, InUse, RunError, printable
-from qrdali.experiment.claims import Claim, ClaimLost, Claims
+from qrdali.experiment.claims import Claim, ClaimLost, Claims, read_holder
 from qrdali.experiment.estimate import Estimate
+from qrdali.experiment.makespan import needs_of
 from qrdali.experiment.order import chains, in_order, task_seconds
 from qrdali.experiment.tasks import Task, Tasks
-from qrdali.experiment.workers import Presence
+from qrdali.experiment.workers import Presence, Watch
 from qrdali.interfaces import JobControl
 from qrdali.workflows.task_control import TaskListener, controlled, open_log, stop_of
 from qrdali.workflows.tasks import perform
@@ -29,6 +30,7 @@ from qrdali.workflows.tasks import perform
 REPORT = "report"
 POLL_SECONDS = 2.0  # between looks at what others have done
 _WAITING_SECONDS = 60.0  # between lines that say what is waited for
+GIVEN_UP_SECONDS = 60.0  # in which nobody tries again what has failed, until what waits for it gives up
 _AGAIN_SECONDS = 30.0  # before a folder that another process works in is tried again
 
 
@@ -74,6 +76,53 @@ class MatrixWorker:
                 return self._waiting()
             if not self._do_one(open_tasks):
                 self._wait(open_tasks)
+
+    def work_on(self, task: Task, wait: bool) -> None:
+        """Does one task, as often as it may be tried, if it is not done.
+
+        wait: whether what it needs, and another worker that has it, are waited for. Raises RunError where
+        they are not, where a task that it needs has failed and nobody tries it again, and if the task fails.
+        """
+        needs = needs_of(self._tasks)[task.key]
+        failed = Watch()
+        while True:
+            self._look()
+            if task.key in self._done or self._tasks.done(task):
+                return
+            if missing := [self._by_key[need] for need in needs if need not in self._done]:
+                self._refuse_missing(task, missing, failed, wait)
+                self._wait(missing)
+            elif self._has_failed(task):
+                reason = self._tasks.folder.failures[task.key].get("reason", "")
+                raise RunError(f"{task.key} failed: {printable(reason)}")
+            elif not self._do_one([task]):
+                if not wait:
+                    raise RunError(
+                        f"{task.key} is being done by {self._holder(task)}: wait for it, or give --wait"
+                    )
+                self._wait([task])
+
+    def _refuse_missing(self, task: Task, missing: list[Task], failed: Watch, wait: bool) -> None:
+        """Raises RunError if a task's needs are not done, where that is not waited for or never will be."""
+        if not wait:
+            raise RunError(
+                f"{task.key} needs {_some([need.key for need in missing])}, not done yet: do that first, or "
+                "give --wait"
+            )
+        for need in missing:
+            is_given_up = need.key in self._tasks.folder.failures and not self._claims.is_held(
+                self._tasks.folder.task(need.key)
+            )
+            if failed.unchanged(need.key, is_given_up) >= GIVEN_UP_SECONDS and is_given_up:
+                raise RunError(f"{task.key} needs {need.key}, which has failed and which nobody tries again")
+
+    def _holder(self, task: Task) -> str:
+        holder = read_holder(self._tasks.folder.task(task.key))
+        if holder is None or holder.is_free or holder.worker in (None, self._presence.number):
+            return "another process, which works in its folder"
+        assert holder.worker is not None
+        worker = self._presence.workers.read(holder.worker)
+        return f"worker {holder.worker}" if worker is None else worker.title
 
     def _look(self) -> None:
         """Reads what others have noted since the last look."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qrdali.errors import InputError, RunError, printable
@@ -20,6 +20,7 @@ from qrdali.experiment.workers import Presence, require_room
 from qrdali.interfaces import JobControl, ProgressListener, SilentListener
 from qrdali.system.deterministic import cublas_workspace
 from qrdali.workflows.matrix_checks import check_inputs, compared_settings, refuse_changes
+from qrdali.workflows.matrix_commands import TaskCommand, commands_of, task_of
 from qrdali.workflows.matrix_launch import LaunchedMatrix, WorkerPlan, WorkersView, planned_gpus, run_workers
 from qrdali.workflows.matrix_plan import Plan, PlannedTask
 from qrdali.workflows.matrix_result import MatrixResult, TasksFailed, result_of
@@ -32,7 +33,10 @@ __all__ = [
     "MatrixStatus",
     "Plan",
     "PlannedTask",
+    "TaskCommand",
     "TasksFailed",
+    "commands",
+    "do_task",
     "plan",
     "reproduce",
     "reproduce_in_workers",
@@ -134,11 +138,86 @@ def reproduce(
     """
     options = _Options(only, out, data, root, device, threads, retries)
     tasks = _open(config, options, control.listener)
-    # CUDA reads this setting once: a run that needs it may come after others have begun CUDA.
-    devices = [run.settings.device for run in tasks.wanted if run.settings.deterministic]
-    with cublas_workspace(next((name for name in devices if name != "cpu"), "cpu")):
+    with cublas_workspace(_deterministic_device(tasks)):
         check_inputs(tasks)
         return _execute(tasks, options, control)
+
+
+def commands(
+    config: str | Path,
+    *,
+    only: Sequence[str] = (),
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    root: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    control: JobControl = JobControl(),
+) -> list[TaskCommand]:
+    """Returns every task of a matrix with what it needs and the command that does it; nothing is written.
+
+    Options as of `reproduce`, which the commands repeat.
+    """
+    options = _Options(only, out, data, root, device, threads)
+    return commands_of(_open(config, options, control.listener), ["qrdali", *_words(config, options)])
+
+
+def do_task(
+    config: str | Path,
+    task: str,
+    *,
+    wait: bool = False,
+    only: Sequence[str] = (),
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    root: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    retries: int = 1,
+    control: JobControl = JobControl(),
+) -> None:
+    """Does the task of the key `task`, as `reproduce` would, and no other; nothing if it is done.
+
+    wait: whether the tasks that it needs, and another worker that has it, are waited for. Raises RunError
+    where they are not and if the task fails; InputError for a key that is not one; else as `reproduce`.
+    """
+    options = _Options(only, out, data, root, device, threads, retries)
+    tasks = _open(config, options, control.listener)
+    one = task_of(tasks, task)
+    with cublas_workspace(_deterministic_device(tasks)):
+        check_inputs(tasks)
+        with tasks.folder.lock(control.listener.warn):
+            tasks.folder.begin(tasks.tail)
+            if tasks.done(one):
+                control.listener.line(f"{one.key} is done already")
+                return
+            with Presence(tasks.folder.folder, compared_settings(tasks)) as presence:
+                require_room(presence, _Waiting(control))
+                MatrixWorker(tasks, presence, options.retries, control).work_on(one, wait)
+
+
+def _deterministic_device(tasks: Tasks) -> str:
+    """Returns the device of the runs that are deterministic, "cpu" where none is on another."""
+    # CUDA reads this setting once: a run that needs it may come after others have begun CUDA.
+    devices = [run.settings.device for run in tasks.wanted if run.settings.deterministic]
+    return next((name for name in devices if name != "cpu"), "cpu")
+
+
+def _words(config: str | Path, options: _Options) -> list[str]:
+    """Returns the words of `qrdali reproduce` with these options, without --retries."""
+    given = {
+        "out": options.out,
+        "data": options.data,
+        "root": options.root,
+        "device": options.device,
+        "threads": options.threads,
+    }
+    return [
+        "reproduce",
+        str(config),
+        *(f"--only={pattern}" for pattern in options.only),
+        *(f"--{name}={value}" for name, value in given.items() if value is not None),
+    ]
 
 
 def reproduce_in_workers(
@@ -171,9 +250,7 @@ def reproduce_in_workers(
             lambda: time_left(tasks, len(plans)),
         )
     )
-    words = [str(config), *(word for pattern in only for word in ("--only", pattern))]
-    given = {"out": out, "data": data, "root": root, "device": device, "retries": retries}
-    words += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    words = [*_words(config, replace(options, threads=None))[1:], f"--retries={retries}"]
     try:
         run_workers(plans, words, view, control.stop)
     finally:
