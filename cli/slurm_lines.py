@@ -30,14 +30,23 @@ def submit(
     if as_json:
         emit(jobs.as_json() | {"status": None if status is None else status.as_json()})
         return
-    for line in lines(jobs, str(options["config"])):
+    for line in lines(jobs, _status_command(options)):
         click.echo(line)
     if status is not None:
         show_status(status)
 
 
-def lines(jobs: Jobs, config: str) -> list[str]:
-    """Returns what a call of `--slurm` prints, without the state of the tasks."""
+def _status_command(options: dict[str, Any]) -> str:
+    given = [f"--{name}={options[name]}" for name in ("out", "data") if options[name] is not None]
+    patterns = [f"--only={pattern}" for pattern in options["only"]]
+    return shlex.join(["qrdali", "reproduce", str(options["config"]), *given, *patterns, "--status"])
+
+
+def lines(jobs: Jobs, status_command: str) -> list[str]:
+    """Returns what a call of `--slurm` prints, without the state of the tasks.
+
+    status_command: the one that shows it.
+    """
     from qrdali.errors import printable
     from qrdali.workflows.slurm_options import time_text
 
@@ -58,11 +67,11 @@ def lines(jobs: Jobs, config: str) -> list[str]:
             does = printable(job.task) or "worker"
             found.append(f"job {job.number:{width}}  {time_text(job.minutes):>10}  {does}{after}")
         assert jobs.size is not None
-        gpus = f", {jobs.size.gpus} GPUs" if jobs.size.gpus else ""
-        found.append(f"# {len(jobs.submitted)} jobs submitted, each with {jobs.size.cpus} processors{gpus}")
+        has = f"{jobs.size.cpus} CPUs, {jobs.size.gpus} GPUs"
+        found.append(f"# {len(jobs.submitted)} jobs submitted, {has} for each")
     return [
         *found,
         f"# what they print: {printable(jobs.logs)}",
-        f"# watch: squeue --name={jobs.name}; qrdali reproduce {shlex.quote(printable(config))} --status",
+        f"# watch: squeue --name={jobs.name}; {printable(status_command)}",
         f"# stop all, with a save: scancel --name={jobs.name}",
     ]

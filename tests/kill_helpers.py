@@ -62,9 +62,9 @@ TOUCHING = {
 }
 TIMED = ("second", "time", "memory", "energy", "joules", "waited")
 # Of a finished run or matrix what is not compared: locks, the save before the last, hashes of files that hold
-# times; a matrix' claims, workers and notes, which hold times of files.
-PASSED_OVER = {".lock", "SHA256SUMS"}
-PASSED_OVER_FOLDERS = {"last.old", ".progress", "report", "tasks", "workers"}
+# times; a matrix' claims, workers, notes and jobs, which hold times of files.
+PASSED_OVER = {".lock", "SHA256SUMS", "slurm.json"}
+PASSED_OVER_FOLDERS = {"last.old", ".progress", "report", "tasks", "workers", "slurm"}
 LIMIT = 240.0  # seconds of a child
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from kill_helpers import NEEDED
+from kill_helpers import NEEDED, contents
 from safetensors.torch import save_file
 
 LIMIT = 280.0  # seconds of a worker
@@ -76,6 +76,26 @@ def joined(child: BaseProcess) -> int:
 def begun(log: Path) -> list[str]:
     """Returns the tasks that workers began, in order."""
     return log.read_text().splitlines() if log.exists() else []
+
+
+def whole_contents(out: Path) -> dict[str, str]:
+    """Returns every file of a finished matrix, the report's too."""
+    report = {f"report/{name}": digest for name, digest in contents(out / "report").items()}
+    return contents(out) | report
+
+
+def same_as_serial(ground: Path) -> None:
+    """Asserts that `now` holds what both serial calls hold, where they agree, and nothing else."""
+    first, second, now = (whole_contents(ground / name) for name in ("serial", "again", "now"))
+    assert first.keys() == second.keys() == now.keys()
+    # The table of networks holds peak memory, which two calls may share by chance.
+    agreeing = {name for name in first if first[name] == second[name] and "/networks." not in name}
+    assert len(agreeing) > 0.9 * len(first), sorted(first.keys() - agreeing)
+    assert any(name.endswith("last/model.safetensors") for name in agreeing)
+    assert any(name.endswith("test.parquet") for name in agreeing)
+    assert any(name.endswith("manifest.parquet") for name in agreeing)
+    assert any(name.startswith("report/") and name.endswith(".csv") for name in agreeing)
+    assert {name for name in agreeing if now[name] != first[name]} == set()
 
 
 class _Deadly:

@@ -245,7 +245,7 @@ class _Queue:
                 with executor.batch():
                     handles = [executor.submit(job) for job in jobs]
         except (UncompletedJobError, FailedSubmissionError) as error:
-            size = f"{self.size.cpus} processors and {self.size.gpus} GPUs a job"
+            size = f"{self.size.cpus} CPUs, {self.size.gpus} GPUs a job"
             raise RunError(
                 f"sbatch refuses ({size}): {printable(' '.join(str(error).split()))[:400]}; what it took "
                 f"before is in squeue --name={self._name}"

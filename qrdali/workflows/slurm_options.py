@@ -58,9 +58,10 @@ def minutes_of(text: str) -> int:
     >>> minutes_of("90"), minutes_of("24:00:00"), minutes_of("1-12"), minutes_of("00:01:30")
     (90, 1440, 2160, 2)
     """
+    wrong = ValueError(f"{printable(text)[:80]} is no time of Slurm: {TIME_FORMS}")
     match = _TIME.fullmatch(text)
     if match is None:
-        raise ValueError
+        raise wrong
     days, first, second, third = (None if part is None else int(part) for part in match.groups())
     assert first is not None
     if days is not None:
@@ -70,7 +71,7 @@ def minutes_of(text: str) -> int:
     else:
         seconds = first * 60 + (second or 0)
     if (second or 0) > 59 or (third or 0) > 59 or (days is not None and first > 23) or not seconds:
-        raise ValueError
+        raise wrong
     return math.ceil(seconds / 60)
 
 
