@@ -45,7 +45,8 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "commands"
     folder.mkdir()
     texts = {
-        "sbatch": 'n=$(ls "$d"/*.sh 2>/dev/null | wc -l); if [ -e "$d/full" ]; then echo full >&2; exit 1; fi; '
+        "sbatch": 'n=$(ls "$d"/*.sh 2>/dev/null | wc -l); '
+        'if [ -e "$d/full" ]; then echo full >&2; exit 1; fi; '
         'cp "$1" "$d/$((n+1)).sh"; echo "Submitted batch job $((n+1))"',
         "squeue": 'echo "$@" > "$d/asked"; cat "$d/queue" 2>/dev/null; [ ! -e "$d/down" ]',
         "sinfo": "echo 'gpu*|64|gpu:h100:4|2-00:00:00'",
