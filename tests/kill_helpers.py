@@ -261,18 +261,18 @@ def contents(folder: Path) -> dict[str, str]:
 
 def _content(path: Path) -> bytes:
     if path.suffix == ".json":
-        return json.dumps(_less_times(json.loads(path.read_text()))).encode()
+        return json.dumps(less_times(json.loads(path.read_text()))).encode()
     if path.suffix == ".jsonl":
         return "\n".join(
-            json.dumps(_less_times(json.loads(line))) for line in path.read_text().splitlines()
+            json.dumps(less_times(json.loads(line))) for line in path.read_text().splitlines()
         ).encode()
     return b"" if path.suffix == ".svg" else path.read_bytes()  # matplotlib dates its drawings
 
 
-def _less_times(value: Any) -> Any:
+def less_times(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _less_times(v) for k, v in value.items() if not any(word in k for word in TIMED)}
-    return [_less_times(one) for one in value] if isinstance(value, list) else value
+        return {k: less_times(v) for k, v in value.items() if not any(word in k for word in TIMED)}
+    return [less_times(one) for one in value] if isinstance(value, list) else value
 
 
 def killed(case: Case, folder: Path, seed: str, kills: int | None, timed: bool = False) -> Outcome:
