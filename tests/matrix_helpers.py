@@ -14,7 +14,9 @@ import tomli_w
 from kill_helpers import NEEDED, contents, less_times
 from safetensors.torch import save_file
 
-_MEASURED = ("report/tables/networks.", "report/tables/mepi-seconds.")
+_MEASURED = tuple(
+    f"report/tables/{name}." for name in ("networks", "mepi-seconds", "epoch-seconds", "energy")
+)
 LIMIT = 280.0  # seconds of a worker
 SHAPES = {"classes": 2, "train": 8, "val": 3, "test": 3, "size": "40x32"}
 
