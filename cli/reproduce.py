@@ -80,7 +80,7 @@ def reproduce(
     Examples: qrdali reproduce demo.toml
               qrdali reproduce humanet.toml --dry-run
               qrdali reproduce humanet.toml --gpus all
-              qrdali reproduce humanet.toml --slurm partition=gpu,time=24:00:00,parallel=16
+              qrdali reproduce humanet.toml --slurm partition=gpu,parallel=16
               qrdali reproduce humanet.toml --status
               qrdali reproduce humanet.toml --only 'efficientnet_b3/*-crop'
     """

@@ -18,6 +18,7 @@ import slurm_node
 from click.testing import CliRunner
 from matrix_helpers import joined, same_as_serial, start, written
 
+import qrdali
 from qrdali.cli.reproduce import reproduce
 from qrdali.errors import InputError, RunError
 from qrdali.experiment.workers import Workers
@@ -171,6 +172,10 @@ def test_a_task_alone_is_done_once_its_needs_are(config: Path) -> None:
         workflow.reproduce(config, task="train test_resnet/shared")
     workflow.reproduce(config, task="data")
     assert [task.state for task in workflow.status(config).tasks][:2] == ["done", "ready"]
+    with pytest.raises(InputError, match="leave out workers and gpus"):
+        qrdali.reproduce(config, task="data", workers=2)
+    result = CliRunner().invoke(reproduce, [str(config), "--task=data", "--slurm=parallel=2"])
+    assert str(result.exception) == "--slurm and --task: give one of them"
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_other_times_are_refused(text: str) -> None:
         ("per-task=yes,parallel=2", "give one of them"),
         ("mem=lots", "mem=lots: give the memory of one job, as in 32G"),
         ("partition=a b\n#SBATCH --wrap", r"partition=a b\?#SBATCH --wrap: give a name"),
-        ("account=--uid=0", "account=--uid=0: give a name"),
+        ("account=--uid", "account=--uid: give a name"),
         ("qos=$(id)", r"qos=\$\(id\): give a name"),
         ("time=400-00", "at most a year"),
         ("partition=" + "x" * 9999, "give a name"),
