@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -49,13 +50,22 @@ if TYPE_CHECKING:
 @click.option("--workers", type=int, metavar="N", help="Work in N processes that share the processors.")
 @click.option("--gpus", metavar="N|all|0,2,5", help="Work in a process per GPU: N of them, all, or these.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="With --dry-run or --status: one JSON object on stdout."
+    "--slurm",
+    metavar="K=V[,K=V…]",
+    help="Submit workers as jobs of a Slurm cluster and return: partition, time, parallel, per-task, gpus, "
+    "cpus, mem, account, qos, constraint, exclude, nodelist, reservation, max-num-timeout, signal-seconds.",
+)
+@click.option("--task", metavar="KEY", help="Do this task alone, as 'train NETWORK/RUN'; its needs are done.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="With --dry-run, --status or --slurm: one JSON object on stdout."
 )
 def reproduce(
     dry_run: bool,
     show_status: bool,
     workers: int | None,
     gpus: str | None,
+    slurm: str | None,
+    task: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -70,6 +80,7 @@ def reproduce(
     Examples: qrdali reproduce demo.toml
               qrdali reproduce humanet.toml --dry-run
               qrdali reproduce humanet.toml --gpus all
+              qrdali reproduce humanet.toml --slurm partition=gpu,parallel=16
               qrdali reproduce humanet.toml --status
               qrdali reproduce humanet.toml --only 'efficientnet_b3/*-crop'
     """
@@ -80,10 +91,12 @@ def reproduce(
     from qrdali.workflows.matrix_launch import plans_for
 
     looks = dry_run or show_status
-    if as_json and not looks:
-        raise InputError("--json is for --dry-run and --status")
-    if dry_run and show_status:
-        raise InputError("--dry-run and --status: give one of them")
+    if as_json and not (looks or slurm is not None):
+        raise InputError("--json is for --dry-run, --status and --slurm")
+    ways = {"--dry-run": dry_run, "--status": show_status, "--slurm": slurm is not None}
+    ways |= {"--task": task is not None, "--workers": workers is not None, "--gpus": gpus is not None}
+    if len(given := [name for name, is_given in ways.items() if is_given]) > 1:
+        raise InputError(f"{' and '.join(given)}: give one of them")
     if looks:
         del options["retries"]
         look = workflow.plan if dry_run else workflow.status
@@ -94,10 +107,14 @@ def reproduce(
             _list(seen)
         else:
             _show_status(seen)
+    elif slurm is not None:
+        from qrdali.cli.slurm_lines import submit
+
+        submit(slurm, options, as_json, _show_status)
     elif plans := plans_for(workers, gpus, options["threads"]):
         _launch(options, plans)
     else:
-        _work(options)
+        _work(options | {"task": task})
 
 
 def _work(options: dict[str, Any]) -> None:
@@ -108,7 +125,8 @@ def _work(options: dict[str, Any]) -> None:
     from qrdali.workflows import reproduce as workflow
 
     is_launched = PARENT_VARIABLE in os.environ
-    with terminal_control() as control:
+    # Slurm sends its signals to all processes of a job, and the parent hands them on: it kills when need be.
+    with terminal_control(repeats=math.inf if is_launched else 0.0) as control:
         try:
             result = workflow.reproduce(**options, control=control)
         except workflow.TasksFailed as failure:

@@ -75,6 +75,19 @@ class MatrixWorker:
             if not self._do_one(open_tasks):
                 self._wait(open_tasks)
 
+    def work_on(self, key: str) -> dict[str, str]:
+        """Does one task, whose needs are done, unless another worker does it first; returns nothing waiting.
+
+        Raises as `work`.
+        """
+        task = self._by_key[key]
+        while True:
+            self._look()
+            if key in self._done or self._tasks.done(task) or self._is_settled(task):
+                return {}
+            if not self._do_one([task]):
+                self._wait([task])
+
     def _look(self) -> None:
         """Reads what others have noted since the last look."""
         for task in self._tasks.all:

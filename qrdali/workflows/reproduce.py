@@ -17,6 +17,7 @@ from qrdali.experiment.folder import ExperimentFolder
 from qrdali.experiment.tasks import Tasks
 from qrdali.experiment.workers import Presence, require_room
 from qrdali.interfaces import JobControl, ProgressListener, SilentListener
+from qrdali.runs.setting_table import near_names
 from qrdali.system.deterministic import cublas_workspace
 from qrdali.workflows.matrix_checks import check_inputs, compared_settings, refuse_changes
 from qrdali.workflows.matrix_launch import LaunchedMatrix, WorkerPlan, WorkersView, run_workers
@@ -24,6 +25,8 @@ from qrdali.workflows.matrix_plan import Plan, PlannedTask
 from qrdali.workflows.matrix_result import MatrixResult, TasksFailed, result_of
 from qrdali.workflows.matrix_status import MatrixStatus, status_of, time_left
 from qrdali.workflows.matrix_worker import MatrixWorker
+from qrdali.workflows.slurm import Jobs, submit
+from qrdali.workflows.slurm_options import parsed
 from qrdali.workflows.stop_requests import raise_if_stopped
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "plan",
     "reproduce",
     "reproduce_in_workers",
+    "reproduce_on_slurm",
     "status",
 ]
 
@@ -50,6 +54,7 @@ class _Options:
     device: str | None
     threads: int | None
     retries: int = 1
+    task: str | None = None
 
 
 def plan(
@@ -109,6 +114,7 @@ def reproduce(
     device: str | None = None,
     threads: int | None = None,
     retries: int = 1,
+    task: str | None = None,
     control: JobControl = JobControl(),
 ) -> MatrixResult:
     """Does every task of the matrix in the TOML file `config`: goes on where it was stopped and skips what is
@@ -116,13 +122,15 @@ def reproduce(
 
     config: a file, or the name of one that came with qrdali, such as "humanet.toml". only: patterns of runs,
     done with those they start from. out, data, root, device, threads: in place of the file's. retries: how
-    often a task that failed is tried again. Any number of processes may do this at once, on any hosts that
+    often a task that failed is tried again. task: the key of the only one to do, as in "train NETWORK/RUN",
+    whose needs must be done. Any number of processes may do this at once, on any hosts that
     share the folder: each takes tasks that no other one has, and returns when all are done. An error ends its
     task, not the matrix: raises TasksFailed at the end. Raises Interrupted after a signal; InputError for a
     matrix, inputs or results of earlier calls that do not go together, before anything is done.
     """
-    options = _Options(only, out, data, root, device, threads, retries)
+    options = _Options(only, out, data, root, device, threads, retries, task)
     tasks = _open(config, options, control.listener)
+    _require_task(tasks, task)
     # CUDA reads this setting once: a run that needs it may come after others have begun CUDA.
     devices = [run.settings.device for run in tasks.wanted if run.settings.deterministic]
     with cublas_workspace(next((name for name in devices if name != "cpu"), "cpu")):
@@ -160,11 +168,8 @@ def reproduce_in_workers(
             lambda: time_left(tasks, len(plans)),
         )
     )
-    words = [str(config), *(word for pattern in only for word in ("--only", pattern))]
-    given = {"out": out, "data": data, "root": root, "device": device, "retries": retries}
-    words += [f"--{name}={value}" for name, value in given.items() if value is not None]
     try:
-        run_workers(plans, words, view, control.stop)
+        run_workers(plans, _words(config, options), view, control.stop)
     finally:
         view.end()
     tasks = _open(config, options, SilentListener())
@@ -177,6 +182,56 @@ def reproduce_in_workers(
             f"{len(blocked)} tasks are left, among them {next(iter(blocked))}: the same command goes on"
         )
     return result
+
+
+def reproduce_on_slurm(
+    config: str | Path,
+    slurm: str,
+    *,
+    only: Sequence[str] = (),
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    root: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    retries: int = 1,
+    control: JobControl = JobControl(),
+) -> Jobs:
+    """Submits jobs of a Slurm cluster that do as `reproduce`, and returns what is in the queue then.
+
+    slurm: as "partition=gpu,time=24:00:00,parallel=16". Nothing is submitted while jobs of an earlier call
+    wait or run. Raises as `qrdali.workflows.slurm.submit`.
+    """
+    asked = parsed(slurm)
+    options = _Options(only, out, data, root, device, threads, retries)
+    tasks = _open(config, options, control.listener)
+    check_inputs(tasks)
+    words = _words(config, options)
+    return submit(tasks, words if threads is None else [*words, f"--threads={threads}"], asked, control)
+
+
+def _words(config: str | Path, options: _Options) -> list[str]:
+    """Returns the words of `qrdali reproduce` that a worker gets, without --threads, of which it has a share.
+
+    Each is one word, so that a value that begins with a dash is no option.
+    """
+    words = [str(config), *(f"--only={pattern}" for pattern in options.only)]
+    given = ("out", "data", "root", "device", "retries")
+    return words + [f"--{name}={value}" for name in given if (value := getattr(options, name)) is not None]
+
+
+def _require_task(tasks: Tasks, key: str | None) -> None:
+    """Raises InputError for a task that the matrix does not have, or whose needs are not done."""
+    if key is None:
+        return
+    by_key = {task.key: task for task in tasks.all}
+    if key not in by_key:
+        near = near_names(key, by_key)
+        raise InputError(
+            f"--task {printable(key)[:120]}: the matrix has no such task{near}; --dry-run lists all"
+        )
+    if need := tasks.blocked(by_key[key]):
+        raise InputError(f"--task {printable(key)}: {need} must be done before")
 
 
 def _open(config: str | Path, options: _Options, listener: ProgressListener) -> Tasks:
@@ -228,8 +283,12 @@ def _execute(tasks: Tasks, options: _Options, control: JobControl) -> MatrixResu
             worker = MatrixWorker(tasks, presence, options.retries, control)
             done_already = f", {worker.done} of them done already" if worker.done else ""
             listener.line(f"{len(tasks.all)} tasks in {tasks.folder.folder}{done_already}")
-            waiting = worker.work()
+            waiting = worker.work() if options.task is None else worker.work_on(options.task)
         result = result_of(tasks, waiting)
+    if options.task is not None:
+        if options.task in result.failed:
+            raise RunError(f"{options.task} failed: {result.failed[options.task]}")
+        return result
     if result.failed or result.waiting:
         raise TasksFailed(result)
     return result
