@@ -8,7 +8,7 @@ RESOLVE = UV_PYTHON_DOWNLOADS=never .upgrade/bin/uv pip compile pyproject.toml -
 PLATFORM = implementation_name == 'cpython' and platform_machine == 'x86_64'( and platform_python_implementation != 'PyPy')? \
 	and sys_platform == 'linux'
 
-.PHONY: demo test lint types unit reference browser networks soak constraints upgrade clean
+.PHONY: demo test lint types unit reference browser slurm networks soak constraints upgrade clean
 
 demo: .venv/installed
 	$(BIN)/qrdali demo --out demo
@@ -24,7 +24,7 @@ types: .venv/installed
 	$(BIN)/mypy
 
 # Two processes with one thread each: more threads than cores make networks of many ranks slower than one rank.
-unit: .venv/installed browser
+unit: .venv/installed browser slurm
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 # Trains every network of torchvision and a sample of timm's, an epoch of one step each; for a night.
@@ -41,6 +41,9 @@ reference: .venv/installed
 
 browser:
 	@tests/browser.sh
+
+slurm:
+	@tests/slurm.sh
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -59,22 +60,27 @@ if TYPE_CHECKING:
     "needs, or shell commands that wait for it; nothing is touched.",
 )
 @click.option(
-    "--task", metavar="KEY", help="Do this task alone, such as 'train NETWORK/RUN' (see --commands)."
+    "--slurm",
+    metavar="K=V[,K=V…]",
+    help="Submit workers as jobs of a Slurm cluster and return: partition, time, parallel, per-task, gpus, "
+    "cpus, mem, account, qos, constraint, exclude, nodelist, reservation, max-num-timeout, signal-seconds.",
 )
+@click.option("--task", metavar="KEY", help="Do this task alone, as 'train NETWORK/RUN' (see --commands).")
 @click.option(
     "--wait", is_flag=True, help="With --task: wait for the tasks that it needs, and for who has it."
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="With --dry-run or --status: one JSON object on stdout."
+    "--json", "as_json", is_flag=True, help="With --dry-run, --status or --slurm: one JSON object on stdout."
 )
 def reproduce(
     dry_run: bool,
     show_status: bool,
     workers: int | None,
     gpus: str | None,
+    slurm: str | None,
+    task: str | None,
     as_json: bool,
     commands_form: str | None,
-    task: str | None,
     wait: bool,
     **options: Any,
 ) -> None:
@@ -89,6 +95,7 @@ def reproduce(
     Examples: qrdali reproduce demo.toml
               qrdali reproduce humanet.toml --dry-run
               qrdali reproduce humanet.toml --gpus all
+              qrdali reproduce humanet.toml --slurm partition=gpu,parallel=16
               qrdali reproduce humanet.toml --status
               qrdali reproduce humanet.toml --only 'efficientnet_b3/*-crop'
               qrdali reproduce humanet.toml --task 'train resnet152/shared'
@@ -100,27 +107,22 @@ def reproduce(
     from qrdali.workflows.matrix_launch import plans_for
 
     looks = dry_run or show_status
-    if as_json and not looks:
-        raise InputError("--json is for --dry-run and --status")
-    chosen = {"--dry-run": dry_run, "--status": show_status, "--commands": commands_form, "--task": task}
-    if len(given := [name for name, value in chosen.items() if value]) > 1:
-        raise InputError(f"{' and '.join(given)}: give one of them")
-    if (commands_form or task is not None) and (workers is not None or gpus is not None):
-        raise InputError("--workers and --gpus start workers of their own: leave them out here")
+    if as_json and not (looks or slurm is not None):
+        raise InputError("--json is for --dry-run, --status and --slurm")
     if wait and task is None:
         raise InputError("--wait is for --task KEY")
-    if commands_form:
-        del options["retries"]
+    ways = {"--dry-run": dry_run, "--status": show_status, "--slurm": slurm is not None}
+    ways |= {"--commands": commands_form is not None, "--task": task is not None}
+    if not dry_run:  # which says how long these would take
+        ways |= {"--workers": workers is not None, "--gpus": gpus is not None}
+    if len(given := [name for name, is_given in ways.items() if is_given]) > 1:
+        raise InputError(f"{' and '.join(given)}: give one of them")
+    if commands_form is not None:
         for command in workflow.commands(**options, control=JobControl(TerminalListener())):
             if commands_form == "json":
                 click.echo(json.dumps(command.as_json()))
             elif command.state != "done":
                 click.echo(command.as_shell())
-    elif task is not None:
-        from qrdali.cli.signals import terminal_control
-
-        with terminal_control() as control:
-            workflow.do_task(task=task, wait=wait, **options, control=control)
     elif looks:
         del options["retries"]
         control = JobControl(TerminalListener())
@@ -134,10 +136,14 @@ def reproduce(
             _list(seen)
         else:
             _show_status(seen)
+    elif slurm is not None:
+        from qrdali.cli.slurm_lines import submit
+
+        submit(slurm, options, as_json, _show_status)
     elif plans := plans_for(workers, gpus, options["threads"]):
         _launch(options, plans)
     else:
-        _work(options)
+        _work(options | {"task": task, "wait": wait})
 
 
 def _work(options: dict[str, Any]) -> None:
@@ -148,7 +154,8 @@ def _work(options: dict[str, Any]) -> None:
     from qrdali.workflows import reproduce as workflow
 
     is_launched = PARENT_VARIABLE in os.environ
-    with terminal_control() as control:
+    # Slurm sends its signals to all processes of a job, and the parent hands them on: it kills when need be.
+    with terminal_control(repeats=math.inf if is_launched else 0.0) as control:
         try:
             result = workflow.reproduce(**options, control=control)
         except workflow.TasksFailed as failure:
@@ -156,7 +163,7 @@ def _work(options: dict[str, Any]) -> None:
                 sys.exit(matrix_launch.TASKS_FAILED)
             _show(failure.result)
             raise
-    if not is_launched:
+    if not is_launched and options["task"] is None:
         _show_end(result)
 
 

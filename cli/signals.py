@@ -73,16 +73,16 @@ def exit_on_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def terminal_control(group: ProcessGroup | None = None) -> Iterator[JobControl]:
+def terminal_control(group: ProcessGroup | None = None, repeats: float = 0.0) -> Iterator[JobControl]:
     """Yields the control of a job that reports to the terminal and that the signals of `STOPPING` stop.
 
     `Interrupted` within becomes an exit status, as `exit_on_interrupt` does it. group: the processes that
-    share the job."""
+    share the job. repeats: as of `StopSignal`, for a single process."""
     from qrdali.distributed import SINGLE_PROCESS
     from qrdali.interfaces import JobControl
 
     group = group or SINGLE_PROCESS
-    with exit_on_interrupt(), StopSignal(0 if group.is_single else _TORCHRUN_REPEATS) as stop:
+    with exit_on_interrupt(), StopSignal(repeats if group.is_single else _TORCHRUN_REPEATS) as stop:
         yield JobControl(terminal.TerminalListener(), stop, group)
 
 

@@ -62,9 +62,9 @@ TOUCHING = {
 }
 TIMED = ("second", "time", "memory", "energy", "joules", "waited")
 # Of a finished run or matrix what is not compared: locks, the save before the last, hashes of files that hold
-# times; a matrix' claims, workers and notes, which hold times of files.
-PASSED_OVER = {".lock", "SHA256SUMS"}
-PASSED_OVER_FOLDERS = {"last.old", ".progress", "report", "tasks", "workers"}
+# times; a matrix' claims, workers, notes and jobs, which hold times of files.
+PASSED_OVER = {".lock", "SHA256SUMS", "slurm.json"}
+PASSED_OVER_FOLDERS = {"last.old", ".progress", "report", "tasks", "workers", "slurm"}
 LIMIT = 240.0  # seconds of a child
 
 
@@ -261,18 +261,18 @@ def contents(folder: Path) -> dict[str, str]:
 
 def _content(path: Path) -> bytes:
     if path.suffix == ".json":
-        return json.dumps(_less_times(json.loads(path.read_text()))).encode()
+        return json.dumps(less_times(json.loads(path.read_text()))).encode()
     if path.suffix == ".jsonl":
         return "\n".join(
-            json.dumps(_less_times(json.loads(line))) for line in path.read_text().splitlines()
+            json.dumps(less_times(json.loads(line))) for line in path.read_text().splitlines()
         ).encode()
     return b"" if path.suffix == ".svg" else path.read_bytes()  # matplotlib dates its drawings
 
 
-def _less_times(value: Any) -> Any:
+def less_times(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _less_times(v) for k, v in value.items() if not any(word in k for word in TIMED)}
-    return [_less_times(one) for one in value] if isinstance(value, list) else value
+        return {k: less_times(v) for k, v in value.items() if not any(word in k for word in TIMED)}
+    return [less_times(one) for one in value] if isinstance(value, list) else value
 
 
 def killed(case: Case, folder: Path, seed: str, kills: int | None, timed: bool = False) -> Outcome:

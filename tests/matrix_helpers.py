@@ -1,17 +1,22 @@
 """Workers of a tiny matrix in processes of their own, which may be killed in a kind of task."""
 
+import json
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from hashlib import sha256
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from kill_helpers import NEEDED
+from kill_helpers import NEEDED, contents, less_times
 from safetensors.torch import save_file
 
+_MEASURED = tuple(
+    f"report/tables/{name}." for name in ("networks", "mepi-seconds", "epoch-seconds", "energy")
+)
 LIMIT = 280.0  # seconds of a worker
 SHAPES = {"classes": 2, "train": 8, "val": 3, "test": 3, "size": "40x32"}
 
@@ -76,6 +81,29 @@ def joined(child: BaseProcess) -> int:
 def begun(log: Path) -> list[str]:
     """Returns the tasks that workers began, in order."""
     return log.read_text().splitlines() if log.exists() else []
+
+
+def whole_contents(out: Path) -> dict[str, str]:
+    """Returns every file of a finished matrix, the report's too, whose JSON is without what was measured."""
+    report = {f"report/{name}": digest for name, digest in contents(out / "report").items()}
+    page = less_times(json.loads((out / "report" / "report.json").read_text()))
+    del page["tables"]["networks"]  # with peak memory
+    report["report/report.json"] = sha256(json.dumps(page).encode()).hexdigest()
+    return contents(out) | report
+
+
+def same_as_serial(ground: Path) -> None:
+    """Asserts that `now` holds what both serial calls hold, where they agree, and nothing else."""
+    first, second, now = (whole_contents(ground / name) for name in ("serial", "again", "now"))
+    assert first.keys() == second.keys() == now.keys()
+    # Measured seconds and peak memory, which two calls may share by chance.
+    agreeing = {name for name in first if first[name] == second[name] and not name.startswith(_MEASURED)}
+    assert len(agreeing) > 0.9 * len(first), sorted(first.keys() - agreeing)
+    assert any(name.endswith("last/model.safetensors") for name in agreeing)
+    assert any(name.endswith("test.parquet") for name in agreeing)
+    assert any(name.endswith("manifest.parquet") for name in agreeing)
+    assert any(name.startswith("report/") and name.endswith(".csv") for name in agreeing)
+    assert {name for name in agreeing if now[name] != first[name]} == set()
 
 
 class _Deadly:

@@ -499,6 +499,7 @@ def reproduce(
     retries: int = 1,
     workers: int | None = None,
     gpus: str | None = None,
+    task: str | None = None,
     progress: bool | ProgressListener = False,
 ) -> MatrixResult:
     """Carries out an experiment matrix: its runs, their evaluation, minimal images and the report.
@@ -509,6 +510,7 @@ def reproduce(
     retries: how often a task that failed is tried again.
     workers: so many processes on this host share the tasks.
     gpus: "all", how many, or which as "0,2,5": one process for each shares the tasks.
+    task: the key of the only one to do, as "train NETWORK/RUN"; its needs must be done.
     progress: True shows bars; or a listener.
 
     Any number of such calls, on any hosts that share the folder, share the tasks. The same call continues
@@ -521,6 +523,7 @@ def reproduce(
         >>> [run.name for run in result.runs], result.failed
         (['test_resnet/shared'], {})
     """
+    from qrdali.errors import InputError
     from qrdali.workflows import reproduce as workflow
     from qrdali.workflows.matrix_launch import ListenerView, plans_for
 
@@ -537,8 +540,10 @@ def reproduce(
         "control": JobControl(listener),
     }
     if plans := plans_for(workers, gpus, threads):
+        if task is not None:
+            raise InputError("task: one process does it; leave out workers and gpus")
         return workflow.reproduce_in_workers(os.fspath(config), plans, ListenerView(listener), **options)
-    return workflow.reproduce(os.fspath(config), **options)
+    return workflow.reproduce(os.fspath(config), task=task, **options)
 
 
 def _folder_and_root(data: Dataset | PathLike | None) -> tuple[str | None, str | None]:

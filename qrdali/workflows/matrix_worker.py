@@ -80,8 +80,10 @@ class MatrixWorker:
     def work_on(self, task: Task, wait: bool) -> None:
         """Does one task, as often as it may be tried, if it is not done.
 
-        wait: whether what it needs, and another worker that has it, are waited for. Raises RunError where
-        they are not, where a task that it needs has failed and nobody tries it again, and if the task fails.
+        wait: whether what it needs, and another worker that has it, are waited for. The report is made of
+        what is there, or, with wait, once nothing more is to come. Raises RunError where needs are missing or
+        another worker has it and that is not waited for, where nobody tries a need again that has failed, and
+        if the task fails; else as `work`.
         """
         needs = needs_of(self._tasks)[task.key]
         failed = Watch()
@@ -89,8 +91,8 @@ class MatrixWorker:
             self._look()
             if task.key in self._done or self._tasks.done(task):
                 return
-            if missing := [self._by_key[need] for need in needs if need not in self._done]:
-                self._refuse_missing(task, missing, failed, wait)
+            missing = [self._by_key[need] for need in needs if need not in self._done]
+            if missing and self._must_wait(task, missing, failed, wait):
                 self._wait(missing)
             elif self._has_failed(task):
                 reason = self._tasks.folder.failures[task.key].get("reason", "")
@@ -102,19 +104,34 @@ class MatrixWorker:
                     )
                 self._wait([task])
 
-    def _refuse_missing(self, task: Task, missing: list[Task], failed: Watch, wait: bool) -> None:
-        """Raises RunError if a task's needs are not done, where that is not waited for or never will be."""
+    def _must_wait(self, task: Task, missing: list[Task], failed: Watch, wait: bool) -> bool:
+        """Returns whether to wait for needs that are not done. Raises RunError if that is of no use."""
         if not wait:
+            if task.kind == REPORT:
+                return False
             raise RunError(
                 f"{task.key} needs {_some([need.key for need in missing])}, not done yet: do that first, or "
                 "give --wait"
             )
-        for need in missing:
-            is_given_up = need.key in self._tasks.folder.failures and not self._claims.is_held(
-                self._tasks.folder.task(need.key)
+        given_up = {one.key for one in self._tasks.all if self._is_given_up(one, failed)}
+        hopeless = [need for need in missing if self._hangs_on(need, given_up)]
+        if hopeless and task.kind != REPORT:
+            raise RunError(
+                f"{task.key} needs {hopeless[0].key}, which has failed or waits for what has, and which "
+                "nobody tries again"
             )
-            if failed.unchanged(need.key, is_given_up) >= GIVEN_UP_SECONDS and is_given_up:
-                raise RunError(f"{task.key} needs {need.key}, which has failed and which nobody tries again")
+        return len(hopeless) < len(missing)
+
+    def _is_given_up(self, task: Task, failed: Watch) -> bool:
+        """Returns whether a task has failed and nobody has tried it again for a while."""
+        folder = self._tasks.folder
+        is_left = task.key in folder.failures and not self._claims.is_held(folder.task(task.key))
+        return failed.unchanged(task.key, is_left) >= GIVEN_UP_SECONDS and is_left
+
+    def _hangs_on(self, task: Task, given_up: set[str]) -> bool:
+        if task.key in given_up:
+            return True
+        return any(self._hangs_on(self._by_key[need], given_up) for need in task.needs)
 
     def _holder(self, task: Task) -> str:
         holder = read_holder(self._tasks.folder.task(task.key))

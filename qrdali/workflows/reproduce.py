@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from qrdali.errors import InputError, RunError, printable
@@ -26,6 +26,8 @@ from qrdali.workflows.matrix_plan import Plan, PlannedTask
 from qrdali.workflows.matrix_result import MatrixResult, TasksFailed, result_of
 from qrdali.workflows.matrix_status import MatrixStatus, status_of, time_left
 from qrdali.workflows.matrix_worker import MatrixWorker
+from qrdali.workflows.slurm import Jobs, submit
+from qrdali.workflows.slurm_options import parsed
 from qrdali.workflows.stop_requests import raise_if_stopped
 
 __all__ = [
@@ -36,10 +38,10 @@ __all__ = [
     "TaskCommand",
     "TasksFailed",
     "commands",
-    "do_task",
     "plan",
     "reproduce",
     "reproduce_in_workers",
+    "reproduce_on_slurm",
     "status",
 ]
 
@@ -55,6 +57,8 @@ class _Options:
     device: str | None
     threads: int | None
     retries: int = 1
+    task: str | None = None
+    wait: bool = False
 
 
 def plan(
@@ -124,6 +128,8 @@ def reproduce(
     device: str | None = None,
     threads: int | None = None,
     retries: int = 1,
+    task: str | None = None,
+    wait: bool = False,
     control: JobControl = JobControl(),
 ) -> MatrixResult:
     """Does every task of the matrix in the TOML file `config`: goes on where it was stopped and skips what is
@@ -131,12 +137,14 @@ def reproduce(
 
     config: a file, or the name of one that came with qrdali, such as "humanet.toml". only: patterns of runs,
     done with those they start from. out, data, root, device, threads: in place of the file's. retries: how
-    often a task that failed is tried again. Any number of processes may do this at once, on any hosts that
-    share the folder: each takes tasks that no other one has, and returns when all are done. An error ends its
-    task, not the matrix: raises TasksFailed at the end. Raises Interrupted after a signal; InputError for a
-    matrix, inputs or results of earlier calls that do not go together, before anything is done.
+    often a task that failed is tried again. task: the key of the only one to do, as in "train NETWORK/RUN",
+    whose needs must be done; with wait, they are waited for. Any number of processes may do this at once, on
+    any hosts that share the folder: each takes tasks that no other one has, and returns when all are done. An
+    error ends its task, not the matrix: raises TasksFailed at the end. Raises Interrupted after a signal;
+    InputError for a matrix, inputs or results of earlier calls that do not go together, before anything is
+    done; RunError for a `task` that another worker has, whose needs are not done, or that fails.
     """
-    options = _Options(only, out, data, root, device, threads, retries)
+    options = _Options(only, out, data, root, device, threads, retries, task, wait)
     tasks = _open(config, options, control.listener)
     with cublas_workspace(_deterministic_device(tasks)):
         check_inputs(tasks)
@@ -152,48 +160,16 @@ def commands(
     root: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    retries: int = 1,
     control: JobControl = JobControl(),
 ) -> list[TaskCommand]:
     """Returns every task of a matrix with what it needs and the command that does it; nothing is written.
 
     Options as of `reproduce`, which the commands repeat.
     """
-    options = _Options(only, out, data, root, device, threads)
-    return commands_of(_open(config, options, control.listener), ["qrdali", *_words(config, options)])
-
-
-def do_task(
-    config: str | Path,
-    task: str,
-    *,
-    wait: bool = False,
-    only: Sequence[str] = (),
-    out: str | Path | None = None,
-    data: str | Path | None = None,
-    root: str | None = None,
-    device: str | None = None,
-    threads: int | None = None,
-    retries: int = 1,
-    control: JobControl = JobControl(),
-) -> None:
-    """Does the task of the key `task`, as `reproduce` would, and no other; nothing if it is done.
-
-    wait: whether the tasks that it needs, and another worker that has it, are waited for. Raises RunError
-    where they are not and if the task fails; InputError for a key that is not one; else as `reproduce`.
-    """
     options = _Options(only, out, data, root, device, threads, retries)
-    tasks = _open(config, options, control.listener)
-    one = task_of(tasks, task)
-    with cublas_workspace(_deterministic_device(tasks)):
-        check_inputs(tasks)
-        with tasks.folder.lock(control.listener.warn):
-            tasks.folder.begin(tasks.tail)
-            if tasks.done(one):
-                control.listener.line(f"{one.key} is done already")
-                return
-            with Presence(tasks.folder.folder, compared_settings(tasks)) as presence:
-                require_room(presence, _Waiting(control))
-                MatrixWorker(tasks, presence, options.retries, control).work_on(one, wait)
+    words = ["qrdali", "reproduce", *_words(config, options), *_threads_word(threads)]
+    return commands_of(_open(config, options, control.listener), words)
 
 
 def _deterministic_device(tasks: Tasks) -> str:
@@ -201,23 +177,6 @@ def _deterministic_device(tasks: Tasks) -> str:
     # CUDA reads this setting once: a run that needs it may come after others have begun CUDA.
     devices = [run.settings.device for run in tasks.wanted if run.settings.deterministic]
     return next((name for name in devices if name != "cpu"), "cpu")
-
-
-def _words(config: str | Path, options: _Options) -> list[str]:
-    """Returns the words of `qrdali reproduce` with these options, without --retries."""
-    given = {
-        "out": options.out,
-        "data": options.data,
-        "root": options.root,
-        "device": options.device,
-        "threads": options.threads,
-    }
-    return [
-        "reproduce",
-        str(config),
-        *(f"--only={pattern}" for pattern in options.only),
-        *(f"--{name}={value}" for name, value in given.items() if value is not None),
-    ]
 
 
 def reproduce_in_workers(
@@ -250,9 +209,8 @@ def reproduce_in_workers(
             lambda: time_left(tasks, len(plans)),
         )
     )
-    words = [*_words(config, replace(options, threads=None))[1:], f"--retries={retries}"]
     try:
-        run_workers(plans, words, view, control.stop)
+        run_workers(plans, _words(config, options), view, control.stop)
     finally:
         view.end()
     tasks = _open(config, options, SilentListener())
@@ -265,6 +223,46 @@ def reproduce_in_workers(
             f"{len(blocked)} tasks are left, among them {next(iter(blocked))}: the same command goes on"
         )
     return result
+
+
+def reproduce_on_slurm(
+    config: str | Path,
+    slurm: str,
+    *,
+    only: Sequence[str] = (),
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    root: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    retries: int = 1,
+    control: JobControl = JobControl(),
+) -> Jobs:
+    """Submits jobs of a Slurm cluster that do as `reproduce`, and returns what is in the queue then.
+
+    slurm: as "partition=gpu,time=24:00:00,parallel=16". Nothing is submitted while jobs of an earlier call
+    wait or run. Raises as `qrdali.workflows.slurm.submit`.
+    """
+    asked = parsed(slurm)
+    options = _Options(only, out, data, root, device, threads, retries)
+    tasks = _open(config, options, control.listener)
+    check_inputs(tasks)
+    words = _words(config, options)
+    return submit(tasks, [*words, *_threads_word(threads)], asked, control)
+
+
+def _threads_word(threads: int | None) -> list[str]:
+    return [] if threads is None else [f"--threads={threads}"]
+
+
+def _words(config: str | Path, options: _Options) -> list[str]:
+    """Returns the words of `qrdali reproduce` that a worker gets, without --threads, of which it has a share.
+
+    Each is one word, so that a value that begins with a dash is no option.
+    """
+    words = [str(config), *(f"--only={pattern}" for pattern in options.only)]
+    given = ("out", "data", "root", "device", "retries")
+    return words + [f"--{name}={value}" for name in given if (value := getattr(options, name)) is not None]
 
 
 def network_gpus(tasks: Tasks) -> list[int]:
@@ -314,6 +312,9 @@ def _execute(tasks: Tasks, options: _Options, control: JobControl) -> MatrixResu
     listener = control.listener
     with tasks.folder.lock(listener.warn):
         tasks.folder.begin(tasks.tail)
+        if options.task is not None and tasks.done(task_of(tasks, options.task)):
+            listener.line(f"{options.task} is done already")
+            return result_of(tasks, {})
         if all(map(tasks.done, tasks.all)):
             listener.line(f"{len(tasks.all)} tasks in {tasks.folder.folder}, all of them done already")
             return result_of(tasks, {})
@@ -322,6 +323,9 @@ def _execute(tasks: Tasks, options: _Options, control: JobControl) -> MatrixResu
             worker = MatrixWorker(tasks, presence, options.retries, control)
             done_already = f", {worker.done} of them done already" if worker.done else ""
             listener.line(f"{len(tasks.all)} tasks in {tasks.folder.folder}{done_already}")
+            if options.task is not None:
+                worker.work_on(task_of(tasks, options.task), options.wait)
+                return result_of(tasks, {})
             waiting = worker.work()
         result = result_of(tasks, waiting)
     if result.failed or result.waiting:

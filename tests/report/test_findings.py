@@ -202,6 +202,26 @@ def test_an_augmented_run_has_no_augmented_control(tmp_path: Path) -> None:
     assert not of(found, "P1", "randaugment control")
 
 
+def test_a_matched_baseline_that_is_augmented_is_the_augmented_control(tmp_path: Path) -> None:
+    linear = run(tmp_path / "linear", answers(0.7, 2), **LINEAR)
+    matched = {"match": str(linear), "match_steps": 40, "auto_augment": "rand-m9"}
+    found = findings(
+        linear,
+        run(tmp_path / "base", answers(0.6, 1)),
+        run(tmp_path / "rand", answers(0.6, 3), **matched),
+    )
+    assert not of(found, "P1", "No randaugment control")
+    assert of(found, "P1", "No matched control"), "it differs in more than the length of training"
+    # Matched to the steps of another run it is no control of this one.
+    elsewhere = {**matched, "match": "/another/run", "match_steps": 30}
+    found = findings(
+        linear,
+        run(tmp_path / "base2", answers(0.6, 1)),
+        run(tmp_path / "rand2", answers(0.6, 3), **elsewhere),
+    )
+    assert of(found, "P1", "No randaugment control")
+
+
 def test_a_control_counts_if_it_is_there_for_every_seed(tmp_path: Path) -> None:
     folders = with_controls(tmp_path, 0.6, 0.6)
     shams = [folder for folder in folders if folder.name.startswith("sham")]

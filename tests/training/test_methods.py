@@ -307,7 +307,7 @@ def test_a_changed_data_set_is_refused(shared: Path, tmp_path: Path) -> None:
         ({"sequence": "CC"}, "no R epoch"),
         ({"patience": 0}, "patience"),
         ({"quality": 0.6}, "no level of step"),
-        ({"reduction": "blur"}, "reduction"),
+        ({"reduction": "blurr"}, "reduction"),
     ],
 )
 def test_refusals_write_nothing(

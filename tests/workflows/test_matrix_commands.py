@@ -70,8 +70,8 @@ def test_options_and_names_are_quoted_in_commands(
     assert call(monkeypatch, config, "--commands", "shell", *words) == 0
     first = shlex.split(capsys.readouterr().out.splitlines()[0])
     assert first == [
-        *("qrdali", "reproduce", str(config), "--only=*/shared", "--out=a b;'c", "--threads=1"),
-        *("--task", "data", "--wait"),
+        *("qrdali", "reproduce", str(config), "--only=*/shared", "--out=a b;'c"),
+        *("--retries=1", "--threads=1", "--task", "data", "--wait"),
     ]
 
 
@@ -85,11 +85,11 @@ def test_options_and_names_are_quoted_in_commands(
         ),
         (["--task", "\x1b[2J"], 2, "is no task of this matrix; there are data, "),
         (["--task", ""], 2, "is no task of this matrix"),
-        (["--task", "data", "--gpus", "1"], 2, "--workers and --gpus start workers of their own"),
+        (["--task", "data", "--gpus", "1"], 2, "--task and --gpus: give one of them"),
         (["--task", "data", "--dry-run"], 2, "--dry-run and --task: give one of them"),
         (["--wait"], 2, "--wait is for --task KEY"),
         (["--task", BASELINE], 1, f"{BASELINE} needs data, {TRAIN}, not done yet"),
-        (["--task", "report"], 1, "report needs data, "),
+        (["--task", "report"], 1, "report failed: no run is evaluated yet"),
     ],
 )
 def test_refused_in_a_line(
@@ -150,7 +150,7 @@ def test_a_task_that_fails_is_tried_again_as_often_as_asked_and_ends_with_1(
     monkeypatch.setattr(matrix_worker, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(matrix_worker, "GIVEN_UP_SECONDS", 0.2)
     assert call(monkeypatch, config, "--task", TRAIN, "--wait") == 1
-    assert f"{TRAIN} needs data, which has failed and which nobody tries again" in capsys.readouterr().err
+    assert f"{TRAIN} needs data, which has failed or waits" in capsys.readouterr().err
 
 
 def test_shell_commands_run_at_once_wait_for_what_they_need(config: Path, tmp_path: Path) -> None:

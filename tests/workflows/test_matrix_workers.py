@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kill_helpers import contents
-from matrix_helpers import begun, joined, start, written
+from matrix_helpers import begun, joined, same_as_serial, start, written
 
 from qrdali.data.scan import build_dataset
 from qrdali.errors import InputError, Interrupted
@@ -27,12 +26,6 @@ from qrdali.workflows import reproduce as workflow
 KINDS = ["data", "train", "adopt", "evaluate", "mepi", "report"]  # in the order in which they are taken
 
 
-def whole_contents(out: Path) -> dict[str, str]:
-    """Returns every file of a finished matrix, the report's too."""
-    report = {f"report/{name}": digest for name, digest in contents(out / "report").items()}
-    return contents(out) | report
-
-
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the matrix of matrix.toml works in `now`, and has worked twice, serially, before."""
@@ -42,20 +35,6 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert joined(start(config, folder / f"{name}.log")) == 0
         (folder / "now").rename(folder / name)
     return folder
-
-
-def same_as_serial(ground: Path) -> None:
-    """Asserts that `now` holds what both serial calls hold, where they agree, and nothing else."""
-    first, second, now = (whole_contents(ground / name) for name in ("serial", "again", "now"))
-    assert first.keys() == second.keys() == now.keys()
-    # The table of networks holds peak memory, which two calls may share by chance.
-    agreeing = {name for name in first if first[name] == second[name] and "/networks." not in name}
-    assert len(agreeing) > 0.9 * len(first), sorted(first.keys() - agreeing)
-    assert any(name.endswith("last/model.safetensors") for name in agreeing)
-    assert any(name.endswith("test.parquet") for name in agreeing)
-    assert any(name.endswith("manifest.parquet") for name in agreeing)
-    assert any(name.startswith("report/") and name.endswith(".csv") for name in agreeing)
-    assert {name for name in agreeing if now[name] != first[name]} == set()
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@
 |---|---|---|
 | sham | the same sequence and patience without a reduction | from the scheme of training |
 | random | the same reduction and sequence, qualities drawn per image and epoch | from plain augmentation |
-| matched | a baseline of as many optimizer steps | from training as long |
-| randaugment | a baseline with an automatic augmentation | from the usual augmentation |
+| matched | a baseline of as many optimizer steps, otherwise augmented alike | from training as long |
+| randaugment | a baseline with automatic augmentation, also a matched one | from the usual augmentation |
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qrdali.report.groups import Configuration, Group, is_unmatched_baseline
+from qrdali.report.groups import Configuration, Group, augmentations, is_unmatched_baseline
 from qrdali.report.read import Run
 from qrdali.runs.configuration import distinguishing, label_of, names_of, on_gpu
 from qrdali.runs.settings import Settings
@@ -78,7 +78,7 @@ class Control:
     applies: Callable[[Settings], bool] = lambda settings: True
 
 
-def _is_matched(control: Run, run: Run) -> bool:
+def _takes_steps_of(control: Run, run: Run) -> bool:
     """Returns whether `control` was matched to the steps of `run`, wherever that lies now."""
     taken, steps = control.settings.match_steps, run.last.optimizer_steps
     if not taken:
@@ -87,6 +87,18 @@ def _is_matched(control: Run, run: Run) -> bool:
         return True
     ancestor = control.chain.match
     return ancestor is not None and taken == steps and ancestor.label == label_of(names_of(run.settings))
+
+
+def _is_matched(control: Run, run: Run) -> bool:
+    """Returns whether `control` is the baseline matched to `run`; one that is augmented more is another."""
+    return augmentations(control.settings) <= augmentations(run.settings) and _takes_steps_of(control, run)
+
+
+def _is_randaugment(control: Run, run: Run) -> bool:
+    """Returns whether `control` is an augmented baseline: ended by patience, or matched to this very run."""
+    if control.settings.method != "baseline" or not control.settings.auto_augment:
+        return False
+    return is_unmatched_baseline(control.settings) or _takes_steps_of(control, run)
 
 
 CONTROLS: tuple[Control, ...] = (
@@ -114,8 +126,9 @@ CONTROLS: tuple[Control, ...] = (
     ),
     Control(
         "randaugment",
-        lambda control, run: is_unmatched_baseline(control.settings) and bool(control.settings.auto_augment),
-        lambda control, run: 0,
+        _is_randaugment,
+        # Of both kinds the one of an experiment, which is compared with the plain baseline as well.
+        lambda control, run: 1000 * is_unmatched_baseline(control.settings),
         lambda settings, run: with_method(settings, method="baseline", auto_augment=_RANDAUGMENT),
         lambda settings: not settings.auto_augment,  # the baseline of an augmented run has the same
     ),
