@@ -140,7 +140,7 @@ def reproduce(
         from qrdali.cli.slurm_lines import submit
 
         submit(slurm, options, as_json, _show_status)
-    elif plans := plans_for(workers, gpus, options["threads"]):
+    elif plans := plans_for(workers, gpus, options["threads"], lambda: workflow.gpus_needed(**options)):
         _launch(options, plans)
     else:
         _work(options | {"task": task, "wait": wait})

@@ -32,7 +32,7 @@ TASKS_FAILED = 3  # the exit status of a worker that came to the end of a matrix
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """Holds what one worker gets: what it is called, its GPU ("" for none), its share of the threads."""
+    """Holds what one worker gets: what it is called, its GPUs ("" for none), its share of the threads."""
 
     name: str
     gpu: str
@@ -80,8 +80,12 @@ class ListenerView:
     def end(self) -> None: ...
 
 
-def plans_for(workers: int | None, gpus: str | None, threads: int | None) -> list[WorkerPlan]:
+def plans_for(
+    workers: int | None, gpus: str | None, threads: int | None, needed: Callable[[], Sequence[int]] = tuple
+) -> list[WorkerPlan]:
     """Returns the plans of `workers` that share the processors, or of one for each of `gpus`.
+
+    needed: returns how many GPUs each network needs, by which GPUs are grouped; asked for `gpus` only.
 
     None of them where neither is given. Raises InputError for both, and as `cpu_workers` and `gpu_workers`
     do.
@@ -89,7 +93,7 @@ def plans_for(workers: int | None, gpus: str | None, threads: int | None) -> lis
     if workers is not None and gpus is not None:
         raise InputError("--workers and --gpus: give one of them")
     if gpus is not None:
-        return gpu_workers(gpus, visible_gpus(), threads)
+        return gpu_workers(gpus, visible_gpus(), threads, needed())
     return [] if workers is None else cpu_workers(workers, threads)
 
 
@@ -134,11 +138,14 @@ def cpu_workers(count: int, threads: int | None) -> list[WorkerPlan]:
     return [WorkerPlan(f"w{number}", "", share) for number in range(1, count + 1)]
 
 
-def gpu_workers(text: str, visible: Sequence[str], threads: int | None) -> list[WorkerPlan]:
-    """Returns the plans of workers with a GPU each. text: "all", how many, or places in a list as "0,2,5".
+def gpu_workers(
+    text: str, visible: Sequence[str], threads: int | None, needed: Sequence[int] = ()
+) -> list[WorkerPlan]:
+    """Returns the plans of workers with a GPU each, or with several by `group_sizes` of what is `needed`.
 
-    visible: what CUDA calls each GPU that this process may use. threads: as of `cpu_workers`. Raises
-    InputError for GPUs that are not there.
+    text: "all", how many, or places in a list as "0,2,5". visible: what CUDA calls each GPU that this process
+    may use. threads: as of `cpu_workers`. needed: the GPUs of each network. Raises InputError for GPUs that
+    are not there, and if there are too few for any network.
     """
     chosen = _chosen(text, visible)
     there = {0: "no usable GPU is here", 1: "one GPU is here"}.get(
@@ -149,8 +156,15 @@ def gpu_workers(text: str, visible: Sequence[str], threads: int | None) -> list[
         raise InputError(
             f"--gpus {printable(text)[:80]}: {there}; give all, how many, or some of them as 0,2,5{instead}"
         )
-    share = _share(threads, len(chosen))
-    return [WorkerPlan(f"gpu {number}", visible[number], share) for number in chosen]
+    sizes = group_sizes(len(chosen), needed)
+    if not sizes:
+        raise InputError(f"--gpus {printable(text)[:80]}: every network needs {min(needed)} GPUs or more")
+    share, plans, left = _share(threads, len(chosen)), [], list(chosen)
+    for size in sizes:
+        group, left = left[:size], left[size:]
+        name = f"gpu{'s' if size > 1 else ''} {','.join(map(str, group))}"
+        plans.append(WorkerPlan(name, ",".join(visible[number] for number in group), share * size))
+    return plans
 
 
 def _number(part: str, text: str) -> int:
@@ -161,6 +175,14 @@ def _number(part: str, text: str) -> int:
 
 def _share(threads: int | None, count: int) -> int:
     return max(1, (threads or machine.processors().usable) // count)
+
+
+def most_gpus(device: str) -> int:
+    """Returns how many GPUs a task may use in this process; 0 for any number of processes, without a GPU.
+
+    device: as of `reproduce`.
+    """
+    return 0 if device == "cpu" else len(visible_gpus())
 
 
 def visible_gpus() -> list[str]:

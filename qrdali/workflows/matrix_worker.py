@@ -54,6 +54,11 @@ class MatrixWorker:
         self._own_failures: set[str] = set()
         self._in_use: dict[str, float] = {}
         self._said = time.monotonic() - _WAITING_SECONDS
+        own = presence.workers.read(presence.number)
+        self._impossible = {
+            task.key for task in tasks.all if own is not None and not own.can_use(tasks.gpus(task))
+        }
+        self._left_to_nobody: set[str] = set()  # of them, those that no living worker can do either
 
     @property
     def done(self) -> int:
@@ -85,6 +90,8 @@ class MatrixWorker:
         another worker has it and that is not waited for, where nobody tries a need again that has failed, and
         if the task fails; else as `work`.
         """
+        if task.key in self._impossible:
+            raise RunError(f"{task.key} needs {self._tasks.gpus(task)} GPUs, more than are here")
         needs = needs_of(self._tasks)[task.key]
         failed = Watch()
         while True:
@@ -147,6 +154,15 @@ class MatrixWorker:
             changed = task.key not in self._done and self._tasks.folder.refresh(task.key)
             if changed and task.kind != REPORT and self._tasks.done(task):
                 self._done.add(task.key)
+        if self._impossible:
+            self._left_to_nobody = self._without_a_worker()
+
+    def _without_a_worker(self) -> set[str]:
+        """Returns the keys of tasks that need more GPUs than any worker has that is not gone."""
+        workers = self._presence.workers
+        others = [other for other in workers.all() if not workers.is_gone(other.number)]
+        by_key = {key: self._tasks.gpus(self._by_key[key]) for key in self._impossible - self._done}
+        return {key for key, gpus in by_key.items() if not any(other.can_use(gpus) for other in others)}
 
     def _has_failed(self, task: Task) -> bool:
         """Returns whether a task has failed so often that this worker does not try it."""
@@ -160,7 +176,7 @@ class MatrixWorker:
         """
         if task.key in self._done:
             return True
-        if self._has_failed(task):
+        if self._has_failed(task) or task.key in self._left_to_nobody:
             return not self._claims.is_held(self._tasks.folder.task(task.key))
         needs = (self._by_key[need] for need in task.needs if need not in self._done)
         return any(self._is_settled(need) for need in needs)
@@ -170,12 +186,14 @@ class MatrixWorker:
         needs = {
             task.key: next((need for need in task.needs if need not in self._done), "") for task in undone
         }
+        for key in self._left_to_nobody:
+            needs[key] = f"a worker with {self._tasks.gpus(self._by_key[key])} GPUs"
         return {key: need for key, need in needs.items() if need}
 
     def _is_ready(self, task: Task, open_tasks: list[Task]) -> bool:
         if task.kind == REPORT:  # of whatever is there once nothing more is to come
             return len(open_tasks) == 1
-        return all(need in self._done for need in task.needs)
+        return task.key not in self._impossible and all(need in self._done for need in task.needs)
 
     def _do_one(self, open_tasks: list[Task]) -> bool:
         """Does the first task that can be had; returns whether there was one.
@@ -185,7 +203,10 @@ class MatrixWorker:
         ready = [
             task for task in open_tasks if self._is_ready(task, open_tasks) and not self._has_failed(task)
         ]
-        for task in sorted(ready, key=lambda task: task.key in self._own_failures):
+        # What needs several GPUs comes first where they are: other workers cannot do it.
+        for task in sorted(
+            ready, key=lambda task: (task.key in self._own_failures, -max(1, self._tasks.gpus(task)))
+        ):
             if time.monotonic() < self._in_use.get(task.key, 0.0):
                 continue
             claim = self._claims.take(self._tasks.folder.task(task.key))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qrdali.errors import InputError, RunError, printable
 from qrdali.experiment.config import read
@@ -21,7 +22,14 @@ from qrdali.interfaces import JobControl, ProgressListener, SilentListener
 from qrdali.system.deterministic import cublas_workspace
 from qrdali.workflows.matrix_checks import check_inputs, compared_settings, refuse_changes
 from qrdali.workflows.matrix_commands import TaskCommand, commands_of, task_of
-from qrdali.workflows.matrix_launch import LaunchedMatrix, WorkerPlan, WorkersView, planned_gpus, run_workers
+from qrdali.workflows.matrix_launch import (
+    LaunchedMatrix,
+    WorkerPlan,
+    WorkersView,
+    most_gpus,
+    planned_gpus,
+    run_workers,
+)
 from qrdali.workflows.matrix_plan import Plan, PlannedTask
 from qrdali.workflows.matrix_result import MatrixResult, TasksFailed, result_of
 from qrdali.workflows.matrix_status import MatrixStatus, status_of, time_left
@@ -265,6 +273,13 @@ def _words(config: str | Path, options: _Options) -> list[str]:
     return words + [f"--{name}={value}" for name in given if (value := getattr(options, name)) is not None]
 
 
+def gpus_needed(
+    config: str | Path, *, only: Sequence[str] = (), out: str | Path | None = None, **_: Any
+) -> list[int]:
+    """Returns how many GPUs each network of a call needs. Options as of `reproduce`."""
+    return network_gpus(_open(config, _Options(only, out, None, None, None, None), SilentListener()))
+
+
 def network_gpus(tasks: Tasks) -> list[int]:
     """Returns how many GPUs each network of this call needs."""
     wanted = {run.network for run in tasks.wanted}
@@ -318,7 +333,8 @@ def _execute(tasks: Tasks, options: _Options, control: JobControl) -> MatrixResu
         if all(map(tasks.done, tasks.all)):
             listener.line(f"{len(tasks.all)} tasks in {tasks.folder.folder}, all of them done already")
             return result_of(tasks, {})
-        with Presence(tasks.folder.folder, compared_settings(tasks)) as presence:
+        here = most_gpus(str(tasks.matrix.train.get("device", "auto")))
+        with Presence(tasks.folder.folder, compared_settings(tasks), here) as presence:
             require_room(presence, _Waiting(control))
             worker = MatrixWorker(tasks, presence, options.retries, control)
             done_already = f", {worker.done} of them done already" if worker.done else ""

@@ -153,6 +153,40 @@ def test_a_task_that_fails_is_tried_again_as_often_as_asked_and_ends_with_1(
     assert f"{TRAIN} needs data, which has failed or waits" in capsys.readouterr().err
 
 
+def test_what_needs_more_gpus_than_are_here_is_left_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = written(
+        tmp_path,
+        tmp_path / "out",
+        network=[
+            {"model": "test_resnet", "name": "large", "input_size": 32, "epochs": 1, "gpus": 2},
+            {"model": "test_resnet", "name": "small", "input_size": 32, "epochs": 1},
+        ],
+        runs={"methods": []},
+        mepi={},
+        report={"make": False},
+    )
+    monkeypatch.setattr(workflow, "most_gpus", lambda device: 1)  # as on a host with one
+    assert call(monkeypatch, config) == 1
+    said = capsys.readouterr().err
+    assert (
+        "2 of 5 tasks are left, train large/shared among them, which waits for a worker with 2 GPUs" in said
+    )
+    done = {folder.parent.name for folder in (tmp_path / "out" / "tasks").glob("*/done.json")}
+    assert done == {"data", "train+small+shared", "evaluate+small+shared"}
+    assert call(monkeypatch, config, "--task", "train large/shared") == 1
+    assert "train large/shared needs 2 GPUs, more than are here" in capsys.readouterr().err
+    # While a worker that has them lives, it is waited for.
+    tasks = workflow._open(config, workflow._Options((), None, None, None, None, None), _Silent())
+    other = Presence(tmp_path / "out", workflow.compared_settings(tasks), 4)
+    ends = iter([other.end])
+    monkeypatch.setattr(matrix_worker.time, "sleep", lambda seconds: next(ends, lambda: None)())
+    assert call(monkeypatch, config) == 1
+    assert next(ends, None) is None
+    assert "waiting for train large/shared" in capsys.readouterr().err
+
+
 def test_shell_commands_run_at_once_wait_for_what_they_need(config: Path, tmp_path: Path) -> None:
     config = written(
         tmp_path,
