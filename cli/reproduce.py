@@ -126,6 +126,7 @@ def reproduce(
     elif looks:
         del options["retries"]
         control = JobControl(TerminalListener())
+        seen: Plan | MatrixStatus
         if dry_run:
             seen = workflow.plan(**options, workers=workers, gpus=gpus, control=control)
         else:
