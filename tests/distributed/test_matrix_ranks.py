@@ -86,9 +86,10 @@ def test_ranks_that_are_stopped_and_killed_leave_what_torchrun_by_hand_leaves(
     said_until(first, "epoch   1")
     ranks = descendants(first.pid)
     assert len(ranks) >= 3  # torchrun and two ranks
-    os.kill(ranks[0], signal.SIGUSR2)  # torchrun alone, which goes on: its worker has not been asked to stop
+    (agent,) = (pid for pid in ranks if b"rank_agent" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(agent, signal.SIGUSR2)  # which goes on: its worker has not been asked to stop
     time.sleep(1)
-    assert not is_gone(ranks[0])
+    assert not is_gone(agent)
     # As Slurm does: the signal comes to every process of the job.
     for pid in [first.pid, *ranks]:
         os.kill(pid, signal.SIGUSR2)
