@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -50,12 +51,24 @@ if TYPE_CHECKING:
 @click.option("--workers", type=int, metavar="N", help="Work in N processes that share the processors.")
 @click.option("--gpus", metavar="N|all|0,2,5", help="Work in a process per GPU: N of them, all, or these.")
 @click.option(
+    "--commands",
+    "commands_form",
+    is_flag=False,
+    flag_value="json",
+    type=click.Choice(["json", "shell"]),
+    help="List every task with the command that does it, for other schedulers: JSON lines that say what it "
+    "needs, or shell commands that wait for it; nothing is touched.",
+)
+@click.option(
     "--slurm",
     metavar="K=V[,K=V…]",
     help="Submit workers as jobs of a Slurm cluster and return: partition, time, parallel, per-task, gpus, "
     "cpus, mem, account, qos, constraint, exclude, nodelist, reservation, max-num-timeout, signal-seconds.",
 )
-@click.option("--task", metavar="KEY", help="Do this task alone, as 'train NETWORK/RUN'; its needs are done.")
+@click.option("--task", metavar="KEY", help="Do this task alone, as 'train NETWORK/RUN' (see --commands).")
+@click.option(
+    "--wait", is_flag=True, help="With --task: wait for the tasks that it needs, and for who has it."
+)
 @click.option(
     "--json", "as_json", is_flag=True, help="With --dry-run, --status or --slurm: one JSON object on stdout."
 )
@@ -67,6 +80,8 @@ def reproduce(
     slurm: str | None,
     task: str | None,
     as_json: bool,
+    commands_form: str | None,
+    wait: bool,
     **options: Any,
 ) -> None:
     """Carry out an experiment matrix: CONFIG.toml's runs, their evaluation, minimal images and the report.
@@ -83,6 +98,7 @@ def reproduce(
               qrdali reproduce humanet.toml --slurm partition=gpu,parallel=16
               qrdali reproduce humanet.toml --status
               qrdali reproduce humanet.toml --only 'efficientnet_b3/*-crop'
+              qrdali reproduce humanet.toml --task 'train resnet152/shared'
     """
     from qrdali.cli.terminal import TerminalListener, emit
     from qrdali.errors import InputError
@@ -93,14 +109,28 @@ def reproduce(
     looks = dry_run or show_status
     if as_json and not (looks or slurm is not None):
         raise InputError("--json is for --dry-run, --status and --slurm")
+    if wait and task is None:
+        raise InputError("--wait is for --task KEY")
     ways = {"--dry-run": dry_run, "--status": show_status, "--slurm": slurm is not None}
-    ways |= {"--task": task is not None, "--workers": workers is not None, "--gpus": gpus is not None}
+    ways |= {"--commands": commands_form is not None, "--task": task is not None}
+    if not dry_run:  # which says how long these would take
+        ways |= {"--workers": workers is not None, "--gpus": gpus is not None}
     if len(given := [name for name, is_given in ways.items() if is_given]) > 1:
         raise InputError(f"{' and '.join(given)}: give one of them")
-    if looks:
+    if commands_form is not None:
+        for command in workflow.commands(**options, control=JobControl(TerminalListener())):
+            if commands_form == "json":
+                click.echo(json.dumps(command.as_json()))
+            elif command.state != "done":
+                click.echo(command.as_shell())
+    elif looks:
         del options["retries"]
-        look = workflow.plan if dry_run else workflow.status
-        seen = look(**options, control=JobControl(TerminalListener()))
+        control = JobControl(TerminalListener())
+        seen: Plan | MatrixStatus
+        if dry_run:
+            seen = workflow.plan(**options, workers=workers, gpus=gpus, control=control)
+        else:
+            seen = workflow.status(**options, control=control)
         if as_json:
             emit(seen.as_json())
         elif isinstance(seen, workflow.Plan):
@@ -111,10 +141,10 @@ def reproduce(
         from qrdali.cli.slurm_lines import submit
 
         submit(slurm, options, as_json, _show_status)
-    elif plans := plans_for(workers, gpus, options["threads"]):
+    elif plans := plans_for(workers, gpus, options["threads"], lambda: workflow.gpus_needed(**options)):
         _launch(options, plans)
     else:
-        _work(options | {"task": task})
+        _work(options | {"task": task, "wait": wait})
 
 
 def _work(options: dict[str, Any]) -> None:
@@ -134,7 +164,7 @@ def _work(options: dict[str, Any]) -> None:
                 sys.exit(matrix_launch.TASKS_FAILED)
             _show(failure.result)
             raise
-    if not is_launched:
+    if not is_launched and options["task"] is None:
         _show_end(result)
 
 
@@ -237,8 +267,28 @@ def _list(plan: Plan) -> None:
         unknown = len(times) - len(low)
         more = f"; {unknown} more take an unknown time until one like them is done" if unknown else ""
         click.echo(f"# evaluation and MEPIs left: {span_text(Seconds(sum(low), sum(high)))}{more}")
+    _list_makespan(plan)
     for network, source in plan.sources.items():
         click.echo(f"# time of {network}: {source}")
+
+
+def _list_makespan(plan: Plan) -> None:
+    """Prints the time until all is done with the workers asked for, and the longest chain."""
+    from qrdali.experiment.estimate import span_text
+
+    makespan, chain = plan.makespan, plan.longest_chain
+    if not chain.keys:
+        return
+    several = [count for count in makespan.gpus if count > 1]
+    with_gpus = f" ({', '.join(map(str, makespan.gpus[:8]))} GPUs each)" if several else ""
+    who = f"{len(makespan.gpus)} workers" if len(makespan.gpus) != 1 else "one worker"
+    share = makespan.idle_share.high
+    idle = f", {share:.0%} of their time idle" if share is not None and len(makespan.gpus) > 1 else ""
+    click.echo(f"# until all is done: {span_text(makespan.seconds)} with {who}{with_gpus}{idle}")
+    click.echo(f"# longest chain: {span_text(chain.seconds)}: {', then '.join(chain.keys)}")
+    if makespan.impossible:
+        more = f" and {len(makespan.impossible) - 1} more" if len(makespan.impossible) > 1 else ""
+        click.echo(f"# no such worker has the GPUs for {makespan.impossible[0]}{more}")
 
 
 def _remaining(task: PlannedTask) -> str:

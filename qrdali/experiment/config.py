@@ -82,6 +82,7 @@ class Network(_Table):
     epochs: of the shared run. shared, others: settings of the shared run and of the runs that start from it;
     or `shared` says what is adopted in place of a shared run that is trained: adopt = the model, weights,
     classes, mean, std and interpolation, as of `qrdali adopt`.
+    gpus: how many GPUs its training, evaluation and MEPI sets share, each in a process of its own.
     epoch_seconds: of a training epoch, one number or by "full" and reduction. probe_seconds: of an adaptive
     run's probe of all images before a stage, by reduction. Both are guesses until a run has been measured.
     """
@@ -92,6 +93,7 @@ class Network(_Table):
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
+    gpus: int = Field(default=1, ge=1, le=64)
     shared: dict[str, Any] = {}
     others: dict[str, Any] = {}
     epoch_seconds: Seconds | dict[Literal["full", "color", "crop", "resolution", "combination"], Seconds] = {}

@@ -35,15 +35,21 @@ def _seconds(tasks: Tasks, task: Task, estimate: Estimate, epoch: float, bound: 
     return 0.0
 
 
+def followers_of(tasks: Tasks) -> dict[str, list[str]]:
+    """Returns, by key, the tasks that wait for a task, but for the report."""
+    followers: dict[str, list[str]] = {task.key: [] for task in tasks.all}
+    for task in tasks.all:
+        for need in task.needs:
+            followers.setdefault(need, []).append(task.key)
+    return followers
+
+
 def chains(tasks: Tasks, seconds: dict[str, float]) -> dict[str, float]:
     """Returns, by key, the time from a task's begin to the end of the longest chain of tasks after it.
 
     The report waits for all of them, and is of no length.
     """
-    followers: dict[str, list[str]] = {task.key: [] for task in tasks.all}
-    for task in tasks.all:
-        for need in task.needs:
-            followers.setdefault(need, []).append(task.key)
+    followers = followers_of(tasks)
     lengths: dict[str, float] = {}
 
     def length(key: str) -> float:

@@ -22,6 +22,7 @@ from qrdali.files.changes import describe_changes
 from qrdali.files.json_objects import read_object
 from qrdali.runs import folder as run_folders
 
+GPU_KINDS = ("train", "evaluate", "mepi")  # kinds of tasks that use a GPU
 SPEC = "shapes.json"  # a file beside generated pictures that says what they are
 
 
@@ -92,6 +93,13 @@ class Tasks:
             return Task("adopt", name)
         first = () if self.matrix.data.shapes is None else ("data",)
         return Task("train", name, (*first, *(self.run_task(need).key for need in run.needs)))
+
+    def gpus(self, task: Task) -> int:
+        """Returns how many GPUs a task uses where there are any: 0 for a task that needs none."""
+        if task.kind not in GPU_KINDS:
+            return 0
+        network = self.runs[task.name].network
+        return next(one.gpus for one in self.matrix.network if one.folder == network)
 
     def _is_of_other_classes(self, run: PlannedRun) -> bool:
         """Returns whether a run is an adopted network that does not know the data's classes."""

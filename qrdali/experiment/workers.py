@@ -45,7 +45,8 @@ class Worker:
 
     gpu: the devices that it sees, "" for all. matrix: the settings that it began with. begun: by its own
     clock, seconds since 1970. locked: whether its file system has locks. count: of its signs of life, as they
-    stand in the file. ended: whether it has said so.
+    stand in the file. ended: whether it has said so. most_gpus: how many a task may use there, 0 for any
+    number, on processors.
     """
 
     number: int
@@ -59,6 +60,11 @@ class Worker:
     matrix: dict[str, Any]
     count: str
     ended: bool
+    most_gpus: int = 1
+
+    def can_use(self, gpus: int) -> bool:
+        """Returns whether a task that uses so many GPUs can be done there."""
+        return not self.most_gpus or gpus <= self.most_gpus
 
     @property
     def title(self) -> str:
@@ -185,6 +191,7 @@ def _parsed(number: int, content: bytes) -> Worker | None:
             dict(values["matrix"]),
             count,
             word == "ended",
+            int(values.get("most_gpus", 1)),
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
@@ -196,8 +203,11 @@ class Presence:
     `end` says that it has ended; a process that is killed leaves that to its lock and its silence.
     """
 
-    def __init__(self, folder: Path, matrix: dict[str, Any]) -> None:
-        """Takes the next number in the matrix' folder. Raises OSError if nothing can be written there."""
+    def __init__(self, folder: Path, matrix: dict[str, Any], most_gpus: int = 1) -> None:
+        """Takes the next number in the matrix' folder. Raises OSError if nothing can be written there.
+
+        most_gpus: as of `Worker`.
+        """
         self.workers = Workers(folder)
         self.workers.folder.mkdir(parents=True, exist_ok=True)
         numbers = self.workers.numbers()
@@ -213,6 +223,7 @@ class Presence:
             "begun": round(time.time(), 3),
             "locked": _lock(self._descriptor),
             "matrix": matrix,
+            "most_gpus": most_gpus,
         }
         first = f"{json.dumps(values)}\n".encode()
         self._offset, self._count = len(first), 0

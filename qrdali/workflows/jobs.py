@@ -539,7 +539,7 @@ def reproduce(
         "retries": retries,
         "control": JobControl(listener),
     }
-    if plans := plans_for(workers, gpus, threads):
+    if plans := plans_for(workers, gpus, threads, lambda: workflow.gpus_needed(os.fspath(config), **options)):
         if task is not None:
             raise InputError("task: one process does it; leave out workers and gpus")
         return workflow.reproduce_in_workers(os.fspath(config), plans, ListenerView(listener), **options)

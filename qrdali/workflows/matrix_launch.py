@@ -18,6 +18,7 @@ from typing import IO, Protocol
 
 from qrdali.errors import InputError, Interrupted, RunError, printable
 from qrdali.experiment.estimate import Seconds
+from qrdali.experiment.makespan import group_sizes
 from qrdali.experiment.workers import NAME_VARIABLE, PARENT_VARIABLE
 from qrdali.interfaces import ProgressListener
 from qrdali.system import machine
@@ -31,7 +32,7 @@ TASKS_FAILED = 3  # the exit status of a worker that came to the end of a matrix
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """Holds what one worker gets: what it is called, its GPU ("" for none), its share of the threads."""
+    """Holds what one worker gets: what it is called, its GPUs ("" for none), its share of the threads."""
 
     name: str
     gpu: str
@@ -79,8 +80,12 @@ class ListenerView:
     def end(self) -> None: ...
 
 
-def plans_for(workers: int | None, gpus: str | None, threads: int | None) -> list[WorkerPlan]:
+def plans_for(
+    workers: int | None, gpus: str | None, threads: int | None, needed: Callable[[], Sequence[int]] = tuple
+) -> list[WorkerPlan]:
     """Returns the plans of `workers` that share the processors, or of one for each of `gpus`.
+
+    needed: returns how many GPUs each network needs, by which GPUs are grouped; asked for `gpus` only.
 
     None of them where neither is given. Raises InputError for both, and as `cpu_workers` and `gpu_workers`
     do.
@@ -88,8 +93,37 @@ def plans_for(workers: int | None, gpus: str | None, threads: int | None) -> lis
     if workers is not None and gpus is not None:
         raise InputError("--workers and --gpus: give one of them")
     if gpus is not None:
-        return gpu_workers(gpus, visible_gpus(), threads)
+        return gpu_workers(gpus, visible_gpus(), threads, needed())
     return [] if workers is None else cpu_workers(workers, threads)
+
+
+def planned_gpus(workers: int | None, gpus: str | None, needed: Sequence[int]) -> list[int]:
+    """Returns how many GPUs each worker has that these options ask for, on a host that has them.
+
+    needed: by each network. Without options it is one worker with as many as any network needs, and so is
+    each of `workers`, which shares processors. Raises InputError as `plans_for`, but not for GPUs that are
+    not here.
+    """
+    if workers is not None and gpus is not None:
+        raise InputError("--workers and --gpus: give one of them")
+    if gpus is None:
+        cpu_workers(1 if workers is None else workers, 1)
+        return [max(needed, default=1)] * (workers or 1)
+    chosen = _chosen(gpus, visible_gpus()) if gpus == "all" else _chosen(gpus, [])
+    if not chosen or len(chosen) > _MOST_WORKERS or len(set(chosen)) < len(chosen):
+        raise InputError(
+            f"--gpus {printable(gpus)[:80]}: give all, a number from 1 to {_MOST_WORKERS}, or some as 0,2,5"
+        )
+    return group_sizes(len(chosen), needed)
+
+
+def _chosen(text: str, visible: Sequence[str]) -> Sequence[int]:
+    """Returns the places of the GPUs that --gpus names, whether they are there or not."""
+    if text == "all":
+        return range(len(visible))
+    if "," in text:
+        return [_number(part, text) for part in text.split(",") if part.strip()]
+    return range(_number(text, text))
 
 
 def cpu_workers(count: int, threads: int | None) -> list[WorkerPlan]:
@@ -104,18 +138,16 @@ def cpu_workers(count: int, threads: int | None) -> list[WorkerPlan]:
     return [WorkerPlan(f"w{number}", "", share) for number in range(1, count + 1)]
 
 
-def gpu_workers(text: str, visible: Sequence[str], threads: int | None) -> list[WorkerPlan]:
-    """Returns the plans of workers with a GPU each. text: "all", how many, or places in a list as "0,2,5".
+def gpu_workers(
+    text: str, visible: Sequence[str], threads: int | None, needed: Sequence[int] = ()
+) -> list[WorkerPlan]:
+    """Returns the plans of workers with a GPU each, or with several by `group_sizes` of what is `needed`.
 
-    visible: what CUDA calls each GPU that this process may use. threads: as of `cpu_workers`. Raises
-    InputError for GPUs that are not there.
+    text: "all", how many, or places in a list as "0,2,5". visible: what CUDA calls each GPU that this process
+    may use. threads: as of `cpu_workers`. needed: the GPUs of each network. Raises InputError for GPUs that
+    are not there, and if there are too few for any network.
     """
-    if text == "all":
-        chosen = list(range(len(visible)))
-    elif "," in text:
-        chosen = [_number(part, text) for part in text.split(",") if part.strip()]
-    else:
-        chosen = list(range(_number(text, text)))
+    chosen = _chosen(text, visible)
     there = {0: "no usable GPU is here", 1: "one GPU is here"}.get(
         len(visible), f"{len(visible)} GPUs are here, 0 to {len(visible) - 1}"
     )
@@ -124,8 +156,15 @@ def gpu_workers(text: str, visible: Sequence[str], threads: int | None) -> list[
         raise InputError(
             f"--gpus {printable(text)[:80]}: {there}; give all, how many, or some of them as 0,2,5{instead}"
         )
-    share = _share(threads, len(chosen))
-    return [WorkerPlan(f"gpu {number}", visible[number], share) for number in chosen]
+    sizes = group_sizes(len(chosen), needed)
+    if not sizes:
+        raise InputError(f"--gpus {printable(text)[:80]}: every network needs {min(needed)} GPUs or more")
+    share, plans, left = _share(threads, len(chosen)), [], list(chosen)
+    for size in sizes:
+        group, left = left[:size], left[size:]
+        name = f"gpu{'s' if size > 1 else ''} {','.join(map(str, group))}"
+        plans.append(WorkerPlan(name, ",".join(visible[number] for number in group), share * size))
+    return plans
 
 
 def _number(part: str, text: str) -> int:
@@ -136,6 +175,14 @@ def _number(part: str, text: str) -> int:
 
 def _share(threads: int | None, count: int) -> int:
     return max(1, (threads or machine.processors().usable) // count)
+
+
+def most_gpus(device: str) -> int:
+    """Returns how many GPUs a task may use in this process; 0 for any number of processes, without a GPU.
+
+    device: as of `reproduce`.
+    """
+    return 0 if device == "cpu" else len(visible_gpus())
 
 
 def visible_gpus() -> list[str]:

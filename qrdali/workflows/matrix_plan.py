@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qrdali.experiment.estimate import Remaining, Seconds
+from qrdali.experiment.makespan import Chain, Makespan
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,15 @@ class PlannedTask:
 class Plan:
     """Holds what a call would do.
 
-    out: the matrix' folder. sources: where the times of each network come from, in words.
+    out: the matrix' folder. sources: where the times of each network come from, in words. makespan: the time
+    until all is done with the workers asked for. longest_chain: what no number of workers can shorten.
     """
 
     out: Path
     tasks: tuple[PlannedTask, ...]
     sources: dict[str, str]
+    makespan: Makespan
+    longest_chain: Chain
 
     @property
     def training(self) -> Seconds:
@@ -57,15 +61,30 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Returns the list of `--dry-run --json`."""
         total = self.training
-        unknown = total.low is None or total.high is None
         return {
             "out": str(self.out),
             "tasks": [task.as_json() for task in self.tasks],
-            "seconds": None if unknown else list(total),
+            "seconds": _span(total),
             "source": self.sources,
+            "makespan": {
+                "workers": len(self.makespan.gpus),
+                "gpus": list(self.makespan.gpus),
+                "seconds": _span(self.makespan.seconds),
+                "idle_share": _span(self.makespan.idle_share),
+                "impossible": list(self.makespan.impossible),
+            },
+            "longest_chain": {
+                "tasks": list(self.longest_chain.keys),
+                "seconds": _span(self.longest_chain.seconds),
+            },
         }
 
 
 def _sum_if_known(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
+
+
+def _span(seconds: Seconds) -> list[float] | None:
+    """Returns a span as JSON holds it: [low, high], or null where it is not known."""
+    return None if seconds.low is None or seconds.high is None else [seconds.low, seconds.high]

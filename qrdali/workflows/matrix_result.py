@@ -46,11 +46,18 @@ class TasksFailed(RunError):
     """Says that tasks of a matrix failed; the others are done, and `result` has both."""
 
     def __init__(self, result: MatrixResult) -> None:
+        self.result = result
+        if not result.failed:
+            key, need = next(iter(result.waiting.items()))
+            super().__init__(
+                f"{len(result.waiting)} of {result.tasks} tasks are left, {key} among them, which waits for "
+                f"{need}"
+            )
+            return
         behind = f" and {len(result.waiting)} wait for them" if result.waiting else ""
         super().__init__(
             f"{len(result.failed)} of {result.tasks} tasks failed{behind}: the same command tries them again"
         )
-        self.result = result
 
 
 def result_of(tasks: Tasks, waiting: dict[str, str]) -> MatrixResult:

@@ -17,11 +17,12 @@ import time
 import traceback
 
 from qrdali.errors import InputError, Interrupted, InUse, RunError, printable
-from qrdali.experiment.claims import Claim, ClaimLost, Claims
+from qrdali.experiment.claims import Claim, ClaimLost, Claims, read_holder
 from qrdali.experiment.estimate import Estimate
+from qrdali.experiment.makespan import needs_of
 from qrdali.experiment.order import chains, in_order, task_seconds
 from qrdali.experiment.tasks import Task, Tasks
-from qrdali.experiment.workers import Presence
+from qrdali.experiment.workers import Presence, Watch
 from qrdali.interfaces import JobControl
 from qrdali.workflows.task_control import TaskListener, controlled, open_log, stop_of
 from qrdali.workflows.tasks import perform
@@ -29,6 +30,7 @@ from qrdali.workflows.tasks import perform
 REPORT = "report"
 POLL_SECONDS = 2.0  # between looks at what others have done
 _WAITING_SECONDS = 60.0  # between lines that say what is waited for
+GIVEN_UP_SECONDS = 60.0  # in which nobody tries again what has failed, until what waits for it gives up
 _AGAIN_SECONDS = 30.0  # before a folder that another process works in is tried again
 
 
@@ -52,6 +54,11 @@ class MatrixWorker:
         self._own_failures: set[str] = set()
         self._in_use: dict[str, float] = {}
         self._said = time.monotonic() - _WAITING_SECONDS
+        own = presence.workers.read(presence.number)
+        self._impossible = {
+            task.key for task in tasks.all if own is not None and not own.can_use(tasks.gpus(task))
+        }
+        self._left_to_nobody: set[str] = set()  # of them, those that no living worker can do either
 
     @property
     def done(self) -> int:
@@ -75,18 +82,71 @@ class MatrixWorker:
             if not self._do_one(open_tasks):
                 self._wait(open_tasks)
 
-    def work_on(self, key: str) -> dict[str, str]:
-        """Does one task, whose needs are done, unless another worker does it first; returns nothing waiting.
+    def work_on(self, task: Task, wait: bool) -> None:
+        """Does one task, as often as it may be tried, if it is not done.
 
-        Raises as `work`.
+        wait: whether what it needs, and another worker that has it, are waited for. The report is made of
+        what is there, or, with wait, once nothing more is to come. Raises RunError where needs are missing or
+        another worker has it and that is not waited for, where nobody tries a need again that has failed, and
+        if the task fails; else as `work`.
         """
-        task = self._by_key[key]
+        if task.key in self._impossible:
+            raise RunError(f"{task.key} needs {self._tasks.gpus(task)} GPUs, more than are here")
+        needs = needs_of(self._tasks)[task.key]
+        failed = Watch()
         while True:
             self._look()
-            if key in self._done or self._tasks.done(task) or self._is_settled(task):
-                return {}
-            if not self._do_one([task]):
+            if task.key in self._done or self._tasks.done(task):
+                return
+            missing = [self._by_key[need] for need in needs if need not in self._done]
+            if missing and self._must_wait(task, missing, failed, wait):
+                self._wait(missing)
+            elif self._has_failed(task):
+                reason = self._tasks.folder.failures[task.key].get("reason", "")
+                raise RunError(f"{task.key} failed: {printable(reason)}")
+            elif not self._do_one([task]):
+                if not wait:
+                    raise RunError(
+                        f"{task.key} is being done by {self._holder(task)}: wait for it, or give --wait"
+                    )
                 self._wait([task])
+
+    def _must_wait(self, task: Task, missing: list[Task], failed: Watch, wait: bool) -> bool:
+        """Returns whether to wait for needs that are not done. Raises RunError if that is of no use."""
+        if not wait:
+            if task.kind == REPORT:
+                return False
+            raise RunError(
+                f"{task.key} needs {_some([need.key for need in missing])}, not done yet: do that first, or "
+                "give --wait"
+            )
+        given_up = {one.key for one in self._tasks.all if self._is_given_up(one, failed)}
+        hopeless = [need for need in missing if self._hangs_on(need, given_up)]
+        if hopeless and task.kind != REPORT:
+            raise RunError(
+                f"{task.key} needs {hopeless[0].key}, which has failed or waits for what has, and which "
+                "nobody tries again"
+            )
+        return len(hopeless) < len(missing)
+
+    def _is_given_up(self, task: Task, failed: Watch) -> bool:
+        """Returns whether a task has failed and nobody has tried it again for a while."""
+        folder = self._tasks.folder
+        is_left = task.key in folder.failures and not self._claims.is_held(folder.task(task.key))
+        return failed.unchanged(task.key, is_left) >= GIVEN_UP_SECONDS and is_left
+
+    def _hangs_on(self, task: Task, given_up: set[str]) -> bool:
+        if task.key in given_up:
+            return True
+        return any(self._hangs_on(self._by_key[need], given_up) for need in task.needs)
+
+    def _holder(self, task: Task) -> str:
+        holder = read_holder(self._tasks.folder.task(task.key))
+        if holder is None or holder.is_free or holder.worker in (None, self._presence.number):
+            return "another process, which works in its folder"
+        assert holder.worker is not None
+        worker = self._presence.workers.read(holder.worker)
+        return f"worker {holder.worker}" if worker is None else worker.title
 
     def _look(self) -> None:
         """Reads what others have noted since the last look."""
@@ -94,6 +154,15 @@ class MatrixWorker:
             changed = task.key not in self._done and self._tasks.folder.refresh(task.key)
             if changed and task.kind != REPORT and self._tasks.done(task):
                 self._done.add(task.key)
+        if self._impossible:
+            self._left_to_nobody = self._without_a_worker()
+
+    def _without_a_worker(self) -> set[str]:
+        """Returns the keys of tasks that need more GPUs than any worker has that is not gone."""
+        workers = self._presence.workers
+        others = [other for other in workers.all() if not workers.is_gone(other.number)]
+        by_key = {key: self._tasks.gpus(self._by_key[key]) for key in self._impossible - self._done}
+        return {key for key, gpus in by_key.items() if not any(other.can_use(gpus) for other in others)}
 
     def _has_failed(self, task: Task) -> bool:
         """Returns whether a task has failed so often that this worker does not try it."""
@@ -107,7 +176,7 @@ class MatrixWorker:
         """
         if task.key in self._done:
             return True
-        if self._has_failed(task):
+        if self._has_failed(task) or task.key in self._left_to_nobody:
             return not self._claims.is_held(self._tasks.folder.task(task.key))
         needs = (self._by_key[need] for need in task.needs if need not in self._done)
         return any(self._is_settled(need) for need in needs)
@@ -117,12 +186,14 @@ class MatrixWorker:
         needs = {
             task.key: next((need for need in task.needs if need not in self._done), "") for task in undone
         }
+        for key in self._left_to_nobody:
+            needs[key] = f"a worker with {self._tasks.gpus(self._by_key[key])} GPUs"
         return {key: need for key, need in needs.items() if need}
 
     def _is_ready(self, task: Task, open_tasks: list[Task]) -> bool:
         if task.kind == REPORT:  # of whatever is there once nothing more is to come
             return len(open_tasks) == 1
-        return all(need in self._done for need in task.needs)
+        return task.key not in self._impossible and all(need in self._done for need in task.needs)
 
     def _do_one(self, open_tasks: list[Task]) -> bool:
         """Does the first task that can be had; returns whether there was one.
@@ -132,7 +203,10 @@ class MatrixWorker:
         ready = [
             task for task in open_tasks if self._is_ready(task, open_tasks) and not self._has_failed(task)
         ]
-        for task in sorted(ready, key=lambda task: task.key in self._own_failures):
+        # What needs several GPUs comes first where they are: other workers cannot do it.
+        for task in sorted(
+            ready, key=lambda task: (task.key in self._own_failures, -max(1, self._tasks.gpus(task)))
+        ):
             if time.monotonic() < self._in_use.get(task.key, 0.0):
                 continue
             claim = self._claims.take(self._tasks.folder.task(task.key))

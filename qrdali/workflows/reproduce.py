@@ -8,19 +8,28 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qrdali.errors import InputError, RunError, printable
 from qrdali.experiment.config import read
 from qrdali.experiment.estimate import Estimate, Seconds
 from qrdali.experiment.expand import expand
 from qrdali.experiment.folder import ExperimentFolder
+from qrdali.experiment.makespan import longest_chain, makespan_of
 from qrdali.experiment.tasks import Tasks
 from qrdali.experiment.workers import Presence, require_room
 from qrdali.interfaces import JobControl, ProgressListener, SilentListener
-from qrdali.runs.setting_table import near_names
 from qrdali.system.deterministic import cublas_workspace
 from qrdali.workflows.matrix_checks import check_inputs, compared_settings, refuse_changes
-from qrdali.workflows.matrix_launch import LaunchedMatrix, WorkerPlan, WorkersView, run_workers
+from qrdali.workflows.matrix_commands import TaskCommand, commands_of, task_of
+from qrdali.workflows.matrix_launch import (
+    LaunchedMatrix,
+    WorkerPlan,
+    WorkersView,
+    most_gpus,
+    planned_gpus,
+    run_workers,
+)
 from qrdali.workflows.matrix_plan import Plan, PlannedTask
 from qrdali.workflows.matrix_result import MatrixResult, TasksFailed, result_of
 from qrdali.workflows.matrix_status import MatrixStatus, status_of, time_left
@@ -34,7 +43,9 @@ __all__ = [
     "MatrixStatus",
     "Plan",
     "PlannedTask",
+    "TaskCommand",
     "TasksFailed",
+    "commands",
     "plan",
     "reproduce",
     "reproduce_in_workers",
@@ -55,6 +66,7 @@ class _Options:
     threads: int | None
     retries: int = 1
     task: str | None = None
+    wait: bool = False
 
 
 def plan(
@@ -66,11 +78,14 @@ def plan(
     root: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    workers: int | None = None,
+    gpus: str | None = None,
     control: JobControl = JobControl(),
 ) -> Plan:
     """Returns every task of a matrix, its state and the time it may take; nothing is written.
 
-    Options as of `reproduce`.
+    workers, gpus: with which the time until all is done is computed, of any host: the GPUs need not be here.
+    The other options are those of `reproduce`. Raises InputError for numbers of workers that cannot be.
     """
     tasks = _open(config, _Options(only, out, data, root, device, threads), control.listener)
     times = Estimate(tasks)
@@ -82,7 +97,14 @@ def plan(
         if task.kind in ("evaluate", "mepi"):
             seconds = Seconds(0.0, 0.0) if state == "done" else times.like(task)
         planned.append(PlannedTask(task.kind, task.name, state, why, remaining, seconds))
-    return Plan(tasks.folder.folder, tuple(planned), times.sources())
+    needed = network_gpus(tasks)
+    return Plan(
+        tasks.folder.folder,
+        tuple(planned),
+        times.sources(),
+        makespan_of(tasks, times, planned_gpus(workers, gpus, needed)),
+        longest_chain(tasks, times),
+    )
 
 
 def status(
@@ -115,6 +137,7 @@ def reproduce(
     threads: int | None = None,
     retries: int = 1,
     task: str | None = None,
+    wait: bool = False,
     control: JobControl = JobControl(),
 ) -> MatrixResult:
     """Does every task of the matrix in the TOML file `config`: goes on where it was stopped and skips what is
@@ -123,19 +146,45 @@ def reproduce(
     config: a file, or the name of one that came with qrdali, such as "humanet.toml". only: patterns of runs,
     done with those they start from. out, data, root, device, threads: in place of the file's. retries: how
     often a task that failed is tried again. task: the key of the only one to do, as in "train NETWORK/RUN",
-    whose needs must be done. Any number of processes may do this at once, on any hosts that
-    share the folder: each takes tasks that no other one has, and returns when all are done. An error ends its
-    task, not the matrix: raises TasksFailed at the end. Raises Interrupted after a signal; InputError for a
-    matrix, inputs or results of earlier calls that do not go together, before anything is done.
+    whose needs must be done; with wait, they are waited for. Any number of processes may do this at once, on
+    any hosts that share the folder: each takes tasks that no other one has, and returns when all are done. An
+    error ends its task, not the matrix: raises TasksFailed at the end. Raises Interrupted after a signal;
+    InputError for a matrix, inputs or results of earlier calls that do not go together, before anything is
+    done; RunError for a `task` that another worker has, whose needs are not done, or that fails.
     """
-    options = _Options(only, out, data, root, device, threads, retries, task)
+    options = _Options(only, out, data, root, device, threads, retries, task, wait)
     tasks = _open(config, options, control.listener)
-    _require_task(tasks, task)
-    # CUDA reads this setting once: a run that needs it may come after others have begun CUDA.
-    devices = [run.settings.device for run in tasks.wanted if run.settings.deterministic]
-    with cublas_workspace(next((name for name in devices if name != "cpu"), "cpu")):
+    with cublas_workspace(_deterministic_device(tasks)):
         check_inputs(tasks)
         return _execute(tasks, options, control)
+
+
+def commands(
+    config: str | Path,
+    *,
+    only: Sequence[str] = (),
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    root: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    retries: int = 1,
+    control: JobControl = JobControl(),
+) -> list[TaskCommand]:
+    """Returns every task of a matrix with what it needs and the command that does it; nothing is written.
+
+    Options as of `reproduce`, which the commands repeat.
+    """
+    options = _Options(only, out, data, root, device, threads, retries)
+    words = ["qrdali", "reproduce", *_words(config, options), *_threads_word(threads)]
+    return commands_of(_open(config, options, control.listener), words)
+
+
+def _deterministic_device(tasks: Tasks) -> str:
+    """Returns the device of the runs that are deterministic, "cpu" where none is on another."""
+    # CUDA reads this setting once: a run that needs it may come after others have begun CUDA.
+    devices = [run.settings.device for run in tasks.wanted if run.settings.deterministic]
+    return next((name for name in devices if name != "cpu"), "cpu")
 
 
 def reproduce_in_workers(
@@ -207,7 +256,11 @@ def reproduce_on_slurm(
     tasks = _open(config, options, control.listener)
     check_inputs(tasks)
     words = _words(config, options)
-    return submit(tasks, words if threads is None else [*words, f"--threads={threads}"], asked, control)
+    return submit(tasks, [*words, *_threads_word(threads)], asked, control)
+
+
+def _threads_word(threads: int | None) -> list[str]:
+    return [] if threads is None else [f"--threads={threads}"]
 
 
 def _words(config: str | Path, options: _Options) -> list[str]:
@@ -220,18 +273,17 @@ def _words(config: str | Path, options: _Options) -> list[str]:
     return words + [f"--{name}={value}" for name in given if (value := getattr(options, name)) is not None]
 
 
-def _require_task(tasks: Tasks, key: str | None) -> None:
-    """Raises InputError for a task that the matrix does not have, or whose needs are not done."""
-    if key is None:
-        return
-    by_key = {task.key: task for task in tasks.all}
-    if key not in by_key:
-        near = near_names(key, by_key)
-        raise InputError(
-            f"--task {printable(key)[:120]}: the matrix has no such task{near}; --dry-run lists all"
-        )
-    if need := tasks.blocked(by_key[key]):
-        raise InputError(f"--task {printable(key)}: {need} must be done before")
+def gpus_needed(
+    config: str | Path, *, only: Sequence[str] = (), out: str | Path | None = None, **_: Any
+) -> list[int]:
+    """Returns how many GPUs each network of a call needs. Options as of `reproduce`."""
+    return network_gpus(_open(config, _Options(only, out, None, None, None, None), SilentListener()))
+
+
+def network_gpus(tasks: Tasks) -> list[int]:
+    """Returns how many GPUs each network of this call needs."""
+    wanted = {run.network for run in tasks.wanted}
+    return [network.gpus for network in tasks.matrix.network if network.folder in wanted]
 
 
 def _open(config: str | Path, options: _Options, listener: ProgressListener) -> Tasks:
@@ -275,20 +327,23 @@ def _execute(tasks: Tasks, options: _Options, control: JobControl) -> MatrixResu
     listener = control.listener
     with tasks.folder.lock(listener.warn):
         tasks.folder.begin(tasks.tail)
+        if options.task is not None and tasks.done(task_of(tasks, options.task)):
+            listener.line(f"{options.task} is done already")
+            return result_of(tasks, {})
         if all(map(tasks.done, tasks.all)):
             listener.line(f"{len(tasks.all)} tasks in {tasks.folder.folder}, all of them done already")
             return result_of(tasks, {})
-        with Presence(tasks.folder.folder, compared_settings(tasks)) as presence:
+        here = most_gpus(str(tasks.matrix.train.get("device", "auto")))
+        with Presence(tasks.folder.folder, compared_settings(tasks), here) as presence:
             require_room(presence, _Waiting(control))
             worker = MatrixWorker(tasks, presence, options.retries, control)
             done_already = f", {worker.done} of them done already" if worker.done else ""
             listener.line(f"{len(tasks.all)} tasks in {tasks.folder.folder}{done_already}")
-            waiting = worker.work() if options.task is None else worker.work_on(options.task)
+            if options.task is not None:
+                worker.work_on(task_of(tasks, options.task), options.wait)
+                return result_of(tasks, {})
+            waiting = worker.work()
         result = result_of(tasks, waiting)
-    if options.task is not None:
-        if options.task in result.failed:
-            raise RunError(f"{options.task} failed: {result.failed[options.task]}")
-        return result
     if result.failed or result.waiting:
         raise TasksFailed(result)
     return result

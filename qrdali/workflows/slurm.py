@@ -84,6 +84,10 @@ class Jobs:
         }
 
 
+def _most_gpus(undone: Sequence[Task], tasks: Tasks) -> int:
+    return max(1, *(tasks.gpus(task) for task in undone))
+
+
 def submit(tasks: Tasks, words: Sequence[str], options: SlurmOptions, control: JobControl) -> Jobs:
     """Submits jobs for what is not done, unless some of an earlier call wait or run; returns at once.
 
@@ -107,7 +111,7 @@ def submit(tasks: Tasks, words: Sequence[str], options: SlurmOptions, control: J
             if not undone:
                 return Jobs("", logs)
             partition = partition_for(options)
-            size = size_for(options, partition, tasks.matrix.train.get("device"))
+            size = size_for(options, partition, tasks.matrix.train.get("device"), _most_gpus(undone, tasks))
             name = f"qrdali-{secrets.token_hex(6)}"
             _note(out, {"name": name, "jobs": []})
             queue = _Queue(name, logs, options, size)

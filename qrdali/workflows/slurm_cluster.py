@@ -113,15 +113,17 @@ class JobSize:
     minutes: int
 
 
-def size_for(options: SlurmOptions, partition: Partition, device: str | None) -> JobSize:
-    """Returns the size of a job: a GPU with its share of the node's processors, or a whole node without GPUs.
+def size_for(options: SlurmOptions, partition: Partition, device: str | None, most: int = 1) -> JobSize:
+    """Returns the size of a job: GPUs with their share of the node's processors, or a whole node without
+    GPUs.
 
-    device: as of `reproduce`; "cpu" asks for no GPU. Raises InputError for a longer time than the partition
-    allows; what no node has, sbatch refuses.
+    device: as of `reproduce`; "cpu" asks for no GPU. most: the GPUs of the task that needs most, which a job
+    has unless the options say otherwise. Raises InputError for a longer time than the partition allows; what
+    no node has, sbatch refuses.
     """
     gpus = options.gpus
     if gpus is None:
-        gpus = 0 if device == "cpu" else min(1, partition.gpus)
+        gpus = 0 if device == "cpu" else min(most, partition.gpus)
     share = partition.cpus * gpus // max(gpus, partition.gpus) if gpus else partition.cpus
     cpus = options.cpus or max(1, share)
     limit = partition.minutes

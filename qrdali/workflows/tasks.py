@@ -1,4 +1,4 @@
-"""Does the tasks of a matrix, one kind after the other, in this process."""
+"""Does the tasks of a matrix, one kind after the other, in this process or in several ranks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,28 @@ from qrdali.workflows.adopt import adopt
 from qrdali.workflows.build_mepi import build_mepi
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
 from qrdali.workflows.generated_data import generate_pictures, index_pictures
+from qrdali.workflows.rank_job import perform_in_ranks
 from qrdali.workflows.report import write_report
 from qrdali.workflows.stop_requests import stopping_at_progress
 from qrdali.workflows.train import run_training
 
 
 def perform(tasks: Tasks, task: Task, control: JobControl) -> dict[str, Any] | None:
-    """Does a task and returns what is to be noted.
+    """Does a task and returns what is to be noted; that of a network with several `gpus` in as many
+    processes.
 
     Raises whatever hinders it, and Interrupted after a signal.
     """
+    if task.kind == "train" and not (tasks.folder.run(task.name) / "config.toml").exists():
+        # Before it trains: whatever is replaced from here on makes the run one of other origins.
+        tasks.folder.begins(task.name, tasks.origin(tasks.runs[task.name]))
+    if tasks.gpus(task) > 1:
+        return perform_in_ranks(tasks, task, control)
+    return perform_as_group(tasks, task, control)
+
+
+def perform_as_group(tasks: Tasks, task: Task, control: JobControl) -> dict[str, Any] | None:
+    """Does a task in the processes of `control.group`. Collective; the first returns what is to be noted."""
     if task.kind == "data":
         _make_data(tasks, stopping_at_progress(control))
         return None
@@ -39,7 +51,7 @@ def perform(tasks: Tasks, task: Task, control: JobControl) -> dict[str, Any] | N
         adopt(run.adopt, tasks.folder.run(run.name), control)
         return None
     if task.kind == "train":
-        _train(tasks, run, control)
+        run_training(run.settings, tasks.folder.run(run.name), True, control)
         return None
     begun = time.monotonic()
     note: dict[str, Any] = {"weights": tasks.folder.weights(run.name), "asked": tasks.request(task)}
@@ -66,14 +78,6 @@ def _make_data(tasks: Tasks, control: JobControl) -> None:
         write_whole(partial / SPEC, f"{json.dumps(tasks.pictures_wanted())}\n".encode())
         replace_atomically(partial, images)
     index_pictures(images, tasks.data, spec.total, control.listener)
-
-
-def _train(tasks: Tasks, run: PlannedRun, control: JobControl) -> None:
-    folder = tasks.folder.run(run.name)
-    if not (folder / "config.toml").exists():
-        # Before it trains: whatever is replaced from here on makes the run one of other origins.
-        tasks.folder.begins(run.name, tasks.origin(run))
-    run_training(run.settings, folder, True, control)
 
 
 def _evaluate(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, float]:

@@ -69,6 +69,16 @@ def test_gpus_are_all_a_number_or_some(text: str, visible: list[str], gpus: list
     assert {plan.threads for plan in plans} == {16 // len(gpus)}
 
 
+def test_gpus_are_grouped_for_networks_that_need_several() -> None:
+    assert gpu_workers("all", EIGHT, 16, [4, 1]) == [
+        WorkerPlan("gpus 0,1,2,3", "0,1,2,3", 8),
+        *(WorkerPlan(f"gpu {number}", str(number), 2) for number in (4, 5, 6, 7)),
+    ]
+    assert [plan.gpu for plan in gpu_workers("0,2,5", EIGHT, 16, [2])] == ["0,2"]
+    with pytest.raises(InputError, match="--gpus 2: every network needs 4 GPUs or more"):
+        gpu_workers("2", EIGHT, 16, [4, 8])
+
+
 @pytest.mark.parametrize(
     ("text", "visible", "message"),
     [

@@ -166,9 +166,9 @@ def test_without_submitit_or_slurm_a_line_says_what_is_missing(
 
 
 def test_a_task_alone_is_done_once_its_needs_are(config: Path) -> None:
-    with pytest.raises(InputError, match="no such task; near it: train test_resnet/baseline"):
+    with pytest.raises(InputError, match="is no task of this matrix; near it: train test_resnet/baseline"):
         workflow.reproduce(config, task="train test_resnet/base")
-    with pytest.raises(InputError, match="--task train test_resnet/shared: data must be done before"):
+    with pytest.raises(RunError, match="train test_resnet/shared needs data, not done yet"):
         workflow.reproduce(config, task="train test_resnet/shared")
     workflow.reproduce(config, task="data")
     assert [task.state for task in workflow.status(config).tasks][:2] == ["done", "ready"]
