@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qrdali.cli.setting_options import setting_option
+from qrdali.cli.setting_options import complete_network, setting_option
 
 
 def _channels(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...]:
@@ -18,7 +18,7 @@ def _channels(context: click.Context, option: click.Parameter, text: str | None)
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_network)
 @click.option("--run", required=True, type=click.Path(), help="Folder for the run.")
 @click.option(
     "--weights",

@@ -29,8 +29,8 @@ from qrdali.reduction.names import REDUCING
     "suites",
     multiple=True,
     metavar="NAME=ROOT",
-    help="A published suite as it is distributed: imagenet-c, imagenet-a, imagenet-r, imagenet-sketch, "
-    "imagenet-v2, real (ReaL labels) or human (minimal images); repeatable.",
+    help="A published suite as it is distributed: imagenet-a, imagenet-c, imagenet-r, imagenet-v2, "
+    "imagenet-sketch, real (ReaL labels) or human (minimal images); repeatable.",
 )
 @click.option(
     "--curve", is_flag=True, help="Also accuracy at every level of each reduction, into RUN/curves/."

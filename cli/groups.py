@@ -9,6 +9,7 @@ import click
 
 _MOST_SUGGESTIONS = 3
 _SIMILAR = 0.6  # of difflib's ratio
+_LONGEST_HELP = 400  # characters of a command's line in its group
 _SHORTEST_PART = 4  # letters of a name that is a part of another, as mepi is of build-mepi
 
 
@@ -29,6 +30,13 @@ class SuggestingGroup(click.Group):
             near = [f"{root.info_name} {paths[word]}" for word in similar(name, list(paths))]
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands with the whole first sentence of their help, where click would cut it."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, command.get_short_help_str(_LONGEST_HELP)) for name, command in commands if command]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 def similar(name: str, names: list[str]) -> list[str]:

@@ -5,31 +5,46 @@ from __future__ import annotations
 import importlib
 
 import click
+from click.shell_completion import CompletionItem
 
 from qrdali.cli.exit_status import run_and_exit
 from qrdali.cli.groups import SuggestingGroup
 from qrdali.version import __version__
 
-COMMANDS = {
-    "demo": "Generate pictures, index, train four methods, evaluate, build MEPIs, report.",
-    "doctor": "Whether training works here, and what to do about what does not.",
-    "models": "Names, parameters, cost and input size of networks.",
-    "preview": "A contact sheet of one image: every reduction at every level.",
-    "data": "Make and look at data sets.",
-    "train": "Train a classifier by one of the methods.",
-    "adopt": "Make a run of published weights, or of a file of one's own.",
-    "runs": "What runs there are: method, network, state, best accuracy.",
-    "evaluate": "Accuracy of a run on a split and on folders.",
-    "predict": "Classes of your own images by a run.",
-    "compare": "McNemar's test of two runs on the same images.",
-    "noise-floor": "How far runs differ by their seeds alone, and what that hides.",
-    "build-mepi": "Minimal-entropy positive images of a run.",
-    "minimal": "The minimal images of one's own photographs, and the way to them.",
-    "report": "One page with tables and figures on runs and MEPI sets.",
-    "log": "Show finished runs in TensorBoard, W&B, MLflow or Trackio.",
-    "reproduce": "The whole experiment matrix of a TOML file, resumable.",
-    "bench": "Measure speed.",
+_GROUPS = {
+    "First steps": {
+        "demo": "Generate pictures, index, train four methods, evaluate, build MEPIs, report.",
+        "doctor": "Whether training works here, and what to do about what does not.",
+        "completion": "What makes Tab complete commands and options in bash, zsh and fish.",
+    },
+    "Data": {
+        "data": "Make and look at data sets.",
+        "preview": "A contact sheet of one image: every reduction at every level.",
+    },
+    "Train": {
+        "models": "Names, parameters, cost and input size of networks.",
+        "train": "Train a classifier by one of the methods.",
+        "adopt": "Make a run of published weights, or of a file of one's own.",
+    },
+    "Judge": {
+        "evaluate": "Accuracy of a run on a split and on folders.",
+        "predict": "Classes of your own images by a run.",
+        "compare": "McNemar's test of two runs on the same images.",
+        "noise-floor": "How far runs differ by their seeds alone, and what that hides.",
+        "build-mepi": "Minimal-entropy positive images of a run.",
+        "minimal": "The minimal images of one's own photographs, and the way there.",
+    },
+    "Look": {
+        "runs": "What runs there are: method, network, state, best accuracy.",
+        "report": "One page with tables and figures on runs and MEPI sets.",
+        "log": "Show finished runs in TensorBoard, W&B, MLflow or Trackio.",
+    },
+    "Run many": {
+        "reproduce": "The whole experiment matrix of a TOML file, resumable.",
+        "bench": "Measure speed.",
+    },
 }
+COMMANDS = {name: text for commands in _GROUPS.values() for name, text in commands.items()}
 
 
 class _Lazy(SuggestingGroup):
@@ -52,8 +67,15 @@ class _Lazy(SuggestingGroup):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        widest = max(map(len, COMMANDS))
+        for heading, commands in _GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(widest), text) for name, text in commands.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        options = click.Command.shell_complete(self, ctx, incomplete)  # Group's would import every command
+        return [*(CompletionItem(name, help=COMMANDS[name]) for name in names), *options]
 
 
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,6 +85,7 @@ def cli() -> None:
 
     \b
     Begin with:  qrdali demo
+    Each command explains itself:  qrdali COMMAND --help
     """
 
 

@@ -24,7 +24,7 @@ def models(pattern: str, as_json: bool) -> None:
     from rich.console import Console
 
     from qrdali import models as zoo
-    from qrdali.cli.terminal import emit
+    from qrdali.cli.terminal import emit, say
     from qrdali.errors import InputError
 
     names = [*zoo.THESIS, *zoo.SMALL]
@@ -54,18 +54,14 @@ def models(pattern: str, as_json: bool) -> None:
     if as_json:
         emit({"models": [asdict(row) for row in rows]})
     if left_out:
-        console.print(
+        say(
             f"Counting was ended after {COUNTING_SECONDS} s: the last {left_out} have no figures. Give a "
-            "narrower PATTERN for theirs.",
-            highlight=False,
-            soft_wrap=True,
+            "narrower PATTERN for theirs."
         )
     if not as_json:
-        console.print(
+        say(
             "Parameters with 1000 classes; GFLOP counts a multiply-add once, as the literature does. Some "
-            "networks cannot be counted.",
-            highlight=False,
-            soft_wrap=True,
+            "networks cannot be counted."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -253,9 +254,17 @@ def _list(plan: Plan) -> None:
     from qrdali.experiment.estimate import Seconds, span_text
 
     width = max(len(task.name) for task in plan.tasks)
+    rows = []
     for number, task in enumerate(plan.tasks, 1):
-        columns = (f"{number:4d}", f"{task.kind:8}", f"{task.name:{width}}", f"{task.state:7}")
-        click.echo("  ".join([*columns, _remaining(task), task.why]).rstrip())
+        what = f"{number:4d}  {task.kind:8}  {task.name:{width}}"
+        rows.append((what, "  ".join([f"{task.state:7}", _remaining(task), task.why]).rstrip()))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    fits = columns is None or all(len(what) + 2 + len(state) <= columns for what, state in rows)
+    between = (
+        "  " if fits else f"\n{'':16}"
+    )  # a narrow terminal: what becomes of a task stands below its name
+    for what, state in rows:
+        click.echo(f"{what if fits else what.rstrip()}{between}{state}")
     states = [task.state for task in plan.tasks]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     click.echo(f"# {len(states)} tasks: {counts}")

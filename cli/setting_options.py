@@ -34,6 +34,8 @@ def train_option(setting: Setting) -> click.Option:
     given: dict[str, Any] = {"help": help, "default": None}
     if setting.option.metavar:
         given["metavar"] = setting.option.metavar
+    if setting.name == "model":
+        given["shell_complete"] = complete_network
     declarations = [setting.flag, setting.name]
     if setting.kind is Kind.FLAG:
         if setting.is_negated:
@@ -75,6 +77,13 @@ def setting_option(name: str, *, default_text: str = "", **changed: Any) -> Call
     if default_text:
         given["help"] += f"  [default: {default_text}]"
     return click.option(setting.flag, setting.name, **given)
+
+
+def complete_network(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Returns the names of networks that begin so, for a shell's completion."""
+    from qrdali.network_costs import listed_names
+
+    return [name for name in listed_names() if name.startswith(incomplete)]
 
 
 def _stands_for(setting: Setting) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _PLAIN_SECONDS = 10.0  # between the lines of a bar where there is no terminal
 _NOTE_SECONDS = 0.5  # between notes, which read figures off the device
+_INDENT = 4  # of the lines that continue one that is too long for the terminal
 _prints = True
 who = ""  # begins the errors of one process of several
 
@@ -28,10 +30,26 @@ def hush(rank: int) -> None:
     _prints, who = False, f"rank {rank}: "
 
 
-def say(text: str) -> None:
-    """Prints one line on stderr, control characters replaced."""
+def say(text: str, *, is_whole: bool = False) -> None:
+    """Prints one line on stderr, control characters replaced; a terminal gets it in lines that fit.
+
+    is_whole: it is not broken, because it is to be copied, such as a command.
+    """
     if _prints:
-        print(printable(text), file=sys.stderr, flush=True)
+        print(wrapped(printable(text), None if is_whole else width()), file=sys.stderr, flush=True)
+
+
+def wrapped(text: str, columns: int | None) -> str:
+    """Returns one line as lines of at most `columns`, broken between words, the later ones indented.
+
+    A word that is longer, such as a path, stays whole, so that it can be copied. None: nothing is broken.
+    """
+    if columns is None or len(text) <= columns:
+        return text
+    indent = " " * (len(text) - len(text.lstrip(" ")) + _INDENT)
+    return textwrap.fill(
+        text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def width() -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata, resources
@@ -36,9 +37,18 @@ def cost_of(library: str, name: str) -> Cost | None:
     return _table().get((library, name))
 
 
+def listed_names() -> list[str]:
+    """Returns the names of the table, sorted, whatever version it was counted with. Imports no library."""
+    return sorted({row["name"] for row in _rows()})
+
+
+def _rows() -> Iterator[dict[str, str]]:
+    text = (resources.files("qrdali") / TABLE).read_text(encoding="utf-8")
+    return csv.DictReader(text.splitlines(), delimiter="\t")
+
+
 @lru_cache
 def _table() -> dict[tuple[str, str], Cost]:
-    text = (resources.files("qrdali") / TABLE).read_text(encoding="utf-8")
     installed = {library: installed_version(library) for library in ("timm", "torchvision")}
     return {
         (row["library"], row["name"]): Cost(
@@ -46,6 +56,6 @@ def _table() -> dict[tuple[str, str], Cost]:
             int(row["multiply_adds"]) / 1e9 if row["multiply_adds"] else None,
             int(row["input_size"]),
         )
-        for row in csv.DictReader(text.splitlines(), delimiter="\t")
+        for row in _rows()
         if installed.get(row["library"]) == row["version"]
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,29 @@ from qrdali.workflows.report import write_report
 from qrdali.workflows.stop_requests import stopping_at_progress
 from qrdali.workflows.train import run_training
 
-MODEL, INPUT_SIZE, EPOCHS = "test_resnet", 96, 15
+MODEL, INPUT_SIZE, EPOCHS, LR = "test_resnet", 96, 15, 2e-3
 SEARCHED = ("baseline", "linear")  # runs whose MEPIs are compared
 IMAGES = 24  # validation images of which MEPIs are built
 REDUCED = 0.5  # quality of the reduced test sets
 
 
-def run_demo(folder: Path, control: JobControl = JobControl()) -> Path:
-    """Writes pictures, data set, runs, MEPI sets and report into `folder`; returns the report's page.
+@dataclass(frozen=True)
+class DemoResult:
+    """Holds where the demo has put what is worth a look.
+
+    page: the report; sheets: contact sheets of MEPIs; runs: the folder of the run folders; images: the root
+    that was indexed, with train/, val/ and test/; picture: one of the test images.
+    """
+
+    page: Path
+    sheets: tuple[Path, ...]
+    runs: Path
+    images: Path
+    picture: Path
+
+
+def run_demo(folder: Path, control: JobControl = JobControl()) -> DemoResult:
+    """Writes pictures, data set, runs, MEPI sets and report into `folder`; returns where they are.
 
     Takes minutes on two cores. Raises InputError if `folder` is not empty, Interrupted after a signal.
     """
@@ -32,9 +48,9 @@ def run_demo(folder: Path, control: JobControl = JobControl()) -> Path:
     listener = stopping.listener
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty: choose another --out or remove it")
-    spec, data = ShapesSpec(), folder / "data"
-    generate_pictures(folder / "images", spec, listener)
-    index_pictures(folder / "images", data, spec.total, listener)
+    spec, data, images = ShapesSpec(), folder / "data", folder / "images"
+    generate_pictures(images, spec, listener)
+    index_pictures(images, data, spec.total, listener)
     runs = _train(folder / "runs", data, control)
     for run in runs:
         _evaluate(run, data, stopping)
@@ -42,10 +58,10 @@ def run_demo(folder: Path, control: JobControl = JobControl()) -> Path:
     summaries = {run.name: _build_mepis(run, data, out, control) for run, out in sets.items()}
     _compare_quotients(summaries, control)
     page = write_report(runs, folder / "report", mepi=list(sets.values()), control=stopping).page
-    listener.line(f"contact sheets: {', '.join(map(str, sets.values()))}")
-    names = ", ".join(run.name for run in runs)
-    listener.line(f"done in {time.monotonic() - begun:.0f} s; run folders in {folder / 'runs'}: {names}")
-    return page
+    listener.line(f"done in {time.monotonic() - begun:.0f} s")
+    sheets = tuple(sets[run] / f"{reduction}.png" for run in sets for reduction in summaries[run.name])
+    picture = min((images / "test").glob("*/*.jpg"))
+    return DemoResult(page, sheets, folder / "runs", images, picture)
 
 
 def _train(folder: Path, data: Path, control: JobControl) -> list[Path]:
@@ -54,7 +70,7 @@ def _train(folder: Path, data: Path, control: JobControl) -> list[Path]:
     common = {"data": str(data), "model": MODEL, "input_size": INPUT_SIZE, "device": "cpu", "batch_size": 16}
     later: dict[str, Any] = {"init": str(folder / "shared"), "max_epochs": 8, "lr": 5e-4, "patience": 1}
     methods: dict[str, dict[str, Any]] = {
-        "shared": {"epochs": EPOCHS, "lr": 2e-3},
+        "shared": {"epochs": EPOCHS, "lr": LR},
         "baseline": later,
         "linear": {**later, "reduction": "combination", "sequence": "paired-epochs"},
         "adaptive": {**later, "reduction": "crop", "sequence": "paired-rounds"},
