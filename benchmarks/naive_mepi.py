@@ -2,8 +2,9 @@
 
 One image at a time, Pillow reductions, batch-1 forward passes, a PNG at each step.
 
-The rule is the definition's (docs/definitions.md), so the answers are those of `qrdali build-mepi`, up to the
-resize filters. It shares no code with the package. `qrdali bench mepi` times it beside ours on the same
+The rule is the definition's (docs/explanation/definitions.md), so the answers are those of
+`qrdali build-mepi`, up to the resize filters. It shares no code with the package. `qrdali bench mepi` times it
+beside ours on the same
 images.
 """
 

@@ -265,8 +265,8 @@ def table(cells_of: dict[str, Values]) -> str:
 
 
 def page(cells_of: dict[str, Values]) -> str:
-    """Returns a table as docs/recipes.md has it, with the figures that tests/test_documented_figures.py
-    checks.
+    """Returns a table as docs/how-to/recipes.md has it, with the figures that
+    tests/test_documented_figures.py checks.
     """
     columns = {
         "test": "test",
@@ -306,7 +306,7 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", default="", help="regular expression of cells")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after this time")
-    parser.add_argument("--page", action="store_true", help="print --out as docs/recipes.md has it")
+    parser.add_argument("--page", action="store_true", help="print --out as docs/how-to/recipes.md has it")
     return parser.parse_args(words)
 
 

@@ -43,7 +43,7 @@ def decode_image(path: str) -> npt.NDArray[np.uint8]:
 
     Both decode in this process: a child would take a second to start. Pillow comes first, so that DALI sees
     no file that is not an image, and DALI's is the decoder of windows, which mutated files have never crashed
-    (docs/reliability.md).
+    (docs/explanation/reliability.md).
     """
     opened = _open(path)
     try:

@@ -1,7 +1,7 @@
 """Train image classifiers on quality-reduced images and ask how little information they need.
 
-The names below are the Python API; docs/python.md shows them in five minutes. Each is imported when it is
-first used, so that `import qrdali` takes no time.
+The names below are the Python API; docs/tutorials/python.md shows them in five minutes. Each is imported when
+it is first used, so that `import qrdali` takes no time.
 """
 
 from __future__ import annotations

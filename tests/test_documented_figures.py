@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMENT = re.compile(r"<!-- figures of (\S+)\n(.*?)-->", re.DOTALL)
 # In a page, a file is named by its whole path or by its name alone.
 RESULT_FILES = {file.name for file in (ROOT / "benchmarks" / "results").glob("*.json")}

@@ -130,7 +130,8 @@ class Builder:
         if images and self.group.run_on_main(self.mepis.mark_definitions):
             self.listener.warn(
                 f"{printable(self.mepis.folder)} was begun under other definitions: what is searched from "
-                f"now on goes by definitions {DEFINITIONS} (docs/definitions.md); reports call the set mixed"
+                f"now on goes by definitions {DEFINITIONS} (docs/explanation/definitions.md); "
+                "reports call the set mixed"
             )
         try:
             with self._progress(what, images):

@@ -3,7 +3,7 @@
 A level k of the grid of a step 1/n, k = 0 … n - 1, keeps the quality q = (n - k) / n of one dimension's
 information (pixels times bits); level 0 is the untouched image. Levels k >= n, the tail, halve the quality
 again and again. The definition is qrdali's own: the thesis names the reductions but does not fix the
-operators. See docs/definitions.md.
+operators. See docs/explanation/definitions.md.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ __all__ = [
     "write_settings",
 ]
 
-# The version of the definitions in docs/definitions.md that a run is trained by. 1 was that of version 0.1.
+# The version of the definitions in docs/explanation/definitions.md of a run; 0.1 had version 1.
 DEFINITIONS: Final = 2
 _MAX_CONFIG_BYTES = 1_000_000
 MAX_THREADS = 1024
@@ -115,7 +115,7 @@ class Settings(
 
     # What a run gets when it begins: no options.
     definitions: Literal[1, 2] = Field(
-        DEFINITIONS, description="Of order, windows, views and stages; see docs/definitions.md."
+        DEFINITIONS, description="Of order, windows, views and stages; see docs/explanation/definitions.md."
     )
     epochs_before: int = Field(
         0, ge=0, lt=2**31, description="Epochs of the runs that --init continues, for random streams."

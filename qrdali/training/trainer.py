@@ -140,7 +140,7 @@ class Trainer:
         self.context.listener.warn(
             f"this run was begun under definitions {progress.definitions}: from epoch "
             f"{progress.schedule.epoch + 1} on it goes by definitions {DEFINITIONS}, which order, crop and "
-            "scale images in other ways (docs/definitions.md); reports call it mixed"
+            "scale images in other ways (docs/explanation/definitions.md); reports call it mixed"
         )
         return replace(progress, definitions=DEFINITIONS)
 

@@ -73,8 +73,8 @@ def reduce(
     seed: of the noise.
 
     The result is uint8 [h, w, 3], h = max(1, round(max(1, round(H·√crop))·√resolution)) and w likewise;
-    docs/definitions.md has all formulas. Raises InputError for another dtype, shape or range, and for `level`
-    together with a quality.
+    docs/explanation/definitions.md has all formulas. Raises InputError for another dtype, shape or range, and
+    for `level` together with a quality.
 
     Example:
         >>> image = qrdali.read("photo.jpg")

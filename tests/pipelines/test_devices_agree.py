@@ -1,4 +1,4 @@
-"""What a GPU makes of images against what a CPU does, within the limits of docs/definitions.md.
+"""What a GPU makes of images against what a CPU does, within the limits of docs/explanation/definitions.md.
 
 Each body runs on a CPU too, by the graph of a GPU, where the limit is 0.
 """

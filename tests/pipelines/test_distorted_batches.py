@@ -1,4 +1,4 @@
-"""Distorted batches: both implementations, the limits of docs/definitions.md, what comes in which epoch."""
+"""Distorted batches: both implementations, the limits of the definitions, what comes in which epoch."""
 
 import io
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Reduced images against Pillow and integer formulas, with the tolerances of docs/definitions.md."""
+"""Reduced images against Pillow and integer formulas, with the tolerances of the definitions."""
 
 import math
 from dataclasses import replace

@@ -187,7 +187,7 @@ def test_jpeg_is_pillows_file() -> None:
 
 
 def test_what_a_gpu_does_to_chroma_differs_by_so_much() -> None:
-    """DALI's operator on a GPU repeats chroma where libjpeg interpolates it; docs/definitions.md says so."""
+    """DALI's operator on a GPU repeats chroma where libjpeg interpolates it; the definitions say so."""
     image = photograph()
     for q in (0.95, 0.75, 0.5, 0.25, 0.05):
         host = distorted("jpeg", image, q)

@@ -51,7 +51,7 @@ def test_a_folder_of_version_0_1_may_have_finer_steps() -> None:
 
 
 def test_the_tail_halves_the_lowest_quality() -> None:
-    """The figures of docs/definitions.md, on both sides of the grid's end."""
+    """The figures of docs/explanation/definitions.md, on both sides of the grid's end."""
     tailed = LevelScale(20, MAX_TAIL)
     assert quality(np.array([18, 19, 20, 21]), tailed).tolist() == [0.1, 0.05, 0.025, 0.0125]
     assert tailed.count == 60

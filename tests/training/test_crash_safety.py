@@ -1,6 +1,6 @@
 """What a fault leaves on the disk, and that a run goes on from it to the same end: kills inside a save,
-damage, full and read-only disks, two processes, a loss that is no number. docs/reliability.md refers to these
-tests by name."""
+damage, full and read-only disks, two processes, a loss that is no number. docs/explanation/
+reliability.md refers to these tests by name."""
 
 import errno
 import hashlib

@@ -1,6 +1,6 @@
 """A sample of what `make soak` does: commands killed by real SIGKILLs at seeded moments end with the same
-files as if never killed, and what is complete is not done again. docs/reliability.md refers to these tests by
-name."""
+files as if never killed, and what is complete is not done again. docs/explanation/
+reliability.md refers to these tests by name."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the public names, and those of docs/python.md, do what they show."""
+"""The examples in the docstrings of the public names, and those of docs/tutorials, do what they show."""
 
 import doctest
 import json
@@ -11,7 +11,7 @@ import torch
 
 import qrdali
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "python.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "python.md"
 OBJECTS = sorted(set(qrdali.__all__) - {"__version__", "InputError", "RunError"})
 RUNNER_FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
