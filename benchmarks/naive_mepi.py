@@ -2,9 +2,9 @@
 
 One image at a time, Pillow reductions, batch-1 forward passes, a PNG at each step.
 
-The rule is the definition's (docs/explanation/definitions.md), so the answers are `qrdali build-mepi`'s, up to
-the resize filters. It shares no code with the package. `qrdali bench mepi` times it beside ours on the
-same images.
+The rule is the definition's (docs/explanation/definitions.md), so the answers are `qrdali build-mepi`'s,
+up to the resize filters. It shares no code with the package. `qrdali bench mepi` times it beside ours on
+the same images.
 """
 
 from __future__ import annotations
