@@ -21,7 +21,7 @@ pip() { "$1" -m pip --disable-pip-version-check "${@:2}"; }
   "$python" -m venv $tools
   pip $tools/bin/python install --quiet -c constraints.txt build twine==7.0.0
 }
-rm -rf dist build
+rm -rf dist build qrdali.egg-info  # the last lists what an earlier build held
 $tools/bin/python -m build --outdir dist . > .dist/build.log 2>&1 || { tail -n 20 .dist/build.log >&2; fail "the build failed"; }
 ok "built $(cd dist && echo *), the wheel from the sdist"
 $tools/bin/twine check --strict dist/*

@@ -75,12 +75,12 @@ def sdist_problems(sdist: Path) -> list[str]:
         content = archive.extractfile(info)
         assert content is not None
         problems = _metadata_problems(message_from_bytes(content.read()))
-    problems += [
-        f"holds {member.name}, which is no file" for member in members if not (member.isfile() or member.isdir())
-    ]
+    others = [member.name for member in members if not (member.isfile() or member.isdir())]
+    problems += [f"holds {name}, which is no file" for name in others]
     files = {member.name.partition("/")[2] for member in members if member.isfile()}
     files = {name for name in files if not name.startswith("qrdali.egg-info/")}
-    return problems + _size_problems(sdist) + _differences(files, package_files() | BESIDE | MADE_BY_SETUPTOOLS)
+    wanted = package_files() | BESIDE | MADE_BY_SETUPTOOLS
+    return problems + _size_problems(sdist) + _differences(files, wanted)
 
 
 def _size_problems(file: Path) -> list[str]:
@@ -89,7 +89,7 @@ def _size_problems(file: Path) -> list[str]:
 
 
 def _metadata_problems(metadata: Message) -> list[str]:
-    """Returns what is wrong with a METADATA or PKG-INFO: another version, or links that an index cannot show."""
+    """Returns what is wrong with METADATA or PKG-INFO: another version, links that an index cannot show."""
     problems = []
     version = re.findall(r'__version__ = "(.+)"', (ROOT / "qrdali/version.py").read_text("utf-8"))
     if [metadata["Version"]] != version:
