@@ -63,9 +63,7 @@ class BatchDecoder:
             self.release()  # a pipeline that has failed is not to be used again
             raise
         # Views: DALI's `at` copies, into memory that is new to the process each time.
-        return [
-            (np.asarray(images[i]), tuple(np.asarray(shapes[i]).tolist())) for i in range(len(contents))
-        ]
+        return [(np.asarray(images[i]), tuple(np.asarray(shapes[i]).tolist())) for i in range(len(contents))]
 
     def release(self) -> None:
         """Gives back the decoder's buffers."""
