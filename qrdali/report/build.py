@@ -147,7 +147,7 @@ def _points(parts: list[Part]) -> dict[str, Any]:
         }
         for part in parts
         for figure in part.figures
-        if figure is not None and figure.points is not None
+        if figure is not None
     }
 
 
@@ -203,11 +203,11 @@ def _draw(parts: list[Part], folder: Path, listener: ProgressListener) -> dict[s
 
 
 def _draw_one(figure: Figure, folder: Path) -> Drawn:
-    light = figure.render("svg")
+    light, png = figure.render(("svg", "png"))
     (folder / f"{figure.slug}.svg").write_bytes(light)
-    (folder / f"{figure.slug}.png").write_bytes(figure.render("png"))
-    dark = figure.render("svg", DARK)
-    return Drawn(figure.slug, printable(figure.title), printable(figure.alt), light, dark)
+    (folder / f"{figure.slug}.png").write_bytes(png)
+    (dark,) = figure.render(("svg",), DARK)
+    return Drawn(figure.slug, printable(figure.title), printable(figure.alt), light, dark, figure.is_wide)
 
 
 def contents(
