@@ -5,9 +5,9 @@ The figures are JSON on stdout.
     python benchmarks/report_size.py --out benchmarks/results/report-size-HOST.json
 
 The runs are made up: folders as training and evaluation leave them, of configurations with several seeds,
-each with predictions on one test set of a thousand classes. The report is made by a process of its own, whose peak
-memory is told. Beside it stands pyarrow alone, which reads the same prediction files whole in another process,
-one after the other. --note says what else the machine did.
+each with predictions on one test set of a thousand classes. The report is made by a process of its own, whose
+peak memory is told. Beside it stands pyarrow alone, which reads the same prediction files whole in another
+process, one after the other. --note says what else the machine did.
 """
 
 from __future__ import annotations

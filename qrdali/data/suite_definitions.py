@@ -50,8 +50,7 @@ class SuiteDefinition:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Returns the synsets of its images' classes, in the order of ImageNet's numbers; () where the classes
-        are the run's.
+        """Returns the synsets of its classes in the order of ImageNet's numbers; () if they are the run's.
 
         Those of ImageNet are read when they are asked for: timm, which has them, takes seconds to import.
         """

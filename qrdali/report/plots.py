@@ -54,15 +54,30 @@ def _points(axes: Axes, theme: Theme, points: Sequence[tuple[Configuration, Spre
             markersize=12 if configuration.is_baseline else 7,
             markerfacecolor=theme.paper if configuration.sequence == "paired-rounds" else color,
         )
-        if configuration.reduction != "–" and len(points) <= _FEW:  # not by colour alone
-            axes.annotate(
-                configuration.reduction,
-                (x, y),
-                (5, 4),
-                textcoords="offset points",
-                fontsize=7,
-                color=theme.faint,
-            )
+    if len(points) > _FEW:
+        return
+    # Not by colour alone; a word stands on the side that has more room.
+    middle = sum(axes.get_xlim()) / 2
+    for configuration, (x, _), (y, _) in points:
+        left = x > middle
+        axes.annotate(
+            _word(configuration),
+            (x, y),
+            (-5 if left else 5, 4),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=7,
+            color=theme.faint,
+        )
+
+
+def _word(configuration: Configuration) -> str:
+    """Returns what tells a configuration from others of its marker: its reduction, or a control's traits."""
+    if configuration.reduction != "–":
+        return configuration.reduction
+    if configuration.is_baseline or not configuration.method.startswith("baseline "):
+        return ""
+    return short_name(configuration.method.removeprefix("baseline "))
 
 
 # Controls that are baselines, by their markers.
