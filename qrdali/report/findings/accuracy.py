@@ -157,9 +157,8 @@ def _against_controls(
             worse = names([_one(test, shown) for test in losses])
             parts.append(f"Shown to be less accurate than the {control.name} control: {worse}.")
     if apart:
-        parts.append(
-            f"{'No' if parts else 'no'} method is shown to differ from its {_any_of(apart)} control."
-        )
+        no = "No" if parts else "no"
+        parts.append(f"{no} method is shown to differ from its {_any_of(apart)} control.")
     # A control counts as there if it is there for every seed.
     complete = [
         configuration

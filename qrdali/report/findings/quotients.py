@@ -140,8 +140,8 @@ def _one(test: QuotientTest) -> str:
     also = f"; they also differ in {', '.join(test.also)}" if test.also else ""
     return (
         f"{test.configuration.label}, mean {test.of_baseline + result.difference:.4f} beside "
-        f"the baseline's {test.of_baseline:.4f} (difference {result.difference:+.4f}, {p_is(test.holm)} after Holm, "
-        f"{counted(result.images, 'image')}, {seeds_text(result.seeds)}{also})"
+        f"the baseline's {test.of_baseline:.4f} (difference {result.difference:+.4f}, "
+        f"{p_is(test.holm)} after Holm, {counted(result.images, 'image')}, {seeds_text(result.seeds)}{also})"
     )
 
 
