@@ -104,11 +104,11 @@ def detectable_text(
 
 
 def how_many(count: int, total: int, one: str, several: str) -> str:
-    """Returns "1 of 2 methods is", "none of 2 methods is", "3 of 4 methods are", or of a single one "the only
-    method is not" and "1 of 1 method is".
+    """Returns "1 of 2 methods is", "none of 2 methods is", "3 of 4 methods are", or of a single one "the one
+    compared method is not" and "1 of 1 method is".
     """
     if not count:
-        return f"none of {total:,} {several} is" if total > 1 else f"the only {one} is not"
+        return f"none of {total:,} {several} is" if total > 1 else f"the one compared {one} is not"
     return f"{count:,} of {counted(total, one, several)} {'is' if count == 1 else 'are'}"
 
 
