@@ -1,8 +1,8 @@
-"""Follows one photograph through descent steps and a search, for the drawings of docs/explanation/method.md.
+"""Follows a photograph through a descent step, and one through a search, for the drawings in docs.
 
-A published EfficientNet-Lite0 looks at a photograph of ImageNet; both come with packages that `make test`
-installs. Written are every neighbour at each step of an adaptive run's descent (step 0.25), with the
-probability of the true class, and the steps of a search for the minimal image (step 0.05), with thumbnails.
+A published EfficientNet-Lite0 looks at photographs of ImageNet; both come with packages that `make test`
+installs. Written are the neighbours of one photograph, as an adaptive run of step 0.25 would try them
+before its first stage, and the steps of the search for another one's minimal image (step 0.05), with thumbnails.
 
     python benchmarks/one_image.py --out benchmarks/results/one-image-cpu.json
 """
@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,29 +26,33 @@ from qrdali.reduction import neighbors, quality
 from qrdali.workflows.bench_loader import machine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-import published_network  # noqa: E402
+import published_network
 
-PHOTOGRAPH, STEP, STEPS = "imagenet_17_22.jpg", 0.25, 7
+STEPPED, SEARCHED = "imagenet_06_609.jpg", "imagenet_17_22.jpg"
+STEP = 0.25  # of the descent step
 THUMBNAIL = 132  # pixels of a thumbnail's longer side
+
+
+class Answer(NamedTuple):
+    """Holds the number and name of the most probable class, and the probability of every class by number."""
+
+    number: int
+    name: str
+    probabilities: dict[int, float]
 
 
 def main() -> None:
     """Writes the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
+    out: Path = parser.parse_args().out
+    photographs = published_network.package_file("foolbox", "data")
     with TemporaryDirectory() as scratch:
         run = adopted_run(Path(scratch))
-        photograph = published_network.package_file("foolbox", "data") / PHOTOGRAPH
-        image = qrdali.read(photograph)
-        found = qrdali.minimal(image, run, device="cpu")
         result = {
-            "photograph": PHOTOGRAPH,
-            "class": found.class_name,
-            "size": image.shape[:2],
             "machine": machine(),
-            "descent": descent(image, run, found.label, Path(scratch)),
-            "search": search(found),
+            "descent": descent(photographs / STEPPED, run, Path(scratch)),
+            "search": search(photographs / SEARCHED, run),
         }
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
@@ -62,46 +66,37 @@ def adopted_run(scratch: Path) -> qrdali.Run:
     return qrdali.adopt(published_network.MODEL, run=scratch / "run", weights=weights, classes="imagenet")
 
 
-def descent(image: Any, run: qrdali.Run, label: int, scratch: Path) -> list[dict[str, Any]]:
-    """Returns the neighbours at each step, and which of them is chosen (None: the image stays)."""
+def descent(photograph: Path, run: qrdali.Run, scratch: Path) -> dict[str, Any]:
+    """Returns the neighbours of the untouched photograph, and the number of the one that is chosen."""
+    image, label = qrdali.read(photograph), int(photograph.stem.rsplit("_", 1)[1])
     rule = neighbors.DescentRule(quality.REDUCTIONS["combination"], quality.scale_of(STEP))
     size = np.array([image.shape[:2]], np.int32)
-    levels = np.zeros((1, 3), np.uint8)
-    window = np.concatenate([np.zeros((1, 2), np.int32), size], axis=1)
-    steps = []
-    for _ in range(STEPS):
-        found = neighbors.neighbors_of(levels, window, size, rule.dimensions, rule.scale, rule.windows)
-        columns = neighbors.column_dimensions(rule.dimensions, rule.windows)
-        pictures = [
-            reduced(image, found.window[0, k], found.levels[0, k]) for k in range(len(columns))
-        ]
-        answers = [answer_of(run, picture, scratch) for picture in pictures]
-        right = np.array([[number == label for number, _, _ in answers]]) & found.exists
-        probability = np.array([[probabilities[label] for _, _, probabilities in answers]])
-        choice = neighbors.choose_neighbor(right, probability)
-        steps.append(
+    levels, window = np.zeros((1, 3), np.uint8), np.concatenate([np.zeros((1, 2), np.int32), size], axis=1)
+    found = neighbors.neighbors_of(levels, window, size, rule.dimensions, rule.scale, rule.windows)
+    columns = neighbors.column_dimensions(rule.dimensions, rule.windows)
+    pictures = [reduced(image, found.window[0, k], found.levels[0, k]) for k in range(len(columns))]
+    own, *answers = answers_of(run, [image, *pictures], scratch)
+    right = np.array([[answer.number == label for answer in answers]]) & found.exists
+    probability = np.array([[answer.probabilities[label] for answer in answers]])
+    return {
+        "photograph": photograph.name,
+        "class": own.name,
+        "probability": round(own.probabilities[label], 4),
+        "size": list(image.shape[:2]),
+        "picture": thumbnail(image),
+        "chosen": int(neighbors.choose_neighbor(right, probability)[0]),
+        "neighbors": [
             {
-                "levels": levels[0].tolist(),
-                "window": window[0].tolist(),
-                "picture": thumbnail(reduced(image, window[0], levels[0])),
-                "chosen": int(choice[0]) if choice[0] >= 0 else None,
-                "neighbors": [
-                    {
-                        "dimension": quality.DIMENSIONS[dimension],
-                        "exists": bool(found.exists[0, k]),
-                        "window": found.window[0, k].tolist(),
-                        "size": found.size[0, k].tolist(),
-                        "answer": answers[k][1],
-                        "correct": bool(right[0, k]),
-                        "probability": round(float(probability[0, k]), 4),
-                        "picture": thumbnail(pictures[k]),
-                    }
-                    for k, dimension in enumerate(columns)
-                ],
+                "dimension": quality.DIMENSIONS[dimension],
+                "size": found.size[0, k].tolist(),
+                "answer": answers[k].name,
+                "correct": bool(right[0, k]),
+                "probability": round(float(probability[0, k]), 4),
+                "picture": thumbnail(pictures[k]),
             }
-        )
-        levels, window = neighbors.accept_neighbor(levels, window, found, choice)
-    return steps
+            for k, dimension in enumerate(columns)
+        ],
+    }
 
 
 def reduced(image: Any, window: Any, levels: Any) -> Any:
@@ -111,20 +106,32 @@ def reduced(image: Any, window: Any, levels: Any) -> Any:
     return qrdali.reduce(inside, level=(int(levels[0]), 0, int(levels[2])), step=STEP)
 
 
-def answer_of(run: qrdali.Run, picture: Any, scratch: Path) -> tuple[int, str, dict[int, float]]:
-    """Returns the number and name of the network's answer, and the probability of every class."""
-    file = scratch / "state.png"
-    Image.fromarray(picture).save(file)
-    rows = qrdali.predict(run, file, top=1000, device="cpu").rows
-    probabilities = {answer["prediction"]: answer["probability"] for answer in rows["top"][0].as_py()}
-    return rows["prediction"][0].as_py(), rows["name"][0].as_py(), probabilities
+def answers_of(run: qrdali.Run, pictures: list[Any], scratch: Path) -> list[Answer]:
+    """Returns what the network answers for each picture."""
+    files = [scratch / f"{number}.png" for number in range(len(pictures))]
+    for file, picture in zip(files, pictures, strict=True):
+        Image.fromarray(picture).save(file)
+    rows = qrdali.predict(run, files, top=len(run.classes), device="cpu").rows.to_pylist()
+    return [
+        Answer(
+            row["prediction"],
+            row["name"],
+            {answer["prediction"]: answer["probability"] for answer in row["top"]},
+        )
+        for row in rows
+    ]
 
 
-def search(found: Any) -> dict[str, Any]:
-    """Returns each step of a search: quotient, probability, what was reduced; and the step that is too far."""
+def search(photograph: Path, run: qrdali.Run) -> dict[str, Any]:
+    """Returns the steps of a search: quotient, probability, what was reduced; and the step too far."""
+    found = qrdali.minimal(photograph, run, device="cpu")
+    if found.next_step is None:
+        raise SystemExit(f"{photograph.name} is right at its lowest state: choose another")
     steps = [*found.steps, found.next_step]
     shown = [0, 8, 16, 24, 32, len(steps) - 2, len(steps) - 1]
     return {
+        "photograph": photograph.name,
+        "class": found.class_name,
         "evaluations": found.evaluations,
         "steps": [
             {

@@ -33,7 +33,9 @@ STYLE = """
   .end { text-anchor: end } .good { fill: #1a7f37 } .bad { fill: #cf222e }
   .R { fill: #b45309 } .C { fill: #1d4ed8 } text.letter { fill: #ffffff; font-weight: 600 }
   .line { stroke: #59636e; fill: none; stroke-width: 1.5 } .faint { stroke: #d0d7de; fill: none }
-  .best { stroke: #1a7f37; fill: none; stroke-width: 3 } .back { stroke: #1a7f37; fill: none; stroke-width: 1.5 } .wrong { stroke: #cf222e; fill: none; stroke-width: 2 }
+  .best { stroke: #1a7f37; fill: none; stroke-width: 3 }
+  .back { stroke: #1a7f37; fill: none; stroke-width: 1.5 }
+  .wrong { stroke: #cf222e; fill: none; stroke-width: 2 }
   .color { fill: #8250df } .crop { fill: #b45309 } .resolution { fill: #0a7ea4 }
   @media (prefers-color-scheme: dark) {
     .card { fill: #161b22; stroke: #3d444d } text { fill: #f0f6fc } .soft { fill: #9198a1 }
@@ -82,9 +84,7 @@ class Drawing:
 
     def picture(self, x: float, y: float, width: float, height: float, data: str) -> None:
         """Draws an embedded picture, its sides at most these, in their middle."""
-        self.parts.append(
-            f'<image x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" href="{data}"/>'
-        )
+        self.parts.append(f'<image x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" href="{data}"/>')
 
     def __str__(self) -> str:
         return self.head + "\n".join(self.parts) + "\n</svg>\n"
@@ -198,12 +198,14 @@ def stages_drawing() -> Drawing:
 
 
 def draw_stages(drawing: Drawing, top: float, name: str, stages: list[list[tuple[str, int]]]) -> None:
-    """Draws the stages side by side: `stages` holds letters and how many epochs of each follow one another."""
+    """Draws the stages side by side: `stages` holds letters and how many epochs of each follow on."""
     drawing.text(20, top + 14, name, "bold")
     top += 30
     for level in range(4):
         height = top + 10 + 30 * level
-        drawing.text(142, height + 5, ("quality " if not level else "") + f"{1 - level / 4:.2f}", "small soft end")
+        drawing.text(
+            142, height + 5, ("quality " if not level else "") + f"{1 - level / 4:.2f}", "small soft end"
+        )
         drawing.path(f"M150 {height:g}H780", "faint")
     x = 160.0
     for stage, parts in enumerate(stages, start=1):
@@ -221,14 +223,16 @@ def draw_stages(drawing: Drawing, top: float, name: str, stages: list[list[tuple
 
 def descent_drawing(measured: dict[str, Any]) -> Drawing:
     """Shows one descent step of a photograph: every neighbour, the network's answer, and the choice."""
-    step = measured["descent"][measured["drawn_step"]]
-    drawing = Drawing(800, 470, "One descent step: a photograph's seven neighbours, and the one that is chosen")
-    drawing.text(20, 34, "The image now", "bold")
-    picture_box(drawing, 20, 48, step["picture"], step["window"][2:])
-    drawing.text(20, 176, f"{measured['name']}: right", "small good")
+    step = measured["descent"]
+    drawing = Drawing(
+        800, 470, "One descent step: a photograph's seven neighbours, and the one that is chosen"
+    )
+    drawing.text(20, 34, "the image", "bold")
+    picture_box(drawing, 20, 48, step["picture"], step["size"])
+    drawing.text(20, 176, f"right: {step['class'].split(',')[0]}", "small good")
     drawing.text(20, 194, f"p = {step['probability']:.3f}", "small")
     for number, neighbor in enumerate(step["neighbors"]):
-        x, y = 200 + 148 * (number % 4), 34 + 216 * (number // 4)
+        x, y = 176 + 156 * (number % 4), 34 + 212 * (number // 4)
         words = {"color": "colour", "crop": "crop"}.get(neighbor["dimension"], neighbor["dimension"])
         if neighbor["dimension"] == "crop":
             words += ", " + PLACES[number - 2]
@@ -268,13 +272,17 @@ def search_drawing(measured: dict[str, Any]) -> Drawing:
         x, step = 20 + 112 * place, steps[number]
         last = number == len(steps) - 1
         minimal = number == len(steps) - 2
-        drawing.text(x, 30, f"step {number}" + ": wrong" * last, "small bold" + " bad" * last + " good" * minimal)
+        drawing.text(
+            x, 30, f"step {number}" + ": wrong" * last, "small bold" + " bad" * last + " good" * minimal
+        )
         picture_box(drawing, x, 40, step["picture"], step["size"], (96, 80))
         drawing.text(x, 134, f"{step['quotient']:.1%} of bytes", "small")
         drawing.path(f"M{x + 40:g} 142L{across[number]:.1f} 174", "faint")
     draw_chart(drawing, 178, steps, "quotient")
     draw_chart(drawing, 334, steps, "probability")
-    for place, (kind, words) in enumerate((("color", "colour"), ("crop", "crop"), ("resolution", "resolution"))):
+    for place, (kind, words) in enumerate(
+        (("color", "colour"), ("crop", "crop"), ("resolution", "resolution"))
+    ):
         drawing.rect(LEFT + 130 * place, 492, 12, 12, kind, round_by=6)
         drawing.text(LEFT + 18 + 130 * place, 503, f"{words} reduced", "small")
     drawing.text(RIGHT, 503, "steps, from left to right", "small soft end")
@@ -291,8 +299,10 @@ def draw_chart(drawing: Drawing, top: float, steps: list[dict[str, Any]], figure
         share = np.log10(value) / lowest if is_log else 1 - value
         return float(top + 26 + 106 * share)
 
-    words = "entropy quotient: bytes of the PNG ÷ those of the original" if is_log else (
-        "probability that the network gives to the class"
+    words = (
+        "entropy quotient: bytes of the PNG ÷ those of the original"
+        if is_log
+        else ("probability that the network gives to the class")
     )
     drawing.text(LEFT, top + 12, words, "small bold")
     for mark in marks:
