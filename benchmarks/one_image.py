@@ -2,7 +2,7 @@
 
 A published EfficientNet-Lite0 looks at photographs of ImageNet; both come with packages that `make test`
 installs. Written are the neighbours of one photograph, as an adaptive run of step 0.25 would try them
-before its first stage, and the steps of the search for another one's minimal image (step 0.05), with thumbnails.
+before its first stage, and the steps of the search for another one's minimal image (step 0.05).
 
     python benchmarks/one_image.py --out benchmarks/results/one-image-cpu.json
 """
