@@ -61,7 +61,7 @@ def minimal(
 
     The result has image, quotient, levels, window and steps, each with its image, probability and quotient;
     `save` writes the image, `sheet` a picture of the whole way. Raises InputError for what cannot be
-    searched, a class that the network does not have (it names those near it), and an image that the network does
+    searched, a class that the network lacks (it names those near it), and an image that the network does
     not take for `label` (it says for what); RunError for a damaged file or run.
 
     Example:
