@@ -1,8 +1,8 @@
 """Draws the SVG files that docs/explanation/method.md shows: `python docs/images/drawings.py`.
 
-What they show is computed: epochs by qrdali's schedule from accuracies that docs/explanation/method.md names,
-pictures by qrdali.reduce, and the descent of a photograph from benchmarks/results/one-image-cpu.json. Text is
-text. Each drawing has a background of its own, so that it can be read on a light and on a dark page.
+What they show is computed: epochs by qrdali's schedule from the accuracies in SEQUENCES, pictures by
+qrdali.reduce, and steps of photographs from benchmarks/results/one-image-cpu.json. Text is text, and each
+drawing has a background of its own, so that it can be read on a light and on a dark page.
 """
 
 from __future__ import annotations
