@@ -1,4 +1,8 @@
-"""Tests examples/notebook.ipynb: its cells run from the top and give the kinds of output that it holds."""
+"""Tests examples/notebook.ipynb: its cells run from the top and give the kinds of output that it holds.
+
+To execute it again: `pip install nbclient ipykernel ipywidgets`, then `jupyter execute --inplace
+examples/notebook.ipynb`, and remove the folder `examples/notebook-files` that it makes.
+"""
 
 from __future__ import annotations
 
