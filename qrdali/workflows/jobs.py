@@ -103,7 +103,7 @@ def train(
         epochs=20, reduction="crop", restore_best=False, track_sets={"mine": "folder"}.
 
     Ctrl-C raises KeyboardInterrupt; `resume` then continues from the last save. Raises InputError for an
-    option that cannot be, that is another method's, or that does not exist, naming those near it; RunError
+    option that is out of range, is another method's, or does not exist, naming those near it; RunError
     for work that cannot be done.
 
     Example:
@@ -516,7 +516,7 @@ def reproduce(
     Any number of such calls, on any hosts that share the folder, share the tasks. The same call continues
     where it was stopped, skips what is done and tries again what failed. The result has tasks (their number),
     runs (each with name, state, val, accuracy, seconds) and page, the report's path. Raises InputError for a
-    file or an option that cannot be, RunError where tasks failed; the others are done then.
+    file or an option that cannot be used, RunError where tasks failed; the others are done then.
 
     Example:
         >>> result = qrdali.reproduce("matrix.toml", only=["shared"], out="matrix", device="cpu")
