@@ -500,6 +500,7 @@ def reproduce(
     workers: int | None = None,
     gpus: str | None = None,
     task: str | None = None,
+    wait: bool = False,
     progress: bool | ProgressListener = False,
 ) -> MatrixResult:
     """Carries out an experiment matrix: its runs, their evaluation, minimal images and the report.
@@ -511,6 +512,7 @@ def reproduce(
     workers: so many processes on this host share the tasks.
     gpus: "all", how many, or which as "0,2,5": one process for each shares the tasks.
     task: the key of the only one to do, as "train NETWORK/RUN"; its needs must be done.
+    wait: with task, wait for what it needs, and for another process that has it.
     progress: True shows bars; or a listener.
 
     Any number of such calls, on any hosts that share the folder, share the tasks. The same call continues
@@ -527,6 +529,8 @@ def reproduce(
     from qrdali.workflows import reproduce as workflow
     from qrdali.workflows.matrix_launch import ListenerView, plans_for
 
+    if wait and task is None:
+        raise InputError("wait is for task: without one, all that is left is done anyway")
     folder, moved = _folder_and_root(data)
     listener = listener_for(progress)
     options: dict[str, Any] = {
@@ -543,7 +547,7 @@ def reproduce(
         if task is not None:
             raise InputError("task: one process does it; leave out workers and gpus")
         return workflow.reproduce_in_workers(os.fspath(config), plans, ListenerView(listener), **options)
-    return workflow.reproduce(os.fspath(config), task=task, **options)
+    return workflow.reproduce(os.fspath(config), task=task, wait=wait, **options)
 
 
 def _folder_and_root(data: Dataset | PathLike | None) -> tuple[str | None, str | None]:
