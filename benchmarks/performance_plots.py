@@ -1,0 +1,106 @@
+"""Draws the plots of docs/performance.md, as text of SVG files that are the same for the same figures."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+OURS, LIMIT = "qrdali", "decode alone"
+TITLES = {
+    "threads": "threads",
+    "image_size": "image size in pixels",
+    "input_size": "input size in pixels",
+    "batch_size": "batch size",
+    "images": "number of images",
+}
+BLUE, GRAY = "#1f6fb4", "#888888"
+# A page may be dark or light: the plots bring a white background of their own.
+STYLE = {
+    "svg.hashsalt": "performance",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "white",
+}
+
+Row = dict[str, Any]
+
+
+def _svg(figure: Any) -> str:
+    """Returns a figure as SVG without a date and without its maker's version, and closes it."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def _bounds(rows: list[Row]) -> list[list[float]]:
+    """Returns how far the minimum and the maximum are from the median, as error bars want it."""
+    return [
+        [row["median"] - row["min"] for row in rows],
+        [row["max"] - row["median"] for row in rows],
+    ]
+
+
+def peers(data: Row) -> str:
+    """Returns bars of the loaders' images per second, the fastest first, with minimum and maximum."""
+    speeds = {
+        name: row
+        for name, row in data["images_per_second"].items()
+        if name in (OURS, LIMIT) or name in data["speed_ratio"]
+    }
+    names = sorted(speeds, key=lambda name: speeds[name]["median"])
+    rows = [speeds[name] for name in names]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(7, 0.34 * len(names) + 0.8), layout="constrained")
+        colors = [BLUE if name == OURS else GRAY for name in names]
+        axes.barh(names, [row["median"] for row in rows], xerr=_bounds(rows), color=colors, ecolor="#333333")
+        axes.set_xlabel(
+            f"images per second, {data['threads']} threads, {data['input_size']} pixels "
+            "(median, minimum and maximum over rounds)"
+        )
+        return _svg(figure)
+
+
+def curves(data: Row) -> str:
+    """Returns a panel for each curve: images per second of the loader and of decoding alone."""
+    with matplotlib.rc_context(STYLE):
+        figure, grid = pyplot.subplots(2, 3, figsize=(9, 5.2), layout="constrained")
+        panels = list(grid.flat)
+        for axes, (name, points) in zip(panels, data["curves"].items(), strict=False):
+            _curve(axes, name, points)
+        legend = panels[len(data["curves"])]
+        legend.axis("off")
+        legend.legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False)
+        for axes in (panels[0], panels[3]):
+            axes.set_ylabel("images per second")
+        return _svg(figure)
+
+
+def _curve(axes: Axes, name: str, points: dict[str, Row]) -> None:
+    places = range(len(points))
+    for loader, label, color in ((LIMIT, "decoding alone", GRAY), (OURS, "qrdali", BLUE)):
+        rows = [point["images_per_second"][loader] for point in points.values()]
+        axes.errorbar(
+            places,
+            [row["median"] for row in rows],
+            yerr=_bounds(rows),
+            color=color,
+            marker="o",
+            markersize=4,
+            capsize=2,
+            label=label,
+        )
+    axes.set_xticks(places, [text.replace("x", "×") for text in points], fontsize=7)
+    axes.set_xlabel(TITLES[name])
+    if name == "image_size":
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
