@@ -7,7 +7,8 @@ float32 [N, 3, 224, 224] of them, resized with a filter that averages, and norma
 its own, which waits while another is measured. A round measures each loader once; each round begins with
 another, and a ratio is that of two measurements of one round. `pixels` in the result says how far those of a
 peer's first batch are from Pillow's, in levels of 0 to 255. `cpu_seconds_per_1000_images` counts all threads
-and processes of a loader: it depends less than the speed does on what else runs on the machine.
+and processes of a loader, `cpu_time_ratio` is a peer's by ours: they depend less than the speed does on what
+else runs on the machine.
 
 Peers that are not installed are left out, and a line says so. None of them is a dependency of qrdali. In a
 virtual environment of your own that has qrdali:
@@ -178,6 +179,9 @@ def summary(rows: dict[str, list[Row]]) -> Row:
         "images_per_second": {kind: spread(values, 1) for kind, values in speeds.items()},
         "cpu_seconds_per_1000_images": {kind: spread(values, 3) for kind, values in cpu.items()},
         "speed_ratio": {peer: ratios(OURS, peer) for peer in peers},
+        "cpu_time_ratio": {
+            peer: spread([b / a for a, b in zip(cpu[OURS], cpu[peer], strict=True)], 3) for peer in peers
+        },
         "share_of_decode_alone": {kind: ratios(kind, LIMIT) for kind in rows if kind != LIMIT},
         "time_reduced_over_full": {kind.removeprefix(f"{OURS} "): ratios(OURS, kind) for kind in reduced},
         "speed_ratio_combination": {

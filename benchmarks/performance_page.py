@@ -164,6 +164,7 @@ def peers_table(names: list[str]) -> Table:
             *on_both("images/s", "images_per_second > {row}", 0, spread=True),
             *on_both("qrdali is … times as fast", "speed_ratio > {row}", spread=True),
             Column("CPU seconds / 1,000 images", "cpu_seconds_per_1000_images > {row} > median"),
+            Column("CPU time ÷ qrdali's", "cpu_time_ratio > {row}", spread=True),
         ],
     )
 

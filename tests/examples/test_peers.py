@@ -81,6 +81,7 @@ def test_figures_worked_by_hand(peers: ModuleType) -> None:
         "decode alone": {"median": 0.5, "min": 0.25, "max": 0.75},
         "cv2 + DataLoader": {"median": 1.5, "min": 0.75, "max": 3},
     }
+    assert found["cpu_time_ratio"]["cv2 + DataLoader"] == {"median": 3, "min": 2.4, "max": 3}
     assert found["share_of_decode_alone"]["qrdali"]["median"] == 0.5
     assert found["time_reduced_over_full"] == {"combination": {"median": 0.75, "min": 0.5, "max": 1}}
     assert found["speed_ratio_combination"] == {"cv2 + DataLoader": {"median": 0.5, "min": 0.333, "max": 2}}
