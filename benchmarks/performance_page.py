@@ -186,7 +186,11 @@ def reduced_table(names: list[str]) -> Table:
         "peers",
         "reduction at quality .5",
         {name: name for name in names},
-        on_both("time ÷ full quality", "time_reduced_over_full > {row}", spread=True),
+        [
+            *on_both("time ÷ full quality", "time_reduced_over_full > {row}", spread=True),
+            Column("share of decoding alone", "share_of_decode_alone > qrdali {row}", spread=True),
+            Column("CPU seconds / 1,000 images", "cpu_seconds_per_1000_images > qrdali {row} > median"),
+        ],
     )
 
 
