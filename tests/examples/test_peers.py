@@ -128,3 +128,21 @@ def test_a_peer_that_fails_is_skipped_with_its_reason(
     # Without ours there is nothing to compare.
     with pytest.raises(RuntimeError, match="qrdali has no FFmpeg"), peers.servers(["qrdali"], task):
         pass
+
+
+def test_each_round_begins_with_another_loader(peers: ModuleType) -> None:
+    asked: list[tuple[str, int]] = []
+
+    class Fake:
+        def __init__(self, *kinds: str) -> None:
+            self.kinds = list(kinds)
+
+        def run(self, kind: str, number: int) -> dict[str, float]:
+            asked.append((kind, number))
+            return row(number, 1)
+
+    rows = peers.measure({"a": Fake("a", "a reduced"), "b": Fake("b")}, 4)
+    assert [kind for kind, number in asked if number == 1] == ["a reduced", "b", "a"]
+    assert [kind for kind, number in asked if number == 2] == ["b", "a", "a reduced"]
+    assert [kind for kind, number in asked if number == 3] == ["a", "a reduced", "b"]
+    assert [found["seconds"] for found in rows["b"]] == [1, 2, 3, 4]
