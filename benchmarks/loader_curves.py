@@ -6,7 +6,8 @@ One thing at a time differs from `base` in the result. Beside each speed stands 
 files alone, with DALI in as many threads: the limit of whatever decodes whole images so. A round measures
 every point once, both loaders one after the other; each round begins with another point, and a share is that
 of two measurements of one round. The images are generated; where a point has more of them than were generated
-for its size, files are linked to several names, and so are read from the page cache, as all are.
+for its size, files are linked to several names, and so are read from the page cache, as all are. Seconds of
+the processors are measured too: they depend less than the clock's on what else runs on the machine.
 """
 
 from __future__ import annotations
@@ -106,42 +107,59 @@ class Pictures:
         return [sorted(folder.iterdir()) for folder in sorted((root / "train").iterdir())]
 
 
-def seconds(name: str, task: Task) -> float:
-    """Returns what an epoch of a loader takes in seconds, after one that warms it up."""
+class Taken(NamedTuple):
+    """What an epoch takes: images per second, and seconds of all processors per 1,000 images."""
+
+    images_per_second: float
+    cpu_seconds: float
+
+
+def taken(name: str, task: Task) -> Taken:
+    """Returns what an epoch of a loader takes, after one that warms it up."""
     epoch = PEERS[name].open(task)[name]
     number = 0
     if len(task.paths) < WARMED_UP:
         for _ in epoch(number):
             pass
         number = 1
-    begun = time.perf_counter()
+    begun, cpu_begun = time.perf_counter(), time.process_time()
     images = sum(len(batch) for batch in epoch(number))
     wait_for_device(resolve_device("auto"))
-    taken = time.perf_counter() - begun
+    seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
     if images != len(task.paths):
         raise RuntimeError(f"{name} gave {images} images of {len(task.paths)}")
-    return taken
+    return Taken(images / seconds, 1000 * cpu_seconds / images)
 
 
-def measure(tasks: dict[Point, Task], rounds: int) -> dict[Point, dict[str, list[float]]]:
-    """Returns the images per second of each loader at each point, one for each round."""
-    found: dict[Point, dict[str, list[float]]] = {point: {OURS: [], LIMIT: []} for point in tasks}
+def measure(tasks: dict[Point, Task], rounds: int) -> dict[Point, dict[str, list[Taken]]]:
+    """Returns the measurements of each loader at each point, one for each round."""
+    found: dict[Point, dict[str, list[Taken]]] = {point: {OURS: [], LIMIT: []} for point in tasks}
     points = list(tasks)
     for number in range(rounds):
         turn = number * 7 % len(points)
         for point in points[turn:] + points[:turn]:
             for name in (OURS, LIMIT) if number % 2 else (LIMIT, OURS):
-                found[point][name].append(point.images / seconds(name, tasks[point]))
+                found[point][name].append(taken(name, tasks[point]))
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return found
 
 
-def summary(found: dict[str, list[float]]) -> Row:
-    """Returns the spread of both speeds at a point, and of ours by the limit in the same round."""
-    shares = [ours / limit for ours, limit in zip(found[OURS], found[LIMIT], strict=True)]
+def summary(found: dict[str, list[Taken]]) -> Row:
+    """Returns the spread of both loaders' measurements at a point, and of ours by the limit in one round."""
+    pairs = list(zip(found[OURS], found[LIMIT], strict=True))
     return {
-        "images_per_second": {name: spread(values, 1) for name, values in found.items()},
-        "share_of_decode_alone": spread(shares, 3),
+        "images_per_second": {
+            name: spread([row.images_per_second for row in rows], 1) for name, rows in found.items()
+        },
+        "cpu_seconds_per_1000_images": {
+            name: spread([row.cpu_seconds for row in rows], 3) for name, rows in found.items()
+        },
+        "share_of_decode_alone": spread(
+            [ours.images_per_second / limit.images_per_second for ours, limit in pairs], 3
+        ),
+        "share_of_decode_alone_by_cpu_time": spread(
+            [limit.cpu_seconds / ours.cpu_seconds for ours, limit in pairs], 3
+        ),
     }
 
 

@@ -212,7 +212,9 @@ def curve_table(name: str, points: list[str]) -> Table:
         [
             Column("images/s", f"{keys} images_per_second > qrdali", 0, spread=True),
             Column("decoding alone", f"{keys} images_per_second > decode alone", 0, spread=True),
-            *on_both("share of decoding alone", f"{keys} share_of_decode_alone", spread=True),
+            *on_both("share", f"{keys} share_of_decode_alone", spread=True),
+            Column("CPU seconds / 1,000", f"{keys} cpu_seconds_per_1000_images > qrdali > median"),
+            Column("share by CPU time", f"{keys} share_of_decode_alone_by_cpu_time", spread=True),
         ],
     )
 

@@ -49,9 +49,19 @@ def test_two_small_points(loader_curves: ModuleType, tmp_path: Path, monkeypatch
             for loader in ("qrdali", "decode alone"):
                 assert 0 < row["images_per_second"][loader]["min"] <= row["images_per_second"][loader]["max"]
             assert row["share_of_decode_alone"]["median"] > 0
+            assert row["cpu_seconds_per_1000_images"]["qrdali"]["median"] > 0
     assert result["command"].startswith("python benchmarks/loader_curves.py --rounds 2")
 
 
 def test_a_share_is_of_the_same_round(loader_curves: ModuleType) -> None:
-    found = loader_curves.summary({"qrdali": [1.0, 4.0, 6.0], "decode alone": [2.0, 4.0, 24.0]})
+    taken = loader_curves.Taken
+    found = loader_curves.summary(
+        {
+            "qrdali": [taken(1.0, 2.0), taken(4.0, 2.5), taken(6.0, 2.0)],
+            "decode alone": [taken(2.0, 1.0), taken(4.0, 2.0), taken(24.0, 1.5)],
+        }
+    )
     assert found["share_of_decode_alone"] == {"median": 0.5, "min": 0.25, "max": 1.0}
+    assert found["share_of_decode_alone_by_cpu_time"] == {"median": 0.75, "min": 0.5, "max": 0.8}
+    assert found["images_per_second"]["qrdali"] == {"median": 4.0, "min": 1.0, "max": 6.0}
+    assert found["cpu_seconds_per_1000_images"]["decode alone"] == {"median": 1.5, "min": 1.0, "max": 2.0}
