@@ -1,7 +1,7 @@
 """Takes the code blocks out of README.md and the pages of docs, for the tests that run them.
 
-A fenced block has a language. Commands stand in `console` blocks behind "$ ", their output below them; a line that
-ends in a backslash goes on in the next. Comments that a reader does not see come before a block:
+A fenced block has a language. Commands stand in `console` blocks behind "$ ", their output below them; a line
+that ends in a backslash goes on in the next. Comments that a reader does not see come before a block:
 
     <!-- not run: WHY -->        the next block is only checked: options of commands, syntax of Python
     <!-- run first: COMMAND -->  run by the test alone, in place of what the reader has already
@@ -24,7 +24,10 @@ _PROMPT = "$ "
 
 @dataclass(frozen=True)
 class Block:
-    """Holds a block of a page. line: of its first fence, from 1. why_not: why it is not run; empty if it is."""
+    """Holds a block of a page.
+
+    line: of its first fence, from 1. why_not: why it is not run; empty if it is.
+    """
 
     page: Path
     line: int
@@ -59,7 +62,10 @@ def name_of(page: Path) -> str:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """Returns the fenced blocks of a page, and what is run first, in order. Raises ValueError for an open fence."""
+    """Returns the fenced blocks of a page, and what is run first, in order.
+
+    Raises ValueError for a fence that is never closed, and for a "not run" without a block.
+    """
     return list(_blocks(page, page.read_text(encoding="utf-8").splitlines()))
 
 

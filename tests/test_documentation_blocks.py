@@ -1,7 +1,7 @@
 """Every command and every piece of Python in README.md and docs is run, on small data, from top to bottom.
 
-What needs a GPU, a cluster, ImageNet or hours is marked in the page (tests/documentation_pages.py says how); its
-options, its syntax and its names are checked instead.
+What needs a GPU, a cluster, ImageNet or hours is marked in the page (tests/documentation_pages.py says how);
+its options and its syntax are checked instead.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="session")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what pages take for granted: images, data, photo.jpg, and the runs shared, baseline, linear."""
+    """What pages take for granted: images, data, photo.jpg, and the runs shared, baseline and linear."""
     folder = tmp_path_factory.mktemp("documentation")
     generate(
         folder / "images", ShapesSpec(classes=3, train=8, val=4, test=4, size=(96, 72), seed=3), workers=1
@@ -130,7 +130,9 @@ def run_commands(block: Block, folder: Path, environment: dict[str, str]) -> Non
             text=True,
             timeout=600,
         )
-        assert ended.returncode == 0, f"{block.place}: $ {command}\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}"
+        assert ended.returncode == 0, (
+            f"{block.place}: $ {command}\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}"
+        )
 
 
 def every_block() -> list[Block]:
@@ -158,7 +160,7 @@ def test_a_block_is_what_it_says(block: Block) -> None:
 
 
 def commands_of_qrdali(shell: str) -> list[list[str]]:
-    """Returns the arguments of each `qrdali …` in a shell text, also behind torchrun, pipes and redirections."""
+    """Returns the arguments of each `qrdali …` in a shell text, also behind torchrun and pipes."""
     found = []
     for line in shell.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
@@ -237,7 +239,9 @@ def test_a_broken_command_is_found(tmp_path: Path) -> None:
     assert block.commands == ["true", "qrdali data info \\\n    nowhere"]
     shown = Block(ROOT / "README.md", 1, "console", block.text)
     with pytest.raises(AssertionError, match="nowhere"):
-        run_commands(shown, tmp_path, {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
+        run_commands(
+            shown, tmp_path, {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        )
 
 
 def test_an_unknown_option_is_found() -> None:
