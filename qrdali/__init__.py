@@ -1,7 +1,22 @@
 """Train image classifiers on quality-reduced images and ask how little information they need.
 
-The names below are the Python API; docs/tutorials/python.md shows them in five minutes. Each is imported when
-it is first used, so that `import qrdali` takes no time.
+The names below are the Python API. Whatever the command line does, they do, without a terminal:
+
+images          read, reduce, entropy, quotient
+data            index makes a data set of a folder of images, Dataset opens one
+own loops       Loader decodes and reduces batches, Schedule says which epochs are reduced
+whole jobs      train, adopt and Run; evaluate, predict and compare; build_mepi, write_report, reproduce, log
+one photograph  minimal finds the smallest version of it that a network still gets right
+errors          InputError for an argument that cannot be used, RunError for work that fails
+
+    >>> image = qrdali.read("photo.jpg")                    # uint8 [H, W, 3]
+    >>> small = qrdali.reduce(image, crop=0.5)              # half of its area
+    >>> qrdali.entropy(small) < qrdali.entropy(image)       # bytes of the PNG
+    True
+
+Each name has a help page with shapes, ranges and an example, such as help(qrdali.Loader). docs/tutorials
+begins with the demo and has Python in five minutes; docs/explanation/method.md explains the words. A name is
+imported when it is first used, so that `import qrdali` takes no time.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def adopt(request: AdoptRequest, run: Path, control: JobControl = JobControl()) 
     """Makes the run folder `run` of a network that was trained elsewhere; it holds config.toml and best/.
 
     Published weights are downloaded by timm or torchvision, or come from their caches. Returns the network's
-    description. Raises InputError for a request, a file or a list of classes that cannot be, RunError where
-    weights cannot be downloaded; nothing is left behind then.
+    description. Raises InputError for a request, a file or a list of classes that cannot be used, RunError
+    where weights cannot be downloaded; nothing is left behind then.
     """
     request = _checked(request)
     require_run_folder(run, (run / "config.toml").exists(), False)
@@ -61,7 +61,7 @@ def adopt(request: AdoptRequest, run: Path, control: JobControl = JobControl()) 
 
 
 def _checked(request: AdoptRequest) -> AdoptRequest:
-    """Returns a request with the absolute paths of its files. Raises InputError for what cannot be."""
+    """Returns a request with the absolute paths of its files. Raises InputError for what cannot be used."""
     models.find_library(request.model)
     if request.fit not in models.FITS:
         raise InputError(f"--fit is {printable(request.fit)!r}: give one of {', '.join(models.FITS)}")

@@ -103,7 +103,7 @@ def train(
         epochs=20, reduction="crop", restore_best=False, track_sets={"mine": "folder"}.
 
     Ctrl-C raises KeyboardInterrupt; `resume` then continues from the last save. Raises InputError for an
-    option that cannot be, that is another method's, or that does not exist, naming those near it; RunError
+    option that is out of range, is another method's, or does not exist, naming those near it; RunError
     for work that cannot be done.
 
     Example:
@@ -500,6 +500,7 @@ def reproduce(
     workers: int | None = None,
     gpus: str | None = None,
     task: str | None = None,
+    wait: bool = False,
     progress: bool | ProgressListener = False,
 ) -> MatrixResult:
     """Carries out an experiment matrix: its runs, their evaluation, minimal images and the report.
@@ -511,12 +512,13 @@ def reproduce(
     workers: so many processes on this host share the tasks.
     gpus: "all", how many, or which as "0,2,5": one process for each shares the tasks.
     task: the key of the only one to do, as "train NETWORK/RUN"; its needs must be done.
+    wait: with task, wait for what it needs, and for another process that has it.
     progress: True shows bars; or a listener.
 
     Any number of such calls, on any hosts that share the folder, share the tasks. The same call continues
     where it was stopped, skips what is done and tries again what failed. The result has tasks (their number),
     runs (each with name, state, val, accuracy, seconds) and page, the report's path. Raises InputError for a
-    file or an option that cannot be, RunError where tasks failed; the others are done then.
+    file or an option that cannot be used, RunError where tasks failed; the others are done then.
 
     Example:
         >>> result = qrdali.reproduce("matrix.toml", only=["shared"], out="matrix", device="cpu")
@@ -527,6 +529,8 @@ def reproduce(
     from qrdali.workflows import reproduce as workflow
     from qrdali.workflows.matrix_launch import ListenerView, plans_for
 
+    if wait and task is None:
+        raise InputError("wait is for task: without one, all that is left is done anyway")
     folder, moved = _folder_and_root(data)
     listener = listener_for(progress)
     options: dict[str, Any] = {
@@ -543,7 +547,7 @@ def reproduce(
         if task is not None:
             raise InputError("task: one process does it; leave out workers and gpus")
         return workflow.reproduce_in_workers(os.fspath(config), plans, ListenerView(listener), **options)
-    return workflow.reproduce(os.fspath(config), task=task, **options)
+    return workflow.reproduce(os.fspath(config), task=task, wait=wait, **options)
 
 
 def _folder_and_root(data: Dataset | PathLike | None) -> tuple[str | None, str | None]:

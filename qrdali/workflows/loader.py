@@ -147,8 +147,8 @@ class Loader:
         on_unreadable: is called with {sample: reason} of images that cannot be read any more, which are then
             left out of their batch.
 
-        Raises InputError for what cannot be, such as a quality off the grid, whose neighbours it names; while
-        iterating, RunError naming the file that cannot be read, unless `on_unreadable` is given.
+        Raises InputError for a value out of range, such as a quality off the grid, whose neighbours it names;
+        while iterating, RunError naming the file that cannot be read, unless `on_unreadable` is given.
 
         Example:
             >>> loader = qrdali.Loader(qrdali.Dataset.open("data")["val"], input_size=32, device="cpu")

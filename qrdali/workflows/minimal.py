@@ -61,8 +61,8 @@ def minimal(
 
     The result has image, quotient, levels, window and steps, each with its image, probability and quotient;
     `save` writes the image, `sheet` a picture of the whole way. Raises InputError for what cannot be
-    searched, a class that there is not (it names those near it), and an image that the network does not take
-    for `label` (it says for what); RunError for a damaged file or run.
+    searched, a class that the network lacks (it names those near it), and an image that the network does
+    not take for `label` (it says for what); RunError for a damaged file or run.
 
     Example:
         >>> found = qrdali.minimal("photo.jpg", "runs/shared", device="cpu", reduction="color")

@@ -45,8 +45,8 @@ def write_minimal_images(
 
     Returns a row per reduction and image, in the order given: {"image", "reduction", "label", "mepi",
     "sheet", "quotient", …}, or with "mepi" None, "answer" and "confidence" for an image that the network does
-    not take for `label`. Raises InputError before anything is searched for what cannot be; RunError where not
-    one image could be read.
+    not take for `label`. Raises InputError, before anything is searched, for what cannot be
+    used; RunError where not one image could be read.
     """
     one = "color" if reduction == "all" else reduction
     options = MinimalOptions(one, step, tail, windows, prefer, search_batch_size, memory)

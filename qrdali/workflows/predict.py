@@ -94,8 +94,8 @@ def predict(
     in `evaluate`.
 
     Images that cannot be decoded are passed over with a warning each. Raises InputError for places that do
-    not exist, folders without images and an `out` that cannot be, RunError for a damaged run, or if no image
-    is left, and Interrupted once `control.stop` returns a signal; nothing is written then.
+    not exist, folders without images and an `out` that cannot be written, RunError for a damaged run,
+    or if no image is left, and Interrupted once `control.stop` returns a signal; nothing is written then.
     """
     folder, listener = Path(run), control.listener
     if top < 1:

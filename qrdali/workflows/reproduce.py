@@ -85,7 +85,7 @@ def plan(
     """Returns every task of a matrix, its state and the time it may take; nothing is written.
 
     workers, gpus: with which the time until all is done is computed, of any host: the GPUs need not be here.
-    The other options are those of `reproduce`. Raises InputError for numbers of workers that cannot be.
+    The other options are those of `reproduce`. Raises InputError for invalid `workers` or `gpus`.
     """
     tasks = _open(config, _Options(only, out, data, root, device, threads), control.listener)
     times = Estimate(tasks)

@@ -62,7 +62,7 @@ class Schedule:
     start_accuracy: of the weights before the first epoch, which count as epoch 0 of the run's best.
     sizes: of all training images, upright height and width in pixels, integers [images, 2].
 
-    Raises InputError for an option that cannot be, and for a next epoch while one has no report. The rules
+    Raises InputError for an option out of range, and for a next epoch while one has no report. The rules
     are those of `qrdali.train`. Levels that change no training image have no stage; without the images' sizes
     only those of a reduction of colour alone are known.
 

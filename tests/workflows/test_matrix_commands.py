@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from matrix_helpers import SHAPES, written
 
+import qrdali
 from qrdali.cli.main import main
+from qrdali.errors import InputError
 from qrdali.experiment.claims import Claims
 from qrdali.experiment.workers import Presence
 from qrdali.workflows import matrix_worker
@@ -213,3 +215,8 @@ def test_shell_commands_run_at_once_wait_for_what_they_need(config: Path, tmp_pa
         said = process.communicate(timeout=280)[1]
         assert process.returncode == 0, said
     assert len([*(tmp_path / "out" / "tasks").glob("*/done.json")]) == 3
+
+
+def test_python_waits_for_a_task_only(config: Path) -> None:
+    with pytest.raises(InputError, match="wait is for task"):
+        qrdali.reproduce(config, wait=True)

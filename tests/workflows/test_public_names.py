@@ -60,10 +60,10 @@ def test_a_function_takes_every_option_of_its_command(command: str) -> None:
     options = cli.get_command(click.Context(cli), command)
     assert options is not None
     # Options by another name in Python, and those that are a matter of the terminal alone;
-    # --slurm returns before there is a result.
+    # --slurm returns before there is a result, and --commands prints what is to be done elsewhere.
     renamed = {"name": "set", "mepis": "mepi"}
     asked = {renamed.get(str(option.name), option.name) for option in options.params}
-    assert asked - {"as_json", "dry_run", "show_status", "slurm"} <= set(
+    assert asked - {"as_json", "dry_run", "show_status", "slurm", "commands_form"} <= set(
         inspect.signature(function).parameters
     )
 
