@@ -8,7 +8,7 @@ RESOLVE = UV_PYTHON_DOWNLOADS=never .upgrade/bin/uv pip compile pyproject.toml -
 PLATFORM = implementation_name == 'cpython' and platform_machine == 'x86_64'( and platform_python_implementation != 'PyPy')? \
 	and sys_platform == 'linux'
 
-.PHONY: demo test lint types unit reference docs browser slurm networks soak constraints upgrade clean
+.PHONY: demo test lint types unit reference docs browser slurm networks soak dist constraints upgrade clean
 
 demo: .venv/installed
 	$(BIN)/qrdali demo --out demo
@@ -34,6 +34,10 @@ networks: .venv/installed
 # Goes on where it was stopped; MINUTES=600 ROUNDS=10 for a night. The result is soak.json.
 soak: .venv/installed
 	$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),60) --rounds $(or $(ROUNDS),3) --work soak > soak.json
+
+# The wheel and the sdist in dist/, tried in an environment of their own; tests/dist.sh says how.
+dist:
+	@PYTHON=$(PYTHON) tests/dist.sh
 
 # The pages of docs/reference, of the settings and the commands; a test holds them to what it writes.
 reference: .venv/installed
@@ -85,4 +89,4 @@ endef
 	.upgrade/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 clean:
-	rm -rf .venv .upgrade build dist site *.egg-info demo soak soak.json
+	rm -rf .venv .upgrade .dist build dist site *.egg-info demo soak soak.json

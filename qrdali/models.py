@@ -21,6 +21,7 @@ from qrdali.network_heads import (
     replace_head,
 )
 from qrdali.network_options import ModelOptions, describe_options, require_model_options
+from qrdali.torchvision_weights import with_published_weights
 
 THESIS = ("squeezenet1_1", "resnet152", "efficientnet_b3")
 SMALL = ("resnet10t", "test_resnet")  # few layers, with batch-norm: for demos and tests on a CPU
@@ -137,9 +138,9 @@ def create(
             model = torchvision.models.get_model(bare, weights=None, **asked)
             drop_auxiliary_heads(model)
             return model
-        model = torchvision.models.get_model(bare, weights="DEFAULT", **given)
+        model = with_published_weights(bare, **given)
         drop_auxiliary_heads(model)
-    except InputError:
+    except (InputError, RunError):
         raise
     except Exception as error:  # download errors have many types; the message is what matters
         if given and not isinstance(error, OSError):

@@ -20,6 +20,7 @@ from qrdali.files.json_objects import read_object
 from qrdali.models import find_library
 from qrdali.network_heads import drop_auxiliary_heads
 from qrdali.runs.adoption import HUB
+from qrdali.torchvision_weights import with_published_weights
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}(@[\w./-]{1,100})?", re.ASCII)
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -81,9 +82,7 @@ def load_published(name: str) -> nn.Module:
 
             model: nn.Module = timm.create_model(bare, pretrained=True)
             return model
-        import torchvision
-
-        model = torchvision.models.get_model(bare, weights="DEFAULT")
+        model = with_published_weights(bare)
         drop_auxiliary_heads(model)
         return model
 

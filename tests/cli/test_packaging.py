@@ -1,6 +1,7 @@
 """Checks that what is installed is what is here: every room and every configuration."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -9,8 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from distribution_contents import package_files, sdist_problems, wheel_problems
 
 from qrdali.runs.settings import read_toml
+from qrdali.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {"qrdali": ROOT / "qrdali", "qrdali/pipelines": ROOT / "pipelines", "qrdali/cli": ROOT / "cli"}
@@ -27,10 +30,19 @@ MODULES = sorted(
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an sdist, and the wheel built from that sdist as a package index would."""
-    out = tmp_path_factory.mktemp("dist")
+    """Returns a folder with an sdist, and the wheel built from that sdist as a package index would.
+
+    They are built from a copy of the checkout, without the lists that earlier builds left there.
+    """
+    checkout, out = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("dist")
+    for folder in ("qrdali", "pipelines", "cli", "configs", "docs", "tests", "benchmarks"):
+        without = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, checkout / folder, symlinks=True, ignore=without)
+    for file in ROOT.iterdir():
+        if file.is_file():
+            shutil.copy2(file, checkout)
     subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)],
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(checkout)],
         check=True,
         capture_output=True,
     )
@@ -45,16 +57,65 @@ def test_every_room_is_listed_as_a_package() -> None:
 
 
 @pytest.mark.slow
-def test_wheel_and_sdist_hold_all_parts(built: Path) -> None:
-    wheel, sdist = next(built.glob("*.whl")), next(built.glob("*.tar.gz"))
-    names = zipfile.ZipFile(wheel).namelist()
-    assert set(MODULES) <= set(names)
-    assert {"qrdali/py.typed", "qrdali/network_costs.tsv", *CONFIGS, *SUITES} <= set(names)
+def test_wheel_and_sdist_hold_the_package_and_nothing_else(built: Path) -> None:
+    assert wheel_problems(next(built.glob("*.whl"))) == []
+    assert sdist_problems(next(built.glob("*.tar.gz"))) == []
+
+
+def test_the_files_of_the_package_are_those_behind_the_links_too() -> None:
+    files = package_files()
+    assert set(MODULES) <= files
+    assert {"qrdali/py.typed", "qrdali/network_costs.tsv", "qrdali/report/templates/report.html"} <= files
+    assert {*CONFIGS, *SUITES} <= files
     assert (len(CONFIGS), len(SUITES)) == (8, 7)
-    with tarfile.open(sdist) as archive:
-        inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert {*MODULES, "qrdali/network_costs.tsv", *CONFIGS, *SUITES} <= inside
-    assert not any(part in name for name in [*names, *inside] for part in (".venv", "__pycache__"))
+    assert not [name for name in files if "__pycache__" in name]
+
+
+def changed_wheel(wheel: Path, to: Path, files: dict[str, str | None]) -> Path:
+    """Copies a wheel with other texts in some of its files; None leaves a file out."""
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(to / wheel.name, "w") as new:
+        for name in old.namelist():
+            if files.get(name, "") is not None:
+                new.writestr(name, files.get(name) or old.read(name))
+        for name in sorted(files.keys() - set(old.namelist())):
+            new.writestr(name, files[name] or "")
+    return to / wheel.name
+
+
+@pytest.mark.slow
+def test_a_wheel_that_lacks_or_holds_something_is_found(built: Path, tmp_path: Path) -> None:
+    wheel = next(built.glob("*.whl"))
+    info = f"qrdali-{__version__}.dist-info/METADATA"
+    changes = {"qrdali/network_costs.tsv": None, "qrdali/cli/main.py": None, "tests/soak.py": "x"}
+    assert wheel_problems(changed_wheel(wheel, tmp_path, changes)) == [
+        "lacks qrdali/cli/main.py",
+        "lacks qrdali/network_costs.tsv",
+        "should not hold tests/soak.py",
+    ]
+    text = (
+        "Metadata-Version: 2.4\nName: qrdali\nVersion: 0.1.0\n\n![a](docs/a.png) [b](#b) [c](https://c.org)"
+    )
+    assert wheel_problems(changed_wheel(wheel, tmp_path, {info: text})) == [
+        f"is version 0.1.0, where qrdali/version.py has {__version__}",
+        "describes itself with the relative link docs/a.png",
+    ]
+
+
+@pytest.mark.slow
+def test_an_sdist_with_a_link_or_without_a_file_is_found(built: Path, tmp_path: Path) -> None:
+    sdist = next(built.glob("*.tar.gz"))
+    root = sdist.name.removesuffix(".tar.gz")
+    with tarfile.open(sdist) as old, tarfile.open(tmp_path / sdist.name, "w:gz") as new:
+        for member in old.getmembers():
+            if member.name != f"{root}/qrdali/configs/demo.toml":
+                new.addfile(member, old.extractfile(member) if member.isfile() else None)
+        link = tarfile.TarInfo(f"{root}/qrdali/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "../cli"
+        new.addfile(link)
+    assert sdist_problems(tmp_path / sdist.name) == [
+        f"holds {root}/qrdali/link, which is no file",
+        "lacks qrdali/configs/demo.toml",
+    ]
 
 
 @pytest.mark.slow
@@ -79,7 +140,7 @@ def test_the_wheel_runs_without_the_checkout(built: Path, tmp_path: Path) -> Non
     ).stdout
     assert str(tmp_path) in where
     shown = subprocess.run([tmp_path / "v" / "bin" / "qrdali", "--version"], **run).stdout
-    assert shown.strip().endswith("0.1.0")
+    assert shown == f"qrdali, version {__version__}\n"
     listed = subprocess.run([tmp_path / "v" / "bin" / "qrdali", "reproduce", "demo.toml", "--dry-run"], **run)
     assert "# 49 tasks: 49 waiting" in listed.stdout
     assert str(site) in listed.stderr

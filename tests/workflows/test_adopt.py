@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -168,24 +169,58 @@ def test_a_folder_that_holds_something_is_not_replaced(files: Path, tmp_path: Pa
     assert adopted(files, tmp_path / "new").best.model == "test_resnet"
 
 
+def torchvision_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Returns a folder in which torchvision finds what it would otherwise download."""
+    monkeypatch.setenv("TORCH_HOME", str(home / "torch"))
+    cache = home / "torch" / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    return cache
+
+
+class MakesAFile:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mknod, (str(self.file),)
+
+
+@pytest.mark.parametrize("how", ["adopt", "pretrained"])
+def test_code_in_a_cached_file_of_torchvision_is_not_executed(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = torchvision_cache(tmp_path, monkeypatch) / "squeezenet1_1-b8a52dc0.pth"
+    torch.save({"classifier.1.weight": MakesAFile(tmp_path / "made")}, file)
+    load = {
+        "adopt": lambda: qrdali.adopt("torchvision/squeezenet1_1", run=tmp_path / "r"),
+        "pretrained": lambda: create("torchvision/squeezenet1_1", 5, pretrained=True),
+    }[how]
+    with pytest.raises(qrdali.RunError, match=r"b8a52dc0.pth holds more than tensors, .* remove it") as error:
+        load()
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "made").exists()
+    assert not (tmp_path / "r").exists()
+    torch.load(file, weights_only=False)  # it would have been
+    assert (tmp_path / "made").exists()
+
+
 def test_published_weights_of_timm_and_torchvision_come_with_their_whole_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import timm
-    import torchvision
 
     torch.manual_seed(3)
     networks = {"timm": create("test_resnet", 1000), "torchvision": create("torchvision/squeezenet1_1", 1000)}
-    build_timm, build_torchvision = timm.create_model, torchvision.models.get_model
+    build_timm = timm.create_model
 
     def of_timm(name: str, **options: Any) -> Any:
         return networks["timm"] if options.pop("pretrained", False) else build_timm(name, **options)
 
-    def of_torchvision(name: str, **options: Any) -> Any:
-        return networks["torchvision"] if options["weights"] else build_torchvision(name, **options)
-
     monkeypatch.setattr(timm, "create_model", of_timm)
-    monkeypatch.setattr(torchvision.models, "get_model", of_torchvision)
+    cache = torchvision_cache(tmp_path, monkeypatch)
+    torch.save(networks["torchvision"].state_dict(), cache / "squeezenet1_1-b8a52dc0.pth")
     for library, model, weights in (
         ("timm", "test_resnet", "timm/test_resnet.r160_in1k"),
         ("torchvision", "torchvision/squeezenet1_1", "torchvision/SqueezeNet1_1_Weights.IMAGENET1K_V1"),
@@ -215,17 +250,18 @@ def test_without_a_network_one_line_says_what_to_do(
     model: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import timm
-    import torchvision
+    import torch.hub
 
     def fails(*_: Any, **options: Any) -> Any:
-        if options.get("pretrained") or options.get("weights"):
+        if "/" in model or options.get("pretrained"):
             logging.getLogger("huggingface_hub").warning("Retrying in 1s")
             raise OSError("Name or service not known\nand more")
         return built(*_, **options)
 
-    built = timm.create_model if "/" not in model else torchvision.models.get_model
+    built = timm.create_model
+    torchvision_cache(tmp_path, monkeypatch)
     monkeypatch.setattr(
-        *((timm, "create_model") if "/" not in model else (torchvision.models, "get_model")), fails
+        *((timm, "create_model") if "/" not in model else (torch.hub, "download_url_to_file")), fails
     )
     with pytest.raises(qrdali.RunError, match=advice) as error:
         qrdali.adopt(model, run=tmp_path / "r")
