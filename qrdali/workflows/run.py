@@ -39,8 +39,7 @@ class Run:
         from qrdali.runs import folder as run_folder
 
         self.folder = Path(folder)
-        if not run_folder.holds_run(self.folder):
-            raise InputError(f"{printable(self.folder)} is not a run folder (no config.toml)")
+        run_folder.require_run(self.folder)
 
     def __fspath__(self) -> str:
         return str(self.folder)
