@@ -1,4 +1,4 @@
-"""Says what to give where a run folder is wanted and the path is none: the likely mistakes, by what lies there."""
+"""Says what to give where a run folder is wanted and the path is none, by what lies there."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _what_to_give(folder: Path) -> str:
     if (folder / "classes.tsv").exists():
         return "it is a data set, which --data takes; give the folder that `qrdali train … --run` made"
     if (folder / "options.json").exists():
-        return "it is a MEPI set; give the run that it was built with, or this folder as --mepi of `qrdali report`"
+        return "it is a MEPI set, which --mepi of `qrdali report` takes; give the run that it was built with"
     if runs := _runs_in(folder):
         names = ", ".join(printable(run) for run in runs[:_SHOWN_RUNS])
         return f"it holds runs: give one of them, such as {names}"

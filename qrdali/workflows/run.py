@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qrdali.errors import InputError, printable
-
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import nn
