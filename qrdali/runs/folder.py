@@ -94,7 +94,7 @@ def holds_run(folder: Path) -> bool:
 def require_run(folder: Path) -> None:
     """Raises InputError, which says what to give instead, if `folder` is not a run folder."""
     if not holds_run(folder):
-        raise InputError(f"{printable(folder)} is not a run folder (no {CONFIG}): {what_to_give(folder)}")
+        raise InputError(f"{printable(folder)} is not a run folder (no config.toml): {what_to_give(folder)}")
 
 
 def is_adopted(folder: Path) -> bool:
