@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
 from qrdali.errors import InputError, printable
 from qrdali.reduction.quality import REDUCTIONS
@@ -33,6 +34,21 @@ def parse_suites(texts: tuple[str, ...]) -> dict[str, str]:
             raise InputError(f"--suite gives {name} twice: evaluate one folder of it, then the other")
         roots[name] = root
     return roots
+
+
+def check_suites(suites: Mapping[str, str], sets: Iterable[str]) -> None:
+    """Raises InputError for an experiment's `evaluate.suites` that are none, have no folder, or whose rows
+    would have the name of those of a set.
+    """
+    for name, root in suites.items():
+        if name not in SUITES:
+            raise InputError(
+                f"evaluate.suites.{printable(name)} is no suite: give some of {', '.join(SUITES)}"
+            )
+        if not root:
+            raise InputError(f"evaluate.suites.{name} is empty: give the folder of the suite")
+    if clash := [name for name in sets if suite_of_rows(name) in suites]:
+        raise InputError(f"evaluate.sets.{clash[0]} would have the name of rows of a suite: rename it")
 
 
 def suite_of_rows(name: str) -> str | None:

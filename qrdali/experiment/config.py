@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from qrdali.data.shapes import ShapesSpec
+from qrdali.data.suite_names import check_suites
 from qrdali.errors import InputError, printable
 from qrdali.experiment.adopted import adopt_request, is_adopting
 from qrdali.experiment.config_mistakes import first_mistake
@@ -157,13 +158,14 @@ class Runs(_Table):
 class Evaluate(_Table):
     """Says what every run's best/ is evaluated on.
 
-    sets: folders by name. reduced: quality at which the splits are evaluated too. curve: whether accuracy is
-    also measured at every quality of curve_step and of curve_tail, which is that of the MEPI sets where it is
-    not given.
+    sets: folders by name. suites: folders of published suites, as `evaluate --suite` takes them. reduced:
+    quality at which the splits are evaluated too. curve: whether accuracy is also measured at every quality
+    of curve_step and of curve_tail, which is that of the MEPI sets where it is not given.
     """
 
     splits: list[Split] = Field(default=["test"], min_length=1)
     sets: dict[Name, str] = {}
+    suites: dict[Name, str] = {}
     reduced: float | None = Field(default=None, gt=0, lt=1)
     curve: bool = False
     curve_step: float = 0.25
@@ -328,6 +330,7 @@ def _check_runs(runs: Runs) -> None:
 
 
 def _check_evaluation(matrix: Matrix) -> None:
+    check_suites(matrix.evaluate.suites, matrix.evaluate.sets)
     if matrix.evaluate.sets:
         from qrdali.data.set_names import check_set_name
     for name, folder in matrix.evaluate.sets.items():

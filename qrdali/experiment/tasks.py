@@ -13,6 +13,7 @@ from qrdali.data import storage
 from qrdali.data.class_matching import ClassList
 from qrdali.data.index import Dataset, Index
 from qrdali.data.shapes import class_names
+from qrdali.data.suite_names import suite_of_rows
 from qrdali.errors import InputError, RunError, printable
 from qrdali.experiment.adopted import knows_classes
 from qrdali.experiment.config import ALL_REDUCTIONS, Matrix, Shapes
@@ -194,7 +195,21 @@ class Tasks:
             except OSError:
                 return None
             files[set_name] = [status.st_size, status.st_mtime_ns]
+        for suite in self.matrix.evaluate.suites:
+            of_suite = self._suite_rows(name, suite)
+            if not of_suite:
+                return None
+            files |= of_suite
         return files
+
+    def _suite_rows(self, name: str, suite: str) -> dict[str, list[int]]:
+        """Returns size and time of each file of rows of a suite, which has a file for each of its sets."""
+        found = {}
+        for file in sorted((self.folder.run(name) / "predictions").glob(f"{suite}*.parquet")):
+            if suite_of_rows(file.stem) == suite:
+                status = file.stat()
+                found[file.stem] = [status.st_size, status.st_mtime_ns]
+        return found
 
     def origin(self, run: PlannedRun, noted: object = None) -> dict[str, Any]:
         """Returns digests of what a run is trained from: the images, and the weights of the runs it needs.
@@ -266,10 +281,8 @@ class Tasks:
             "reduced": evaluate.reduced,
             "curve": evaluate.curve_step if evaluate.curve else None,
             **({"curve_tail": self.curve_tail} if evaluate.curve and self.curve_tail != "none" else {}),
-            "sets": {
-                name: [storage.absolute(folder), 0 if storage.is_remote(folder) else _newest(Path(folder))]
-                for name, folder in evaluate.sets.items()
-            },
+            "sets": _places(evaluate.sets),
+            **({"suites": _places(evaluate.suites)} if evaluate.suites else {}),
         }
 
     def fingerprint(self, split: str) -> str:
@@ -343,6 +356,14 @@ class Tasks:
 def _shape_classes(shapes: Shapes) -> ClassList:
     """Returns the classes of pictures that are generated, as their data set will have them."""
     return ClassList(tuple(sorted(class_names(shapes.spec().classes))))
+
+
+def _places(folders: dict[str, str]) -> dict[str, list[Any]]:
+    """Returns of each folder where it is and when it changed last, by its name."""
+    return {
+        name: [storage.absolute(folder), 0 if storage.is_remote(folder) else _newest(Path(folder))]
+        for name, folder in folders.items()
+    }
 
 
 def _newest(folder: Path) -> int:

@@ -103,9 +103,9 @@ def figure(shared: SharedRows, slug: str) -> Figure | None:
         + ", ".join(f"{one} and {other} {c.kappa:.2f}" for one, other, c in found[:6] if c.kappa is not None)
         + (" and more." if len(found) > 6 else "."),
         draw,
-        (side + 0.8, side),
         Points(
             ("run", "and run", "images", "observed", "expected", "kappa"),
             tuple((one, other, c.images, c.observed, c.expected, c.kappa) for one, other, c in found),
         ),
+        (side + 0.8, side),
     )

@@ -26,6 +26,7 @@ from qrdali.report import (
     quotients,
     resources,
     row_parts,
+    rows,
     setup,
     suites,
     thesis,
@@ -41,7 +42,6 @@ from qrdali.report.parts import Part
 from qrdali.report.read import Run
 from qrdali.report.read_mepis import Mepis
 from qrdali.report.resources import Prices
-from qrdali.report.tables import Table
 from qrdali.version import __version__
 
 MARKER = "report.json"
@@ -101,12 +101,20 @@ def build(
             for kind, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
                 (partial / "tables" / f"{table.slug}.{kind}").write_text(text, "utf-8", newline="")
         sections = [part.drawn(figures[part.slug]) for part in parts]
-        (partial / "report.html").write_text(page(title, setup.facts(runs, sets), sections), "utf-8")
+        facts = setup.facts(groups.group(runs), sets)
+        (partial / "report.html").write_text(page(title, facts, sections), "utf-8")
         titles = {table.slug: table.title for table in tables}
         text = markdown(title, findings_section.RULES, found, titles)
         (partial / "findings.md").write_text(text, "utf-8")
-        summary = _summary(title, runs, sets, tables) | {
-            "figures": _points(parts),
+        summary = {
+            "title": title,
+            "qrdali": __version__,
+            "encoder": encoder_name(),
+            "runs": [str(run.folder) for run in runs],
+            "mepi": [str(mepis.folder) for mepis in sets],
+            "tables": rows.of_tables(tables),
+            "figures": rows.of_figures(parts),
+            "galleries": rows.of_galleries(parts),
             "findings": [one.to_json() for one in found],
         }
         (partial / MARKER).write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
@@ -115,40 +123,6 @@ def build(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return summary
-
-
-def _summary(title: str, runs: list[Run], sets: list[Mepis], tables: list[Table]) -> dict[str, Any]:
-    """Returns what report.json holds: where everything came from, and every table with full precision."""
-    return {
-        "title": title,
-        "qrdali": __version__,
-        "encoder": encoder_name(),
-        "runs": [str(run.folder) for run in runs],
-        "mepi": [str(mepis.folder) for mepis in sets],
-        "tables": {
-            table.slug: {
-                "title": table.title,
-                "columns": list(table.columns),
-                "rows": [[cell.value for cell in row] for row in table.rows],
-                "notes": list(table.notes),
-            }
-            for table in tables
-        },
-    }
-
-
-def _points(parts: list[Part]) -> dict[str, Any]:
-    """Returns of every figure the rows that it was drawn from, by its slug."""
-    return {
-        figure.slug: {
-            "title": figure.title,
-            "columns": list(figure.points.columns),
-            "rows": [list(row) for row in figure.points.rows],
-        }
-        for part in parts
-        for figure in part.figures
-        if figure is not None and figure.points is not None
-    }
 
 
 def require_report_folder(out: Path) -> None:
@@ -203,11 +177,11 @@ def _draw(parts: list[Part], folder: Path, listener: ProgressListener) -> dict[s
 
 
 def _draw_one(figure: Figure, folder: Path) -> Drawn:
-    light = figure.render("svg")
+    light, png = figure.render(("svg", "png"))
     (folder / f"{figure.slug}.svg").write_bytes(light)
-    (folder / f"{figure.slug}.png").write_bytes(figure.render("png"))
-    dark = figure.render("svg", DARK)
-    return Drawn(figure.slug, printable(figure.title), printable(figure.alt), light, dark)
+    (folder / f"{figure.slug}.png").write_bytes(png)
+    (dark,) = figure.render(("svg",), DARK)
+    return Drawn(figure.slug, printable(figure.title), printable(figure.alt), light, dark, figure.is_wide)
 
 
 def contents(

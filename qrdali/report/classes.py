@@ -246,7 +246,6 @@ def matrix(shared: SharedRows, configuration: Configuration, slug: str) -> Figur
         f"Confusion matrix of {configuration.label} on {shared.name}: a row per class, a column per answer, "
         f"the darker or brighter the more of the class's images get that answer; {len(shown)} classes.",
         draw,
-        (side + 0.8, side),
         Points(
             ("class", "answer", "images"),
             tuple(
@@ -256,4 +255,5 @@ def matrix(shared: SharedRows, configuration: Configuration, slug: str) -> Figur
                 if counts[i, j]
             ),
         ),
+        (side + 0.8, side),
     )

@@ -138,8 +138,9 @@ def _picture(shared: SharedRows, image: int, path: str, picture: Image.Image) ->
     label = int(shared.labels[image])
     right = by_answer.pop(label, [])
     wrong = sorted(by_answer.items(), key=lambda item: -len(item[1]))
-    texts = [f"right: {_some(right)}"]
-    texts += [f"{_class(shared, answer)}: {_some(runs)}" for answer, runs in wrong[:_NAMED_RUNS]]
+    some = _some if len(shared.runs) <= _PAGE_RUNS else _counted
+    texts = [f"right: {some(right)}"]
+    texts += [f"{_class(shared, answer)}: {some(runs)}" for answer, runs in wrong[:_NAMED_RUNS]]
     if more := len(wrong) - _NAMED_RUNS:
         texts += [f"and {more} other answers"] if more > 0 else []
     return Picture(thumbnail(picture), f"{_class(shared, label)}, {printable(_file(path))}", "; ".join(texts))
@@ -147,6 +148,11 @@ def _picture(shared: SharedRows, image: int, path: str, picture: Image.Image) ->
 
 def _class(shared: SharedRows, label: int) -> str:
     return shared.class_name(label)[:_LONGEST_NAME]
+
+
+def _counted(names: list[str]) -> str:
+    """Returns how many runs there are; the table names them."""
+    return f"{len(names)} run{'s' * (len(names) != 1)}"
 
 
 def _some(names: list[str]) -> str:

@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullFormatter
 
+_DPI = 172  # of PNGs
+_WIDE = 6.0  # inches of a figure that takes the whole width of the page
 _SHORT = 34  # characters of a name on an axis
 
 COLORS = {
@@ -109,11 +111,15 @@ class Figure:
     title: str
     alt: str
     draw: Callable[[Canvas, Theme], None]
-    size: tuple[float, float] = (5.0, 3.8)
-    points: Points | None = None
+    points: Points
+    size: tuple[float, float] = (4.2, 3.4)
 
-    def render(self, kind: str, theme: Theme = LIGHT) -> bytes:
-        """Returns the content of a file of `kind`, "svg" or "png"."""
+    @property
+    def is_wide(self) -> bool:
+        return self.size[0] > _WIDE
+
+    def render(self, kinds: Sequence[str], theme: Theme = LIGHT) -> list[bytes]:
+        """Returns the contents of files of these kinds, "svg" or "png", of one drawing."""
         settings = {
             # Names are shown as they are: a run called $\\frac$ is no formula. Text stays text.
             "text.parse_math": False,
@@ -138,11 +144,17 @@ class Figure:
             warnings.filterwarnings("ignore", "Glyph", UserWarning)
             canvas = Canvas(figsize=self.size, layout="constrained")
             self.draw(canvas, theme)
-            out = io.BytesIO()
-            canvas.savefig(
-                out, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else {"Software": None}
-            )
-        return out.getvalue()
+            # The layout takes as long as everything else: it is made once, not again for each file.
+            canvas.draw_without_rendering()
+            canvas.set_layout_engine("none")
+            return [_saved(canvas, kind) for kind in kinds]
+
+
+def _saved(canvas: Canvas, kind: str) -> bytes:
+    out = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    canvas.savefig(out, format=kind, dpi=_DPI, metadata=metadata)
+    return out.getvalue()
 
 
 def legend_below(canvas: Canvas, handles: Sequence[Any], labels: Sequence[str]) -> None:

@@ -104,9 +104,10 @@ def _row(mepis: Mepis, image: _Image) -> Row:
     name = class_name(mepis, image.label, image.path)
     pictures = [Picture(_original(image), "original")]
     for reduction in SEARCHED:
+        if reduction not in mepis.summary:
+            continue
         if reduction not in image.minimal:
-            searched = reduction in mepis.summary
-            pictures.append(Picture("", f"{reduction}: {'no MEPI' if searched else 'not searched'}"))
+            pictures.append(Picture("", f"{reduction}: no MEPI"))
             continue
         pictures.append(_minimal(mepis.folder / reduction, name, image.minimal[reduction]))
     return Row(printable(name), printable(storage.shown(image.path)), tuple(pictures))

@@ -63,11 +63,11 @@ def boxes(sets: list[Mepis], reduction: str, slug: str) -> Figure:
         f"Entropy quotients: {reduction}. Box: quartiles and median, whiskers: 5 to 95%, diamond: mean",
         f"Box plots of the entropy quotients of {reduction} for {', '.join(mepis.name for mepis in sets)}.",
         draw,
-        (5.0, 1.2 + 0.45 * len(sets)),
         Points(
             ("set", "images", "mean", "5%", "25%", "50%", "75%", "95%"),
             tuple(_box(mepis.name, values(mepis, reduction)) for mepis in sets),
         ),
+        (4.2, 1.2 + 0.45 * len(sets)),
     )
 
 
@@ -110,7 +110,6 @@ def share(sets: list[Mepis], reduction: str, slug: str) -> Figure:
         "For each set, the share of all images that are classified "
         f"correctly with at most a quotient of {reduction}.",
         draw,
-        (5.0, 3.9),
         Points(
             ("set", "quotient at most", "share of images"),
             tuple(
@@ -119,4 +118,5 @@ def share(sets: list[Mepis], reduction: str, slug: str) -> Figure:
                 for x, y in zip(*thinned(share_curve(mepis, reduction)), strict=True)
             ),
         ),
+        (4.2, 3.9),
     )

@@ -20,13 +20,17 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Drawn:
-    """Holds a figure as the page shows it: SVG for light and for dark."""
+    """Holds a figure as the page shows it: SVG for light and for dark.
+
+    is_wide: whether it takes the whole width of the page.
+    """
 
     slug: str
     title: str
     alt: str
     light: bytes
     dark: bytes
+    is_wide: bool = False
 
     @property
     def uris(self) -> tuple[str, str]:

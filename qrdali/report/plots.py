@@ -54,15 +54,30 @@ def _points(axes: Axes, theme: Theme, points: Sequence[tuple[Configuration, Spre
             markersize=12 if configuration.is_baseline else 7,
             markerfacecolor=theme.paper if configuration.sequence == "paired-rounds" else color,
         )
-        if configuration.reduction != "–" and len(points) <= _FEW:  # not by colour alone
-            axes.annotate(
-                configuration.reduction,
-                (x, y),
-                (5, 4),
-                textcoords="offset points",
-                fontsize=7,
-                color=theme.faint,
-            )
+    if len(points) > _FEW:
+        return
+    # Not by colour alone; a word stands on the side that has more room.
+    middle = sum(axes.get_xlim()) / 2
+    for configuration, (x, _), (y, _) in points:
+        left = x > middle
+        axes.annotate(
+            _word(configuration),
+            (x, y),
+            (-5 if left else 5, 4),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=7,
+            color=theme.faint,
+        )
+
+
+def _word(configuration: Configuration) -> str:
+    """Returns what tells a configuration from others of its marker: its reduction, or a control's traits."""
+    if configuration.reduction != "–":
+        return configuration.reduction
+    if configuration.is_baseline or not configuration.method.startswith("baseline "):
+        return ""
+    return short_name(configuration.method.removeprefix("baseline "))
 
 
 # Controls that are baselines, by their markers.
@@ -140,8 +155,8 @@ def joint(group: Group, slug: str) -> Figure | None:
         "accuracy on "
         f"{', '.join(names)} up; dotted lines at the baseline.",
         draw,
-        (5.0, 4.3),
         _as_rows("test", "mean of the reduced sets", points),
+        (4.2, 3.9),
     )
 
 
@@ -179,8 +194,8 @@ def cost(group: Group, unit: str, slug: str) -> Figure | None:
         f"Accuracy on {name} of {len(points)} configurations of {group.network} against "
         f"{unit}, without the shared run's.",
         draw,
-        (5.0, 4.3),
         _as_rows(unit, name, points),
+        (4.2, 3.9),
     )
 
 
@@ -242,12 +257,11 @@ def evolution(group: Group, configuration: Configuration, slug: str) -> Figure:
 
     return Figure(
         slug,
-        configuration.label,
+        f"Validation accuracy of {configuration.label}",
         f"Validation accuracy of {configuration.label} after each of its "
         f"{max(run.last.epoch for run in configuration.runs)} epochs, R epochs open, C epochs filled"
         f"{', stages shaded' if len(configuration.runs) == 1 else ''}.",
         draw,
-        (4.6, 3.4),
         Points(
             ("run", "epoch", "phase", "stage", "val_accuracy"),
             tuple(
@@ -256,6 +270,7 @@ def evolution(group: Group, configuration: Configuration, slug: str) -> Figure:
                 for e in r.epochs
             ),
         ),
+        (4.2, 3.2),
     )
 
 
@@ -320,11 +335,11 @@ def tracked(group: Group, name: str, slug: str) -> Figure | None:
         f"On {name}, epoch by epoch: {which}",
         f"Accuracy on {name} after each epoch of {which}.",
         draw,
-        (5.0, 4.4),
         Points(
             ("run", "epoch", "accuracy"),
             tuple((run.name, e.epoch, e.tracked.get(name)) for run in shown for e in run.epochs),
         ),
+        (4.2, 4.2),
     )
 
 
@@ -368,4 +383,4 @@ def quality_curve(
         for quality, accuracy in zip(curve["quality"], curve["accuracy"], strict=True)
     )
     points = Points(("reduction", "quality", "accuracy"), rows)
-    return Figure(slug, title, f"Accuracy at each quality, {title}.", draw, points=points)
+    return Figure(slug, title, f"Accuracy at each quality, {title}.", draw, points)

@@ -177,6 +177,6 @@ def diagram(group: Group, name: str, slug: str) -> Figure | None:
         f"Reliability diagram on {name}: accuracy against mean confidence in bins of confidence, of "
         f"{', '.join(shown)}; below the diagonal a network claims too much.",
         draw,
-        (5.0, 4.6),
         Points(_BIN_COLUMNS, tuple(lines)),
+        (4.2, 4.4),
     )

@@ -34,6 +34,7 @@ DEFINITIONS = (
     "does not fix them."
 )
 
+_MOST_NAMED = 4  # data sets and networks under the title
 # Settings that are told elsewhere in the report, or that no figure depends on.
 _UNTOLD = frozenset(
     {
@@ -53,20 +54,33 @@ _UNTOLD = frozenset(
 )
 
 
-def facts(known: list[Run], sets: list[Mepis]) -> list[tuple[str, str]]:
+def facts(by_experiment: list[Group], sets: list[Mepis]) -> list[tuple[str, str]]:
     """Returns names and values of the line under the title."""
+    known = [run for group in by_experiment for run in group.runs]
     devices = machines(known)
+    names, networks = (
+        list(dict.fromkeys(of_groups))
+        for of_groups in ((g.data for g in by_experiment), (g.network for g in by_experiment))
+    )
     classes = sorted({len(run.trained.classes) for run in known})
     return [
         (name, printable(value))
         for name, value in (
+            ("data", _first(names)),
+            ("network", _first(networks)),
             ("runs", len(known)),
             ("MEPI sets", len(sets)),
             ("classes", ", ".join(map(str, classes))),
-            ("trained on", "; ".join(devices) if devices else "not recorded"),
+            ("hardware", "; ".join(devices) if devices else "not recorded"),
             ("made by", f"qrdali {__version__}"),
         )
     ]
+
+
+def _first(names: list[str]) -> str:
+    """Returns the first four names, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return "; ".join(names[:_MOST_NAMED]) + more
 
 
 def data(found: list[Group], slug: str) -> Table:

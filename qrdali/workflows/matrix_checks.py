@@ -154,6 +154,11 @@ def check_inputs(tasks: Tasks) -> None:
         searched = [matrix.mepi.split] if matrix.mepi.runs else []
         for split in dict.fromkeys(["train", "val", *matrix.evaluate.splits, *searched]):
             dataset.index(split)
+    for name, folder in matrix.evaluate.suites.items():
+        if not Path(folder).is_dir():
+            raise InputError(
+                f"evaluate.suites.{name} = {printable(folder)!r} is not a folder: give that of the suite"
+            )
     for name, folder in matrix.evaluate.sets.items():
         if not Path(folder).is_dir():
             raise InputError(

@@ -152,5 +152,6 @@ def _write(evaluator: Evaluator, head: dict[str, Any], rows: pa.Table, curves: d
     write_whole(folder / f"{name}.json", (json.dumps(values, indent=1) + "\n").encode())
     title = f"{evaluator.run.name}, {name}: {trained.model} at {trained.preprocessing.input_size} px"
     figure = quality_curve(curves, chance, name, title, headed=True)
-    for kind in ("png", "svg"):
-        write_whole(folder / f"{name}.{kind}", figure.render(kind))
+    kinds = ("png", "svg")
+    for kind, content in zip(kinds, figure.render(kinds), strict=True):
+        write_whole(folder / f"{name}.{kind}", content)

@@ -17,6 +17,7 @@ from qrdali.system.deterministic import deterministic
 from qrdali.workflows.adopt import adopt
 from qrdali.workflows.build_mepi import build_mepi
 from qrdali.workflows.evaluate import EvaluateOptions, Evaluator
+from qrdali.workflows.evaluate_suites import SuiteEvaluator
 from qrdali.workflows.generated_data import generate_pictures, index_pictures
 from qrdali.workflows.rank_job import perform_in_ranks
 from qrdali.workflows.report import write_report
@@ -81,7 +82,7 @@ def _make_data(tasks: Tasks, control: JobControl) -> None:
 
 
 def _evaluate(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, float]:
-    """Evaluates a run on all splits and sets; returns the accuracy by name of the rows."""
+    """Evaluates a run on all splits, sets and suites; returns the accuracy by name of the rows."""
     wanted, settings = tasks.matrix.evaluate, run.settings
     options = EvaluateOptions(
         settings.batch_size,
@@ -92,6 +93,9 @@ def _evaluate(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, f
         wanted.reduced,
     )
     evaluator = Evaluator(tasks.folder.run(run.name), options, control)
+    of_suites = SuiteEvaluator(evaluator)
+    # All are found before anything is evaluated: a wrong folder must not show after hours.
+    suites = [of_suites.find(name, root) for name, root in wanted.suites.items()]
     results = [evaluator.split(tasks.data, split, settings.root) for split in wanted.splits]
     results += [evaluator.folder(name, folder) for name, folder in wanted.sets.items()]
     accuracies = {
@@ -99,6 +103,7 @@ def _evaluate(tasks: Tasks, run: PlannedRun, control: JobControl) -> dict[str, f
         for result in results
         for row in (result, *result.get("reduced", {}).values())
     }
+    accuracies |= {one["suite"]: one["accuracy"] for one in map(of_suites.evaluate, suites)}
     control.listener.line("  " + ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in accuracies.items()))
     return accuracies
 

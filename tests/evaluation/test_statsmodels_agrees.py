@@ -10,12 +10,13 @@ from qrdali.evaluation.seeded_differences import (
     smallest_over_images,
     smallest_over_seeds,
 )
-from qrdali.evaluation.stats import holm
+from qrdali.evaluation.stats import holm, wilson
 
 pytest.importorskip("statsmodels")
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import NormalIndPower, TTestIndPower, TTestPower
+from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
 
@@ -65,3 +66,8 @@ def test_what_is_detectable(count: int, alpha: float) -> None:
 def test_holm() -> None:
     p = list(np.random.default_rng(1).random(40) ** 3)
     assert holm(p) == pytest.approx(list(multipletests(p, method="holm")[1]))
+
+
+@pytest.mark.parametrize(("correct", "images"), [(0, 7), (3, 7), (7, 7), (41_234, 50_000)])
+def test_intervals_of_accuracies(correct: int, images: int) -> None:
+    assert wilson(correct, images) == pytest.approx(proportion_confint(correct, images, method="wilson"))

@@ -112,7 +112,10 @@ def test_a_whole_matrix_from_pictures_to_the_report(
 ) -> None:
     shapes = {"classes": 2, "train": 8, "val": 3, "test": 3, "size": "40x32"}
     asked: dict[str, Any] = {
-        "evaluate": {"sets": {"mine": str(data.parent / "images" / "val")}},
+        "evaluate": {
+            "sets": {"mine": str(data.parent / "images" / "val")},
+            "suites": {"human": str(data.parent / "images" / "val")},
+        },
         "mepi": {"runs": ["baseline"], "limit": 2, "step": 0.25, "reductions": ["crop", "color"]},
     }
     config = written(tmp_path, data, data={"folder": "", "shapes": shapes}, **asked)
@@ -133,7 +136,7 @@ def test_a_whole_matrix_from_pictures_to_the_report(
     ]
     out = tmp_path / "out"
     for name in NAMES:
-        for rows in ("test", "mine"):
+        for rows in ("test", "mine", "human"):
             assert (
                 pq.read_table(
                     out / "runs" / "test_resnet" / name / "predictions" / f"{rows}.parquet"
@@ -166,6 +169,10 @@ def test_a_whole_matrix_from_pictures_to_the_report(
         "[6/9] evaluate test_resnet/baseline",
         "[9/9] report",
     ]
+    (out / "runs/test_resnet/baseline/predictions/human.parquet").unlink()
+    again = call(config)
+    assert "[6/9] evaluate test_resnet/baseline" in again.err.splitlines()
+    assert "Published suites" in (out / "report/report.html").read_text()
     os.utime(out / "runs/test_resnet/baseline/best/model.safetensors")  # other weights, for all one knows
     again = call(config)
     begun = [line for line in again.err.splitlines() if line.startswith("[")]
@@ -340,6 +347,7 @@ def test_only_and_changed_settings(call: Call, config: Path, tmp_path: Path, dat
         ({"surprise": 1}, (), "surprise = 1"),
         ({"network": [{"model": "no_such_net"}]}, (), "no model is called 'no_such_net'"),
         ({"evaluate": {"sets": {"mine": "no-such-folder"}}}, (), "evaluate.sets.mine"),
+        ({"evaluate": {"suites": {"human": "no-such-folder"}}}, (), "evaluate.suites.human"),
         ({"data": {"folder": "no-such-data"}}, (), "is not a data set"),
         ({}, ("--data", "no-such-data"), "is not a data set"),
         ({}, ("--json",), "--json is for --dry-run"),
@@ -485,6 +493,12 @@ def test_the_time_of_evaluations_is_that_of_those_done(call: Call, config: Path)
             "evaluate.sets.test-crop-0.5 has the name 'test-crop-0.5'",
         ),
         ({"evaluate": {"sets": {"mine": ""}}}, "evaluate.sets.mine is empty"),
+        ({"evaluate": {"suites": {"real": ""}}}, "evaluate.suites.real is empty"),
+        ({"evaluate": {"suites": {"imagenet-x": "x"}}}, "evaluate.suites.imagenet-x is no suite"),
+        (
+            {"evaluate": {"sets": {"human-crop": "x"}, "suites": {"human": "x"}}},
+            "evaluate.sets.human-crop would have the name of rows of a suite",
+        ),
         ({"out": "a\x00b"}, "NUL character"),
         ({"mepi": {"runs": ["baseline"], "step": 1e-320}}, "is not 1/n"),
     ],

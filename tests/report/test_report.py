@@ -504,14 +504,18 @@ def test_the_gallery_and_a_report_without_the_images(four: dict[str, Path], tmp_
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<article>") == 4
     assert page.count("data:image/webp") == 4 * 3
-    assert page.count("crop: not searched") == 4
+    gallery = page[page.index('<section id="gallery"') :]
+    assert gallery.count("<figure>") == 4 * 3  # no place for reductions that were not searched
+    shown = json.loads((tmp_path / "out" / "report.json").read_text())["galleries"]["gallery-1"]
+    assert len(shown["rows"]) == 4 * 3
+    assert [row[2] for row in shown["rows"][:2]] == ["original", "color: 10%, 40×30"]
     assert "color: 10%, 40×30" in page
     for file in (*images.iterdir(), *one.glob("*/*/*.png")):
         file.unlink()
     report = build(list(four.values()), [one], tmp_path / "out", ReportOptions(gallery_rows=4))
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/webp" not in page
-    assert page.count("no picture") == 4 * 5
+    assert page.count("no picture") == 4 * 3
     assert table(report, "quotients-1")[0]["mean"] == pytest.approx(0.3)
 
 

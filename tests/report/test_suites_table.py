@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +174,18 @@ def test_a_report_without_suites_has_no_such_section(tmp_path: Path) -> None:
     report = build([run], [], tmp_path / "out")
     assert not {"suites", "suite-figures", "corruptions"} & set(report["tables"])
     assert "Published suites" not in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("has_suites", [False, True])
+def test_a_report_does_not_import_timm(tmp_path: Path, has_suites: bool) -> None:
+    """Its lists of classes are not needed, and it takes seconds and 190 MB to import."""
+    folder = a_run(tmp_path / "run")
+    if has_suites:
+        corrupted(folder, "fog", 4)
+    code = (
+        "import sys; from pathlib import Path; from qrdali.report.build import build; "
+        f"build([Path({str(folder)!r})], [], Path({str(tmp_path / 'out')!r})); print('timm' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split()[-1] == "False"
+    assert ("fog" in (tmp_path / "out/report.json").read_text()) == has_suites

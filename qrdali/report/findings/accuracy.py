@@ -13,8 +13,8 @@ from qrdali.report.findings.finding import (
     ONE_SEED,
     SEEN,
     Finding,
-    counted,
     detectable_text,
+    how_many,
     names,
     p_is,
     points,
@@ -77,11 +77,11 @@ def _figures(tests: list[AccuracyTest]) -> dict[str, Any]:
     }
 
 
-def _one(test: AccuracyTest, shown: int) -> str:
-    """Returns a comparison in a few words."""
+def _one(test: AccuracyTest, shown: int, verb: str = "by") -> str:
+    """Returns a comparison in a few words. verb: between method and difference."""
     also = f"; they also differ in {', '.join(test.also)}" if test.also else ""
     return (
-        f"{test.configuration.label} by {points(test.result.difference, shown)} "
+        f"{test.configuration.label} {verb} {points(test.result.difference, shown)} "
         f"({p_is(test.holm)} after Holm, {test.seeds}{also})"
     )
 
@@ -104,25 +104,31 @@ def _against_baseline(group: Group, about: str, name: str, tests: list[AccuracyT
     others = len(tests) - len(gains) - len(losses)
     noun = "network trained on reduced images" if single else "method that trains on reduced images"
     plural = noun.replace("network", "networks").replace("method that trains", "methods that train")
-    verb = "is" if len(gains) == 1 else "are"
     text = (
-        f"On {describe_set(group, name)}, {len(gains)} of {counted(len(tests), noun, plural)} {verb} shown "
+        f"On {describe_set(group, name)}, {how_many(len(gains), len(tests), noun, plural)} shown "
         "to be more accurate than the baseline of the same seed"
     )
     text += f": {names([_one(test, shown) for test in gains])}." if gains else "."
     if losses:
         text += f" Shown to be less accurate: {names([_one(test, shown) for test in losses])}."
     if others:
-        best = max(tests, key=lambda test: test.result.difference)
-        some = "all" if others == len(tests) else others
-        text += f" For {some} of them no difference is shown, which does not mean that there is none."
+        if others < len(tests):
+            text += f" For {others} of them no difference is shown."
         if not gains:
-            text += f" The highest is {_one(best, shown)}."
+            best = max(tests, key=lambda test: test.result.difference)
+            single_one = f"The difference of {_one(best, shown, 'is')}"
+            text += f" {f'The highest is {_one(best, shown)}' if len(tests) > 1 else single_one}."
     text += f" {_detectable(tests, shown)}"
     if single:
         text += _OF_ONE_SEED
     verdict = NOT_SEEN if not gains else ONE_SEED if single else SEEN
     return Finding("P1", about, verdict, text, _figures(tests), f"finding-tests-{number}")
+
+
+def _any_of(words: list[str]) -> str:
+    """Returns words such as "sham, random or matched"."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _against_controls(
@@ -136,18 +142,23 @@ def _against_controls(
     """Returns the finding on the comparisons with controls on a set, if there are any."""
     if not tests:
         return []
-    shown, parts = digits(group), []
+    shown, parts, apart = digits(group), [], []
     for control in CONTROLS:
         of_control = [test for test in tests if test.against == control.name]
-        if not of_control:
-            continue
         gains, losses = [t for t in of_control if t.is_gain], [t for t in of_control if t.is_loss]
-        part = f"{len(gains)} of {len(of_control)} {'is' if len(gains) == 1 else 'are'} shown to be more "
-        part += f"accurate than the {control.name} control"
-        part += f": {names([_one(test, shown) for test in gains])}" if gains else ""
+        if of_control and not gains and not losses:
+            apart.append(control.name)
+            continue
+        if gains:
+            of = f"{len(gains)} of {len(of_control)} {'is' if len(gains) == 1 else 'are'}"
+            better = names([_one(test, shown) for test in gains])
+            parts.append(f"{of} shown to be more accurate than the {control.name} control: {better}.")
         if losses:
-            part += f"; less accurate: {names([_one(test, shown) for test in losses])}"
-        parts.append(f"{part}.")
+            worse = names([_one(test, shown) for test in losses])
+            parts.append(f"Shown to be less accurate than the {control.name} control: {worse}.")
+    if apart:
+        no = "No" if parts else "no"
+        parts.append(f"{no} method is shown to differ from its {_any_of(apart)} control.")
     # A control counts as there if it is there for every seed.
     complete = [
         configuration
@@ -168,7 +179,8 @@ def _against_controls(
     text = f"Controls of the same seed, on {describe_set(group, name)}: {' '.join(parts)}"
     if complete:
         text += (
-            f" Of {len(complete)} with all controls, above its baseline and all of them: {names(above_all)}."
+            f" Shown to be above its baseline and all of its controls, of {len(complete)} that "
+            f"{'has' if len(complete) == 1 else 'have'} all of them: {names(above_all)}."
         )
     else:
         text += (

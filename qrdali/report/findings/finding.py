@@ -96,15 +96,20 @@ def detectable_text(
     span: shows the smallest and the largest of several differences.
     """
     alone = [result.detectable() for result in results]
-    text = (
-        "By the spread seen here, a single comparison like these finds in 4 of 5 cases a true difference of "
-        f"about {span(min(alone), max(alone))}"
-    )
+    text = f"A true difference of {span(min(alone), max(alone))} would be found in 4 of 5 cases"
     if family > 1:
         first = [result.detectable(ALPHA / family) for result in results]
-        text += f", and after Holm's correction for {family} comparisons one of about "
-        text += span(min(first), max(first))
-    return f"{text}. Smaller ones may be there unseen."
+        text += f"; with Holm's correction for {family} comparisons, one of {span(min(first), max(first))}"
+    return f"{text}."
+
+
+def how_many(count: int, total: int, one: str, several: str) -> str:
+    """Returns "1 of 2 methods is", "none of 2 methods is", "3 of 4 methods are", or of a single one "the one
+    compared method is not" and "1 of 1 method is".
+    """
+    if not count:
+        return f"none of {total:,} {several} is" if total > 1 else f"the one compared {one} is not"
+    return f"{count:,} of {counted(total, one, several)} {'is' if count == 1 else 'are'}"
 
 
 def seeds_text(seeds: int) -> str:

@@ -33,27 +33,24 @@ def finding(about: str, one: Measured) -> Finding:
     def shown(value: float) -> str:
         return f"{100 * value:.2f} points" if accuracy else f"{value:.4f}"
 
-    what = f"accuracy on {one.of}" if accuracy else f"the mean entropy quotient by {one.of}"
+    what = f"Accuracy on {one.of}" if accuracy else f"The mean entropy quotient by {one.of}"
     low, high = floor.deviation_interval()
     text = (
-        f"{counted(floor.runs, 'run')} of {one.configuration.label} that differ by their seeds have "
-        f"{what} with a standard deviation of {shown(floor.deviation)} (95% interval {shown(low)} to "
-        f"{shown(high)}). "
+        f"{what} of {counted(floor.runs, 'run')} of {one.configuration.label} that differ by the "
+        "seed alone has "
+        f"a standard deviation of {shown(floor.deviation)} (95% interval {shown(low)} to {shown(high)}). "
     )
     if floor.pairs:
-        test = "McNemar's test" if accuracy else "the paired test of two runs"
-        text += (
-            f"{test[0].upper()}{test[1:]} tells {floor.rejected} of {counted(floor.pairs, 'pair')} of them "
-            "apart (p < .05), though they differ by the seed alone. "
-        )
+        test = "McNemar's test" if accuracy else "The paired test"
+        text += f"{test} tells {floor.rejected} of {counted(floor.pairs, 'pair')} of them apart (p < .05). "
     text += (
-        f"Two single runs of this configuration differ by up to {shown(floor.smallest_of_single_runs)} in "
-        f"95% of cases, so that a smaller difference of two single runs may be chance. With {floor.runs} "
-        "seeds each, a t-test of two methods' means finds in 4 of 5 cases a true difference of "
-        f"{shown(floor.smallest_of_means)}."
+        f"Two single runs differ by less than {shown(floor.smallest_of_single_runs)} by chance in "
+        "95% of cases. "
+        f"With {floor.runs} seeds of each, a t-test of two methods' means would find a true difference of "
+        f"{shown(floor.smallest_of_means)} in 4 of 5 cases."
     )
     if one.same_start:
-        text += " All began with the same run: the luck of that start is not in these figures."
+        text += " All began with the same run: how far starts differ is not in these figures."
     return Finding("noise", about, DESCRIBED, text, one.to_json(), SLUG)
 
 

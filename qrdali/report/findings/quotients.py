@@ -18,6 +18,7 @@ from qrdali.report.findings.finding import (
     Finding,
     counted,
     detectable_text,
+    how_many,
     names,
     p_is,
     seeds_text,
@@ -139,8 +140,8 @@ def _one(test: QuotientTest) -> str:
     also = f"; they also differ in {', '.join(test.also)}" if test.also else ""
     return (
         f"{test.configuration.label}, mean {test.of_baseline + result.difference:.4f} beside "
-        f"{test.of_baseline:.4f} (difference {result.difference:+.4f}, {p_is(test.holm)} after Holm, "
-        f"{counted(result.images, 'image')}, {seeds_text(result.seeds)}{also})"
+        f"the baseline's {test.of_baseline:.4f} (difference {result.difference:+.4f}, "
+        f"{p_is(test.holm)} after Holm, {counted(result.images, 'image')}, {seeds_text(result.seeds)}{also})"
     )
 
 
@@ -154,23 +155,29 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
     more = [test for test in tests if test.is_shown and test.result.difference > 0]
     others = len(tests) - len(less) - len(more)
     single = tests[0].result.seeds == 1
+    noun, trained = "network" if single else "method", "trained on reduced images"
+    which = how_many(len(less), len(tests), f"{noun} {trained}", f"{noun}s {trained}")
     text = (
         f"Minimal images by {reduction}, on the images that a network and the baseline of its seed both "
-        f"classify correctly at full quality: {len(less)} of "
-        f"{counted(len(tests), 'network' if single else 'method')} trained on reduced images "
-        f"{'is' if len(less) == 1 else 'are'} shown to need a smaller mean entropy quotient than the baseline"
+        f"classify correctly at full quality: {which} shown "
+        "to need a smaller mean entropy quotient than the baseline"
     )
     text += f": {names([_one(test) for test in less])}." if less else "."
     if more:
         text += f" Shown to need a larger one: {names([_one(test) for test in more])}."
-    if others:
-        some = "all" if others == len(tests) else others
-        text += f" For {some} of them no difference is shown, which does not mean that there is none."
+    if others and others < len(tests):
+        text += f" For {others} of them no difference is shown."
+    elif others and not less:
+        best = min(tests, key=lambda test: test.result.difference)
+        text += f" {'The lowest' if len(tests) > 1 else 'Its result'}: {_one(best)}."
     text += f" {detectable_text([test.result for test in tests], tests[0].family, _span)}"
     if at_lowest := max(test.at_lowest for test in tests):
         text += (
-            f" Up to {at_lowest:.0%} of a set's minimal images are at the lowest state, which shows nothing "
-            "of the object: their quotients say more of the network's default class than of what it needs."
+            f" Of a network's minimal images up to {at_lowest:.0%} are reduced as far as can be and "
+            "show nothing "
+            "of the object: the network gives their class to nearly empty images, and such "
+            "quotients say little "
+            "of what it needs."
         )
     if single:
         text += (

@@ -108,7 +108,7 @@ def finding(group: Group, about: str, number: str) -> Finding:
         f"{CLAIM}: after a full-quality (C) epoch that follows a reduced (R) one, validation accuracy was "
         f"higher than with the weights before it in {up} of {counted(len(every), 'pair')} of "
         f"{counted(len(found), 'run')}, by "
-        f"{points(mean)} on average (every run and seed counts alike; {seeds_text(len(per_seed))}"
+        f"{points(mean)} on average (each run and each seed has the same weight; {seeds_text(len(per_seed))}"
     )
     text += ")." if p is None else f"; {p_is(p)} by a t-test over seeds)."
     if p is None:

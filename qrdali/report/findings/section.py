@@ -23,14 +23,23 @@ from qrdali.report.tables import Table
 
 RULES = (
     "Baseline: trained on full-quality images only. Method: trained on reduced images in some epochs (R) "
-    "and on full-quality ones in the others (C). Controls are trained like a method but for one thing: "
-    "sham reduces nothing, random draws each image's quality anew in every epoch, matched is a baseline "
-    "that trains for as many steps, randaugment one with an automatic augmentation. Seeds are repetitions "
-    "with other random numbers. A point is a percentage point.",
-    "Each sentence is computed from the runs' rows by fixed rules. A difference counts as shown if its p "
-    "value is below .05 after Holm's correction over all comparisons of its family; with several seeds "
-    "both a test over images and one over seeds must show it. “Not shown” does not mean that there is no "
-    "difference.",
+    "and on full-quality ones in the others (C). A method's name has three parts. How its quality "
+    "changes: fixed keeps one, linear lowers it step by step, adaptive lowers it for each image as long "
+    "as the network classifies that correctly. In which order: paired-epochs is R and C in turn, paired-"
+    "rounds several epochs of each until they no longer help. What is reduced: crop keeps a window, "
+    "resolution fewer pixels, color fewer levels, each at quality 0.5 half of the raw information; "
+    "combination reduces all three.",
+    "Controls are trained like a method but for one thing: sham reduces nothing, random draws each "
+    "image's quality anew in every epoch, matched is a baseline that trains for as many steps, "
+    "randaugment one with an automatic augmentation. Seeds are repetitions with other random numbers. A "
+    "point is a percentage point. The slides are those of the thesis that these methods come from.",
+    "A minimal image is the most reduced one found that a network still classifies correctly. Its entropy "
+    "is the size of its PNG file, its entropy quotient that size divided by the original's.",
+    "Each sentence is computed by fixed rules from what the runs answered to each image. A difference "
+    "counts as shown if its p value is below .05 after Holm's correction over all comparisons of its kind "
+    "(with the baseline, or with controls); with several seeds both a test over images and one over seeds "
+    "must show it. “Not shown” does not mean that there is no difference. Which difference would be found "
+    "is estimated from the spread of these runs; smaller ones may be there unseen.",
 )
 
 

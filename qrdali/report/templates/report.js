@@ -18,6 +18,15 @@ for (const table of document.querySelectorAll("table.sortable")) {
     table.tBodies[0].append(...rows);
   }));
 }
+// A reader of a narrow window is told of columns that are out of sight.
+const scrolls = [...document.querySelectorAll(".scroll")];
+const tell = () => {
+  const wide = scrolls.map((one) => one.scrollWidth > one.clientWidth);
+  scrolls.forEach((one, i) => { one.previousElementSibling.hidden = !wide[i]; });
+};
+window.addEventListener("resize", tell);
+document.addEventListener("toggle", tell, true);
+tell();
 // What is folded is printed open, unless it is very long.
 window.addEventListener("beforeprint", () => {
   for (const part of document.querySelectorAll("details:not([open])")) {
