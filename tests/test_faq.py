@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def messages_of(source: str) -> set[str]:
 
 
 def quotations(page: str) -> list[str]:
-    """Returns what stands in code in the page's headings of the third level, where a message may hold code."""
+    """Returns what stands in code in headings of the third level; a message may hold code too."""
     return [heading.strip("`").strip() for heading in re.findall(r"^### (`.+`)$", page, re.MULTILINE)]
 
 
@@ -77,7 +78,7 @@ def test_every_message_has_an_answer() -> None:
     """Below a heading stands text, or another heading that shares it."""
     sections = re.split(r"^### ", PAGE.read_text("utf-8"), flags=re.MULTILINE)[1:]
     assert "\n" in sections[-1].strip()
-    for section, following in zip(sections, sections[1:], strict=False):
+    for section, following in pairwise(sections):
         answer = section.partition("\n")[2].strip()
         assert answer or following.partition("\n")[2].strip(), section
 
