@@ -8,7 +8,7 @@ RESOLVE = UV_PYTHON_DOWNLOADS=never .upgrade/bin/uv pip compile pyproject.toml -
 PLATFORM = implementation_name == 'cpython' and platform_machine == 'x86_64'( and platform_python_implementation != 'PyPy')? \
 	and sys_platform == 'linux'
 
-.PHONY: demo test lint types unit reference browser slurm networks soak constraints upgrade clean
+.PHONY: demo test lint types unit reference docs browser slurm networks soak constraints upgrade clean
 
 demo: .venv/installed
 	$(BIN)/qrdali demo --out demo
@@ -38,6 +38,15 @@ soak: .venv/installed
 # The pages of docs/reference, of the settings and the commands; a test holds them to what it writes.
 reference: .venv/installed
 	$(BIN)/python -m qrdali.cli.reference
+
+# The site of docs/ into site/; a warning or a dead link is an error.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
 
 browser:
 	@tests/browser.sh
@@ -76,4 +85,4 @@ endef
 	.upgrade/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 clean:
-	rm -rf .venv .upgrade build dist *.egg-info demo soak soak.json
+	rm -rf .venv .upgrade build dist site *.egg-info demo soak soak.json

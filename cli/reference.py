@@ -25,7 +25,9 @@ _TRAIN = """\
 
 Made by `make reference` of the settings themselves; what is changed here by hand is lost.
 
-    qrdali train METHOD --data DATA --run RUN [OPTIONS]
+```text
+qrdali train METHOD --data DATA --run RUN [OPTIONS]
+```
 
 METHOD is {methods}.
 

@@ -62,9 +62,8 @@ class BatchDecoder:
         except BaseException:
             self.release()  # a pipeline that has failed is not to be used again
             raise
-        return [
-            (np.asarray(images.at(i)), tuple(np.asarray(shapes.at(i)).tolist())) for i in range(len(contents))
-        ]
+        # Views: DALI's `at` copies, into memory that is new to the process each time.
+        return [(np.asarray(images[i]), tuple(np.asarray(shapes[i]).tolist())) for i in range(len(contents))]
 
     def release(self) -> None:
         """Gives back the decoder's buffers."""

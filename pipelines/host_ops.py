@@ -87,6 +87,10 @@ def square(image: Pixels, seen: View, i: int, preprocessing: Preprocessing) -> P
     top, left, bottom, right = seen.region[i].tolist()
     resized, offset, side = seen.resized[i].tolist(), seen.offset[i].tolist(), preprocessing.input_size
     pixels = image[top:bottom, left:right]
+    if resized == [side, side] and not seen.vertical_first[i] and pixels.shape[:2] != (side, side):
+        # torch takes both passes at once as the loop below: columns first, uint8 between. No view has less
+        # than what it shows of both axes.
+        return resize(pixels, side, side, preprocessing.interpolation)
     for axis in (0, 1) if seen.vertical_first[i] else (1, 0):
         first, last = max(0, offset[axis]), min(resized[axis], offset[axis] + side)
         pixels = _resize_axis(pixels, axis, resized[axis], slice(first, last), preprocessing.interpolation)

@@ -20,6 +20,7 @@ from qrdali.interfaces import Batch, BatchSource, CandidateBatch, CandidateReque
 from qrdali.models import Preprocessing
 from qrdali.pipelines import definitions_1, graphs, host_augment
 from qrdali.pipelines import host_ops as host
+from qrdali.pipelines.batch_memory import BatchMemory
 from qrdali.pipelines.engine import Engine
 from qrdali.pipelines.external_source import (
     PreparedBatch,
@@ -231,9 +232,10 @@ class HostLoader(_Loader):
 
     def _batches(self, outputs: Iterator[tuple[PreparedBatch, Outputs]]) -> Iterator[Batch]:
         ahead: tuple[PreparedBatch, torch.Tensor] | None = None
+        memory = BatchMemory()  # of this epoch: what waits for later goes with it
         # One batch is prepared while whoever iterates works on the one before.
         for batch, (windows,) in outputs:
-            before, ahead = ahead, (batch, self._prepare(batch, windows))
+            before, ahead = ahead, (batch, self._prepare(batch, windows, memory))
             if before is not None:
                 yield self._batch(*before)
             self._settle()
@@ -246,7 +248,7 @@ class HostLoader(_Loader):
         for future in working:
             future.result()
 
-    def _prepare(self, batch: PreparedBatch, windows: Any) -> torch.Tensor:
+    def _prepare(self, batch: PreparedBatch, windows: Any, memory: BatchMemory) -> torch.Tensor:
         """Begins to write the network's inputs and returns where, float32 [N, S, S, 3].
 
         They are complete after `_settle`.
@@ -254,7 +256,7 @@ class HostLoader(_Loader):
         count, side = len(batch.samples), self._preprocessing.input_size
         preprocessing, reduction = self._preprocessing, batch.reduction
         seen, regions, augmentation = batch.seen, batch.regions_1, batch.augmentation
-        images = torch.empty((count, side, side, 3))
+        images = memory.lend(count, side, side, 3)
         target = images.numpy()
 
         def work(first: int, last: int) -> None:
@@ -308,15 +310,21 @@ class HostLoader(_Loader):
             return decode_inputs(files, request.window)
 
         self._settle()
+        memory = BatchMemory()
         for request, (windows,) in self._run_candidates(requests, to_inputs, graph):
-            yield self._candidate_batch(request, windows, columns, with_images)
+            yield self._candidate_batch(request, windows, columns, with_images, memory)
 
     def _candidate_batch(
-        self, request: CandidateRequest, windows: Any, columns: tuple[int, ...], with_images: bool
+        self,
+        request: CandidateRequest,
+        windows: Any,
+        columns: tuple[int, ...],
+        with_images: bool,
+        memory: BatchMemory,
     ) -> CandidateBatch:
         preprocessing, candidates = self._preprocessing, request.candidates
         count, side = len(request.samples), preprocessing.input_size
-        images = torch.zeros((len(columns), count, side, side, 3))
+        images = memory.lend(len(columns), count, side, side, 3)
         target = images.numpy()
         no_image = np.zeros((1, 1, 3), np.uint8)
         reduced_images = [[no_image] * count for _ in columns] if with_images else None
@@ -328,6 +336,7 @@ class HostLoader(_Loader):
                 decoded = _pixels(windows, i)
                 for k, dimension in enumerate(columns):
                     if not candidates.exists[i, k]:
+                        target[k, i] = 0
                         continue
                     image, size = decoded, candidates.size[i, k]
                     if dimension == CROP:

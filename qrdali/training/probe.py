@@ -202,7 +202,10 @@ class _RankProbe:
         options = self.options
         requests = candidate_requests(self.split, self.states, options, self.report, self.context.group)
         yield from self.split.source.candidates(
-            requests, options.max_batch, options.columns, options.rule.prefer == "entropy"
+            requests,
+            options.max_batch,
+            options.columns,
+            options.rule.prefer == "entropy" and len(options.columns) > 1,
         )
         yield None
 
@@ -230,7 +233,8 @@ class _RankProbe:
         sizes: npt.NDArray[np.int64] | None = None
         if reduced_images is not None:
             sizes = np.zeros(acceptable.shape, np.int64)
-            rows, columns = np.nonzero(acceptable)
+            # Encoding takes longer than most networks: where one neighbour is right, nothing is compared.
+            rows, columns = np.nonzero(acceptable & (acceptable.sum(axis=1, keepdims=True) > 1))
             images = [reduced_images[k][i] for i, k in zip(rows.tolist(), columns.tolist(), strict=True)]
             sizes[rows, columns] = list(pool.map(entropy, images))
         choice = neighbors.choose_neighbor(acceptable, confidence, sizes)

@@ -237,3 +237,20 @@ def test_the_host_resizes_as_pillow_does(interpolation: str) -> None:
             resized = Image.fromarray(pixels).resize((width, height), filters[interpolation])
             difference = host.resize(pixels, height, width, interpolation) - np.asarray(resized).astype(int)
             assert np.abs(difference).max() <= tolerance
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_both_passes_at_once_are_the_passes_one_after_the_other(interpolation: str) -> None:
+    rng = np.random.default_rng(3)
+    pre = replace(PRE, interpolation=interpolation)
+    at_once = 0
+    for height, width in [(1, 1), (3, 200), (64, 90), (90, 64), (64, 64), (211, 317), (375, 500), (60, 41)]:
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        seen = view(np.array([[height, width]], np.int32), pre)
+        if seen.vertical_first[0]:
+            continue
+        at_once += 1
+        columns_first = host.resize(image, height, 64, interpolation) if width != 64 else image
+        expected = host.resize(columns_first, 64, 64, interpolation) if height != 64 else columns_first
+        np.testing.assert_array_equal(host.square(image, seen, 0, pre), expected)
+    assert at_once >= 6
