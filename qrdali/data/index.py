@@ -232,6 +232,17 @@ class Writer(RowWriter):
         self.row(path, label, width, height)
 
 
+def _what_to_index(folder: Path) -> str:
+    """Returns what to do about a path that is no data set, to stand behind a semicolon."""
+    if not folder.exists():
+        return "there is no such folder: `qrdali data index ROOT --out DATASET` makes one"
+    if (folder / "config.toml").exists():
+        return "it is a run: give the folder that `qrdali data index ROOT --out DATASET` made"
+    if any((folder / split).is_dir() for split in SPLITS):
+        return "it looks like a folder of images: run `qrdali data index` on it"
+    return "`qrdali data index ROOT --out DATASET` makes one"
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Opens an indexed data set: the images stay where they are, the index says where and what they are.
@@ -262,11 +273,7 @@ class Dataset:
         folder = Path(folder)
         listing = folder / "classes.tsv"
         if not listing.is_file():
-            hint = (
-                "it looks like a folder of images: run `qrdali data index` on it"
-                if any((folder / split).is_dir() for split in SPLITS)
-                else "`qrdali data index ROOT --out DATASET` makes one"
-            )
+            hint = _what_to_index(folder)
             raise InputError(f"{printable(folder)} is not a data set (no classes.tsv); {hint}")
         classes: list[str] = []
         readable: list[str] = []

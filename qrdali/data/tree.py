@@ -106,7 +106,7 @@ class LocalTree:
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            raise InputError(f"{printable(root)} is not a folder")
+            raise InputError(f"{printable(root)} is not a folder: give the one that holds the images")
         self._root = root
         self.root = str(root.absolute())
 

@@ -30,7 +30,7 @@ def read_lines(file: Path) -> Iterator[tuple[str, str]]:
     file_name = printable(file)
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # opening a FIFO would wait for ever
-            raise InputError(f"{file_name} is not a file")
+            raise InputError(f"{file_name} is not a file: give one of text")
         with open(file, "rb") as lines:
             number = 0
             while line := lines.readline(MAX_LINE_BYTES + 1):

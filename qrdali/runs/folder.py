@@ -19,6 +19,7 @@ from qrdali.files.lock import acquire, silent
 from qrdali.models import CROP_MODES, Preprocessing, create, create_on_meta
 from qrdali.network_options import ModelOptions
 from qrdali.runs import checkpoint, settings
+from qrdali.runs.mistaken_folder import CONFIG, what_to_give
 
 LOCK = ".lock"
 ADOPTED = "adopted"  # the method of a run whose weights were not trained here: `qrdali adopt`
@@ -87,7 +88,13 @@ class BestModel:
 
 def holds_run(folder: Path) -> bool:
     """Returns whether `folder` is a run folder, by its config.toml."""
-    return (folder / "config.toml").exists()
+    return (folder / CONFIG).exists()
+
+
+def require_run(folder: Path) -> None:
+    """Raises InputError, which says what to give instead, if `folder` is not a run folder."""
+    if not holds_run(folder):
+        raise InputError(f"{printable(folder)} is not a run folder (no config.toml): {what_to_give(folder)}")
 
 
 def is_adopted(folder: Path) -> bool:
@@ -127,8 +134,7 @@ def describe_best(folder: Path) -> BestModel:
 
 def _best(folder: Path, *names: str) -> tuple[BestModel, list[checkpoint.Tensors]]:
     """Returns description and tensors of one best/, which a training may replace at any moment."""
-    if not holds_run(folder):
-        raise InputError(f"{printable(folder)} is not a run folder (no config.toml)")
+    require_run(folder)
     if not (folder / "best").exists() and not (folder / "best.old").exists():
         raise RunError(f"{printable(folder)} has no best/ yet: continue it with --resume")
     state, tensors = checkpoint.load(folder / "best", *names)

@@ -195,7 +195,7 @@ def read_toml(file: Path) -> dict[str, Any]:
     """
     try:
         if file.exists() and not file.is_file():  # opening a FIFO would wait for ever
-            raise InputError(f"{printable(file)} is not a file")
+            raise InputError(f"{printable(file)} is not a file: give one of TOML")
         with open(file, "rb") as data:
             text = data.read(_MAX_CONFIG_BYTES + 1)
         if len(text) > _MAX_CONFIG_BYTES:

@@ -65,8 +65,7 @@ def _logger_names(to: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _require_rows(folder: Path) -> None:
-    if not run_folder.holds_run(folder):
-        raise InputError(f"{printable(folder)} is not a run folder (no config.toml)")
+    run_folder.require_run(folder)
     try:
         first = next(run_folder.metrics_rows(folder), None)
     except RunError as error:

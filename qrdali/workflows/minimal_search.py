@@ -211,6 +211,8 @@ def index_files(files: Sequence[str], scratch: Path) -> list[Files]:
         writer = Writer(index_file)
         for number in numbers:
             path = files[number] if is_url else os.path.abspath(files[number])
+            if not is_url and os.path.isdir(path):
+                raise InputError(f"{printable(files[number])} is a folder: give images, such as FOLDER/*.jpg")
             report = inspect_file(path, verify=True)
             if report.reason:
                 raise InputError(f"{printable(files[number])} cannot be decoded: {report.reason}")

@@ -123,7 +123,7 @@ class _Grid:
 def _decoded(image: str, out: Path) -> Pixels:
     """Returns the upright pixels of an image, uint8 [H, W, 3]; raises as `draw_preview` does."""
     if not storage.is_url(image) and not Path(image).is_file():
-        raise InputError(f"{printable(image)} is not a file")
+        raise InputError(f"{printable(image)} is not a file: give an image")
     if out.suffix.lower() != ".png":
         raise InputError(f"--out is {printable(out)}: the sheet is a PNG, end the name in .png")
     if not out.parent.is_dir():

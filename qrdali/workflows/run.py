@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qrdali.errors import InputError, printable
-
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import nn
@@ -39,8 +37,7 @@ class Run:
         from qrdali.runs import folder as run_folder
 
         self.folder = Path(folder)
-        if not run_folder.holds_run(self.folder):
-            raise InputError(f"{printable(self.folder)} is not a run folder (no config.toml)")
+        run_folder.require_run(self.folder)
 
     def __fspath__(self) -> str:
         return str(self.folder)

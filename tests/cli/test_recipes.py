@@ -114,7 +114,7 @@ def test_a_file_of_that_path_wins(elsewhere: Path, word: str, file: str) -> None
 def test_a_folder_of_that_path_is_no_recipe(elsewhere: Path) -> None:
     (elsewhere / "recipes" / "a3").mkdir(parents=True)
     words = ["train", "shared", "--data", "d", "--run", "r", "--dry-run", "--config", "recipes/a3"]
-    assert refusal(*words) == "recipes/a3 is not a file"
+    assert refusal(*words) == "recipes/a3 is not a file: give one of TOML"
 
 
 @pytest.mark.parametrize(
