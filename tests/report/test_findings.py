@@ -180,7 +180,7 @@ def test_a_method_is_held_against_its_own_controls(tmp_path: Path) -> None:
     assert not of(found, "P1", "control of the same seed stands beside")
     # A sham that is as good: the reduction is not what makes the gain.
     (one,) = of(findings(*with_controls(tmp_path / "b", 0.7, 0.6)), "P1", "Controls of the same seed")
-    assert "No method is shown to differ from its sham control." in one.text
+    assert "linear paired-rounds crop is not shown to differ from its sham control." in one.text
     assert "all of its controls, of 1 that has all of them: none." in one.text
 
 
@@ -227,7 +227,7 @@ def test_a_control_counts_if_it_is_there_for_every_seed(tmp_path: Path) -> None:
     shams = [folder for folder in folders if folder.name.startswith("sham")]
     found = findings(*[folder for folder in folders if folder not in shams[1:]])
     (one,) = of(found, "P1", "Controls of the same seed")
-    assert "No method has all of its controls for every seed here" in one.text
+    assert "It has not all of its controls for every seed" in one.text
     assert "Where there is one seed, this says that the trained networks differ" in one.text
     assert len(of(found, "P1", "No sham control")[0].commands) == 2
 
@@ -253,14 +253,14 @@ def test_what_is_no_control_of_a_run(tmp_path: Path, control: str, kind: dict[st
     linear = run(tmp_path / "linear", answers(0.7, 1), **LINEAR)
     found = findings(linear, run(tmp_path / "control", answers(0.6, 2), **kind))
     assert of(found, "P1", f"No {control} control of the same seed stands beside linear paired-rounds crop:")
-    assert not of(found, "P1", "Controls of the same seed, on")
+    assert not of(found, "P1", "Controls of the same seed.")
 
 
 def test_a_control_of_another_start_says_so(tmp_path: Path) -> None:
     starts = [run(tmp_path / f"start-{lr}", None, method="shared", lr=lr) for lr in (0.1, 0.2)]
     linear = run(tmp_path / "linear", answers(0.7, 1), init=str(starts[0]), **LINEAR)
     sham = run(tmp_path / "sham", answers(0.6, 2), init=str(starts[1]), **{**SHAM, "method": "fixed"})
-    (one,) = of(findings(linear, sham), "P1", "Controls of the same seed, on")
+    (one,) = of(findings(linear, sham), "P1", "Controls of the same seed.")
     assert "they also differ in the number of stages, the run they began with" in one.text
 
 
