@@ -10,6 +10,7 @@ from qrdali.report.findings.opponents import CONTROLS, methods, opponent
 from qrdali.report.groups import Configuration, Group
 
 _MOST_GROUPS, _MOST_RUNS, _MOST_SETS, _MOST_CLASSES = 4, 10, 8, 8
+_LONGEST = 40  # characters of a class's name
 
 RULES = (
     "This report was made by qrdali, a program that trains image classifiers on images of reduced "
@@ -47,9 +48,9 @@ def introduction(groups: list[Group]) -> tuple[str, ...]:
     """Returns the paragraphs before the findings: the rules, and what each group of runs is."""
     shown = [_of_group(group) for group in groups[:_MOST_GROUPS]]
     if len(groups) > _MOST_GROUPS:
-        shown.append(
-            f"{len(groups) - _MOST_GROUPS} more networks and data sets stand in the table of data sets."
-        )
+        more = len(groups) - _MOST_GROUPS
+        which = "network and data set stands" if more == 1 else "networks and data sets stand"
+        shown.append(f"{more} more {which} in the table of data sets.")
     return (*RULES, *map(printable, shown))
 
 
@@ -63,7 +64,8 @@ def _of_group(group: Group) -> str:
     ]
     model = group.runs[0].trained.model
     small = ", a network of few layers for demonstrations" if model in SMALL else ""
-    classes = f"{', '.join(group.classes[:_MOST_CLASSES])}{', …' * (len(group.classes) > _MOST_CLASSES)}"
+    classes = ", ".join(name[:_LONGEST] for name in group.classes[:_MOST_CLASSES])
+    classes += ", …" if len(group.classes) > _MOST_CLASSES else ""
     runs = [_of_configuration(configuration) for configuration in group.configurations]
     parts = [
         f"Data set, by its folder's name: {group.data}; {counted(len(group.classes), 'class', 'classes')} "
