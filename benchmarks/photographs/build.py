@@ -3,26 +3,30 @@
     python benchmarks/photographs/build.py --out photographs
     qrdali data index photographs --out data
 
-Debian's tuxpaint-stamps-default has photographic cut-outs with transparency, and
-plasma-workspace-wallpapers has photographs. Both packages are downloaded by apt-get (255 MB) and unpacked into
---cache, without being installed; `--packages` takes a folder in which they are unpacked already.
+Debian's tuxpaint-stamps-default has photographic cut-outs with transparency,
+plasma-workspace-wallpapers photographs. Both packages are downloaded by apt-get (255 MB) and unpacked
+into --cache, without being installed; `--packages` takes a folder in which they are unpacked already.
 objects.toml says which cut-outs are in which class, and which are left out.
 
-Each image is 500x375 or 375x500 pixels: a window of a background, and before it one cut-out of
-random size and place, mirrored or not. A thing and a background are in one split only, and things
-whose names begin alike (such as pigs) are in the same one. Everything follows from --seed: two
-calls write the same bytes with the same Pillow. manifest.jsonl says what each image was made of.
+Each image is 500x375 or 375x500 pixels: a window of a background, and before it one cut-out of random
+size and place, mirrored or not. Cut-outs are of 49 to 500 pixels, those of food the smallest; all are
+scaled to 56 pixels at most before they are drawn larger, so that sharpness does not tell classes apart.
+A background is in one split only, and so are a thing and all others of its kind. Everything follows from
+--seed: two calls write the same bytes with the same Pillow. manifest.jsonl says what each image was made
+of; images of one thing are no independent samples, so intervals should resample things.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +41,10 @@ else:
 
 PACKAGES = {"tuxpaint-stamps-default": "2022.06.04-1", "plasma-workspace-wallpapers": "4:5.27.5-2"}
 STAMPS, WALLPAPERS = Path("usr/share/tuxpaint/stamps"), Path("usr/share/wallpapers")
-SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}  # of each class' cut-outs
+SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}  # of each class' cut-outs
 SIDES = (500, 375)
-OBJECT_SHARE = (0.4, 0.85)  # of the image's short side, the cut-out's long one
+OBJECT_SHARE = (0.35, 0.75)  # of the image's short side, the cut-out's long one
+NATIVE_SIDE = 56  # pixels of a cut-out's long side before it is drawn larger
 WINDOW_SHARE = (0.25, 0.7)  # of the largest window of a background
 JPEG_QUALITY = 92
 MIN_VISIBLE = 0.02  # of the image; a cut-out that covers less is drawn larger
@@ -79,17 +84,18 @@ def fetch(cache: Path) -> Path:
     root = cache / "root"
     if (cache / "unpacked").exists():
         return root
-    cache.mkdir(parents=True, exist_ok=True)
     wanted = [f"{name}={version}" for name, version in PACKAGES.items()]
+    downloads = cache / "downloads"
     try:
-        subprocess.run(["apt-get", "download", *wanted], cwd=cache, check=True)
-        for name in PACKAGES:
-            (package,) = cache.glob(f"{name}_*.deb")
+        shutil.rmtree(downloads, ignore_errors=True)
+        downloads.mkdir(parents=True)
+        subprocess.run(["apt-get", "download", *wanted], cwd=downloads, check=True)
+        for package in sorted(downloads.glob("*.deb")):
             subprocess.run(["dpkg-deb", "-x", package, root], check=True)
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.CalledProcessError) as error:
         raise BuildError(
-            f"cannot get {' and '.join(wanted)}: {error}. On another system unpack them by hand and give "
-            "--packages FOLDER, which holds usr/share"
+            f"cannot get {' and '.join(wanted)}: {error}. Where Debian has other versions or is not at hand, "
+            "unpack these two and give --packages FOLDER, which holds usr/share"
         ) from None
     (cache / "unpacked").touch()
     return root
@@ -112,15 +118,25 @@ def parts_of(root: Path, listed: Mapping[str, Any], seed: int) -> dict[str, Part
         split: [_largest(root, name) for name in names] for split, names in listed["backgrounds"].items()
     }
     empty = [name for name, files in classes.items() if len(files) < len(SHARES)]
-    if missing or empty:
-        raise BuildError(
-            f"these are not the packages that objects.toml describes: {', '.join(map(str, missing or empty))}"
+    found = fingerprint(path.relative_to(root) for files in classes.values() for path in files)
+    if missing or empty or found != listed.get("fingerprint", found):
+        what = (
+            f"{', '.join(map(str, missing or empty))} is missing"
+            if missing or empty
+            else f"they have {found}"
         )
+        raise BuildError(f"these are not the cut-outs that objects.toml describes: {what}")
     objects: dict[str, dict[str, list[Path]]] = {split: {} for split in SHARES}
+    kinds = {stem: kind for kind, stems in listed["kinds"].items() for stem in stems}
     for name, files in classes.items():
-        for split, some in split_objects(name, files, seed).items():
+        for split, some in split_objects(name, files, kinds, seed).items():
             objects[split][name] = some
     return {split: Parts(objects[split], backgrounds[split]) for split in SHARES}
+
+
+def fingerprint(names: Iterable[Path]) -> str:
+    """Returns the SHA-256 of sorted names, a line each."""
+    return hashlib.sha256("\n".join(sorted(name.as_posix() for name in names)).encode()).hexdigest()
 
 
 def _largest(root: Path, name: str) -> Path:
@@ -134,16 +150,25 @@ def _largest(root: Path, name: str) -> Path:
     return files[-1]
 
 
-def split_objects(name: str, files: Sequence[Path], seed: int) -> dict[str, list[Path]]:
-    """Returns a class' cut-outs by split, in shares of SHARES; whose names begin alike stay together."""
-    kinds: dict[str, list[Path]] = {}
+def split_objects(
+    name: str, files: Sequence[Path], kinds: Mapping[str, str], seed: int
+) -> dict[str, list[Path]]:
+    """Returns a class' cut-outs by split, in shares of SHARES; those of one kind stay together.
+
+    kinds: the kind of some, by the file's name without its ending.
+    """
+    groups: dict[str, list[Path]] = {}
     for path in files:
-        kinds.setdefault(kind_of(path.stem), []).append(path)
+        groups.setdefault(kinds.get(path.stem) or kind_of(path.stem), []).append(path)
     found: dict[str, list[Path]] = {split: [] for split in SHARES}
-    for kind in sorted(kinds, key=lambda kind: hashlib.sha256(f"{seed} {name} {kind}".encode()).digest()):
+    # The largest kinds first, so that the shares can be kept.
+    for kind in sorted(
+        groups,
+        key=lambda kind: (-len(groups[kind]), hashlib.sha256(f"{seed} {name} {kind}".encode()).digest()),
+    ):
         split = max(SHARES, key=lambda split: SHARES[split] * len(files) - len(found[split]))
-        found[split] += kinds[kind]
-    return found
+        found[split] += groups[kind]
+    return {split: sorted(some) for split, some in found.items()}
 
 
 def kind_of(stem: str) -> str:
@@ -151,6 +176,25 @@ def kind_of(stem: str) -> str:
     name = stem.lower()
     word = re.match(r"[a-z]+", name)
     return name if word is None or re.fullmatch(r"flower\d+", name) else word[0]
+
+
+@functools.lru_cache(maxsize=32)
+def _background(file: Path) -> Image.Image:
+    with Image.open(file) as opened:
+        return opened.convert("RGB")
+
+
+@functools.lru_cache(maxsize=512)
+def _thing(file: Path) -> Image.Image:
+    """Returns a cut-out with premultiplied alpha, of its visible part, of NATIVE_SIDE pixels at most."""
+    with Image.open(file) as opened:
+        whole = opened.convert("RGBA")
+    thing = whole.crop(whole.getbbox() or (0, 0, *whole.size)).convert("RGBa")
+    scale = NATIVE_SIDE / max(thing.size)
+    if scale >= 1:
+        return thing
+    size = max(1, round(thing.width * scale)), max(1, round(thing.height * scale))
+    return thing.resize(size, Image.Resampling.BICUBIC)
 
 
 def recipes(split: str, parts: Parts, count: int, seed: int, root: Path) -> Iterator[Recipe]:
@@ -163,14 +207,10 @@ def recipes(split: str, parts: Parts, count: int, seed: int, root: Path) -> Iter
         thing = things[(number // len(names)) % len(things)]
         background = parts.backgrounds[int(rng.integers(len(parts.backgrounds)))]
         width, height = SIDES if rng.random() < 2 / 3 else SIDES[::-1]
-        with Image.open(background) as file:
-            window = _window(file.size, width / height, rng)
-        with Image.open(thing) as file:
-            shown = file.convert("RGBA")
-            box = shown.getbbox() or (0, 0, *shown.size)
-            cover = float(np.asarray(shown.getchannel("A").crop(box)).mean()) / 255
-        object_size = (box[2] - box[0], box[3] - box[1])
-        size = _size(object_size, (width, height), cover, rng)
+        window = _window(_background(background).size, width / height, rng)
+        shown = _thing(thing)
+        cover = float(np.asarray(shown.getchannel("a")).mean()) / 255
+        size = _size(shown.size, (width, height), cover, rng)
         place = (int(rng.integers(width - size[0] + 1)), int(rng.integers(height - size[1] + 1)))
         yield Recipe(
             f"{split}/{name}/{number:04d}-{width}x{height}.jpg",
@@ -209,27 +249,22 @@ def _size(
 def draw(recipe: Recipe, root: Path) -> Image.Image:
     """Returns the image that a recipe says."""
     width, height = map(int, recipe.file.rpartition("-")[2].removesuffix(".jpg").split("x"))
-    with Image.open(root / recipe.background) as file:
-        image = file.convert("RGB").resize(
-            (width, height), Image.Resampling.BICUBIC, box=recipe.window, reducing_gap=3.0
-        )
-    with Image.open(root / recipe.object) as file:
-        thing = file.convert("RGBA")
-    thing = thing.crop(thing.getbbox() or (0, 0, *thing.size))
+    image = _background(root / recipe.background).resize(
+        (width, height), Image.Resampling.BICUBIC, box=recipe.window, reducing_gap=3.0
+    )
+    thing = _thing(root / recipe.object)
     if recipe.mirrored:
         thing = thing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     # With premultiplied alpha: colours of transparent pixels do not bleed into the edge.
-    thing = thing.convert("RGBa").resize(recipe.size, Image.Resampling.BICUBIC).convert("RGBA")
+    thing = thing.resize(recipe.size, Image.Resampling.BICUBIC).convert("RGBA")
     image.paste(thing, recipe.place, thing)
     return image
 
 
-def build(root: Path, out: Path, counts: Mapping[str, int], seed: int) -> None:
-    """Writes the data set. Raises BuildError if `out` holds something."""
+def build(root: Path, out: Path, listed: Mapping[str, Any], counts: Mapping[str, int], seed: int) -> None:
+    """Writes the data set. listed: objects.toml. Raises BuildError if `out` holds something."""
     if out.exists() and any(out.iterdir()):
         raise BuildError(f"{out} is not empty: choose another --out or remove it")
-    with (Path(__file__).parent / "objects.toml").open("rb") as file:
-        listed = tomllib.load(file)
     splits = parts_of(root, listed, seed)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
@@ -261,7 +296,8 @@ def main() -> None:
     args = parser.parse_args()
     try:
         root = args.packages or fetch(args.cache)
-        build(root, args.out, {"train": args.train, "val": args.val, "test": args.test}, args.seed)
+        listed = tomllib.loads((Path(__file__).parent / "objects.toml").read_text(encoding="utf-8"))
+        build(root, args.out, listed, {"train": args.train, "val": args.val, "test": args.test}, args.seed)
     except BuildError as error:
         sys.exit(f"build.py: {error}")
 
