@@ -1,6 +1,6 @@
 """Cuts photographs into a data set for a small classifier: a class per photograph, random windows as images.
 
-    python benchmarks/photographs.py PHOTOGRAPH... --out ROOT
+    python benchmarks/photographs/windows.py PHOTOGRAPH... --out ROOT
 
 Train, validation and test windows come from everywhere in the picture and may overlap: this is for measuring
 MEPIs of a network that has learned photographs, not for measuring accuracy.
