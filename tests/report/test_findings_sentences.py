@@ -20,6 +20,7 @@ from qrdali.report.findings.finding import (
     NOT_SEEN,
     UNKNOWN,
     agreeing,
+    agreement,
     direction_text,
     with_common_folder,
 )
@@ -60,6 +61,18 @@ def test_the_introduction_names_data_runs_and_chance(tmp_path: Path) -> None:
     rows = [answers(0.6 + 0.004 * (seed - 1), 1000 * seed + sum(map(ord, "baseline"))) for seed in range(3)]
     assert f"Mean accuracy of the baselines: test {np.mean(rows):.1%}; guessing" in text
     assert "at random is right in 25.0%" in text
+
+
+def test_methods_that_have_the_same_controls_share_a_sentence(tmp_path: Path) -> None:
+    folders = [run(tmp_path / "base", answers(0.6, 1)), run(tmp_path / "linear", answers(0.6, 2), **LINEAR)]
+    folders.append(run(tmp_path / "fixed", answers(0.6, 3), **FIXED))
+    text = introduced(*folders)
+    assert (
+        "beside 1 run of linear paired-rounds crop; 1 run of fixed 0.5 paired-epochs color, each: 1 " in text
+    )
+    text = introduced(*folders, run(tmp_path / "sham", answers(0.6, 4), **SHAM))
+    assert "crop: 1 baseline, no matched, 1 sham, no random and no randaugment." in text
+    assert "color: 1 baseline, no matched, no sham, no random and no randaugment." in text
 
 
 def test_the_introduction_stays_short(tmp_path: Path) -> None:
@@ -109,6 +122,7 @@ def per_set(folder: Path, name: str) -> float:
 
 
 def test_signs_that_agree_are_told_with_their_chance() -> None:
+    assert [agreement(difference(*d)).text for d in ((1, 2, -1), (2,))] == ["2 of 3", "–"]
     assert [agreeing(difference(*d)) for d in ((1, 2, 3), (-1, -2), (3, -1, 0), (0, 0))] == [3, 2, 1, 0]
     assert direction_text([difference(1, -1, 1), difference(2.0)]) == ""
     text = direction_text([difference(1, 2, 3), difference(-1, -2, -3), difference(1, 1, -1)])

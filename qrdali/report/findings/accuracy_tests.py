@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from qrdali.data.set_names import RESERVED
 from qrdali.evaluation.seeded_differences import ALPHA, SeededDifference, accuracy_difference
 from qrdali.evaluation.stats import holm
-from qrdali.report.findings.finding import agreeing, seeds_text
+from qrdali.report.findings.finding import agreement, seeds_text
 from qrdali.report.findings.opponents import OPPONENTS, also_different, methods, opponent
 from qrdali.report.groups import Configuration, Group
 from qrdali.report.read import Run
@@ -168,7 +168,7 @@ def table(tests: list[AccuracyTest], slug: str) -> Table | None:
                 words(test.configuration.label),
                 words(test.against),
                 Cell(shown, 100 * result.difference),
-                Cell(f"{agreeing(result)} of {result.seeds}", agreeing(result)),
+                agreement(result),
                 probability(result.p_value),
                 probability(test.holm),
                 _detectable(result, ALPHA / test.family),

@@ -13,7 +13,7 @@ from typing import Any
 from qrdali.errors import printable
 from qrdali.evaluation.seeded_differences import ALPHA, SeededDifference
 from qrdali.evaluation.stats import p_text
-from qrdali.report.tables import Table, number, words
+from qrdali.report.tables import NOTHING, Cell, Table, number, words
 
 SEEN, NOT_SEEN, UNKNOWN = "seen here", "not seen here", "cannot be said with these runs"
 ONE_SEED = "seen in one seed"
@@ -113,6 +113,12 @@ def detectable_text(
 def agreeing(result: SeededDifference) -> int:
     """Returns how many seeds' differences have the sign of their mean."""
     return sum(one * result.difference > 0 for one in result.per_seed)
+
+
+def agreement(result: SeededDifference) -> Cell:
+    """Returns a cell such as "2 of 3", "–" for one seed, which has nothing to agree with."""
+    count = agreeing(result)
+    return Cell(f"{count} of {result.seeds}", count) if result.seeds > 1 else NOTHING
 
 
 def direction_text(results: Sequence[SeededDifference]) -> str:

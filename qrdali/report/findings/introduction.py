@@ -72,7 +72,7 @@ def _of_group(group: Group) -> str:
         f"({classes}), "
         f"{', '.join(text for text in images if text)}. Network: {group.network}{small}.",
         f"Runs: {_some(runs, _MOST_RUNS)}.",
-        *(_of_method(group, configuration) for configuration in methods(group)[:_MOST_RUNS]),
+        *_of_methods(group),
         _of_baseline(group),
     ]
     return " ".join(part for part in parts if part)
@@ -91,18 +91,24 @@ def _of_configuration(configuration: Configuration) -> str:
     return f"{configuration.label} ({counted(len(configuration.runs), 'seed')}{trained})"
 
 
-def _of_method(group: Group, configuration: Configuration) -> str:
-    """Returns for how many of a method's runs each control is there."""
-    runs = configuration.runs
-    parts = []
-    for name in ("baseline", *(c.name for c in CONTROLS if c.applies(runs[0].settings))):
-        found = sum(opponent(group, run, name) is not None for run in runs)
-        parts.append(f"{found or 'no'} {name}")
-    *first, last = parts
-    return (
-        f"Of the same seeds stand beside {counted(len(runs), 'run')} of {configuration.label}: "
-        f"{', '.join(first)} and {last}."
-    )
+def _of_methods(group: Group) -> list[str]:
+    """Returns for how many runs of each method the baseline and each control is there; methods of which the
+    same is to be said share a sentence.
+    """
+    alike: dict[str, list[str]] = {}
+    for configuration in methods(group):
+        runs = configuration.runs
+        parts = []
+        for name in ("baseline", *(c.name for c in CONTROLS if c.applies(runs[0].settings))):
+            found = sum(opponent(group, run, name) is not None for run in runs)
+            parts.append(f"{found or 'no'} {name}")
+        *first, last = parts
+        labels = alike.setdefault(f"{', '.join(first)} and {last}", [])
+        labels.append(f"{counted(len(runs), 'run')} of {configuration.label}")
+    return [
+        f"Of the same seeds stand beside {_some(labels, _MOST_RUNS)}{', each' * (len(labels) > 1)}: {what}."
+        for what, labels in alike.items()
+    ][:_MOST_RUNS]
 
 
 def _of_baseline(group: Group) -> str:

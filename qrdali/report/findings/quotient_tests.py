@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from qrdali.evaluation.seeded_differences import ALPHA, SeededDifference, measured_difference
 from qrdali.evaluation.stats import holm
-from qrdali.report.findings.finding import agreeing
+from qrdali.report.findings.finding import agreement
 from qrdali.report.findings.opponents import also_different, methods
 from qrdali.report.groups import Configuration, Group
 from qrdali.report.quotients import alike, have_fingerprint, values
@@ -151,7 +151,7 @@ def table(tests: list[QuotientTest], slug: str) -> Table | None:
             words(test.configuration.label),
             number(test.of_baseline, ".4f"),
             _with_interval(test.result),
-            Cell(f"{agreeing(test.result)} of {test.result.seeds}", agreeing(test.result)),
+            agreement(test.result),
             probability(test.result.p_value),
             probability(test.holm),
             number(test.detectable, ".4f"),

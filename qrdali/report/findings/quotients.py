@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from qrdali.report.findings.finding import (
@@ -43,6 +43,8 @@ def findings(
             ]
             if chosen:
                 found.append(_on_reduction(about, reduction, chosen, number))
+    if found:  # once is enough
+        found[0] = replace(found[0], text=found[0].text + _WITHOUT_CONTROLS)
     return [*found, *_missing(group, about, tests, sets, number)]
 
 
@@ -99,7 +101,7 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
         best = min(tests, key=lambda test: test.result.difference)
         text += f" The lowest: {_one(best)}." if len(tests) > 1 else f" Its result: {_result(best)}."
     text += direction_text([test.result for test in tests if not test.is_shown])
-    text += f" {_detectable(tests)}{_lowest_text(tests)}{_WITHOUT_CONTROLS}"
+    text += f" {_detectable(tests)}{_lowest_text(tests)}"
     if single:
         text += (
             " One seed: this says that these trained networks differ on images like these, not that the "
