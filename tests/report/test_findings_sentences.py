@@ -177,6 +177,9 @@ def test_what_is_missing_comes_first_and_matched_leads_the_controls(tmp_path: Pa
     ) in controls.text
     assert f"from random {100 * random['difference']:+.1f} points" in controls.text
     assert "is not shown to differ from its matched or random control" in controls.text
+    agree = sum(test["seeds_agreeing"] == 3 for test in controls.figures["tests"])
+    assert agree
+    assert f"in all seeds in {agree} of 2 such comparisons" in controls.text
 
 
 def test_the_table_carries_the_figures(tmp_path: Path) -> None:

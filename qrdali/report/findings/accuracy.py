@@ -209,6 +209,7 @@ def _against_controls(group: Group, about: str, every: list[AccuracyTest], numbe
         parts.append(_not_shown(group, undecided, "methods", differ))
     if not any(test.is_shown for test in tests) and len(labels) == 1:
         parts.append(_first_set(tests, shown))
+    parts[-1] += direction_text([test.result for test in tests if not test.is_shown])
     text = (
         f"Controls of the same seed. {' '.join(parts)}{_above_all(every, group)} {_detectable(tests, shown)}"
     )

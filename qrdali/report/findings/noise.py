@@ -54,7 +54,8 @@ def _of_all(about: str, ones: list[Measured]) -> Finding:
 
 _UNPAIRED = (
     " What P1 and P2 call detectable is another figure: there runs are paired by seed, which takes out what "
-    "the runs of a seed share, and the threshold is corrected for several comparisons."
+    "the runs of a seed share and leaves fewer degrees of freedom, and the threshold is corrected for "
+    "several comparisons."
 )
 
 
