@@ -104,7 +104,9 @@ def build(
         facts = setup.facts(groups.group(runs), sets)
         (partial / "report.html").write_text(page(title, facts, sections), "utf-8")
         titles = {table.slug: table.title for table in tables}
-        text = markdown(title, findings_section.RULES, found, titles)
+        # Those that the page has a short form of stand among the sentences, which say what a single row says.
+        brief = [t for t in parts[0].filled_tables if t.page_columns and len(t.rows) > 1]
+        text = markdown(title, parts[0].text, found, titles, brief)
         (partial / "findings.md").write_text(text, "utf-8")
         summary = {
             "title": title,
@@ -211,7 +213,7 @@ def _findings(by_experiment: list[Group], sets: list[Mepis], others: list[Part])
     return Part(
         "findings",
         "Findings",
-        findings_section.RULES,
+        found.text,
         tables=found.tables,
         folded=frozenset(table.slug for table in found.tables),
         findings=findings_section.linked(found.findings, slugs),

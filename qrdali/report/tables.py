@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from qrdali.errors import printable
@@ -114,6 +114,17 @@ class Table:
     def shown_columns(self) -> tuple[str, ...]:
         """Returns the columns that the page has; the files have all."""
         return self.columns[: self.page_columns]
+
+    def beginning(self, rows: int) -> Table:
+        """Returns the table with the columns that the page has, at most so many rows and the first note;
+        another says how many rows are left out.
+        """
+        left = len(self.rows) - rows
+        more = (f"{left:,} more rows: tables/{self.slug}.md.",) if left > 0 else ()
+        shown = tuple(row[: self.page_columns] for row in self.rows[:rows])
+        return replace(
+            self, columns=self.shown_columns, rows=shown, notes=(*self.notes[:1], *more), page_columns=None
+        )
 
     def csv(self) -> str:
         """Returns the table as RFC 4180 has it. A column with deviations is followed by one of them.

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from qrdali.data.set_names import RESERVED
 from qrdali.evaluation.seeded_differences import ALPHA, SeededDifference, accuracy_difference
 from qrdali.evaluation.stats import holm
-from qrdali.report.findings.finding import seeds_text
+from qrdali.report.findings.finding import agreement, seeds_text
 from qrdali.report.findings.opponents import OPPONENTS, also_different, methods, opponent
 from qrdali.report.groups import Configuration, Group
 from qrdali.report.read import Run
-from qrdali.report.tables import NOTHING, Table, number, probability, words
+from qrdali.report.tables import NOTHING, Cell, Table, number, probability, words
 
 
 @dataclass(frozen=True)
@@ -161,24 +161,27 @@ def table(tests: list[AccuracyTest], slug: str) -> Table | None:
     for test in tests:
         result = test.result
         low, high = result.interval()
+        shown = f"{100 * result.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
         rows.append(
             (
                 words(test.set),
                 words(test.configuration.label),
                 words(test.against),
+                Cell(shown, 100 * result.difference),
+                agreement(result),
+                probability(result.p_value),
+                probability(test.holm),
+                _detectable(result, ALPHA / test.family),
                 number(result.seeds),
                 number(result.images),
                 number(100 * test.accuracy, ".2f"),
                 number(100 * test.of_opponent, ".2f"),
-                number(100 * result.difference, "+.2f"),
                 number(100 * low, "+.2f"),
                 number(100 * high, "+.2f"),
                 probability(result.p_images),
                 NOTHING if result.p_seeds is None else probability(result.p_seeds),
-                probability(test.holm),
                 number(test.family),
-                number(100 * result.detectable(), ".2f"),
-                number(100 * result.detectable(ALPHA / test.family), ".2f"),
+                _detectable(result, ALPHA),
                 words(", ".join(test.also) or "–"),
             )
         )
@@ -188,30 +191,41 @@ def table(tests: list[AccuracyTest], slug: str) -> Table | None:
         "set",
         "method",
         "against",
+        "difference (95%)",
+        "seeds that agree",
+        "p",
+        "p (Holm)",
+        "detectable",
         "seeds",
         "images",
         "accuracy",
         "of the other",
-        "difference",
         "95% low",
         "95% high",
         "p over images",
         "p over seeds",
-        "p (Holm)",
         "tests in family",
         "detectable alone",
-        "detectable as the first",
         "also different",
     )
-    return Table(slug, "The tests behind P1", columns, tuple(rows), (_NOTE,))
+    return Table(slug, "The tests behind P1", columns, tuple(rows), _NOTES, page_columns=_ON_PAGE)
 
 
-_NOTE = (
+def _detectable(result: SeededDifference, alpha: float) -> Cell:
+    """Returns a cell of the detectable difference in points; no accuracies differ by more than 100."""
+    points = 100 * result.detectable(alpha)
+    return number(points, ".1f") if points <= 100 else Cell("> 100", points)
+
+
+_ON_PAGE = 8  # columns of the table
+_NOTES = (
     "Accuracies in percent, differences and what is detectable in points; runs are paired by their seed. "
+    "The interval and p are those of one comparison alone, before Holm's correction, which decides. Seeds "
+    "that agree: those whose difference has the sign of the mean.",
     "Over images: McNemar's test, of several seeds the one for clustered pairs; the exact binomial where "
     "fewer than 25 images differ. Over seeds: Student's t-test of the seeds' differences. A difference "
     "counts as shown where the larger of the two p values is below .05 after Holm's correction; the "
     "comparisons with the baseline of one network and data set are one family, those with controls "
-    "another. Detectable: the true difference that such a comparison finds with a power of 80%, alone at "
-    ".05, or as the first of its family at .05 ÷ its tests; estimated from the spread seen here."
+    "another. Detectable: the true difference that such a comparison finds with a power of 80% as the first "
+    "of its family, at .05 ÷ its tests, or alone, at .05; estimated from the spread seen here.",
 )

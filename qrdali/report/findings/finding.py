@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from qrdali.errors import printable
 from qrdali.evaluation.seeded_differences import ALPHA, SeededDifference
 from qrdali.evaluation.stats import p_text
-from qrdali.report.tables import Table, number, words
+from qrdali.report.tables import NOTHING, Cell, Table, number, words
 
 SEEN, NOT_SEEN, UNKNOWN = "seen here", "not seen here", "cannot be said with these runs"
 ONE_SEED = "seen in one seed"
 DESCRIBED = "measured"
 _MOST_NAMES = 6
 _MOST_COMMANDS = 200
+_MOST_ROWS = 40  # of a table in findings.md
 
 QUESTIONS = {
     "P1": "P1: Which training method is more accurate, on full and on reduced images?",
@@ -57,6 +62,11 @@ class Finding:
             self.verdict, "measured"
         )
 
+    @property
+    def shown_commands(self) -> list[str]:
+        """Returns the lines that readers see and can paste, in which a long common folder stands once."""
+        return with_common_folder(self.commands)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the object that report.json holds."""
         return {
@@ -91,24 +101,54 @@ def points(share: float, digits: int = 1, sign: str = "+") -> str:
 def detectable_text(
     results: Sequence[SeededDifference], family: int, span: Callable[[float, float], str]
 ) -> str:
-    """Returns what comparisons could have found, alone and corrected as the first of their family.
+    """Returns what comparisons could have found at the threshold in force, that of the first of their family.
 
     span: shows the smallest and the largest of several differences.
     """
-    alone = [result.detectable() for result in results]
-    text = f"A true difference of {span(min(alone), max(alone))} would be found in 4 of 5 cases"
-    if family > 1:
-        first = [result.detectable(ALPHA / family) for result in results]
-        text += f"; with Holm's correction for {family} comparisons, one of {span(min(first), max(first))}"
-    return f"{text}."
+    found = [result.detectable(ALPHA / family) for result in results]
+    of = f", at the threshold for {family} comparisons" if family > 1 else ""
+    return f"Detectable here{of}: {span(min(found), max(found))}."
+
+
+def agreeing(result: SeededDifference) -> int:
+    """Returns how many seeds' differences have the sign of their mean."""
+    return sum(one * result.difference > 0 for one in result.per_seed)
+
+
+def agreement(result: SeededDifference) -> Cell:
+    """Returns a cell such as "2 of 3", "–" for one seed, which has nothing to agree with."""
+    count = agreeing(result)
+    return Cell(f"{count} of {result.seeds}", count) if result.seeds > 1 else NOTHING
+
+
+def direction_text(results: Sequence[SeededDifference]) -> str:
+    """Returns what the signs of differences say that are not shown, "" where no two seeds or more agree.
+
+    The chance that is given is that of signs which are as likely one way as the other.
+    """
+    unanimous = [one for one in results if one.seeds > 1 and agreeing(one) == one.seeds]
+    if not unanimous:
+        return ""
+    up = sum(one.difference > 0 for one in unanimous)
+    ways = [
+        f"{way} in all seeds in {count} of {counted(len(results), 'such comparison')}"
+        for way, count in (("upwards", up), ("downwards", len(unanimous) - up))
+        if count
+    ]
+    seeds = {one.seeds for one in unanimous}
+    chance = ""
+    if len(seeds) == 1:
+        (number_of_seeds,) = seeds
+        chance = (
+            f": chance alone makes {number_of_seeds} signs agree in 1 of {2 ** (number_of_seeds - 1)} cases"
+        )
+    return f" The difference points {' and '.join(ways)}, which these runs do not establish{chance}."
 
 
 def how_many(count: int, total: int, one: str, several: str) -> str:
-    """Returns "1 of 2 methods is", "none of 2 methods is", "3 of 4 methods are", or of a single one "the one
-    compared method is not" and "1 of 1 method is".
-    """
+    """Returns "1 of 2 methods is", "none of 2 methods is", "3 of 4 methods are" or "1 of 1 method is"."""
     if not count:
-        return f"none of {total:,} {several} is" if total > 1 else f"the one compared {one} is not"
+        return f"none of {counted(total, one, several)} is"
     return f"{count:,} of {counted(total, one, several)} {'is' if count == 1 else 'are'}"
 
 
@@ -140,9 +180,16 @@ def table(found: list[Finding], slug: str) -> Table:
     return Table(slug, "Findings", columns, rows)
 
 
-def markdown(title: str, rules: Sequence[str], found: list[Finding], linked: dict[str, str]) -> str:
-    """Returns findings.md. linked: the titles of the report's tables by slug, which lie in tables/."""
-    lines = [f"# {_md(title)}: findings", "", *(f"{_md(rule)}\n" for rule in rules)]
+def markdown(
+    title: str, text: Sequence[str], found: list[Finding], linked: dict[str, str], own: Sequence[Table]
+) -> str:
+    """Returns findings.md.
+
+    linked: the titles of the report's tables by slug, which lie in tables/. own: those that stand below the
+    findings of the first question that links to them.
+    """
+    lines = [f"# {_md(title)}: findings", "", *(f"{_md(paragraph)}\n" for paragraph in text)]
+    left = {table.slug: table for table in own}
     for key, question in QUESTIONS.items():
         of_question = [finding for finding in found if finding.question == key]
         if not of_question:
@@ -153,9 +200,36 @@ def markdown(title: str, rules: Sequence[str], found: list[Finding], linked: dic
             link = f" ([{_md(linked[finding.table])}](tables/{finding.table}.md))" if finding.table else ""
             lines.append(f"- **{finding.verdict}.** {about}{_md(finding.text)}{link}")
             if finding.commands:
-                lines += ["", *(f"      {command}" for command in finding.commands)]
-            lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
+                lines += ["", *(f"      {line}" for line in finding.shown_commands), ""]
+        linked_here = dict.fromkeys(finding.table for finding in of_question)
+        for table in (left.pop(slug) for slug in linked_here if slug in left):
+            brief = table.beginning(_MOST_ROWS).markdown().partition("\n\n")[2]
+            lines += ["", brief.rstrip()]
+        lines.append("")
+    return re.sub("\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+
+
+def with_common_folder(commands: Sequence[str]) -> list[str]:
+    """Returns commands in which the folder that all of their paths lie in stands once, in a shell's
+    variable, so that a reader sees the names of runs; as they are where that would shorten nothing.
+    """
+    try:
+        words_of = [shlex.split(command, comments=True) for command in commands]
+    except ValueError:  # a quote of a path that had control characters
+        return list(commands)
+    paths = [PurePosixPath(word) for line in words_of for word in line if word.startswith("/")]
+    if len(paths) < 2:
+        return list(commands)
+    common = os.path.commonpath([path.parent for path in paths])
+    if len(PurePosixPath(common).parts) < 3 or shlex.quote(common) != common:
+        return list(commands)
+
+    def word(text: str) -> str:
+        inside = text.startswith(f"{common}/")
+        return f"$ROOT/{shlex.quote(text[len(common) + 1 :])}" if inside else shlex.quote(text)
+
+    shown = [" ".join(map(word, line)) or command for line, command in zip(words_of, commands, strict=True)]
+    return [f"ROOT={common}", *shown]
 
 
 def _md(text: str) -> str:

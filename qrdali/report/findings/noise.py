@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qrdali.report.findings.finding import DESCRIBED, UNKNOWN, Finding, counted, names
 from qrdali.report.findings.opponents import methods
 from qrdali.report.groups import Group
@@ -20,34 +22,71 @@ def findings(groups: list[Group], abouts: list[str], measured: list[Measured]) -
         of_baseline = [one for one in of_group if one.is_of_baseline]
         used = of_baseline or of_group[:1]
         chosen = [one for one in used if one.of != "val"] or used
-        found += [finding(about, one) for one in chosen]
+        kinds = [[one for one in chosen if one.kind == kind] for kind in ("accuracy", "quotient")]
+        of_group_found = [_of_all(about, of_kind) for of_kind in kinds if of_kind]
+        if of_group_found and methods(group):
+            of_group_found[0] = replace(of_group_found[0], text=of_group_found[0].text + _UNPAIRED)
+        found += of_group_found
         if not of_baseline and (run := first_to_repeat(group)) is not None:
             found.append(_missing(about, run))
     return found
 
 
+def _of_all(about: str, ones: list[Measured]) -> Finding:
+    """Returns what the noise floors of one kind say: the first in full, of the others the ranges."""
+    first, *others = ones
+    one = finding(about, first)
+    text = one.text
+    if others:
+        floors = [other.floor for other in others]
+        deviations = _span(first, [floor.deviation for floor in floors])
+        apart = sorted({floor.rejected for floor in floors})
+        of_pairs = counted(max(floor.pairs for floor in floors), "pair")
+        told = f"{apart[0]}" if len(apart) == 1 else f"{apart[0]} to {apart[-1]}"
+        text += (
+            f" The same of {names([other.of for other in others])}: standard deviations of {deviations}; "
+            f"{told} of {of_pairs} told apart; "
+            f"{_span(first, [floor.smallest_of_means for floor in floors])} found with 80% power."
+        )
+    figures = one.figures | {"others": [other.to_json() for other in others]}
+    return replace(one, text=text, figures=figures)
+
+
+_UNPAIRED = (
+    " What P1 and P2 call detectable is another figure: there runs are paired by seed, which takes out what "
+    "the runs of a seed share and leaves fewer degrees of freedom, and the threshold is corrected for "
+    "several comparisons."
+)
+
+
+def _shown(one: Measured, value: float) -> str:
+    return f"{100 * value:.2f} points" if one.kind == "accuracy" else f"{value:.4f}"
+
+
+def _span(one: Measured, values: list[float]) -> str:
+    low, high = _shown(one, min(values)), _shown(one, max(values))
+    return low if low == high else f"{low.removesuffix(' points')} to {high}"
+
+
 def finding(about: str, one: Measured) -> Finding:
     """Returns what one noise floor says."""
     floor, accuracy = one.floor, one.kind == "accuracy"
-
-    def shown(value: float) -> str:
-        return f"{100 * value:.2f} points" if accuracy else f"{value:.4f}"
-
     what = f"Accuracy on {one.of}" if accuracy else f"The mean entropy quotient by {one.of}"
     low, high = floor.deviation_interval()
     text = (
         f"{what} of {counted(floor.runs, 'run')} of {one.configuration.label} that differ by the "
         "seed alone has "
-        f"a standard deviation of {shown(floor.deviation)} (95% interval {shown(low)} to {shown(high)}). "
+        f"a standard deviation of {_shown(one, floor.deviation)}, itself an estimate (95% interval "
+        f"{_span(one, [low, high])}, by chi-square). "
     )
     if floor.pairs:
         test = "McNemar's test" if accuracy else "The paired test"
         text += f"{test} tells {floor.rejected} of {counted(floor.pairs, 'pair')} of them apart (p < .05). "
     text += (
-        f"Two single runs differ by less than {shown(floor.smallest_of_single_runs)} by chance in "
-        "95% of cases. "
-        f"With {floor.runs} seeds of each, a t-test of two methods' means would find a true difference of "
-        f"{shown(floor.smallest_of_means)} in 4 of 5 cases."
+        f"A difference of two single runs below {_shown(one, floor.smallest_of_single_runs)} may be the "
+        "seeds' alone (95% prediction interval, which allows for that uncertainty). "
+        f"With {floor.runs} runs of each, not paired, one t-test of two methods' means has 80% power to find "
+        f"a true difference of {_shown(one, floor.smallest_of_means)}."
     )
     if one.same_start:
         text += " All began with the same run: how far starts differ is not in these figures."

@@ -2,9 +2,9 @@
 
 | control | what it is | from what it tells a method |
 |---|---|---|
+| matched | a baseline of as many optimizer steps, otherwise augmented alike | from training as long |
 | sham | the same sequence and patience without a reduction | from the scheme of training |
 | random | the same reduction and sequence, qualities drawn per image and epoch | from plain augmentation |
-| matched | a baseline of as many optimizer steps, otherwise augmented alike | from training as long |
 | randaugment | a baseline with automatic augmentation, also a matched one | from the usual augmentation |
 """
 
@@ -103,6 +103,12 @@ def _is_randaugment(control: Run, run: Run) -> bool:
 
 CONTROLS: tuple[Control, ...] = (
     Control(
+        "matched",
+        _is_matched,
+        lambda control, run: 0,
+        lambda settings, run: with_method(settings, method="baseline", match=str(run), match_steps=1),
+    ),
+    Control(
         "sham",
         lambda control, run: is_sham(control.settings) and control.settings.sequence == run.settings.sequence,
         lambda control, run: 1000 * (control.settings.method == run.settings.method),
@@ -117,12 +123,6 @@ CONTROLS: tuple[Control, ...] = (
         ),
         lambda control, run: 0,
         lambda settings, run: with_method(settings, method="random"),
-    ),
-    Control(
-        "matched",
-        _is_matched,
-        lambda control, run: 0,
-        lambda settings, run: with_method(settings, method="baseline", match=str(run), match_steps=1),
     ),
     Control(
         "randaugment",

@@ -3,121 +3,32 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from qrdali.evaluation.seeded_differences import ALPHA, SeededDifference, measured_difference
-from qrdali.evaluation.stats import holm
 from qrdali.report.findings.finding import (
     NOT_SEEN,
     ONE_SEED,
     SEEN,
     UNKNOWN,
     Finding,
+    agreeing,
     counted,
     detectable_text,
+    direction_text,
     how_many,
     names,
     p_is,
     seeds_text,
 )
-from qrdali.report.findings.opponents import also_different, methods
-from qrdali.report.groups import Configuration, Group
-from qrdali.report.quotients import alike, have_fingerprint, values
+from qrdali.report.findings.opponents import methods
+from qrdali.report.findings.quotient_tests import AtLowest, QuotientTest
+from qrdali.report.groups import Group
+from qrdali.report.quotients import alike
 from qrdali.report.read import Run
 from qrdali.report.read_mepis import Mepis
-from qrdali.report.tables import NOTHING, Table, number, probability, words
 
-
-@dataclass(frozen=True)
-class QuotientTest:
-    """Holds a method's comparison with its baseline by the mean entropy quotient of one reduction.
-
-    holm: the p value after Holm's correction over the family. family: its number of tests. of_baseline: the
-    baseline's mean quotient on the images compared. also: in what else the runs differ. at_lowest: the
-    largest share of a set's minimal images that are at the lowest state, in 0 to 1.
-    """
-
-    configuration: Configuration
-    reduction: str
-    result: SeededDifference
-    of_baseline: float
-    also: tuple[str, ...]
-    at_lowest: float
-    holm: float = 1.0
-    family: int = 1
-
-    @property
-    def is_shown(self) -> bool:
-        return self.holm < ALPHA
-
-
-def _differences(
-    one: Mepis, other: Mepis, reduction: str
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float] | None:
-    """Returns samples, differences (other less one) and the mean of `one` on the images that both have."""
-    first, second = one.rows[reduction], other.rows[reduction]
-    samples, i, j = np.intersect1d(first["sample"], second["sample"], return_indices=True)
-    if not len(samples):
-        return None
-    if not have_fingerprint(one) and not bool((first["path"][i] == second["path"][j]).all()):
-        return None
-    of_first = values(one, reduction)[i]
-    return samples.astype(np.int64), values(other, reduction)[j] - of_first, float(of_first.mean())
-
-
-def quotient_tests(group: Group, sets: list[Mepis]) -> list[QuotientTest]:
-    """Returns P2's tests of one network and data set, corrected by Holm over all methods and reductions.
-
-    Only sets that searched the same images in the same way are compared.
-    """
-    tests = []
-    for _, comparable in alike(sets):
-        by_run = {mepis.run.name: mepis for mepis in comparable if mepis.run is not None}
-        for configuration in methods(group):
-            pairs = _pairs(group, configuration, by_run)
-            reductions = dict.fromkeys(r for _, _, mepis, _ in pairs for r in mepis.rows)
-            for reduction in reductions:
-                tests += _test(configuration, reduction, pairs)
-    corrected = holm([test.result.p_value for test in tests])
-    return [replace(test, holm=p, family=len(tests)) for test, p in zip(tests, corrected, strict=True)]
-
-
-_Pair = tuple[Run, Run, Mepis, Mepis]
-
-
-def _pairs(group: Group, configuration: Configuration, by_run: dict[str, Mepis]) -> list[_Pair]:
-    """Returns (run, baseline, the run's set, the baseline's) for each seed that has both sets."""
-    found = []
-    for run in configuration.runs:
-        base = group.baseline(run)
-        if base is not None and run.name in by_run and base.name in by_run:
-            found.append((run, base, by_run[run.name], by_run[base.name]))
-    return found
-
-
-def _test(configuration: Configuration, reduction: str, pairs: list[_Pair]) -> list[QuotientTest]:
-    measured, bases, also, at_lowest = [], [], dict[str, None](), [0.0]
-    for run, base, mepis, of_base in pairs:
-        if reduction not in mepis.rows or reduction not in of_base.rows:
-            continue
-        found = _differences(of_base, mepis, reduction)
-        if found is None:
-            continue
-        samples, differences, base_mean = found
-        measured.append((samples, differences))
-        bases.append(base_mean)
-        shares = (one.summary[reduction].get("lowest_state_share") for one in (mepis, of_base))
-        at_lowest += [share for share in shares if isinstance(share, float)]
-        also |= dict.fromkeys(also_different(run, base, "baseline"))
-    if not measured:
-        return []
-    result = measured_difference(measured)
-    return [
-        QuotientTest(configuration, reduction, result, float(np.mean(bases)), tuple(also), max(at_lowest))
-    ]
+_MOST_SEEDS = 6
 
 
 def findings(
@@ -132,17 +43,34 @@ def findings(
             ]
             if chosen:
                 found.append(_on_reduction(about, reduction, chosen, number))
+    if found:  # once is enough
+        found[0] = replace(found[0], text=found[0].text + _WITHOUT_CONTROLS)
     return [*found, *_missing(group, about, tests, sets, number)]
 
 
 def _one(test: QuotientTest) -> str:
+    return f"{test.configuration.label}, {_result(test)}"
+
+
+def _result(test: QuotientTest) -> str:
     result = test.result
     also = f"; they also differ in {', '.join(test.also)}" if test.also else ""
+    low, high = result.interval()
     return (
-        f"{test.configuration.label}, mean {test.of_baseline + result.difference:.4f} beside "
-        f"the baseline's {test.of_baseline:.4f} (difference {result.difference:+.4f}, "
-        f"{p_is(test.holm)} after Holm, {counted(result.images, 'image')}, {seeds_text(result.seeds)}{also})"
+        f"mean {test.of_baseline + result.difference:.4f} beside the baseline's {test.of_baseline:.4f} "
+        f"(difference {result.difference:+.4f}, 95% interval {low:+.4f} to {high:+.4f}, "
+        f"{p_is(test.holm)} after Holm, {_images(test)}, {seeds_text(result.seeds)}{also})"
     )
+
+
+def _images(test: QuotientTest) -> str:
+    """Returns how many images were compared: "30 images", or of several seeds in all and in each."""
+    images = counted(test.result.images, "image")
+    if len(test.per_seed) < 2:
+        return images
+    each = [one.compared for one in test.per_seed]
+    of_each = f"{each[0]}" if len(set(each)) == 1 else f"{min(each)} to {max(each)}"
+    return f"{images} in all, {of_each} of them for each seed"
 
 
 def _span(low: float, high: float) -> str:
@@ -157,6 +85,8 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
     single = tests[0].result.seeds == 1
     noun, trained = "network" if single else "method", "trained on reduced images"
     which = how_many(len(less), len(tests), f"{noun} {trained}", f"{noun}s {trained}")
+    if len(tests) == 1 and not less:
+        which = f"{tests[0].configuration.label} is not"
     text = (
         f"Minimal images by {reduction}, on the images that a network and the baseline of its seed both "
         f"classify correctly at full quality: {which} shown "
@@ -169,42 +99,91 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
         text += f" For {others} of them no difference is shown."
     elif others and not less:
         best = min(tests, key=lambda test: test.result.difference)
-        text += f" {'The lowest' if len(tests) > 1 else 'Its result'}: {_one(best)}."
-    text += f" {detectable_text([test.result for test in tests], tests[0].family, _span)}"
-    if at_lowest := max(test.at_lowest for test in tests):
-        text += (
-            f" Of a network's minimal images up to {at_lowest:.0%} are reduced as far as can be and "
-            "show nothing "
-            "of the object: the network gives their class to nearly empty images, and such "
-            "quotients say little "
-            "of what it needs."
-        )
+        text += f" The lowest: {_one(best)}." if len(tests) > 1 else f" Its result: {_result(best)}."
+    text += direction_text([test.result for test in tests if not test.is_shown])
+    text += f" {_detectable(tests)}{_lowest_text(tests)}"
     if single:
         text += (
             " One seed: this says that these trained networks differ on images like these, not that the "
             "methods do; another seed may turn it round."
         )
     verdict = NOT_SEEN if not less else ONE_SEED if single else SEEN
-    figures = {
+    if not any(test.can_show_less for test in tests):
+        verdict = UNKNOWN
+    return Finding("P2", about, verdict, text, _figures(reduction, tests), f"quotient-tests-{number}")
+
+
+_WITHOUT_CONTROLS = (
+    " Quotients are compared with the baseline's alone, not with those of controls: a difference would not "
+    "tell the reductions from longer or otherwise changed training."
+)
+
+
+def _detectable(tests: list[QuotientTest]) -> str:
+    """Returns what the comparisons could have found, and for which that is more than there is to find."""
+    text = detectable_text([test.result for test in tests], tests[0].family, _span)
+    blind = [test for test in tests if not test.can_show_less]
+    if not blind:
+        return text
+    whose = "" if len(blind) == len(tests) else f" of {names([test.configuration.label for test in blind])}"
+    means = _span(min(test.of_baseline for test in blind), max(test.of_baseline for test in blind))
+    return (
+        f"{text} That is{whose} no less than the baseline's own mean ({means}): not even a network that "
+        "needed nothing at all would be shown in 4 of 5 repetitions, so whether less is needed cannot be "
+        "said."
+    )
+
+
+def _lowest_text(tests: list[QuotientTest]) -> str:
+    """Returns of which networks how many minimal images are at the lowest state, "" if none is."""
+    parts, baselines = [], dict[str, None]()
+    for test in tests:
+        of_method = {f"seed {one.seed}": one.of_method for one in test.per_seed}
+        parts += _lowest_of(test.configuration.label, of_method)
+        baselines |= dict.fromkeys(
+            _lowest_of("the baseline", {f"seed {one.seed}": one.of_baseline for one in test.per_seed})
+        )
+    parts += baselines
+    if not parts:
+        return ""
+    return (
+        f" Minimal images at the lowest state, reduced as far as can be: {names(parts)}. These "
+        "show nothing of the object: the network gives their class to nearly empty images, and such "
+        "quotients say little of what it needs."
+    )
+
+
+def _lowest_of(label: str, by_seed: dict[str, AtLowest | None]) -> list[str]:
+    known = {seed: one for seed, one in by_seed.items() if one is not None}
+    if not any(one.count for one in known.values()):
+        return []
+    each = [f"{one.count} of {one.images} ({seed})" for seed, one in known.items()]
+    return [f"{label} {', '.join(each[:_MOST_SEEDS])}{', …' if len(each) > _MOST_SEEDS else ''}"]
+
+
+def _figures(reduction: str, tests: list[QuotientTest]) -> dict[str, Any]:
+    return {
         "reduction": reduction,
         "tests": [
             {
                 "method": test.configuration.label,
                 "seeds": test.result.seeds,
+                "seeds_agreeing": agreeing(test.result),
                 "images": test.result.images,
                 "difference": test.result.difference,
+                "interval": list(test.result.interval()),
                 "mean_of_baseline": test.of_baseline,
                 "p_images": test.result.p_images,
                 "p_seeds": test.result.p_seeds,
                 "p_holm": test.holm,
                 "family": test.family,
                 "detectable": test.result.detectable(),
-                "at_lowest_state": test.at_lowest,
+                "detectable_as_first": test.detectable,
+                "per_seed": [asdict(one) for one in test.per_seed],
             }
             for test in tests
         ],
     }
-    return Finding("P2", about, verdict, text, figures, f"quotient-tests-{number}")
 
 
 def _missing(
@@ -262,51 +241,3 @@ def _command(run: Run) -> str:
             *("--split", "val", "--reduction", "all", "--out", str(out)),
         ]
     )
-
-
-def table(tests: list[QuotientTest], slug: str) -> Table | None:
-    """Returns the table of the tests behind P2's findings; None without any."""
-    rows = tuple(
-        (
-            words(test.reduction),
-            words(test.configuration.label),
-            number(test.result.seeds),
-            number(test.result.images),
-            number(test.of_baseline, ".4f"),
-            number(test.result.difference, "+.4f"),
-            *(number(bound, "+.4f") for bound in test.result.interval()),
-            probability(test.result.p_images),
-            NOTHING if test.result.p_seeds is None else probability(test.result.p_seeds),
-            probability(test.holm),
-            number(test.family),
-            number(test.result.detectable(), ".4f"),
-            words(", ".join(test.also) or "–"),
-        )
-        for test in tests
-    )
-    if not rows:
-        return None
-    columns = (
-        "reduction",
-        "method",
-        "seeds",
-        "images",
-        "mean of baseline",
-        "difference",
-        "95% low",
-        "95% high",
-        "p over images",
-        "p over seeds",
-        "p (Holm)",
-        "tests in family",
-        "detectable alone",
-        "also different",
-    )
-    note = (
-        "Differences of the mean entropy quotient from the baseline of the same seed, on the images that "
-        "both classify correctly; below 0 less is needed. Over images: Student's t-test of an image's mean "
-        "difference (below 25 images a permutation of its signs). Over seeds: Student's t-test of the "
-        "seeds' differences. A difference counts as shown where the larger of the two p values is below "
-        ".05 after Holm's correction over all methods and reductions of one network and data set."
-    )
-    return Table(slug, "The tests behind P2", columns, rows, (note,))

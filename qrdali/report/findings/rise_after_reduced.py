@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qrdali.evaluation.seeded_differences import ALPHA, seeds_p_value
+from qrdali.evaluation.seeded_differences import ALPHA, seeds_p_value, smallest_over_seeds
 from qrdali.evaluation.stats import Cluster, ClusteredDifference, clustered_difference
 from qrdali.report.findings.finding import (
     NOT_SEEN,
@@ -111,6 +111,11 @@ def finding(group: Group, about: str, number: str) -> Finding:
         f"{points(mean)} on average (each run and each seed has the same weight; {seeds_text(len(per_seed))}"
     )
     text += ")." if p is None else f"; {p_is(p)} by a t-test over seeds)."
+    detectable = None
+    if len(per_seed) > 1:
+        deviation = max(float(np.std(per_seed, ddof=1)), _least(found))
+        detectable = smallest_over_seeds(len(per_seed), deviation)
+        text += f" Detectable here: {points(detectable, sign='')}."
     if p is None:
         verdict = UNKNOWN
         text += " One seed: there is no test of it over seeds, and pairs of one run are not independent."
@@ -126,6 +131,7 @@ def finding(group: Group, about: str, number: str) -> Finding:
         "seeds": len(per_seed),
         "mean_rise": mean,
         "p": p,
+        "detectable": detectable,
         "sham": {
             "runs": against.runs,
             "shams": against.controls,
