@@ -9,8 +9,8 @@ For a network whose weights fit as they are, it is `qrdali adopt MODEL --run RUN
 `qrdali minimal photo.jpg --run RUN`.
 """
 
+import argparse
 import shutil
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -73,4 +73,10 @@ def main(out: Path, most: int = 20) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, help="folder for the run, the photographs and the sheets")
+    parser.add_argument("--photos", type=int, default=20, help="how many are searched; default: %(default)s")
+    arguments = parser.parse_args()
+    main(arguments.out, arguments.photos)

@@ -190,8 +190,9 @@ def preprocessing(name: str, input_size: int | None = None, fit: str = "whole") 
         from timm.data import resolve_model_data_config
         from timm.models import get_pretrained_cfg
 
+        published = get_pretrained_cfg(bare)  # None for a network that somebody else has registered
         config: dict[str, Any] = resolve_model_data_config(
-            None, pretrained_cfg=get_pretrained_cfg(bare).to_dict()
+            None, pretrained_cfg=published.to_dict() if published else {"input_size": (3, 224, 224)}
         )
         side, share = int(config["input_size"][-1]), float(config["crop_pct"])
         interpolation, mean, std = config["interpolation"], config["mean"], config["std"]

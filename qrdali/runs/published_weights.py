@@ -50,6 +50,8 @@ def published(name: str) -> Published:
         from timm.models import get_pretrained_cfg
 
         config = get_pretrained_cfg(bare)
+        if config is None:  # registered by somebody else, without anything that says where its weights are
+            return Published(f"timm/{bare}", None, "give a file with --weights FILE", exists=False)
         text = f"timm/{config.architecture}" + (f".{config.tag}" if config.tag else "")
         page = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
         what = f"model.safetensors of {page}" if config.hf_hub_id else page

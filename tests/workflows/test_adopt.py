@@ -501,3 +501,14 @@ def test_a_damaged_table_is_one_line(files: Path, tmp_path: Path) -> None:
     config.write_text('method = "adopted"\ndata = ""\n')
     with pytest.raises(qrdali.RunError, match=r"config.toml: adopted: "):
         _ = run.adopted
+
+
+def test_a_network_that_somebody_registered_in_timm_without_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm.models
+
+    monkeypatch.setattr(timm.models, "get_pretrained_cfg", lambda _: None)
+    with pytest.raises((qrdali.InputError, qrdali.RunError), match="--weights FILE") as error:
+        qrdali.adopt("test_resnet", run=tmp_path / "r")
+    assert "\n" not in str(error.value)
