@@ -42,6 +42,7 @@ for line in sys.stdin:
     with tempfile.TemporaryFile() as output:
         child = os.fork()
         if not child:
+            status = 70  # of an error that no command turns into a status
             try:
                 for number in (1, 2):
                     os.dup2(output.fileno(), number)
@@ -54,7 +55,7 @@ for line in sys.stdin:
                 sys.stdout.flush()
                 sys.stderr.flush()
             finally:
-                os._exit(status if "status" in dir() else 70)
+                os._exit(status)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         output.seek(0)
         said = output.read().decode(errors="replace")

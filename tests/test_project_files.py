@@ -15,26 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/install.md", "docs/pypi.md"]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # What the schema of CFF 1.2.0 lists for a person, for a reference and as types of references that are used.
-PERSON = {
-    "family-names",
-    "given-names",
-    "name-particle",
-    "name-suffix",
-    "alias",
-    "affiliation",
-    "address",
-    "city",
-    "region",
-    "post-code",
-    "country",
-    "orcid",
-    "email",
-    "tel",
-    "fax",
-    "website",
-}
-ENTITY = {
-    "name",
+_ADDRESS = {
     "alias",
     "address",
     "city",
@@ -46,10 +27,9 @@ ENTITY = {
     "tel",
     "fax",
     "website",
-    "location",
-    "date-start",
-    "date-end",
 }
+PERSON = _ADDRESS | {"family-names", "given-names", "name-particle", "name-suffix", "affiliation"}
+ENTITY = _ADDRESS | {"name", "location", "date-start", "date-end"}
 REFERENCE_TYPES = {"thesis", "conference-paper", "article", "software", "data"}
 
 

@@ -231,7 +231,7 @@ def _window(
     width = min(size[0], size[1] * ratio) * share
     height = width / ratio
     left, top = rng.uniform(0, size[0] - width), rng.uniform(0, size[1] - height)
-    return tuple(round(float(side), 3) for side in (left, top, left + width, top + height))  # type: ignore[return-value]
+    return (round(left, 3), round(top, 3), round(left + width, 3), round(top + height, 3))
 
 
 def _size(
