@@ -1,4 +1,4 @@
-"""The loaders that benchmarks/peers.py compares, each as its users write it, and the process of each.
+"""The loaders that benchmarks/peers.py compares, each as its users write it.
 
 A peer is a function that takes a `Task` and returns its kinds of epochs by name. An epoch is a function of
 its number that yields batches on the task's device. Libraries are imported where they are used: each peer
@@ -7,16 +7,12 @@ runs in a process of its own, so that one library's threads do not disturb anoth
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from itertools import islice
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -386,70 +382,3 @@ PEERS: dict[str, Peer] = {
     "SPDL": Peer(_spdl, ("spdl.io", "spdl.pipeline"), "FFmpeg resizes chroma before it makes RGB of it"),
     "tf.data": Peer(_tf_data, ("tensorflow",), "tensorflow decodes with a faster DCT and does not round"),
 }
-
-
-def missing_packages(peer: Peer) -> list[str]:
-    """Returns the modules that `peer` needs and that are not installed."""
-    missing = []
-    for module in peer.packages:
-        try:
-            found = find_spec(module) is not None
-        except ModuleNotFoundError:  # the package of a submodule
-            found = False
-        if not found:
-            missing.append(module)
-    return missing
-
-
-def serve(name: str, task: Task, pipe: Connection) -> None:
-    """Runs epochs of the peer `name` as they are asked for, until the other end of `pipe` closes.
-
-    Sends the names of its kinds of epochs, or the exception that kept it from opening. Then each request, the
-    name and number of an epoch, is answered by {"images", "seconds", "cpu_seconds"}, for number 0 also
-    {"first"}: its first batch, a float32 array [N, 3, S, S], or None for the peer that only decodes.
-    """
-    try:
-        kinds = PEERS[name].open(task)
-    except Exception as error:
-        pipe.send(_plain(error))
-        return
-    pipe.send(list(kinds))
-    while True:
-        try:
-            kind, number = pipe.recv()
-        except EOFError:
-            return
-        try:
-            pipe.send(_measured(kinds[kind], number, task.device))
-        except Exception as error:
-            pipe.send(_plain(error))
-
-
-def _plain(error: Exception) -> RuntimeError:
-    """Returns `error` as one that every process can unpickle, on one line."""
-    return RuntimeError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-
-
-def _measured(epoch: Epoch, number: int, device: str) -> dict[str, Any]:
-    images, first = 0, None
-    begun, cpu_begun = time.perf_counter(), _cpu_seconds()
-    for batch in epoch(number):
-        if number == 0 and images == 0 and not isinstance(batch, range):
-            first = batch.cpu().numpy().copy()
-        images += len(batch)
-    if device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - begun
-    answer = {"images": images, "seconds": seconds, "cpu_seconds": _cpu_seconds() - cpu_begun}
-    return answer if number else {**answer, "first": first}
-
-
-def _cpu_seconds() -> float:
-    """Returns what this process and the workers that it has begun have used of the processors, in seconds."""
-    seconds = time.process_time()
-    for child in multiprocessing.active_children():
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
-        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return seconds

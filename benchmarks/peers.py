@@ -35,7 +35,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from peer_loaders import MEAN, PEERS, STD, Task, missing_packages, serve
+from peer_loaders import MEAN, PEERS, STD, Task
+from peer_process import missing_packages, serve
 
 DISTRIBUTIONS = {
     "SPDL": "spdl",
