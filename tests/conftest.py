@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,11 @@ from gpu_isolation import pytest_cmdline_main, pytest_collection_modifyitems  # 
 from qrdali.data.index import Dataset
 from qrdali.data.scan import build_dataset
 from qrdali.data.shapes import ShapesSpec, generate
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("nightly") and not os.environ.get("QRDALI_NIGHTLY"):
+        pytest.skip("a night's work: make nightly")
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,7 @@ def measured(*options: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
+@pytest.mark.nightly
 def test_nothing_grows() -> None:
     status, found = measured()
     assert (status, found["grows"]) == (0, [])

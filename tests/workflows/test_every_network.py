@@ -1,6 +1,6 @@
 """Trains networks by `qrdali train`, a step and an evaluation each, or sees that they are refused in time.
 
-`make networks` runs it: about ten minutes of one core, so `make test` leaves it out. It takes every network
+`make nightly` runs it: about ten minutes of one core, so `make test` leaves it out. It takes every network
 of torchvision, and of timm those named below, on 2 training images of 2 classes. Networks of more than 100
 million parameters would not fit into the 4 GB that one may take (weights, gradients, AdamW's two moments, and
 what is saved): of these only the building and the refusal are tried, on the meta device.
@@ -8,7 +8,6 @@ what is saved): of these only the building and the refusal are tried, on the met
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -53,10 +52,7 @@ NAMES = (
     *(f"timm/{name}" for name in TIMM),
 )
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.environ.get("QRDALI_EVERY_NETWORK"), reason="a night's work: make networks"),
-]
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")

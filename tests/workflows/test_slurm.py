@@ -288,7 +288,7 @@ def until_empty(environment: dict[str, str], seconds: float) -> None:
         time.sleep(1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_killed_and_timed_out_jobs_leave_what_a_serial_call_does(
     cluster: dict[str, str], tmp_path: Path
