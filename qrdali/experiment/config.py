@@ -82,7 +82,8 @@ class Network(_Table):
 
     epochs: of the shared run. shared, others: settings of the shared run and of the runs that start from it;
     or `shared` says what is adopted in place of a shared run that is trained: adopt = the model, weights,
-    classes, mean, std and interpolation, as of `qrdali adopt`.
+    classes, mean, std and interpolation, as of `qrdali adopt`. shared = { init = RUN } fine-tunes the network
+    of another run, an adopted one for instance.
     gpus: how many GPUs its training, evaluation and MEPI sets share, each in a process of its own.
     epoch_seconds: of a training epoch, one number or by "full" and reduction. probe_seconds: of an adaptive
     run's probe of all images before a stage, by reduction. Both are guesses until a run has been measured.
@@ -293,6 +294,8 @@ def _check_tables(matrix: Matrix) -> None:
     tables |= {f"runs.{name}": (method.settings(), COMMON_KEYS) for name, method in _methods(matrix)}
     for name, (table, common) in tables.items():
         for key in table:
+            if key == "init" and name.endswith(".shared") and name != "runs.shared":
+                continue
             if key in FIXED_KEYS or key not in Settings.model_fields:
                 near = near_names(key, Settings.model_fields)
                 why = "is set by the matrix itself" if key in FIXED_KEYS else f"is no setting of a run{near}"

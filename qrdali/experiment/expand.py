@@ -125,7 +125,9 @@ def _network_runs(matrix: Matrix, network: Network, seed: int, data: Path) -> li
         "seed": seed,
     }
     first = {"epochs": network.epochs} if network.epochs is not None else {}
-    shared = {} if network.is_adopted else network.shared
+    shared = {} if network.is_adopted else dict(network.shared)
+    if isinstance(shared.get("init"), str):
+        shared["init"] = str(Path(shared["init"]).absolute())
     runs = [
         PlannedRun(
             f"{prefix}shared",

@@ -10,7 +10,7 @@ from typing import Any
 from qrdali import models
 from qrdali.data.index import Dataset
 from qrdali.data.tree import folder_entries
-from qrdali.errors import InputError, printable
+from qrdali.errors import InputError, RunError, printable
 from qrdali.experiment.adopted import changed_request, require_files
 from qrdali.experiment.expand import PlannedRun
 from qrdali.experiment.tasks import Tasks
@@ -113,8 +113,8 @@ def _changed_settings(tasks: Tasks, run: PlannedRun) -> list[str]:
 
 def _own_input_size(tasks: Tasks, run: PlannedRun) -> int:
     """Returns the input size of a run that names none: that of the network it starts with."""
-    start = tasks.folder.run(run.needs[0]) if run.needs else None
-    if start is not None and run_folder.is_adopted(start):
+    start = tasks.folder.run(run.needs[0]) if run.needs else Path(run.settings.init)
+    if (run.needs or run.settings.init) and run_folder.is_adopted(start):
         return run_folder.describe_best(start).preprocessing.input_size
     return models.preprocessing(run.settings.model).input_size
 
@@ -149,6 +149,8 @@ def check_inputs(tasks: Tasks) -> None:
     for run in tasks.wanted:
         if run.adopt is not None:
             require_files(run.adopt, tasks.folder.run(run.name))
+        elif run.settings.init and not run.needs:
+            _require_start(run, tasks.folder.run(run.name))
     dataset = Dataset.open(tasks.data) if matrix.data.folder else None  # otherwise it is not generated yet
     if dataset is not None:
         searched = [matrix.mepi.split] if matrix.mepi.runs else []
@@ -167,6 +169,24 @@ def check_inputs(tasks: Tasks) -> None:
             )
         if dataset is not None:
             _require_known_classes(name, Path(folder), dataset)
+
+
+def _require_start(run: PlannedRun, folder: Path) -> None:
+    """Raises InputError if the run that a shared run starts from is not there, or has another network."""
+    start, model = run.settings.init, run.settings.model
+    if run_folder.has_checkpoint(folder):
+        return
+    try:
+        own = run_folder.describe_best(Path(start)).model
+    except (InputError, RunError) as error:
+        raise InputError(
+            f"shared.init of {printable(run.network)}: {error}. Make that run first, or leave init out"
+        ) from None
+    if own != model:
+        raise InputError(
+            f"shared.init of {printable(run.network)}: {printable(start)} is a run of {printable(own)}, "
+            f"and model is {printable(model)}: give the same"
+        )
 
 
 def _require_known_classes(name: str, folder: Path, dataset: Dataset) -> None:

@@ -9,11 +9,13 @@ import tomli_w
 import torch
 from safetensors.torch import save_file
 
+import qrdali
 from qrdali.data.index import Dataset
 from qrdali.errors import InputError
 from qrdali.experiment.config import read
 from qrdali.experiment.expand import expand
 from qrdali.models import create
+from qrdali.runs import folder as run_folder
 from qrdali.runs.adoption import read_adoption
 from qrdali.workflows.reproduce import TasksFailed, plan, reproduce
 
@@ -183,3 +185,37 @@ def test_weights_that_do_not_fit_fail_their_task(weights: Path, dataset: Dataset
         reproduce(config)
     assert "cut or damaged" in failure.value.result.failed["adopt test_resnet/shared"]
     assert failure.value.result.waiting["train test_resnet/baseline"] == "adopt test_resnet/shared"
+
+
+def fine_tuned(folder: Path, dataset: Path, start: Path, **network: Any) -> Path:
+    model = {"model": "test_resnet", "input_size": 32, "epochs": 1, "shared": {"init": str(start)}}
+    return written(folder, dataset, {}, network=[{**model, **network}], mepi={})
+
+
+def test_a_shared_run_fine_tunes_another_run(weights: Path, dataset: Dataset, tmp_path: Path) -> None:
+    start = tmp_path / "adopted"
+    qrdali.adopt("test_resnet", run=start, weights=weights / "thousand.safetensors", input_size=32)
+    config = fine_tuned(tmp_path, dataset.folder, start)
+    assert states(config)["train test_resnet/shared"] == "waiting"
+    assert not reproduce(config).failed
+    shared = tmp_path / "out" / "runs" / "test_resnet" / "shared"
+    first = next(iter(run_folder.metrics_rows(shared)))
+    assert first["epoch"] == 0
+    assert run_folder.begun_with(shared)["init"] == str(start)
+    assert run_folder.describe_best(shared).classes == dataset.classes
+    # What is trained does not need the other run any more.
+    shutil.rmtree(start)
+    assert set(states(config).values()) == {"done"}
+
+
+def test_a_start_that_is_not_there_or_is_another_network_is_refused(
+    weights: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    start = tmp_path / "adopted"
+    with pytest.raises(InputError, match=r"shared.init of test_resnet: .*adopted.* Make that run first"):
+        reproduce(fine_tuned(tmp_path, dataset.folder, start))
+    qrdali.adopt("test_resnet", run=start, weights=weights / "thousand.safetensors", input_size=32)
+    with pytest.raises(InputError, match=r"adopted is a run of test_resnet, and model is resnet18: give the"):
+        reproduce(fine_tuned(tmp_path, dataset.folder, start, model="resnet18"))
+    with pytest.raises(InputError, match=r"network.1.others.init is set by the matrix itself"):
+        read(fine_tuned(tmp_path, dataset.folder, start, others={"init": str(start)}))
