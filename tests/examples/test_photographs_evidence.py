@@ -1,0 +1,104 @@
+"""benchmarks/photographs/evidence.py on rows made for this test, beside sums done by hand."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+FILE = Path(__file__).resolve().parents[2] / "benchmarks/photographs/evidence.py"
+# Two images of each of ten things. The baseline has each first one right, the method also six of the second.
+BASELINE = np.tile([True, False], 10)
+METHOD = BASELINE | np.repeat([True, False], [12, 8])
+
+
+@pytest.fixture(scope="module")
+def evidence() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("photographs_evidence", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_run(folder: Path, sets: tuple[str, ...], correct: np.ndarray) -> None:  # type: ignore[type-arg]
+    (folder / "predictions").mkdir(parents=True)
+    (folder / "best").mkdir()
+    (folder / "best" / "state.json").write_text('{"epoch": 2}')
+    (folder / "metrics.jsonl").write_text('{"epoch": 0}\n{"epoch": 5}\n')
+    paths = [f"/elsewhere/test/bird/{sample:04d}.jpg" for sample in range(len(correct))]
+    table = pa.table({"sample": np.arange(len(correct)), "path": paths, "correct": correct})
+    for name in sets:
+        pq.write_table(table, folder / "predictions" / f"{name}.parquet")
+
+
+@pytest.fixture(scope="module")
+def experiment(evidence: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("evidence")
+    (root / "images").mkdir()
+    lines = [
+        {"file": f"test/bird/{sample:04d}.jpg", "object": f"thing-{sample // 2}"}
+        for sample in range(len(METHOD))
+    ]
+    (root / "images" / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for seed in (0, 1):
+        runs = root / "out" / "runs" / "small" / f"seed-{seed}"
+        write_run(runs / "shared", evidence.SETS, BASELINE & False)
+        write_run(runs / "baseline", evidence.SETS, BASELINE)
+        write_run(runs / "linear-paired-rounds-crop", evidence.SETS, METHOD if seed else BASELINE)
+        write_run(runs / "random-paired-epochs-crop", evidence.SETS, METHOD)
+        write_run(runs / "begun", (), BASELINE)
+        for run, quotients in (("baseline", [0.5, 0.25]), ("linear-paired-rounds-crop", [0.25, 0.25])):
+            folder = root / "out" / "mepi" / "small" / f"seed-{seed}" / run
+            folder.mkdir(parents=True)
+            paths = ["/elsewhere/test/bird/0000.jpg", "/elsewhere/test/bird/0002.jpg"]
+            columns = {"sample": [0, 2], "path": paths, "reduction": ["crop"] * 2, "quotient": quotients}
+            pq.write_table(pa.table(columns), folder / "manifest.parquet")
+    return root
+
+
+def test_figures_are_those_of_the_rows(evidence: ModuleType, experiment: Path) -> None:
+    said: list[str] = []
+    words = [str(experiment / "out"), "--images", str(experiment / "images"), "--network", "small"]
+    words += ["--out", str(experiment / "results")]
+    evidence.main(words, said.append)
+    file = experiment / "results" / "small.json"
+    found = json.loads(file.read_text())
+    assert found["accuracies"]["baseline"]["test"] == [0.5, 0.5]
+    assert found["accuracies"]["linear-paired-rounds-crop"]["test-crop-0.5"] == [0.5, 0.8]
+    assert found["schedules"]["baseline"] == [{"epochs": 5, "best_epoch": 2}] * 2
+    assert "begun" not in found["accuracies"]
+    (row, random) = found["differences"]["full against baseline"]
+    assert (row["run"], random["run"]) == ("linear-paired-rounds-crop", "random-paired-epochs-crop")
+    # A seed gains 6 of 20 images, the other none; six of ten things gain a quarter of their images and seeds.
+    assert (row["difference"], row["by_seed"], row["things"], row["images"]) == (0.15, [0.0, 0.3], 10, 20)
+    assert row["interval"][0] < 0.15 < row["interval"][1]
+    assert row["p"] == pytest.approx(2 / 2**6, abs=0.02)  # all six signs alike, both ways round
+    assert row["p_holm"] == pytest.approx(2 * row["p"], abs=1e-3)
+    (other,) = found["differences"]["full against random"]
+    assert (other["difference"], other["by_seed"]) == (-0.15, [-0.3, 0.0])
+    assert "full against sham" not in found["differences"]  # there is no such run
+    (quotient,) = found["differences"]["quotient against baseline"]
+    assert (quotient["difference"], quotient["images"]) == (-0.125, 2)
+    # The committed rows give the same figures again.
+    before = file.read_text()
+    words = ["--from-rows", "--network", "small", "--out", str(experiment / "results")]
+    evidence.main(words, said.append)
+    assert file.read_text() == before
+
+
+def test_an_interval_resamples_things(evidence: ModuleType) -> None:
+    """Forty images that are alike within four things tell as much as four images."""
+    alike, counts = np.array([10.0, 0, 10, 0]), np.full(4, 10.0)
+    low, high = evidence.interval(alike, counts)
+    assert high - low > 0.8
+    assert evidence.interval(np.full(4, 3.0), counts) == (0.3, 0.3)
+    assert evidence.p_value(np.zeros(4)) == 1
+    assert evidence.p_value(np.array([2.0, 2, 2, 2])) == 2 / 2**4
