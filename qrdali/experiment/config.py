@@ -21,6 +21,7 @@ from qrdali.experiment.adopted import adopt_request, is_adopting
 from qrdali.experiment.config_mistakes import first_mistake
 from qrdali.reduction.quality import LevelScale, level_of, num_levels_of, tail_levels
 from qrdali.runs import settings as run_settings
+from qrdali.runs.number_or_word import NumberOrWord
 from qrdali.runs.setting_table import near_names
 from qrdali.runs.settings import Settings
 
@@ -170,7 +171,7 @@ class Evaluate(_Table):
     reduced: float | None = Field(default=None, gt=0, lt=1)
     curve: bool = False
     curve_step: float = 0.25
-    curve_tail: str | None = None
+    curve_tail: NumberOrWord | None = None
 
 
 class Mepi(_Table):
@@ -183,7 +184,7 @@ class Mepi(_Table):
     split: Split = "val"
     reductions: list[Reduction] = Field(default=ALL_REDUCTIONS, min_length=1)
     step: float = 0.05
-    tail: str | None = None
+    tail: NumberOrWord | None = None
     windows: Literal[5, 9] = 5
     prefer: Literal["confidence", "entropy"] = "confidence"
     limit: int | None = Field(default=None, ge=1)

@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from qrdali.reduction.names import DISTORTIONS, SEARCHED, ReductionName
+from qrdali.runs.number_or_word import NumberOrWord
 from qrdali.runs.option import PATIENT, REDUCED, Option, Topic
 
 MAX_BATCH: Final = 1 << 20  # images of a batch: DALI counts the bytes of labels and the like in 32 bits
@@ -54,8 +55,8 @@ class ReductionSettings(SettingsGroup):
         description=f"What R epochs reduce: {', '.join(SEARCHED)}; a distortion, not for adaptive: "
         f"{', '.join(DISTORTIONS)}; or none, the sham control.",
     )
-    tail: Annotated[str, Option(Topic.REDUCTION, ("linear", "adaptive"), metavar="none|full|N")] = Field(
-        "none", max_length=4, description="Levels below the grid, each of half the quality."
+    tail: Annotated[NumberOrWord, Option(Topic.REDUCTION, ("linear", "adaptive"), metavar="none|full|N")] = (
+        Field("none", max_length=4, description="Levels below the grid, each of half the quality.")
     )
     step: Annotated[float, Option(Topic.REDUCTION, REDUCED)] = Field(
         0.25, gt=0, le=0.5, description="Grid of qualities, 1/n."

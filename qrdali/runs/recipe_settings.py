@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Field
 
 from qrdali.runs.method_settings import MAX_BATCH, SettingsGroup
+from qrdali.runs.number_or_word import NumberOrWord
 from qrdali.runs.option import Option, Topic
 
 MAX_EPOCHS: Final = 1_000_000
@@ -118,7 +119,7 @@ class NetworkSettings(SettingsGroup):
         description="Keyword of the network, such as drop_path_rate=0.1; repeatable. It stays with the "
         "weights.",
     )
-    freeze: Annotated[str, Option(Topic.FINE_TUNING, metavar="head|N")] = Field(
+    freeze: Annotated[NumberOrWord, Option(Topic.FINE_TUNING, metavar="head|N")] = Field(
         "",
         pattern=r"^(head|[1-9][0-9]{0,3})?$",
         description="Train the classifier alone, or leave the first N stages of the network as they are.",
