@@ -238,11 +238,11 @@ def test_published_weights_of_timm_and_torchvision_come_with_their_whole_head(
     [
         (
             "test_resnet",
-            r"model.safetensors of https://huggingface.co/timm/test_resnet.r160_in1k where there",
+            r"model.safetensors of https://huggingface.co/timm/test_resnet.r160_in1k elsewhere",
         ),
         (
             "torchvision/resnet18",
-            r"download https://\S+resnet18-f37072fd.pth where .*, or put it into \S+/check",
+            r"download https://\S+resnet18-f37072fd.pth elsewhere .*, or put it into \S+/check",
         ),
     ],
 )
@@ -305,7 +305,7 @@ def test_a_repository_of_the_hub(files: Path, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(
-        qrdali.RunError, match=r"download model.safetensors of https://huggingface.co/me/net wh"
+        qrdali.RunError, match=r"download model.safetensors of https://huggingface.co/me/net else"
     ):
         qrdali.adopt("test_resnet", run=tmp_path / "s", weights="hf_hub:me/net@v2")
 
