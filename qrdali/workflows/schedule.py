@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from qrdali.errors import InputError
+from qrdali.errors import InputError, printable
 from qrdali.reduction.levels import qualities_of, quality_names
 from qrdali.reduction.names import ReductionName
 from qrdali.reduction.quality import scale_of
@@ -113,7 +114,8 @@ class Schedule:
         self._options = {name: value for name, value in options.items() if value is not None}
         self._settings = validate_settings({**self._options, "data": ""})
         check_settings(self._settings)
-        known = None if sizes is None else np.asarray(sizes, np.int32).reshape(-1, 2)
+        known = None if sizes is None else _require_sizes(sizes)
+        self._sizes = "none" if known is None else _describe_sizes(known)
         chunks = None if known is None else lambda: [known]
         require_live_levels(self._settings, chunks)
         self._stage_levels, self._scale = stage_levels(self._settings, chunks), scale_of(step, tail)
@@ -187,12 +189,13 @@ class Schedule:
             >>> next(again).number
             2
         """
-        return {"options": dict(self._options), "state": self._state.as_dict()}
+        return {"options": {**self._options, "sizes": self._sizes}, "state": self._state.as_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where a schedule with the same options stood.
 
-        Raises InputError if the options differ, naming them, or if `state` is not such a state.
+        Raises InputError if the options differ, `sizes` included, naming them, or if `state` is not such a
+        state. `start_accuracy` is part of the state: what was given to this schedule is replaced.
         """
         try:
             options, restored = dict(state["options"]), ScheduleState.from_dict(state["state"])
@@ -201,11 +204,14 @@ class Schedule:
             )  # raises unless there is such a place in the sequence
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is not a state of Schedule.state_dict(): {error}") from None
+        sizes = options.pop("sizes", self._sizes)  # states of earlier schedules say nothing of them
         different = [
             f"{name} {options.get(name)!r} → {self._options.get(name)!r}"
             for name in sorted({*options, *self._options})
             if options.get(name) != self._options.get(name)
         ]
+        if sizes != self._sizes:
+            different.append(f"sizes {printable(sizes)[:80]} → {self._sizes}")
         if different:
             raise InputError(f"the state is of a schedule with other options: {'; '.join(different)}")
         self._state, self._due = restored, None
@@ -216,6 +222,30 @@ class Schedule:
             return full
         reduced = reduced_levels(self._settings, stage, number, self._stage_levels)
         return full | qualities_of(reduced, self._scale)
+
+
+def _require_sizes(sizes: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Returns sizes as an array, int32 [images, 2]. Raises InputError for what they cannot be."""
+    try:
+        array = np.asarray(sizes)
+    except ValueError:  # rows of several lengths
+        array = np.empty(0)
+    if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != 2 or not len(array):
+        kind = f"{array.dtype}{list(array.shape)}" if array.ndim else f"a {type(sizes).__name__}"
+        raise InputError(
+            f"sizes is {kind}: give the height and width of each training image, integers [images, 2], such "
+            "as data['train'].sizes(samples)"
+        )
+    if array.min() < 1 or array.max() > np.iinfo(np.int32).max:
+        raise InputError(f"sizes holds {array.min()} to {array.max()}: give pixels, 1 or more")
+    return array.astype(np.int32)
+
+
+def _describe_sizes(sizes: npt.NDArray[np.int32]) -> str:
+    """Returns what tells sizes from others, short enough for a state: their number and a digest."""
+    digest = hashlib.sha256(np.ascontiguousarray(sizes, "<i4").tobytes()).hexdigest()
+    plural = "s" if len(sizes) > 1 else ""
+    return f"of {len(sizes):,} image{plural} (SHA-256 {digest[:16]})"
 
 
 def _require_accuracy(value: float, name: str) -> float:
