@@ -11,6 +11,7 @@ from qrdali.data.index import Dataset
 from qrdali.data.inspect import MAX_PIXELS
 from qrdali.interfaces import JobControl, ProgressListener
 from qrdali.workflows.progress import listener_for
+from qrdali.workflows.public import public, require_kind
 from qrdali.workflows.run import Run
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 
+@public
 def index(
     root: PathLike,
     out: PathLike,
@@ -83,6 +85,7 @@ def index(
     return Dataset.open(Path(out))
 
 
+@public
 def train(
     method: Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"],
     *,
@@ -115,6 +118,8 @@ def train(
     from qrdali.workflows.train import run_training
     from qrdali.workflows.train_settings import require_own_options, settings_of
 
+    for name in ("init", "match"):
+        require_kind(name, options.get(name), Run | PathLike | None)
     given = {name: _plain(value) for name, value in options.items() if value is not None}
     if data is not None:
         given["data"], root = _folder_and_root(data)
@@ -126,6 +131,7 @@ def train(
     return Run(run)
 
 
+@public
 def adopt(
     model: str,
     *,
@@ -182,6 +188,7 @@ def adopt(
     return Run(run)
 
 
+@public
 def evaluate(
     run: Run | PathLike,
     data: Dataset | PathLike | None = None,
@@ -260,6 +267,7 @@ def evaluate(
     )
 
 
+@public
 def predict(
     run: Run | PathLike,
     images: PathLike | Sequence[PathLike],
@@ -309,6 +317,7 @@ def predict(
     )
 
 
+@public
 def compare(run_a: Run | PathLike, run_b: Run | PathLike, *, set: str = "test") -> Comparison:
     """Compares two runs on the same images by McNemar's test, from the rows that `evaluate` has written.
 
@@ -329,6 +338,7 @@ def compare(run_a: Run | PathLike, run_b: Run | PathLike, *, set: str = "test") 
     return workflow.compare(os.fspath(run_a), os.fspath(run_b), set=set)
 
 
+@public
 def build_mepi(
     run: Run | PathLike,
     data: Dataset | PathLike,
@@ -416,6 +426,7 @@ def build_mepi(
     )
 
 
+@public
 def write_report(
     runs: Sequence[Run | PathLike],
     *,
@@ -460,6 +471,7 @@ def write_report(
     )
 
 
+@public
 def log(
     runs: Sequence[Run | PathLike],
     *,
@@ -487,6 +499,7 @@ def log(
     return workflow.log_runs([os.fspath(run) for run in runs], to, control)
 
 
+@public
 def reproduce(
     config: PathLike,
     *,

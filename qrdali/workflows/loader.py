@@ -19,6 +19,8 @@ from qrdali.reduction.names import DISTORTIONS
 from qrdali.reduction.quality import DIMENSIONS, MAX_TAIL, LevelScale, level_of, num_levels_of
 from qrdali.runs.settings import MAX_BATCH
 from qrdali.schedule.epoch_plan import EpochPlan
+from qrdali.workflows.public import public
+from qrdali.workflows.python_words import python_errors
 
 if TYPE_CHECKING:
     from qrdali.interfaces import Batch
@@ -57,6 +59,7 @@ class Loader:
         (torch.Size([8, 3, 32, 32]), torch.int64)
     """
 
+    @public
     def __init__(
         self,
         split: Index,
@@ -110,6 +113,7 @@ class Loader:
         """
         return Dataset.open(self.split.file.parent).classes
 
+    @public
     def epoch(
         self,
         number: int,
@@ -187,7 +191,7 @@ class Loader:
             rank=self.rank,
             world_size=self.world_size,
         )
-        return self._source.epoch(plan, on_unreadable)
+        return _with_python_errors(self._source.epoch(plan, on_unreadable))
 
     def _levels(
         self, quality: Mapping[str, float] | None, levels: npt.NDArray[np.integer] | None, scale: LevelScale
@@ -205,6 +209,11 @@ class Loader:
                 f"{scale.count - 1}"
             )
         return PerImageLevels(array.astype(np.uint8), None, None)
+
+
+def _with_python_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+    with python_errors():
+        yield from batches
 
 
 def _check_policy(name: str) -> None:
@@ -226,7 +235,7 @@ def _constant_levels(quality: Mapping[str, float], scale: LevelScale) -> Constan
         try:
             found[dimension] = level_of(value, scale)
         except InputError as error:
-            raise InputError(f"{dimension}: {error}".replace("--step", "step")) from None
+            raise InputError(f"{dimension}: {error}") from None
     distorted = tuple((name, found.pop(name)) for name in DISTORTIONS if name in found)
     return ConstantLevels(**found, distorted=tuple((name, level) for name, level in distorted if level))
 

@@ -24,11 +24,14 @@ from qrdali.workflows.minimal_network import (
 )
 from qrdali.workflows.minimal_search import Finder, MinimalOptions, Misjudged, index_files
 from qrdali.workflows.progress import listener_for
+from qrdali.workflows.public import public
+from qrdali.workflows.run import Run
 
 
+@public
 def minimal(
     image: Pixels | str | os.PathLike[str],
-    model: nn.Module | str | os.PathLike[str],
+    model: nn.Module | Run | str | os.PathLike[str],
     label: int | str | None = None,
     reduction: Literal["color", "crop", "resolution", "combination"] = "combination",
     preprocessing: Preprocessing | str | None = None,
@@ -50,7 +53,7 @@ def minimal(
     model: a torch module that maps float32 [N, 3, S, S] to logits [N, classes]; or a run or its folder.
     label: the class, by name or number; None for what the network answers at full quality.
     reduction: the dimensions that may move.
-    preprocessing: of a module: a `qrdali.models.Preprocessing`, such as `run.preprocessing`, or the name of a
+    preprocessing: of a module: a `qrdali.Preprocessing`, such as `run.preprocessing`, or the name of a
         network for that network's own. None for what a network of timm says of itself, and else 224 pixels
         with ImageNet's mean and standard deviation.
     classes: names of a module's outputs.

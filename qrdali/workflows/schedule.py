@@ -25,6 +25,8 @@ from qrdali.schedule.methods import (
     schedule_rule_of,
     stage_levels,
 )
+from qrdali.workflows.public import public
+from qrdali.workflows.python_words import python_words
 
 METHODS = ("shared", "baseline", "fixed", "linear")
 
@@ -78,6 +80,7 @@ class Schedule:
         (True, True, '')
     """
 
+    @public
     def __init__(
         self,
         method: Literal["shared", "baseline", "fixed", "linear"],
@@ -126,7 +129,7 @@ class Schedule:
     @property
     def ended(self) -> str:
         """Returns why the run has ended, or "" while epochs are due."""
-        return self._state.ended
+        return python_words(self._state.ended)
 
     @property
     def best_accuracy(self) -> float:
@@ -191,6 +194,7 @@ class Schedule:
         """
         return {"options": {**self._options, "sizes": self._sizes}, "state": self._state.as_dict()}
 
+    @public
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where a schedule with the same options stood.
 
