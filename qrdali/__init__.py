@@ -1,22 +1,38 @@
 """Train image classifiers on quality-reduced images and ask how little information they need.
 
-The names below are the Python API. Whatever the command line does, they do, without a terminal:
+The names below are the Python API. Whatever the command line does, they do, without a terminal. First what
+a session usually looks like:
 
-images          read, reduce, entropy, quotient
-data            index makes a data set of a folder of images, Dataset opens one
-own loops       Loader decodes and reduces batches, Schedule says which epochs are reduced
-whole jobs      train, adopt and Run; evaluate, predict and compare; build_mepi, write_report, reproduce, log
-one photograph  minimal finds the smallest version of it that a network still gets right
-errors          InputError for an argument that cannot be used, RunError for work that fails
-
-    >>> image = qrdali.read("photo.jpg")                    # uint8 [H, W, 3]
-    >>> small = qrdali.reduce(image, crop=0.5)              # half of its area
-    >>> qrdali.entropy(small) < qrdali.entropy(image)       # bytes of the PNG
+    >>> data = qrdali.Dataset.open("data")                  # qrdali.index("images", "data") has made it
+    >>> run = qrdali.Run("runs/shared")                     # qrdali.train("shared", data=data, run=…) has
+    >>> (result,) = qrdali.evaluate(run, data, split="val", device="cpu")
+    >>> result["images"], 0 <= result["accuracy"] <= 1
+    (12, True)
+    >>> found = qrdali.minimal("photo.jpg", run, device="cpu", reduction="color")
+    >>> found.quotient <= 1                                 # of the photograph's information
     True
 
-Each name has a help page with shapes, ranges and an example, such as help(qrdali.Loader). docs/tutorials
-begins with the demo and has Python in five minutes; docs/explanation/method.md explains the words. A name is
-imported when it is first used, so that `import qrdali` takes no time.
+images          read an image, reduce it, measure its entropy (bytes of its PNG) and the quotient of two
+data            index makes a data set of a folder of images, Dataset opens one
+whole jobs      train or adopt a network, and Run opens what either has made; evaluate, predict, compare,
+                build_mepi; write_report, reproduce and log
+one photograph  minimal finds the smallest version of it that a network still gets right
+own loops       Loader decodes and reduces batches, Schedule says which epochs are reduced
+errors          InputError for an argument that cannot be used, RunError for work that fails
+
+Each name has a help page with shapes, ranges and an example, such as help(qrdali.Loader). So have the types
+of what they return or take:
+
+of data         Index, ClassList, Relocation
+of runs         Settings, BestModel, Preprocessing, Adoption
+of own loops    Batch, Epoch, Phase, ScheduleEvent
+of results      Comparison with ComparedRun and ErrorConsistency; ImagePredictions; WrittenReport; LoggedTo;
+                MatrixResult with RunResult; MinimalImage with MinimalStep, StepLevels, StepQualities, Window
+of progress     ProgressListener, for `progress=` of the whole jobs
+
+The modules below qrdali are internal and may change. docs/tutorials begins with the demo and has Python in
+five minutes; docs/explanation/method.md explains the words. A name is imported when it is first used, so that
+`import qrdali` takes no time.
 """
 
 from __future__ import annotations
