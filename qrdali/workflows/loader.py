@@ -32,7 +32,10 @@ AUGMENTATIONS = ("none", "flip", "rrc")
 class Loader:
     """Decodes, reduces and normalises the images of one split; each call of `epoch` sets what is reduced.
 
-    split: an index such as `data["train"]`.
+    `for batch in loader.epoch(1, quality={"crop": 0.5})` goes through all images once, each cut to half of
+    its area. What is given here holds for every epoch: what a network is shown of the reduced image.
+
+    split: the images, such as `data["train"]`.
     model: a network's name, whose published preprocessing is used: input size, mean, std, interpolation.
         What is given beside it wins.
     input_size: side S of the square that the network sees, 8 to 4096 pixels. Without `model` it is required;
@@ -40,8 +43,9 @@ class Loader:
     batch_size: images of a batch, all processes together, 1 to 2²⁰.
     fit: "whole" resizes the whole reduced image to the square, "center" its centre square (the model's
         published share of the shorter side; without a model all of it).
-    mean, std: three numbers each, of pixels in 0..1.
-    device: "auto", "cpu" or "cuda": where batches are made.
+    mean, std: three numbers each, of red, green and blue, of pixels in 0 … 1.
+    interpolation: "bilinear" or "bicubic", with antialiasing.
+    device: where batches are made: "cpu", "cuda", or "auto" for a GPU if there is one.
     threads: decoding threads; None for as many as the process may use.
 
     If torch.distributed is initialised, each process gets its part of every batch: `batch_size` is of all
@@ -130,9 +134,9 @@ class Loader:
     ) -> Iterator[Batch]:
         """Returns an iterator over the batches of one pass, each image once; a later call abandons this one.
 
-        A batch has `images`, float32 [N, 3, S, S] channels last, (v / 255 − mean) / std; `labels` and
-        `samples`, int64 [N], the class and the row of each image in the split; `number`, from 0. All are on
-        the loader's device.
+        A batch (qrdali.Batch) has `images`, float32 [N, 3, S, S] channels last, (v / 255 − mean) / std;
+        `labels` and `samples`, int64 [N], the class and the row of each image in the split; `number`, from 0.
+        All are on the loader's device.
 
         number: of the epoch, 0 or more; order, windows and augmentation depend on (seed, number, sample)
             alone.

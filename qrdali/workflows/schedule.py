@@ -35,7 +35,7 @@ METHODS = ("shared", "baseline", "fixed", "linear")
 class Epoch:
     """Describes one epoch that is due.
 
-    number: from 1. phase: Phase.REDUCED ("R") or Phase.FULL ("C"). stage: from 1, a span in which the
+    number: from 1. phase: qrdali.Phase.REDUCED ("R") or FULL ("C"). stage: from 1, a span in which the
     reduction does not change. quality: of "color", "crop" and "resolution", and of the schedule's distortion
     if it has one, in (0, 1], as `Loader.epoch` takes it; all are 1 in a full epoch.
     """
@@ -47,27 +47,34 @@ class Epoch:
 
 
 class Schedule:
-    """Yields the epochs of a training method, each after the accuracy of the one before has been reported.
+    """Yields the epochs of a training method; after each it waits for the accuracy that you report.
 
-    method: "shared" (a set number of full epochs), "baseline" (full epochs until patience ends them), "fixed"
-        (reduced epochs at one quality among full ones) or "linear" (quality falls by one step per stage). In
+    Training and validation are yours. An epoch is an R epoch, on reduced images, or a C epoch, at full
+    quality; a stage is a span in which the reduction stays the same. Patience ends a stage, or a round of one
+    kind of epochs within it, when the accuracy has stopped improving; `report` then says so.
+
+    method: "shared" (a set number of C epochs), "baseline" (C epochs until patience ends them), "fixed"
+        (R epochs at one quality among C epochs) or "linear" (the same, and each stage one step lower). In
         "adaptive" and "random" each image has its own level: these are `qrdali.train`'s.
-    sequence: "paired-epochs" (the default), "paired-rounds" or a pattern of R and C such as "CCCCCCCR".
-    reduction: "color", "crop", "resolution", "combination" (all three, the default); a distortion, "gray",
-        "contrast", "blur", "noise" or "jpeg"; or "none", the sham control.
-    step: the grid of qualities, 1/n. Give it to `Loader.epoch` too where it is not 0.25.
+    sequence: of "fixed" and "linear": "paired-epochs" (R C R C …, the default), "paired-rounds" (a round of R
+        epochs, then one of C epochs, in each stage) or a pattern that is repeated, such as "CCCCCCCR".
+    reduction: of R epochs: "color", "crop", "resolution", "combination" (all three, the default); a
+        distortion, "gray", "contrast", "blur", "noise" or "jpeg"; or "none", the sham control.
+    step: qualities are its multiples: 0.75, 0.5 and 0.25 of 0.25. It is 1/n; give `Loader.epoch` the same.
     tail: levels of "linear" below that grid, each of half the quality: "none", "full" or their number.
-    quality: of fixed's R epochs, in (0, 1], on that grid.
-    patience: units without improvement that end a stage or a round, 1 or more.
-    max_epochs: bound of the whole run.
-    epochs: how many "shared" has.
-    direction: of "linear": "down" from the first reduced level, or "up" from the lowest.
-    start_accuracy: of the weights before the first epoch, which count as epoch 0 of the run's best.
-    sizes: of all training images, upright height and width in pixels, integers [images, 2].
+    quality: of R epochs of "fixed", in (0, 1], a multiple of `step`.
+    patience: how many units in a row may bring no better accuracy until a stage or round ends, 1 or more; a
+        unit is one repetition of the pattern, or one epoch of a round.
+    max_epochs: the most epochs of the whole run.
+    epochs: the number of epochs of "shared".
+    direction: of "linear": "down" from the highest reduced quality, or "up" from the lowest.
+    start_accuracy: of the weights before the first epoch. They are epoch 0, the best of the run until an
+        epoch is better.
+    sizes: upright height and width of each training image in pixels, integers [images, 2], such as
+        `data["train"].sizes(np.arange(len(data["train"])))`. A level that changes no image then has no stage,
+        as in `qrdali.train`; without sizes that is known of a reduction of colour alone.
 
-    Raises InputError for an option out of range, and for a next epoch while one has no report. The rules
-    are those of `qrdali.train`. Levels that change no training image have no stage; without the images' sizes
-    only those of a reduction of colour alone are known.
+    Raises InputError for an option out of range, and for a next epoch while one has no report.
 
     Example:
         >>> schedule = qrdali.Schedule("fixed", reduction="crop", quality=.5, max_epochs=2)
@@ -142,6 +149,7 @@ class Schedule:
         return self._state.run_best_epoch
 
     def __iter__(self) -> Iterator[Epoch]:
+        """Returns the schedule itself: a loop over it goes on where it stands."""
         return self
 
     def __next__(self) -> Epoch:
@@ -161,10 +169,16 @@ class Schedule:
     def report(self, val_accuracy: float) -> ScheduleEvent:
         """Takes the validation accuracy after the epoch that is due; returns what follows from it.
 
-        val_accuracy: higher is better; improving means strictly greater. The event has three fields.
-        is_best_of_run: keep these weights as the result. is_best_of_stage: keep weights and optimizer as the
-            state to return to. stage_end_reason: if not empty, patience has ended a round or stage: go back
-            to the state kept last. Raises InputError for what is not a number, and where no epoch is due.
+        val_accuracy: higher is better; improving means strictly greater.
+
+        The event says what to do, by three fields:
+
+        is_best_of_run: keep these weights as the result.
+        is_best_of_stage: keep weights and optimizer as the state to go back to.
+        stage_end_reason: if it is not empty, patience has ended a round or stage: go back to the state that
+            was kept last.
+
+        Raises InputError for what is not a number, and where no epoch is due.
 
         Example:
             >>> schedule = qrdali.Schedule("baseline", patience=1, start_accuracy=.5)
