@@ -13,15 +13,27 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
-from qrdali.data.index import Dataset, Index
 from qrdali.errors import InputError, printable
-from qrdali.interfaces import ProgressListener
 from qrdali.workflows.python_words import python_errors
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _LISTENS = ("begin", "advance", "end", "line", "warn")
+# By name, since these modules bring torch with them, or are made of public functions.
+_CALLED = {
+    "NoneType": "None",
+    "bool": "True or False",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "Run": "a run (qrdali.Run)",
+    "Dataset": "a data set (qrdali.Dataset)",
+    "Index": 'an index such as data["train"]',
+    "Module": "a torch module",
+    "Preprocessing": "a qrdali.Preprocessing",
+    "ProgressListener": f"a listener with the methods {', '.join(_LISTENS[:-1])} and {_LISTENS[-1]}",
+}
 _MOST_ITEMS = 10_000  # of a collection that are looked at
 _COUNTS = {2: "two", 3: "three"}
 _SHOWN = (str, bool, int, float, NoneType)
@@ -96,7 +108,7 @@ def _is(value: object, hint: Any) -> bool:
         return isinstance(value, os.PathLike)
     if origin is np.ndarray:  # of numbers that anything like an array may hold, but for images
         return isinstance(value, np.ndarray) or np.dtype[np.uint8] not in inner
-    if hint is ProgressListener:
+    if getattr(hint, "__name__", "") == "ProgressListener":  # a Protocol, which isinstance does not know
         return all(callable(getattr(value, name, None)) for name in _LISTENS)
     return _is_of_class(value, hint) if inspect.isclass(hint) else True
 
@@ -148,12 +160,10 @@ def _wanted(kinds: tuple[Any, ...], value: object) -> str:
 
 def _word(kind: Any, others: tuple[Any, ...]) -> str:
     """Returns what a kind is called, "" for one that another of `others` says with it."""
-    from qrdali.workflows.run import Run
-
     origin, inner = get_origin(kind), get_args(kind)
     is_path = any(get_origin(other) is os.PathLike for other in others)
     if origin is os.PathLike or (kind is str and is_path):
-        return "its folder" if Run in others or Dataset in others else "a path"
+        return "its folder" if {"Run", "Dataset"} & set(map(_name, others)) else "a path"
     if origin is Literal:
         return f"one of {', '.join(map(repr, inner))}"
     if origin is tuple and len(inner) in _COUNTS:
@@ -166,20 +176,8 @@ def _word(kind: Any, others: tuple[Any, ...]) -> str:
         return f"a dict of {'numbers' if inner[1] is float else 'paths'} by name"
     if origin is np.ndarray:
         return "a numpy array, uint8 [H, W, 3]"
-    known: dict[Any, str] = {
-        NoneType: "None",
-        bool: "True or False",
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        Run: "a run (qrdali.Run)",
-        Dataset: "a data set (qrdali.Dataset)",
-        Index: 'an index such as data["train"]',
-        ProgressListener: f"a listener with the methods {', '.join(_LISTENS[:-1])} and {_LISTENS[-1]}",
-    }
-    if kind in known:
-        return known[kind]
-    # Of classes that are not imported here, because torch would come with them.
-    by_name = {"Module": "a torch module", "Preprocessing": "a qrdali.Preprocessing"}
-    name = getattr(kind, "__name__", str(kind))
-    return by_name.get(name, f"a {name}")
+    return _CALLED.get(_name(kind), f"a {_name(kind)}")
+
+
+def _name(kind: Any) -> str:
+    return str(getattr(kind, "__name__", kind))

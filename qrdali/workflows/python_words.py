@@ -13,9 +13,12 @@ import re
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
 
 from qrdali.errors import InputError, RunError
-from qrdali.interfaces import ProgressListener
+
+if TYPE_CHECKING:
+    from qrdali.interfaces import ProgressListener
 
 # Commands, in backquotes or not, then options.
 _PARTS = re.compile(r"`[^`]*`|\bqrdali [a-z][^`;:,]*|(?<![\w-])(--[a-z][a-z0-9-]*)( (?=[A-Z]+\b(?!=)))?")

@@ -157,6 +157,10 @@ def test_an_argument_of_the_wrong_kind_is_one_line(
             lambda: qrdali.evaluate("runs/shared", progress=1),
             "progress is 1: give True or False or a listener",
         ),
+        (
+            lambda: qrdali.minimal(IMAGE, "runs/shared", device="cpu").save(None),
+            "file is None: give a path",
+        ),
         (lambda: qrdali.Dataset.open(None), "folder is a NoneType: give the folder of a data set"),
         (lambda: qrdali.Dataset.open("data")["val"].sizes(["a"]), "samples is <U1.*: give rows of the split"),
         (lambda: qrdali.reduce(IMAGE, blur="much"), "blur is 'much': give a number"),
