@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from qrdali.connection import hub_or_cache
 from qrdali.errors import InputError, RunError, printable
 from qrdali.network_heads import (
     WITH_AUXILIARY_HEADS,
@@ -123,7 +125,10 @@ def create(
         if library == "timm":
             import timm
 
-            model: nn.Module = timm.create_model(bare, num_classes=classes, pretrained=pretrained, **given)
+            with hub_or_cache() if pretrained else nullcontext():
+                model: nn.Module = timm.create_model(
+                    bare, num_classes=classes, pretrained=pretrained, **given
+                )
             return model
         import torchvision
 
@@ -151,8 +156,9 @@ def create(
         if not pretrained:
             raise RunError(f"{bare} cannot be built: {printable(error)}") from None
         raise RunError(
-            f"the published weights of {bare} cannot be loaded ({printable(error)[:120]}): connect to the "
-            "network once so that they are cached, or train from scratch without --pretrained"
+            f"the published weights of {bare} cannot be loaded ({printable(error)[:160]}): connect once so "
+            f"that they are cached; or download them elsewhere, make a run of them with `qrdali adopt {bare} "
+            "--weights FILE --run RUN` and give --init RUN; or train from scratch without --pretrained"
         ) from None
     replace_head(model, classes)
     return model

@@ -54,4 +54,4 @@ def test_the_page_of_exit_statuses_has_every_signal() -> None:
 
 def test_the_page_of_the_python_api_has_every_name() -> None:
     named = re.findall(r"^::: qrdali\.(\w+)$", (REFERENCE / "python-api.md").read_text("utf-8"), re.MULTILINE)
-    assert sorted(named) == sorted(set(qrdali.__all__) - {"__version__"})
+    assert sorted(named) == sorted({*qrdali.__all__, *qrdali._TYPES} - {"__version__"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,9 +47,14 @@ _NO_LABEL = np.empty(0, np.int64)
 
 
 class Index:
-    """One split of a data set; sample numbers are its rows.
+    """Says what the images of one split of a data set are; sample numbers are its rows.
 
-    Nothing of the file is held in memory: a small one is mapped, a large one read.
+    `data["train"]` is one. Nothing of the file is held in memory: a small one is mapped, a large one read.
+
+    Example:
+        >>> split = qrdali.Dataset.open("data")["train"]
+        >>> len(split), split.labels([0, 1]).tolist(), split.sizes([0]).shape
+        (24, [0, 0], (1, 2))
     """
 
     def __init__(
@@ -177,6 +183,13 @@ class Index:
         return storage.is_url(first[:16].tobytes().decode("latin-1"))
 
     def _within(self, samples: Samples) -> Samples:
+        samples = np.asarray(samples)
+        if samples.ndim != 1 or (samples.size and samples.dtype.kind not in "iu"):
+            raise InputError(
+                f"samples is {samples.dtype}{list(samples.shape)}: give rows of the split, integers [N], "
+                "such as np.arange(len(split))"
+            )
+        samples = samples.astype(np.int64, copy=False)
         if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < len(self):
             raise IndexError(f"samples {samples.min()}..{samples.max()} are outside 0..{len(self) - 1}")
         return samples
@@ -265,11 +278,16 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path | str, root: str | None = None) -> Dataset:
-        """Opens the data set in `folder`; `root` is the value of --root: where its images are now.
+        """Opens the data set in `folder`.
 
-        Raises InputError if `folder` is not a data set, or does not say what `root` replaces, and RunError if
-        it is damaged.
+        root: where its images are now, if they moved since they were indexed: NEW or OLD=NEW. Raises
+        InputError if `folder` is not a data set, or does not say what `root` replaces, and RunError if it is
+        damaged.
         """
+        if not isinstance(folder, str | os.PathLike):
+            raise InputError(f"folder is a {type(folder).__name__}: give the folder of a data set")
+        if root is not None and not isinstance(root, str):
+            raise InputError(f"root is a {type(root).__name__}: give a text, NEW or OLD=NEW, or None")
         folder = Path(folder)
         listing = folder / "classes.tsv"
         if not listing.is_file():

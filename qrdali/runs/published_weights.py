@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from qrdali.connection import hub_or_cache
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.json_objects import read_object
 from qrdali.models import find_library
@@ -31,7 +32,7 @@ class Published:
     """Says what is published for a network.
 
     text: the weights' own name, such as "timm/resnet50.a1_in1k". outputs: of the last layer, 0 for a network
-    without one, None where it is not recorded. advice: how to get the weights where there is no network.
+    without one, None where it is not recorded. advice: how to get the weights where there is no connection.
     """
 
     text: str
@@ -55,7 +56,7 @@ def published(name: str) -> Published:
         text = f"timm/{config.architecture}" + (f".{config.tag}" if config.tag else "")
         page = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
         what = f"model.safetensors of {page}" if config.hf_hub_id else page
-        advice = f"download {what} where there is one, and give it with --weights FILE"
+        advice = f"download {what} elsewhere and give it with --weights FILE"
         return Published(text, config.num_classes, advice, bool(config.has_weights))
     import torch
     import torchvision
@@ -63,7 +64,7 @@ def published(name: str) -> Published:
     weights = torchvision.models.get_model_weights(bare).DEFAULT
     file = weights.url.rpartition("/")[2]
     advice = (
-        f"download {weights.url} where there is one, and give it with --weights {file}, or put it into "
+        f"download {weights.url} elsewhere and give it with --weights {file}, or put it into "
         f"{printable(torch.hub.get_dir())}/checkpoints"
     )
     return Published(f"torchvision/{weights}", len(weights.meta["categories"]), advice)
@@ -82,7 +83,8 @@ def load_published(name: str) -> nn.Module:
         if library == "timm":
             import timm
 
-            model: nn.Module = timm.create_model(bare, pretrained=True)
+            with hub_or_cache():
+                model: nn.Module = timm.create_model(bare, pretrained=True)
             return model
         model = with_published_weights(bare)
         drop_auxiliary_heads(model)
@@ -112,8 +114,7 @@ def fetch_from_hub(repository: str) -> HubFiles:
 
     name, _, revision = repository.partition("@")
     advice = (
-        f"download {_HUB_FILES[0]} of https://huggingface.co/{name} where there is a network, and give "
-        "it with --weights FILE"
+        f"download {_HUB_FILES[0]} of https://huggingface.co/{name} elsewhere and give it with --weights FILE"
     )
 
     def fetch(file: str) -> Path | None:
@@ -124,7 +125,7 @@ def fetch_from_hub(repository: str) -> HubFiles:
         except EntryNotFoundError:
             return None
 
-    with _download_of(f"{HUB}{repository}", advice):
+    with _download_of(f"{HUB}{repository}", advice), hub_or_cache():
         config_file = fetch("config.json")
         weights = next(filter(None, map(fetch, _HUB_FILES)), None)
     if weights is None:
@@ -146,8 +147,8 @@ def _download_of(what: str, advice: str) -> Iterator[None]:
         raise
     except Exception as error:  # download errors have many types; the message is what matters
         raise RunError(
-            f"the weights {printable(what)} cannot be loaded ({printable(error)[:120]}): without a network, "
-            f"{advice}"
+            f"the weights {printable(what)} cannot be loaded ({printable(error)[:160]}): without a "
+            f"connection, {advice}, or take a package that carries weights (docs/how-to/networks.md)"
         ) from None
     finally:
         logger.setLevel(before)

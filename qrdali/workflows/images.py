@@ -21,10 +21,12 @@ from qrdali.reduction.quality import (
     reduction_params,
     reduction_params_at,
 )
+from qrdali.workflows.public import public
 
 Pixels = npt.NDArray[np.uint8]
 
 
+@public
 def read(path: str | os.PathLike[str]) -> Pixels:
     """Returns the pixels of an image file, upright, as the pipelines decode it on a CPU.
 
@@ -46,6 +48,7 @@ def read(path: str | os.PathLike[str]) -> Pixels:
     return decode_image(name)
 
 
+@public
 def reduce(
     image: Pixels,
     *,
@@ -127,6 +130,7 @@ def _distorted(image: Pixels, distortions: dict[str, float], seed: int) -> Pixel
     return distort(image, distortion_params(qualities, min(image.shape[:2]), keys), 0)
 
 
+@public
 def entropy(image: Pixels) -> int:
     """Returns the bytes of an image's PNG (Pillow, compress_level 6), the entropy of all figures and reports.
 
@@ -141,6 +145,7 @@ def entropy(image: Pixels) -> int:
     return png_entropy.entropy(image)
 
 
+@public
 def quotient(reduced: Pixels, image: Pixels) -> float:
     """Returns the entropy of a reduced image over that of the image it was made from.
 

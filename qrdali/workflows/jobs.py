@@ -11,6 +11,7 @@ from qrdali.data.index import Dataset
 from qrdali.data.inspect import MAX_PIXELS
 from qrdali.interfaces import JobControl, ProgressListener
 from qrdali.workflows.progress import listener_for
+from qrdali.workflows.public import public, require_kind
 from qrdali.workflows.run import Run
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 
+@public
 def index(
     root: PathLike,
     out: PathLike,
@@ -83,6 +85,7 @@ def index(
     return Dataset.open(Path(out))
 
 
+@public
 def train(
     method: Literal["shared", "baseline", "fixed", "linear", "adaptive", "random"],
     *,
@@ -98,7 +101,8 @@ def train(
     data: a data set or its folder; a run that is continued knows it.
     run: folder of the run.
     resume: continue a run that was stopped, with the settings it began with, or begin it.
-    progress: True shows bars; or a listener with the methods begin, advance, end, line and warn.
+    progress: True shows bars; or a listener (qrdali.ProgressListener) with the methods begin, advance, end,
+        line and warn.
     options: those of the command with underscores for dashes, such as model="resnet10t", init=another run,
         epochs=20, reduction="crop", restore_best=False, track_sets={"mine": "folder"}.
 
@@ -115,6 +119,8 @@ def train(
     from qrdali.workflows.train import run_training
     from qrdali.workflows.train_settings import require_own_options, settings_of
 
+    for name in ("init", "match"):
+        require_kind(name, options.get(name), Run | PathLike | None)
     given = {name: _plain(value) for name, value in options.items() if value is not None}
     if data is not None:
         given["data"], root = _folder_and_root(data)
@@ -126,6 +132,7 @@ def train(
     return Run(run)
 
 
+@public
 def adopt(
     model: str,
     *,
@@ -182,6 +189,7 @@ def adopt(
     return Run(run)
 
 
+@public
 def evaluate(
     run: Run | PathLike,
     data: Dataset | PathLike | None = None,
@@ -260,6 +268,7 @@ def evaluate(
     )
 
 
+@public
 def predict(
     run: Run | PathLike,
     images: PathLike | Sequence[PathLike],
@@ -281,10 +290,10 @@ def predict(
     batch_size, device, amp, threads: as in `train`.
     progress: True shows bars; or a listener.
 
-    The result has rows, a pyarrow table with a row per image in the order given (path; prediction, class,
-    name and confidence of the most probable class; top, its likes for each of the `top`), and unreadable, by
-    path why an image is not among them. Raises InputError for a place that does not exist or holds no image,
-    RunError for a damaged run or if no image can be read.
+    Returns qrdali.ImagePredictions: rows, a pyarrow table with a row per image in the order given (path;
+    prediction, class, name and confidence of the most probable class; top, its likes for each of the `top`),
+    and unreadable, by path why an image is not among them. Raises InputError for a place that does not exist
+    or holds no image, RunError for a damaged run or if no image can be read.
 
     Example:
         >>> found = qrdali.predict("runs/shared", "photo.jpg", top=2, device="cpu")
@@ -309,15 +318,16 @@ def predict(
     )
 
 
+@public
 def compare(run_a: Run | PathLike, run_b: Run | PathLike, *, set: str = "test") -> Comparison:
     """Compares two runs on the same images by McNemar's test, from the rows that `evaluate` has written.
 
     set: "val", "test" or a name given to `evaluate`.
 
-    The result has a, b, c, d: images that both have right, only the first, only the second, neither;
-    statistic, p_value, exact_p_value, stars, images; consistency with kappa, observed and expected; runs,
-    each with accuracy and wilson_95, the interval of it; and notes, such as that the two were trained on
-    different images. Raises InputError where a run has no rows of the set, or rows of other images.
+    Returns a qrdali.Comparison: a, b, c and d, images that both have right, only the first, only the second,
+    neither; statistic, p_value, exact_p_value, stars, images; consistency with kappa, observed and expected;
+    runs, each with accuracy and wilson_95, the interval of it; and notes, such as that the two were trained
+    on different images. Raises InputError where a run has no rows of the set, or rows of other images.
 
     Example:
         >>> result = qrdali.compare("runs/shared", "runs/shared", set="val")
@@ -329,6 +339,7 @@ def compare(run_a: Run | PathLike, run_b: Run | PathLike, *, set: str = "test") 
     return workflow.compare(os.fspath(run_a), os.fspath(run_b), set=set)
 
 
+@public
 def build_mepi(
     run: Run | PathLike,
     data: Dataset | PathLike,
@@ -416,6 +427,7 @@ def build_mepi(
     )
 
 
+@public
 def write_report(
     runs: Sequence[Run | PathLike],
     *,
@@ -437,8 +449,8 @@ def write_report(
     usd_per_kwh: price of electricity. watts: power drawn by runs whose energy could not be measured.
     progress: True shows a bar; or a listener.
 
-    The result has page, the path of report.html, and contents, what report.json holds. Raises InputError for
-    folders that are no runs or MEPI sets, RunError for damaged files.
+    Returns a qrdali.WrittenReport: page, the path of report.html, and contents, what report.json holds.
+    Raises InputError for folders that are no runs or MEPI sets, RunError for damaged files.
 
     Example:
         >>> report = qrdali.write_report(["runs/shared"], out="report")
@@ -460,6 +472,7 @@ def write_report(
     )
 
 
+@public
 def log(
     runs: Sequence[Run | PathLike],
     *,
@@ -472,9 +485,9 @@ def log(
     to: "tensorboard", "wandb", "mlflow" or "trackio"; several in a list or separated by commas.
     progress: True shows a bar; or a listener.
 
-    Returns for each run: run (its folder), epochs (logged, the start included) and places (where to look, by
-    logger). Raises InputError for a logger that is not installed and for what is not a run, RunError for a
-    run that is being trained and for a log that cannot be written.
+    Returns a qrdali.LoggedTo for each run: run (its folder), epochs (logged, the start included) and places
+    (where to look, by logger). Raises InputError for a logger that is not installed and for what is not a
+    run, RunError for a run that is being trained and for a log that cannot be written.
 
     Example:
         >>> (logged,) = qrdali.log(["runs/shared"], to="tensorboard")
@@ -487,6 +500,7 @@ def log(
     return workflow.log_runs([os.fspath(run) for run in runs], to, control)
 
 
+@public
 def reproduce(
     config: PathLike,
     *,
@@ -516,9 +530,10 @@ def reproduce(
     progress: True shows bars; or a listener.
 
     Any number of such calls, on any hosts that share the folder, share the tasks. The same call continues
-    where it was stopped, skips what is done and tries again what failed. The result has tasks (their number),
-    runs (each with name, state, val, accuracy, seconds) and page, the report's path. Raises InputError for a
-    file or an option that cannot be used, RunError where tasks failed; the others are done then.
+    where it was stopped, skips what is done and tries again what failed. Returns a qrdali.MatrixResult: tasks
+    (their number), runs (each with name, state, val, accuracy, seconds) and page, the report's path. Raises
+    InputError for a file or an option that cannot be used, RunError where tasks failed; the others are done
+    then.
 
     Example:
         >>> result = qrdali.reproduce("matrix.toml", only=["shared"], out="matrix", device="cpu")

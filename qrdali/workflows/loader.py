@@ -19,6 +19,8 @@ from qrdali.reduction.names import DISTORTIONS
 from qrdali.reduction.quality import DIMENSIONS, MAX_TAIL, LevelScale, level_of, num_levels_of
 from qrdali.runs.settings import MAX_BATCH
 from qrdali.schedule.epoch_plan import EpochPlan
+from qrdali.workflows.public import public
+from qrdali.workflows.python_words import python_errors
 
 if TYPE_CHECKING:
     from qrdali.interfaces import Batch
@@ -30,7 +32,10 @@ AUGMENTATIONS = ("none", "flip", "rrc")
 class Loader:
     """Decodes, reduces and normalises the images of one split; each call of `epoch` sets what is reduced.
 
-    split: an index such as `data["train"]`.
+    `for batch in loader.epoch(1, quality={"crop": 0.5})` goes through all images once, each cut to half of
+    its area. What is given here holds for every epoch: what a network is shown of the reduced image.
+
+    split: the images, such as `data["train"]`.
     model: a network's name, whose published preprocessing is used: input size, mean, std, interpolation.
         What is given beside it wins.
     input_size: side S of the square that the network sees, 8 to 4096 pixels. Without `model` it is required;
@@ -38,8 +43,9 @@ class Loader:
     batch_size: images of a batch, all processes together, 1 to 2²⁰.
     fit: "whole" resizes the whole reduced image to the square, "center" its centre square (the model's
         published share of the shorter side; without a model all of it).
-    mean, std: three numbers each, of pixels in 0..1.
-    device: "auto", "cpu" or "cuda": where batches are made.
+    mean, std: three numbers each, of red, green and blue, of pixels in 0 … 1.
+    interpolation: "bilinear" or "bicubic", with antialiasing.
+    device: where batches are made: "cpu", "cuda", or "auto" for a GPU if there is one.
     threads: decoding threads; None for as many as the process may use.
 
     If torch.distributed is initialised, each process gets its part of every batch: `batch_size` is of all
@@ -57,6 +63,7 @@ class Loader:
         (torch.Size([8, 3, 32, 32]), torch.int64)
     """
 
+    @public
     def __init__(
         self,
         split: Index,
@@ -110,6 +117,7 @@ class Loader:
         """
         return Dataset.open(self.split.file.parent).classes
 
+    @public
     def epoch(
         self,
         number: int,
@@ -126,9 +134,9 @@ class Loader:
     ) -> Iterator[Batch]:
         """Returns an iterator over the batches of one pass, each image once; a later call abandons this one.
 
-        A batch has `images`, float32 [N, 3, S, S] channels last, (v / 255 − mean) / std; `labels` and
-        `samples`, int64 [N], the class and the row of each image in the split; `number`, from 0. All are on
-        the loader's device.
+        A batch (qrdali.Batch) has `images`, float32 [N, 3, S, S] channels last, (v / 255 − mean) / std;
+        `labels` and `samples`, int64 [N], the class and the row of each image in the split; `number`, from 0.
+        All are on the loader's device.
 
         number: of the epoch, 0 or more; order, windows and augmentation depend on (seed, number, sample)
             alone.
@@ -187,7 +195,7 @@ class Loader:
             rank=self.rank,
             world_size=self.world_size,
         )
-        return self._source.epoch(plan, on_unreadable)
+        return _with_python_errors(self._source.epoch(plan, on_unreadable))
 
     def _levels(
         self, quality: Mapping[str, float] | None, levels: npt.NDArray[np.integer] | None, scale: LevelScale
@@ -205,6 +213,11 @@ class Loader:
                 f"{scale.count - 1}"
             )
         return PerImageLevels(array.astype(np.uint8), None, None)
+
+
+def _with_python_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+    with python_errors():
+        yield from batches
 
 
 def _check_policy(name: str) -> None:
@@ -226,7 +239,7 @@ def _constant_levels(quality: Mapping[str, float], scale: LevelScale) -> Constan
         try:
             found[dimension] = level_of(value, scale)
         except InputError as error:
-            raise InputError(f"{dimension}: {error}".replace("--step", "step")) from None
+            raise InputError(f"{dimension}: {error}") from None
     distorted = tuple((name, found.pop(name)) for name in DISTORTIONS if name in found)
     return ConstantLevels(**found, distorted=tuple((name, level) for name, level in distorted if level))
 

@@ -24,11 +24,14 @@ from qrdali.workflows.minimal_network import (
 )
 from qrdali.workflows.minimal_search import Finder, MinimalOptions, Misjudged, index_files
 from qrdali.workflows.progress import listener_for
+from qrdali.workflows.public import public
+from qrdali.workflows.run import Run
 
 
+@public
 def minimal(
     image: Pixels | str | os.PathLike[str],
-    model: nn.Module | str | os.PathLike[str],
+    model: nn.Module | Run | str | os.PathLike[str],
     label: int | str | None = None,
     reduction: Literal["color", "crop", "resolution", "combination"] = "combination",
     preprocessing: Preprocessing | str | None = None,
@@ -46,21 +49,30 @@ def minimal(
 ) -> MinimalImage:
     """Finds the minimal image of one photograph: what a network needs to see to still take it for its class.
 
-    image: uint8 [H, W, 3], or a file.
+    From the whole photograph the search takes one small step down after the other, in whichever dimension the
+    network still answers with the class, until every further step would make it wrong.
+
+    image: the photograph: a file, or its pixels, uint8 [H, W, 3].
     model: a torch module that maps float32 [N, 3, S, S] to logits [N, classes]; or a run or its folder.
     label: the class, by name or number; None for what the network answers at full quality.
-    reduction: the dimensions that may move.
-    preprocessing: of a module: a `qrdali.models.Preprocessing`, such as `run.preprocessing`, or the name of a
+    reduction: what may be reduced: "color", "crop", "resolution", or all three, "combination".
+    preprocessing: of a module: a `qrdali.Preprocessing`, such as `run.preprocessing`, or the name of a
         network for that network's own. None for what a network of timm says of itself, and else 224 pixels
         with ImageNet's mean and standard deviation.
     classes: names of a module's outputs.
-    step, tail, windows, prefer, search_batch_size: as in `build_mepi`, which gives the same image.
+    step: how much quality one step takes away, 1/n.
+    tail: steps below that grid, each of which halves the quality: "full" (down to one pixel and one colour),
+        "none" or their number.
+    windows: at how many places a crop may lie within the one before, 5 or 9.
+    prefer: of several steps that are right, the one of the highest "confidence" or of the lowest "entropy".
+    search_batch_size: reduced images in one forward pass; None for what suits the device.
     device, threads: as in `train`, for a run; a module stays where it is.
     amp: precision of the forward pass, "auto" for a run, "off" for a module, unless given.
-    progress: True shows a bar; or a listener.
+    progress: True shows a bar; or a listener (qrdali.ProgressListener).
 
-    The result has image, quotient, levels, window and steps, each with its image, probability and quotient;
-    `save` writes the image, `sheet` a picture of the whole way. Raises InputError for what cannot be
+    Returns a qrdali.MinimalImage. It has image, quotient (the entropy that is left, of 1), levels, window and
+    steps, each with its image, probability and quotient; `save` writes the image, `sheet` a picture of the
+    whole way. `build_mepi` finds the same image with the same options. Raises InputError for what cannot be
     searched, a class that the network lacks (it names those near it), and an image that the network does
     not take for `label` (it says for what); RunError for a damaged file or run.
 

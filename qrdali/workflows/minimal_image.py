@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from qrdali.files.atomic import write_whole
+from qrdali.workflows.public import public
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -139,10 +140,12 @@ class MinimalImage:
         """Returns where it lies in the original: top, left, height, width."""
         return self._last.window
 
+    @public
     def save(self, file: str | os.PathLike[str]) -> None:
         """Writes the minimal image as a PNG of exactly the bytes that are counted."""
         write_whole(Path(file), self.png)
 
+    @public
     def sheet(self, file: str | os.PathLike[str]) -> None:
         """Writes a PNG of the original, the minimal image, every step between them and the curve of
         probability against entropy."""

@@ -210,7 +210,7 @@ def preprocessing_option(value: Preprocessing | str | None) -> Preprocessing | N
         return value
     raise InputError(
         f"preprocessing is a {type(value).__name__}: give a name of `qrdali models`, `run.preprocessing` or "
-        "a qrdali.models.Preprocessing"
+        "a qrdali.Preprocessing"
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qrdali.errors import printable
 from qrdali.interfaces import ProgressListener, SilentListener
+from qrdali.workflows.python_words import PythonListener
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -18,8 +19,8 @@ _NOTE_SECONDS = 0.5
 def listener_for(progress: bool | ProgressListener) -> ProgressListener:
     """Returns the listener that an option `progress` means: bars, silence, or the caller's own."""
     if isinstance(progress, bool):
-        return RichListener() if progress else SilentListener()
-    return progress
+        return PythonListener(RichListener()) if progress else SilentListener()
+    return PythonListener(progress)
 
 
 class RichListener:

@@ -12,7 +12,10 @@ from qrdali.interfaces import JobControl
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """page: report.html in the report's folder. contents: what report.json beside it holds."""
+    """Says where a report is, and what it says.
+
+    page: report.html in the report's folder. contents: what report.json beside it holds.
+    """
 
     page: Path
     contents: dict[str, Any]

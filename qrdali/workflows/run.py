@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qrdali.workflows.public import public
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import nn
@@ -33,6 +35,7 @@ class Run:
         True
     """
 
+    @public
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         from qrdali.runs import folder as run_folder
 
@@ -45,6 +48,7 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
 
+    @public
     def model(self) -> nn.Module:
         """Returns the network of best/ on the CPU, in evaluation mode.
 
@@ -56,6 +60,7 @@ class Run:
         return run_folder.load_best(self.folder)[0].eval()
 
     @property
+    @public
     def best(self) -> BestModel:
         """Returns what best/ records: model (a name), classes, preprocessing, epoch, val_accuracy, readable.
 
@@ -77,6 +82,7 @@ class Run:
         return self.best.classes
 
     @property
+    @public
     def settings(self) -> Settings:
         """Returns every setting, defaults included, as it was in effect.
 
@@ -90,6 +96,7 @@ class Run:
         return validate_settings({key: value for key, value in recorded.items() if key != "adopted"})
 
     @property
+    @public
     def adopted(self) -> Adoption | None:
         """Returns what the network was adopted from: source, weights, sha256 …; None if it was trained.
 
@@ -99,6 +106,7 @@ class Run:
 
         return read_adoption(self.folder)
 
+    @public
     def metrics(self) -> pa.Table:
         """Returns metrics.jsonl as a table: a row per epoch after row 0, the start. What a row lacks is null.
 
@@ -113,6 +121,7 @@ class Run:
         names = dict.fromkeys(name for row in rows for name in row)
         return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
 
+    @public
     def rows(self, name: str = "test") -> pa.Table:
         """Returns the predictions for a set that was evaluated with the weights of best/, in sample order.
 

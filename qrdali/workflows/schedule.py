@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from qrdali.errors import InputError
+from qrdali.errors import InputError, printable
 from qrdali.reduction.levels import qualities_of, quality_names
 from qrdali.reduction.names import ReductionName
 from qrdali.reduction.quality import scale_of
@@ -24,6 +25,8 @@ from qrdali.schedule.methods import (
     schedule_rule_of,
     stage_levels,
 )
+from qrdali.workflows.public import public
+from qrdali.workflows.python_words import python_words
 
 METHODS = ("shared", "baseline", "fixed", "linear")
 
@@ -32,7 +35,7 @@ METHODS = ("shared", "baseline", "fixed", "linear")
 class Epoch:
     """Describes one epoch that is due.
 
-    number: from 1. phase: Phase.REDUCED ("R") or Phase.FULL ("C"). stage: from 1, a span in which the
+    number: from 1. phase: qrdali.Phase.REDUCED ("R") or FULL ("C"). stage: from 1, a span in which the
     reduction does not change. quality: of "color", "crop" and "resolution", and of the schedule's distortion
     if it has one, in (0, 1], as `Loader.epoch` takes it; all are 1 in a full epoch.
     """
@@ -44,27 +47,34 @@ class Epoch:
 
 
 class Schedule:
-    """Yields the epochs of a training method, each after the accuracy of the one before has been reported.
+    """Yields the epochs of a training method; after each it waits for the accuracy that you report.
 
-    method: "shared" (a set number of full epochs), "baseline" (full epochs until patience ends them), "fixed"
-        (reduced epochs at one quality among full ones) or "linear" (quality falls by one step per stage). In
+    Training and validation are yours. An epoch is an R epoch, on reduced images, or a C epoch, at full
+    quality; a stage is a span in which the reduction stays the same. Patience ends a stage, or a round of one
+    kind of epochs within it, when the accuracy has stopped improving; `report` then says so.
+
+    method: "shared" (a set number of C epochs), "baseline" (C epochs until patience ends them), "fixed"
+        (R epochs at one quality among C epochs) or "linear" (the same, and each stage one step lower). In
         "adaptive" and "random" each image has its own level: these are `qrdali.train`'s.
-    sequence: "paired-epochs" (the default), "paired-rounds" or a pattern of R and C such as "CCCCCCCR".
-    reduction: "color", "crop", "resolution", "combination" (all three, the default); a distortion, "gray",
-        "contrast", "blur", "noise" or "jpeg"; or "none", the sham control.
-    step: the grid of qualities, 1/n. Give it to `Loader.epoch` too where it is not 0.25.
+    sequence: of "fixed" and "linear": "paired-epochs" (R C R C …, the default), "paired-rounds" (a round of R
+        epochs, then one of C epochs, in each stage) or a pattern that is repeated, such as "CCCCCCCR".
+    reduction: of R epochs: "color", "crop", "resolution", "combination" (all three, the default); a
+        distortion, "gray", "contrast", "blur", "noise" or "jpeg"; or "none", the sham control.
+    step: qualities are its multiples: 0.75, 0.5 and 0.25 of 0.25. It is 1/n; give `Loader.epoch` the same.
     tail: levels of "linear" below that grid, each of half the quality: "none", "full" or their number.
-    quality: of fixed's R epochs, in (0, 1], on that grid.
-    patience: units without improvement that end a stage or a round, 1 or more.
-    max_epochs: bound of the whole run.
-    epochs: how many "shared" has.
-    direction: of "linear": "down" from the first reduced level, or "up" from the lowest.
-    start_accuracy: of the weights before the first epoch, which count as epoch 0 of the run's best.
-    sizes: of all training images, upright height and width in pixels, integers [images, 2].
+    quality: of R epochs of "fixed", in (0, 1], a multiple of `step`.
+    patience: how many units in a row may bring no better accuracy until a stage or round ends, 1 or more; a
+        unit is one repetition of the pattern, or one epoch of a round.
+    max_epochs: the most epochs of the whole run.
+    epochs: the number of epochs of "shared".
+    direction: of "linear": "down" from the highest reduced quality, or "up" from the lowest.
+    start_accuracy: of the weights before the first epoch. They are epoch 0, the best of the run until an
+        epoch is better.
+    sizes: upright height and width of each training image in pixels, integers [images, 2], such as
+        `data["train"].sizes(np.arange(len(data["train"])))`. A level that changes no image then has no stage,
+        as in `qrdali.train`; without sizes that is known of a reduction of colour alone.
 
-    Raises InputError for an option out of range, and for a next epoch while one has no report. The rules
-    are those of `qrdali.train`. Levels that change no training image have no stage; without the images' sizes
-    only those of a reduction of colour alone are known.
+    Raises InputError for an option out of range, and for a next epoch while one has no report.
 
     Example:
         >>> schedule = qrdali.Schedule("fixed", reduction="crop", quality=.5, max_epochs=2)
@@ -77,6 +87,7 @@ class Schedule:
         (True, True, '')
     """
 
+    @public
     def __init__(
         self,
         method: Literal["shared", "baseline", "fixed", "linear"],
@@ -113,7 +124,8 @@ class Schedule:
         self._options = {name: value for name, value in options.items() if value is not None}
         self._settings = validate_settings({**self._options, "data": ""})
         check_settings(self._settings)
-        known = None if sizes is None else np.asarray(sizes, np.int32).reshape(-1, 2)
+        known = None if sizes is None else _require_sizes(sizes)
+        self._sizes = "none" if known is None else _describe_sizes(known)
         chunks = None if known is None else lambda: [known]
         require_live_levels(self._settings, chunks)
         self._stage_levels, self._scale = stage_levels(self._settings, chunks), scale_of(step, tail)
@@ -124,7 +136,7 @@ class Schedule:
     @property
     def ended(self) -> str:
         """Returns why the run has ended, or "" while epochs are due."""
-        return self._state.ended
+        return python_words(self._state.ended)
 
     @property
     def best_accuracy(self) -> float:
@@ -137,6 +149,7 @@ class Schedule:
         return self._state.run_best_epoch
 
     def __iter__(self) -> Iterator[Epoch]:
+        """Returns the schedule itself: a loop over it goes on where it stands."""
         return self
 
     def __next__(self) -> Epoch:
@@ -156,10 +169,16 @@ class Schedule:
     def report(self, val_accuracy: float) -> ScheduleEvent:
         """Takes the validation accuracy after the epoch that is due; returns what follows from it.
 
-        val_accuracy: higher is better; improving means strictly greater. The event has three fields.
-        is_best_of_run: keep these weights as the result. is_best_of_stage: keep weights and optimizer as the
-            state to return to. stage_end_reason: if not empty, patience has ended a round or stage: go back
-            to the state kept last. Raises InputError for what is not a number, and where no epoch is due.
+        val_accuracy: higher is better; improving means strictly greater.
+
+        The event says what to do, by three fields:
+
+        is_best_of_run: keep these weights as the result.
+        is_best_of_stage: keep weights and optimizer as the state to go back to.
+        stage_end_reason: if it is not empty, patience has ended a round or stage: go back to the state that
+            was kept last.
+
+        Raises InputError for what is not a number, and where no epoch is due.
 
         Example:
             >>> schedule = qrdali.Schedule("baseline", patience=1, start_accuracy=.5)
@@ -187,12 +206,14 @@ class Schedule:
             >>> next(again).number
             2
         """
-        return {"options": dict(self._options), "state": self._state.as_dict()}
+        return {"options": {**self._options, "sizes": self._sizes}, "state": self._state.as_dict()}
 
+    @public
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where a schedule with the same options stood.
 
-        Raises InputError if the options differ, naming them, or if `state` is not such a state.
+        Raises InputError if the options differ, `sizes` included, naming them, or if `state` is not such a
+        state. `start_accuracy` is part of the state: what was given to this schedule is replaced.
         """
         try:
             options, restored = dict(state["options"]), ScheduleState.from_dict(state["state"])
@@ -201,11 +222,14 @@ class Schedule:
             )  # raises unless there is such a place in the sequence
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is not a state of Schedule.state_dict(): {error}") from None
+        sizes = options.pop("sizes", self._sizes)  # states of earlier schedules say nothing of them
         different = [
             f"{name} {options.get(name)!r} → {self._options.get(name)!r}"
             for name in sorted({*options, *self._options})
             if options.get(name) != self._options.get(name)
         ]
+        if sizes != self._sizes:
+            different.append(f"sizes {printable(sizes)[:80]} → {self._sizes}")
         if different:
             raise InputError(f"the state is of a schedule with other options: {'; '.join(different)}")
         self._state, self._due = restored, None
@@ -216,6 +240,30 @@ class Schedule:
             return full
         reduced = reduced_levels(self._settings, stage, number, self._stage_levels)
         return full | qualities_of(reduced, self._scale)
+
+
+def _require_sizes(sizes: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Returns sizes as an array, int32 [images, 2]. Raises InputError for what they cannot be."""
+    try:
+        array = np.asarray(sizes)
+    except ValueError:  # rows of several lengths
+        array = np.empty(0)
+    if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != 2 or not len(array):
+        kind = f"{array.dtype}{list(array.shape)}" if array.ndim else f"a {type(sizes).__name__}"
+        raise InputError(
+            f"sizes is {kind}: give the height and width of each training image, integers [images, 2], such "
+            "as data['train'].sizes(samples)"
+        )
+    if array.min() < 1 or array.max() > np.iinfo(np.int32).max:
+        raise InputError(f"sizes holds {array.min()} to {array.max()}: give pixels, 1 or more")
+    return array.astype(np.int32)
+
+
+def _describe_sizes(sizes: npt.NDArray[np.int32]) -> str:
+    """Returns what tells sizes from others, short enough for a state: their number and a digest."""
+    digest = hashlib.sha256(np.ascontiguousarray(sizes, "<i4").tobytes()).hexdigest()
+    plural = "s" if len(sizes) > 1 else ""
+    return f"of {len(sizes):,} image{plural} (SHA-256 {digest[:16]})"
 
 
 def _require_accuracy(value: float, name: str) -> float:

@@ -199,7 +199,7 @@ def test_what_cannot_be_is_refused_in_one_line(words: list[str], said: str) -> N
     [
         (
             {"patience": 5},
-            "patience = 5: --patience is for baseline, fixed, linear, adaptive and random, not",
+            "patience = 5: patience is for baseline, fixed, linear, adaptive and random, not",
         ),
         ({"lr_shedule": "cosine"}, "there is no such setting; near it: lr_schedule"),
         ({"lr_schedule": "cosin"}, "near it: cosine"),

@@ -55,51 +55,125 @@ def assert_same_weights(network: torch.nn.Module, run: qrdali.Run) -> None:
     assert not different
 
 
-def test_a_plain_torch_loop_reaches_the_same_weights_bit_for_bit(
-    dataset: qrdali.Dataset, run: qrdali.Run
-) -> None:
-    network, rows = example("own_loop").fit(
-        dataset,
-        model="test_resnet",
-        input_size=32,
-        batch_size=8,
-        lr=2e-3,
-        seed=5,
-        device="cpu",
-        **SCHEDULE,
-    )
+def loaders_of(dataset: qrdali.Dataset) -> list[qrdali.Loader]:
+    return [
+        qrdali.Loader(dataset[split], model="test_resnet", input_size=32, batch_size=8, device="cpu")
+        for split in ("train", "val")
+    ]
+
+
+def own_loop(dataset: qrdali.Dataset, file: Path) -> tuple[torch.nn.Module, list[Any]]:
+    options = {"model": "test_resnet", "lr": 2e-3, "seed": 5, **SCHEDULE}
+    del options["sequence"], options["reduction"]  # the example's own
+    network, rows = example("own_loop").fit(*loaders_of(dataset), file, **options)
+    return network, rows
+
+
+def assert_same_epochs(rows: list[Any], run: qrdali.Run) -> None:
+    names = {"R": "reduced", "C": "full"}
     theirs = run.metrics().to_pylist()[1:]
-    assert [(number, phase.name.lower(), stage, accuracy) for number, phase, stage, accuracy in rows] == [
+    assert [(number, names[phase], stage, accuracy) for number, phase, stage, accuracy in rows] == [
         (row["epoch"], row["phase"], row["stage"], row["val_accuracy"]) for row in theirs
     ]
+
+
+def test_a_plain_torch_loop_reaches_the_same_weights_bit_for_bit(
+    dataset: qrdali.Dataset, run: qrdali.Run, tmp_path: Path
+) -> None:
+    network, rows = own_loop(dataset, tmp_path / "loop.pt")
+    assert_same_epochs(rows, run)
     assert_same_weights(network, run)
+
+
+class Killed(BaseException):
+    """Nothing in a loop catches it, as nothing catches SIGKILL."""
+
+
+def stop_in_epochs(monkeypatch: pytest.MonkeyPatch) -> set[Any]:
+    """Stops loops in the middle of an epoch of each round and stage, once; returns where they stopped."""
+    whole_epoch, done = qrdali.Loader.epoch, set()
+
+    def epoch(loader: qrdali.Loader, number: int, **options: Any) -> Any:
+        for batch in whole_epoch(loader, number, **options):
+            yield batch
+            if number in (1, 4, 7, 11) and number not in done:
+                done.add(number)
+                raise Killed
+
+    monkeypatch.setattr(qrdali.Loader, "epoch", epoch)
+    return done
+
+
+def test_a_plain_torch_loop_goes_on_wherever_it_was_stopped(
+    dataset: qrdali.Dataset, run: qrdali.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped within epochs and in the middle of a save: nothing is lost, nothing comes twice."""
+    done, whole_save = stop_in_epochs(monkeypatch), torch.save
+
+    def save(value: Any, file: str) -> None:
+        whole_save(value, file)
+        if len(value["rows"]) == 5 and "save" not in done:
+            done.add("save")
+            Path(file).write_bytes(Path(file).read_bytes()[:1000])
+            raise Killed
+
+    monkeypatch.setattr(torch, "save", save)
+    for _ in range(5):
+        with pytest.raises(Killed):
+            own_loop(dataset, tmp_path / "loop.pt")
+    assert done == {1, 4, 7, 11, "save"}
+    network, rows = own_loop(dataset, tmp_path / "loop.pt")
+    assert_same_epochs(rows, run)
+    assert_same_weights(network, run)
+    again, _ = own_loop(dataset, tmp_path / "loop.pt")  # what has ended stays as it is
+    assert_same_weights(again, run)
+
+
+def lightning_module(dataset: qrdali.Dataset, folder: Path) -> Any:
+    """Trains under Lightning, from the newest of its checkpoints in a folder on, and returns the module."""
+    pytest.importorskip("lightning")
+    example_module = example("lightning_module")
+    torch.manual_seed(5)
+    train, val = loaders_of(dataset)
+    module = example_module.Linear("test_resnet", train, lr=2e-3, **SCHEDULE)
+    checkpoints = sorted(folder.rglob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    example_module.fit(
+        module,
+        train,
+        val,
+        checkpoints[-1] if checkpoints else None,
+        seed=5,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    return module
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice on loaders and loggers
 def test_a_lightning_module_reaches_the_same_weights_bit_for_bit(
     dataset: qrdali.Dataset, run: qrdali.Run, tmp_path: Path
 ) -> None:
-    pytest.importorskip("lightning")
-    module = example("lightning_module")
-    loaders = [
-        qrdali.Loader(dataset[split], model="test_resnet", input_size=32, batch_size=8, device="cpu")
-        for split in ("train", "val")
-    ]
-    torch.manual_seed(5)
-    network = module.Linear("test_resnet", len(dataset.classes), lr=2e-3, **SCHEDULE)
-    module.fit(
-        network,
-        *loaders,
-        seed=5,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    assert network.schedule.ended
-    assert network.schedule.best_epoch == run.best.epoch
-    assert_same_weights(network.network, run)
+    module = lightning_module(dataset, tmp_path)
+    assert module.schedule.ended
+    assert module.schedule.best_epoch == run.best.epoch
+    assert_same_weights(module.network, run)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lightning_module_goes_on_wherever_it_was_stopped(
+    dataset: qrdali.Dataset, run: qrdali.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = stop_in_epochs(monkeypatch)
+    for _ in range(4):
+        with pytest.raises(Killed):
+            lightning_module(dataset, tmp_path)
+    assert stopped == {1, 4, 7, 11}
+    module = lightning_module(dataset, tmp_path)
+    assert module.schedule.best_epoch == run.best.epoch
+    assert_same_weights(module.network, run)
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.name)

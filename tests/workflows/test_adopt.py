@@ -122,13 +122,13 @@ def test_center_has_the_published_crop(files: Path, tmp_path: Path) -> None:
         ({"weights": "none.pth"}, "none.pth cannot be read: No such file"),
         ({"classes": "imagenet"}, "has a last layer of 6 outputs .fc.weight 6×96., not of 1,000"),
         ({"classes": None}, "has a last layer of 6 outputs .fc.weight 6×96., not of 1,000: list its 6"),
-        ({"mean": (124.0, 116.0, 104.0)}, "--mean is 124,116,104: give 3 numbers"),
-        ({"std": (0.0, 0.1, 0.2)}, "--std is 0,0.1,0.2: give 3 numbers, of red, green and blue, from 0.001"),
-        ({"mean": (0.5,)}, "--mean is 0.5: give 3 numbers"),
-        ({"fit": "squash"}, "--fit is 'squash': give one of whole, center"),
-        ({"interpolation": "nearest"}, "--interpolation is 'nearest'"),
-        ({"input_size": 4}, "--input-size is 4: choose 8 to 4096"),
-        ({"weights": "hf_hub:../../etc"}, "--weights is 'hf_hub:../../etc': give hf_hub: and a repository"),
+        ({"mean": (124.0, 116.0, 104.0)}, "mean is 124,116,104: give 3 numbers"),
+        ({"std": (0.0, 0.1, 0.2)}, "std is 0,0.1,0.2: give 3 numbers, of red, green and blue, from 0.001"),
+        ({"mean": (0.5,)}, "mean is 0.5: give 3 numbers"),
+        ({"fit": "squash"}, "fit is 'squash': give one of whole, center"),
+        ({"interpolation": "nearest"}, "interpolation is 'nearest'"),
+        ({"input_size": 4}, "input_size is 4: choose 8 to 4096"),
+        ({"weights": "hf_hub:../../etc"}, "weights is 'hf_hub:../../etc': give hf_hub: and a repository"),
     ],
 )
 def test_what_cannot_be_adopted_leaves_nothing_behind(
@@ -145,7 +145,7 @@ def test_a_list_of_another_length_and_damaged_weights_are_refused(files: Path, t
     (tmp_path / "five.tsv").write_text("a\nb\nc\nd\ne\n")
     with pytest.raises(qrdali.InputError, match="has a last layer of 6 outputs .* not of 5: list its 6"):
         adopted(files, tmp_path / "r", classes=tmp_path / "five.tsv")
-    with pytest.raises(qrdali.InputError, match="--classes lists 5 classes, the last layer of resnet18 has"):
+    with pytest.raises(qrdali.InputError, match="classes lists 5 classes, the last layer of resnet18 has"):
         qrdali.adopt("resnet18", run=tmp_path / "r", classes=tmp_path / "five.tsv")
     model = create("test_resnet", 6)
     torch.nn.init.constant_(model.fc.weight, float("nan"))  # type: ignore[union-attr, arg-type]
@@ -238,11 +238,11 @@ def test_published_weights_of_timm_and_torchvision_come_with_their_whole_head(
     [
         (
             "test_resnet",
-            r"model.safetensors of https://huggingface.co/timm/test_resnet.r160_in1k where there",
+            r"model.safetensors of https://huggingface.co/timm/test_resnet.r160_in1k elsewhere",
         ),
         (
             "torchvision/resnet18",
-            r"download https://\S+resnet18-f37072fd.pth where .*, or put it into \S+/check",
+            r"download https://\S+resnet18-f37072fd.pth elsewhere .*, or put it into \S+/check",
         ),
     ],
 )
@@ -265,7 +265,7 @@ def test_without_a_network_one_line_says_what_to_do(
     )
     with pytest.raises(qrdali.RunError, match=advice) as error:
         qrdali.adopt(model, run=tmp_path / "r")
-    assert "--weights" in str(error.value)
+    assert "with weights" in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "r").exists()
 
@@ -305,7 +305,7 @@ def test_a_repository_of_the_hub(files: Path, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(
-        qrdali.RunError, match=r"download model.safetensors of https://huggingface.co/me/net wh"
+        qrdali.RunError, match=r"download model.safetensors of https://huggingface.co/me/net else"
     ):
         qrdali.adopt("test_resnet", run=tmp_path / "s", weights="hf_hub:me/net@v2")
 
@@ -509,6 +509,6 @@ def test_a_network_that_somebody_registered_in_timm_without_weights(
     import timm.models
 
     monkeypatch.setattr(timm.models, "get_pretrained_cfg", lambda _: None)
-    with pytest.raises((qrdali.InputError, qrdali.RunError), match="--weights FILE") as error:
+    with pytest.raises((qrdali.InputError, qrdali.RunError), match="with weights=FILE") as error:
         qrdali.adopt("test_resnet", run=tmp_path / "r")
     assert "\n" not in str(error.value)

@@ -39,6 +39,17 @@ def test_the_example_of_a_docstring_runs(name: str, in_workplace: Path) -> None:
     assert not failures(tests)
 
 
+@pytest.mark.parametrize("name", sorted(name for name in qrdali._TYPES if examples_of(name)))
+def test_the_example_of_a_type_runs(name: str, in_workplace: Path) -> None:
+    assert not failures(examples_of(name))
+
+
+def test_the_example_of_the_package_runs(in_workplace: Path) -> None:
+    test = doctest.DocTestParser().get_doctest(qrdali.__doc__ or "", names(), "qrdali", None, None)
+    assert len(test.examples) >= 5
+    assert not failures([test])
+
+
 def test_the_examples_of_the_docs_run(in_workplace: Path) -> None:
     test = doctest.DocTestParser().get_doctest(
         DOCS.read_text("utf-8"), names(), DOCS.name, str(DOCS), lineno=0

@@ -185,5 +185,5 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     broken.write_bytes(b"\xff\xd8\xff\xe0 nothing")
     with pytest.raises(qrdali.RunError, match=r"broken\.jpg cannot be decoded"):
         qrdali.read(broken)
-    with pytest.raises(qrdali.InputError, match="image is a str"):
+    with pytest.raises(qrdali.InputError, match="image is 'photo.jpg': give a numpy array"):
         qrdali.entropy("photo.jpg")  # type: ignore[arg-type]

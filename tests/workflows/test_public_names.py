@@ -31,6 +31,13 @@ def test_import_loads_neither_torch_nor_numpy_nor_dali() -> None:
     assert not loaded & {"torch", "numpy", "nvidia", "pyarrow", "pydantic", "rich", "click", "timm", "PIL"}
 
 
+def test_functions_of_pixels_do_not_load_torch() -> None:
+    code = (
+        "import sys, qrdali; qrdali.entropy; qrdali.reduce; print(*{'torch', 'pyarrow'} & set(sys.modules))"
+    )
+    assert python(code).split() == []
+
+
 def test_import_takes_less_than_300_ms() -> None:
     """Measured inside the process, the best of three: other work on the machine shall not count."""
     code = "import time; begun = time.perf_counter(); import qrdali; print(time.perf_counter() - begun)"

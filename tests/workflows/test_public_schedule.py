@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 import qrdali
@@ -142,6 +143,29 @@ def test_a_state_of_something_else_is_refused() -> None:
     beyond = {**state, "state": {**state["state"], "position": 9}}
     with pytest.raises(qrdali.InputError, match="not a state"):
         schedule.load_state_dict(beyond)
+
+
+def test_the_sizes_of_the_images_are_part_of_a_state() -> None:
+    options: dict[str, Any] = {"reduction": "crop", "tail": "full"}
+    small, large, unknown = (
+        qrdali.Schedule("linear", **options, sizes=sizes) for sizes in ([[9, 12]], [[900, 1200]], None)
+    )
+    state = json.loads(json.dumps(small.state_dict()))
+    qrdali.Schedule("linear", **options, sizes=np.array([[9, 12]], np.uint8)).load_state_dict(state)
+    with pytest.raises(qrdali.InputError, match=r"sizes of 1 image \(SHA-256 \w+\) → of 1 image \("):
+        large.load_state_dict(state)
+    with pytest.raises(qrdali.InputError, match=r"sizes of 1 image \(SHA-256 \w+\) → none"):
+        unknown.load_state_dict(state)
+    with pytest.raises(qrdali.InputError, match=r"sizes none → of 1 image"):
+        small.load_state_dict(unknown.state_dict())
+    earlier = {**state, "options": {k: v for k, v in state["options"].items() if k != "sizes"}}
+    small.load_state_dict(earlier)
+
+
+@pytest.mark.parametrize("sizes", [3, "x", [], [[1, 2, 3]], [[1, 2], [3]], [[0, 5]], [[1.5, 2]], [9, 12]])
+def test_sizes_are_pairs_of_pixels(sizes: Any) -> None:
+    with pytest.raises(qrdali.InputError, match="sizes"):
+        qrdali.Schedule("linear", reduction="crop", sizes=sizes)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -162,10 +162,9 @@ def test_indexing_reports_to_a_listener(images: Path, tmp_path: Path) -> None:
 
 
 def test_the_rich_listener_shows_passes_and_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    from qrdali.workflows.progress import RichListener, listener_for
+    from qrdali.workflows.progress import listener_for
 
     listener = listener_for(True)
-    assert isinstance(listener, RichListener)
     listener.begin("epoch 1", 10)
     listener.advance(10, lambda: "train 0.5")
     listener.line("epoch 1 val [0.5]\x1b[31m")
@@ -177,5 +176,21 @@ def test_the_rich_listener_shows_passes_and_lines(capsys: pytest.CaptureFixture[
     assert "epoch 1 val [0.5]?[31m" in out
     assert "warning: something" in out
     assert isinstance(listener_for(False), SilentListener)
-    own = SilentListener()
-    assert listener_for(own) is own
+
+
+def test_a_callers_listener_is_told_in_pythons_words() -> None:
+    from qrdali.workflows.progress import listener_for
+
+    class Lines(SilentListener):
+        lines: ClassVar[list[str]] = []
+
+        def line(self, text: str) -> None:
+            self.lines.append(text)
+
+        def warn(self, text: str) -> None:
+            self.lines.append(f"warning: {text}")
+
+    listener = listener_for(Lines())
+    listener.line("lower --lr, then `qrdali train --resume`")
+    listener.warn("--compile: no compiler")
+    assert Lines.lines == ["lower lr, then `qrdali train --resume`", "warning: compile=True: no compiler"]
