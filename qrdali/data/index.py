@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -188,6 +189,28 @@ def read_batches(file: Path, schema: pa.Schema) -> list[pa.RecordBatch]:
     Raises RunError if it is not an Arrow file, has another schema or is damaged.
     """
     return list(batches(file, mapped(file), schema))
+
+
+def divide_rows(
+    file: Path, schema: pa.Schema, parts: npt.NDArray[np.uint8 | np.bool_], outs: Sequence[Path]
+) -> None:
+    """Writes the rows of an Arrow file whose part is i to outs[i], one record batch in memory at a time.
+
+    parts: [N], of each row. Raises RunError if the file has another number of rows.
+    """
+    found = read_batches(file, schema)
+    if sum(batch.num_rows for batch in found) != len(parts):
+        raise RunError(f"{printable(file)} does not belong to train.arrow: index the images again")
+    with ExitStack() as stack:
+        writers = [stack.enter_context(pa.ipc.new_file(str(out), schema)) for out in outs]
+        start = 0
+        for batch in found:
+            part_of_row = parts[start : start + batch.num_rows]
+            for part, writer in enumerate(writers):
+                rows = batch.filter(pa.array(part_of_row == part))
+                if rows.num_rows:
+                    writer.write_batch(rows)
+            start += batch.num_rows
 
 
 class RowWriter:
