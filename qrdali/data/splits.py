@@ -79,6 +79,7 @@ def find_layout(tree: Tree, may_be_flat: bool = False) -> Layout:
     }
     shards |= {split: [tree.name(name) for name in names] for split, names in in_root.items()}
     if not shards and not folders:
+        _require_images(tree, root)
         if not (classes := _flat_classes(tree)):
             raise InputError(_no_split(tree, root))
         if not may_be_flat:
@@ -243,6 +244,15 @@ def _no_split(tree: Tree, root: Entries) -> str:
 def _flat_classes(tree: Tree) -> list[str]:
     """Returns the folders of a root that hold images themselves, as those of classes do."""
     return [name for name in tree.entries().folders if tree.entries(name).images]
+
+
+def _require_images(tree: Tree, root: Entries) -> None:
+    """Raises InputError for a root that is known to be something else than a folder of images."""
+    where = printable(tree.root)
+    if "classes.tsv" in root.files:
+        raise InputError(f"{where} is a data set already: give it as it is, by --data {where}")
+    if "config.toml" in root.files and {"best", "last"} & {*root.folders}:
+        raise InputError(f"{where} is a run: give the folder that holds the images")
 
 
 def _no_shares(tree: Tree, classes: list[str]) -> str:

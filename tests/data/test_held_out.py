@@ -137,6 +137,18 @@ def test_a_data_set_among_the_classes_is_refused(pets: Path) -> None:
         index_root(str(pets), pets / "data", Reading(), shares=Shares(0.15, 0.2))
 
 
+def test_a_data_set_and_a_run_are_no_folders_of_images(pets: Path, tmp_path: Path) -> None:
+    made("index", pets, "--out", tmp_path / "data", *SHARES)
+    with pytest.raises(
+        InputError, match=r"/data is a data set already: give it as it is, by --data /.*/data$"
+    ):
+        made("index", tmp_path / "data", "--out", tmp_path / "again")
+    (tmp_path / "run/best").mkdir(parents=True)
+    (tmp_path / "run/config.toml").touch()
+    with pytest.raises(InputError, match="/run is a run: give the folder that holds the images$"):
+        made("index", tmp_path / "run", "--out", tmp_path / "again", *SHARES)
+
+
 def test_equal_images_stay_in_one_split(tmp_path: Path) -> None:
     for number, name in enumerate(("cat", "dog")):
         (tmp_path / "pets" / name).mkdir(parents=True)
