@@ -102,7 +102,7 @@ def index(
     \b
     Examples: qrdali data index images --out data
               qrdali data index images --out data --val-share 0.05
-              qrdali data index photos --out data --val-share 0.15 --test-share 0.15
+              qrdali data index pets --out data --val-share .15 --test-share .15
               qrdali data index s3://bucket/images --out data
     """
     from qrdali.data.decoder_process import decoder_process
