@@ -266,6 +266,13 @@ def _what_to_index(folder: Path) -> str:
     return "`qrdali data index ROOT --out DATASET` makes one"
 
 
+# What to do about a split that is missing beside train, to stand behind what there is.
+_HOW_TO_CUT = {
+    "val": "; `qrdali data minival` cuts one from train, and so does --val-share where ROOT is indexed",
+    "test": "; --test-share takes one out of train where ROOT is indexed",
+}
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Opens an indexed data set: the images stay where they are, the index says where and what they are.
@@ -344,11 +351,7 @@ class Dataset:
         Raises InputError for one that the data set does not have or that is empty.
         """
         if split not in self.splits:
-            advice = (
-                "; `qrdali data minival` cuts one from train, and so does --val-share where ROOT is indexed"
-                if split == "val" and "train" in self.splits
-                else ""
-            )
+            advice = _HOW_TO_CUT.get(split, "") if "train" in self.splits else ""
             raise InputError(
                 f"{self.folder} has no split {printable(split)!r}: it has "
                 f"{', '.join(self.splits) or 'none'}{advice}"

@@ -77,6 +77,8 @@ def test_the_choice_is_the_seeds_and_val_does_not_depend_on_test(pets: Path, tmp
     assert images(val, "val") == images(a, "val")
     assert Dataset.open(val).splits == ("train", "val")
     assert Dataset.open(test).splits == ("train", "test")
+    with pytest.raises(InputError, match="it has train, val; --test-share takes one out of train where ROOT"):
+        Dataset.open(val).index("test")
     assert not (test / "minival.tsv").exists()
 
 
