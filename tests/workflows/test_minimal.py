@@ -182,7 +182,9 @@ def test_a_sheet_has_every_step(monkeypatch: pytest.MonkeyPatch, levels: int) ->
         assert sheet.width == 1920
     for step in found.steps:
         assert f"p {percent(step.probability)}" in drawn
-    assert sum(text.startswith("H ") for text in drawn) == len(found.steps)
+        assert f"Q {step.quotient:#.3g}" in drawn
+    assert sum(text.startswith("Q ") for text in drawn) == len(found.steps)
+    assert any("the area (crop)" in text for text in drawn)  # what a quality is a share of
 
 
 def test_an_image_wrong_as_a_file_is_searched_on(
