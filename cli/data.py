@@ -60,7 +60,8 @@ def shapes(root: str, classes: int, train: int, val: int, test: int, size: str, 
     "--hash",
     "hashed",
     is_flag=True,
-    help="Keep every file's SHA-256: to find images in two splits, and for `data verify --hash`.",
+    help="Keep every file's SHA-256: to find images in two splits, to keep equal ones in one split when "
+    "shares are taken, and for `data verify --hash`.",
 )
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores; 32 for an object store]")
 @click.option(
@@ -76,8 +77,9 @@ def shapes(root: str, classes: int, train: int, val: int, test: int, size: str, 
     metavar="X",
     help="For a ROOT without val: move this share of each class of train there.",
 )
+@click.option("--test-share", type=float, metavar="X", help="The same for a ROOT without test.")
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of --val-share's choice."
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of the shares' choice."
 )
 def index(
     root: str,
@@ -87,17 +89,20 @@ def index(
     threads: int | None,
     max_pixels: int,
     val_share: float | None,
+    test_share: float | None,
     seed: int,
 ) -> None:
     """Index ROOT/train, val, test (any of them) into the data set OUT. Images stay in place.
 
     ROOT is a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. Each split has class folders, or WebDataset's
-    shards *.tar with KEY.jpg and KEY.cls. Every file is decoded once; what fails or is not read is listed
-    with its reason in OUT/rejected.tsv and never enters the index.
+    shards *.tar with KEY.jpg and KEY.cls. With --val-share or --test-share, ROOT may also hold the class
+    folders themselves. Every file is decoded once; what fails or is not read is listed with its reason in
+    OUT/rejected.tsv and never enters the index.
 
     \b
     Examples: qrdali data index images --out data
               qrdali data index images --out data --val-share 0.05
+              qrdali data index pets --out data --val-share .15 --test-share .15
               qrdali data index s3://bucket/images --out data
     """
     from qrdali.data.decoder_process import decoder_process
@@ -107,18 +112,19 @@ def index(
     from qrdali.cli.signals import sigterm_exits
     from qrdali.cli.terminal import Bar
     from qrdali.data.build import files_of, index_root
+    from qrdali.data.held_out import Shares
     from qrdali.data.scan import Reading
     from qrdali.data.tree import open_tree
 
     with sigterm_exits():
         tree = open_tree(root)
-        with Bar("index", files_of(tree), "files") as bar:
+        shares = Shares(val_share, test_share, seed)
+        with Bar("index", files_of(tree, shares), "files") as bar:
             summary = index_root(
                 tree,
                 Path(out),
                 Reading(not no_verify, hashed, threads, max_pixels),
-                val_share=val_share,
-                seed=seed,
+                shares=shares,
                 progress=lambda split, files: bar.advance(files, split),
             )
     say_summary(summary, out)

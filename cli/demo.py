@@ -46,7 +46,7 @@ def _say_what_next(result: DemoResult, folder: Path) -> None:
     say("Next: the same with your own pictures. These commands work as they are, on the demo's pictures.")
     say(
         f"Put your own folder in place of {result.images}: it holds train/CLASS/*.jpg, and val/ and test/ "
-        "likewise; without val/, add --val-share 0.2 to the first command."
+        "likewise; if it holds CLASS/*.jpg, add --val-share 0.15 --test-share 0.15 to the first command."
     )
     for command in next_commands(result, folder):
         say(f"  {command}", is_whole=True)

@@ -66,7 +66,7 @@ def main(out: Path, most: int = 20) -> None:
                     photo, run, label=photo.parent.name, reduction=reduction, search_batch_size=8
                 )
                 found.sheet(out / f"{photo.stem}-{reduction}.png")
-                print(f"{photo.stem} {reduction}: {found.quotient:.2%} of its information is enough")
+                print(f"{photo.stem} {reduction}: quotient {found.quotient:#.3g}")
         except qrdali.InputError as mistaken:
             print(f"{photo.stem}: {mistaken}")
 

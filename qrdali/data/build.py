@@ -13,8 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from qrdali.data import minival, provenance, storage, tar_shards
+from qrdali.data import provenance, storage, tar_shards
 from qrdali.data.duplicates import shared_images
+from qrdali.data.held_out import Shares, hold_out
 from qrdali.data.index import SPLITS, RowWriter, read_batches
 from qrdali.data.scan import Indexer, Progress, Reading, Summary, index_tree, new_folder, silent
 from qrdali.data.shard_classes import Classes, found_classes, listed_classes
@@ -22,6 +23,7 @@ from qrdali.data.splits import Layout, find_layout, leave_out_loose
 from qrdali.data.tree import LISTINGS, Tree, open_tree
 from qrdali.errors import InputError, RunError, printable
 
+NO_SHARES = Shares()
 _SPOOL_FIELDS: list[Any] = [("url", pa.string()), ("class_text", pa.string())]
 _SPOOL_SCHEMA = pa.schema(_SPOOL_FIELDS)  # a split's samples, before it is known which classes there are
 
@@ -31,26 +33,20 @@ def index_root(
     out: Path,
     reading: Reading,
     *,
-    val_share: float | None = None,
-    seed: int = 0,
+    shares: Shares = NO_SHARES,
     progress: Progress = silent,
 ) -> Summary:
     """Indexes a root, given as a path, a URL or an open tree, into the new folder `out`.
 
-    `val_share` moves that share of each class of train, chosen by `seed`, into a new val. Raises InputError
-    for a root without splits, a split of images without class folders, a val where one is to be cut, or an
-    `out` that exists; RunError for unusable content. Nothing is left behind on an error.
+    `shares` of each class of train move into a new val and test; the root may then hold class folders alone.
+    Raises InputError for a root without splits, a split of images without class folders, a split where one is
+    to be made, or an `out` that exists; RunError for unusable content. Nothing is left behind on an error.
     """
     tree = open_tree(root) if isinstance(root, str) else root
-    layout = find_layout(tree)
-    splits = layout.splits
-    if val_share is not None:
-        if not 0 < val_share < 1:
-            raise InputError(f"--val-share is {val_share}: give a share between 0 and 1, such as 0.05")
-        if "val" in splits:
-            raise InputError(f"{printable(tree.root)} has a val already: leave --val-share out")
-        if "train" not in splits:
-            raise InputError(f"{printable(tree.root)} has no train that --val-share could be cut from")
+    layout = find_layout(tree, may_be_flat=bool(shares.of_splits))
+    _check_shares(tree, layout, shares)
+    if layout.is_flat and out.absolute().parent == Path(tree.root):
+        raise InputError(f"{printable(out)} would be taken for a class folder: choose an --out outside ROOT")
     if reading.threads is None and storage.is_remote(tree.root):
         # These threads wait for a server, not for a processor.
         reading = replace(reading, threads=max(LISTINGS, os.cpu_count() or 1))
@@ -61,27 +57,32 @@ def index_root(
             summary = index_tree(tree, layout, folder, reading, progress)
         kind = "tar shards" if layout.shards else "class folders"
         provenance.write(folder, {"made_by": "index", "root": tree.root, "found": kind})
-        if val_share is not None:
-            cut = minival.cut(folder, None, seed, val_share)
-            counts = {**summary.images, "train": cut.train, "val": cut.val}
+        if shares.of_splits:
+            counts = {**summary.images, **hold_out(folder, shares)}
             summary.images = {split: counts[split] for split in SPLITS if split in counts}
         summary.warnings += shared_images(folder)
     return summary
 
 
-def files_of(tree: Tree) -> int:
+def _check_shares(tree: Tree, layout: Layout, shares: Shares) -> None:
+    for split in shares.of_splits:
+        if split in layout.splits:
+            raise InputError(f"{printable(tree.root)} has a {split} already: leave --{split}-share out")
+        if "train" not in layout.splits:
+            raise InputError(f"{printable(tree.root)} has no train that --{split}-share could be cut from")
+
+
+def files_of(tree: Tree, shares: Shares = NO_SHARES) -> int:
     """Returns the number of images below ROOT/SPLIT/CLASS, for a progress bar.
 
-    0 where there is nothing, or where only reading all shards would tell.
+    0 where there is nothing, or where only reading all shards would tell. Raises as `index_root` does.
     """
-    layout = find_layout(tree)
+    layout = find_layout(tree, may_be_flat=bool(shares.of_splits))
     if layout.shards:
         return 0
+    places = [layout.place(split) for split in layout.splits]
     return sum(
-        1
-        for folder in layout.folders.values()
-        for files in tree.images((folder,), tree.entries(folder).folders)
-        for _ in files
+        1 for place in places for files in tree.images(place, tree.entries(*place).folders) for _ in files
     )
 
 

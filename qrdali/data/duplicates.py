@@ -42,6 +42,17 @@ def shared_images(folder: Path, place_of: Callable[[str], Path] | None = None) -
     return warnings
 
 
+def contents(folder: Path, split: str) -> npt.NDArray[np.int64] | None:
+    """Returns a number for each image of a split, int64 [N], equal for those that are equal byte for byte.
+
+    None where no hashes were kept.
+    """
+    hashes = list(_hashes(folder.joinpath, split))
+    if not hashes:
+        return None
+    return np.unique(np.concatenate(hashes), return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
 def _rows_also_in(
     batches: Iterator[npt.NDArray[Any]], others: Iterator[npt.NDArray[Any]]
 ) -> npt.NDArray[Any]:

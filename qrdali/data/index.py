@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -203,6 +204,28 @@ def read_batches(file: Path, schema: pa.Schema) -> list[pa.RecordBatch]:
     return list(batches(file, mapped(file), schema))
 
 
+def divide_rows(
+    file: Path, schema: pa.Schema, parts: npt.NDArray[np.uint8 | np.bool_], outs: Sequence[Path]
+) -> None:
+    """Writes the rows of an Arrow file whose part is i to outs[i], one record batch in memory at a time.
+
+    parts: [N], of each row. Raises RunError if the file has another number of rows.
+    """
+    found = read_batches(file, schema)
+    if sum(batch.num_rows for batch in found) != len(parts):
+        raise RunError(f"{printable(file)} does not belong to train.arrow: index the images again")
+    with ExitStack() as stack:
+        writers = [stack.enter_context(pa.ipc.new_file(str(out), schema)) for out in outs]
+        start = 0
+        for batch in found:
+            part_of_row = parts[start : start + batch.num_rows]
+            for part, writer in enumerate(writers):
+                rows = batch.filter(pa.array(part_of_row == part))
+                if rows.num_rows:
+                    writer.write_batch(rows)
+            start += batch.num_rows
+
+
 class RowWriter:
     """Writes an Arrow file row by row in bounded memory."""
 
@@ -254,6 +277,13 @@ def _what_to_index(folder: Path) -> str:
     if any((folder / split).is_dir() for split in SPLITS):
         return "it looks like a folder of images: run `qrdali data index` on it"
     return "`qrdali data index ROOT --out DATASET` makes one"
+
+
+# What to do about a split that is missing beside train, to stand behind what there is.
+_HOW_TO_CUT = {
+    "val": "; `qrdali data minival` cuts one from train, and so does --val-share where ROOT is indexed",
+    "test": "; --test-share takes one out of train where ROOT is indexed",
+}
 
 
 @dataclass(frozen=True)
@@ -339,11 +369,7 @@ class Dataset:
         Raises InputError for one that the data set does not have or that is empty.
         """
         if split not in self.splits:
-            advice = (
-                "; `qrdali data minival` cuts one from train, and so does --val-share where ROOT is indexed"
-                if split == "val" and "train" in self.splits
-                else ""
-            )
+            advice = _HOW_TO_CUT.get(split, "") if "train" in self.splits else ""
             raise InputError(
                 f"{self.folder} has no split {printable(split)!r}: it has "
                 f"{', '.join(self.splits) or 'none'}{advice}"

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from qrdali.data import provenance
 from qrdali.data.duplicates import shared_images
-from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Samples, read_batches
+from qrdali.data.index import FILES_SCHEMA, SCHEMA, Dataset, Samples, divide_rows
 from qrdali.data.inspect import tsv_field
 from qrdali.errors import InputError, RunError, printable
 from qrdali.files.atomic import replace_atomically, sync
@@ -44,23 +42,21 @@ class Cut:
 
 def cut(
     folder: Path,
-    per_class: int | None,
+    per_class: int,
     seed: int,
-    share: float = 0,
     warn: Callable[[str], None] | None = None,
 ) -> Cut:
     """Moves `per_class` images of each class from train.arrow to val.arrow, and lists them in minival.tsv.
 
-    With None it is the nearest number to the `share` of each class, at least one image. Killed at any moment,
-    or after a loss of power, the data set is as it was, or one without validation that the next call
-    finishes, or cut: the same call again then changes nothing.
+    Killed at any moment, or after a loss of power, the data set is as it was, or one without validation that
+    the next call finishes, or cut: the same call again then changes nothing.
 
     warn: is called where the file system has no locks, and for images that will be in two splits, byte for
     byte, before val.arrow has its name: whoever finds the data set whole has been warned. None looks for no
     such images. Raises InputError for a data set that has another validation split, RunError for a class with
     too few images.
     """
-    asked = {**({"per_class": per_class} if per_class is not None else {"share": share}), "seed": seed}
+    asked = {"per_class": per_class, "seed": seed}
     if not _is_cut(folder, asked):
         _open_without_val(folder)  # before a lock is left in a folder that is not a data set
 
@@ -74,7 +70,7 @@ def cut(
             dataset = _open_without_val(folder)
             resumed = (folder / LIST).exists()
             if not resumed:
-                _prepare(dataset, per_class, asked)
+                _prepare(dataset, asked)
                 replace_atomically(_partial(folder, LIST), folder / LIST)  # from here on the cut is decided
             if warn is not None:
                 _warn_of_shared_images(folder, warn)
@@ -84,7 +80,7 @@ def cut(
     return _counted(folder, resumed)
 
 
-def _is_cut(folder: Path, asked: dict[str, Any]) -> bool:
+def _is_cut(folder: Path, asked: dict[str, int]) -> bool:
     """Returns whether a call with the same options has cut the data set, and may have been killed then."""
     if "val" not in Dataset.open(folder).splits or not (folder / LIST).exists():
         return False
@@ -97,31 +93,25 @@ def _counted(folder: Path, resumed: bool) -> Cut:
     return Cut(len(dataset.index("train")), len(dataset.index("val")), resumed)
 
 
-def choose(
-    labels: Samples, classes: Sequence[str], per_class: int | None, seed: int, share: float = 0
-) -> Mask:
-    """Returns which samples are moved, bool [N]: `per_class` of each class, or with None the `share`.
+def choose(labels: Samples, classes: Sequence[str], per_class: int, seed: int) -> Mask:
+    """Returns which samples are moved, bool [N]: `per_class` of each class.
 
     The choice depends on (seed, class name, place within the class) alone. Raises RunError naming the first
     class that would keep no image.
     """
     counts = np.bincount(labels, minlength=len(classes))
-    if per_class is not None:
-        wanted = np.full(len(counts), per_class)
-    else:
-        wanted = np.maximum(1, np.rint(counts * share)).astype(np.int64)
-    too_small = np.flatnonzero(counts <= wanted)
+    too_small = np.flatnonzero(counts <= per_class)
     if len(too_small):
         first = too_small[0]
         raise RunError(
-            f"class {printable(classes[first])!r} has {counts[first]} training images: {wanted[first]} for "
+            f"class {printable(classes[first])!r} has {counts[first]} training images: {per_class} for "
             f"validation leave none ({len(too_small)} such class{'es' if len(too_small) > 1 else ''})"
         )
     chosen = np.zeros(len(labels), np.bool_)
     rows_by_class = np.argsort(labels, kind="stable")
     starts = np.cumsum([0, *counts])
     for label, name in enumerate(classes):
-        places = shuffled(seed, name, int(counts[label]))[: wanted[label]]
+        places = shuffled(seed, name, int(counts[label]))[:per_class]
         chosen[rows_by_class[starts[label] + places]] = True
     return chosen
 
@@ -136,35 +126,41 @@ def _open_without_val(folder: Path) -> Dataset:
     return dataset
 
 
-def _prepare(dataset: Dataset, per_class: int | None, asked: dict[str, Any]) -> None:
+def _prepare(dataset: Dataset, asked: dict[str, int]) -> None:
     """Writes every new file to the disk, beside the one that it will replace; none is left if that fails."""
     _remove_partials(dataset.folder)  # those of a call that was killed
     try:
-        _write_partials(dataset, per_class, asked)
+        _write_partials(dataset, asked)
     except BaseException:
         _remove_partials(dataset.folder)
         raise
 
 
-def _write_partials(dataset: Dataset, per_class: int | None, asked: dict[str, Any]) -> None:
+def _write_partials(dataset: Dataset, asked: dict[str, int]) -> None:
     folder = dataset.folder
     index = dataset.index("train")
     labels = index.labels(np.arange(len(index)))
-    chosen = choose(labels, dataset.classes, per_class, asked["seed"], asked.get("share", 0))
-    _divide(folder, "arrow", chosen, SCHEMA)
-    if (folder / "train.files.arrow").exists():
-        _divide(folder, "files.arrow", chosen, FILES_SCHEMA)
+    chosen = choose(labels, dataset.classes, asked["per_class"], asked["seed"])
+    for name, schema in (("arrow", SCHEMA), ("files.arrow", FILES_SCHEMA)):
+        if (folder / f"train.{name}").exists():
+            outs = [_partial(folder, f"{split}.{name}") for split in ("train", "val")]
+            divide_rows(folder / f"train.{name}", schema, chosen, outs)
     origin = {**asked, "images": int(chosen.sum())}
     source = provenance.encode({**provenance.read(folder), "minival": origin})
     _partial(folder, provenance.FILE).write_bytes(source)
     moved = np.flatnonzero(chosen)
-    with open(_partial(folder, LIST), "w", encoding="utf-8") as file:
-        file.write("path\tclass\n")
-        for path, label in zip(index.paths(moved), labels[moved].tolist(), strict=True):
-            file.write(f"{tsv_field(path)}\t{tsv_field(dataset.classes[label])}\n")
+    names = [dataset.classes[label] for label in labels[moved].tolist()]
+    write_list(_partial(folder, LIST), index.paths(moved), names)
     for name in (LIST, *_RENAMED):
         if _partial(folder, name).exists():
             sync(_partial(folder, name))
+
+
+def write_list(file: Path, paths: Sequence[str], classes: Sequence[str]) -> None:
+    """Writes a list of images that were moved: the path and the class of each."""
+    with open(file, "w", encoding="utf-8") as rows:
+        rows.write("path\tclass\n")
+        rows.writelines(f"{tsv_field(p)}\t{tsv_field(c)}\n" for p, c in zip(paths, classes, strict=True))
 
 
 def _warn_of_shared_images(folder: Path, warn: Callable[[str], None]) -> None:
@@ -191,29 +187,6 @@ def _finish(folder: Path) -> None:
             f"{printable(folder / LIST)} lists a validation set, but val.arrow is gone: index the images "
             "again"
         )
-
-
-def _divide(folder: Path, kind: str, chosen: Mask, schema: pa.Schema) -> None:
-    """Writes the rows of train.KIND to train.KIND.partial and, where chosen, to val.KIND.partial.
-
-    One record batch is in memory at a time. Raises RunError if the file has other rows than train.arrow.
-    """
-    file = folder / f"train.{kind}"
-    batches = read_batches(file, schema)
-    if sum(batch.num_rows for batch in batches) != len(chosen):
-        raise RunError(f"{printable(file)} does not belong to train.arrow: index the images again")
-    start = 0
-    with (
-        pa.ipc.new_file(str(_partial(folder, f"train.{kind}")), schema) as train,
-        pa.ipc.new_file(str(_partial(folder, f"val.{kind}")), schema) as val,
-    ):
-        for batch in batches:
-            is_moved = chosen[start : start + batch.num_rows]
-            for writer, mask in ((train, ~is_moved), (val, is_moved)):
-                part = batch.filter(pa.array(mask))
-                if part.num_rows:
-                    writer.write_batch(part)
-            start += batch.num_rows
 
 
 def _remove_partials(folder: Path) -> None:

@@ -111,9 +111,9 @@ def index_tree(tree: Tree, layout: Layout, folder: Path, reading: Reading, progr
     with Indexer(folder, classes, layout.splits, reading, progress) as indexer:
         leave_out_loose(tree, layout, indexer.left_out)
         for split in layout.splits:
-            place = layout.folders[split]
-            present = set(tree.entries(place).folders)
-            listing = tree.images((place,), classes, indexer.left_out)
+            place = layout.place(split)
+            present = set(tree.entries(*place).folders)
+            listing = tree.images(place, classes, indexer.left_out)
             for label, (name, files) in enumerate(zip(classes, listing, strict=True)):
                 indexer.left_out.example = ""
                 added, reason = indexer.add(split, label, files)
@@ -121,7 +121,7 @@ def index_tree(tree: Tree, layout: Layout, folder: Path, reading: Reading, progr
                 if not added and (split == first or name in present):
                     reason = reason or (indexer.left_out.example and f"; {indexer.left_out.example}")
                     raise RunError(
-                        f"class folder {printable(tree.name(place, name))} holds no readable image{reason}"
+                        f"class folder {printable(tree.name(*place, name))} holds no readable image{reason}"
                     )
     indexer.summary.warnings += filter(None, [look_alikes])
     return indexer.summary

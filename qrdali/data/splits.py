@@ -13,7 +13,7 @@ from qrdali.data.file_names import DESCRIPTIONS, ending, is_noise, is_shard, unp
 from qrdali.data.imagenet_archives import SYNSET_TAR
 from qrdali.data.index import SPLITS
 from qrdali.data.left_out import LeftOut
-from qrdali.data.tree import Entries, Tree, leave_out_entries
+from qrdali.data.tree import Entries, Place, Tree, leave_out_entries
 from qrdali.errors import InputError, RunError, printable
 
 # What data sets call the splits: names of folders, and beginnings of the names of shards.
@@ -32,12 +32,18 @@ class Layout:
     """Says where the splits of a root are.
 
     folders: the name of each split's folder, such as "validation" for val. shards: for each split the paths
-    or URLs of its tars; {} for a root of class folders. passed_over: what else lies in the root.
+    or URLs of its tars; {} for a root of class folders. passed_over: what else lies in the root. is_flat:
+    whether the root itself holds the class folders, which are all of train.
     """
 
     folders: dict[str, str]
     shards: dict[str, list[str]] = field(default_factory=dict)
     passed_over: tuple[str, ...] = ()
+    is_flat: bool = False
+
+    def place(self, split: str) -> Place:
+        """Returns where the class folders of a split lie in the tree."""
+        return () if self.is_flat else (self.folders[split],)
 
     @property
     def splits(self) -> list[str]:
@@ -45,11 +51,12 @@ class Layout:
         return [split for split in SPLITS if split in (self.shards or self.folders)]
 
 
-def find_layout(tree: Tree) -> Layout:
+def find_layout(tree: Tree, may_be_flat: bool = False) -> Layout:
     """Returns where the splits of a root are.
 
-    Raises InputError if there is none, if a split is there twice or in a form that is not read, and if some
-    splits are class folders and others shards: whatever was chosen then, a part would be lost.
+    may_be_flat: whether class folders in the root itself, without any split, are taken for train. Raises
+    InputError if there is no split, if one is there twice or in a form that is not read, and if some splits
+    are class folders and others shards: whatever was chosen then, a part would be lost.
     """
     root = tree.root_entries()
     folders = _split_folders(tree)
@@ -72,7 +79,12 @@ def find_layout(tree: Tree) -> Layout:
     }
     shards |= {split: [tree.name(name) for name in names] for split, names in in_root.items()}
     if not shards and not folders:
-        raise InputError(_no_split(tree, root))
+        _require_images(tree, root)
+        if not (classes := _flat_classes(tree)):
+            raise InputError(_no_split(tree, root))
+        if not may_be_flat:
+            raise InputError(_no_shares(tree, classes))
+        return Layout({"train": "."}, is_flat=True)
     if shards:
         for split, found in entries.items():
             if split not in shards and (found.folders or found.images):
@@ -92,11 +104,12 @@ def find_layout(tree: Tree) -> Layout:
 
 def leave_out_loose(tree: Tree, layout: Layout, left_out: LeftOut) -> None:
     """Counts what lies in the splits' folders, beside class folders or shards, and what was passed over."""
-    for split, folder in layout.folders.items():
-        found = tree.entries(folder)
+    for split in layout.folders:
+        place = layout.place(split)
+        found = tree.entries(*place)
         if split in layout.shards:
             found = found._replace(files=[name for name in found.files if not is_shard(name)])
-        leave_out_entries(found, tree.name(folder), left_out)
+        leave_out_entries(found, tree.name(*place), left_out)
     for name in layout.passed_over:
         left_out.pass_over(name)
 
@@ -108,7 +121,8 @@ def class_folders(tree: Tree, layout: Layout) -> tuple[list[str], str]:
     is not among them.
     """
     first, *others = layout.folders.values()
-    classes = tree.entries(first).folders
+    place = layout.place(layout.splits[0])
+    classes = tree.entries(*place).folders
     for name in classes:
         if os.fsencode(name) != name.encode(errors="surrogateescape"):
             encoding = sys.getfilesystemencoding()
@@ -119,7 +133,7 @@ def class_folders(tree: Tree, layout: Layout) -> tuple[list[str], str]:
                 "not UTF-8: rename it"
             )
         if name in (".", ".."):  # in an object store a key may have such a part
-            raise RunError(f"class folder {tree.name(first, name)!r} would lead out of its split: rename it")
+            raise RunError(f"class folder {tree.name(*place, name)!r} would lead out of its split: rename it")
     for folder in others:
         unknown = sorted(set(tree.entries(folder).folders) - set(classes))
         if unknown:
@@ -129,7 +143,7 @@ def class_folders(tree: Tree, layout: Layout) -> tuple[list[str], str]:
             )
     if len(classes) < 2:
         raise RunError(
-            f"{printable(tree.name(first))} has {len(classes)} class folder(s): a classifier needs at least "
+            f"{printable(tree.name(*place))} has {len(classes)} class folder(s): a classifier needs at least "
             "two"
         )
     return classes, check_alike(classes, f"{first}/")
@@ -224,6 +238,28 @@ def _no_split(tree: Tree, root: Entries) -> str:
     there = ", ".join(f"{printable(name)[:40]}/" for name in root.folders[:3])
     return f"{where} has none of train/, val/, test/: put class folders in at least one of them" + (
         f" (there are {there}{', …' if len(root.folders) > 3 else ''})" if there else ""
+    )
+
+
+def _flat_classes(tree: Tree) -> list[str]:
+    """Returns the folders of a root that hold images themselves, as those of classes do."""
+    return [name for name in tree.entries().folders if tree.entries(name).images]
+
+
+def _require_images(tree: Tree, root: Entries) -> None:
+    """Raises InputError for a root that is known to be something else than a folder of images."""
+    where = printable(tree.root)
+    if "classes.tsv" in root.files:
+        raise InputError(f"{where} is a data set already: give it as it is, by --data {where}")
+    if "config.toml" in root.files and {"best", "last"} & {*root.folders}:
+        raise InputError(f"{where} is a run: give the folder that holds the images")
+
+
+def _no_shares(tree: Tree, classes: list[str]) -> str:
+    there = ", ".join(f"{printable(name)[:40]}/" for name in classes[:3])
+    return (
+        f"{printable(tree.root)} has class folders ({there}{', …' if len(classes) > 3 else ''}) and none of "
+        "train/, val/, test/: add --val-share 0.15 --test-share 0.15 to take both out of each class"
     )
 
 

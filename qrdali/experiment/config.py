@@ -216,7 +216,9 @@ def read(file: Path, *, out: str | None = None, data: str | None = None) -> Matr
 
     Raises InputError naming the first key that is wrong, its value and the rule.
     """
+    _require_no_folder(file)
     values = run_settings.read_toml(file)
+    _require_no_run(file, values)
     if out is not None:
         values["out"] = out
     if data is not None:
@@ -230,6 +232,28 @@ def read(file: Path, *, out: str | None = None, data: str | None = None) -> Matr
     except InputError as error:
         raise InputError(f"{printable(file)}: {error}") from None
     return matrix
+
+
+def _require_no_folder(file: Path) -> None:
+    """Raises InputError for a run's or a data set's folder, saying what takes it."""
+    where = printable(file)
+    if (file / "config.toml").is_file():
+        raise InputError(f"{where} is a run: {_goes_on(file)}")
+    if (file / "classes.tsv").is_file():
+        raise InputError(f"{where} is a data set: give an experiment's TOML file, and this as --data {where}")
+
+
+def _require_no_run(file: Path, values: dict[str, Any]) -> None:
+    """Raises InputError for the settings that a run keeps."""
+    if "method" in values and "network" not in values:
+        raise InputError(f"{printable(file)} has the settings of one run: {_goes_on(file.parent)}")
+
+
+def _goes_on(run: Path) -> str:
+    return (
+        f"`qrdali train --resume --run {printable(run)}` goes on with it; reproduce takes an experiment's "
+        "TOML file"
+    )
 
 
 def _check(matrix: Matrix) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qrdali.data import storage
 from qrdali.data.class_matching import first_synonym
 from qrdali.data.index import Dataset, Index, Samples
 from qrdali.data.scan import Reading, index_folder
@@ -257,9 +258,12 @@ def _summaries(mepis: MepiSet, names: Sequence[str], data: str | Path) -> dict[s
     """Returns the summaries of `names`. Raises RunError where not one image of them could be read."""
     summaries = mepis.summaries()
     if all(summaries[name]["images"] == summaries[name]["unreadable"] for name in names):
-        raise RunError(
-            f"no image of {printable(data)} could be read: see the lines above; --resume tries again"
-        )
+        (first,) = mepis.source.index.paths(np.zeros(1, np.int64))
+        if storage.is_url(first) or Path(first).exists():
+            advice = "see the lines above, mend the files, then --resume tries again"
+        else:
+            advice = f"{printable(first)} is gone; --resume --root NEW says where the images are now"
+        raise RunError(f"no image of {printable(data)} could be read: {advice}")
     return {name: summaries[name] for name in names}
 
 

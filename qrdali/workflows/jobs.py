@@ -34,19 +34,21 @@ def index(
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
     val_share: float | None = None,
+    test_share: float | None = None,
     seed: int = 0,
     progress: bool | ProgressListener = False,
 ) -> Dataset:
     """Indexes a folder of images into a new data set; the images stay where they are. Returns the data set.
 
     root: holds train/, val/ and test/ (any of them) with a folder per class, or tar shards; a path, s3:// or
-        gs://.
+        gs://. With a share it may hold the class folders themselves.
     out: the folder to be made.
     verify: decode every file once; those that fail are listed in out/rejected.tsv.
-    hashed: keep every file's SHA-256.
+    hashed: keep every file's SHA-256; images that are equal then stay in one split when shares are taken.
     threads: None for all cores.
     max_pixels: larger images are rejected.
     val_share: for a root without val, the share of each class of train that moves there, in (0, 1).
+    test_share: the same for a root without test.
     seed: of that choice.
     progress: True shows a bar; or a listener.
 
@@ -62,18 +64,19 @@ def index(
         ((1, 2), [0], 1)
     """
     from qrdali.data.build import files_of, index_root
+    from qrdali.data.held_out import Shares
     from qrdali.data.scan import Reading
     from qrdali.data.tree import open_tree
 
+    shares = Shares(val_share, test_share, seed)
     listener, tree = listener_for(progress), open_tree(os.fspath(root))
-    listener.begin("index", files_of(tree) if progress else 0, "files")
+    listener.begin("index", files_of(tree, shares) if progress else 0, "files")
     try:
         summary = index_root(
             tree,
             Path(out),
             Reading(verify, hashed, threads, max_pixels),
-            val_share=val_share,
-            seed=seed,
+            shares=shares,
             progress=lambda split, files: listener.advance(files, lambda: split),
         )
     finally:

@@ -137,7 +137,7 @@ def _line(found: MinimalImage) -> str:
     height, width = found.steps[-1].size
     text = (
         f"{printable(found.name)}, {found.reduction}: {printable(found.class_name)!r} "
-        f"({found.probability:.1%}) at {found.quotient:.3%} of the entropy, {len(found.png):,} of "
+        f"({found.probability:.1%}) at quotient {found.quotient:#.3g}, {len(found.png):,} of "
         f"{len(found.steps[0].png):,} bytes, {width}x{height}"
     )
     if found.next_step is None:

@@ -90,20 +90,25 @@ class Finder:
         """Returns what is found for an image in memory."""
         search = self._search(None)
         path = SearchPath(0, self.label, search.reducer.load(pixels), pixels.shape[:2])
-        (result,) = self._results(search, iter([path]), [name])
+        (result,) = self._results(search, iter([path]), [name], lambda: 1)
         return result[1]
 
     def of_files(
         self, index: Index, names: Sequence[str], on_unreadable: Callable[[int, str], None]
     ) -> Iterator[tuple[int, MinimalImage | Misjudged]]:
         """Yields (sample, what is found) of each image of an index, in the order in which they end."""
-        search = self._search(index)
-        originals = search.reducer.decode(iter(range(len(index))), on_unreadable)
+        search, unreadable = self._search(index), list[int]()
+
+        def leave_out(sample: int, reason: str) -> None:
+            unreadable.append(sample)
+            on_unreadable(sample, reason)
+
+        originals = search.reducer.decode(iter(range(len(index))), leave_out)
         paths = (
             SearchPath(sample, self.label, pixels, (int(pixels.shape[0]), int(pixels.shape[1])))
             for sample, pixels in originals
         )
-        yield from self._results(search, paths, names)
+        yield from self._results(search, paths, names, lambda: len(index) - len(unreadable))
 
     def _search(self, index: Index | None) -> Search:
         network, options = self.network, self.options
@@ -113,10 +118,19 @@ class Finder:
         return Search(network.model, reducer, options.rule(), limits, network.context)
 
     def _results(
-        self, search: Search, arriving: Iterator[SearchPath], names: Sequence[str]
+        self,
+        search: Search,
+        arriving: Iterator[SearchPath],
+        names: Sequence[str],
+        expected: Callable[[], int],
     ) -> Iterator[tuple[int, MinimalImage | Misjudged]]:
+        """Yields (sample, result) of each path. expected: returns how many there will be, as far as is known.
+
+        The progress ends before the last result, so that whoever prints it prints below.
+        """
         context, under_way = self.network.context, list[SearchPath]()
-        shown = 0
+        shown = yielded = 0
+        is_shown = True
 
         def remember(paths: Iterator[SearchPath]) -> Iterator[SearchPath]:
             for path in paths:
@@ -128,17 +142,23 @@ class Finder:
             if signum := context.stop():
                 raise Interrupted("stopped: what is written is complete", signum)
             evaluations = sum(path.evaluations for path in under_way)
-            context.listener.advance(evaluations - shown, str)
+            if is_shown:
+                context.listener.advance(evaluations - shown, str)
             shown = evaluations
 
         context.listener.begin(f"minimal, {self.options.reduction}", 0, "candidates")
         try:
             for way in find_ways(search, remember(arriving), check):
-                name = names[way.path.sample]
-                yield way.path.sample, self._result(way, name)
+                result = self._result(way, names[way.path.sample])
+                yielded += 1
+                if is_shown and yielded >= expected():
+                    is_shown = False
+                    context.listener.end()
+                yield way.path.sample, result
                 way.path.pixels = None
         finally:
-            context.listener.end()
+            if is_shown:
+                context.listener.end()
 
     def _result(self, way: Way, name: str) -> MinimalImage | Misjudged:
         path, classes, reduction = way.path, self.network.shown, self.options.reduction

@@ -25,6 +25,11 @@ _CELL_GAP, _LINE = 14, 22
 _CELL = (_WIDTH - 2 * _MARGIN - (_COLUMNS - 1) * _CELL_GAP) // _COLUMNS
 _DPI = 120  # of the curve
 _WRONG = "#dc2626"
+_LEGEND = (
+    "under each picture: what the step reduced, to which quality, the share that is left of the bits "
+    "(color), the area (crop) or the pixels (resolution);",
+    "p: probability of the class;  Q: entropy quotient (PNG bytes ÷ the original's)",
+)
 
 
 class _Box(NamedTuple):
@@ -113,7 +118,7 @@ def percent(share: float) -> str:
 
 def _draw_title(sheet: Image.Image, found: MinimalImage) -> None:
     pen, width = ImageDraw.Draw(sheet), _WIDTH - 2 * _MARGIN
-    title = f"{percent(found.quotient)} of its entropy is enough for “{found.class_name}”"
+    title = f"An entropy quotient of {found.quotient:#.3g} is enough for “{found.class_name}”"
     pen.text((_MARGIN, 76), _cut(title, _font(46, True), width), LIGHT.ink, _font(46, True), anchor="ls")
     moved = "color, crop and resolution" if found.reduction == "combination" else found.reduction
     text = (
@@ -168,11 +173,9 @@ def _draw_way_heading(sheet: Image.Image, top: int, found: MinimalImage) -> None
     count = len(found.steps) - 1
     heading = f"the way there in {count} step{'s' * (count != 1)}"
     pen.text((_MARGIN, top + 34), heading, LIGHT.ink, _font(22, True), anchor="ls")
-    legend = (
-        "under each picture: what the step reduced, to which quality;  p: probability of the class;  "
-        "H: entropy (PNG bytes ÷ the original's)"
-    )
-    pen.text((_WIDTH - _MARGIN, top + 34), legend, LIGHT.faint, _font(17), anchor="rs")
+    for line, text in enumerate(_LEGEND):
+        place = _WIDTH - _MARGIN, top + 24 + line * 20
+        pen.text(place, text, LIGHT.faint, _font(15), anchor="rs")
 
 
 def _draw_cell(
@@ -192,7 +195,7 @@ def _draw_cell(
     sizes = (size for size in (16, 15, 14, 13) if _font(size, True).getlength(text) <= _CELL)
     pen.text((box.left, line), text, color, _font(next(sizes, 12), True), anchor="ls")
     pen.text((box.left, line + _LINE), f"p {percent(step.probability)}", LIGHT.ink, small, anchor="ls")
-    pen.text((box.left, line + 2 * _LINE), f"H {percent(step.quotient)}", LIGHT.ink, small, anchor="ls")
+    pen.text((box.left, line + 2 * _LINE), f"Q {step.quotient:#.3g}", LIGHT.ink, small, anchor="ls")
     if is_wrong:
         answer = _cut(f"→ {step.answer}", _font(16, True), sheet.width - _MARGIN - box.left)
         pen.text((box.left, line + 3 * _LINE), answer, _WRONG, _font(16, True), anchor="ls")
@@ -209,7 +212,7 @@ def _draw_foot(sheet: Image.Image, found: MinimalImage) -> None:
 
 
 def _curve(found: MinimalImage, box: _Box) -> bytes:
-    """Returns a PNG of the probability of the class against the entropy, which falls to the right."""
+    """Returns a PNG of the probability of the class against its entropy quotient, falling to the right."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -253,14 +256,14 @@ def _curve(found: MinimalImage, box: _Box) -> bytes:
         axes.set_xscale("log")
         axes.set_xlim(1.25, min(lowest / 1.25, 0.5))
         ticks = [t for t in _ticks(lowest) if t >= lowest / 1.25]
-        axes.set_xticks(ticks, [f"{100 * tick:g}%" for tick in ticks])
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_ylim(-3, 103)
         axes.set_yticks([0, 25, 50, 75, 100], ["0", "25%", "50%", "75%", "100%"])
         axes.grid(True)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel("entropy (share of the original's)")
+        axes.set_xlabel("entropy quotient")
         axes.set_ylabel("probability of the class")
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5, handletextpad=0.2)
         out = io.BytesIO()

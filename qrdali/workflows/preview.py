@@ -37,7 +37,10 @@ Pixels = npt.NDArray[np.uint8]
 
 MAX_COLUMNS = 8
 # Pixels of the sheet.
-_CELL, _GAP, _CAPTION, _HEAD, _FOOT, _MARGIN = 176, 12, 20, 36, 26, 116
+_CELL, _GAP, _CAPTION, _HEAD, _FOOT, _MARGIN = 176, 12, 20, 36, 44, 116
+_QUALITY = (
+    "quality: the share that is left (of the bits by color, the area by crop, the pixels by resolution)"
+)
 _COLUMN = 92  # least width of a column: its heading
 _INSET_SHARE = 0.48  # side of the inset by the cell's shorter side
 _DETAIL_SHARE = 0.14  # side of the square that the inset shows, by the image's shorter side
@@ -184,10 +187,13 @@ def _draw(original: Pixels, grid: _Grid) -> Image.Image:
             # A cell has fewer pixels than most levels: a magnified detail shows what the cell cannot.
             part = detail(picture, reduction.window[i], detail_corner, detail_side)
             _paste_inset(sheet, part, (left + cell[0], top + cell[1]), round(_INSET_SHARE * min(cell)))
-        share = f"{entropy(picture) / undistorted:.1%}"
-        pen.text((left + cell[0] / 2, top + cell[1] + _CAPTION / 2), share, "black", small, anchor="mm")
-    legend = f"{width}x{height}, {full:,} bytes of PNG = 100% ({encoder_name()})"
-    pen.text((10, sheet.height - 16), legend, "#555555", small, anchor="lm")
+        quotient = f"{entropy(picture) / undistorted:#.3g}"
+        pen.text((left + cell[0] / 2, top + cell[1] + _CAPTION / 2), quotient, "black", small, anchor="mm")
+    encoded = f"{full:,} bytes of PNG ({width}x{height}, {encoder_name()})"
+    facts = f"under each picture: entropy quotient, of {encoded}"
+    for line, legend in enumerate((_QUALITY, facts)):
+        text = legend if small.getlength(legend) <= sheet.width - 20 else legend.partition(" (")[0]
+        pen.text((10, sheet.height - _FOOT + 10 + line * 18), text, "#555555", small, anchor="lm")
     return sheet
 
 

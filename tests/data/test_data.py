@@ -120,7 +120,9 @@ def test_a_split_that_is_not_there(tmp_path: Path) -> None:
         match="has no split 'val': it has train; `qrdali data minival` cuts one from train, .*--val-share",
     ):
         Dataset.open(tmp_path / "d").index("val")
-    with pytest.raises(InputError, match="has no split 'test': it has train$"):
+    with pytest.raises(
+        InputError, match="has no split 'test': it has train; --test-share takes one out of train where ROOT"
+    ):
         Dataset.open(tmp_path / "d").index("test")
 
 

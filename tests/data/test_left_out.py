@@ -404,15 +404,6 @@ def test_images_in_two_splits_are_named(root: Path, tmp_path: Path) -> None:
     assert "warning" not in made("index", root, "--out", tmp_path / "unhashed").stderr
 
 
-def test_images_that_a_cut_puts_into_two_splits_are_named(tmp_path: Path) -> None:
-    for name in ("cat", "dog"):
-        (tmp_path / "r/train" / name).mkdir(parents=True)
-        for i in range(6):
-            (tmp_path / "r/train" / name / f"{i}.jpg").write_bytes(jpeg((20, 12 if name == "cat" else 13)))
-    said = made("index", tmp_path / "r", "--out", tmp_path / "data", "--hash", "--val-share", 0.3).stderr
-    assert "warning: 4 of 4 images of val are in train too" in said
-
-
 def test_a_million_hashes_are_compared_within_seconds(tmp_path: Path) -> None:
     import time
 

@@ -18,6 +18,7 @@ from tiny_data import commands, done, fill, images, info, jpeg, made, paths, run
 from qrdali.data import object_store, storage, store_tree, tree
 from qrdali.data import provenance as source
 from qrdali.data.build import index_root
+from qrdali.data.held_out import Shares
 from qrdali.data.index import Dataset
 from qrdali.data.relocation import Relocation, relocation_of
 from qrdali.data.scan import DECODED, Reading, build_dataset
@@ -407,10 +408,10 @@ def test_val_share(tmp_path: Path) -> None:
     assert list(changes(Dataset.open(tmp_path / "a"))) == []
     for share in (0, 1, -0.1, float("nan")):
         with pytest.raises(InputError, match="between 0 and 1"):
-            index_root(str(tmp_path / "pets"), tmp_path / "x", Reading(), val_share=share)
-    with pytest.raises(RunError, match="'owl' has 2 training images: 2"):
-        index_root(str(tmp_path / "pets"), tmp_path / "x", Reading(), val_share=0.9)
+            index_root(str(tmp_path / "pets"), tmp_path / "x", Reading(), shares=Shares(share))
+    with pytest.raises(RunError, match="'owl' has 2 images: too few for train and --val-share 0.9"):
+        index_root(str(tmp_path / "pets"), tmp_path / "x", Reading(), shares=Shares(0.9))
     fill(tmp_path / "pets/val/cat", 1)
     with pytest.raises(InputError, match="has a val already"):
-        index_root(str(tmp_path / "pets"), tmp_path / "x", Reading(), val_share=0.2)
+        index_root(str(tmp_path / "pets"), tmp_path / "x", Reading(), shares=Shares(0.2))
     assert not (tmp_path / "x").exists()

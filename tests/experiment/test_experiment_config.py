@@ -370,3 +370,22 @@ def test_the_pace_of_finished_runs_counts_before_the_files(tmp_path: Path) -> No
 )
 def test_spans(low: float | None, high: float | None, message: str) -> None:
     assert span_text(Seconds(low, high)) == message
+
+
+@pytest.mark.parametrize("given", ["run", "run/config.toml", "data"])
+def test_what_is_no_experiment_is_told_what_it_is(tmp_path: Path, given: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.toml").write_text('method = "shared"\nmodel = "resnet18"\n')
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/classes.tsv").write_text("label\tname\n0\ta\n")
+    run, data = tmp_path / "run", tmp_path / "data"
+    resume = f"`qrdali train --resume --run {run}`"
+    goes_on = f"{resume} goes on with it; reproduce takes an experiment's TOML file"
+    said = {
+        "run": f"{run} is a run: {goes_on}",
+        "run/config.toml": f"{run}/config.toml has the settings of one run: {goes_on}",
+        "data": f"{data} is a data set: give an experiment's TOML file, and this as --data {data}",
+    }
+    with pytest.raises(InputError) as error:
+        read(tmp_path / given)
+    assert str(error.value) == said[given]

@@ -923,6 +923,21 @@ def test_what_was_unreadable_is_tried_again(run: Path, images: Path, tmp_path: P
     assert 4 in {r["sample"] for r in rows(tmp_path / "set")}
 
 
+def test_images_that_moved_are_found_by_root(run: Path, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "images")
+    index_images(tmp_path / "images", tmp_path / "data")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    words = options(run, str(tmp_path / "data"), tmp_path / "set", step=0.25, reduction="color", limit=4)
+    with pytest.raises(RunError, match=r"could be read: /.*\.jpg is gone; --resume --root NEW says where"):
+        build_mepi(**words)
+    assert build_mepi(**words, resume=True, root=str(tmp_path / "moved"))["color"]["unreadable"] == 0
+    for file in (tmp_path / "moved").rglob("*.jpg"):
+        file.write_bytes(b"no image")
+    broken = words | {"out": tmp_path / "other", "root": str(tmp_path / "moved")}
+    with pytest.raises(RunError, match="could be read: see the lines above, mend the files, then --resume"):
+        build_mepi(**broken)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from recording_listener import RecordingListener
 from torch import nn
 
 import qrdali
@@ -181,7 +182,9 @@ def test_a_sheet_has_every_step(monkeypatch: pytest.MonkeyPatch, levels: int) ->
         assert sheet.width == 1920
     for step in found.steps:
         assert f"p {percent(step.probability)}" in drawn
-    assert sum(text.startswith("H ") for text in drawn) == len(found.steps)
+        assert f"Q {step.quotient:#.3g}" in drawn
+    assert sum(text.startswith("Q ") for text in drawn) == len(found.steps)
+    assert any("the area (crop)" in text for text in drawn)  # what a quality is a share of
 
 
 def test_an_image_wrong_as_a_file_is_searched_on(
@@ -335,6 +338,37 @@ def test_a_signal_stops_it_and_it_is_silent(
     with pytest.raises(Interrupted, match="what is written is complete") as interruption:
         write_minimal_images(["photo.jpg"], RUN, out=tmp_path / "out", device="cpu", control=stopped)
     assert interruption.value.signum == 15
+
+
+def test_the_progress_has_ended_when_the_last_result_is_shown(in_workplace: Path, tmp_path: Path) -> None:
+    class Listener(RecordingListener):
+        def __init__(self) -> None:
+            super().__init__()
+            self.was_open: list[bool] = []
+
+        def line(self, text: str) -> None:
+            self.was_open.append(self.open is not None)
+
+    images = sorted(str(file) for file in Path("images/test").rglob("*.jpg"))[:3]
+    wrong = {"label": next(f.name for f in Path("images/test").iterdir() if f.name not in images[0])}
+    for files, options, was_open in (
+        (images, {}, [True, True, False]),
+        (images[:1], {}, [False]),
+        (images[:1], wrong, [False]),
+    ):
+        listener = Listener()
+        write_minimal_images(
+            files,
+            RUN,
+            out=tmp_path,
+            reduction="color",
+            tail="none",
+            device="cpu",
+            control=JobControl(listener),
+            **options,
+        )
+        assert listener.was_open == was_open
+        assert [what for what, _, _ in listener.passes] == ["minimal, color"]
 
 
 def test_the_preprocessing_of_a_module() -> None:
