@@ -369,7 +369,8 @@ class Dataset:
         Raises InputError for one that the data set does not have or that is empty.
         """
         if split not in self.splits:
-            advice = _HOW_TO_CUT.get(split, "") if "train" in self.splits else ""
+            known = isinstance(split, str) and "train" in self.splits
+            advice = _HOW_TO_CUT.get(split, "") if known else ""
             raise InputError(
                 f"{self.folder} has no split {printable(split)!r}: it has "
                 f"{', '.join(self.splits) or 'none'}{advice}"
