@@ -88,6 +88,11 @@ def finding(about: str, one: Measured) -> Finding:
         f"With {floor.runs} runs of each, not paired, one t-test of two methods' means has 80% power to find "
         f"a true difference of {_shown(one, floor.smallest_of_means)}."
     )
+    if one.networks < floor.runs:
+        text += (
+            f" These {floor.runs} runs are {one.networks} different networks, as some hold the same weights: "
+            "the deviation may be too small."
+        )
     if one.same_start:
         text += " All began with the same run: how far starts differ is not in these figures."
     return Finding("noise", about, DESCRIBED, text, one.to_json(), SLUG)

@@ -6,7 +6,10 @@ import shlex
 from dataclasses import asdict, replace
 from typing import Any
 
+from qrdali.report.findings.accuracy_tests import are_same_networks, opponents_of
+from qrdali.report.findings.cautions import cautions_text
 from qrdali.report.findings.finding import (
+    DESCRIBED,
     NOT_SEEN,
     ONE_SEED,
     SEEN,
@@ -55,11 +58,12 @@ def _one(test: QuotientTest) -> str:
 def _result(test: QuotientTest) -> str:
     result = test.result
     also = f"; they also differ in {', '.join(test.also)}" if test.also else ""
+    alike = f", in {test.same_network} of them both are the same network" if test.same_network else ""
     low, high = result.interval()
     return (
         f"mean {test.of_baseline + result.difference:.4f} beside the baseline's {test.of_baseline:.4f} "
         f"(difference {result.difference:+.4f}, 95% interval {low:+.4f} to {high:+.4f}, "
-        f"{p_is(test.holm)} after Holm, {_images(test)}, {seeds_text(result.seeds)}{also})"
+        f"{p_is(test.holm)} after Holm, {_images(test)}, {seeds_text(result.seeds)}{alike}{also})"
     )
 
 
@@ -101,7 +105,7 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
         best = min(tests, key=lambda test: test.result.difference)
         text += f" The lowest: {_one(best)}." if len(tests) > 1 else f" Its result: {_result(best)}."
     text += direction_text([test.result for test in tests if not test.is_shown])
-    text += f" {_detectable(tests)}{_lowest_text(tests)}"
+    text += f" {_detectable(tests)}{_lowest_text(tests)}{cautions_text(tests)}"
     if single:
         text += (
             " One seed: this says that these trained networks differ on images like these, not that the "
@@ -180,6 +184,8 @@ def _figures(reduction: str, tests: list[QuotientTest]) -> dict[str, Any]:
                 "detectable": test.result.detectable(),
                 "detectable_as_first": test.detectable,
                 "per_seed": [asdict(one) for one in test.per_seed],
+                "same_network": test.same_network,
+                "not_above_chance": list(test.cautions),
             }
             for test in tests
         ],
@@ -191,7 +197,14 @@ def _missing(
 ) -> list[Finding]:
     """Returns the finding on runs without a set of minimal images; none where every method was compared."""
     compared = {test.configuration.label for test in tests}
-    lacking = [c for c in methods(group) if c.label not in compared]
+    alike = [c for c in methods(group) if are_same_networks(opponents_of(group, c, "baseline"))]
+    lacking = [c for c in methods(group) if c.label not in compared and c not in alike]
+    if alike and not tests and not lacking:
+        text = (
+            f"The same network as the baseline in every seed: {names([c.label for c in alike])}. Both need "
+            "the same."
+        )
+        return [Finding("P2", about, DESCRIBED, text, {}, f"accuracy-{number}")]
     if tests and not lacking:
         return []
     of_sets = {mepis.run.name for mepis in sets if mepis.run is not None}
