@@ -161,7 +161,7 @@ def missing(group: Group) -> list[str]:
             data = shlex.quote(without[0].settings.data or "DATASET")
             notes.append(
                 f"No rows of {name} for {some_names(without)}: "
-                f"qrdali evaluate --run {shlex.quote(str(without[0].folder))} "
+                f"qrdali evaluate --run {shlex.quote(str(without[0].place))} "
                 f"{evaluate_command_for(name, data)}"
             )
         if len({run.sets[name].digest for run in group.runs if name in run.sets}) > 1:

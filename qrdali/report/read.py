@@ -123,6 +123,13 @@ class Run:
         """Returns the number of the definitions that it was trained under, or "mixed"."""
         return "mixed" if self.changed_definitions else str(self.begun_under)
 
+    @property
+    def place(self) -> Path:
+        """Returns the folder as commands name it: absolute where the run names its data set so, for then a
+        command can be pasted anywhere.
+        """
+        return self.folder.absolute() if Path(self.settings.data).is_absolute() else self.folder
+
     def is_network_of(self, other: Run) -> bool:
         """Returns whether another run's best/ is the same network: of the same weights, and built and fed
         alike.

@@ -40,7 +40,8 @@ def _same_network(group: Group, about: str, number: str) -> list[Finding]:
         f"Runs that hold the same weights are one network: {names(list(map(_alike, found)))}. A run keeps "
         "the weights that it began with where no epoch was better on val (best epoch 0), and runs that are "
         "trained alike up to their best epoch end with the same. Between such runs there is no test; where "
-        "that is so in some seeds only, their difference counts as 0 there."
+        "that is so in some seeds only, their difference counts as 0 there. What is compared with two "
+        "of them is compared with one network twice."
         f"{''.join(_in_every_seed(group))}"
     )
     figures = {"same_network": [[run.name for run in runs] for runs in found]}

@@ -47,7 +47,8 @@ def findings(
             if chosen:
                 found.append(_on_reduction(about, reduction, chosen, number))
     if found:  # once is enough
-        found[0] = replace(found[0], text=found[0].text + _WITHOUT_CONTROLS)
+        lowest = _ABOUT_LOWEST if any(_lowest_text([test]) for test in tests) else ""
+        found[0] = replace(found[0], text=found[0].text + lowest + _WITHOUT_CONTROLS)
     return [*found, *_missing(group, about, tests, sets, number)]
 
 
@@ -117,6 +118,11 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
     return Finding("P2", about, verdict, text, _figures(reduction, tests), f"quotient-tests-{number}")
 
 
+_ABOUT_LOWEST = (
+    " The lowest state is that of images which are reduced as far as can be. They show nothing of the "
+    "object: the network gives their class to nearly empty images, and such quotients say little of what it "
+    "needs."
+)
 _WITHOUT_CONTROLS = (
     " Quotients are compared with the baseline's alone, not with those of controls: a difference would not "
     "tell the reductions from longer or otherwise changed training."
@@ -150,11 +156,7 @@ def _lowest_text(tests: list[QuotientTest]) -> str:
     parts += baselines
     if not parts:
         return ""
-    return (
-        f" Minimal images at the lowest state, reduced as far as can be: {names(parts)}. These "
-        "show nothing of the object: the network gives their class to nearly empty images, and such "
-        "quotients say little of what it needs."
-    )
+    return f" Minimal images at the lowest state: {names(parts)}."
 
 
 def _lowest_of(label: str, by_seed: dict[str, AtLowest | None]) -> list[str]:
@@ -247,10 +249,10 @@ def _table_of(group: Group, sets: list[Mepis]) -> str:
 
 
 def _command(run: Run) -> str:
-    out = run.folder.with_name(f"{run.folder.name}-mepi")
+    out = run.place.with_name(f"{run.place.name}-mepi")
     return shlex.join(
         [
-            *("qrdali", "build-mepi", "--run", str(run.folder), "--data", run.settings.data or "DATASET"),
+            *("qrdali", "build-mepi", "--run", str(run.place), "--data", run.settings.data or "DATASET"),
             *("--split", "val", "--reduction", "all", "--out", str(out)),
         ]
     )
