@@ -153,19 +153,20 @@ _COLUMNS = (
     "configuration",
     "figure",
     "runs",
-    "images",
     "mean",
     "standard deviation",
-    "deviation, 95% low",
-    "deviation, 95% high",
     "A/A pairs",
     "told apart",
-    "share told apart, %",
     "smallest of two runs",
     "smallest of means",
+    "images",
+    "deviation, 95% low",
+    "deviation, 95% high",
+    "share told apart, %",
     "same start",
     "networks",
 )
+_ON_PAGE = 11  # columns of the table
 NOTE = (
     "Runs of one configuration that differ by their seeds. Accuracies in percent, their deviations and "
     "differences in points; quotients as they are. An A/A pair is two such runs; told apart are those that "
@@ -193,15 +194,18 @@ def table(found: list[Measured], slug: str) -> Table | None:
                 words(measured.configuration.label),
                 words(f"accuracy on {measured.of}" if accuracy else f"quotient of {measured.of}"),
                 number(floor.runs),
-                number(measured.images),
-                *(number(scale * value, form) for value in (floor.mean, floor.deviation, low, high)),
+                *(number(scale * value, form) for value in (floor.mean, floor.deviation)),
                 number(floor.pairs),
                 number(floor.rejected),
-                number(100 * floor.rejection_rate, ".0f") if floor.pairs else NOTHING,
                 number(scale * floor.smallest_of_single_runs, form),
                 number(scale * floor.smallest_of_means, form),
+                number(measured.images),
+                *(number(scale * value, form) for value in (low, high)),
+                number(100 * floor.rejection_rate, ".0f") if floor.pairs else NOTHING,
                 words("yes" if measured.same_start else "no"),
                 number(measured.networks),
             )
         )
-    return Table(slug, "Noise floor", _COLUMNS, tuple(rows), (NOTE,)) if rows else None
+    if not rows:
+        return None
+    return Table(slug, "Noise floor", _COLUMNS, tuple(rows), (NOTE,), page_columns=_ON_PAGE)

@@ -136,8 +136,9 @@ def direction_text(results: Sequence[SeededDifference]) -> str:
     if not unanimous:
         return ""
     up = sum(one.difference > 0 for one in unanimous)
+    among = "" if len(results) == 1 else " in {} of " + counted(len(results), "such comparison")
     ways = [
-        f"{way} in all seeds in {count} of {counted(len(results), 'such comparison')}"
+        f"{way} in all seeds{among.format(count)}"
         for way, count in (("upwards", up), ("downwards", len(unanimous) - up))
         if count
     ]

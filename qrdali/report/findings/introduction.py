@@ -108,7 +108,8 @@ def _of_methods(group: Group) -> list[str]:
         labels = alike.setdefault(f"{', '.join(first)} and {last}", [])
         labels.append(f"{counted(len(runs), 'run')} of {configuration.label}")
     return [
-        f"Of the same seeds stand beside {_some(labels, _MOST_RUNS)}{', each' * (len(labels) > 1)}: {what}."
+        f"Beside {_some(labels, _MOST_RUNS)} stand, of the same seeds{' and for each' * (len(labels) > 1)}: "
+        f"{what}."
         for what, labels in alike.items()
     ][:_MOST_RUNS]
 
