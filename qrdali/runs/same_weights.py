@@ -33,7 +33,7 @@ def same_weights_note(first: Path, second: Path) -> str:
     one, other = (run_folder.describe_best(folder) for folder in folders)
     text = "A and B hold the same weights"
     if is_same_network(one, other):
-        text += ", they are the same network: no difference between them comes from training"
+        text += " and are the same network: no difference between them comes from training"
     else:
         text += "; what differs is how an image is prepared for them, or an option of the network"
     at_start = [

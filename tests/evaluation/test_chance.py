@@ -130,7 +130,7 @@ def test_compare_says_that_two_runs_are_one_network(tmp_path: Path) -> None:
     right = np.arange(120) < 90
     one, other = fake(tmp_path / "a", right, weights="w"), fake(tmp_path / "b", right, weights="w")
     stuck = fake(tmp_path / "c", right, weights="w", accuracies=[0.6, 0.5])
-    note = "A and B hold the same weights, they are the same network: no difference between them comes from"
+    note = "A and B hold the same weights and are the same network: no difference between them comes from"
     assert f"note: {note} training" in shown(command("compare", one, other))
     (found,) = compare(one, stuck).notes
     assert found.endswith("training; B's best epoch is 0, the weights that it began with")
@@ -181,7 +181,7 @@ def test_a_run_that_never_improved_has_the_weights_of_its_start(
     for run in trained:
         words = ["evaluate", "--run", run, "--data", dataset.folder, "--device", "cpu", "--threads", 1]
         assert (" ".join(note.split()) in shown(command(*words))) == (run == spoilt)
-    assert "they are the same network" in compare(shared, spoilt).notes[0]
+    assert "are the same network" in compare(shared, spoilt).notes[0]
     listener = RecordingListener()
     build_mepi(spoilt, dataset.folder, out=tmp_path / "mepi", control=JobControl(listener), **SEARCH)
     assert note in listener.lines

@@ -187,6 +187,20 @@ def test_claims_carry_the_cautions(tmp_path: Path) -> None:
     assert "it is the same network as linear paired-rounds crop in every seed" in one.text
 
 
+def test_rises_and_gains_carry_the_cautions(tmp_path: Path) -> None:
+    rows = {"val": at_chance(11, 40)}
+    fixed = [run(tmp_path / f"f{i}", at_chance(90), seed=i, sets=rows, **FIXED) for i in range(2)]
+    (one,) = of(findings(*fixed), "claims", "C after R rises")
+    assert "With caution, for they are not above chance on val: f0; f1." in one.text
+    folders = []
+    for name, right in (("efficientnet_b3", 90), ("resnet152", 20)):
+        shared = run(tmp_path / name / "shared", at_chance(80), method="shared", model=name)
+        more = {"init": str(shared), "model": name}
+        folders += [shared, run(tmp_path / name / "linear", at_chance(right), **LINEAR, **more)]
+    (one,) = of(findings(*folders), "claims", "EfficientNet moves")
+    assert "With caution, for they are not above chance on test: resnet152/linear." in one.text
+
+
 def test_the_gain_of_one_network_is_nothing(tmp_path: Path) -> None:
     more = {"model": "efficientnet_b3", "classes": tuple(f"n{i:08}" for i in range(1000)), "weights": "w"}
     base = run(tmp_path / "base", RIGHT, **more)

@@ -116,6 +116,12 @@ def _below(label: str, name: str, runs: list[Run], evaluated: int) -> str:
     return f"{label} on {name} in {len(runs)} of {evaluated} seeds: {least}{worst.figures}"
 
 
+def runs_text(runs: Sequence[Run], name: str) -> str:
+    """Returns which of a claim's runs are not above chance on a set, "" where all are."""
+    below = [run.name for run in runs if name in run.sets and run.sets[name].chance.is_not_above]
+    return f" With caution, for they are not above chance on {name}: {names(below)}." if below else ""
+
+
 def cautions_text(tests: Sequence[AccuracyTest] | Sequence[QuotientTest]) -> str:
     """Returns which networks of comparisons are not above chance, "" where all are."""
     sets = {test.set for test in tests if isinstance(test, AccuracyTest)}

@@ -11,6 +11,7 @@ from scipy.stats import ttest_ind
 
 from qrdali.evaluation.seeded_differences import ALPHA, seeds_p_value
 from qrdali.evaluation.stats import holm
+from qrdali.report.findings.cautions import runs_text
 from qrdali.report.findings.finding import (
     NOT_SEEN,
     SEEN,
@@ -135,6 +136,7 @@ def _on_data(about: str, ours: Group, number: str, others: list[Group]) -> Findi
         f"{CLAIM}: mean gain on test of the runs on reduced images over the run they began with: "
         f"{names([one.text for one in (own, *compared)])}."
     )
+    beginning += runs_text([run for group in (ours, *others) for run in group.runs], _SET)
     tests = [_difference(own, one) for one in compared]
     known = [p for p in tests if p is not None]
     if len(known) < len(tests):

@@ -8,6 +8,7 @@ import numpy as np
 
 from qrdali.evaluation.seeded_differences import ALPHA, seeds_p_value, smallest_over_seeds
 from qrdali.evaluation.stats import Cluster, ClusteredDifference, clustered_difference
+from qrdali.report.findings.cautions import runs_text
 from qrdali.report.findings.finding import (
     NOT_SEEN,
     SEEN,
@@ -117,7 +118,7 @@ def finding(group: Group, about: str, number: str) -> Finding | None:
     else:
         verdict = SEEN if p < ALPHA and mean > 0 else NOT_SEEN
     against = clustered_difference(*_clusters(found, shams))
-    text += _sham_text(against)
+    text += _sham_text(against) + runs_text([one.run for one in (*found, *shams)], "val")
     figures = {
         "claim": CLAIM,
         "runs": len(found),
