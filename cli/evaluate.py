@@ -143,4 +143,6 @@ def _show_accuracy(result: dict[str, Any]) -> None:
         f"negative log-likelihood {'–' if loss is None else f'{loss:.4f}'}"
     )
     say(f"  expected calibration error {'–' if calibration is None else f'{calibration:.4f}'}")
+    for note in result["notes"]:
+        say(f"  {note}")
     say(f"  rows in {result['rows']}")

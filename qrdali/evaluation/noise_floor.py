@@ -70,37 +70,47 @@ class NoiseFloor:
         return smallest_of_two_means(self.runs, self.deviation, ALPHA, POWER)
 
 
-def accuracy_floor(answers: Sequence[npt.NDArray[np.bool_]]) -> NoiseFloor:
+def accuracy_floor(
+    answers: Sequence[npt.NDArray[np.bool_]], networks: Sequence[int] | None = None
+) -> NoiseFloor:
     """Returns the noise floor of accuracies of two or more runs, bool [N] each, of the same images.
 
-    The test of a pair is McNemar's, the exact one where fewer than 25 images differ. Raises ValueError for
-    fewer runs or other shapes.
+    networks: a number for each run, the same for runs of the same weights, which are no A/A pair; None where
+    all differ. The test of a pair is McNemar's, the exact one where fewer than 25 images differ. Raises
+    ValueError for fewer runs or other shapes.
     """
     _require_several(len(answers))
-    tests = [mcnemar(one, other) for one, other in combinations(answers, 2)]
+    tests = [mcnemar(answers[i], answers[j]) for i, j in _pairs(len(answers), networks)]
     p_values = [test.exact_p_value if test.b + test.c < FEW_DISCORDANT else test.p_value for test in tests]
     values = tuple(float(correct.mean()) for correct in answers)
     return NoiseFloor(values, len(tests), sum(p < ALPHA for p in p_values))
 
 
-def quotient_floor(quotients: Sequence[Measured]) -> NoiseFloor:
+def quotient_floor(quotients: Sequence[Measured], networks: Sequence[int] | None = None) -> NoiseFloor:
     """Returns the noise floor of mean quotients of two or more runs, each by its images' sample numbers.
 
     The figure of a run is its mean over its own images; the test of a pair is the paired one of the mean
     difference on the images that both have (`measured_difference`), and a pair without such an image is left
-    out. Raises ValueError for fewer runs or one without an image.
+    out. networks: as of `accuracy_floor`. Raises ValueError for fewer runs or one without an image.
     """
     _require_several(len(quotients))
     if not all(quotients):
         raise ValueError("every run needs an image with a quotient")
     p_values = []
-    for one, other in combinations(quotients, 2):
+    for i, j in _pairs(len(quotients), networks):
+        one, other = quotients[i], quotients[j]
         common = sorted(one.keys() & other.keys())
         if common:
             differences = np.array([other[sample] - one[sample] for sample in common])
             p_values.append(measured_difference([(np.array(common), differences)]).p_images)
     values = tuple(float(np.mean(list(measured.values()))) for measured in quotients)
     return NoiseFloor(values, len(p_values), sum(p < ALPHA for p in p_values))
+
+
+def _pairs(runs: int, networks: Sequence[int] | None) -> list[tuple[int, int]]:
+    """Returns the A/A pairs of runs by their numbers: every two of different networks."""
+    numbers = range(runs) if networks is None else networks
+    return [(i, j) for i, j in combinations(range(runs), 2) if numbers[i] != numbers[j]]
 
 
 def _require_several(runs: int) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from qrdali.data.suite_definitions import suite_definition
 from qrdali.data.suite_names import SUITES
 from qrdali.errors import InputError, RunError, printable
+from qrdali.evaluation.chance import Chance, chance, most_frequent
 from qrdali.evaluation.corruption_errors import CorruptionErrors, corruption_errors
 from qrdali.evaluation.prediction_rows import (
     has_true_class,
@@ -28,6 +29,7 @@ from qrdali.runs.folder import weights_digest
 KEY = "suite"  # of what the metadata of rows says of the suite that they are of
 # Sets that may hold ImageNet's validation images without corruption; the first that does is taken.
 CLEAN_SETS = ("test", "val", "imagenet-val")
+_MOST_NAMED = 3  # sets that a sentence names
 Warn = Callable[[str], None]
 
 
@@ -73,17 +75,27 @@ class SuiteRows:
 
 @dataclass(frozen=True)
 class SetFigures:
-    """Holds the figures of one set of a suite. negative_log_likelihood: None for a network of NaN."""
+    """Holds the figures of one set of a suite.
+
+    negative_log_likelihood: None for a network of NaN. most_frequent: images of the most frequent of the
+    classes that the rows are of, whatever other classes the network knows.
+    """
 
     rows: SuiteRows
     images: int
     correct: int
     top5_accuracy: float
     negative_log_likelihood: float | None
+    most_frequent: int
 
     @property
     def accuracy(self) -> float:
         return self.correct / self.images
+
+    @property
+    def chance(self) -> Chance:
+        """Returns the comparison with the same answer to every image of the set."""
+        return chance(self.correct, self.images, self.most_frequent)
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,21 @@ class SuiteFigures:
                 return None
             total += figures.negative_log_likelihood * figures.images
         return total / self.images
+
+    def not_above_chance(self, run: str) -> str:
+        """Returns the sentence on which sets a run is not above chance, "" where it is on all."""
+        sets = {name: one.chance for name, one in self.sets.items() if one.chance.is_not_above}
+        if not sets:
+            return ""
+        if len(self.sets) == 1:
+            ((name, of_chance),) = sets.items()
+            return of_chance.sentence(run, name)
+        named = [f"{name}: {of_chance.figures}" for name, of_chance in sets.items()][:_MOST_NAMED]
+        more = f"; and {len(sets) - _MOST_NAMED} more" if len(sets) > _MOST_NAMED else ""
+        return (
+            f"{run} is not above chance on {len(sets)} of {len(self.sets)} sets by one-sided binomial tests "
+            f"({'; '.join(named)}{more})"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures of the suite as a whole."""
@@ -212,6 +239,7 @@ def _figures(described: SuiteRows, rows: npt.NDArray[np.void]) -> SetFigures:
         int(rows["correct"].sum()),
         top5_accuracy(rows["rank"]),
         negative_log_likelihood(rows["true_probability"]),
+        most_frequent(rows["label"]),
     )
 
 

@@ -31,7 +31,7 @@ class Comparison:
 
 def compare(group: Group, name: str) -> list[Comparison]:
     """Returns the comparison of every run of a group that has a baseline with rows of the same images of a
-    set.
+    set, and is not the same network.
     """
     tested = []
     for run in group.runs:
@@ -39,6 +39,7 @@ def compare(group: Group, name: str) -> list[Comparison]:
         if (
             group.is_baseline(run)
             or base is None
+            or run.is_network_of(base)
             or name not in run.sets
             or name not in base.sets
             or run.sets[name].digest != base.sets[name].digest
@@ -102,7 +103,7 @@ def table(group: Group, slug: str) -> Table:
                 number(best, ".0f", best_sd),
                 number(epochs, ".0f", epochs_sd),
                 *(percent(configuration, name, shown) for name in group.sets),
-                _against(configuration, [c for c in comparisons if c.run in configuration.runs]),
+                _against(group, configuration, [c for c in comparisons if c.run in configuration.runs]),
             )
         )
     marked = frozenset(i for i, c in enumerate(group.configurations) if c.is_baseline)
@@ -126,14 +127,25 @@ def table(group: Group, slug: str) -> Table:
     return Table(slug, "Accuracy", columns, tuple(rows), tuple(notes + missing(group)), marked)
 
 
-def _against(configuration: Configuration, comparisons: list[Comparison]) -> Cell:
+def _against(group: Group, configuration: Configuration, comparisons: list[Comparison]) -> Cell:
+    """Returns the cell of a configuration's comparisons; a seed's run that is its baseline's network differs
+    by 0.
+    """
+    alike = sum("test" in run.sets and _same_baseline(group, run) is not None for run in configuration.runs)
     if not comparisons:
-        return NOTHING
-    mean = 100 * sum(c.difference for c in comparisons) / len(comparisons)
+        return words("the same network") if alike else NOTHING
+    mean = 100 * sum(c.difference for c in comparisons) / (len(comparisons) + alike)
     if len(configuration.runs) == 1:
         return Cell(f"{mean:+.2f} {comparisons[0].test.stars or 'n.s.'}", mean)
     significant = sum(comparison.test.p_value < 0.05 for comparison in comparisons)
-    return Cell(f"{mean:+.2f}, p < .05 in {significant} of {len(comparisons)}", mean)
+    text = f"{mean:+.2f}, p < .05 in {significant} of {len(comparisons) + alike}"
+    return Cell(f"{text}, {alike} the same network" if alike else text, mean)
+
+
+def _same_baseline(group: Group, run: Run) -> Run | None:
+    """Returns the baseline of a run where both are the same network, and no test is made."""
+    base = None if group.is_baseline(run) else group.baseline(run)
+    return base if base is not None and run.is_network_of(base) else None
 
 
 def missing(group: Group) -> list[str]:
@@ -149,7 +161,7 @@ def missing(group: Group) -> list[str]:
             data = shlex.quote(without[0].settings.data or "DATASET")
             notes.append(
                 f"No rows of {name} for {some_names(without)}: "
-                f"qrdali evaluate --run {shlex.quote(str(without[0].folder))} "
+                f"qrdali evaluate --run {shlex.quote(str(without[0].place))} "
                 f"{evaluate_command_for(name, data)}"
             )
         if len({run.sets[name].digest for run in group.runs if name in run.sets}) > 1:
@@ -226,6 +238,8 @@ def comparisons(group: Group, slug: str) -> Table | None:
                     probability(test.exact_p_value),
                     words("descriptive" if name == "val" else test.stars or "n.s."),
                 ]
+            elif (base := _same_baseline(group, run)) is not None:
+                cells += [words(base.name), *[NOTHING] * 7, words("the same network")]
             else:
                 cells += [NOTHING] * 9
             rows.append(tuple(cells))

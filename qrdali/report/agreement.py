@@ -7,12 +7,14 @@ from itertools import combinations
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
+from qrdali.errors import printable
 from qrdali.evaluation.consistency import ErrorConsistency, error_consistency, pairwise_right
 from qrdali.report.figures import Figure, Points, Theme, short_name
 from qrdali.report.shared_rows import SharedRows
 from qrdali.report.tables import Cell, Table, number, words
 
 _MOST_PAIRS = 10_000  # rows of the table; beyond, only the pairs with a baseline of the sets that follow
+_MOST_NAMED = 6  # pairs of the same network in a note
 _MOST_PICTURED = 40  # runs of the figure
 KAPPA_NOTE = (
     "Error consistency (Geirhos et al., 2020): Cohen's κ of which images are classified correctly, "
@@ -65,8 +67,27 @@ def table(every: list[SharedRows], slug: str) -> Table | None:
     notes = [KAPPA_NOTE, *(note for shared in every for note in shared.notes)]
     if cut:
         notes.append(f"Of {', '.join(cut)} only pairs with a baseline are listed, for want of room.")
+    notes += _same_networks(every)
     columns = ("set", "run", "and run", "images", "observed %", "expected %", "κ")
     return Table(slug, "Error consistency of runs", columns, tuple(rows), tuple(notes))
+
+
+def _same_networks(every: list[SharedRows]) -> list[str]:
+    """Returns the note on runs that are the same network, whose κ is 1 whatever they answer."""
+    runs = {run.name: run for shared in every for run in shared.runs}
+    alike = [
+        f"{one.name} and {other.name}"
+        for one, other in combinations(runs.values(), 2)
+        if one.is_network_of(other)
+    ]
+    if not alike:
+        return []
+    more = f" and {len(alike) - _MOST_NAMED} more" if len(alike) > _MOST_NAMED else ""
+    return [
+        printable(
+            f"The same network, by their weights, so that they agree: {'; '.join(alike[:_MOST_NAMED])}{more}."
+        )
+    ]
 
 
 def figure(shared: SharedRows, slug: str) -> Figure | None:

@@ -32,6 +32,7 @@ from qrdali.report import (
     thesis,
 )
 from qrdali.report.figures import DARK, Figure
+from qrdali.report.findings import noise
 from qrdali.report.findings import section as findings_section
 from qrdali.report.findings.finding import markdown
 from qrdali.report.findings.finding import table as findings_table
@@ -105,7 +106,8 @@ def build(
         (partial / "report.html").write_text(page(title, facts, sections), "utf-8")
         titles = {table.slug: table.title for table in tables}
         # Those that the page has a short form of stand among the sentences, which say what a single row says.
-        brief = [t for t in parts[0].filled_tables if t.page_columns and len(t.rows) > 1]
+        tests = [t for t in parts[0].filled_tables if t.slug != noise.SLUG]
+        brief = [t for t in tests if t.page_columns and len(t.rows) > 1]
         text = markdown(title, parts[0].text, found, titles, brief)
         (partial / "findings.md").write_text(text, "utf-8")
         summary = {

@@ -11,7 +11,6 @@ from qrdali.interfaces import ProgressListener
 from qrdali.report.read import Run, named, read_run
 from qrdali.report.read_mepis import Mepis, read_mepis
 from qrdali.report.set_rows import Warn
-from qrdali.runs.folder import weights_digest
 
 T = TypeVar("T")
 
@@ -26,10 +25,7 @@ def read_inputs(
     if not run_folders:
         raise InputError("no run is given: give at least one run folder")
     runs = _readable(run_folders, lambda folder, name: read_run(folder, name, listener.warn), listener.warn)
-    digests = {run.name: weights_digest(run.folder) for run in runs} if mepi_folders else {}
-    sets = _readable(
-        mepi_folders, lambda folder, name: read_mepis(folder, name, runs, digests), listener.warn
-    )
+    sets = _readable(mepi_folders, lambda folder, name: read_mepis(folder, name, runs), listener.warn)
     for mepis in sets:
         if mepis.run is None:
             listener.warn(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qrdali.evaluation.noise_floor import NoiseFloor, accuracy_floor, quotient_floor
 from qrdali.report.groups import Configuration, Group
 from qrdali.report.quotients import alike, values
+from qrdali.report.read import Run
 from qrdali.report.read_mepis import Mepis
 from qrdali.report.tables import NOTHING, Table, number, words
 
@@ -18,6 +20,7 @@ class Measured:
 
     kind: "accuracy" or "quotient". of: the set, or the reduction. same_start: whether all runs began with the
     same run, whose luck is then not in the floor. images: of the set; of quotients the fewest of a run.
+    networks: how many different ones the runs hold.
     """
 
     group: Group
@@ -27,6 +30,7 @@ class Measured:
     images: int
     floor: NoiseFloor
     same_start: bool
+    networks: int
 
     @property
     def is_of_baseline(self) -> bool:
@@ -53,11 +57,14 @@ class Measured:
             "smallest_of_single_runs": floor.smallest_of_single_runs,
             "smallest_of_means": floor.smallest_of_means,
             "same_start": self.same_start,
+            "networks": self.networks,
         }
 
 
 def measure(groups: list[Group], sets: list[Mepis]) -> list[Measured]:
-    """Returns the noise floors of all configurations with two seeds or more, those of baselines first."""
+    """Returns the noise floors of all configurations with two seeds or more, those of baselines first; none
+    of one whose runs are all the same network.
+    """
     found = []
     for group in groups:
         for configuration in group.configurations:
@@ -65,6 +72,15 @@ def measure(groups: list[Group], sets: list[Mepis]) -> list[Measured]:
                 found += _accuracies(group, configuration)
                 found += _quotients(group, configuration, sets)
     return sorted(found, key=lambda measured: not measured.is_of_baseline)
+
+
+def networks_of(runs: Sequence[Run]) -> list[int]:
+    """Returns a number for each run's network; runs that hold the same one have the same number."""
+    numbers: list[int] = []
+    for i, run in enumerate(runs):
+        same = next((j for j in range(i) if run.is_network_of(runs[j])), None)
+        numbers.append(i if same is None else numbers[same])
+    return numbers
 
 
 def _same_start(configuration: Configuration) -> bool:
@@ -75,16 +91,24 @@ def _same_start(configuration: Configuration) -> bool:
 def _accuracies(group: Group, configuration: Configuration) -> list[Measured]:
     found = []
     for name in group.sets:
-        known = [run.sets[name] for run in configuration.runs if name in run.sets]
-        digests = [rows.digest for rows in known]
+        known = [run for run in configuration.runs if name in run.sets]
+        digests = [run.sets[name].digest for run in known]
         # Only rows of the same images are compared: those of most runs.
         most = max(digests, key=digests.count, default="")
-        answers = [rows.correct for rows in known if rows.digest == most]
-        if len(answers) > 1:
-            floor = accuracy_floor(answers)
+        compared = [run for run in known if run.sets[name].digest == most]
+        numbers = networks_of(compared)
+        if len(set(numbers)) > 1:
+            answers = [run.sets[name].correct for run in compared]
             found.append(
                 Measured(
-                    group, configuration, "accuracy", name, len(answers[0]), floor, _same_start(configuration)
+                    group,
+                    configuration,
+                    "accuracy",
+                    name,
+                    len(answers[0]),
+                    accuracy_floor(answers, numbers),
+                    _same_start(configuration),
+                    len(set(numbers)),
                 )
             )
     return found
@@ -95,14 +119,19 @@ def _quotients(group: Group, configuration: Configuration, sets: list[Mepis]) ->
     for _, comparable in alike(sets):
         by_run = {mepis.run.name: mepis for mepis in comparable if mepis.run and mepis.run.name in of_runs}
         for reduction in dict.fromkeys(r for mepis in by_run.values() for r in mepis.rows):
+            usable = [
+                mepis
+                for mepis in by_run.values()
+                if reduction in mepis.rows and len(mepis.rows[reduction]["sample"])
+            ]
             measured = [
                 dict(
                     zip(map(int, m.rows[reduction]["sample"]), map(float, values(m, reduction)), strict=True)
                 )
-                for m in by_run.values()
-                if reduction in m.rows and len(m.rows[reduction]["sample"])
+                for m in usable
             ]
-            if len(measured) > 1:
+            numbers = networks_of([mepis.run for mepis in usable if mepis.run is not None])
+            if len(set(numbers)) > 1:
                 found.append(
                     Measured(
                         group,
@@ -110,8 +139,9 @@ def _quotients(group: Group, configuration: Configuration, sets: list[Mepis]) ->
                         "quotient",
                         reduction,
                         min(map(len, measured)),
-                        quotient_floor(measured),
+                        quotient_floor(measured, numbers),
                         _same_start(configuration),
+                        len(set(numbers)),
                     )
                 )
     return found
@@ -123,18 +153,20 @@ _COLUMNS = (
     "configuration",
     "figure",
     "runs",
-    "images",
     "mean",
     "standard deviation",
-    "deviation, 95% low",
-    "deviation, 95% high",
     "A/A pairs",
     "told apart",
-    "share told apart, %",
     "smallest of two runs",
     "smallest of means",
+    "images",
+    "deviation, 95% low",
+    "deviation, 95% high",
+    "share told apart, %",
     "same start",
+    "networks",
 )
+_ON_PAGE = 11  # columns of the table
 NOTE = (
     "Runs of one configuration that differ by their seeds. Accuracies in percent, their deviations and "
     "differences in points; quotients as they are. An A/A pair is two such runs; told apart are those that "
@@ -143,7 +175,8 @@ NOTE = (
     "share says that such a test tells two trainings apart, not two methods. Pairs share runs, so the "
     "share is rough. Smallest of two runs: half-width of the 95% prediction interval of the difference of "
     "two single runs. Smallest of means: the true difference of two means of so many runs each that a "
-    "t-test finds with a power of 80%. On val the best epoch was chosen."
+    "t-test finds with a power of 80%. Networks: how many different ones the runs hold; runs of the same "
+    "weights are no A/A pair. On val the best epoch was chosen."
 )
 
 
@@ -161,14 +194,18 @@ def table(found: list[Measured], slug: str) -> Table | None:
                 words(measured.configuration.label),
                 words(f"accuracy on {measured.of}" if accuracy else f"quotient of {measured.of}"),
                 number(floor.runs),
-                number(measured.images),
-                *(number(scale * value, form) for value in (floor.mean, floor.deviation, low, high)),
+                *(number(scale * value, form) for value in (floor.mean, floor.deviation)),
                 number(floor.pairs),
                 number(floor.rejected),
-                number(100 * floor.rejection_rate, ".0f") if floor.pairs else NOTHING,
                 number(scale * floor.smallest_of_single_runs, form),
                 number(scale * floor.smallest_of_means, form),
+                number(measured.images),
+                *(number(scale * value, form) for value in (low, high)),
+                number(100 * floor.rejection_rate, ".0f") if floor.pairs else NOTHING,
                 words("yes" if measured.same_start else "no"),
+                number(measured.networks),
             )
         )
-    return Table(slug, "Noise floor", _COLUMNS, tuple(rows), (NOTE,)) if rows else None
+    if not rows:
+        return None
+    return Table(slug, "Noise floor", _COLUMNS, tuple(rows), (NOTE,), page_columns=_ON_PAGE)

@@ -239,6 +239,9 @@ def pairs(sets: list[Mepis]) -> tuple[list[Pair], list[str]]:
         every = [(ordered[0], other) for other in ordered[1:]]
         notes.append(f"So many sets: each is compared with {ordered[0].name} only.")
     for first, second in every:
+        if _are_of_one_network(first, second):
+            notes.append(f"{first.name} and {second.name} are of the same network, and not compared.")
+            continue
         for reduction in (r for r in first.rows if r in second.rows):
             one, other = first.rows[reduction], second.rows[reduction]
             _, i, j = np.intersect1d(one["sample"], other["sample"], return_indices=True)
@@ -259,6 +262,13 @@ def pairs(sets: list[Mepis]) -> tuple[list[Pair], list[str]]:
                     f"{first.name} and {second.name} have no image with a MEPI of {reduction} in common."
                 )
     return paired_sets, [printable(note) for note in notes]
+
+
+def _are_of_one_network(first: Mepis, second: Mepis) -> bool:
+    """Returns whether two sets were searched with the same weights, pixels and classes."""
+    keys = ("weights", "preprocessing", "class_map", "map_rule")
+    of_first, of_second = ([mepis.options.get(key) for key in keys] for mepis in (first, second))
+    return bool(of_first[0]) and of_first == of_second
 
 
 def have_fingerprint(mepis: Mepis) -> bool:

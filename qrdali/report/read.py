@@ -18,6 +18,7 @@ from qrdali.runs import configuration
 from qrdali.runs import folder as run_folder
 from qrdali.runs.adoption import Adoption, read_adoption
 from qrdali.runs.configuration import Chain, Fingerprints
+from qrdali.runs.same_weights import is_same_network
 from qrdali.runs.settings import Settings
 
 _LONGEST = 1 << 20  # bytes of a line
@@ -86,7 +87,7 @@ class Run:
     curves: by the set's name. index: the fingerprint of the training images in its checkpoint, "" if there is
     none. validated_on: a digest of the rows of val, "" without them. chain: the runs it began with. adoption:
     what it was adopted from, None if it was trained. suites: figures of published suites, whose rows are not
-    among the sets.
+    among the sets. weights: SHA-256 of the weights in best/, "" where they are gone and it was not recorded.
     """
 
     folder: Path
@@ -102,6 +103,7 @@ class Run:
     begun_under: int = 1
     adoption: Adoption | None = None
     suites: dict[str, SuiteFigures] = field(default_factory=dict)
+    weights: str = ""
 
     @property
     def start(self) -> Epoch:
@@ -120,6 +122,20 @@ class Run:
     def definitions(self) -> str:
         """Returns the number of the definitions that it was trained under, or "mixed"."""
         return "mixed" if self.changed_definitions else str(self.begun_under)
+
+    @property
+    def place(self) -> Path:
+        """Returns the folder as commands name it: absolute where the run names its data set so, for then a
+        command can be pasted anywhere.
+        """
+        return self.folder.absolute() if Path(self.settings.data).is_absolute() else self.folder
+
+    def is_network_of(self, other: Run) -> bool:
+        """Returns whether another run's best/ is the same network: of the same weights, and built and fed
+        alike.
+        """
+        same = bool(self.weights) and self.weights == other.weights
+        return same and is_same_network(self.trained, other.trained)
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -190,6 +206,7 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
         begun_under,
         adoption,
         read_suites(folder, trained.epoch, warn),
+        run_folder.recorded_weights(folder),
     )
 
 

@@ -48,8 +48,8 @@ class Mepis:
         return int(row["images"]) - int(row["unreadable"])
 
 
-def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, str]) -> Mepis:
-    """Reads a MEPI set. known: the report's runs. digests: `weights_digest` of each of them, by its name.
+def read_mepis(folder: Path, name: str, known: list[Run]) -> Mepis:
+    """Reads a MEPI set. known: the report's runs.
 
     Raises InputError if `folder` is not a MEPI set or has no finished reduction, RunError if it is damaged.
     """
@@ -89,7 +89,7 @@ def read_mepis(folder: Path, name: str, known: list[Run], digests: dict[str, str
     ) as error:
         raise RunError(f"{printable(folder)} is damaged: {printable(error)[:160]}") from None
     # Weights of several runs may be the same, as where training never improved them: then the folder decides.
-    same = [run for run in known if digests.get(run.name) and digests[run.name] == options.get("weights")]
+    same = [run for run in known if run.weights and run.weights == options.get("weights")]
     run = next(
         (run for run in same if str(run.folder.absolute()) == options.get("run")), same[0] if same else None
     )

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow as pa
 from qrdali.data.class_matching import ClassList
 from qrdali.errors import InputError, RunError, printable
 from qrdali.evaluation.calibration import Calibration, calibration
+from qrdali.evaluation.chance import Chance, chance_of_rows
 from qrdali.evaluation.prediction_rows import (
     definitions_of,
     has_true_class,
@@ -65,6 +67,11 @@ class SetRows:
     @property
     def accuracy(self) -> float:
         return float(self.correct.mean())
+
+    @cached_property
+    def chance(self) -> Chance:
+        """Returns the comparison with the same answer to every image of the set."""
+        return chance_of_rows(self.labels, self.correct)
 
     def paths(self) -> npt.NDArray[np.object_] | None:
         """Reads the paths of the images again, text [N]; None where the file has changed meanwhile."""

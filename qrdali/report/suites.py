@@ -15,6 +15,7 @@ from qrdali.report.tables import Cell, Table, number, words
 
 Value = Callable[[SuiteFigures], float | None]
 _HEAD = ("network", "method", "reduction", "sequence", "seeds")
+_MOST_NOTES = 6  # on runs that are not above chance
 _NOTE = (
     "Percent of images whose class is the most probable answer; of ImageNet-C corruption errors, where "
     "100 is AlexNet's and less is better. Several seeds: mean ± standard deviation. On ImageNet-A and -R the "
@@ -45,6 +46,7 @@ def table(groups: list[Group], slug: str) -> Table | None:
         cells = [_over_seeds(configuration, column.key, column.of, 1) for column in columns]
         rows.append((*_head(group, configuration, len(groups)), *cells))
     notes = (_NOTE, *(column.note for column in columns if column.note), *_doubts(groups))
+    notes = (*notes, *_not_above_chance(groups))
     titles = (*_HEAD, *(column.title for column in columns))
     return Table(slug, "Published suites", titles, tuple(rows), notes, frozenset(marked))
 
@@ -106,6 +108,14 @@ def corruptions(groups: list[Group], slug: str) -> Table | None:
     )
     columns = ("corruption", *_HEAD, *severities, "average", "CE", "relative CE")
     return Table(slug, "ImageNet-C by corruption", columns, tuple(rows), (note,))
+
+
+def _not_above_chance(groups: list[Group]) -> list[str]:
+    """Returns the notes on the suites on which runs are not above chance, among the classes of each set."""
+    runs = [run for group in groups for run in group.runs]
+    found = [note for run in runs for one in run.suites.values() if (note := one.not_above_chance(run.name))]
+    more = [f"{len(found) - _MOST_NOTES} more such runs or suites."] if len(found) > _MOST_NOTES else []
+    return [printable(f"{note}.") for note in found[:_MOST_NOTES]] + more
 
 
 def _evaluated(groups: list[Group]) -> Iterator[tuple[Group, Configuration]]:

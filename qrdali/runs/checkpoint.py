@@ -213,6 +213,14 @@ def _sums(folder: Path) -> dict[str, str]:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)[:160]}") from None
 
 
+def recorded_sum(folder: Path, name: str) -> str:
+    """Returns the SHA-256 of a file of `current(folder)` as it was written there, "" where it was not.
+
+    The file itself is not read. Raises RunError for a damaged list.
+    """
+    return _sums(current(folder)).get(name, "")
+
+
 def _check(file: Path, sums: dict[str, str]) -> None:
     """Raises RunError if `file` is not what its hash says."""
     try:

@@ -22,6 +22,7 @@ from qrdali.runs import checkpoint, settings
 from qrdali.runs.mistaken_folder import CONFIG, what_to_give
 
 LOCK = ".lock"
+WEIGHTS = "model.safetensors"  # of best/
 ADOPTED = "adopted"  # the method of a run whose weights were not trained here: `qrdali adopt`
 
 
@@ -175,13 +176,20 @@ def weights_digest(folder: Path) -> str:
 
     Raises RunError if they cannot be read.
     """
-    file = checkpoint.current(folder / "best") / "model.safetensors"
+    file = checkpoint.current(folder / "best") / WEIGHTS
     try:
         return sha256_of(file)
     except FileNotFoundError:
         return ""
     except OSError as error:
         raise RunError(f"{printable(file)} cannot be read: {printable(error)}") from None
+
+
+def recorded_weights(folder: Path) -> str:
+    """Returns the SHA-256 of a run's best weights as `weights_digest` does, without reading them where it was
+    recorded when they were written. Raises RunError if neither can be read.
+    """
+    return checkpoint.recorded_sum(folder / "best", WEIGHTS) or weights_digest(folder)
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -19,6 +19,7 @@ from qrdali.data.index import Dataset, Index, Samples
 from qrdali.data.scan import Reading, index_folder
 from qrdali.distributed import ProcessGroup
 from qrdali.errors import Interrupted, RunError, printable
+from qrdali.evaluation.chance import chance, most_frequent
 from qrdali.evaluation.class_map import MapRule
 from qrdali.interfaces import ImageReducer, JobControl, ProgressListener
 from qrdali.mepi.build import Builder
@@ -87,6 +88,7 @@ def build_mepi(
         mapping = group.run_on_all(lambda: read_map(class_map, map_rule, folder, data))
         evaluate_options = EvaluateOptions(batch_size, device, amp, threads, class_map=mapping)
         evaluator = Evaluator(folder, evaluate_options, control)
+        evaluator.say_start()
         trained, context, engine = evaluator.trained, evaluator.context, evaluator.engine
         dataset, network_labels = group.run_on_all(lambda: _open_data(evaluator, Path(data), root))
         index = group.run_on_all(lambda: dataset.index(split))
@@ -140,7 +142,10 @@ def build_mepi(
                 job.build(name, rule, is_last=name == [*rules][-1])
             summaries = group.run_on_main(lambda: _summaries(mepis, tuple(rules), data))
             summaries = group.broadcast_object(summaries)
+            note = group.run_on_main(lambda: _chance_note(mepis, next(iter(rules)), samples, (folder, split)))
         assert summaries is not None
+        if note:
+            control.listener.line(note)
         if all(row["mean_quotient"] is None for row in summaries.values()):
             control.listener.line("the run classifies none of these images correctly: there are no MEPIs")
         control.listener.line(f"MEPI set: {out}")
@@ -265,6 +270,21 @@ def _summaries(mepis: MepiSet, names: Sequence[str], data: str | Path) -> dict[s
             advice = f"{printable(first)} is gone; --resume --root NEW says where the images are now"
         raise RunError(f"no image of {printable(data)} could be read: {advice}")
     return {name: summaries[name] for name in names}
+
+
+def _chance_note(mepis: MepiSet, reduction: str, samples: list[int], names: tuple[Path, str]) -> str:
+    """Returns the sentence that the run classifies the images searched no better than one answer to all of
+    them would; "" where it does. names: the run and the split.
+    """
+    journal, index = mepis.journal(reduction), mepis.source.index
+    readable = np.setdiff1d(np.array(samples, np.int64), journal.unreadable())
+    if not len(readable):
+        return ""
+    right = int(np.isin(readable, journal.with_mepi()).sum())
+    run, split = names
+    compared = chance(right, len(readable), most_frequent(index.labels(readable)))
+    text = compared.sentence(printable(run), split)
+    return f"{text}: its minimal images say little" if text else ""
 
 
 def wrong_when_read_back(

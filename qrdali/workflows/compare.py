@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qrdali.errors import InputError, printable
+from qrdali.evaluation.chance import chance_of_rows
 from qrdali.evaluation.consistency import ErrorConsistency, error_consistency
 from qrdali.evaluation.prediction_rows import definitions_of, read_metadata, read_rows
 from qrdali.evaluation.stats import McNemar, mcnemar, wilson
 from qrdali.runs import configuration
 from qrdali.runs import folder as run_folder
+from qrdali.runs.same_weights import same_weights_note
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,30 @@ def compare(run_a: str | Path, run_b: str | Path, *, set: str = "test") -> Compa
         images,
         (one, other),
         error_consistency(test.a, test.b, test.c, test.d),
-        tuple(printable(note) for note in (*_notes(folders, metadata), *_doubts(test))),
+        tuple(
+            printable(note)
+            for note in (
+                *_same_weights(folders),
+                *_not_above_chance(set, (first, second)),
+                *_notes(folders, metadata),
+                *_doubts(test),
+            )
+        ),
     )
+
+
+def _same_weights(folders: tuple[Path, Path]) -> list[str]:
+    note = same_weights_note(*folders)
+    return [note] if note else []
+
+
+def _not_above_chance(name: str, rows: tuple[npt.NDArray[np.void], npt.NDArray[np.void]]) -> list[str]:
+    """Returns which of the two runs, A and B, answer no better than one answer to every image would."""
+    notes = (
+        chance_of_rows(of_run["label"], of_run["correct"]).sentence(run, name)
+        for run, of_run in zip("AB", rows, strict=True)
+    )
+    return [note for note in notes if note]
 
 
 def _doubts(test: McNemar) -> list[str]:

@@ -20,6 +20,7 @@ from qrdali.data.scan import Reading, index_folder
 from qrdali.data.set_names import check_set_name
 from qrdali.data.suite_names import require_suite_name, suite_of_rows
 from qrdali.errors import InputError, Interrupted, printable
+from qrdali.evaluation.chance import chance_of_rows
 from qrdali.evaluation.class_map import ClassMap, MapRule, read_class_map
 from qrdali.evaluation.predict import predict
 from qrdali.evaluation.prediction_rows import DEFINITIONS, TOP, PredictionRows, write_rows
@@ -31,6 +32,7 @@ from qrdali.reduction.levels import FULL_QUALITY, Levels, reduced_split_levels
 from qrdali.reduction.names import SEARCHED, chosen
 from qrdali.reduction.quality import LevelScale, scale_of
 from qrdali.runs import folder as run_folder
+from qrdali.runs.same_weights import start_note
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.deterministic import deterministic
 from qrdali.workflows.context import open_context
@@ -102,10 +104,12 @@ def evaluate(
 
     Returns a result for the split, then one per set: {"set", "images", "correct", "accuracy",
     "top5_accuracy", "negative_log_likelihood", "expected_calibration_error" (both None for a network of NaN),
-    "unreadable", "rows"}, with "curve", "reduced", "unreadable_files", "map_rule" and "unmapped" where they
-    apply; then one per suite, of which `SuiteEvaluator.evaluate` says more: {"suite", "images", "accuracy",
-    …, "sets"}. No figure is rounded. Raises InputError for what cannot be evaluated, RunError for a damaged
-    run or images that are gone, and Interrupted once `control.stop` returns a signal. Collective.
+    "most_frequent" (images of the most frequent class), "p_above_chance" (of the test against answering that
+    class always), "notes", "unreadable", "rows"}, with "curve", "reduced", "unreadable_files", "map_rule" and
+    "unmapped" where they apply; then one per suite, of which `SuiteEvaluator.evaluate` says more: {"suite",
+    "images", "accuracy", …, "sets"}. No figure is rounded. Raises InputError for what cannot be evaluated,
+    RunError for a damaged run or images that are gone, and Interrupted once `control.stop` returns a signal.
+    Collective.
     """
     scale, sets, suites, folder = scale_of(step, tail), sets or {}, suites or {}, Path(run)
 
@@ -151,6 +155,7 @@ def evaluate(
             evaluator.context.listener.line(
                 f"the network may answer {evaluator.answers} classes: top-5 accuracy is 1 whatever it answers"
             )
+        evaluator.say_start()
         of_suites = SuiteEvaluator(evaluator)
         # All are found before any is evaluated: a wrong folder must not show after hours.
         found = [of_suites.find(name, suite_root) for name, suite_root in suites.items()]
@@ -357,6 +362,8 @@ class Evaluator:
 
     def result(self, name: str, rows: PredictionRows, unreadable: int) -> dict[str, Any]:
         """Returns the figures of the rows of a set."""
+        of_chance = chance_of_rows(rows.labels, rows.labels == rows.predictions)
+        note = of_chance.sentence(printable(self.run), self.name_of_rows(name))
         result = {
             "set": self.name_of_rows(name),
             "images": len(rows.labels),
@@ -365,12 +372,20 @@ class Evaluator:
             "top5_accuracy": rows.top5_accuracy,
             "negative_log_likelihood": rows.negative_log_likelihood,
             "expected_calibration_error": rows.expected_calibration_error,
+            "most_frequent": of_chance.most_frequent,
+            "p_above_chance": of_chance.p_value,
+            "notes": [note] if note else [],
             "unreadable": unreadable,
             "rows": str(self._file_of_rows(name)),
         }
         if self.class_map is not None:
             result |= {"map_rule": self.class_map.rule, "unmapped": int((rows.predictions < 0).sum())}
         return result
+
+    def say_start(self) -> None:
+        """Says, of a run whose best epoch is its start, that nothing it trained is evaluated. Collective."""
+        if note := self.group.run_on_all(lambda: start_note(self.run)):
+            self.context.listener.line(note)
 
     @property
     def metadata(self) -> dict[str, Any]:

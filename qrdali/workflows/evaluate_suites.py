@@ -285,4 +285,6 @@ def _notes(figures: SuiteFigures, suite: FoundSets, run: Path) -> list[str]:
             "too, as a data set of `qrdali data imagenet` with --data DATASET --split test, or with `qrdali "
             f"evaluate --run {printable(run)} --set {CLEAN_SETS[-1]}=FOLDER`."
         )
+    if note := figures.not_above_chance(printable(run)):
+        notes.append(f"{note}.")
     return notes

@@ -76,10 +76,16 @@ def _what_is_missing(groups: Sequence[Any]) -> str:
     import shlex
 
     from qrdali.report.findings.noise import another_seed, first_to_repeat
+    from qrdali.report.noise import networks_of
 
     repeated = next((c for one in groups for c in one.configurations if len(c.runs) > 1), None)
     if repeated is not None:
         run = repeated.runs[0]
+        if len(set(networks_of(repeated.runs))) == 1:
+            return (
+                f"the {len(repeated.runs)} runs of {repeated.label} hold the same weights, so that they are "
+                "one network: seeds that improve on their start, or begin with others, have a noise floor"
+            )
         data = shlex.quote(run.settings.data or "DATASET")
         return (
             f"the {len(repeated.runs)} runs of {repeated.label} have no rows of the same images: evaluate "

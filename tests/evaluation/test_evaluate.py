@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from recording_listener import RecordingListener
+from scipy.stats import binom
 
 from qrdali.cli.main import cli
 from qrdali.data.index import Dataset
@@ -157,6 +158,7 @@ def test_a_reduced_split_is_the_curves_level_and_can_be_compared(run: Path, data
         rows = read_rows(run, f"val-{reduction}-0.4")
         expected = [r["prediction"] for r in curves if (r["reduction"], r["level"]) == (reduction, 3)]
         assert rows["prediction"].tolist() == expected
+        assert bool(own["notes"]) == (own["p_above_chance"] > 0.05)
         assert own == {
             "set": f"val-{reduction}-0.4",
             "images": 12,
@@ -165,6 +167,9 @@ def test_a_reduced_split_is_the_curves_level_and_can_be_compared(run: Path, data
             "top5_accuracy": 1.0,  # of four classes
             "negative_log_likelihood": pytest.approx(-np.log(rows["true_probability"]).mean()),
             "expected_calibration_error": calibration(rows["confidence"], rows["correct"]).error,
+            "most_frequent": 3,  # 12 images of four classes
+            "p_above_chance": pytest.approx(binom.sf(int(rows["correct"].sum()) - 1, 12, 0.25)),
+            "notes": own["notes"],
             "unreadable": 0,
             "quality": 0.4,
             "rows": str(run / "predictions" / f"val-{reduction}-0.4.parquet"),

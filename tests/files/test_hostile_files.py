@@ -137,7 +137,7 @@ def journal_of(folder: Path) -> object:
 
 
 def mepis_of(folder: Path) -> object:
-    return read_mepis(folder / "mepi", "mepi", [], {})
+    return read_mepis(folder / "mepi", "mepi", [])
 
 
 def mepi_source_of(folder: Path) -> MepiSource:

@@ -57,22 +57,22 @@ def test_the_introduction_names_data_runs_and_chance(tmp_path: Path) -> None:
     assert "2,000 of test" in text
     assert "test_resnet at 32 px, a network of few layers" in text
     assert "baseline (3 seeds, 4 epochs); linear paired-rounds crop (2 seeds, 4 epochs)" in text
-    assert "beside 2 runs of linear paired-rounds crop: 2 baseline, no matched, no sham, 2 random and" in text
+    beside = "Beside 2 runs of linear paired-rounds crop stand, of the same seeds: 2 baseline, no matched, "
+    assert f"{beside}no sham, 2 random and" in text
     rows = [answers(0.6 + 0.004 * (seed - 1), 1000 * seed + sum(map(ord, "baseline"))) for seed in range(3)]
-    assert f"Mean accuracy of the baselines: test {np.mean(rows):.1%}; guessing" in text
-    assert "at random is right in 25.0%" in text
+    assert f"Mean accuracy of the baselines: test {np.mean(rows):.1%}; always answering" in text
+    assert "is right in 25.0%" in text
 
 
 def test_methods_that_have_the_same_controls_share_a_sentence(tmp_path: Path) -> None:
     folders = [run(tmp_path / "base", answers(0.6, 1)), run(tmp_path / "linear", answers(0.6, 2), **LINEAR)]
     folders.append(run(tmp_path / "fixed", answers(0.6, 3), **FIXED))
     text = introduced(*folders)
-    assert (
-        "beside 1 run of linear paired-rounds crop; 1 run of fixed 0.5 paired-epochs color, each: 1 " in text
-    )
+    both = "Beside 1 run of linear paired-rounds crop; 1 run of fixed 0.5 paired-epochs color stand, of the "
+    assert f"{both}same seeds and for each: 1 baseline" in text
     text = introduced(*folders, run(tmp_path / "sham", answers(0.6, 4), **SHAM))
-    assert "crop: 1 baseline, no matched, 1 sham, no random and no randaugment." in text
-    assert "color: 1 baseline, no matched, no sham, no random and no randaugment." in text
+    assert "crop stand, of the same seeds: 1 baseline, no matched, 1 sham, no random and no" in text
+    assert "color stand, of the same seeds: 1 baseline, no matched, no sham, no random and no" in text
 
 
 def test_the_introduction_stays_short(tmp_path: Path) -> None:
@@ -128,6 +128,10 @@ def test_signs_that_agree_are_told_with_their_chance() -> None:
     text = direction_text([difference(1, 2, 3), difference(-1, -2, -3), difference(1, 1, -1)])
     assert "upwards in all seeds in 1 of 3 such comparisons and downwards in all seeds in 1 of 3" in text
     assert "which these runs do not establish" in text
+    one = direction_text([difference(-1, -2, -3)])
+    assert one.startswith(
+        " The difference points downwards in all seeds, which these runs do not establish: "
+    )
     for n in (2, 3, 5):
         chance = binom.pmf(0, n, 0.5) + binom.pmf(n, n, 0.5)
         assert f"makes {n} signs agree in 1 of {1 / chance:.0f} cases" in direction_text(

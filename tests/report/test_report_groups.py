@@ -546,7 +546,7 @@ def test_sets_of_a_cpu_have_no_precision(tmp_path: Path) -> None:
     known, sets = read_run(folder, "run", SilentListener().warn), []
     for name, device, amp in (("a", "cpu", "auto"), ("b", "cpu", "bf16"), ("c", "cuda", "auto")):
         made = fake_runs.mepis(tmp_path / name, folder, {"crop": {0: 0.5}}, 4, device=device, amp=amp)
-        sets.append(read_mepis(made, name, [known], {}))
+        sets.append(read_mepis(made, name, [known]))
     table = searches(sets, "mepi-options")
     assert table is not None
     assert [row["amp"] for row in rows(table)] == [None, "bf16", "auto"]

@@ -277,6 +277,26 @@ def test_paper_is_light_whatever_the_screen_is(browser: webdriver.Chrome, page: 
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
+def test_tables_of_many_columns_are_small_on_paper_and_keep_their_heads(
+    browser: webdriver.Chrome, page: Path
+) -> None:
+    """Chromium paints no button in the header that it repeats on every page: the head is text there."""
+    opened(browser, page, 1400, "light")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('table')].map(t => [t.querySelectorAll('thead th').length, "
+        "parseFloat(getComputedStyle(t).fontSize), getComputedStyle(t.querySelector('th button')).display])"
+    )
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    points = {columns: size * 3 / 4 for columns, size, _ in shown}
+    assert {display for _, _, display in shown} == {"contents"}
+    wide = [columns for columns in points if columns >= 14]
+    assert wide
+    for columns, size in points.items():
+        expected = 4.5 if columns >= 16 else 5.5 if columns >= 12 else 6.5 if columns >= 9 else 7.5
+        assert size == pytest.approx(expected, abs=0.01)
+
+
 def test_it_prints_what_is_folded(browser: webdriver.Chrome, page: Path) -> None:
     opened(browser, page, 1400, "dark")
     browser.execute_script("""window.seen = 0;

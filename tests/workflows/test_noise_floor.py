@@ -59,7 +59,7 @@ def test_the_sentences_and_the_csv(tmp_path: Path) -> None:
     done = invoke(*runs, "--csv", file)
     assert done.exit_code == 0, done.output
     assert done.stdout == ""
-    assert "McNemar's test tells 0 of 1 pair of them apart" in done.stderr
+    assert "McNemar's test of two runs, image by image, tells 0 of 1 pair of them apart" in done.stderr
     assert "All began with the same run" in done.stderr
     with open(file, newline="") as lines:
         rows = list(csv.DictReader(lines))

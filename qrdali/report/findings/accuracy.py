@@ -7,7 +7,13 @@ from typing import Any
 from qrdali.evaluation.seeded_differences import ALPHA
 from qrdali.report.accuracy import digits
 from qrdali.report.findings import missing
-from qrdali.report.findings.accuracy_tests import AccuracyTest, describe_set
+from qrdali.report.findings.accuracy_tests import (
+    AccuracyTest,
+    are_same_networks,
+    describe_set,
+    opponents_of,
+)
+from qrdali.report.findings.cautions import cautions_text
 from qrdali.report.findings.finding import (
     NOT_SEEN,
     ONE_SEED,
@@ -22,7 +28,7 @@ from qrdali.report.findings.finding import (
     points,
 )
 from qrdali.report.findings.opponents import CONTROLS, methods
-from qrdali.report.groups import Group
+from qrdali.report.groups import Configuration, Group
 
 _OF_ONE_SEED = (
     " One seed: this says that these trained networks differ on images like these, not that the methods do; "
@@ -73,6 +79,8 @@ def _figures(tests: list[AccuracyTest]) -> dict[str, Any]:
                 "detectable": test.result.detectable(),
                 "detectable_as_first": test.result.detectable(ALPHA / test.family),
                 "also_different": list(test.also),
+                "same_network": test.same_network,
+                "not_above_chance": list(test.cautions),
             }
             for test in tests
         ]
@@ -156,7 +164,7 @@ def _against_baseline(group: Group, about: str, tests: list[AccuracyTest], numbe
     text = " ".join(parts) + direction_text([test.result for test in tests if not test.is_shown])
     if len(_by_set(tests)) > 1:
         text += _SETS_AGREE
-    text += f" {_detectable(tests, shown)}"
+    text += f" {_detectable(tests, shown)}{cautions_text(tests)}"
     if single:
         text += _OF_ONE_SEED
     verdict = NOT_SEEN if not any(test.is_gain for test in tests) else ONE_SEED if single else SEEN
@@ -212,6 +220,7 @@ def _against_controls(group: Group, about: str, every: list[AccuracyTest], numbe
     parts[-1] += direction_text([test.result for test in tests if not test.is_shown])
     text = (
         f"Controls of the same seed. {' '.join(parts)}{_above_all(every, group)} {_detectable(tests, shown)}"
+        f"{cautions_text(tests)}"
     )
     single = [test.result.seeds == 1 for test in tests]
     if any(single):
@@ -256,6 +265,13 @@ def _brief(test: AccuracyTest, shown: int) -> str:
     return f"{points(test.result.difference, shown)} ({p_is(test.holm)} after Holm, {test.seeds}{also})"
 
 
+def _same_network_as(group: Group, configuration: Configuration) -> list[str]:
+    """Returns the controls that a method is the same network as, in every one of its seeds."""
+    pairs = {control.name: opponents_of(group, configuration, control.name) for control in CONTROLS}
+    seeds = len(configuration.runs)
+    return [name for name, of_name in pairs.items() if len(of_name) == seeds and are_same_networks(of_name)]
+
+
 def _above_all(tests: list[AccuracyTest], group: Group) -> str:
     """Returns which methods are shown to be above their baseline and all of their controls, and where."""
     # A control counts as there if it is there for every seed.
@@ -267,9 +283,10 @@ def _above_all(tests: list[AccuracyTest], group: Group) -> str:
         for name in sets:
             of_set = [test for test in of_method if test.set == name]
             controls = [test for test in of_set if test.against != "baseline"]
-            if sum(test.result.seeds == len(configuration.runs) for test in controls) < wanted:
+            alike = _same_network_as(group, configuration)
+            if sum(test.result.seeds == len(configuration.runs) for test in controls) + len(alike) < wanted:
                 continue
-            above = len(of_set) > len(controls) and all(test.is_gain for test in of_set)
+            above = len(of_set) > len(controls) and all(test.is_gain for test in of_set) and not alike
             complete.setdefault(configuration.label, []).extend([name] if above else [])
     if not complete:
         labels = [configuration.label for configuration in methods(group)]

@@ -22,7 +22,8 @@ class AccuracyTest:
     against: "baseline" or a control's name. accuracy, of_opponent: means over the seeds compared. holm: the p
     value after Holm's correction over the family. family: its number of tests. also: in what else the runs
     differ. same_start: whether all seeds begin with the same run, so that the test over seeds says nothing of
-    other starts.
+    other starts. same_network: in how many seeds both are the same network, whose difference is 0. cautions:
+    which of the two are not above chance on the set, and in how many seeds.
     """
 
     configuration: Configuration
@@ -35,12 +36,17 @@ class AccuracyTest:
     holm: float = 1.0
     family: int = 1
     same_start: bool = False
+    same_network: int = 0
+    cautions: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> str:
-        """Returns the number of seeds in words, and whether they share their start."""
+        """Returns the number of seeds in words, whether they share their start, and in how many of them both
+        are the same network.
+        """
         shared = " that begin with the same run" if self.same_start else ""
-        return f"{seeds_text(self.result.seeds)}{shared}"
+        alike = f", in {self.same_network} of them both are the same network" if self.same_network else ""
+        return f"{seeds_text(self.result.seeds)}{shared}{alike}"
 
     @property
     def is_shown(self) -> bool:
@@ -100,10 +106,14 @@ def compare_runs(pairs: list[tuple[Run, Run]], name: str) -> tuple[SeededDiffere
 def compared_by_seed(
     configuration: Configuration, pairs: list[tuple[Run, Run]], against: str, name: str
 ) -> AccuracyTest | None:
-    """Returns the test of a configuration on a set, not corrected; None where nothing can be compared."""
+    """Returns the test of a configuration on a set, not corrected; None where nothing can be compared, or
+    both are the same network in every seed.
+    """
     try:
         result, compared = compare_runs(pairs, name)
     except ValueError:
+        return None
+    if are_same_networks(compared):
         return None
     accuracy, other_accuracy = (
         sum(pair[i].sets[name].accuracy for pair in compared) / len(compared) for i in (0, 1)
@@ -120,7 +130,27 @@ def compared_by_seed(
         other_accuracy,
         tuple(also),
         same_start=same_start,
+        same_network=sum(run.is_network_of(other) for run, other in compared),
+        cautions=tuple(not_above_chance(configuration.label, against, compared, name)),
     )
+
+
+def are_same_networks(pairs: list[tuple[Run, Run]]) -> bool:
+    """Returns whether there are pairs, and all of them are two runs that hold the same network."""
+    return bool(pairs) and all(run.is_network_of(other) for run, other in pairs)
+
+
+def not_above_chance(label: str, against: str, pairs: list[tuple[Run, Run]], name: str) -> list[str]:
+    """Returns which of the two sides of a comparison are not above chance on a set."""
+    whose = "its baseline" if against == "baseline" else f"its {against} control"
+    sides = {label: [run for run, _ in pairs], whose: [other for _, other in pairs]}
+    counts = {side: sum(run.sets[name].chance.is_not_above for run in runs) for side, runs in sides.items()}
+    several = len(pairs) > 1
+    return [
+        f"{side}{f' in {count} of {len(pairs)} seeds' if several else ''}"
+        for side, count in counts.items()
+        if count
+    ]
 
 
 def corrected(tests: Iterable[AccuracyTest]) -> list[AccuracyTest]:
@@ -129,6 +159,13 @@ def corrected(tests: Iterable[AccuracyTest]) -> list[AccuracyTest]:
     return [
         replace(test, holm=p, family=len(family))
         for test, p in zip(family, holm([test.result.p_value for test in family]), strict=True)
+    ]
+
+
+def opponents_of(group: Group, configuration: Configuration, against: str) -> list[tuple[Run, Run]]:
+    """Returns (run, what it is compared with under the name `against`) for each run that has one."""
+    return [
+        (run, other) for run in configuration.runs if (other := opponent(group, run, against)) is not None
     ]
 
 
@@ -141,11 +178,7 @@ def accuracy_tests(group: Group) -> list[AccuracyTest]:
     tests = []
     for against in OPPONENTS:
         for configuration in methods(group):
-            pairs = [
-                (run, other)
-                for run in configuration.runs
-                if (other := opponent(group, run, against)) is not None
-            ]
+            pairs = opponents_of(group, configuration, against)
             for name in tested_sets(group):
                 tests.append(compared_by_seed(configuration, pairs, against, name))
     known = [test for test in tests if test is not None]
@@ -183,6 +216,8 @@ def table(tests: list[AccuracyTest], slug: str) -> Table | None:
                 number(test.family),
                 _detectable(result, ALPHA),
                 words(", ".join(test.also) or "–"),
+                number(test.same_network),
+                words("; ".join(test.cautions) or "–"),
             )
         )
     if not rows:
@@ -207,6 +242,8 @@ def table(tests: list[AccuracyTest], slug: str) -> Table | None:
         "tests in family",
         "detectable alone",
         "also different",
+        "seeds of the same network",
+        "not above chance",
     )
     return Table(slug, "The tests behind P1", columns, tuple(rows), _NOTES, page_columns=_ON_PAGE)
 

@@ -16,6 +16,7 @@ from qrdali.evaluation.stats import p_text
 from qrdali.report.tables import NOTHING, Cell, Table, number, words
 
 SEEN, NOT_SEEN, UNKNOWN = "seen here", "not seen here", "cannot be said with these runs"
+NOT_COMPARED = "not compared here"
 ONE_SEED = "seen in one seed"
 DESCRIBED = "measured"
 _MOST_NAMES = 6
@@ -58,9 +59,14 @@ class Finding:
     @property
     def kind(self) -> str:
         """Returns a word for the verdict, a class of the page's style."""
-        return {SEEN: "seen", ONE_SEED: "seen", NOT_SEEN: "unseen", UNKNOWN: "unknown"}.get(
-            self.verdict, "measured"
-        )
+        kinds = {
+            SEEN: "seen",
+            ONE_SEED: "seen",
+            NOT_SEEN: "unseen",
+            UNKNOWN: "unknown",
+            NOT_COMPARED: "unknown",
+        }
+        return kinds.get(self.verdict, "measured")
 
     @property
     def shown_commands(self) -> list[str]:
@@ -130,8 +136,9 @@ def direction_text(results: Sequence[SeededDifference]) -> str:
     if not unanimous:
         return ""
     up = sum(one.difference > 0 for one in unanimous)
+    among = "" if len(results) == 1 else " in {} of " + counted(len(results), "such comparison")
     ways = [
-        f"{way} in all seeds in {count} of {counted(len(results), 'such comparison')}"
+        f"{way} in all seeds{among.format(count)}"
         for way, count in (("upwards", up), ("downwards", len(unanimous) - up))
         if count
     ]

@@ -23,12 +23,14 @@ RULES = (
     "Shared: a run on full-quality images with whose weights others begin. Baseline: trained on "
     "full-quality images only. Method: trained on reduced images in some epochs (R) and on full-quality "
     "ones in the others (C). A method's name has three parts. How its quality changes: fixed keeps one, "
-    "linear lowers it step by step, adaptive lowers it for each image as long as the network classifies "
-    "that correctly. In which order: paired-epochs is R and C in turn, paired-rounds several epochs of "
-    "each until they no longer help. What is reduced: crop keeps a window, resolution fewer pixels, "
-    "color fewer levels, each at quality 0.5 half of the raw information; combination reduces all "
-    "three. A set such as test-crop-0.5 is test reduced by crop to quality 0.5.",
-    "Controls are trained like a method but for one thing: matched is a baseline that trains for as "
+    "linear lowers it step by step, each step a stage, adaptive lowers it for each image as long as the "
+    "network classifies that correctly. In which order, the sequence: paired-epochs is R and C in turn, "
+    "paired-rounds several epochs of each until they no longer help. What is reduced: crop keeps a "
+    "window, resolution fewer pixels, color fewer levels, each at quality 0.5 half of the raw "
+    "information; combination reduces all three. A set such as test-crop-0.5 is test reduced by crop to "
+    "quality 0.5.",
+    "Controls are trained like a method but for one thing, with the same sequence and, if they have one, the "
+    "same reduction: matched is a baseline that trains for as "
     "many steps, sham reduces nothing, random draws each image's quality anew in every epoch, "
     "randaugment is a baseline with an automatic augmentation, whose policy (such as rand-m9) stands in "
     "its name. Seeds are repetitions with other random numbers; compared are runs of the same seed. A "
@@ -106,27 +108,32 @@ def _of_methods(group: Group) -> list[str]:
         labels = alike.setdefault(f"{', '.join(first)} and {last}", [])
         labels.append(f"{counted(len(runs), 'run')} of {configuration.label}")
     return [
-        f"Of the same seeds stand beside {_some(labels, _MOST_RUNS)}{', each' * (len(labels) > 1)}: {what}."
+        f"Beside {_some(labels, _MOST_RUNS)} stand, of the same seeds{' and for each' * (len(labels) > 1)}: "
+        f"{what}."
         for what, labels in alike.items()
     ][:_MOST_RUNS]
 
 
 def _of_baseline(group: Group) -> str:
-    """Returns the baselines' mean accuracies and that of guessing, "" without rows of a tested set."""
+    """Returns the baselines' mean accuracies, and that of one answer to all images; "" without rows of a
+    tested set.
+    """
     runs = [
         run
         for configuration in group.configurations
         if configuration.is_baseline
         for run in configuration.runs
     ]
-    shown = []
+    shown, frequent = [], []
     for name in tested_sets(group):
-        known = [run.sets[name].accuracy for run in runs if name in run.sets]
+        known = [run.sets[name] for run in runs if name in run.sets]
         if known:
-            shown.append(f"{name} {sum(known) / len(known):.1%}")
+            shown.append(f"{name} {sum(rows.accuracy for rows in known) / len(known):.1%}")
+            frequent += [rows.chance.most_frequent / rows.chance.images for rows in known]
     if not shown:
         return ""
+    low, high = f"{min(frequent):.1%}", f"{max(frequent):.1%}"
     return (
-        f"Mean accuracy of the baselines: {_some(shown, _MOST_SETS)}; guessing among the classes at random "
-        f"is right in {1 / len(group.classes):.1%}."
+        f"Mean accuracy of the baselines: {_some(shown, _MOST_SETS)}; always answering the most frequent "
+        f"class of a set, which is chance, is right in {low if low == high else f'{low} to {high}'}."
     )

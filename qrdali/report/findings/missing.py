@@ -21,6 +21,13 @@ _MEANING = {
     "matched": "whether they do more than training as long without reductions",
 }
 
+_ALIKE = {  # in what a control and the run that it is of agree
+    "sham": "seed and sequence",
+    "random": "seed, sequence and reduction",
+    "randaugment": "seed",
+    "matched": "seed and steps",
+}
+
 
 def missing(group: Group, about: str, any_reduced: bool, number: str) -> list[Finding]:
     """Returns findings on what is missing, with the commands that make it."""
@@ -52,7 +59,7 @@ def missing(group: Group, about: str, any_reduced: bool, number: str) -> list[Fi
                     "P1",
                     about,
                     UNKNOWN,
-                    f"No {control.name} control of the same seed stands beside "
+                    f"No {control.name} control of the same {_ALIKE[control.name]} stands beside "
                     f"{_labels(group, lacking)}: {_MEANING[control.name]} cannot be said.",
                     {"control": control.name, "runs": [run.name for run in lacking]},
                     f"accuracy-{number}",
@@ -96,12 +103,12 @@ def _nothing_reduced(group: Group, about: str, number: str) -> list[Finding]:
     if trained:
         base = next((run for run in trained if group.is_baseline(run)), None)
         first = base or trained[0]
-        start = first.folder if first.settings.method == "shared" else None
+        start = first.place if first.settings.method == "shared" else None
         settings = baseline_settings(first.settings, start)
         if base is None:
-            commands.append(train_command(settings, first.folder.with_name("baseline")))
+            commands.append(train_command(settings, first.place.with_name("baseline")))
         linear = with_method(settings, method="linear", reduction="crop", sequence="paired-rounds")
-        commands.append(train_command(linear, first.folder.with_name("linear-paired-rounds-crop")))
+        commands.append(train_command(linear, first.place.with_name("linear-paired-rounds-crop")))
     kinds = names(list(dict.fromkeys(c.method for c in group.configurations)))
     return [
         Finding(
@@ -141,7 +148,7 @@ def _unevaluated(group: Group, about: str, number: str) -> list[Finding]:
     commands = []
     for run in without:
         data = shlex.quote(run.settings.data or "DATASET")
-        folder = shlex.quote(str(run.folder))
+        folder = shlex.quote(str(run.place))
         commands.append(f"qrdali evaluate --run {folder} {evaluate_command_for('test', data)}")
     return [
         *found,

@@ -80,14 +80,20 @@ def finding(about: str, one: Measured) -> Finding:
         f"{_span(one, [low, high])}, by chi-square). "
     )
     if floor.pairs:
-        test = "McNemar's test" if accuracy else "The paired test"
-        text += f"{test} tells {floor.rejected} of {counted(floor.pairs, 'pair')} of them apart (p < .05). "
+        test = "McNemar's test" if accuracy else "The test of the paired difference"
+        pairs = f"{floor.rejected} of {counted(floor.pairs, 'pair')}"
+        text += f"{test} of two runs, image by image, tells {pairs} of them apart (p < .05). "
     text += (
         f"A difference of two single runs below {_shown(one, floor.smallest_of_single_runs)} may be the "
         "seeds' alone (95% prediction interval, which allows for that uncertainty). "
         f"With {floor.runs} runs of each, not paired, one t-test of two methods' means has 80% power to find "
         f"a true difference of {_shown(one, floor.smallest_of_means)}."
     )
+    if one.networks < floor.runs:
+        text += (
+            f" These {floor.runs} runs are {one.networks} different networks, as some hold the same weights: "
+            "the deviation may be too small."
+        )
     if one.same_start:
         text += " All began with the same run: how far starts differ is not in these figures."
     return Finding("noise", about, DESCRIBED, text, one.to_json(), SLUG)
@@ -107,7 +113,7 @@ def another_seed(run: Run) -> str:
     """Returns the command that trains a run with the next seed."""
     seed = run.settings.seed + 1
     settings = run.settings.model_copy(update={"seed": seed})
-    return train_command(settings, run.folder.with_name(f"{run.folder.name}-seed-{seed}"))
+    return train_command(settings, run.place.with_name(f"{run.place.name}-seed-{seed}"))
 
 
 def _missing(about: str, run: Run) -> Finding:

@@ -206,5 +206,5 @@ def command_of(run: Run, name: str) -> str:
         settings = baseline_settings(run.settings)
     else:
         control = next(control for control in CONTROLS if control.name == name)
-        settings = control.settings(run.settings, run.folder)
-    return train_command(settings, run.folder.with_name(f"{run.folder.name}-{name}"))
+        settings = control.settings(run.settings, run.place)
+    return train_command(settings, run.place.with_name(f"{run.place.name}-{name}"))

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from qrdali.evaluation.seeded_differences import ALPHA
 from qrdali.report.accuracy import digits
-from qrdali.report.findings.accuracy_tests import AccuracyTest, compared_by_seed, describe_set
+from qrdali.report.findings.accuracy_tests import (
+    AccuracyTest,
+    are_same_networks,
+    compared_by_seed,
+    describe_set,
+    opponents_of,
+)
+from qrdali.report.findings.cautions import cautions_text
 from qrdali.report.findings.finding import (
     NOT_SEEN,
     SEEN,
     UNKNOWN,
     Finding,
+    names,
     p_is,
     points,
 )
 from qrdali.report.findings.networks_apart import is_efficientnet
 from qrdali.report.findings.opponents import methods
 from qrdali.report.groups import Configuration, Group
-from qrdali.runs.train_command import train_command, with_method
+from qrdali.report.read import Run
 
 FIRST = "Adaptive paired rounds by crop come first"
+WHAT_FIRST = "that adaptive paired rounds by crop are the most accurate"
 GAIN = "71.6 → 72.2"
+WHAT_GAIN = (
+    "that EfficientNet-B3 on ImageNet gains from 71.6% to 72.2% by linear paired rounds by combination"
+)
 _SET = "test"
 _SLIDES = (0.71614, 0.72200)  # of EfficientNet-B3 on ImageNet's test images: baseline, linear combination
 _IMAGENET_CLASSES = 1000
@@ -30,8 +42,9 @@ def _is(configuration: Configuration, method: str, reduction: str) -> bool:
     return (settings.method, settings.sequence, settings.reduction) == (method, "paired-rounds", reduction)
 
 
-def first(group: Group, about: str, number: str) -> Finding:
-    """Returns the finding on the claim that adaptive paired rounds by crop have the highest accuracy.
+def first(group: Group, about: str, number: str) -> Finding | None:
+    """Returns the finding on the claim that adaptive paired rounds by crop have the highest accuracy; None
+    without such runs, or without another method or a baseline.
 
     First is shown if every other method and the baseline are shown to be lower: the largest of the p values
     decides, which needs no correction for several comparisons.
@@ -39,18 +52,13 @@ def first(group: Group, about: str, number: str) -> Finding:
     figures: dict[str, object] = {"claim": FIRST}
     own = next((c for c in methods(group) if _is(c, "adaptive", "crop")), None)
     table = f"accuracy-{number}"
-    if own is None:
-        return Finding(
-            "claims",
-            about,
-            UNKNOWN,
-            f"{FIRST}: there is no such run here.",
-            figures,
-            table,
-            _command(group, "adaptive", "crop"),
-        )
     others = [c for c in group.configurations if c is not own and (c in methods(group) or c.is_baseline)]
+    if own is None or not others:
+        return None
     tests = [test for other in others if (test := _against(own, other))]
+    if alike := [other.label for other in others if are_same_networks(_by_seed(own, other))]:
+        text = f"{FIRST}: it is the same network as {names(alike)} in every seed, and so not above it."
+        return Finding("claims", about, NOT_SEEN, text, figures, table)
     if not tests:
         text = f"{FIRST}: there is no other method or baseline of its seed with rows of the same test images."
         return Finding("claims", about, UNKNOWN, text, figures, table)
@@ -88,21 +96,28 @@ def first(group: Group, about: str, number: str) -> Finding:
         )
     if also := dict.fromkeys(what for test in tests for what in test.also):
         text += f" Some of the runs also differ in {', '.join(also)}."
+    text += cautions_text(tests)
     if seeds == 1:
         verdict = UNKNOWN if verdict == SEEN else verdict
         text += " One seed: this is of these trained networks; another seed may turn it round."
     return Finding("claims", about, verdict, f"{FIRST}: {text}", figures, table)
 
 
+def _by_seed(own: Configuration, other: Configuration) -> list[tuple[Run, Run]]:
+    """Returns the runs of two configurations, paired by their seed."""
+    by_seed = {run.settings.seed: run for run in other.runs}
+    return [(run, by_seed[run.settings.seed]) for run in own.runs if run.settings.seed in by_seed]
+
+
 def _against(own: Configuration, other: Configuration) -> AccuracyTest | None:
     """Returns the comparison of two configurations on test, their runs paired by seed."""
-    by_seed = {run.settings.seed: run for run in other.runs}
-    pairs = [(run, by_seed[run.settings.seed]) for run in own.runs if run.settings.seed in by_seed]
-    return compared_by_seed(own, pairs, other.label, _SET)
+    return compared_by_seed(own, _by_seed(own, other), other.label, _SET)
 
 
-def gain(groups: list[Group], numbers: list[str]) -> Finding:
-    """Returns the finding on the slides' gain of EfficientNet-B3 on ImageNet."""
+def gain(groups: list[Group], numbers: list[str]) -> Finding | None:
+    """Returns the finding on the slides' gain of EfficientNet-B3 on ImageNet; None without such a run of an
+    EfficientNet with 1,000 classes.
+    """
     figures: dict[str, object] = {"claim": GAIN, "slides": list(_SLIDES)}
     what = (
         f"{GAIN}: the slides give EfficientNet-B3 on ImageNet's test images {_SLIDES[0]:.2%} as a baseline "
@@ -113,17 +128,20 @@ def gain(groups: list[Group], numbers: list[str]) -> Finding:
         if not is_efficientnet(group) or len(group.classes) != _IMAGENET_CLASSES:
             continue
         own = next((c for c in methods(group) if _is(c, "linear", "combination")), None)
-        pairs = [] if own is None else [(r, b) for r in own.runs if (b := group.baseline(r)) is not None]
-        test = compared_by_seed(own, pairs, "baseline", _SET) if own else None
-        if test is None:
+        if own is None:
+            continue
+        pairs = opponents_of(group, own, "baseline")
+        if are_same_networks(pairs):
             text = (
-                f"{what} Here such a run, its baseline, or rows of the same test images of both are missing."
+                f"{what} Here the run is the same network as its baseline in every seed, and gains nothing."
             )
-            commands = _command(group, "linear", "combination") if own is None else ()
-            return Finding("claims", "", UNKNOWN, text, figures, f"accuracy-{number}", commands)
+            return Finding("claims", "", NOT_SEEN, text, figures, f"accuracy-{number}")
+        test = compared_by_seed(own, pairs, "baseline", _SET)
+        if test is None:
+            text = f"{what} Here its baseline, or rows of the same test images of both, are missing."
+            return Finding("claims", "", UNKNOWN, text, figures, f"accuracy-{number}")
         return _measured(group, number, test, what, figures)
-    text = f"{what} No run here is of an EfficientNet on 1,000 classes."
-    return Finding("claims", "", UNKNOWN, text, figures, f"accuracy-{numbers[0]}" if numbers else "")
+    return None
 
 
 def _measured(
@@ -140,6 +158,7 @@ def _measured(
     )
     if test.also:
         text += f" The runs also differ in {', '.join(test.also)}."
+    text += cautions_text([test])
     shown = result.p_value < ALPHA and result.difference > 0
     verdict = SEEN if shown else NOT_SEEN
     if result.seeds == 1:
@@ -154,21 +173,3 @@ def _measured(
         "seeds": result.seeds,
     }
     return Finding("claims", "", verdict, text, figures, f"finding-tests-{number}")
-
-
-def _command(group: Group, method: str, reduction: str) -> tuple[str, ...]:
-    """Returns the command of a paired-rounds run that is otherwise trained as one of the group's."""
-    known = [run for run in group.runs if run.adoption is None]
-    known.sort(key=lambda run: not group.is_baseline(run))
-    if not known:
-        return ()
-    settings = with_method(
-        known[0].settings,
-        method=method,
-        reduction=reduction,
-        sequence="paired-rounds",
-    )
-    if known[0].settings.method == "shared":
-        settings = settings.model_copy(update={"init": str(known[0].folder), "pretrained": False})
-    name = f"{method}-paired-rounds-{reduction}"
-    return (train_command(settings, known[0].folder.with_name(name)),)

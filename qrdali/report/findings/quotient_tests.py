@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from qrdali.errors import printable
 from qrdali.evaluation.seeded_differences import ALPHA, SeededDifference, measured_difference
 from qrdali.evaluation.stats import holm
+from qrdali.report.findings.accuracy_tests import are_same_networks, not_above_chance
 from qrdali.report.findings.finding import agreement
 from qrdali.report.findings.opponents import also_different, methods
 from qrdali.report.groups import Configuration, Group
@@ -44,7 +46,8 @@ class QuotientTest:
 
     holm: the p value after Holm's correction over the family. family: its number of tests. of_baseline: the
     baseline's mean quotient on the images compared. also: in what else the runs differ. per_seed: of each
-    seed the images compared and the minimal images at the lowest state.
+    seed the images compared and the minimal images at the lowest state. same_network: in how many seeds both
+    are the same network. cautions: which of the two are not above chance, on what and in how many seeds.
     """
 
     configuration: Configuration
@@ -55,6 +58,8 @@ class QuotientTest:
     per_seed: tuple[SeedImages, ...]
     holm: float = 1.0
     family: int = 1
+    same_network: int = 0
+    cautions: tuple[str, ...] = ()
 
     @property
     def is_shown(self) -> bool:
@@ -117,6 +122,7 @@ def _pairs(group: Group, configuration: Configuration, by_run: dict[str, Mepis])
 
 def _test(configuration: Configuration, reduction: str, pairs: list[_Pair]) -> list[QuotientTest]:
     measured, bases, also, per_seed = [], [], dict[str, None](), []
+    compared: list[tuple[Run, Run]] = []
     for run, base, mepis, of_base in pairs:
         if reduction not in mepis.rows or reduction not in of_base.rows:
             continue
@@ -129,11 +135,33 @@ def _test(configuration: Configuration, reduction: str, pairs: list[_Pair]) -> l
         lowest = (_at_lowest(one, reduction) for one in (mepis, of_base))
         per_seed.append(SeedImages(run.settings.seed, len(samples), *lowest))
         also |= dict.fromkeys(also_different(run, base, "baseline"))
-    if not measured:
+        compared.append((run, base))
+    if not measured or are_same_networks(compared):
         return []
     result = measured_difference(measured)
     mean = float(np.mean(bases))
-    return [QuotientTest(configuration, reduction, result, mean, tuple(also), tuple(per_seed))]
+    return [
+        QuotientTest(
+            configuration,
+            reduction,
+            result,
+            mean,
+            tuple(also),
+            tuple(per_seed),
+            same_network=sum(run.is_network_of(base) for run, base in compared),
+            cautions=tuple(_cautions(configuration.label, compared, pairs[0][2])),
+        )
+    ]
+
+
+def _cautions(label: str, pairs: list[tuple[Run, Run]], mepis: Mepis) -> list[str]:
+    """Returns which of the two sides are not above chance on the split that was searched, or else on test."""
+    split = str(mepis.options.get("split"))
+    known = {name for pair in pairs for run in pair for name in run.sets}
+    name = split if split in known else "test"
+    usable = [pair for pair in pairs if all(name in run.sets for run in pair)]
+    found = not_above_chance(label, "baseline", usable, name)
+    return [f"{caution} on {printable(name)}" for caution in found]
 
 
 def _at_lowest(mepis: Mepis, reduction: str) -> AtLowest | None:
@@ -163,6 +191,8 @@ def table(tests: list[QuotientTest], slug: str) -> Table | None:
             number(test.family),
             number(test.result.detectable(), ".4f"),
             words(", ".join(test.also) or "–"),
+            number(test.same_network),
+            words("; ".join(test.cautions) or "–"),
         )
         for test in tests
     )
@@ -186,6 +216,8 @@ def table(tests: list[QuotientTest], slug: str) -> Table | None:
         "tests in family",
         "detectable alone",
         "also different",
+        "seeds of the same network",
+        "not above chance",
     )
     notes = (
         "Differences of the mean entropy quotient from the baseline of the same seed, on the images that "

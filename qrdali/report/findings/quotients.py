@@ -6,7 +6,10 @@ import shlex
 from dataclasses import asdict, replace
 from typing import Any
 
+from qrdali.report.findings.accuracy_tests import are_same_networks, opponents_of
+from qrdali.report.findings.cautions import cautions_text
 from qrdali.report.findings.finding import (
+    DESCRIBED,
     NOT_SEEN,
     ONE_SEED,
     SEEN,
@@ -44,7 +47,8 @@ def findings(
             if chosen:
                 found.append(_on_reduction(about, reduction, chosen, number))
     if found:  # once is enough
-        found[0] = replace(found[0], text=found[0].text + _WITHOUT_CONTROLS)
+        lowest = _ABOUT_LOWEST if any(_lowest_text([test]) for test in tests) else ""
+        found[0] = replace(found[0], text=found[0].text + lowest + _WITHOUT_CONTROLS)
     return [*found, *_missing(group, about, tests, sets, number)]
 
 
@@ -55,11 +59,12 @@ def _one(test: QuotientTest) -> str:
 def _result(test: QuotientTest) -> str:
     result = test.result
     also = f"; they also differ in {', '.join(test.also)}" if test.also else ""
+    alike = f", in {test.same_network} of them both are the same network" if test.same_network else ""
     low, high = result.interval()
     return (
         f"mean {test.of_baseline + result.difference:.4f} beside the baseline's {test.of_baseline:.4f} "
         f"(difference {result.difference:+.4f}, 95% interval {low:+.4f} to {high:+.4f}, "
-        f"{p_is(test.holm)} after Holm, {_images(test)}, {seeds_text(result.seeds)}{also})"
+        f"{p_is(test.holm)} after Holm, {_images(test)}, {seeds_text(result.seeds)}{alike}{also})"
     )
 
 
@@ -101,7 +106,7 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
         best = min(tests, key=lambda test: test.result.difference)
         text += f" The lowest: {_one(best)}." if len(tests) > 1 else f" Its result: {_result(best)}."
     text += direction_text([test.result for test in tests if not test.is_shown])
-    text += f" {_detectable(tests)}{_lowest_text(tests)}"
+    text += f" {_detectable(tests)}{_lowest_text(tests)}{cautions_text(tests)}"
     if single:
         text += (
             " One seed: this says that these trained networks differ on images like these, not that the "
@@ -113,6 +118,11 @@ def _on_reduction(about: str, reduction: str, tests: list[QuotientTest], number:
     return Finding("P2", about, verdict, text, _figures(reduction, tests), f"quotient-tests-{number}")
 
 
+_ABOUT_LOWEST = (
+    " The lowest state is that of images which are reduced as far as can be. They show nothing of the "
+    "object: the network gives their class to nearly empty images, and such quotients say little of what it "
+    "needs."
+)
 _WITHOUT_CONTROLS = (
     " Quotients are compared with the baseline's alone, not with those of controls: a difference would not "
     "tell the reductions from longer or otherwise changed training."
@@ -146,11 +156,7 @@ def _lowest_text(tests: list[QuotientTest]) -> str:
     parts += baselines
     if not parts:
         return ""
-    return (
-        f" Minimal images at the lowest state, reduced as far as can be: {names(parts)}. These "
-        "show nothing of the object: the network gives their class to nearly empty images, and such "
-        "quotients say little of what it needs."
-    )
+    return f" Minimal images at the lowest state: {names(parts)}."
 
 
 def _lowest_of(label: str, by_seed: dict[str, AtLowest | None]) -> list[str]:
@@ -180,6 +186,8 @@ def _figures(reduction: str, tests: list[QuotientTest]) -> dict[str, Any]:
                 "detectable": test.result.detectable(),
                 "detectable_as_first": test.detectable,
                 "per_seed": [asdict(one) for one in test.per_seed],
+                "same_network": test.same_network,
+                "not_above_chance": list(test.cautions),
             }
             for test in tests
         ],
@@ -191,7 +199,14 @@ def _missing(
 ) -> list[Finding]:
     """Returns the finding on runs without a set of minimal images; none where every method was compared."""
     compared = {test.configuration.label for test in tests}
-    lacking = [c for c in methods(group) if c.label not in compared]
+    alike = [c for c in methods(group) if are_same_networks(opponents_of(group, c, "baseline"))]
+    lacking = [c for c in methods(group) if c.label not in compared and c not in alike]
+    if alike and not tests and not lacking:
+        text = (
+            f"The same network as the baseline in every seed: {names([c.label for c in alike])}. Both need "
+            "the same."
+        )
+        return [Finding("P2", about, DESCRIBED, text, {}, f"accuracy-{number}")]
     if tests and not lacking:
         return []
     of_sets = {mepis.run.name for mepis in sets if mepis.run is not None}
@@ -234,10 +249,10 @@ def _table_of(group: Group, sets: list[Mepis]) -> str:
 
 
 def _command(run: Run) -> str:
-    out = run.folder.with_name(f"{run.folder.name}-mepi")
+    out = run.place.with_name(f"{run.place.name}-mepi")
     return shlex.join(
         [
-            *("qrdali", "build-mepi", "--run", str(run.folder), "--data", run.settings.data or "DATASET"),
+            *("qrdali", "build-mepi", "--run", str(run.place), "--data", run.settings.data or "DATASET"),
             *("--split", "val", "--reduction", "all", "--out", str(out)),
         ]
     )

@@ -8,6 +8,7 @@ import numpy as np
 
 from qrdali.evaluation.seeded_differences import ALPHA, seeds_p_value, smallest_over_seeds
 from qrdali.evaluation.stats import Cluster, ClusteredDifference, clustered_difference
+from qrdali.report.findings.cautions import runs_text
 from qrdali.report.findings.finding import (
     NOT_SEEN,
     SEEN,
@@ -23,6 +24,7 @@ from qrdali.report.groups import Group
 from qrdali.report.read import Epoch, Run
 
 CLAIM = "C after R rises"
+WHAT = "that validation accuracy rises with a full-quality (C) epoch after a reduced (R) one"
 
 
 @dataclass(frozen=True)
@@ -83,20 +85,14 @@ def _block(one: Rises) -> tuple[int, str]:
     return one.run.settings.seed, one.run.settings.sequence
 
 
-def finding(group: Group, about: str, number: str) -> Finding:
-    """Returns the finding on one network and data set."""
+def finding(group: Group, about: str, number: str) -> Finding | None:
+    """Returns the finding on one network and data set; None without a full-quality epoch that follows a
+    reduced one within a stage, validated on full quality.
+    """
     found = [one for run in group.runs if is_reduced(run.settings) and (one := rises(run)).values]
     shams = [one for run in group.runs if is_sham(run.settings) and (one := rises(run)).values]
     if not found:
-        return Finding(
-            "claims",
-            about,
-            UNKNOWN,
-            f"{CLAIM}: no run here has a full-quality (C) epoch right after a reduced (R) one within a "
-            "stage, validated on full quality.",
-            {"claim": CLAIM},
-            f"accuracy-{number}",
-        )
+        return None
     by_seed: dict[int, list[float]] = {}
     for one in found:
         by_seed.setdefault(one.run.settings.seed, []).append(one.mean)
@@ -122,7 +118,7 @@ def finding(group: Group, about: str, number: str) -> Finding:
     else:
         verdict = SEEN if p < ALPHA and mean > 0 else NOT_SEEN
     against = clustered_difference(*_clusters(found, shams))
-    text += _sham_text(against)
+    text += _sham_text(against) + runs_text([one.run for one in (*found, *shams)], "val")
     figures = {
         "claim": CLAIM,
         "runs": len(found),

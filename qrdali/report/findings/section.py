@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from qrdali.report.findings import (
     accuracy,
     accuracy_tests,
+    cautions,
     networks_apart,
     noise,
     published_figures,
@@ -14,7 +15,7 @@ from qrdali.report.findings import (
     quotients,
     rise_after_reduced,
 )
-from qrdali.report.findings.finding import Finding
+from qrdali.report.findings.finding import NOT_COMPARED, Finding, names
 from qrdali.report.findings.introduction import introduction
 from qrdali.report.findings.opponents import methods
 from qrdali.report.groups import Group
@@ -45,6 +46,7 @@ def findings(groups: list[Group], sets: list[Mepis]) -> Findings:
     quotient_findings: list[Finding] = []
     for group, about, number in zip(groups, abouts, numbers, strict=True):
         tests = accuracy_tests.accuracy_tests(group)
+        found += cautions.findings(group, about, number)
         found += accuracy.findings(group, about, tests, number)
         tables.append(accuracy_tests.table(tests, f"finding-tests-{number}"))
         of_quotients = quotient_tests.quotient_tests(group, sets)
@@ -59,16 +61,28 @@ def findings(groups: list[Group], sets: list[Mepis]) -> Findings:
 
 
 def _claims(groups: list[Group], abouts: list[str], numbers: list[str]) -> list[Finding]:
-    """Returns the findings on what the slides claim, claim by claim."""
+    """Returns the findings on what the slides claim, where the report has what a claim compares, and one that
+    names the claims of which it has not.
+    """
     trios = list(zip(groups, abouts, numbers, strict=True))
-    asked = [trio for trio in trios if methods(trio[0])] or trios[:1]
-    efficient = [trio for trio in asked if networks_apart.is_efficientnet(trio[0])] or asked
-    return [
-        *(rise_after_reduced.finding(group, about, number) for group, about, number in asked),
-        *networks_apart.findings(groups, numbers),
-        *(published_figures.first(group, about, number) for group, about, number in efficient),
-        published_figures.gain(groups, numbers),
-    ]
+    efficient = [trio for trio in trios if networks_apart.is_efficientnet(trio[0]) and methods(trio[0])]
+    by_claim: dict[str, list[Finding | None]] = {
+        rise_after_reduced.WHAT: [rise_after_reduced.finding(*trio) for trio in trios],
+        networks_apart.WHAT: [*networks_apart.findings(groups, numbers)],
+        published_figures.WHAT_FIRST: [published_figures.first(*trio) for trio in efficient or trios],
+        published_figures.WHAT_GAIN: [published_figures.gain(groups, numbers)],
+    }
+    found = [one for ones in by_claim.values() for one in ones if one is not None]
+    absent = [claim for claim, ones in by_claim.items() if not any(ones)]
+    if absent:
+        which = (
+            "This report does not have the runs that these claims are about"
+            if found
+            else ("This report does not have the runs that the claims are about")
+        )
+        text = f"{which}: {names(absent)}."
+        found.append(Finding("claims", "", NOT_COMPARED, text, {"claims": absent}))
+    return found
 
 
 def linked(found: tuple[Finding, ...], slugs: set[str]) -> tuple[Finding, ...]:
