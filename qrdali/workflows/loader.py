@@ -92,7 +92,7 @@ class Loader:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}: choose 1 or more, or None for all that may be used")
         self.split, self.batch_size = split, batch_size
-        self.preprocessing = _preprocessing(model, input_size, fit, (mean, std), interpolation)
+        self._preprocessing = _preprocessing(model, input_size, fit, (mean, std), interpolation)
         shard = current_shard()
         self.rank, self.world_size = shard.rank, shard.world_size
         left = len(split) % batch_size
@@ -103,11 +103,16 @@ class Loader:
             )
         engine = engine_for(resolve_device(device), threads, shard.local_world_size)
         # The largest part of a batch that one process gets.
-        self._source = open_loader(split, self.preprocessing, -(-batch_size // self.world_size), engine)
+        self._source = open_loader(split, self._preprocessing, -(-batch_size // self.world_size), engine)
 
     def __len__(self) -> int:
         """Returns the number of batches of an epoch, the same in every process; the last may be smaller."""
         return -(-len(self.split) // self.batch_size)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Returns how images become what the network sees, which `qrdali.minimal` takes with a network."""
+        return self._preprocessing
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -144,7 +149,7 @@ class Loader:
             "noise", "jpeg"), in (0, 1] and on the grid of `step`; what is not named stays whole.
         levels: instead, each image's own levels, integers [images of the split, 3] (color, crop, resolution),
             each 0 to n − 1; level k has the quality (n − k)/n; levels n to n + 39, the tail, halve the lowest
-            quality again and again.
+            quality again and again. The windows of their crops are drawn as those of `quality` are.
         step: the grid of qualities, 1/n.
         augment: "none"; "flip" mirrors half of the images; "rrc" cuts a random resized crop and mirrors.
         auto_augment: "none"; "rand-m0" to "rand-m30", RandAugment's two operators at that of 31 magnitudes;
@@ -206,7 +211,9 @@ class Loader:
             raise InputError("quality and levels both say how much is reduced: give one of them")
         array = np.asarray(levels)
         if array.dtype.kind not in "iu" or array.shape != (len(self.split), 3):
-            raise InputError(f"levels is {array.dtype}{list(array.shape)}: give uint8 [{len(self.split)}, 3]")
+            raise InputError(
+                f"levels is {array.dtype}{list(array.shape)}: give integers [{len(self.split)}, 3]"
+            )
         if array.min() < 0 or array.max() >= scale.count:
             raise InputError(
                 f"levels holds {array.min()} to {array.max()}: step 1/{scale.grid} and its tail have 0 to "

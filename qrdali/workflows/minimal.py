@@ -56,9 +56,10 @@ def minimal(
     model: a torch module that maps float32 [N, 3, S, S] to logits [N, classes]; or a run or its folder.
     label: the class, by name or number; None for what the network answers at full quality.
     reduction: what may be reduced: "color", "crop", "resolution", or all three, "combination".
-    preprocessing: of a module: a `qrdali.Preprocessing`, such as `run.preprocessing`, or the name of a
-        network for that network's own. None for what a network of timm says of itself, and else 224 pixels
-        with ImageNet's mean and standard deviation.
+    preprocessing: of a module: a `qrdali.Preprocessing`, such as that of the loader that it was trained with
+        (`loader.preprocessing`) or `run.preprocessing`; or the name of a network for that network's own. None
+        for what a network of timm says of itself, and else 224 pixels with ImageNet's mean and standard
+        deviation: not those of a training at another size.
     classes: names of a module's outputs.
     step: how much quality one step takes away, 1/n.
     tail: steps below that grid, each of which halves the quality: "full" (down to one pixel and one colour),

@@ -90,7 +90,7 @@ def test_train_beside_another_split_gives_the_one_that_is_missing(pets: Path, tm
     made("index", tmp_path / "root", "--out", tmp_path / "data", "--test-share", 0.2)
     assert by_class(tmp_path / "data", "test") == {"cat": 4, "dog": 8, "owl": 2}
     assert by_class(tmp_path / "data", "val") == {"cat": 2}
-    with pytest.raises(InputError, match="has a val already: leave --val-share out"):
+    with pytest.raises(InputError, match="has a val already: leave val_share out"):
         qrdali.index(tmp_path / "root", tmp_path / "x", val_share=0.2, test_share=0.2)
 
 

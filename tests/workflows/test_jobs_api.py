@@ -1,6 +1,7 @@
 """evaluate, compare, build_mepi, write_report and reproduce from Python: the command line's results."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,15 @@ class Stopping(SilentListener):
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Makes SIGINT raise KeyboardInterrupt: a process that a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_keyboard_interrupt_and_the_run_continues(data: qrdali.Dataset, tmp_path: Path) -> None:
     options = {
         "model": "test_resnet",

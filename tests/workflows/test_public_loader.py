@@ -161,7 +161,7 @@ def test_an_option_that_cannot_be_is_refused(dataset: Dataset, options: dict[str
         (0, {"quality": {"crop": 0}}, r"outside \(0, 1\]"),
         (0, {"quality": {"colour": 0.5}}, "the dimensions are color, crop, resolution"),
         (0, {"quality": {"crop": 0.5}, "levels": np.zeros((12, 3), np.uint8)}, "give one of them"),
-        (0, {"levels": np.zeros((11, 3), np.uint8)}, r"uint8\[11, 3\]: give uint8 \[12, 3\]"),
+        (0, {"levels": np.zeros((11, 3), np.uint8)}, r"uint8\[11, 3\]: give integers \[12, 3\]"),
         (0, {"levels": np.zeros((12, 3))}, "float64"),
         (0, {"levels": np.full((12, 3), 44)}, "have 0 to 43"),
         (0, {"step": 0.3}, "not 1/n"),
