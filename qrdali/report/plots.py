@@ -205,7 +205,7 @@ def evolution(group: Group, configuration: Configuration, slug: str) -> Figure:
 
     All of a group but shared have the same range of accuracy, so that they can be compared.
     """
-    shared = configuration.method == "shared"
+    shared = configuration.runs[0].settings.method == "shared"
     every = [
         e.val_accuracy
         for run in group.runs

@@ -20,6 +20,7 @@ from qrdali.runs.adoption import Adoption, read_adoption
 from qrdali.runs.configuration import Chain, Fingerprints
 from qrdali.runs.same_weights import is_same_network
 from qrdali.runs.settings import Settings
+from qrdali.runs.unfinished import has_not_ended
 
 _LONGEST = 1 << 20  # bytes of a line
 
@@ -88,6 +89,7 @@ class Run:
     none. validated_on: a digest of the rows of val, "" without them. chain: the runs it began with. adoption:
     what it was adopted from, None if it was trained. suites: figures of published suites, whose rows are not
     among the sets. weights: SHA-256 of the weights in best/, "" where they are gone and it was not recorded.
+    has_not_ended: whether its training was stopped before its end, or goes on.
     """
 
     folder: Path
@@ -104,6 +106,7 @@ class Run:
     adoption: Adoption | None = None
     suites: dict[str, SuiteFigures] = field(default_factory=dict)
     weights: str = ""
+    has_not_ended: bool = False
 
     @property
     def start(self) -> Epoch:
@@ -207,6 +210,7 @@ def read_run(folder: Path, name: str, warn: Warn) -> Run:
         adoption,
         read_suites(folder, trained.epoch, warn),
         run_folder.recorded_weights(folder),
+        has_not_ended(folder),
     )
 
 

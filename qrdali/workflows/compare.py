@@ -17,6 +17,7 @@ from qrdali.evaluation.stats import McNemar, mcnemar, wilson
 from qrdali.runs import configuration
 from qrdali.runs import folder as run_folder
 from qrdali.runs.same_weights import same_weights_note
+from qrdali.runs.unfinished import unfinished_note
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def compare(run_a: str | Path, run_b: str | Path, *, set: str = "test") -> Compa
         tuple(
             printable(note)
             for note in (
+                *_unfinished(folders),
                 *_same_weights(folders),
                 *_not_above_chance(set, (first, second)),
                 *_notes(folders, metadata),
@@ -139,6 +141,13 @@ def compare(run_a: str | Path, run_b: str | Path, *, set: str = "test") -> Compa
             )
         ),
     )
+
+
+def _unfinished(folders: tuple[Path, Path]) -> list[str]:
+    """Returns which of the two runs, A and B, have not ended."""
+    return [
+        note for name, folder in zip("AB", folders, strict=True) if (note := unfinished_note(folder, name))
+    ]
 
 
 def _same_weights(folders: tuple[Path, Path]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +34,7 @@ from qrdali.reduction.names import SEARCHED, chosen
 from qrdali.reduction.quality import LevelScale, scale_of
 from qrdali.runs import folder as run_folder
 from qrdali.runs.same_weights import start_note
+from qrdali.runs.unfinished import unfinished_note
 from qrdali.schedule.epoch_plan import EpochPlan
 from qrdali.system.deterministic import deterministic
 from qrdali.workflows.context import open_context
@@ -383,9 +385,12 @@ class Evaluator:
         return result
 
     def say_start(self) -> None:
-        """Says, of a run whose best epoch is its start, that nothing it trained is evaluated. Collective."""
-        if note := self.group.run_on_all(lambda: start_note(self.run)):
-            self.context.listener.line(note)
+        """Says that a run has not ended, and that nothing it trained is evaluated where its best epoch is its
+        start. Collective.
+        """
+        for says in (unfinished_note, start_note):
+            if note := self.group.run_on_all(partial(says, self.run)):
+                self.context.listener.line(note)
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ class MinimalStep:
     quotient: PNG bytes by those of the original.
     """
 
-    png: bytes
+    png: bytes = field(repr=False)
     levels: StepLevels
     qualities: StepQualities
     window: Window

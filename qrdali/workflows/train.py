@@ -25,6 +25,7 @@ from qrdali.runs import automatic, configuration
 from qrdali.runs import folder as run_folder
 from qrdali.runs.moved import moved_paths
 from qrdali.runs.settings import MAX_THREADS, Settings, write_settings
+from qrdali.runs.unfinished import unfinished_note
 from qrdali.schedule.methods import check_settings, require_live_levels, stage_levels, tracked_reductions
 from qrdali.system.deterministic import deterministic, require_deterministic_model
 from qrdali.system.device import resolve_device
@@ -115,7 +116,13 @@ def _train(settings: Settings, run: Path, resume: bool, control: JobControl) -> 
             write_settings(run / "config.toml", settings.model_copy(update={"threads": threads}))
             group.record_started(str(run.absolute()))
         listener.line(_describe(prepared, engine, context))
-        notes = (prepared.note, _dead_levels(prepared.spec), note_on_rate(prepared.spec.settings))
+        start = prepared.spec.settings.init
+        notes = (
+            unfinished_note(Path(start)) if start else "",
+            prepared.note,
+            _dead_levels(prepared.spec),
+            note_on_rate(prepared.spec.settings),
+        )
         for note in filter(None, notes):
             listener.line(note)
         reset_peak_memory(context.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,29 @@ _MOST_RUNS = 4  # of the same weights that a sentence names
 
 
 def findings(group: Group, about: str, number: str) -> list[Finding]:
-    """Returns the findings on one network and data set; none where its runs differ and are above chance."""
-    return [*_same_network(group, about, number), *_not_above_chance(group, about, number)]
+    """Returns the findings on one network and data set; none where its runs have ended, differ and are above
+    chance.
+    """
+    return [
+        *_unfinished(group, about, number),
+        *_same_network(group, about, number),
+        *_not_above_chance(group, about, number),
+    ]
+
+
+def _unfinished(group: Group, about: str, number: str) -> list[Finding]:
+    """Returns which runs were stopped before their end, with the commands that continue them."""
+    found = [run for run in group.runs if run.has_not_ended]
+    if not found:
+        return []
+    shown = [f"{run.name} (after epoch {run.last.epoch})" for run in found]
+    text = (
+        f"Not trained to the end: {names(shown)}. Figures of such a run, and comparisons with it, are of the "
+        "best of its epochs so far: they say what these weights do, and nothing of what the method reaches."
+    )
+    commands = tuple(f"qrdali train --resume --run {shlex.quote(str(run.place))}" for run in found)
+    figures = {"unfinished": [run.name for run in found]}
+    return [Finding("P1", about, DESCRIBED, text, figures, f"accuracy-{number}", commands)]
 
 
 def same_networks(group: Group) -> list[list[Run]]:
