@@ -507,7 +507,7 @@ def test_a_probe_reads_ahead(long: tuple[Index, Index], store: Store, whole_grap
     assert all((one.images == other.images).all() for one, other in zip(*shown, strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_server_that_never_answers(silence: subprocess.Popen[str]) -> None:
     said = silence.communicate(timeout=200)[0]
     assert said.startswith("Unreachable gs://b cannot be read: check the network, STORAGE_EMULATOR_HOST (")
