@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from qrdali.errors import InputError, RunError, printable
@@ -34,5 +35,5 @@ def unfinished_note(run: Path, name: str = "") -> str:
         return f"{what} is still being trained: its best/ is of the epochs so far"
     return (
         f"{what} was stopped before its end: its best/ is of the epochs so far, and "
-        f"`qrdali train --resume --run {printable(run)}` continues it"
+        f"`qrdali train --resume --run {shlex.quote(printable(run))}` continues it"
     )

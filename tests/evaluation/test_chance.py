@@ -190,7 +190,7 @@ def test_a_run_that_never_improved_has_the_weights_of_its_start(
 def test_build_mepi_says_that_the_run_is_not_above_chance(
     trained: tuple[Path, Path], dataset: Dataset, tmp_path: Path
 ) -> None:
-    """Of four images, one of each class, three that are right are p = .051."""
+    """Three of four images that are right, one of each class, have p = .051."""
     listener = RecordingListener()
     shared, _ = trained
     (summary,) = build_mepi(

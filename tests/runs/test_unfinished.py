@@ -53,6 +53,8 @@ def test_what_has_ended_or_is_no_run_has_no_note(runs: Path, tmp_path: Path) -> 
     assert unfinished_note(runs / "ended") == ""
     assert unfinished_note(tmp_path) == ""
     assert unfinished_note(runs / "stopped", "A").startswith(f"A {STOPPED}")
+    (tmp_path / "a b").symlink_to(runs / "stopped")
+    assert f"--run '{tmp_path}/a b'`" in unfinished_note(tmp_path / "a b")  # a command that can be pasted
 
 
 def test_a_run_that_is_being_trained(runs: Path) -> None:
