@@ -121,9 +121,9 @@ def test_runs_that_recorded_no_fingerprint(tmp_path: Path) -> None:
 
 
 def checkpoint_of(folder: Path, recorded: str) -> Path:
-    """The checkpoint of a run of version 0.1, which recorded the index file."""
+    """The checkpoint of a run of version 0.1 that has ended, which recorded the index file."""
     (folder / "last").mkdir()
-    (folder / "last" / "state.json").write_text(json.dumps({"data": recorded}))
+    (folder / "last" / "state.json").write_text(json.dumps({"data": recorded, "schedule": {"ended": True}}))
     return folder
 
 
