@@ -144,6 +144,7 @@ def tables() -> dict[str, list[Table]]:
         ],
         **{f"curve-{name}": [curve_table(name, list(points))] for name, points in curves.items()},
         **jobs(),
+        **limits(),
     }
 
 
@@ -302,17 +303,79 @@ def jobs() -> dict[str, list[Table]]:
     }
 
 
-def page(text: str) -> str:
-    """Returns the page with its regions written anew; raises ValueError for a region that nobody fills."""
-    known = {name: "\n".join(render(table) for table in found) for name, found in tables().items()}
+def limits() -> dict[str, list[Table]]:
+    """Returns the tables of CPU time by that of what cannot be left out, of `benchmarks/limit.py`."""
+    batches = {f"batches of {size} images": f"batch_{size}" for size in (32, 128)}
+    searched = {name: f"reductions > {name}" for name in ("color", "resolution")}
+    spent = "{row} > cpu_us_per_image"
+    probed = {name: name for name in ("color", "resolution", "crop")}
+    return {
+        "limit-loader": [
+            Table(
+                "loader-limit",
+                "loader",
+                batches,
+                [
+                    Column("decoding alone, µs an image", f"{spent} > decode", 0),
+                    Column("loader, µs an image", f"{spent} > loader", 0),
+                    Column("decoding alone ÷ loader", "{row} > decode_over_loader"),
+                ],
+            )
+        ],
+        "limit-mepi": [
+            Table(
+                "mepi-limit",
+                "search",
+                searched,
+                [
+                    Column("÷ forward passes alone", "{row} > over_forward_alone"),
+                    Column("without the PNG's encoding", "{row} > over_forward_without_encoding"),
+                    Column("forward passes, s", "{row} > cpu_seconds > forward", 1),
+                    Column("encoding of originals, s", "{row} > cpu_seconds > entropy", 1),
+                    Column("encoding of minimal images, s", "{row} > cpu_seconds > png_bytes", 1),
+                    Column("all, s", "{row} > cpu_seconds > all", 1),
+                ],
+            )
+        ],
+        "limit-probe": [
+            Table(
+                "probe-limit",
+                "probe",
+                probed,
+                [
+                    Column("forward passes alone, ms an image", f"{spent} > forward * 1e-3", 1),
+                    Column("probe, ms an image", f"{spent} > probe * 1e-3", 1),
+                    Column("÷ forward passes alone", "{row} > over_forward_alone"),
+                ],
+            )
+        ],
+        "limit-index": [
+            Table(
+                "index-limit",
+                "index",
+                {"all": "index_over_decode", "without the start": "index_over_decode_per_file"},
+                [Column("÷ decoding alone", "{row}")],
+            )
+        ],
+    }
+
+
+def filled(file: Path, known: dict[str, str]) -> str:
+    """Returns a page with its regions written anew; raises ValueError for a region that nobody fills."""
 
     def region(match: re.Match[str]) -> str:
         name = match[1]
         if name not in known:
-            raise ValueError(f"{PAGE.name} has the region {name!r}: there are {', '.join(sorted(known))}")
+            raise ValueError(f"{file.name} has the region {name!r}: there are {', '.join(sorted(known))}")
         return f"<!-- begin: {name} -->\n{known[name]}\n<!-- end: {name} -->"
 
-    return REGION.sub(region, text)
+    return REGION.sub(region, file.read_text(encoding="utf-8"))
+
+
+def page() -> str:
+    """Returns docs/performance.md with its regions written anew."""
+    known = {name: "\n".join(render(table) for table in found) for name, found in tables().items()}
+    return filled(PAGE, known)
 
 
 def plots() -> dict[str, str]:
@@ -327,14 +390,13 @@ def plots() -> dict[str, str]:
     return found
 
 
-def main(words: list[str]) -> int:
+def write(words: list[str], description: str | None, wanted: dict[Path, str]) -> int:
+    """Writes the files whose text is another, or with --check only names them; returns the exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing, say what would change")
     options = parser.parse_args(words)
-    wanted = {PAGE: page(PAGE.read_text(encoding="utf-8"))}
-    wanted |= {IMAGES / name: svg for name, svg in plots().items()}
     changed = [
         file for file, text in wanted.items() if not file.exists() or file.read_text(encoding="utf-8") != text
     ]
@@ -343,6 +405,10 @@ def main(words: list[str]) -> int:
             file.write_text(wanted[file], encoding="utf-8")
         print(f"{file.relative_to(ROOT)} {'would change' if options.check else 'written'}")
     return 1 if changed and options.check else 0
+
+
+def main(words: list[str]) -> int:
+    return write(words, __doc__, {PAGE: page()} | {IMAGES / name: svg for name, svg in plots().items()})
 
 
 if __name__ == "__main__":

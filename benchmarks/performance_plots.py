@@ -33,7 +33,7 @@ STYLE = {
 Row = dict[str, Any]
 
 
-def _svg(figure: Any) -> str:
+def svg_text(figure: Any) -> str:
     """Returns a figure as SVG without a date and without its maker's version, and closes it."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
@@ -66,7 +66,7 @@ def peers(data: Row) -> str:
             f"images per second, {data['threads']} threads, {data['input_size']} pixels "
             "(median, minimum and maximum over rounds)"
         )
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def curves(data: Row) -> str:
@@ -83,7 +83,7 @@ def curves(data: Row) -> str:
         legend = panels[len(data["curves"])]
         legend.axis("off")
         legend.legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def _speed(name: str, point: Row, loader: str) -> Row:

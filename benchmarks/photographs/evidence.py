@@ -218,6 +218,7 @@ def measures_of(run: str) -> tuple[str, ...]:
 def figures(rows: Rows) -> dict[str, Any]:
     """Returns accuracies of all runs, differences of P1 and of P2. Holm's correction is over each family."""
     accuracies = {run: {name: list(rows.means(run, name).values()) for name in SETS} for run in rows.runs}
+    means = {run: {name: float(np.mean(of)) for name, of in sets.items()} for run, sets in accuracies.items()}
     families: dict[str, list[dict[str, Any]]] = {}
     for run in rows.runs:
         for why, other in controls_of(run).items():
@@ -239,7 +240,12 @@ def figures(rows: Rows) -> dict[str, Any]:
         }
         for measure in measures
     }
-    return {"accuracies": accuracies, "quotients": quotients, "differences": families}
+    return {
+        "accuracies": accuracies,
+        "mean_accuracies": means,
+        "quotients": quotients,
+        "differences": families,
+    }
 
 
 def schedules_of(out: Path, network: str) -> dict[str, list[dict[str, int]]]:

@@ -22,7 +22,7 @@ def performance_page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_writing_the_page_again_changes_nothing(performance_page: ModuleType) -> None:
     text = (ROOT / "docs" / "performance.md").read_text()
-    assert performance_page.page(text) == text, "run python benchmarks/performance_page.py"
+    assert performance_page.page() == text, "run python benchmarks/performance_page.py"
 
 
 def test_drawing_the_plots_again_changes_nothing(performance_page: ModuleType) -> None:
@@ -93,8 +93,29 @@ def test_a_spread_shows_what_it_ranges_over(performance_page: ModuleType) -> Non
     assert performance_page.cell(column, "a > c", "cpu", data, {}) == "–"
 
 
-def test_a_region_that_nobody_fills_is_refused(performance_page: ModuleType) -> None:
-    with pytest.raises(ValueError, match="has the region 'speed'"):
-        performance_page.page("text\n<!-- begin: speed -->\n<!-- end: speed -->\n")
-    with pytest.raises(ValueError, match="has the region 'curve-nothing'"):
-        performance_page.page("<!-- begin: curve-nothing -->\n<!-- end: curve-nothing -->\n")
+def test_a_region_that_nobody_fills_is_refused(performance_page: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("text\n<!-- begin: speed -->\n<!-- end: speed -->\n")
+    with pytest.raises(ValueError, match="page.md has the region 'speed': there are train"):
+        performance_page.filled(page, {"train": "a table"})
+    page.write_text("text\n<!-- begin: train -->\nold\n<!-- end: train -->\n")
+    expected = "text\n<!-- begin: train -->\na table\n<!-- end: train -->\n"
+    assert performance_page.filled(page, {"train": "a table"}) == expected
+
+
+def test_writing_changes_only_what_has_changed(
+    performance_page: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(performance_page, "ROOT", tmp_path)
+    same, other = tmp_path / "same.md", tmp_path / "other.md"
+    same.write_text("same")
+    other.write_text("old")
+    wanted = {same: "same", other: "new"}
+    assert performance_page.write(["--check"], "help", wanted) == 1
+    assert (other.read_text(), capsys.readouterr().out) == ("old", "other.md would change\n")
+    assert performance_page.write([], "help", wanted) == 0
+    assert (other.read_text(), capsys.readouterr().out) == ("new", "other.md written\n")
+    assert performance_page.write(["--check"], "help", wanted) == 0
