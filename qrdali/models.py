@@ -20,6 +20,7 @@ from qrdali.network_heads import (
     drop_auxiliary_heads,
     head_names,
     is_of_head,
+    renew_heads,
     replace_head,
 )
 from qrdali.network_options import ModelOptions, describe_options, require_model_options
@@ -129,6 +130,9 @@ def create(
                 model: nn.Module = timm.create_model(
                     bare, num_classes=classes, pretrained=pretrained, **given
                 )
+            config: Any = getattr(model, "pretrained_cfg", None) or {}
+            if pretrained and config.get("num_classes") != classes:  # whose head is published too otherwise
+                renew_heads(model)
             return model
         import torchvision
 
@@ -173,6 +177,7 @@ def with_new_head(
     not.
     """
     model = create(name, classes, options=options)
+    renew_heads(model)
     heads = head_names(model)
     kept = {key: value for key, value in weights.items() if not is_of_head(key, heads)}
     try:

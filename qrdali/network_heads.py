@@ -41,6 +41,19 @@ def replace_head(model: nn.Module, classes: int) -> None:
     setattr(model.get_submodule(parent), attribute, head)
 
 
+def renew_heads(model: nn.Module) -> None:
+    """Draws the weights of the last layers anew, as torch initialises a linear or convolutional layer.
+
+    It is for heads on weights that are trained already. timm draws that of an EfficientNet from
+    ±1 / √classes: with few classes its logits are of the order of 10 and hide for many epochs what the
+    features say.
+    """
+    for name in head_names(model):
+        for module in model.get_submodule(name).modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.reset_parameters()
+
+
 def _last_layer(model: nn.Module) -> str | None:
     """Returns the name of the last linear or convolutional layer, None where there is none."""
     layers = (n for n, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear | nn.Conv2d))
