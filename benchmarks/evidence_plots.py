@@ -48,5 +48,6 @@ def differences(data: Row) -> str:
             axes.set_title(title, fontsize=9)
             axes.set_xlabel("points of accuracy, with 95% interval")
         panels[0].set_yticks(list(places.values()), list(places))
-        panels[1].legend(frameon=False, loc="best")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
         return svg_text(figure)

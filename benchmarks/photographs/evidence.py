@@ -292,7 +292,7 @@ def main(words: Sequence[str] | None = None, say: Callable[[str], object] = prin
         pq.write_table(table, rows_file, compression="zstd", compression_level=19)
         facts = {
             "machine": machine(),
-            "command": ["qrdali", "reproduce", "benchmarks/photographs/experiment.toml", "--workers", "2"],
+            "command": "qrdali reproduce benchmarks/photographs/experiment.toml --workers 2",
             "note": args.note,
             "schedules": schedules_of(args.runs, args.network),
         }

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RESULT = {
     "machine": {"cpu": "Example", "cores": 2, "gpu": None, "python": "3.1", "torch": "2.1", "dali": "2.2"},
-    "command": ["qrdali", "reproduce", "experiment.toml"],
+    "command": "qrdali reproduce experiment.toml",
     "accuracies": {
         "linear-paired-rounds-crop": {"test": [0.5, 0.75]},
         "baseline": {"test": [0.25, 0.5]},

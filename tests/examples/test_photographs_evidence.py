@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -102,3 +103,25 @@ def test_an_interval_resamples_things(evidence: ModuleType) -> None:
     assert evidence.interval(np.full(4, 3.0), counts) == (0.3, 0.3)
     assert evidence.p_value(np.zeros(4)) == 1
     assert evidence.p_value(np.array([2.0, 2, 2, 2])) == 2 / 2**4
+
+
+@pytest.mark.parametrize("network", ["small", "lite0"])
+def test_committed_figures_follow_from_committed_rows(
+    network: str, evidence: ModuleType, tmp_path: Path
+) -> None:
+    committed = FILE.parents[1] / "results" / "photographs"
+    for name in (f"{network}.json", f"{network}-rows.parquet"):
+        shutil.copy(committed / name, tmp_path)
+    evidence.main(["--from-rows", "--network", network, "--out", str(tmp_path)], lambda _: None)
+    expected, found = (
+        json.loads((folder / f"{network}.json").read_text()) for folder in (committed, tmp_path)
+    )
+    for key in ("accuracies", "mean_accuracies", "quotients", "schedules"):
+        assert found[key] == expected[key]
+    assert found["differences"].keys() == expected["differences"].keys()
+    for family, rows in expected["differences"].items():
+        for row, again in zip(rows, found["differences"][family], strict=True):
+            exact = ("run", "against", "measure", "images", "things", "difference", "by_seed")
+            assert [again[key] for key in exact] == [row[key] for key in exact]
+            assert again["interval"] == pytest.approx(row["interval"], abs=0.005)
+            assert again["p"] == pytest.approx(row["p"], abs=0.03)
