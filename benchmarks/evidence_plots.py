@@ -25,7 +25,7 @@ def differences(data: Row) -> str:
     places = {run: place for place, run in enumerate(runs)}
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "evidence"}):
         figure, panels = pyplot.subplots(
-            1, 2, figsize=(9, 0.42 * len(runs) + 1.2), layout="constrained", sharey=True
+            1, 2, figsize=(9, 0.42 * len(runs) + 1.3), layout="constrained", sharey=True
         )
         for axes, (kind, title) in zip(panels, PANELS.items(), strict=True):
             axes.axvline(0, color="#333333", linewidth=0.8)
@@ -48,6 +48,7 @@ def differences(data: Row) -> str:
             axes.set_title(title, fontsize=9)
             axes.set_xlabel("points of accuracy, with 95% interval")
         panels[0].set_yticks(list(places.values()), list(places))
+        panels[0].set_ylim(-0.5, len(runs) - 0.5)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
         return svg_text(figure)
