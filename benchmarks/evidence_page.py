@@ -90,7 +90,7 @@ def differences(found: Marked, kind: str) -> str:
     rows = []
     for run in sorted(places, key=_order):
         cells = [
-            _difference(found, f"differences > {kind} against {control} > {number}", "{:+.1f}", " * 100")
+            _difference(found, f"{kind} against {control}", number, "{:+.1f}", " * 100")
             if (number := places[run].get(control)) is not None
             else ABSENT
             for control in CONTROLS
@@ -109,7 +109,7 @@ def quotients(found: Marked) -> str:
             [
                 row["measure"].removeprefix("quotient "),
                 row["run"],
-                _difference(found, keys, "{:+.3f}", ""),
+                _difference(found, family, number, "{:+.3f}"),
                 found.figure(f"{keys} > p_holm", "{:.3f}"),
                 found.figure(f"{keys} > images", "{:.0f}"),
             ]
@@ -117,12 +117,12 @@ def quotients(found: Marked) -> str:
     return found.below(["reduction", "run", "− baseline", "p, Holm", "images"], rows)
 
 
-def _difference(found: Marked, keys: str, pattern: str, factor: str) -> str:
+def _difference(found: Marked, family: str, number: int, pattern: str, factor: str = "") -> str:
     """Returns a difference with its interval; in bold where Holm's p is below .05."""
+    keys = f"differences > {family} > {number}"
     middle = found.figure(f"{keys} > difference{factor}", pattern)
     low, high = (found.figure(f"{keys} > interval > {i}{factor}", pattern) for i in (0, 1))
-    family, number = keys.split(" > ")[1:]
-    bold = "**" if found.data["differences"][family][int(number)]["p_holm"] < 0.05 else ""
+    bold = "**" if found.data["differences"][family][number]["p_holm"] < 0.05 else ""
     return f"{bold}{middle}{bold} ({low} to {high})"
 
 

@@ -45,8 +45,7 @@ def renew_heads(model: nn.Module) -> None:
     """Draws the weights of the last layers anew, as torch initialises a linear or convolutional layer.
 
     It is for heads on weights that are trained already. timm draws that of an EfficientNet from
-    ±1 / √classes: with few classes its logits are of the order of 10 and hide for many epochs what the
-    features say.
+    ±1 / √classes: with few classes its logits are of the order of 10 and hide what the features say.
     """
     for name in head_names(model):
         for module in model.get_submodule(name).modules():

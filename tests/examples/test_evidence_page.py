@@ -1,11 +1,12 @@
 """docs/evidence.md: its tables and plots are those of the committed results."""
 
 import json
-from importlib import metadata
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pinned_versions import is_newest_pinned
 
 ROOT = Path(__file__).parents[2]
 RESULT = {
@@ -66,22 +67,20 @@ def test_writing_the_page_again_changes_nothing(evidence_page: ModuleType) -> No
 
 
 def test_drawing_the_plots_again_changes_nothing(evidence_page: ModuleType) -> None:
-    pinned = [
-        line
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if line.startswith("matplotlib==")
-    ]
-    newest = pinned[-1].partition("==")[2].partition(" ")[0]
-    for name, svg in evidence_page.plots().items():
+    plots = evidence_page.plots()
+    assert set(plots) == {"evidence-small.svg", "evidence-lite0.svg"}
+    for name, svg in plots.items():
         assert evidence_page.plots()[name] == svg  # no date, no random names
         # Another matplotlib may place a label elsewhere.
-        if metadata.version("matplotlib") == newest:
+        if is_newest_pinned("matplotlib"):
             assert (ROOT / "docs" / "images" / name).read_text() == svg, name
 
 
 def test_every_table_of_a_committed_result_is_on_the_page(evidence_page: ModuleType) -> None:
     text = (ROOT / "docs" / "evidence.md").read_text()
-    assert [name for name in evidence_page.tables() if f"<!-- begin: {name} -->" not in text] == []
+    regions = set(re.findall(r"<!-- begin: (\S+) -->", text))
+    assert regions == set(evidence_page.tables())
+    assert len(regions) == 8
 
 
 def test_accuracies_are_in_percent_with_each_seed(made_up: ModuleType) -> None:

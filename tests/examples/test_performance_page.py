@@ -2,12 +2,12 @@
 
 import json
 import shutil
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from pinned_versions import is_newest_pinned
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,16 +28,10 @@ def test_writing_the_page_again_changes_nothing(performance_page: ModuleType) ->
 def test_drawing_the_plots_again_changes_nothing(performance_page: ModuleType) -> None:
     plots = performance_page.plots()
     assert set(plots) == {"performance-peers.svg", "performance-curves.svg"}
-    pinned = [
-        line
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if line.startswith("matplotlib==")
-    ]
-    newest = pinned[-1].partition("==")[2].partition(" ")[0]
     for name, svg in plots.items():
         assert performance_page.plots()[name] == svg  # no date, no random names
         # Another matplotlib may place a label elsewhere.
-        if metadata.version("matplotlib") == newest:
+        if is_newest_pinned("matplotlib"):
             assert (ROOT / "docs" / "images" / name).read_text() == svg, name
 
 
