@@ -7,6 +7,9 @@ writes NETWORK.json, its figures, and NETWORK-rows.parquet, from which `--from-r
 
     python benchmarks/photographs/evidence.py --from-rows --network small --out benchmarks/results/photographs
 
+`--add-to OTHER` adds the runs of another experiment on the same images to those of the network OTHER. A run
+that is in both, such as the baseline, must have given the same answers in both.
+
 Images of one thing are no independent samples. So intervals and p values resample things, each with all of
 its images and all seeds: the networks are taken as they are. Beside them stand the differences of each seed.
 """
@@ -75,6 +78,27 @@ def runs_of(folder: Path) -> Iterator[tuple[str, int, Path]]:
     for run in sorted(folder.glob("seed-*/*")):
         if all((run / "predictions" / f"{name}.parquet").exists() for name in SETS):
             yield run.name, int(run.parent.name.removeprefix("seed-")), run
+
+
+def joined(table: pa.Table, more: pa.Table) -> pa.Table:
+    """Returns the rows of both tables, once where a run has values of one measure and seed in both.
+
+    Raises SystemExit where those differ: the two are not of the same network.
+    """
+    known, added = Rows(table).values, Rows(more).values
+    twice = set()
+    for (run, measure), of_seeds in added.items():
+        for seed, values in of_seeds.items():
+            before = known.get((run, measure), {}).get(seed)
+            if before is not None and before != values:
+                raise SystemExit(
+                    f"evidence.py: {run}, seed {seed}, {measure}: other values than those of before"
+                )
+            if before is not None:
+                twice.add((run, seed, measure))
+    keys = zip(*(more[name].to_pylist() for name in ("run", "seed", "measure")), strict=True)
+    new = more.filter(pa.array([key not in twice for key in keys]))
+    return pa.concat_tables([table, new]).unify_dictionaries()
 
 
 def _table(
@@ -191,14 +215,19 @@ def p_value(sums: Values) -> float:
     return float(found.pvalue)
 
 
-def controls_of(run: str) -> dict[str, str]:
-    """Returns the runs that `run` is compared with, by what each of them answers."""
+def controls_of(run: str, runs: Sequence[str]) -> dict[str, str]:
+    """Returns the runs that `run` is compared with, by what each of them answers.
+
+    runs: the names of all runs. Where no random control is in the sequence of `run`, that in paired epochs is
+    taken.
+    """
     method, sequence, reduction = _parts(run)
     if method in ("linear", "adaptive", "fixed"):
+        random = f"random-{sequence}-{reduction}"
         return {
             "baseline": "baseline",
             "sham": f"sham-{sequence}",
-            "random": f"random-paired-epochs-{reduction}",
+            "random": random if random in runs else f"random-paired-epochs-{reduction}",
             "matched": "baseline-matched",
         }
     return {"baseline": {"shared": "shared"}, "shared": {}}.get(run, {"baseline": "baseline"})
@@ -221,7 +250,7 @@ def figures(rows: Rows) -> dict[str, Any]:
     means = {run: {name: float(np.mean(of)) for name, of in sets.items()} for run, sets in accuracies.items()}
     families: dict[str, list[dict[str, Any]]] = {}
     for run in rows.runs:
-        for why, other in controls_of(run).items():
+        for why, other in controls_of(run, rows.runs).items():
             for measure in measures_of(run):
                 family = f"{'full' if measure == 'test' else 'reduced'} against {why}"
                 if (row := rows.difference(run, other, measure)) is not None:
@@ -267,6 +296,17 @@ def rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
+def _joined_facts(kept: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Returns machine, command, note and schedules of two experiments. Raises SystemExit for two machines."""
+    if kept["machine"] != more["machine"]:
+        raise SystemExit(f"evidence.py: these are runs of another machine: {more['machine']}")
+    facts = {
+        key: "; ".join(dict.fromkeys(text for text in (kept[key], more[key]) if text))
+        for key in ("command", "note")
+    }
+    return {"machine": kept["machine"], **facts, "schedules": more["schedules"] | kept["schedules"]}
+
+
 def main(words: Sequence[str] | None = None, say: Callable[[str], object] = print) -> None:
     """Runs the computation with the arguments of this process."""
     parser = argparse.ArgumentParser(
@@ -277,25 +317,33 @@ def main(words: Sequence[str] | None = None, say: Callable[[str], object] = prin
     parser.add_argument("--network", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--from-rows", action="store_true", help="compute anew from the rows in --out")
+    parser.add_argument(
+        "--experiment", default="experiment.toml", help="the file of the runs, in benchmarks/photographs"
+    )
+    parser.add_argument("--add-to", metavar="OTHER", default="", help="the network whose runs these join")
     parser.add_argument("--note", default="")
     args = parser.parse_args(words)
-    rows_file, file = args.out / f"{args.network}-rows.parquet", args.out / f"{args.network}.json"
+    network = args.add_to or args.network
+    rows_file, file = args.out / f"{network}-rows.parquet", args.out / f"{network}.json"
+    kept = json.loads(file.read_text("utf-8")) if args.from_rows or args.add_to else {}
     if args.from_rows:
-        kept = json.loads(file.read_text("utf-8"))
         facts = {key: kept[key] for key in ("machine", "command", "note", "schedules")}
         table = pq.read_table(rows_file)
     else:
         if args.runs is None or args.images is None:
             parser.error("give the experiment's folder and --images, or --from-rows")
         table = rows_of(args.runs, args.network, args.images)
-        args.out.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, rows_file, compression="zstd", compression_level=19)
         facts = {
             "machine": machine(),
-            "command": "qrdali reproduce benchmarks/photographs/experiment.toml --workers 2",
+            "command": f"qrdali reproduce benchmarks/photographs/{args.experiment} --workers 2",
             "note": args.note,
             "schedules": schedules_of(args.runs, args.network),
         }
+        if args.add_to:
+            table = joined(pq.read_table(rows_file), table)
+            facts = _joined_facts(kept, facts)
+        args.out.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, rows_file, compression="zstd", compression_level=19)
     text = json.dumps(rounded(facts | figures(Rows(table))), indent=1)
     # A list of figures on one line each.
     text = re.sub(r"\[\s+([^][{}\"]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)

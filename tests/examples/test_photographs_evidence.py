@@ -68,10 +68,11 @@ def experiment(evidence: ModuleType, tmp_path_factory: pytest.TempPathFactory) -
 def test_figures_are_those_of_the_rows(evidence: ModuleType, experiment: Path) -> None:
     said: list[str] = []
     words = [str(experiment / "out"), "--images", str(experiment / "images"), "--network", "small"]
-    words += ["--out", str(experiment / "results")]
+    words += ["--out", str(experiment / "results"), "--experiment", "other.toml"]
     evidence.main(words, said.append)
     file = experiment / "results" / "small.json"
     found = json.loads(file.read_text())
+    assert found["command"] == "qrdali reproduce benchmarks/photographs/other.toml --workers 2"
     assert found["accuracies"]["baseline"]["test"] == [0.5, 0.5]
     assert found["accuracies"]["linear-paired-rounds-crop"]["test-crop-0.5"] == [0.5, 0.8]
     assert found["schedules"]["baseline"] == [{"epochs": 5, "best_epoch": 2}] * 2
@@ -93,6 +94,58 @@ def test_figures_are_those_of_the_rows(evidence: ModuleType, experiment: Path) -
     words = ["--from-rows", "--network", "small", "--out", str(experiment / "results")]
     evidence.main(words, said.append)
     assert file.read_text() == before
+
+
+def test_runs_of_another_experiment_join_those_that_are_there(
+    evidence: ModuleType, experiment: Path, tmp_path: Path
+) -> None:
+    more = tmp_path / "out" / "runs" / "more"
+    for seed in (0, 1):
+        write_run(more / f"seed-{seed}" / "baseline", evidence.SETS, BASELINE)
+        write_run(more / f"seed-{seed}" / "random-paired-rounds-crop", evidence.SETS, BASELINE)
+    words = ["--images", str(experiment / "images"), "--out", str(tmp_path / "results")]
+    evidence.main([str(experiment / "out"), *words, "--network", "small", "--note", "one"], lambda _: None)
+    file = tmp_path / "results" / "small.json"
+    first = json.loads(file.read_text())
+    added = [str(tmp_path / "out"), *words, "--network", "more", "--add-to", "small"]
+    evidence.main([*added, "--experiment", "more.toml", "--note", "two"], lambda _: None)
+    found = json.loads(file.read_text())
+    assert found["accuracies"].keys() == {*first["accuracies"], "random-paired-rounds-crop"}
+    assert found["schedules"].keys() == found["accuracies"].keys()
+    assert found["accuracies"]["baseline"] == first["accuracies"]["baseline"]
+    assert found["quotients"] == first["quotients"]
+    assert found["note"] == "one; two"
+    assert [command.split()[2] for command in found["command"].split("; ")] == [
+        "benchmarks/photographs/experiment.toml",
+        "benchmarks/photographs/more.toml",
+    ]
+    (row,) = found["differences"]["full against random"]
+    assert row["against"] == "random-paired-rounds-crop"  # nearer than that in paired epochs
+    assert not (tmp_path / "results" / "more.json").exists()
+
+
+def test_a_run_with_other_answers_does_not_join(
+    evidence: ModuleType, experiment: Path, tmp_path: Path
+) -> None:
+    words = ["--images", str(experiment / "images"), "--out", str(tmp_path / "results")]
+    evidence.main([str(experiment / "out"), *words, "--network", "small"], lambda _: None)
+    kept = {file.name: file.read_bytes() for file in (tmp_path / "results").iterdir()}
+    write_run(tmp_path / "out" / "runs" / "more" / "seed-1" / "baseline", evidence.SETS, METHOD)
+    with pytest.raises(SystemExit, match="baseline, seed 1, test: other values than those of before"):
+        evidence.main(
+            [str(tmp_path / "out"), *words, "--network", "more", "--add-to", "small"], lambda _: None
+        )
+    assert {file.name: file.read_bytes() for file in (tmp_path / "results").iterdir()} == kept
+
+
+def test_the_random_control_is_that_of_the_same_sequence_where_there_is_one(evidence: ModuleType) -> None:
+    run, epochs, rounds = (
+        f"{name}-crop" for name in ("linear-paired-rounds", "random-paired-epochs", "random-paired-rounds")
+    )
+    assert evidence.controls_of(run, [run, epochs])["random"] == epochs
+    assert evidence.controls_of(run, [run, epochs, rounds])["random"] == rounds
+    other = "random-paired-rounds-color"
+    assert evidence.controls_of(run, [run, epochs, other])["random"] == epochs
 
 
 def test_an_interval_resamples_things(evidence: ModuleType) -> None:
