@@ -85,8 +85,7 @@ def differences(found: Marked, kind: str) -> str:
     places: dict[str, dict[str, int]] = {}
     for control in CONTROLS:
         for number, row in enumerate(families.get(f"{kind} against {control}", ())):
-            if row["run"].startswith(("linear", "adaptive", "fixed")) or control == "baseline":
-                places.setdefault(row["run"], {})[control] = number
+            places.setdefault(row["run"], {})[control] = number
     rows = []
     for run in sorted(places, key=_order):
         cells = [

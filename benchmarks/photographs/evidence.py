@@ -139,25 +139,32 @@ class Rows:
         }
 
     def difference(self, run: str, other: str, measure: str) -> dict[str, Any] | None:
-        """Returns by how much `run` exceeds `other`, seed by seed on the images that both have."""
+        """Returns by how much `run` exceeds `other`, seed by seed on the images that both have.
+
+        The difference is the mean over all images of all seeds: a seed with more images that both have counts
+        more.
+        """
         ours, theirs = self.values.get((run, measure)), self.values.get((other, measure))
         if not ours or not theirs or run == other:
             return None
-        by_image: dict[int, list[float]] = defaultdict(list)
+        by_thing: dict[str, list[float]] = defaultdict(list)
         by_seed = []
+        images: set[int] = set()
         for seed in sorted(ours.keys() & theirs.keys()):
             both = sorted(ours[seed].keys() & theirs[seed].keys())
             of_seed = [ours[seed][sample] - theirs[seed][sample] for sample in both]
             by_seed.append(float(np.mean(of_seed)))
+            images.update(both)
             for sample, value in zip(both, of_seed, strict=True):
-                by_image[sample].append(value)
-        sums, counts = self._by_thing({sample: float(np.mean(values)) for sample, values in by_image.items()})
+                by_thing[self.things[sample]].append(value)
+        sums = np.array([sum(values) for values in by_thing.values()])
+        counts = np.array([len(values) for values in by_thing.values()], np.float64)
         low, high = interval(sums, counts)
         return {
             "run": run,
             "against": other,
             "measure": measure,
-            "images": len(by_image),
+            "images": len(images),
             "things": len(sums),
             "difference": round(float(sums.sum() / counts.sum()), 4),
             "interval": [round(low, 4), round(high, 4)],
@@ -165,15 +172,6 @@ class Rows:
             "by_seed": [round(value, 4) for value in by_seed],
             "p_over_seeds": None if (p := seeds_p_value(by_seed, 1e-6)) is None else round(p, 4),
         }
-
-    def _by_thing(self, by_image: dict[int, float]) -> tuple[Values, Values]:
-        groups: dict[str, list[float]] = defaultdict(list)
-        for sample, value in by_image.items():
-            groups[self.things[sample]].append(value)
-        return (
-            np.array([sum(group) for group in groups.values()]),
-            np.array([len(group) for group in groups.values()], np.float64),
-        )
 
 
 def _ratio(sums: Values, counts: Values, axis: int = -1) -> Values:
@@ -184,7 +182,7 @@ def _ratio(sums: Values, counts: Values, axis: int = -1) -> Values:
 def interval(sums: Values, counts: Values) -> tuple[float, float]:
     """Returns the 95% interval (low, high) of the mean over images, by scipy's BCa bootstrap of things.
 
-    sums, counts: of each thing, the sum over its images and their number; [things].
+    sums, counts: of each thing, the sum over its images in all seeds and their number; [things].
     """
     if len(sums) < 2 or np.ptp(sums / counts) == 0:
         value = float(sums.sum() / counts.sum())
@@ -219,17 +217,15 @@ def controls_of(run: str, runs: Sequence[str]) -> dict[str, str]:
     """Returns the runs that `run` is compared with, by what each of them answers.
 
     runs: the names of all runs. Where no random control is in the sequence of `run`, that in paired epochs is
-    taken.
+    taken. Random runs train on reduced images too, so they have the other controls.
     """
     method, sequence, reduction = _parts(run)
-    if method in ("linear", "adaptive", "fixed"):
-        random = f"random-{sequence}-{reduction}"
-        return {
-            "baseline": "baseline",
-            "sham": f"sham-{sequence}",
-            "random": random if random in runs else f"random-paired-epochs-{reduction}",
-            "matched": "baseline-matched",
-        }
+    if method in ("linear", "adaptive", "fixed", "random"):
+        controls = {"baseline": "baseline", "sham": f"sham-{sequence}", "matched": "baseline-matched"}
+        if method != "random":
+            random = f"random-{sequence}-{reduction}"
+            controls["random"] = random if random in runs else f"random-paired-epochs-{reduction}"
+        return controls
     return {"baseline": {"shared": "shared"}, "shared": {}}.get(run, {"baseline": "baseline"})
 
 

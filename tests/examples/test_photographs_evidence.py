@@ -145,7 +145,33 @@ def test_the_random_control_is_that_of_the_same_sequence_where_there_is_one(evid
     assert evidence.controls_of(run, [run, epochs])["random"] == epochs
     assert evidence.controls_of(run, [run, epochs, rounds])["random"] == rounds
     other = "random-paired-rounds-color"
+    assert evidence.controls_of(rounds, [run, epochs, rounds]) == {
+        "baseline": "baseline",
+        "sham": "sham-paired-rounds",
+        "matched": "baseline-matched",
+    }
     assert evidence.controls_of(run, [run, epochs, other])["random"] == epochs
+
+
+def test_every_image_of_every_seed_counts_the_same(evidence: ModuleType) -> None:
+    """Seed 0 has one image of thing a, seed 1 both and one of thing b: the mean is of four values."""
+    values = {
+        ("baseline", 0): {0: 0.5},
+        ("baseline", 1): {0: 0.5, 1: 0.5, 2: 0.5},
+        ("linear-paired-rounds-crop", 0): {0: 0.1, 3: 0.9},
+        ("linear-paired-rounds-crop", 1): {0: 0.5, 1: 0.5, 2: 0.3},
+    }
+    lines = [
+        {"run": run, "seed": seed, "measure": "quotient crop", "sample": sample, "thing": "aabb"[sample]}
+        | {"value": value}
+        for (run, seed), of_seed in values.items()
+        for sample, value in of_seed.items()
+    ]
+    rows = evidence.Rows(pa.Table.from_pylist(lines, evidence.SCHEMA))
+    found = rows.difference("linear-paired-rounds-crop", "baseline", "quotient crop")
+    assert found["by_seed"] == [-0.4, -0.0667]
+    assert found["difference"] == -0.15
+    assert (found["images"], found["things"]) == (3, 2)
 
 
 def test_an_interval_resamples_things(evidence: ModuleType) -> None:
