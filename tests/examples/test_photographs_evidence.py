@@ -138,6 +138,16 @@ def test_a_run_with_other_answers_does_not_join(
     assert {file.name: file.read_bytes() for file in (tmp_path / "results").iterdir()} == kept
 
 
+def test_runs_of_another_machine_do_not_join(evidence: ModuleType) -> None:
+    kept = {"machine": {"cpu": "one"}, "command": "a", "note": "", "schedules": {}}
+    with pytest.raises(SystemExit, match="runs of another machine: {'cpu': 'other'}"):
+        evidence._joined_facts(kept, kept | {"machine": {"cpu": "other"}})
+
+
+def test_a_small_p_value_is_not_rounded_to_nothing(evidence: ModuleType) -> None:
+    assert evidence.rounded({"p": [0.0000213, 0.0, 0.12345678]}) == {"p": [2e-5, 0.0, 0.1235]}
+
+
 def test_the_random_control_is_that_of_the_same_sequence_where_there_is_one(evidence: ModuleType) -> None:
     run, epochs, rounds = (
         f"{name}-crop" for name in ("linear-paired-rounds", "random-paired-epochs", "random-paired-rounds")
